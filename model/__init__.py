@@ -1,0 +1,1 @@
+from model.build import build_model  # noqa: F401

@@ -1,0 +1,168 @@
+"""The retrieval model: encoders, an embedding, and the heads that ``--loss_names`` asks for."""
+import functools
+from dataclasses import dataclass
+from typing import Optional
+
+import torch
+from torch import nn
+
+from model.clip_weights import build_clip, empty_clip, shape_named, shape_of
+from model.heads import parse_loss_names
+from utils.errors import UserError
+
+
+@dataclass
+class Encoded:
+    """What the encoders made of a batch, for the heads. Tokens and attention are there when a head's ``needs`` name them;
+    embeddings are float32, tokens are in the precision of the forward pass."""
+    image: torch.Tensor                                # [B, D] the image's embedding
+    text: torch.Tensor                                 # [B, D] the caption's embedding
+    image_tokens: torch.Tensor                         # [B, N, D] class token first
+    text_tokens: torch.Tensor                          # [B, L, D]
+    masked_text_tokens: Optional[torch.Tensor] = None  # [B, L, D] of the caption with masks for words
+    image_attention: Optional[torch.Tensor] = None     # [B, N, N] last block, mean over heads
+    text_attention: Optional[torch.Tensor] = None      # [B, L, L] last block, mean over heads
+
+
+class RetrievalModel(nn.Module):
+    """Parameters carry the official names: the encoders are ``base_model.*``, a head's part is named as in its file.
+
+    ``num_classes`` counts the training identities, ``clip`` is a :class:`~model.clip_model.CLIP`.
+    """
+
+    def __init__(self, args, num_classes, clip):
+        super().__init__()
+        self.base_model = clip
+        self.embed_dim = clip.embed_dim
+        self.num_classes = num_classes
+        self.temperature = args.temperature
+        self.amp = args.amp
+        self._shared = {}
+        classes = parse_loss_names(args.loss_names)
+        self._refuse_missing_tokens(classes)
+        # A plain tuple: what the heads own is registered below, under names without the head's.
+        self.heads = tuple(head(args, self) for head in classes)
+        for head in self.heads:
+            self._register(head)
+        self.needs = {need for head in self.heads for need in head.needs}
+
+    def shared(self, cls, *settings):
+        """The one ``cls(*settings)`` of this model, for heads that share a part."""
+        if cls not in self._shared:
+            self._shared[cls] = (settings, cls(*settings))
+            self._register(self._shared[cls][1])
+        made_with, part = self._shared[cls]
+        assert made_with == settings, f'{cls.__name__} is shared, with {made_with}; asked for with {settings}'
+        return part
+
+    def _register(self, owner):
+        shared = {id(part) for _, part in self._shared.values()}
+        for name, part in [*owner.named_children(), *owner.named_parameters(recurse=False)]:
+            if id(part) in shared:
+                continue
+            if hasattr(self, name):
+                raise ValueError(f'{type(owner).__name__}.{name}: the model has another part of that name')
+            setattr(self, name, part)
+        if any(True for _ in owner.buffers(recurse=False)):
+            raise ValueError(f'{type(owner).__name__} keeps a buffer of its own; put it into a module that the head owns')
+
+    def _refuse_missing_tokens(self, classes):
+        if self.base_model.has_image_tokens:
+            return
+        for head in classes:
+            if {'image_tokens', 'image_attention'} & set(head.needs):
+                raise UserError(f"the loss '{head.names[0]}' reads image tokens and a ResNet gives one vector an image: "
+                                'leave it out of --loss_names or use a ViT as --pretrain_choice')
+
+    def train(self, mode=True):
+        for head in self.heads:
+            head.training = mode
+        return super().train(mode)
+
+    def autocast(self):
+        """The precision of the forward pass, for the device that the parameters are on."""
+        device = self.base_model.positional_embedding.device
+        dtype = amp_dtype(self.amp, device)
+        return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+
+    def image_embedding(self, tokens):
+        """[B, N, D] -> [B, D] float32: the class token."""
+        return tokens[:, 0].float()
+
+    def text_embedding(self, tokens, caption_ids):
+        """[B, L, D], [B, L] -> [B, D] float32: the end-of-text token, which has the largest id."""
+        return tokens[torch.arange(len(tokens), device=tokens.device), caption_ids.argmax(dim=-1)].float()
+
+    def encode_image(self, images):
+        """Images [B, 3, H, W] -> embeddings [B, D], float32, not normalised."""
+        with self.autocast():
+            return self.image_embedding(self.base_model.encode_image(images)[0])
+
+    def encode_text(self, caption_ids):
+        """Token ids [B, L] -> embeddings [B, D], float32, not normalised."""
+        with self.autocast():
+            return self.text_embedding(self.base_model.encode_text(caption_ids)[0], caption_ids)
+
+    def encode(self, batch):
+        """The batch's :class:`Encoded`: each encoder once, and a second text pass only where captions are kept whole
+        beside their masked copy ``mlm_ids``."""
+        image_tokens, image_attention = self.base_model.encode_image(batch['images'], 'image_attention' in self.needs)
+        text_tokens, text_attention = self.base_model.encode_text(batch['caption_ids'], 'text_attention' in self.needs)
+        masked_text_tokens = None
+        if 'masked_text_tokens' in self.needs:
+            masked_text_tokens = text_tokens
+            if 'mlm_ids' in batch:
+                masked_text_tokens, _ = self.base_model.encode_text(batch['mlm_ids'])
+        return Encoded(
+            image=self.image_embedding(image_tokens),
+            text=self.text_embedding(text_tokens, batch['caption_ids']),
+            image_tokens=image_tokens, text_tokens=text_tokens, masked_text_tokens=masked_text_tokens,
+            image_attention=image_attention, text_attention=text_attention)
+
+    def forward(self, batch):
+        """A batch's losses and read-outs: ``{'sdm_loss': ..., 'img_acc': ..., 'temperature': ...}``, all scalars."""
+        with self.autocast():
+            encoded = self.encode(batch)
+            results = {'temperature': torch.tensor(self.temperature)}
+            for head in self.heads:
+                results.update(head(encoded, batch))
+        return results
+
+
+def total_loss(results):
+    """The sum of every entry whose name ends in ``_loss``."""
+    return sum(value for name, value in results.items() if name.endswith('_loss'))
+
+
+@functools.lru_cache(maxsize=None)
+def amp_dtype(choice, device):
+    """``--amp auto|bf16|fp16|off`` on a device -> the dtype of autocast, or None for float32. ``auto`` is bf16 where the GPU
+    has it, else fp16, and off on the CPU."""
+    if choice == 'auto':
+        if device.type != 'cuda':
+            return None
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if choice == 'fp16' and device.type == 'cpu':
+        raise UserError('--amp fp16 needs a GPU; on the CPU use --amp off (or bf16)')
+    return {'bf16': torch.bfloat16, 'fp16': torch.float16, 'off': None}[choice]
+
+
+def build_model(args, num_classes, state_dict=None):
+    """The model that ``args`` describe, on the CPU.
+
+    For training, the encoders start from ``--pretrain_choice``. For testing (``args.training`` false) a checkpoint is going
+    to fill them, so only their shape is looked up. With ``state_dict``, a trained model's, the shape is read off it and
+    its weights are loaded, strictly.
+    """
+    if state_dict is not None:
+        clip_state = {name[len('base_model.'):]: value for name, value in state_dict.items() if name.startswith('base_model.')}
+        clip = empty_clip(shape_of(clip_state), args.img_size, args.stride_size, args.text_length)
+    elif args.training:
+        clip = build_clip(args.pretrain_choice, args.img_size, args.stride_size, args.text_length, args.trust_archive)
+    else:
+        clip = empty_clip(shape_named(args.pretrain_choice), args.img_size, args.stride_size, args.text_length)
+    model = RetrievalModel(args, num_classes, clip)
+    if state_dict is not None:
+        from utils.checkpoint import load_weights
+        load_weights(model, state_dict)
+    return model

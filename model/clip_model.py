@@ -1,0 +1,351 @@
+"""CLIP's image and text encoders (Radford et al. 2021, arXiv 2103.00020) under OpenAI's parameter names.
+
+Every encoder gives all its tokens, projected into the common space: which of them become the retrieval embedding is
+``model/build.py``'s business. Parameters are float32; half precision comes from torch.autocast.
+"""
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from utils.errors import UserError
+
+
+@dataclass
+class ClipShape:
+    """The numbers that make a CLIP. Heads that aren't given are 64 wide, as in all of OpenAI's models.
+
+    ``vision_layers`` is a number of blocks, or for a ResNet the bottlenecks of its four stages (``vision_patch_size`` is None
+    then). ``image_resolution`` (pixels, square) and ``text_length`` are those of the pretrained position tables;
+    the first is None when the table is no square any more. Neither limits what a :class:`CLIP` can be built for.
+    """
+    embed_dim: int
+    image_resolution: int | None
+    vision_layers: int | tuple
+    vision_width: int
+    vision_patch_size: int | None
+    text_length: int
+    vocab_size: int
+    text_width: int
+    text_layers: int
+    vision_heads: int | None = None
+    text_heads: int | None = None
+
+    def __post_init__(self):
+        if self.is_resnet:
+            self.vision_layers = tuple(self.vision_layers)
+        trunk_width = self.vision_width * 32 if self.is_resnet else self.vision_width
+        self.vision_heads = self.vision_heads or heads_of(trunk_width)
+        self.text_heads = self.text_heads or heads_of(self.text_width)
+
+    @property
+    def is_resnet(self):
+        return not isinstance(self.vision_layers, int)
+
+
+def heads_of(width):
+    if width % 64:
+        raise UserError(f'a transformer of width {width} cannot be divided into heads of 64: choose a multiple of 64')
+    return width // 64
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer normalisation in float32, whatever the input's precision."""
+
+    def forward(self, x):
+        return super().forward(x.float()).to(x.dtype)
+
+
+class QuickGELU(nn.Module):
+    def forward(self, x):
+        return x * torch.sigmoid(1.702 * x)
+
+
+class Attention(nn.Module):
+    """Multi-head attention, batch first, with the parameters of nn.MultiheadAttention.
+
+    ``forward(query [B, Lq, D], keys [B, Lk, D], values [B, Lk, D])`` gives ``(out [B, Lq, D], map)``. Without ``keys`` it is
+    self-attention, without ``values`` the keys are the values. The map is the attention averaged over the heads,
+    [B, Lq, Lk], and None unless ``need_map``. ``causal``: a position sees itself and those before it.
+    """
+
+    def __init__(self, width, heads):
+        super().__init__()
+        if width % heads:
+            raise UserError(f'{heads} attention heads cannot share a width of {width}')
+        self.heads = heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(self, query, keys=None, values=None, causal=False, need_map=False):
+        q, k, v = (self._split(x) for x in self._project(query, keys, values))     # [B, H, L, D/H] each
+        if need_map:
+            weights = attention_weights(q, k, causal)                               # [B, H, Lq, Lk]
+            out, attention = weights.to(v.dtype) @ v, weights.mean(1)
+        else:
+            out, attention = F.scaled_dot_product_attention(q, k, v, is_causal=causal), None
+        out = out.transpose(1, 2).flatten(2)                                        # [B, Lq, D]
+        return self.out_proj(out), attention
+
+    def _project(self, query, keys, values):
+        weight, bias = self.in_proj_weight, self.in_proj_bias
+        if keys is None:
+            return F.linear(query, weight, bias).chunk(3, dim=-1)
+        values = keys if values is None else values
+        width = query.shape[-1]
+        q = F.linear(query, weight[:width], bias[:width])
+        if values is keys:
+            return (q, *F.linear(keys, weight[width:], bias[width:]).chunk(2, dim=-1))
+        k = F.linear(keys, weight[width:2 * width], bias[width:2 * width])
+        return q, k, F.linear(values, weight[2 * width:], bias[2 * width:])
+
+    def _split(self, x):
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)                    # [B, L, D] -> [B, H, L, D/H]
+
+
+def attention_weights(q, k, causal):
+    """softmax(q k^T / sqrt(D/H)): [B, H, Lq, D/H], [B, H, Lk, D/H] -> [B, H, Lq, Lk]."""
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    if causal:
+        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+        scores = scores.masked_fill(later, float('-inf'))
+    return scores.float().softmax(dim=-1)
+
+
+class ResidualAttentionBlock(nn.Module):
+    """x + attn(ln_1 x), then x + mlp(ln_2 x)."""
+
+    def __init__(self, width, heads):
+        super().__init__()
+        self.attn = Attention(width, heads)
+        self.ln_1 = LayerNorm(width)
+        self.mlp = nn.Sequential(OrderedDict(
+            c_fc=nn.Linear(width, 4 * width), gelu=QuickGELU(), c_proj=nn.Linear(4 * width, width)))
+        self.ln_2 = LayerNorm(width)
+
+    def forward(self, x, causal=False, need_map=False):
+        attended, attention = self.attn(self.ln_1(x), causal=causal, need_map=need_map)
+        x = x + attended
+        return x + self.mlp(self.ln_2(x)), attention
+
+
+class Transformer(nn.Module):
+    """Pre-norm blocks: ``forward(x [B, L, D])`` gives ``(x, attention map of the last block or None)``."""
+
+    def __init__(self, width, layers, heads):
+        super().__init__()
+        self.resblocks = nn.ModuleList(ResidualAttentionBlock(width, heads) for _ in range(layers))
+
+    def forward(self, x, causal=False, need_map=False):
+        attention = None
+        for i, block in enumerate(self.resblocks, start=1):
+            x, attention = block(x, causal, need_map and i == len(self.resblocks))
+        return x, attention
+
+    def reset_parameters(self):
+        """CLIP's deviations: what writes into the residual stream is scaled down with the depth."""
+        width = self.resblocks[0].ln_1.weight.shape[0]
+        out_std = width ** -0.5 * (2 * len(self.resblocks)) ** -0.5
+        for block in self.resblocks:
+            nn.init.normal_(block.attn.in_proj_weight, std=width ** -0.5)
+            nn.init.normal_(block.attn.out_proj.weight, std=out_std)
+            nn.init.normal_(block.mlp.c_fc.weight, std=(2 * width) ** -0.5)
+            nn.init.normal_(block.mlp.c_proj.weight, std=out_std)
+
+
+class VisionTransformer(nn.Module):
+    """``forward(images [B, 3, H, W])`` gives ``(tokens [B, 1 + rows*cols, embed_dim], map [B, N, N] or None)``, class token first.
+
+    A stride below the patch size makes patches overlap. ``embed`` and ``encode`` are its two halves: what drops or replaces
+    tokens does so between them.
+    """
+
+    def __init__(self, shape, img_size, stride_size):
+        super().__init__()
+        width, patch = shape.vision_width, shape.vision_patch_size
+        self.patch_size, self.stride_size = patch, stride_size
+        self.grid = tuple((size - patch) // stride_size + 1 for size in img_size)
+        check_grid(self.grid, img_size, f'a patch of {patch} pixels')
+        self.class_embedding = nn.Parameter(torch.empty(width))
+        self.positional_embedding = nn.Parameter(torch.empty(1 + self.grid[0] * self.grid[1], width))
+        self.proj = nn.Parameter(torch.empty(width, shape.embed_dim))
+        self.conv1 = nn.Conv2d(3, width, patch, stride_size, bias=False)
+        self.ln_pre = LayerNorm(width)
+        self.transformer = Transformer(width, shape.vision_layers, shape.vision_heads)
+        self.ln_post = LayerNorm(width)
+
+    def forward(self, images, need_map=False):
+        return self.encode(self.embed(images), need_map)
+
+    def embed(self, images):
+        """Class token and patches with their positions, before ``ln_pre``: [B, 3, H, W] -> [B, N, width]."""
+        patches = self.conv1(images).flatten(2).transpose(1, 2)                     # [B, rows*cols, width]
+        class_token = self.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
+        return torch.cat([class_token, patches], dim=1) + self.positional_embedding
+
+    def encode(self, tokens, need_map=False):
+        """Any of ``embed``'s tokens: [B, N', width] -> ([B, N', embed_dim], [B, N', N'] or None)."""
+        x, attention = self.transformer(self.ln_pre(tokens), need_map=need_map)
+        return self.ln_post(x) @ self.proj, attention
+
+    def reset_parameters(self):
+        std = self.class_embedding.shape[0] ** -0.5
+        for parameter in (self.class_embedding, self.positional_embedding, self.proj):
+            nn.init.normal_(parameter, std=std)
+        self.transformer.reset_parameters()
+
+
+def check_grid(grid, img_size, needed):
+    if min(grid) < 1:
+        raise UserError(f'--img_size {img_size[0]} {img_size[1]} is too small for {needed}')
+
+
+class Bottleneck(nn.Module):
+    """A residual bottleneck that strides by average pooling after its 3x3 convolution, which has stride 1."""
+    expansion = 4
+
+    def __init__(self, inputs, width, stride):
+        super().__init__()
+        outputs = width * self.expansion
+        self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, outputs, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(outputs)
+        self.pool = nn.AvgPool2d(stride) if stride > 1 else nn.Identity()
+        self.downsample = None
+        if stride > 1 or inputs != outputs:
+            self.downsample = nn.Sequential(OrderedDict([        # OpenAI's names: the pooling has no number
+                ('pool', nn.AvgPool2d(stride)), ('0', nn.Conv2d(inputs, outputs, 1, bias=False)),
+                ('1', nn.BatchNorm2d(outputs))]))
+
+    def forward(self, x):
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = F.relu(self.bn2(self.conv2(out)))
+        out = self.bn3(self.conv3(self.pool(out)))
+        return F.relu(out + (x if self.downsample is None else self.downsample(x)))
+
+
+class AttentionPool(nn.Module):
+    """The mean of all positions attends to itself and to them: [B, C, rows, cols] -> [B, embed_dim]."""
+
+    def __init__(self, grid, width, heads, embed_dim):
+        super().__init__()
+        self.heads = heads
+        self.positional_embedding = nn.Parameter(torch.empty(1 + grid[0] * grid[1], width))
+        self.k_proj = nn.Linear(width, width)
+        self.q_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.c_proj = nn.Linear(width, embed_dim)
+
+    def forward(self, x):
+        x = x.flatten(2).transpose(1, 2)                                            # [B, N, C]
+        x = torch.cat([x.mean(1, keepdim=True), x], dim=1) + self.positional_embedding
+        q, k, v = self.q_proj(x[:, :1]), self.k_proj(x), self.v_proj(x)
+        q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in (q, k, v))
+        out = F.scaled_dot_product_attention(q, k, v)                               # [B, H, 1, C/H]
+        return self.c_proj(out.flatten(1))
+
+    def reset_parameters(self):
+        std = self.q_proj.weight.shape[0] ** -0.5
+        for layer in (self.q_proj, self.k_proj, self.v_proj, self.c_proj):
+            nn.init.normal_(layer.weight, std=std)
+        nn.init.normal_(self.positional_embedding, std=std)
+
+
+class ModifiedResNet(nn.Module):
+    """CLIP's ResNets: ``forward(images [B, 3, H, W])`` gives ``(tokens [B, 1, embed_dim], None)``, one vector an image.
+
+    A stem of three convolutions and a pooling, strides by pooling (against aliasing), attention instead of the last pooling.
+    """
+
+    def __init__(self, shape, img_size):
+        super().__init__()
+        width = shape.vision_width
+        self.patch_size = self.stride_size = None
+        self.grid = tuple((size + 1) // 2 // 16 for size in img_size)   # the first stride rounds up, the other four down
+        check_grid(self.grid, img_size, "a ResNet's 32-fold reduction")
+        self.conv1 = nn.Conv2d(3, width // 2, 3, stride=2, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width // 2)
+        self.conv2 = nn.Conv2d(width // 2, width // 2, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width // 2)
+        self.conv3 = nn.Conv2d(width // 2, width, 3, padding=1, bias=False)
+        self.bn3 = nn.BatchNorm2d(width)
+        inputs = width
+        for i, blocks in enumerate(shape.vision_layers):
+            stage_width = width * 2 ** i
+            setattr(self, f'layer{i + 1}', resnet_stage(inputs, stage_width, blocks, stride=1 if i == 0 else 2))
+            inputs = stage_width * Bottleneck.expansion
+        self.attnpool = AttentionPool(self.grid, inputs, shape.vision_heads, shape.embed_dim)
+
+    def forward(self, images, need_map=False):
+        x = F.relu(self.bn1(self.conv1(images)))
+        x = F.relu(self.bn2(self.conv2(x)))
+        x = F.avg_pool2d(F.relu(self.bn3(self.conv3(x))), 2)                        # [B, width, H/4, W/4]
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))                   # [B, 32 width, H/32, W/32]
+        return self.attnpool(x).unsqueeze(1), None
+
+    def reset_parameters(self):
+        self.attnpool.reset_parameters()
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            for block in stage:
+                nn.init.zeros_(block.bn3.weight)    # each block starts as the identity
+
+
+def resnet_stage(inputs, width, blocks, stride):
+    first = Bottleneck(inputs, width, stride)
+    return nn.Sequential(first, *(Bottleneck(width * Bottleneck.expansion, width, 1) for _ in range(blocks - 1)))
+
+
+class CLIP(nn.Module):
+    """Both encoders, with random weights (``model.clip_weights.build_clip`` fills in pretrained ones).
+
+    ``shape``: a :class:`ClipShape`; ``img_size``: (height, width) in pixels; ``stride_size``: pixels between patches (a ResNet
+    has none); ``text_length``: the longest caption in tokens. Raises UserError for an image smaller than a patch.
+
+    Attributes: ``embed_dim, vocab_size, text_length``; ``has_image_tokens``: False for a ResNet, which gives one vector an image;
+    ``grid``: (rows, cols) of the image's positions; ``patch_size, stride_size``: pixels, None for a ResNet.
+    """
+
+    def __init__(self, shape, img_size, stride_size=16, text_length=77):
+        super().__init__()
+        self.embed_dim, self.vocab_size, self.text_length = shape.embed_dim, shape.vocab_size, text_length
+        self.has_image_tokens = not shape.is_resnet
+        self.positional_embedding = nn.Parameter(torch.empty(text_length, shape.text_width))
+        self.text_projection = nn.Parameter(torch.empty(shape.text_width, shape.embed_dim))
+        self.visual = ModifiedResNet(shape, img_size) if shape.is_resnet else VisionTransformer(shape, img_size, stride_size)
+        self.transformer = Transformer(shape.text_width, shape.text_layers, shape.text_heads)
+        self.token_embedding = nn.Embedding(shape.vocab_size, shape.text_width)
+        self.ln_final = LayerNorm(shape.text_width)
+        self.grid, self.patch_size, self.stride_size = self.visual.grid, self.visual.patch_size, self.visual.stride_size
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        """Random weights by CLIP's rules, for the image transformer too (OpenAI's code leaves that one at PyTorch's)."""
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+        nn.init.normal_(self.positional_embedding, std=0.01)
+        nn.init.normal_(self.text_projection, std=self.text_projection.shape[0] ** -0.5)
+        self.transformer.reset_parameters()
+        self.visual.reset_parameters()
+
+    def encode_image(self, images, need_map=False):
+        """[B, 3, H, W] -> (tokens [B, N, embed_dim] with the class token first, map [B, N, N] or None).
+
+        The map is the last block's attention averaged over the heads. A ResNet has N = 1 and no map.
+        """
+        return self.visual(images, need_map)
+
+    def encode_text(self, ids, need_map=False):
+        """[B, L] token ids -> (tokens [B, L, embed_dim], map [B, L, L] or None).
+
+        No token sees a later one, so ids may be cut to the longest caption of the batch: the tokens that stay are the same.
+        """
+        x = self.token_embedding(ids) + self.positional_embedding[:ids.shape[1]]    # [B, L, width]
+        x, attention = self.transformer(x, causal=True, need_map=need_map)
+        return self.ln_final(x) @ self.text_projection, attention

@@ -1,0 +1,420 @@
+"""Where CLIP's pretrained weights come from, and how they are fitted to a resolution.
+
+A source is what ``--pretrain_choice`` takes: an OpenAI name (``ViT-B/16``), a path (OpenAI's TorchScript archive, a state
+dict or ``.safetensors``; names as OpenAI, open_clip or Hugging Face write them), or ``scratch:<shape>`` for random weights.
+Weights don't say which activation they were trained with: it is taken to be QuickGELU, as in OpenAI's. Those that
+open_clip trained with plain GELU load too, and start from somewhat shifted features.
+"""
+import hashlib
+import http.client
+import logging
+import os
+import pickle
+import re
+import urllib.request
+import warnings
+import zipfile
+from dataclasses import MISSING, fields
+
+import torch
+import torch.nn.functional as F
+import yaml
+from tqdm import tqdm
+
+from model.clip_model import CLIP, ClipShape
+from utils.errors import UserError, unknown
+
+log = logging.getLogger('IRRA.weights')
+
+OPENAI_URL = 'https://openaipublic.azureedge.net/clip/models'
+OPENAI_SHA256 = {       # published as a part of each file's URL
+    'RN50': 'afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762',
+    'RN101': '8fa8567bab74a42d41c5915025a8e4538c3bdbe8804a470a72f30b0d94fab599',
+    'RN50x4': '7e526bd135e493cef0776de27d5f42653e6b4c8bf9e0f653bb11773263205fdd',
+    'RN50x16': '52378b407f34354e150460fe41077663dd5b39c54cd0bfd2b27167a4a06ec9aa',
+    'RN50x64': 'be1cfb55d75a9666199fb2206c106743da0f6468c9d327f3e0d0a543a9919d9c',
+    'ViT-B/32': '40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af',
+    'ViT-B/16': '5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f',
+    'ViT-L/14': 'b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836',
+    'ViT-L/14@336px': '3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02',
+}
+SHAPES_FOLDER = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'configs', 'clip')
+WEIGHT_FILES = ('.pt', '.pth', '.bin', '.ckpt', '.safetensors')
+
+
+def build_clip(pretrain_choice, img_size, stride_size, text_length=77, trust_archive=False, download_root=None):
+    """The :class:`CLIP` of a source, its position tables fitted to ``img_size`` (height, width), ``stride_size`` and
+    ``text_length``.
+
+    ``trust_archive``: run a TorchScript archive although its checksum is none of OpenAI's. ``download_root``: where OpenAI's
+    files are kept (``~/.cache/clip``). Raises UserError for a source that isn't there, is broken, carries code or holds
+    other parameters than a CLIP's.
+    """
+    if pretrain_choice.startswith('scratch:'):
+        return CLIP(shape_named(pretrain_choice), img_size, stride_size, text_length)
+    if pretrain_choice in OPENAI_SHA256:
+        path, trust_archive = openai_file(pretrain_choice, download_root), True
+    else:
+        path = existing_path(pretrain_choice)
+    state, fitted = _read(path, trust_archive)
+    with torch.device('meta'):      # no random weights for what is overwritten
+        clip = CLIP(shape_of(state, path), img_size, stride_size, text_length)
+    fit_tables(state, clip, fitted, path)
+    check_entries(state, clip, path)
+    clip.load_state_dict(state, assign=True)
+    return clip
+
+
+def empty_clip(shape, img_size, stride_size, text_length=77):
+    """A :class:`CLIP` for a checkpoint to fill: until then its weights are random."""
+    return CLIP(shape, img_size, stride_size, text_length)
+
+
+def shape_named(pretrain_choice, trust_archive=False):
+    """The :class:`ClipShape` of a source, without downloading or building anything."""
+    if pretrain_choice in OPENAI_SHA256:
+        return read_shape(file_stem(pretrain_choice))
+    if pretrain_choice.startswith('scratch:'):
+        return read_shape(file_stem(pretrain_choice[len('scratch:'):]))
+    path = existing_path(pretrain_choice)
+    return shape_of(read_state_dict(path, trust_archive), path)
+
+
+def file_stem(name):
+    return name.replace('/', '-').replace('@', '-')
+
+
+def read_shape(name):
+    """The shape in ``configs/clip/<name>.yaml``."""
+    known = [os.path.splitext(file)[0] for file in os.listdir(SHAPES_FOLDER) if file.endswith('.yaml')]
+    if name not in known:
+        raise unknown('CLIP shape', name, known)
+    path = os.path.join(SHAPES_FOLDER, name + '.yaml')
+    keys = [field.name for field in fields(ClipShape)]
+    try:
+        with open(path, encoding='utf-8') as file:
+            entries = yaml.safe_load(file)
+    except yaml.YAMLError as error:
+        raise UserError(f'{path} is not YAML: {" ".join(str(error).split())}') from None
+    if not isinstance(entries, dict):
+        raise UserError(f'{path} holds no shape: it needs lines like "embed_dim: 512"')
+    for key, value in entries.items():
+        if key not in keys:
+            raise unknown(f'key in {path}', key, keys)
+        if not isinstance(value, (int, list, type(None))):
+            raise UserError(f'{path}: {key} is {value!r} and must be a whole number')
+    lacking = [field.name for field in fields(ClipShape) if field.default is MISSING and field.name not in entries]
+    if lacking:
+        raise UserError(f'{path} lacks {", ".join(lacking)}')
+    return ClipShape(**entries)
+
+
+def existing_path(pretrain_choice):
+    path = os.path.expanduser(pretrain_choice)
+    if os.path.isfile(path):
+        return path
+    if os.path.isdir(path):
+        raise UserError(f'--pretrain_choice {pretrain_choice} is a folder; name the file with the weights in it')
+    if path.endswith(WEIGHT_FILES) or os.path.isdir(os.path.dirname(path)):
+        raise UserError(f'--pretrain_choice: there is no file {pretrain_choice}')
+    raise unknown('--pretrain_choice', pretrain_choice, [*OPENAI_SHA256, 'a path', 'scratch:<shape>'])
+
+
+# ---------------------------------------------------------------------------------------------------- OpenAI's files
+
+def openai_file(name, download_root=None):
+    """The path of OpenAI's archive ``name``, downloaded if it isn't there; its checksum is right when this returns."""
+    folder = os.path.expanduser(download_root or '~/.cache/clip')
+    path = os.path.join(folder, file_stem(name) + '.pt')
+    if os.path.isfile(path):
+        if sha256_of(path) == OPENAI_SHA256[name]:
+            return path
+        log.warning('%s has a wrong checksum (an interrupted download?) and is downloaded again', path)
+    url = f'{OPENAI_URL}/{OPENAI_SHA256[name]}/{file_stem(name)}.pt'
+    part = f'{path}.{os.getpid()}.part'
+    try:
+        os.makedirs(folder, exist_ok=True)
+        download(url, part)
+        if sha256_of(part) != OPENAI_SHA256[name]:
+            raise OSError('what came has a wrong checksum')
+        os.replace(part, path)
+    except (OSError, http.client.HTTPException) as error:
+        raise UserError(
+            f'cannot download the weights of {name} ({error}): put {os.path.basename(path)} from {url} (sha256 '
+            f'{OPENAI_SHA256[name]}) into {folder}, or give --pretrain_choice the path of a weights file you have, '
+            f'or scratch:{file_stem(name)} for random weights') from None
+    finally:
+        if os.path.exists(part):
+            os.remove(part)
+    return path
+
+
+def download(url, path):
+    with urllib.request.urlopen(url, timeout=30) as answer, open(path, 'wb') as file:
+        total = int(answer.headers.get('Content-Length') or 0) or None
+        with tqdm(total=total, unit='B', unit_scale=True, desc=os.path.basename(url)) as bar:
+            while chunk := answer.read(1 << 20):
+                file.write(chunk)
+                bar.update(len(chunk))
+
+
+def sha256_of(path):
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+# ------------------------------------------------------------------------------------------------------ reading files
+
+def read_state_dict(path, trust_archive=False):
+    """The weights of a file under OpenAI's names, floating-point entries in float32, on the CPU.
+
+    Of a whole retrieval model's checkpoint, the encoder's (``base_model.*``). Raises UserError for a file that is missing,
+    broken, carries code (a TorchScript archive is not refused if it is one of OpenAI's or ``trust_archive``).
+    """
+    return _read(path, trust_archive)[0]
+
+
+def _read(path, trust_archive):
+    """(weights, whether they come from a trained retrieval model, whose position table is fitted already)."""
+    if not os.path.isfile(path):
+        raise UserError(f'there is no file {path}')
+    try:
+        entries = load_entries(path, trust_archive)
+    except (UserError, MemoryError):
+        raise
+    except OSError as error:
+        raise UserError(f'cannot read {path}: {error.strerror or error}') from None
+    except Exception:       # unpickling arbitrary bytes raises nearly anything
+        raise UserError(f'{path} is truncated or no file of weights') from None
+    state = tensors_in(entries, path)
+    state = {name.removeprefix('module.'): value for name, value in state.items()}
+    fitted = any(name.startswith('base_model.') for name in state)
+    if fitted:      # the heads' parameters are no part of a CLIP
+        state = {name[len('base_model.'):]: value for name, value in state.items() if name.startswith('base_model.')}
+    return {name: in_float32(value) for name, value in openai_names(state).items()}, fitted
+
+
+def in_float32(value):
+    return value.detach().float() if value.is_floating_point() else value
+
+
+def load_entries(path, trust_archive):
+    """What a file of any of the three formats holds."""
+    if path.endswith('.safetensors'):
+        return load_safetensors(path)
+    if is_torchscript(path):
+        return load_torchscript(path, trust_archive)
+    return load_pickle(path)
+
+
+def is_torchscript(path):
+    """Whether it's a zip archive with a ``code/`` folder; torch.save's zip archives have none."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any('/code/' in name for name in archive.namelist())
+
+
+def load_torchscript(path, trust_archive):
+    if not trust_archive and sha256_of(path) not in OPENAI_SHA256.values():
+        raise UserError(f"{path} is a TorchScript archive, which can carry code, and none of OpenAI's known files; "
+                        'if you trust where it comes from, load it with --trust_archive')
+    with warnings.catch_warnings():     # PyTorch deprecates TorchScript; OpenAI's files stay what they are
+        warnings.simplefilter('ignore', FutureWarning)
+        warnings.simplefilter('ignore', DeprecationWarning)
+        return torch.jit.load(path, map_location='cpu').state_dict()
+
+
+def load_safetensors(path):
+    try:
+        from safetensors.torch import load_file
+    except ImportError:
+        raise UserError(f'reading {path} needs the safetensors library: pip install safetensors') from None
+    return load_file(path)
+
+
+def load_pickle(path):
+    try:
+        return torch.load(path, map_location='cpu', weights_only=True)
+    except pickle.UnpicklingError as error:
+        if re.search('unsupported (global|class)|trying to (call|instantiate)', str(error), re.IGNORECASE):
+            raise UserError(f'{path} holds pickled objects other than tensors, which can carry code, and is not loaded: '
+                            'save its state dict alone') from None
+        raise
+
+
+def tensors_in(entries, path):
+    """The state dict in what a file held: itself, or under ``state_dict`` or ``model``."""
+    for key in ('state_dict', 'model'):
+        if isinstance(entries, dict) and isinstance(entries.get(key), dict):
+            entries = entries[key]
+    if not isinstance(entries, dict) or not all(isinstance(name, str) for name in entries):
+        raise UserError(f'{path} holds no state dict')
+    tensors = {name: value for name, value in entries.items() if isinstance(value, torch.Tensor)}
+    if len(tensors) < len(entries):
+        other = [name for name in entries if name not in tensors]
+        raise UserError(f'{path} holds entries that are no weights: {some(other)}')
+    return tensors
+
+
+def some(names):
+    """The first few of many names, and how many more there are."""
+    more = f' and {len(names) - 5} more' if len(names) > 5 else ''
+    return ', '.join(names[:5]) + more
+
+
+# ----------------------------------------------------------------------------------------------------- naming dialects
+
+DROPPED = re.compile(r'(logit_scale|logit_bias|input_resolution|context_length|vocab_size|(.*\.)?attn_mask|.*position_ids)$')
+
+HUGGING_FACE = [(re.compile(pattern), openai) for pattern, openai in (
+    (r'text_model\.embeddings\.token_embedding\.', 'token_embedding.'),
+    (r'text_model\.embeddings\.position_embedding\.weight', 'positional_embedding'),
+    (r'text_model\.final_layer_norm\.', 'ln_final.'),
+    (r'text_model\.encoder\.layers\.', 'transformer.resblocks.'),
+    (r'text_projection\.weight', 'text_projection'),
+    (r'vision_model\.embeddings\.class_embedding', 'visual.class_embedding'),
+    (r'vision_model\.embeddings\.patch_embedding\.', 'visual.conv1.'),
+    (r'vision_model\.embeddings\.position_embedding\.weight', 'visual.positional_embedding'),
+    (r'vision_model\.pre_laye?rnorm\.', 'visual.ln_pre.'),     # spelt pre_layrnorm there
+    (r'vision_model\.post_layernorm\.', 'visual.ln_post.'),
+    (r'vision_model\.encoder\.layers\.', 'visual.transformer.resblocks.'),
+    (r'visual_projection\.weight', 'visual.proj'),
+)]
+HUGGING_FACE_BLOCK = (('.layer_norm1.', '.ln_1.'), ('.layer_norm2.', '.ln_2.'), ('.mlp.fc1.', '.mlp.c_fc.'),
+                      ('.mlp.fc2.', '.mlp.c_proj.'), ('.self_attn.out_proj.', '.attn.out_proj.'))
+
+
+def openai_names(state):
+    """The same weights under OpenAI's names; what is no weight (``logit_scale``, sizes, position ids) is left out."""
+    state = {name: value for name, value in state.items() if not DROPPED.match(name)}
+    if any(name.startswith(('text_model.', 'vision_model.')) for name in state):
+        return from_hugging_face(state)
+    return {name.removeprefix('text.'): value for name, value in state.items()}     # open_clip's CustomTextCLIP
+
+
+def from_hugging_face(state):
+    state = fuse_projections(state)
+    renamed = {}
+    for name, value in state.items():
+        if name in ('text_projection.weight', 'visual_projection.weight'):
+            value = value.T.contiguous()    # a Linear there, a matrix to multiply with here
+        for pattern, openai in HUGGING_FACE:
+            name = pattern.sub(openai, name, count=1) if pattern.match(name) else name
+        for theirs, openai in HUGGING_FACE_BLOCK:
+            name = name.replace(theirs, openai)
+        renamed[name] = value
+    return renamed
+
+
+def fuse_projections(state):
+    """``...self_attn.{q,k,v}_proj.{weight,bias}`` become ``...attn.in_proj_{weight,bias}``, stacked."""
+    fused = {}
+    for name, value in state.items():
+        match = re.fullmatch(r'(.*\.)self_attn\.([qkv])_proj\.(weight|bias)', name)
+        parts = match and [f'{match[1]}self_attn.{part}_proj.{match[3]}' for part in 'qkv']
+        if not match or not all(part in state for part in parts):   # an orphan keeps its name and is reported by it
+            fused[name] = value
+        elif match[2] == 'q':
+            fused[f'{match[1]}attn.in_proj_{match[3]}'] = torch.cat([state[part] for part in parts])
+    return fused
+
+
+# ------------------------------------------------------------------------------------------------- shapes and fitting
+
+# Published CLIPs whose image transformer has heads wider than 64 (open_clip's ViT-H, ViT-g and ViT-bigG): {width: heads}
+WIDE_HEADS = {1280: 16, 1408: 16, 1664: 16}
+
+
+def shape_of(state, source='the state dict'):
+    """The :class:`ClipShape` that a state dict (OpenAI's names) has. The number of heads is in no tensor: heads are 64 wide
+    but in the few published models where it's known otherwise. ``source`` is what an error calls the weights."""
+    try:
+        text = dict(
+            embed_dim=state['text_projection'].shape[1], text_length=state['positional_embedding'].shape[0],
+            vocab_size=state['token_embedding.weight'].shape[0], text_width=state['ln_final.weight'].shape[0],
+            text_layers=count_blocks(state, 'transformer.resblocks.'))
+        vision = resnet_shape(state) if 'visual.layer1.0.conv1.weight' in state else vit_shape(state)
+    except KeyError as error:
+        raise UserError(f'{source} is no CLIP that Pedestal knows: it lacks {error.args[0]}') from None
+    except (IndexError, ValueError):
+        raise UserError(f'{source} is no CLIP that Pedestal knows: its tensors have other dimensions') from None
+    return ClipShape(**text, **vision)
+
+
+def vit_shape(state):
+    width, _, _, patch = state['visual.conv1.weight'].shape
+    side = square_side(state['visual.positional_embedding'])
+    return dict(image_resolution=side and side * patch, vision_layers=count_blocks(state, 'visual.transformer.resblocks.'),
+                vision_width=width, vision_patch_size=patch, vision_heads=WIDE_HEADS.get(width))
+
+
+def resnet_shape(state):
+    side = square_side(state['visual.attnpool.positional_embedding'])
+    stages = tuple(count_blocks(state, f'visual.layer{i}.') for i in range(1, 5))
+    return dict(image_resolution=side and side * 32, vision_layers=stages,
+                vision_width=state['visual.layer1.0.conv1.weight'].shape[0], vision_patch_size=None)
+
+
+def count_blocks(state, prefix):
+    """How many numbers follow ``prefix`` in the names."""
+    numbers = {name[len(prefix):].split('.')[0] for name in state if name.startswith(prefix)}
+    if not numbers:
+        raise KeyError(prefix + '*')
+    return len(numbers)
+
+
+def square_side(table):
+    """The side of the square grid of a position table [1 + N, D], None if N is no square."""
+    places = table.shape[0] - 1
+    side = round(places ** 0.5)
+    return side if side * side == places else None
+
+
+def fit_positions(table, new_grid, old_grid=None):
+    """A position table [1 + rows*cols, D] resized bilinearly (corners not aligned) to ``new_grid`` (rows, cols); the class
+    position stays. ``old_grid``: the table's own (rows, cols), by default a square. The same grid gives the table back."""
+    if old_grid is None:
+        side = square_side(table)
+        if side is None:
+            raise UserError(f'the position table has {table.shape[0] - 1} places, which make no square grid: it belongs to a '
+                            'model trained at another --img_size or --stride_size')
+        old_grid = side, side
+    if tuple(old_grid) == tuple(new_grid):
+        return table
+    places = table[1:].T.unflatten(1, tuple(old_grid)).unsqueeze(0)                         # [1, D, rows, cols]
+    places = F.interpolate(places, size=tuple(new_grid), mode='bilinear', align_corners=False)
+    return torch.cat([table[:1], places[0].flatten(1).T])
+
+
+def fit_tables(state, clip, fitted, path):
+    """Fits both position tables of ``state``, in place, to ``clip``'s grid and text length."""
+    name = 'visual.positional_embedding' if clip.has_image_tokens else 'visual.attnpool.positional_embedding'
+    places = clip.grid[0] * clip.grid[1]
+    if fitted and len(state[name]) != 1 + places:
+        raise UserError(f'{path} is of a model trained with {len(state[name]) - 1} image positions, and --img_size and '
+                        f'--stride_size give {clip.grid[0]}x{clip.grid[1]} = {places}: give those that it was trained with')
+    state[name] = fit_positions(state[name], clip.grid, old_grid=clip.grid if fitted else None)
+    length = len(state['positional_embedding'])
+    if clip.text_length > length:
+        raise UserError(f'--text_length {clip.text_length} is more than the {length} positions that {path} has')
+    state['positional_embedding'] = state['positional_embedding'][:clip.text_length].clone()
+
+
+def check_entries(state, clip, path):
+    """Raises UserError unless ``state`` has exactly the parameters that ``clip`` has."""
+    expected = clip.state_dict()
+    for name, value in expected.items():
+        if name.endswith('num_batches_tracked'):    # older files have no such counters
+            state.setdefault(name, torch.zeros_like(value, device='cpu'))
+    missing = [name for name in expected if name not in state]
+    unexpected = [name for name in state if name not in expected]
+    other = [f'{name} {list(state[name].shape)} for {list(value.shape)}' for name, value in expected.items()
+             if name in state and state[name].shape != value.shape]
+    found = [f'{what}: {some(names)}' for what, names in
+             (('missing', missing), ('unexpected', unexpected), ('of another size', other)) if names]
+    if found:
+        raise UserError(f'{path} does not hold the parameters of a CLIP that Pedestal knows ({"; ".join(found)})')

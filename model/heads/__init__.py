@@ -1,0 +1,81 @@
+"""Heads: one training objective each, one file each, chosen by name in ``--loss_names``.
+
+Adding a method is adding a file here with a :class:`Head` in it; it is found by itself. ``docs/adding_a_method.md``
+walks through a complete one.
+"""
+import functools
+import importlib
+import pkgutil
+
+from torch import nn
+
+from utils.errors import UserError, nearest
+
+
+class Head(nn.Module):
+    """A training objective on top of the encoders.
+
+    Subclasses say what they are in class attributes and build their parts in ``__init__(args, model)``. The model
+    registers those parts under their attribute names, so that ``self.classifier = nn.Linear(...)`` is ``classifier.weight``
+    in the checkpoint, as in the published ones. A part that heads share is made by ``model.shared(cls, ...)``.
+
+    ``forward(encoded, batch)`` gets the model's :class:`~model.build.Encoded` and the batch's dict of tensors and returns a
+    dict: entries ending in ``_loss`` are added up for training, already weighted; others are read-outs for the log.
+    """
+
+    names = ()     # the loss names it answers to
+    needs = ()     # of Encoded, beside the embeddings: 'image_tokens', 'masked_text_tokens', 'image_attention', ...
+    fields = ()    # what it reads from the batch beside pids, image_ids, images and caption_ids
+    reads = ()     # options it reads that another file adds
+
+    @staticmethod
+    def add_options(parser):
+        """Add the head's own options to ``parser`` (an argparse parser or group)."""
+
+    @staticmethod
+    def learning_rate(name, lr, weight_decay, args):
+        """(lr, weight decay) of the parameter ``name`` after the published rules have given it ``lr`` and ``weight_decay``."""
+        return lr, weight_decay
+
+
+# The released code of these forks cannot run; options.md.
+REFUSED = {
+    'fuse': "the loss 'fuse' never worked: SEN's released code crashes on it and its paper's results do not use it; leave it out",
+    'mim': "the loss 'mim' never worked: AGM's released code crashes on it and its results do not use it; leave it out",
+}
+
+
+@functools.lru_cache(maxsize=None)
+def registry():
+    """{loss name: Head class} of every file in this folder."""
+    heads = {}
+    for module in sorted(m.name for m in pkgutil.iter_modules(__path__)):
+        for head in vars(importlib.import_module(f'{__name__}.{module}')).values():
+            if not (isinstance(head, type) and issubclass(head, Head) and head.names):
+                continue
+            for name in head.names:
+                other = heads.setdefault(name, head)
+                if other is not head:
+                    raise UserError(f"the loss name '{name}' is claimed by both {other.__module__} and {head.__module__}")
+    return heads
+
+
+def head_classes():
+    """Every head, each once, in a fixed order."""
+    return list(dict.fromkeys(registry().values()))
+
+
+def parse_loss_names(loss_names):
+    """``'sdm+mlm+id'`` -> its Head classes in that order. Unknown and repeated names raise :class:`UserError`."""
+    heads, seen = [], set()
+    for name in str(loss_names).replace(' ', '').split('+'):
+        if name in REFUSED:
+            raise UserError(REFUSED[name])
+        if name not in registry():
+            raise UserError(f"unknown loss '{name}' in --loss_names '{loss_names}'{nearest(name, registry())}")
+        if name in seen:
+            raise UserError(f"the loss '{name}' is named twice in --loss_names '{loss_names}'")
+        seen.add(name)
+        if registry()[name] not in heads:
+            heads.append(registry()[name])
+    return heads

@@ -1,0 +1,13 @@
+"""Cross-modal projection matching (Zhang and Lu, ECCV 2018)."""
+from model import objectives
+from model.heads import Head
+
+
+class CMPM(Head):
+    names = ('cmpm',)
+
+    def __init__(self, args, model):
+        super().__init__()
+
+    def forward(self, encoded, batch):
+        return {'cmpm_loss': objectives.cmpm(encoded.image, encoded.text, batch['pids'])}

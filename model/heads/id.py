@@ -1,0 +1,27 @@
+"""Identity classification: one classifier for both modalities (Zheng et al., TOMM 2020; IRRA)."""
+from torch import nn
+
+from model import objectives
+from model.heads import Head
+
+
+class ID(Head):
+    names = ('id',)
+
+    @staticmethod
+    def add_options(parser):
+        parser.add_argument('--id_loss_weight', type=float, default=1.0, help='weight of id')
+
+    def __init__(self, args, model):
+        super().__init__()
+        self.weight = args.id_loss_weight
+        self.classifier = nn.Linear(model.embed_dim, model.num_classes)
+        nn.init.normal_(self.classifier.weight, std=0.001)
+        nn.init.zeros_(self.classifier.bias)
+
+    def forward(self, encoded, batch):
+        image_logits = self.classifier(encoded.image)  # [B, C]
+        text_logits = self.classifier(encoded.text)    # [B, C]
+        return {'id_loss': self.weight * objectives.identity(image_logits, text_logits, batch['pids']),
+                'img_acc': objectives.accuracy(image_logits, batch['pids']),
+                'txt_acc': objectives.accuracy(text_logits, batch['pids'])}

@@ -1,0 +1,20 @@
+"""CLIP's InfoNCE (Radford et al., ICML 2021)."""
+from model import objectives
+from model.heads import Head
+
+
+class ITC(Head):
+    names = ('itc',)
+    reads = ('temperature',)
+
+    @staticmethod
+    def add_options(parser):
+        parser.add_argument('--itc_loss_weight', type=float, default=1.0, help='weight of itc (PHP: 5)')
+
+    def __init__(self, args, model):
+        super().__init__()
+        self.scale = 1 / args.temperature
+        self.weight = args.itc_loss_weight
+
+    def forward(self, encoded, batch):
+        return {'itc_loss': self.weight * objectives.itc(encoded.image, encoded.text, scale=self.scale)}

@@ -1,0 +1,76 @@
+"""IRRA's implicit relation reasoning (CVPR 2023, section 3.2): predict a caption's masked words from it and the image."""
+from collections import OrderedDict
+
+from torch import nn
+
+from model import objectives
+from model.clip_model import Attention, LayerNorm, QuickGELU, Transformer
+from model.heads import Head
+
+
+class CrossEncoder(nn.Module):
+    """Text tokens attend to image tokens once, then to each other. Shared by every head that reads captions against images
+    (``model.shared(CrossEncoder, width, depth)``)."""
+
+    def __init__(self, width, depth):
+        super().__init__()
+        self.cross_attn = Attention(width, width // 64)
+        self.cross_modal_transformer = Transformer(width, depth, width // 64)
+        self.ln_pre_t = LayerNorm(width)
+        self.ln_pre_i = LayerNorm(width)
+        self.ln_post = LayerNorm(width)
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        blocks = self.cross_modal_transformer.resblocks
+        width = self.ln_post.weight.shape[0]
+        out_std = output_std(width, len(blocks))
+        for attention in [self.cross_attn] + [block.attn for block in blocks]:
+            nn.init.normal_(attention.in_proj_weight, std=width ** -0.5)
+            nn.init.normal_(attention.out_proj.weight, std=out_std)
+        for block in blocks:
+            nn.init.normal_(block.mlp.c_fc.weight, std=(2 * width) ** -0.5)
+            nn.init.normal_(block.mlp.c_proj.weight, std=out_std)
+
+    def forward(self, text_tokens, image_tokens):
+        """[B, L, D], [B, N, D] -> [B, L, D]; the first attention has no residual."""
+        image_tokens = self.ln_pre_i(image_tokens)
+        x, _ = self.cross_attn(self.ln_pre_t(text_tokens), image_tokens, image_tokens)
+        x, _ = self.cross_modal_transformer(x)
+        return self.ln_post(x)
+
+
+def output_std(width, depth):
+    """Standard deviation of the weights that write into a residual stream of ``depth`` blocks."""
+    return width ** -0.5 * (2 * depth) ** -0.5
+
+
+class MLM(Head):
+    names = ('mlm',)
+    needs = ('image_tokens', 'masked_text_tokens')
+    fields = ('mlm_labels',)
+    reads = ('MLM', 'mlm_masking', 'masked_token_rate', 'masked_token_unchanged_rate')
+
+    @staticmethod
+    def add_options(parser):
+        parser.add_argument('--mlm_loss_weight', type=float, default=1.0, help='weight of mlm')
+        parser.add_argument('--cmt_depth', type=int, default=4, help='blocks of the cross encoder')
+        parser.add_argument('--vocab_size', type=int, default=49408, help='words that mlm chooses from')
+
+    def __init__(self, args, model):
+        super().__init__()
+        width = model.embed_dim
+        self.weight = args.mlm_loss_weight
+        self.cross = model.shared(CrossEncoder, width, args.cmt_depth)
+        self.mlm_head = nn.Sequential(OrderedDict(
+            dense=nn.Linear(width, width), gelu=QuickGELU(), ln=LayerNorm(width), fc=nn.Linear(width, args.vocab_size)))
+        nn.init.normal_(self.mlm_head.dense.weight, std=(2 * width) ** -0.5)
+        nn.init.normal_(self.mlm_head.fc.weight, std=output_std(width, args.cmt_depth))
+
+    def forward(self, encoded, batch):
+        labels = batch['mlm_labels']                                            # [B, L], 0 = not chosen
+        tokens = self.cross(encoded.masked_text_tokens, encoded.image_tokens)   # [B, L, D]
+        chosen = labels > 0
+        logits, labels = self.mlm_head(tokens[chosen]), labels[chosen]          # [M, V], [M]
+        return {'mlm_loss': self.weight * objectives.masked_language_modelling(logits, labels),
+                'mlm_acc': objectives.accuracy(logits, labels)}

@@ -1,0 +1,85 @@
+"""The losses, as functions of tensors alone.
+
+Shapes: ``image_embedding`` and ``text_embedding`` are [B, D] with row i of both from the same pair, ``pids`` is [B].
+``scale`` is 1 / temperature. Every function returns a scalar, computes in float32 whatever autocast is around it, and
+normalises what it needs normalised.
+"""
+import functools
+
+import torch
+import torch.nn.functional as F
+
+
+def full_precision(loss):
+    """Run a loss in float32: half precision resolves cosines to 1e-3, which a temperature of 0.02 turns into 5% of a logit."""
+    @functools.wraps(loss)
+    def wrapped(*tensors, **settings):
+        floats = [x.float() if x.is_floating_point() else x for x in tensors]
+        with torch.autocast(tensors[0].device.type, enabled=False):
+            return loss(*floats, **settings)
+    return wrapped
+
+
+def cosine_similarity(a, b):
+    """[A, D], [B, D] -> [A, B]."""
+    return F.normalize(a, dim=-1) @ F.normalize(b, dim=-1).t()
+
+
+def same_identity(pids):
+    """[B] -> [B, B], 1. where two samples have the same pid."""
+    return (pids[:, None] == pids[None, :]).float()
+
+
+def matching_divergence(logits, target, eps=1e-8):
+    """KL(softmax(logits) || target) with ``eps`` inside the target's logarithm, mean over rows. [B, B], [B, B] -> scalar."""
+    log_p = F.log_softmax(logits, dim=1)
+    return (log_p.exp() * (log_p - torch.log(target + eps))).sum(dim=1).mean()
+
+
+@full_precision
+def sdm(image_embedding, text_embedding, pids, *, scale):
+    """Similarity distribution matching (IRRA, CVPR 2023, eq. 6-8): both directions added."""
+    labels = same_identity(pids)
+    target = labels / labels.sum(dim=1, keepdim=True)
+    logits = scale * cosine_similarity(image_embedding, text_embedding)
+    return matching_divergence(logits, target) + matching_divergence(logits.t(), target)
+
+
+@full_precision
+def itc(image_embedding, text_embedding, *, scale):
+    """InfoNCE of CLIP (Radford et al., ICML 2021): each pair against the batch, mean of both directions. Other images of the
+    same identity count as negatives."""
+    logits = scale * cosine_similarity(image_embedding, text_embedding)
+    target = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.t(), target)) / 2
+
+
+@full_precision
+def cmpm(image_embedding, text_embedding, pids):
+    """Cross-modal projection matching (Zhang and Lu, ECCV 2018, eq. 1-5): no temperature, both directions added."""
+    target = F.normalize(same_identity(pids), dim=1)
+    image_on_text = image_embedding @ F.normalize(text_embedding, dim=-1).t()
+    text_on_image = text_embedding @ F.normalize(image_embedding, dim=-1).t()
+    return matching_divergence(image_on_text, target) + matching_divergence(text_on_image, target)
+
+
+def cmt(image_embedding, text_embedding, *, scale, temperature=0.2):
+    """AGM's contrastive loss: :func:`itc` with its logits divided by a further ``temperature``."""
+    return itc(image_embedding, text_embedding, scale=scale / temperature)
+
+
+@full_precision
+def identity(image_logits, text_logits, pids):
+    """Mean of both modalities' cross-entropy over the training identities. [B, C], [B, C], [B] -> scalar."""
+    return (F.cross_entropy(image_logits, pids) + F.cross_entropy(text_logits, pids)) / 2
+
+
+@full_precision
+def masked_language_modelling(logits, labels):
+    """Mean cross-entropy of the chosen tokens, [M, V], [M] -> scalar; 0 where a batch has none."""
+    return F.cross_entropy(logits, labels, reduction='sum') / max(len(labels), 1)
+
+
+def accuracy(logits, labels):
+    """Share of rows whose largest logit is at the label, [M, C], [M] -> scalar."""
+    return (logits.argmax(dim=1) == labels).float().mean()

@@ -1,0 +1,32 @@
+"""Ctrl-C and SIGTERM: save, then leave."""
+import signal
+import threading
+
+
+class Stopped(Exception):
+    """A signal asks the program to leave, and everything worth keeping is on disk."""
+
+
+class Interrupt:
+    """While active, the first SIGINT or SIGTERM is noted in ``requested`` for the loop to act on between two steps; where
+    ``at_once`` is set it raises :class:`Stopped` on the spot. A second one always does."""
+
+    def __init__(self):
+        self.requested = None
+        self.at_once = False
+        self._previous = {}
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number, frame):
+        again, self.requested = self.requested is not None, number
+        if again or self.at_once:
+            raise Stopped

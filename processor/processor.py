@@ -1,0 +1,217 @@
+"""The training loop and the inference loop."""
+import logging
+import math
+
+import torch
+
+from model.build import amp_dtype, total_loss
+from processor.interrupt import Interrupt, Stopped
+from processor.progress import Bar, Journal, Means
+from utils.errors import UserError
+from utils.metrics import Evaluator
+from utils.seeding import derive_seed, random_states, restore_random_states, seed_all
+
+logger = logging.getLogger('Pedestal.train')
+
+LOOK_EVERY = 20  # steps between reads of the losses from a GPU, each of which waits for it
+
+
+def do_train(start_epoch, args, model, train_loader, evaluator, optimizer, scheduler, checkpointer):
+    """Train from ``start_epoch`` (1 for a new run, ``checkpointer.resume(...)['epoch']`` for a resumed one) to
+    ``args.num_epoch``, evaluate each ``args.eval_period`` epochs and after the last one, and keep ``best.pth`` and ``last.pth``.
+
+    Leaves with status 130 (Ctrl-C) or 143 (SIGTERM) once the state is saved. A loss that is not finite raises
+    :class:`~utils.errors.UserError`.
+    """
+    Trainer(args, model, train_loader, evaluator, optimizer, scheduler, checkpointer).run(start_epoch)
+
+
+class Trainer:
+    def __init__(self, args, model, train_loader, evaluator, optimizer, scheduler, checkpointer):
+        self.args, self.model, self.loader, self.evaluator = args, model, train_loader, evaluator
+        self.optimizer, self.scheduler, self.checkpointer = optimizer, scheduler, checkpointer
+        self.device = next(model.parameters()).device
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=amp_dtype(args.amp, self.device) is torch.float16)
+        self.look_every = LOOK_EVERY if self.device.type == 'cuda' else 1
+        # Where the run is: the epoch to go on with, the steps done in it, all steps done, the epoch still to be evaluated.
+        self.epoch, self.step, self.total_steps, self.unevaluated = 1, 0, 0, None
+        self.best = {'R1': -1.0, 'epoch': 0}
+        self.means = Means()
+        self.unseen = []   # (step, image ids, results) of steps whose losses nobody has looked at yet
+        self.skipped = 0
+
+    # -- the run ---------------------------------------------------------------------------------------------------------
+
+    def run(self, start_epoch):
+        self.epoch = start_epoch
+        self.restore(self.checkpointer.resumed)
+        self.journal = Journal(self.args.output_dir, self.total_steps)
+        try:
+            with Interrupt() as self.interrupt:
+                if not self.total_steps:
+                    self.save_last()  # from here on there is something to resume, and a full disk shows at once
+                self.evaluate()
+                while self.epoch <= self.args.num_epoch:
+                    self.train_epoch()
+                    self.evaluate()
+            if self.best['epoch']:
+                logger.info('done: best Rank-1 %.3f at epoch %d (%s split)', self.best['R1'], self.best['epoch'], self.args.val_dataset)
+        except Stopped:
+            self.leave()
+        finally:
+            self.journal.close()
+
+    def leave(self):
+        logger.info('stopped; go on with: python train.py --resume --resume_ckpt_file %s', self.checkpointer.path('last'))
+        raise SystemExit(128 + (self.interrupt.requested or 2))
+
+    def train_epoch(self):
+        self.model.train()
+        if hasattr(self.loader.batch_sampler, 'set_epoch'):
+            self.loader.batch_sampler.set_epoch(self.epoch, self.step)
+        bar = Bar(self.epoch, self.args.num_epoch, len(self.loader), self.step)
+        for batch in self.loader:
+            self.report_skipped(batch.pop('skipped', ()))
+            self.step += 1
+            self.total_steps += 1
+            if len(batch.get('pids', ())):
+                self.train_step(batch)
+            bar.advance(len(batch.get('pids', ())))
+            self.report(bar)
+            self.save_between_steps()
+        bar.close()
+        self.look()
+        self.end_epoch(bar.samples_per_second)
+
+    def train_step(self, batch):
+        # What is random in a step follows from its place in the run, so that a resumed run repeats it.
+        seed_all(derive_seed(self.args.seed, self.epoch, self.step))
+        inputs = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
+        self.optimizer.zero_grad(set_to_none=True)
+        results = self.model(inputs)
+        loss = total_loss(results)
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        results = {'loss': loss, **{name: value for name, value in results.items() if name != 'temperature'}}
+        self.means.add(results, len(batch['pids']))
+        self.unseen.append((self.step, batch['image_ids'], {name: value.detach() for name, value in results.items()}))
+
+    def end_epoch(self, samples_per_second):
+        """The epoch's means into the log, the schedule's step, and a checkpoint that goes on with the next epoch."""
+        values = {**self.means.read(), 'lr': self.lr, 'samples_per_second': samples_per_second}
+        self.journal.write('epoch', self.epoch, self.total_steps, values)
+        logger.info('epoch %d/%d: %s', self.epoch, self.args.num_epoch, in_words(values))
+        if self.skipped:
+            logger.warning('epoch %d left out %d broken images', self.epoch, self.skipped)
+        self.scheduler.step()
+        if self.epoch % self.args.eval_period == 0 or self.epoch == self.args.num_epoch:
+            self.unevaluated = self.epoch
+        self.epoch, self.step, self.means, self.skipped = self.epoch + 1, 0, Means(), 0
+        self.save_last()
+        if self.args.save_period and (self.epoch - 1) % self.args.save_period == 0:
+            self.checkpointer.save(f'epoch_{self.epoch - 1}', epoch=self.epoch - 1)
+
+    def evaluate(self):
+        """The evaluation that is due, if one is. It may be stopped at any moment: a resumed run does it again."""
+        if self.unevaluated is None:
+            return
+        epoch = self.unevaluated
+        self.interrupt.at_once = True
+        if self.interrupt.requested:
+            raise Stopped
+        top1 = self.evaluator.eval(self.model)
+        self.interrupt.at_once = False
+        figures = dict(getattr(self.evaluator, 'results', {}).get('t2i', {'R1': float(top1)}))
+        self.journal.write('evaluation', epoch, self.total_steps, {**figures, 'split': self.args.val_dataset})
+        if top1 > self.best['R1']:
+            self.best = {'R1': float(top1), 'epoch': epoch}
+            self.checkpointer.save('best', epoch=epoch, metrics=figures, val_dataset=self.args.val_dataset)
+        logger.info('epoch %d: Rank-1 %.3f, best %.3f at epoch %d', epoch, top1, self.best['R1'], self.best['epoch'])
+        self.unevaluated = None
+        self.save_last()
+
+    # -- reports ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def lr(self):
+        """The base learning rate of this epoch."""
+        return self.scheduler.lr_after(self.scheduler.last_epoch, self.args.lr)
+
+    def report(self, bar):
+        if self.step % self.look_every == 0:
+            latest = self.look()
+            bar.show(latest, self.lr)
+        if self.step % self.args.log_period == 0:
+            self.look()
+            values = {**self.means.read(), 'lr': self.lr, 'samples_per_second': bar.samples_per_second}
+            self.journal.write('train', self.epoch, self.total_steps, values)
+            logger.info('epoch %d/%d step %d/%d: %s', self.epoch, self.args.num_epoch, self.step, len(self.loader), in_words(values))
+
+    def report_skipped(self, paths):
+        for path in paths:
+            logger.warning('left out: %s cannot be read', path)
+        self.skipped += len(paths)
+
+    def look(self):
+        """Read the losses of the steps since the last look; one that isn't finite stops the run. Returns the newest."""
+        if not self.unseen:
+            return {}
+        names = list(self.unseen[0][2])
+        rows = torch.stack([torch.stack([results[name].float() for name in names]) for _, _, results in self.unseen]).tolist()
+        for (step, image_ids, _), row in zip(self.unseen, rows):
+            if not all(math.isfinite(value) for value in row):
+                self.stop_at(step, image_ids, dict(zip(names, row)))
+        self.unseen = []
+        return dict(zip(names, rows[-1]))
+
+    def stop_at(self, step, image_ids, values):
+        bad = ', '.join(f'{name} is {value}' for name, value in values.items() if not math.isfinite(value))
+        raise UserError(f'at epoch {self.epoch}, step {step}, {bad}; the batch: {self.name_samples(image_ids)}; '
+                        f"the last good checkpoint is {self.checkpointer.path('last')}")
+
+    def name_samples(self, image_ids):
+        """The image files of a batch."""
+        paths = {image_id: path for _, image_id, path, _ in getattr(self.loader.dataset, 'dataset', [])}
+        return ', '.join(str(paths.get(int(image_id), f'image {int(image_id)}')) for image_id in image_ids)
+
+    # -- checkpoints -----------------------------------------------------------------------------------------------------
+
+    def save_between_steps(self):
+        due = self.args.save_steps and self.step % self.args.save_steps == 0
+        if (due or self.interrupt.requested) and self.step < len(self.loader):
+            self.save_last()
+        if self.interrupt.requested and self.step < len(self.loader):
+            raise Stopped
+
+    def save_last(self):
+        self.look()
+        self.checkpointer.save(
+            'last', training_state=True, epoch=self.epoch, step=self.step, total_steps=self.total_steps, best=self.best,
+            unevaluated=self.unevaluated, means=self.means.state_dict(), skipped=self.skipped, scaler=self.scaler.state_dict(),
+            random_states=random_states())
+
+    def restore(self, state):
+        """Go on from what :meth:`save_last` kept; a released checkpoint has no more than its epoch."""
+        if not state:
+            return
+        self.step, self.total_steps = state.get('step', 0), state.get('total_steps', 0)
+        self.unevaluated, self.best = state.get('unevaluated'), state.get('best', self.best)
+        self.skipped = state.get('skipped', 0)
+        if 'means' in state:
+            self.means.load_state_dict(state['means'])
+            self.means.to(self.device)
+        if state.get('scaler'):
+            self.scaler.load_state_dict(state['scaler'])
+        if 'random_states' in state:
+            restore_random_states(state['random_states'])
+        logger.info('resumed at epoch %d after %d of its steps; best Rank-1 so far %.3f', self.epoch, self.step, max(self.best['R1'], 0))
+
+
+def in_words(values):
+    return ', '.join(f'{name} {value:.2e}' if name == 'lr' else f'{name} {value:.4g}' for name, value in values.items())
+
+
+def do_inference(model, test_img_loader, test_txt_loader):
+    """Log the table of a test split and return text-to-image Rank-1 in percent."""
+    return Evaluator(test_img_loader, test_txt_loader).eval(model.eval())

@@ -1,0 +1,112 @@
+"""What a run reports while it trains: a progress bar, the log, JSON lines and TensorBoard."""
+import json
+import logging
+import os
+import time
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from utils.errors import UserError
+from utils.iotools import atomic_write
+
+logger = logging.getLogger('Pedestal.train')
+
+
+class Means:
+    """Running means of a step's losses and read-outs, weighted by batch size. Sums stay on the device, so that adding to
+    them doesn't wait for it."""
+
+    def __init__(self):
+        self.sums, self.count = {}, 0
+
+    def add(self, results, count):
+        for name, value in results.items():
+            value = value.detach().double() * count
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.count += count
+
+    def read(self):
+        """{name: mean}; waits for the device once."""
+        if not self.count:
+            return {}
+        values = torch.stack([value.to('cpu', non_blocking=False) for value in self.sums.values()]) / self.count
+        return dict(zip(self.sums, values.tolist()))
+
+    def state_dict(self):
+        return {'sums': {name: value.item() for name, value in self.sums.items()}, 'count': self.count}
+
+    def load_state_dict(self, state):
+        self.sums = {name: torch.tensor(value, dtype=torch.float64) for name, value in state['sums'].items()}
+        self.count = state['count']
+
+    def to(self, device):
+        self.sums = {name: value.to(device) for name, value in self.sums.items()}
+        return self
+
+
+class Journal:
+    """``metrics.jsonl`` and TensorBoard events in a run's folder. A resumed run first takes back what was written after
+    the checkpoint that it goes on from, so that each step is in them once."""
+
+    def __init__(self, folder, step=0):
+        self.path = os.path.join(folder, 'metrics.jsonl')
+        self._take_back(step)
+        try:
+            self.board = SummaryWriter(folder, purge_step=step + 1 if step else None)
+        except OSError as error:
+            raise UserError(f'cannot write into {folder}: {error.strerror}') from None
+
+    def _take_back(self, step):
+        if not os.path.exists(self.path):
+            return
+        kept = []
+        with open(self.path, encoding='utf-8') as file:
+            for line in file:
+                try:
+                    if json.loads(line)['step'] <= step:
+                        kept.append(line)
+                except (ValueError, KeyError):  # the line that a kill cut short
+                    continue
+        with atomic_write(self.path) as file:
+            file.writelines(kept)
+
+    def write(self, kind, epoch, step, values):
+        """One line: ``{"kind": "train" | "epoch" | "evaluation", "epoch", "step" (of the run), ...values}``."""
+        line = json.dumps({'kind': kind, 'epoch': epoch, 'step': step, **values})
+        try:
+            with open(self.path, 'a', encoding='utf-8') as file:
+                file.write(line + '\n')
+        except OSError as error:
+            raise UserError(f'cannot write {self.path}: {error.strerror}') from None
+        for name, value in values.items():
+            if isinstance(value, (int, float)):
+                self.board.add_scalar(f'{kind}/{name}', value, step)
+
+    def close(self):
+        self.board.close()
+
+
+class Bar:
+    """An epoch's progress bar on a terminal: losses, learning rate, samples a second, time left."""
+
+    def __init__(self, epoch, epochs, steps, first_step):
+        self.bar = tqdm(total=steps, initial=first_step, desc=f'epoch {epoch}/{epochs}', unit='step', disable=None,
+                        dynamic_ncols=True, leave=False)
+        self.began, self.samples = time.perf_counter(), 0
+
+    def advance(self, samples):
+        self.samples += samples
+        self.bar.update()
+
+    @property
+    def samples_per_second(self):
+        return self.samples / max(time.perf_counter() - self.began, 1e-9)
+
+    def show(self, values, lr):
+        losses = ' '.join(f"{name.removesuffix('_loss')} {value:.3f}" for name, value in values.items() if name.endswith('loss'))
+        self.bar.set_postfix_str(f'{losses} lr {lr:.2e} {self.samples_per_second:.0f} samples/s')
+
+    def close(self):
+        self.bar.close()

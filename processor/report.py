@@ -1,0 +1,102 @@
+"""What test.py reports: the table, how far it can be trusted, and a file that says what produced it."""
+import hashlib
+import json
+import logging
+import os
+import platform
+from dataclasses import dataclass, field
+
+import torch
+import torchvision
+from torch.utils.data import DataLoader
+
+from utils.errors import UserError
+from utils.iotools import atomic_write
+from utils.metrics import check_independence, embed, retrieval_results, table
+from utils.options import as_dict
+
+logger = logging.getLogger('Pedestal.test')
+
+
+@dataclass
+class Report:
+    """An evaluation: ``tables`` is {how the samples were embedded: {task: summary}}, ``baselines`` {name: summary} of methods
+    that learn nothing."""
+    tables: dict = field(default_factory=dict)
+    baselines: dict = field(default_factory=dict)
+    independence: object = None
+    lines: list = field(default_factory=list)
+    produced_by: dict = field(default_factory=dict)
+
+    @property
+    def independent(self):
+        return self.independence.holds
+
+    @property
+    def text(self):
+        tables = [f'{how}\n{table(results)}' for how, results in self.tables.items()]
+        if self.baselines:
+            tables.append(f'without learning: colour words against the colours of ...\n{table(self.baselines)}')
+        return '\n'.join([*tables, str(self.independence), *self.lines])
+
+
+def evaluate(args, model, img_loader, txt_loader, checkpoint):
+    """Embed the test split as its loaders are ordered, rank it, and check that no embedding depends on its neighbours; where
+    one does, or with ``args.one_by_one``, rank the embeddings of batches of one, too."""
+    report = Report()
+    qfeats, qids = embed(model.encode_text, txt_loader, model)
+    gfeats, gids = embed(model.encode_image, img_loader, model)
+    how = f'{args.dataset_name} test: {len(qids)} captions, {len(gids)} images'
+    report.tables[how] = retrieval_results(qfeats, gfeats, qids, gids, args.i2t)
+    report.independence = check_independence(model, img_loader, txt_loader, (qfeats, gfeats))
+    if args.one_by_one or not report.independent:
+        alone = [DataLoader(loader.dataset, batch_size=1, num_workers=args.num_workers) for loader in (txt_loader, img_loader)]
+        qfeats, qids = embed(model.encode_text, alone[0], model)
+        gfeats, gids = embed(model.encode_image, alone[1], model)
+        report.tables['the same, embedded one by one'] = retrieval_results(qfeats, gfeats, qids, gids, args.i2t)
+    ties = report.tables[how]['t2i']['ties']
+    if ties:
+        report.lines.append(f'ties decide the ranking of {ties} captions; equal similarities are ranked in gallery order')
+    report.lines.append(how_chosen(args, checkpoint))
+    report.produced_by = produced_by(args, checkpoint, img_loader.dataset, txt_loader.dataset)
+    return report
+
+
+def how_chosen(args, checkpoint):
+    """Which checkpoint this is, and which split chose it."""
+    split = checkpoint.get('val_dataset', args.val_dataset)
+    by = f'chosen by the {split} split of {args.trained_on}'
+    warning = ', the split it is tested on' if split == 'test' and args.trained_on == args.dataset_name else ''
+    return f"{args.checkpoint}: epoch {checkpoint.get('epoch', 'unknown')}, {by}{warning}"
+
+
+def produced_by(args, checkpoint, images, captions):
+    """Everything that a figure hangs on."""
+    return {
+        'options': as_dict(args), 'checkpoint': os.path.abspath(args.checkpoint), 'checkpoint_sha256': sha256(args.checkpoint),
+        'epoch': checkpoint.get('epoch'), 'chosen_by_split': checkpoint.get('val_dataset', args.val_dataset),
+        'trained_on': args.trained_on, 'dataset': args.dataset_name, 'images': len(images), 'captions': len(captions),
+        'identities': len(set(map(int, images.image_pids))), 'seed': args.seed,
+        'versions': {'python': platform.python_version(), 'torch': torch.__version__, 'torchvision': torchvision.__version__},
+        'machine': torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()}
+
+
+def sha256(path):
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def save_results(report, args):
+    """``metrics.json`` beside the checkpoint (``metrics_<dataset>.json`` for another dataset than it was trained on)."""
+    name = 'metrics.json' if args.dataset_name == args.trained_on else f'metrics_{args.dataset_name}.json'
+    path = os.path.join(os.path.dirname(args.checkpoint), name)
+    content = {'results': report.tables, 'baselines': report.baselines, 'independence': {'holds': report.independent, **vars(report.independence)},
+               'produced_by': report.produced_by}
+    try:
+        with atomic_write(path) as file:
+            json.dump(content, file, indent=1, default=str)
+    except UserError as error:
+        logger.warning('the results are not saved: %s', error)

@@ -1,0 +1,44 @@
+"""The optimizer: each parameter learns at the rate that the published rules give its name, in few groups."""
+import torch
+
+from model.heads import head_classes
+from utils.errors import unknown
+
+OPTIMIZERS = ('Adam', 'AdamW', 'SGD')
+
+
+def parameter_settings(name, args):
+    """(lr, weight decay) of a parameter: IRRA's rules on its name, the later ones winning, then the heads' own."""
+    lr, weight_decay = args.lr, args.weight_decay
+    if 'cross' in name:
+        lr = args.lr * args.lr_factor
+    if 'bias' in name:
+        lr, weight_decay = args.lr * args.bias_lr_factor, args.weight_decay_bias
+    if any(part in name for part in ('classifier', 'mlm_head', 'itm_head')):
+        lr = args.lr * args.lr_factor
+    for head in head_classes():
+        lr, weight_decay = head.learning_rate(name, lr, weight_decay, args)
+    return lr, weight_decay
+
+
+def parameter_groups(args, model):
+    """The learning parameters of ``model`` in one group for each (lr, weight decay)."""
+    groups = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault(parameter_settings(name, args), []).append(parameter)
+    return [{'params': parameters, 'lr': lr, 'weight_decay': weight_decay} for (lr, weight_decay), parameters in groups.items()]
+
+
+def build_optimizer(args, model):
+    """Adam (eps 1e-3, which the released training in half precision needed and its results depend on), AdamW (eps 1e-8) or
+    SGD, by ``args.optimizer`` in any case."""
+    groups = parameter_groups(args, model)
+    name = args.optimizer.lower()
+    if name == 'adam':
+        return torch.optim.Adam(groups, lr=args.lr, betas=(args.alpha, args.beta), eps=1e-3)
+    if name == 'adamw':
+        return torch.optim.AdamW(groups, lr=args.lr, betas=(args.alpha, args.beta), eps=1e-8)
+    if name == 'sgd':
+        return torch.optim.SGD(groups, lr=args.lr, momentum=args.momentum)
+    raise unknown('optimizer', args.optimizer, OPTIMIZERS)

@@ -1,0 +1,70 @@
+"""Learning rates by epoch, with warm-up: IRRA's schedules."""
+import math
+from bisect import bisect_right
+
+from torch.optim.lr_scheduler import LRScheduler
+
+from utils.errors import UserError, unknown
+
+SCHEDULES = ('step', 'exp', 'poly', 'cosine', 'linear')
+WARMUPS = ('linear', 'constant')
+
+
+class WarmupSchedule(LRScheduler):
+    """Steps once an epoch. With i epochs done, W of ``warmup_epochs``, T of ``total_epochs`` and r = (i - W) / (T - W):
+
+    warm-up (i < W): linear ``base (f (1 - i/W) + i/W)`` or constant ``base f``, f the ``warmup_factor``;
+    step: ``base gamma^(milestones <= i)``; exp: ``base power^r``; poly: ``target + (base - target) power^(1-r)`` (which
+    rises, as released); linear: ``base (1 - r)``; cosine: ``target + (base - target) (1 + cos(pi r)) / 2``.
+    """
+
+    def __init__(self, optimizer, milestones=(20, 50), gamma=0.1, warmup_factor=0.1, warmup_epochs=5, warmup_method='linear',
+                 total_epochs=60, target_lr=0.0, power=0.9, mode='cosine', last_epoch=-1):
+        if mode not in SCHEDULES:
+            raise unknown('--lrscheduler', mode, SCHEDULES)
+        if warmup_method not in WARMUPS:
+            raise unknown('--warmup_method', warmup_method, WARMUPS)
+        if mode == 'step' and list(milestones) != sorted(milestones):
+            raise UserError(f'--milestones must rise, and are {list(milestones)}')
+        self.milestones, self.gamma, self.mode = list(milestones), gamma, mode
+        self.warmup_factor, self.warmup_epochs, self.warmup_method = warmup_factor, warmup_epochs, warmup_method
+        self.total_epochs, self.target_lr, self.power = total_epochs, target_lr, power
+        super().__init__(optimizer, last_epoch)
+
+    def get_lr(self):
+        return [self.lr_after(self.last_epoch, base) for base in self.base_lrs]
+
+    def lr_after(self, epochs, base):
+        """The learning rate once ``epochs`` epochs are done, for a parameter group that starts from ``base``."""
+        i, warmup = epochs, self.warmup_epochs
+        if i < warmup:
+            if self.warmup_method == 'constant':
+                return base * self.warmup_factor
+            return base * (self.warmup_factor * (1 - i / warmup) + i / warmup)
+        if self.mode == 'step':
+            return base * self.gamma ** bisect_right(self.milestones, i)
+        r = (i - warmup) / (self.total_epochs - warmup) if self.total_epochs > warmup else 1.0
+        if self.mode == 'exp':
+            return base * self.power ** r
+        if self.mode == 'linear':
+            return base * (1 - r)
+        if self.mode == 'poly':
+            return self.target_lr + (base - self.target_lr) * self.power ** (1 - r)
+        return self.target_lr + (base - self.target_lr) * (1 + math.cos(math.pi * r)) / 2
+
+    def state_dict(self):
+        """What has happened; the schedule itself is the options'."""
+        return {'last_epoch': self.last_epoch}
+
+    def load_state_dict(self, state_dict):
+        """Go on after the epochs that are done. A state that holds more, as published ones do, is read for that alone."""
+        self.last_epoch = state_dict['last_epoch']
+        self._last_lr = self.get_lr()
+        for group, lr in zip(self.optimizer.param_groups, self._last_lr):
+            group['lr'] = lr
+
+
+def build_lr_scheduler(args, optimizer):
+    """The schedule that ``args`` name, at the first epoch."""
+    return WarmupSchedule(optimizer, args.milestones, args.gamma, args.warmup_factor, args.warmup_epochs, args.warmup_method,
+                          args.num_epoch, args.target_lr, args.power, args.lrscheduler)

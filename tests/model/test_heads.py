@@ -1,0 +1,198 @@
+"""The registry, what a head may do, and that each head learns."""
+import pytest
+import torch
+from torch import nn
+
+from model import build_model
+from model import heads as heads_package
+from model.build import total_loss
+from model.heads import Head, head_classes, parse_loss_names, registry
+from tests.support import golden_archive, golden_json, options
+from utils.errors import UserError
+
+
+@pytest.fixture(scope='module')
+def archive(tmp_path_factory):
+    return golden_archive(golden_json('irra_tiny'), tmp_path_factory.mktemp('archive') / 'clip.pt')
+
+
+def small_model(archive, loss_names, seed=0, **changes):
+    torch.manual_seed(seed)
+    settings = dict(loss_names=loss_names, pretrain_choice=archive, img_size=(96, 32), text_length=20, vocab_size=512, cmt_depth=1)
+    return build_model(options(**{**settings, **changes}), 6)
+
+
+def small_batch(size=6, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    captions = torch.zeros(size, 20, dtype=torch.long)
+    labels = torch.zeros(size, 20, dtype=torch.long)
+    for row in captions:
+        length = int(torch.randint(5, 17, (1,), generator=generator))
+        row[0], row[length + 1] = 510, 511
+        row[1:length + 1] = torch.randint(1, 509, (length,), generator=generator)
+    masked = captions.clone()
+    for row, label in zip(masked, labels):
+        label[2], row[2] = row[2].clone(), 509
+    return {'pids': torch.arange(size), 'image_ids': torch.arange(size), 'images': torch.randn(size, 3, 96, 32, generator=generator),
+            'caption_ids': captions, 'mlm_ids': masked, 'mlm_labels': labels}
+
+
+ALL = sorted({name for name in registry()})
+
+
+@pytest.mark.parametrize('loss_names', ALL + ['+'.join(ALL)])
+def test_head_overfits_a_fixed_batch(archive, loss_names):
+    model, batch = small_model(archive, loss_names, temperature=0.1), small_batch()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    model.train()
+    history = []
+    for _ in range(60):
+        loss = total_loss(model(batch))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        history.append(loss.item())
+    assert history[-1] < 0.05 * history[0] + 0.02, history[::10]
+
+
+def test_every_head_reports_a_loss_and_plain_scalars(archive):
+    results = small_model(archive, '+'.join(ALL))(small_batch())
+    assert all(value.ndim == 0 for value in results.values())
+    for name in ALL:
+        assert f'{name}_loss' in results
+
+
+@pytest.mark.parametrize('names, message', [
+    ('sdm+mml', "unknown loss 'mml'.*did you mean mlm"), ('sdm+sdm', 'named twice'), ('idd', "unknown loss 'idd'.*did you mean id"),
+    ('sdm++id', "unknown loss ''"), ('fuse', 'never worked'), ('sdm+mim', 'never worked'), ('', "unknown loss ''")])
+def test_wrong_loss_names(names, message):
+    with pytest.raises(UserError, match=message):
+        parse_loss_names(names)
+
+
+def test_names_are_matched_whole():
+    assert [head.names for head in parse_loss_names('id+sdm')] == [('id',), ('sdm',)]
+
+
+def test_only_active_heads_have_parameters(archive):
+    names = {name.split('.')[0] for name, _ in small_model(archive, 'sdm+itc').named_parameters()}
+    assert names == {'base_model'}
+    assert 'classifier' in {name.split('.')[0] for name, _ in small_model(archive, 'id').named_parameters()}
+
+
+def test_masked_captions_cost_a_second_text_pass_only_when_kept_apart(archive):
+    model, batch = small_model(archive, 'sdm+mlm').eval(), small_batch()
+    passes = []
+    model.base_model.transformer.register_forward_hook(lambda *_: passes.append(1))
+    model(batch)
+    assert len(passes) == 2
+    passes.clear()
+    in_place = {**batch, 'caption_ids': batch['mlm_ids']}
+    del in_place['mlm_ids']
+    once = model(in_place)
+    assert len(passes) == 1
+    twice = model({**batch, 'caption_ids': batch['mlm_ids']})
+    assert all(torch.equal(once[name], twice[name]) for name in once)
+
+
+def test_mlm_scores_only_what_was_chosen(archive):
+    """The loss equals a plain cross-entropy over all positions with label 0 left out."""
+    model, batch = small_model(archive, 'mlm').eval(), small_batch()
+    encoded = model.encode(batch)
+    head = model.heads[0]
+    scores = head.mlm_head(head.cross(encoded.masked_text_tokens, encoded.image_tokens))    # [B, L, V]
+    plain = nn.functional.cross_entropy(scores.flatten(0, 1), batch['mlm_labels'].flatten(), ignore_index=0)
+    torch.testing.assert_close(head(encoded, batch)['mlm_loss'], plain)
+
+
+def test_initial_deviations(archive):
+    """IRRA's: input projections D^-1/2, what writes to the residual (2 depth D)^-1/2, first layers (2D)^-1/2."""
+    model = small_model(archive, 'mlm+id', cmt_depth=2)
+    width = model.embed_dim
+    block = model.cross_modal_transformer.resblocks[1]
+    expected = {model.cross_attn.in_proj_weight: width ** -0.5, model.cross_attn.out_proj.weight: (4 * width) ** -0.5,
+                block.attn.in_proj_weight: width ** -0.5, block.attn.out_proj.weight: (4 * width) ** -0.5,
+                block.mlp.c_fc.weight: (2 * width) ** -0.5, block.mlp.c_proj.weight: (4 * width) ** -0.5,
+                model.mlm_head.dense.weight: (2 * width) ** -0.5, model.mlm_head.fc.weight: (4 * width) ** -0.5,
+                model.classifier.weight: 0.001}
+    for weight, std in expected.items():
+        assert weight.std().item() == pytest.approx(std, rel=0.08)
+    assert model.classifier.bias.abs().max() == 0
+
+
+def test_resnet_refuses_losses_on_tokens():
+    shape = dict(pretrain_choice='scratch:RN50', img_size=(64, 32), training=False)
+    with pytest.raises(UserError, match="'mlm' reads image tokens.*use a ViT"):
+        build_model(options(loss_names='sdm+mlm', **shape), 3)
+    model = build_model(options(loss_names='sdm+id', **shape), 3).eval()
+    assert model.encode_image(torch.zeros(1, 3, 64, 32)).shape == (1, 1024)
+
+
+@pytest.fixture
+def new_head(monkeypatch):
+    """A head in a file of its own, as a user would add it."""
+    class Margin(Head):
+        names = ('margin',)
+        needs = ('text_attention',)
+
+        @staticmethod
+        def add_options(parser):
+            parser.add_argument('--margin_width', type=float, default=0.3)
+
+        @staticmethod
+        def learning_rate(name, lr, weight_decay, args):
+            return (10 * lr, weight_decay) if name.startswith('margin_proj') else (lr, weight_decay)
+
+        def __init__(self, args, model):
+            super().__init__()
+            self.margin_proj = nn.Linear(model.embed_dim, 4)
+            self.margin_scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, encoded, batch):
+            assert encoded.text_attention is not None and encoded.image_attention is None
+            distance = (self.margin_proj(encoded.image) - self.margin_proj(encoded.text)).square().mean()
+            return {'margin_loss': self.margin_scale * distance, 'distance': distance}
+
+    monkeypatch.setattr(heads_package, 'registry', lambda: {**registry(), 'margin': Margin})
+    return Margin
+
+
+def test_a_new_head_needs_nothing_else(archive, new_head):
+    from solver.build import parameter_settings
+    assert new_head in head_classes()
+    args = options(loss_names='sdm+margin')
+    assert args.margin_width == 0.3
+    model = small_model(archive, 'sdm+margin')
+    assert {'margin_proj.weight', 'margin_scale'} <= set(model.state_dict())
+    results = model(small_batch())
+    assert total_loss(results) == results['sdm_loss'] + results['margin_loss'] and 'distance' in results
+    assert parameter_settings('margin_proj.weight', args)[0] == pytest.approx(10 * args.lr)
+
+
+def test_parts_of_one_name_collide_loudly(archive, new_head):
+    def clash(self, args, model):
+        Head.__init__(self)
+        self.classifier = nn.Linear(2, 2)
+    new_head.__init__ = clash
+    with pytest.raises(ValueError, match='another part of that name'):
+        small_model(archive, 'id+margin')
+
+
+def test_train_and_eval_reach_the_heads(archive):
+    model = small_model(archive, 'sdm+mlm')
+    assert not model.eval().heads[0].training and model.train().heads[0].training
+
+
+def test_half_precision_stays_close(archive):
+    exact, half = (small_model(archive, 'sdm+id+mlm', amp=amp).eval() for amp in ('off', 'bf16'))
+    batch = small_batch()
+    for reference, value in ((exact.encode_image(batch['images']), half.encode_image(batch['images'])),
+                             (exact.encode_text(batch['caption_ids']), half.encode_text(batch['caption_ids']))):
+        assert value.dtype == torch.float32
+        assert torch.nn.functional.cosine_similarity(reference, value).min() > 0.999
+
+
+def test_fp16_needs_a_gpu(archive):
+    model = small_model(archive, 'sdm', amp='fp16')
+    with pytest.raises(UserError, match='fp16 needs a GPU'):
+        model(small_batch())

@@ -1,0 +1,89 @@
+"""Learning rates and weight decays of every parameter, and the schedules, as released."""
+import pytest
+import torch
+
+from model import build_model
+from solver import build_lr_scheduler, build_optimizer
+from solver.build import parameter_settings
+from solver.lr_scheduler import WarmupSchedule
+from tests.support import golden_json, options
+from utils.errors import UserError
+
+
+@pytest.mark.parametrize('number', range(len(golden_json('lr_schedule'))))
+def test_schedule_is_the_released_one(number):
+    reference = golden_json('lr_schedule')[number]
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=reference['base_lr'])
+    schedule = WarmupSchedule(optimizer, **reference['settings'])
+    for epoch, lr in enumerate(reference['lr_per_epoch']):
+        assert optimizer.param_groups[0]['lr'] == pytest.approx(lr, rel=1e-9, abs=1e-18), f'epoch {epoch}'
+        optimizer.step()
+        schedule.step()
+
+
+@pytest.mark.parametrize('mode', ['step', 'exp', 'poly', 'linear', 'cosine'])
+def test_schedule_goes_on_where_it_was(mode):
+    def make():
+        optimizer = torch.optim.SGD([{'params': [torch.nn.Parameter(torch.zeros(1))], 'lr': lr} for lr in (1e-3, 5e-3)])
+        return optimizer, WarmupSchedule(optimizer, milestones=(3, 6), warmup_epochs=2, total_epochs=9, mode=mode)
+    optimizer, schedule = make()
+    lrs = []
+    for _ in range(9):
+        lrs.append([group['lr'] for group in optimizer.param_groups])
+        optimizer.step()
+        schedule.step()
+        if len(lrs) == 4:
+            state = schedule.state_dict()
+    optimizer, schedule = make()
+    schedule.load_state_dict(state)
+    for expected in lrs[4:]:
+        assert [group['lr'] for group in optimizer.param_groups] == expected
+        optimizer.step()
+        schedule.step()
+
+
+def test_parameter_settings_are_the_released_ones():
+    official = golden_json('official_irra_vitb16')
+    known = vars(options())
+    args = options(**{name: value for name, value in official['settings'].items() if name in known})
+    for name, (lr, weight_decay) in official['optimizer_groups'].items():
+        assert parameter_settings(name, args) == (pytest.approx(lr, rel=1e-12), weight_decay), name
+
+
+@pytest.fixture(scope='module')
+def model():
+    return build_model(options(loss_names='sdm+mlm+id', pretrain_choice='scratch:tiny', img_size=(96, 48)), 7)
+
+
+@pytest.mark.parametrize('name, kind, eps', [('Adam', torch.optim.Adam, 1e-3), ('adamw', torch.optim.AdamW, 1e-8),
+                                             ('SGD', torch.optim.SGD, None)])
+def test_optimizer_has_few_groups_that_cover_every_parameter_once(model, name, kind, eps):
+    args = options(optimizer=name, loss_names='sdm+mlm+id', alpha=0.5)
+    optimizer = build_optimizer(args, model)
+    assert type(optimizer) is kind and len(optimizer.param_groups) <= 5
+    if eps is not None:
+        assert optimizer.defaults['eps'] == eps and optimizer.defaults['betas'] == (0.5, 0.999)
+    held = [id(p) for group in optimizer.param_groups for p in group['params']]
+    assert sorted(held) == sorted(id(p) for p in model.parameters())
+    settings = {id(p): (group['lr'], group['weight_decay']) for group in optimizer.param_groups for p in group['params']}
+    for parameter_name, parameter in model.named_parameters():
+        assert settings[id(parameter)] == parameter_settings(parameter_name, args)
+
+
+def test_frozen_parameters_are_left_out(model):
+    model.base_model.visual.conv1.requires_grad_(False)
+    try:
+        held = {id(p) for group in build_optimizer(options(), model).param_groups for p in group['params']}
+        assert id(model.base_model.visual.conv1.weight) not in held
+    finally:
+        model.base_model.visual.conv1.requires_grad_(True)
+
+
+def test_unknown_names_name_the_nearest(model):
+    with pytest.raises(UserError, match='did you mean AdamW'):
+        build_optimizer(options(optimizer='Adamm_W'), model)
+    optimizer = build_optimizer(options(), model)
+    args = options()
+    args.lrscheduler = 'cosin'
+    with pytest.raises(UserError, match='did you mean cosine'):
+        build_lr_scheduler(args, optimizer)

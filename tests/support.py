@@ -1,0 +1,82 @@
+"""What several tests share: options for small models, and the released implementations' reference vectors."""
+import argparse
+import json
+import os
+import zlib
+
+import numpy as np
+import torch
+
+from utils.options import build_parser, complete
+
+GOLDEN = os.path.join(os.path.dirname(__file__), 'golden')
+
+
+def options(**changes):
+    """The default options with some changed, as get_args gives them."""
+    settings = {**build_parser().defaults_in_code, **changes}
+    args = complete(argparse.Namespace(**settings))
+    args.notes = []
+    return args
+
+
+def golden(name):
+    """(vectors, description) of a reference file, tensors instead of arrays."""
+    with np.load(os.path.join(GOLDEN, f'{name}.npz')) as vectors:
+        vectors = {key: torch.from_numpy(value) for key, value in vectors.items()}
+    return vectors, golden_json(name)
+
+
+def golden_json(name):
+    path = os.path.join(GOLDEN, f'{name}.json')
+    if not os.path.exists(path):
+        return None
+    with open(path) as file:
+        return json.load(file)
+
+
+def golden_weight(name, shape):
+    """The value that the reference vectors were computed with, from a parameter's name (tests/golden/README.md)."""
+    noise = np.random.RandomState(zlib.crc32(name.encode()) & 0xffffffff).standard_normal(shape)
+    if name.endswith('bias'):
+        value = 0.02 * noise
+    elif name.endswith('weight') and len(shape) == 1:
+        value = 1 + 0.1 * noise
+    elif name.endswith('.alpha'):
+        value = np.full(shape, 0.3)
+    else:
+        value = 0.05 * noise
+    return torch.from_numpy(np.asarray(value, dtype=np.float32))
+
+
+def golden_archive(description, path):
+    """Write the pretrained CLIP that a reference model started from, under the bare CLIP names, and return ``path``."""
+    config = description['config']
+    bare = {name[len('base_model.'):]: tuple(shape) for name, (shape, _) in description['official_keys'].items()
+            if name.startswith('base_model.')}
+    side = config['pretrain_res'] // config['patch']
+    bare['visual.positional_embedding'] = (side * side + 1, config['vision_width'])
+    torch.save({name: golden_weight(name, shape) for name, shape in bare.items()}, path)
+    return str(path)
+
+
+def golden_model(name, tmp_path, **changes):
+    """(model in eval mode, vectors, description) of a reference: fitted position tables, all other weights by their names."""
+    from model import build_model
+    vectors, description = golden(name)
+    config = description['config']
+    known = build_parser().defaults_in_code
+    settings = {key: value for key, value in description['args'].items() if key in known}
+    settings.update(loss_names=description['loss_names'], text_length=config['text_length'], img_size=tuple(config['img_size']),
+                    pretrain_choice=golden_archive(description, tmp_path / 'clip.pt'), amp='off')
+    settings.update(changes)
+    model = build_model(options(**settings), config['num_classes'])
+    with torch.no_grad():
+        for key, value in model.state_dict().items():
+            if not key.endswith('positional_embedding'):
+                value.copy_(golden_weight(key, tuple(value.shape)))
+    return model.eval(), vectors, description
+
+
+def golden_batch(vectors):
+    return {name[len('in/'):]: value for name, value in vectors.items() if name.startswith('in/')}

@@ -1,0 +1,82 @@
+"""Train a text-to-image person retrieval model: ``python train.py --help``."""
+import logging
+import os
+import shutil
+import time
+
+from datasets import build_dataloader
+from model import build_model
+from processor.processor import do_train
+from solver import build_lr_scheduler, build_optimizer
+from utils.checkpoint import Checkpointer, start_from
+from utils.comm import pick_device, refuse_several_gpus
+from utils.errors import UserError, run
+from utils.iotools import save_train_configs
+from utils.logger import setup_logger
+from utils.metrics import Evaluator
+from utils.options import get_args
+from utils.seeding import seed_all
+
+logger = logging.getLogger('Pedestal.train')
+
+
+def main(argv=None):
+    args = get_args(argv)
+    if not args.training:
+        raise UserError('--test is not for train.py; use: python test.py --config_file <run folder>/configs.yaml')
+    refuse_several_gpus()
+    device = pick_device(args.device)
+    if args.resume:
+        args.output_dir = os.path.dirname(os.path.abspath(args.resume_ckpt_file))
+        return train(args, device)
+    args.output_dir = new_folder(os.path.join(args.output_dir, args.dataset_name), args.name)
+    try:
+        train(args, device)
+    except UserError:
+        if not os.path.exists(os.path.join(args.output_dir, 'last.pth')):
+            shutil.rmtree(args.output_dir)  # nothing was trained: leave no litter
+        raise
+
+
+def new_folder(parent, name):
+    """Make ``<parent>/<time>_<name>``, with a number behind it where two runs start in the same second."""
+    stem = os.path.join(parent, f"{time.strftime('%Y%m%d_%H%M%S')}_{name}")
+    for number in range(1000):
+        folder = f'{stem}_{number}' if number else stem
+        try:
+            os.makedirs(folder)
+            return folder
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UserError(f'cannot make the output folder {folder}: {error.strerror}; choose another --output_dir') from None
+    raise UserError(f'cannot make a folder like {stem}: they are all there')
+
+
+def train(args, device):
+    setup_logger('Pedestal', save_dir=args.output_dir, if_train=True)
+    logger.info('run folder %s, device %s', args.output_dir, device)
+    for line in args.notes:
+        logger.info('note: %s', line)
+    seed_all(args.seed)
+
+    train_loader, val_img_loader, val_txt_loader, num_classes = build_dataloader(args)
+    model = build_model(args, num_classes)
+    if args.init_from and not args.resume:
+        start_from(model, args.init_from)
+    model.to(device)
+    logger.info('%.1fM parameters, losses %s', sum(p.numel() for p in model.parameters()) / 1e6, args.loss_names)
+
+    optimizer = build_optimizer(args, model)
+    scheduler = build_lr_scheduler(args, optimizer)
+    checkpointer = Checkpointer(model, optimizer, scheduler, args.output_dir, save_to_disk=True)
+    evaluator = Evaluator(val_img_loader, val_txt_loader)
+    start_epoch = 1
+    if args.resume:
+        start_epoch = checkpointer.resume(args.resume_ckpt_file)['epoch']
+    save_train_configs(args.output_dir, args)
+    do_train(start_epoch, args, model, train_loader, evaluator, optimizer, scheduler, checkpointer)
+
+
+if __name__ == '__main__':
+    run(main)

@@ -1,0 +1,52 @@
+"""One kind of error for what a user can put right, told in one sentence."""
+import difflib
+import os
+import sys
+
+
+class UserError(Exception):
+    """Bad input: the message says what is wrong, where, and what to do. Programs print it and exit with status 2.
+
+    A DataLoader worker wraps the message of what it raises in a traceback; the sentence is cut out again here, so that a
+    broken image reads the same with any number of workers.
+    """
+
+    def __init__(self, message):
+        marker = 'UserError: '
+        message = str(message)
+        if 'Original Traceback' in message and marker in message:
+            message = message.rsplit(marker, 1)[1].strip()
+        super().__init__(message)
+
+
+def nearest(name, known):
+    """``'; did you mean x?'`` for the known name closest to ``name``, or the list of known names if none is close."""
+    known = sorted(str(k) for k in known)
+    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    if not close:  # the same word in other capitals, or a part of one
+        close = [k for k in known if k.lower() == str(name).lower()]
+    if close:
+        return f'; did you mean {close[0]}?'
+    return f'; known: {", ".join(known)}' if len(known) <= 20 else ''
+
+
+def unknown(what, name, known):
+    """The error for a name that isn't one of the ``known``: ``raise unknown('sampler', 'identiy', SAMPLERS)``."""
+    return UserError(f'unknown {what} {name!r}{nearest(name, known)}')
+
+
+def run(main):
+    """Run a program's ``main()`` and exit with its status; a :class:`UserError` becomes one line and status 2."""
+    program = os.path.basename(sys.argv[0])
+    try:
+        status = main()
+    except UserError as error:
+        print(f'{program}: error: {error}', file=sys.stderr)
+        status = 2
+    except KeyboardInterrupt:
+        print(f'{program}: interrupted', file=sys.stderr)
+        status = 130
+    except BrokenPipeError:  # `... | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 141
+    sys.exit(status)

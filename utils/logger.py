@@ -1,0 +1,39 @@
+"""A run's log: the console and a file in the run's folder."""
+import logging
+import os
+
+from tqdm import tqdm
+
+from utils.errors import UserError
+
+
+class ConsoleHandler(logging.Handler):
+    """Writes lines above a progress bar instead of through it."""
+
+    def emit(self, record):
+        tqdm.write(self.format(record))
+
+
+def setup_logger(name, save_dir, if_train, distributed_rank=0):
+    """The logger ``name`` and Pedestal's own, writing to the console and to ``train_log.txt`` or ``test_log.txt`` in
+    ``save_dir`` (appending; no file if it is empty). Processes other than rank 0 stay silent."""
+    logger, ours = logging.getLogger(name), logging.getLogger('Pedestal')
+    handlers = []
+    if distributed_rank == 0:
+        handlers.append(ConsoleHandler())
+        if save_dir:
+            try:
+                os.makedirs(save_dir, exist_ok=True)
+                handlers.append(logging.FileHandler(os.path.join(save_dir, 'train_log.txt' if if_train else 'test_log.txt')))
+            except OSError as error:
+                raise UserError(f'cannot write into {save_dir}: {error.strerror}; choose another --output_dir') from None
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter('%(asctime)s %(name)s %(levelname)s: %(message)s'))
+    for target in {logger, ours}:
+        for old in target.handlers[:]:
+            target.removeHandler(old)
+            old.close()
+        target.setLevel(logging.DEBUG)
+        target.propagate = False
+        target.handlers = list(handlers)
+    return logger

@@ -1,0 +1,356 @@
+"""Options: the flags of the released command lines, recipes (YAML), and a run's ``configs.yaml``.
+
+Defaults are IRRA's. A recipe (``--config_file``) comes before the flags, so that a flag changes one thing of it. Every
+name is checked: a typo that trains another model in silence is the one thing this file must never let through.
+"""
+import argparse
+import math
+import os
+import re
+import sys
+
+import yaml
+
+from utils.errors import UserError, nearest, unknown
+
+# Flags that the released code has and never reads, or that belong to parts that cannot run there: accepted, and said once.
+WITHOUT_EFFECT = ('local_rank', 'distributed')
+# What describes one run rather than how to train: not taken over from another run's configs.yaml.
+OF_ONE_RUN = ('output_dir', 'resume', 'resume_ckpt_file', 'init_from', 'config_file', 'print_config', 'training', 'local_rank',
+              'distributed')
+# What may differ between a run and its resumption without changing what is computed.
+FREE_TO_CHANGE = OF_ONE_RUN + ('num_workers', 'log_period', 'save_steps', 'save_period', 'device', 'test_batch_size', 'name')
+
+
+class Parser(argparse.ArgumentParser):
+    """An argparse parser whose errors are sentences with the nearest known flag, and that remembers which head adds what."""
+
+    def __init__(self, **settings):
+        super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **settings)
+        self.readers = {}             # option -> the heads that read it; options that aren't here are read by all
+        self.defaults_in_code = {}    # option -> default before a recipe changes it
+
+    def parse(self, argv):
+        args, extra = self.parse_known_args(argv)
+        for word in extra:
+            if word.startswith('-') and not is_number(word):
+                flag = word.split('=')[0]
+                raise UserError(f'unknown flag {flag}{nearest(flag, self._option_string_actions)}')
+            raise UserError(f"'{word}' belongs to no flag")
+        return args
+
+    def error(self, message):
+        raise UserError(message)
+
+    def actions(self):
+        """{option: argparse action}"""
+        return {action.dest: action for action in self._actions if action.dest != 'help'}
+
+    def given(self, argv):
+        """The options that are on the command line."""
+        flags = {word.split('=')[0] for word in argv}
+        return {action.dest for flag, action in self._option_string_actions.items() if flag in flags}
+
+
+def is_number(text):
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def positive(convert, least=0, strict=True, most=math.inf):
+    """An argparse type: a finite number above ``least`` (or from it, if not strict) and at most ``most``."""
+    def number(text):
+        value = convert(text)
+        if not (value > least if strict else value >= least) or value > most or value == math.inf:
+            raise argparse.ArgumentTypeError(
+                f"'{text}' must be {'above' if strict else 'at least'} {least}" + (f' and at most {most}' if most < math.inf else ''))
+        return value
+    number.__name__ = convert.__name__
+    return number
+
+
+count = positive(int)                         # 1, 2, ...
+whole = positive(int, strict=False)           # 0, 1, ...
+amount = positive(float)                      # above 0
+weight = positive(float, strict=False)        # 0 or more
+share = positive(float, strict=False, most=1)  # 0 to 1
+
+
+def yes_no(group, name, default, text):
+    group.add_argument(name, action=argparse.BooleanOptionalAction, default=default, help=text)
+
+
+def build_parser():
+    """The parser of train.py, with the options of every head in ``model/heads``."""
+    parser = Parser(prog='train.py', description='Train a text-to-image person retrieval model.')
+
+    run = parser.add_argument_group('run')
+    run.add_argument('--config_file', default='', help='a recipe: YAML with these options by name; flags come after it')
+    yes_no(run, '--print_config', False, 'print the options that result, as a recipe, and leave')
+    run.add_argument('--name', default='baseline', help="the run's name")
+    run.add_argument('--output_dir', default='logs', help="where runs' folders are made: <output_dir>/<dataset>/<time>_<name>")
+    run.add_argument('--log_period', type=count, default=100, help='steps between lines of the log')
+    run.add_argument('--eval_period', type=count, default=1, help='epochs between evaluations')
+    run.add_argument('--val_dataset', default='test', choices=['test', 'val'], help='split that chooses the best epoch')
+    yes_no(run, '--resume', False, 'go on with the run of --resume_ckpt_file, in its folder')
+    run.add_argument('--resume_ckpt_file', default='', help='the last.pth to go on from')
+    run.add_argument('--init_from', default='', help='a checkpoint whose weights a new run starts from')
+    run.add_argument('--save_steps', type=whole, default=1000, help='steps between writes of last.pth; 0: at epoch ends only')
+    run.add_argument('--save_period', type=whole, default=0, help='epochs between kept checkpoints epoch_<n>.pth; 0: none')
+    run.add_argument('--seed', type=whole, default=1, help='of everything random')
+    run.add_argument('--device', default='auto', help='auto, cpu, cuda or cuda:<n>')
+    run.add_argument('--amp', default='auto', choices=['auto', 'bf16', 'fp16', 'off'], help='precision of the forward pass')
+    run.add_argument('--test', dest='training', action='store_false', default=True, help="IRRA's way to say: not for training")
+    run.add_argument('--local_rank', type=int, default=0, help='set by torchrun; one GPU is used')
+    yes_no(run, '--distributed', False, 'found by itself; has no effect')
+
+    model = parser.add_argument_group('model')
+    model.add_argument('--pretrain_choice', default='ViT-B/16',
+                       help='an OpenAI CLIP, a file with weights, or scratch:<shape> of configs/clip')
+    yes_no(model, '--trust_archive', False, 'load a TorchScript archive that is not one of OpenAI; it can carry code')
+    model.add_argument('--loss_names', default='sdm+id+mlm', help='which heads train the model, joined by +')
+    model.add_argument('--temperature', type=amount, default=0.02, help='of the similarities, constant')
+    model.add_argument('--img_size', type=count, nargs=2, default=(384, 128), metavar=('HEIGHT', 'WIDTH'), help='pixels')
+    model.add_argument('--stride_size', type=count, default=16, help="pixels between patches; below the patch's size they overlap")
+    model.add_argument('--text_length', type=positive(int, least=2), default=77, help='tokens a caption, start and end included')
+
+    captions = parser.add_argument_group('captions')
+    yes_no(captions, '--MLM', False, 'mask captions in place, as the released code does: --caption_masking inplace')
+    captions.add_argument('--caption_masking', choices=['inplace', 'clean'], default=None,
+                          help='inplace: every loss reads the masked caption; clean: only mlm does (default: inplace with --MLM)')
+    captions.add_argument('--mlm_masking', choices=['random'], default='random', help='how masked tokens are chosen')
+    captions.add_argument('--masked_token_rate', type=share, default=0.8, help='share of the chosen tokens that become the mask')
+    captions.add_argument('--masked_token_unchanged_rate', type=share, default=0.1, help='share of the chosen tokens that stay')
+
+    solver = parser.add_argument_group('solver')
+    solver.add_argument('--optimizer', default='Adam', help='Adam, AdamW or SGD')
+    solver.add_argument('--lr', type=weight, default=1e-5, help='base learning rate')
+    solver.add_argument('--lr_factor', type=weight, default=5.0, help='on lr for what is made anew: cross encoder, classifier, mlm_head')
+    solver.add_argument('--bias_lr_factor', type=weight, default=2.0, help='on lr for biases')
+    solver.add_argument('--momentum', type=share, default=0.9, help='of SGD')
+    solver.add_argument('--weight_decay', type=weight, default=4e-5)
+    solver.add_argument('--weight_decay_bias', type=weight, default=0.0)
+    solver.add_argument('--alpha', type=share, default=0.9, help="Adam's first beta")
+    solver.add_argument('--beta', type=share, default=0.999, help="Adam's second beta")
+    solver.add_argument('--num_epoch', type=count, default=60)
+    solver.add_argument('--lrscheduler', default='cosine', choices=['step', 'exp', 'poly', 'cosine', 'linear'])
+    solver.add_argument('--milestones', type=count, nargs='+', default=(20, 50), help='epochs, for step')
+    solver.add_argument('--gamma', type=weight, default=0.1, help='factor at each milestone, for step')
+    solver.add_argument('--warmup_factor', type=weight, default=0.1, help='on lr at the start')
+    solver.add_argument('--warmup_epochs', type=whole, default=5)
+    solver.add_argument('--warmup_method', default='linear', choices=['linear', 'constant'])
+    solver.add_argument('--target_lr', type=weight, default=0.0, help='at the end, for cosine and poly')
+    solver.add_argument('--power', type=weight, default=0.9, help='for exp and poly')
+
+    data = parser.add_argument_group('data')
+    data.add_argument('--dataset_name', default='CUHK-PEDES', help='CUHK-PEDES, ICFG-PEDES, RSTPReid or synthpedes')
+    data.add_argument('--root_dir', default='./data', help="the folder with the datasets' folders")
+    data.add_argument('--batch_size', type=count, default=128)
+    data.add_argument('--test_batch_size', type=count, default=512)
+    data.add_argument('--num_workers', type=whole, default=8, help='processes that load data')
+    yes_no(data, '--img_aug', False, 'pad and crop, erase; without it training images are only flipped')
+    data.add_argument('--sampler', default='random', help='random, identity or idrannum')
+    data.add_argument('--num_instance', type=count, default=4, help='captions of an identity in a batch, for identity and idrannum')
+    data.add_argument('--limit_train', type=count, default=None, help='train on the first so many captions only')
+    yes_no(data, '--skip_broken', False, 'leave out training images that cannot be read, and say how many')
+
+    add_head_options(parser)
+    parser.defaults_in_code = {name: action.default for name, action in parser.actions().items()}
+    return parser
+
+
+def add_head_options(parser):
+    # The one place where utils looks up to model: the heads bring their own options.
+    from model.heads import head_classes
+    for head in head_classes():
+        before = set(parser.actions())
+        head.add_options(parser.add_argument_group(f"losses: {', '.join(head.names)}"))
+        for name in set(parser.actions()) - before:
+            parser.readers[name] = []
+    for head in head_classes():
+        for name in head.reads:
+            if name in parser.readers:
+                parser.readers[name].append(head)
+
+
+def get_args(argv=None):
+    """The options of a training run from the command line (``argv``, by default the program's own) and the recipe that it
+    names. Raises :class:`UserError`; ``--help`` and ``--print_config`` print and leave."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = build_parser()
+    first = parser.parse(argv)
+    recipe = {}
+    if first.resume:
+        recipe.update(options_of_resumed_run(first.resume_ckpt_file, parser))
+    if first.config_file:
+        recipe.update(read_recipe(first.config_file, parser))
+    parser.set_defaults(**recipe)
+    args = complete(parser.parse(argv))
+    args.notes = notes(args, parser, parser.given(argv) | set(recipe))
+    if args.print_config:
+        print(dump(args), end='')
+        sys.exit(0)
+    return args
+
+
+def complete(args):
+    """Settle what depends on several options: caption masking, and what a sample must carry for the active heads."""
+    from model.heads import parse_loss_names
+    heads = parse_loss_names(args.loss_names)
+    args.img_size, args.milestones = tuple(args.img_size), tuple(args.milestones)
+    if args.caption_masking is None:
+        args.caption_masking = 'inplace' if args.MLM else 'clean'
+    if args.masked_token_rate + args.masked_token_unchanged_rate > 1:
+        raise UserError('--masked_token_rate and --masked_token_unchanged_rate are shares of the same tokens and add up to '
+                        f'{args.masked_token_rate + args.masked_token_unchanged_rate:g}, above 1')
+    args.batch_fields = tuple(sorted({field for head in heads for field in head.fields}))
+    return args
+
+
+def notes(args, parser, given):
+    """Lines for the start of the log: options that nobody reads, and differences from the method's published recipe."""
+    from model.heads import parse_loss_names
+    lines = []
+    heads = parse_loss_names(args.loss_names)
+    idle = sorted(name for name in given if name in parser.readers and not set(parser.readers[name]) & set(heads))
+    if idle:
+        lines.append(f"no active head reads {', '.join('--' + name for name in idle)} (--loss_names {args.loss_names})")
+    nothing = sorted(name for name in given if name in WITHOUT_EFFECT and name != 'local_rank')
+    if nothing:
+        lines.append(f"without effect: {', '.join('--' + name for name in nothing)}")
+    path, differences = recipe_differences(args, parser)
+    if differences:
+        lines.append(f"differs from {path}: {', '.join(differences)}")
+    return lines
+
+
+def recipe_differences(args, parser):
+    """The published recipe (configs/<method>/<dataset>.yaml) with this run's losses and dataset, and how the run differs."""
+    folder = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'configs')
+    dataset = f'{args.dataset_name.lower()}.yaml'
+    for method in sorted(os.listdir(folder)):
+        path = os.path.join(folder, method, dataset)
+        if not os.path.exists(path):
+            continue
+        recipe = {**parser.defaults_in_code, **read_recipe(path, parser)}
+        if set(recipe['loss_names'].split('+')) != set(args.loss_names.split('+')):
+            continue
+        recipe = vars(complete(argparse.Namespace(**recipe)))
+        ignored = FREE_TO_CHANGE + ('root_dir', 'loss_names', 'seed', 'MLM', 'eval_period', 'val_dataset', 'amp', 'notes')
+        differences = [f'{name} {plain(getattr(args, name))} (recipe {plain(value)})' for name, value in sorted(recipe.items())
+                       if name not in ignored and plain(getattr(args, name)) != plain(value)]
+        return f'configs/{method}/{dataset}', differences
+    return None, []
+
+
+class SafeLoader(yaml.SafeLoader):
+    """YAML without code. ``!!python/tuple``, which the released configs.yaml contain, is a tuple."""
+
+
+SafeLoader.add_constructor('tag:yaml.org,2002:python/tuple', lambda loader, node: tuple(loader.construct_sequence(node)))
+# YAML 1.1 reads 1e-5 as text; researchers mean a number.
+SafeLoader.add_implicit_resolver('tag:yaml.org,2002:float', re.compile(r'^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$'),
+                                 list('-+0123456789'))
+
+
+def read_yaml(path):
+    """A YAML file's mapping. Missing, malformed, not a mapping or with Python tags: :class:`UserError`."""
+    try:
+        with open(path, encoding='utf-8') as file:
+            content = yaml.load(file, Loader=SafeLoader)
+    except FileNotFoundError:
+        raise UserError(f'no config file {path}') from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f'cannot read {path}: {error}') from None
+    except yaml.constructor.ConstructorError as error:
+        mark = error.problem_mark
+        raise UserError(f'{path}, line {mark.line + 1}: {error.problem}; configs hold plain values only') from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise UserError(f'{path} must hold options as `name: value` lines')
+    return content
+
+
+def read_recipe(path, parser):
+    """A recipe's options with the flags' types. A key that is no option is an error with the nearest name. Of a run's
+    configs.yaml, what describes that run alone (its folder, its resumption) is left out."""
+    content = read_yaml(path)
+    actions = parser.actions()
+    of_a_run = os.path.basename(path) == 'configs.yaml'
+    options = {}
+    for name, value in content.items():
+        if of_a_run and (name in OF_ONE_RUN or name == 'batch_fields'):
+            continue
+        if name not in actions:
+            raise UserError(f"{path}: unknown option '{name}'{nearest(name, actions)}")
+        options[name] = typed(actions[name], value, path)
+    return options
+
+
+def typed(action, value, path):
+    """A recipe's value as the flag would have read it."""
+    if value is None and action.default is None:
+        return None
+    try:
+        if isinstance(action, argparse.BooleanOptionalAction) or action.const in (True, False):
+            if not isinstance(value, bool):
+                raise argparse.ArgumentTypeError(f"'{value}' must be true or false")
+            return value
+        if action.nargs is not None:
+            values = list(value) if isinstance(value, (list, tuple)) else str(value).split()
+            if isinstance(action.nargs, int) and len(values) != action.nargs:
+                raise argparse.ArgumentTypeError(f"'{value}' must be {action.nargs} numbers")
+            return tuple(action.type(str(item)) for item in values)
+        if isinstance(value, (list, tuple, dict, bool)):
+            raise argparse.ArgumentTypeError(f"'{value}' must be a single value")
+        value = action.type(str(value)) if action.type else str(value)
+        if action.choices and value not in action.choices:
+            raise argparse.ArgumentTypeError(f"'{value}' must be one of {', '.join(action.choices)}")
+        return value
+    except (argparse.ArgumentTypeError, ValueError) as error:
+        raise UserError(f'{path}, {action.dest}: {error}') from None
+
+
+def options_of_resumed_run(checkpoint, parser):
+    """The options in the folder of the checkpoint that a run is resumed from; none if it keeps no configs.yaml."""
+    if not checkpoint:
+        raise UserError('--resume needs --resume_ckpt_file, the last.pth of the run to go on with')
+    path = os.path.join(os.path.dirname(checkpoint), 'configs.yaml')
+    return read_recipe(path, parser) if os.path.exists(path) else {}
+
+
+def run_options(path):
+    """The options of a run's configs.yaml, ours or a released one's, with what is missing there filled in as its code meant
+    it. Names that Pedestal doesn't know are kept as they are: a fork may have had them."""
+    parser = build_parser()
+    actions = parser.actions()
+    options = dict(parser.defaults_in_code)
+    for name, value in read_yaml(path).items():
+        options[name] = typed(actions[name], value, path) if name in actions else value
+    args = complete(argparse.Namespace(**options))
+    args.notes = []
+    return args
+
+
+def plain(value):
+    """A value as YAML holds it: tuples as lists."""
+    return list(value) if isinstance(value, (tuple, list)) else value
+
+
+def as_dict(args):
+    """The options as plain values, without what only describes this call."""
+    left_out = ('notes', 'config_file', 'print_config')
+    return {name: plain(value) for name, value in sorted(vars(args).items()) if name not in left_out}
+
+
+def dump(args):
+    """The options as a recipe's text."""
+    left_out = ('batch_fields', 'training', 'local_rank', 'distributed', 'resume', 'resume_ckpt_file')
+    options = {name: value for name, value in as_dict(args).items() if name not in left_out}
+    return yaml.safe_dump(options, default_flow_style=None, sort_keys=True)
