@@ -160,7 +160,7 @@ def build_model(args, num_classes, state_dict=None):
     elif args.training:
         clip = build_clip(args.pretrain_choice, args.img_size, args.stride_size, args.text_length, args.trust_archive)
     else:
-        clip = empty_clip(shape_named(args.pretrain_choice), args.img_size, args.stride_size, args.text_length)
+        clip = empty_clip(shape_named(args.pretrain_choice, args.trust_archive), args.img_size, args.stride_size, args.text_length)
     model = RetrievalModel(args, num_classes, clip)
     if state_dict is not None:
         from utils.checkpoint import load_weights

@@ -17,9 +17,9 @@ from utils.errors import UserError
 class ClipShape:
     """The numbers that make a CLIP. Heads that aren't given are 64 wide, as in all of OpenAI's models.
 
-    ``vision_layers`` is a number of blocks, or for a ResNet the bottlenecks of its four stages (``vision_patch_size`` is None
-    then). ``image_resolution`` (pixels, square) and ``text_length`` are those of the pretrained position tables;
-    the first is None when the table is no square any more. Neither limits what a :class:`CLIP` can be built for.
+    ``vision_layers`` is a number of blocks, or for a ResNet the bottlenecks of its four stages (``vision_patch_size``
+    is None then). ``image_resolution`` (pixels, square) and ``text_length`` are those of the pretrained position
+    tables; the first is None when the table is no square any more. Neither limits what a :class:`CLIP` is built for.
     """
     embed_dim: int
     image_resolution: int | None
@@ -66,8 +66,8 @@ class QuickGELU(nn.Module):
 class Attention(nn.Module):
     """Multi-head attention, batch first, with the parameters of nn.MultiheadAttention.
 
-    ``forward(query [B, Lq, D], keys [B, Lk, D], values [B, Lk, D])`` gives ``(out [B, Lq, D], map)``. Without ``keys`` it is
-    self-attention, without ``values`` the keys are the values. The map is the attention averaged over the heads,
+    ``forward(query [B, Lq, D], keys [B, Lk, D], values [B, Lk, D])`` gives ``(out [B, Lq, D], map)``. Without ``keys``
+    it is self-attention, without ``values`` the keys are the values. The map is the attention averaged over the heads,
     [B, Lq, Lk], and None unless ``need_map``. ``causal``: a position sees itself and those before it.
     """
 
@@ -159,10 +159,11 @@ class Transformer(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """``forward(images [B, 3, H, W])`` gives ``(tokens [B, 1 + rows*cols, embed_dim], map [B, N, N] or None)``, class token first.
+    """``forward(images [B, 3, H, W])`` gives ``(tokens [B, N, embed_dim], map [B, N, N] or None)``, N = 1 + rows * cols
+    with the class token first.
 
-    A stride below the patch size makes patches overlap. ``embed`` and ``encode`` are its two halves: what drops or replaces
-    tokens does so between them.
+    A stride below the patch size makes patches overlap. ``embed`` and ``encode`` are its two halves: what drops or
+    replaces tokens does so between them.
     """
 
     def __init__(self, shape, img_size, stride_size):
@@ -262,14 +263,15 @@ class AttentionPool(nn.Module):
 class ModifiedResNet(nn.Module):
     """CLIP's ResNets: ``forward(images [B, 3, H, W])`` gives ``(tokens [B, 1, embed_dim], None)``, one vector an image.
 
-    A stem of three convolutions and a pooling, strides by pooling (against aliasing), attention instead of the last pooling.
+    A stem of three convolutions and a pooling, strides by pooling (against aliasing), attention instead of the last
+    pooling.
     """
 
     def __init__(self, shape, img_size):
         super().__init__()
         width = shape.vision_width
         self.patch_size = self.stride_size = None
-        self.grid = tuple((size + 1) // 2 // 16 for size in img_size)   # the first stride rounds up, the other four down
+        self.grid = tuple((size + 1) // 2 // 16 for size in img_size)   # the first stride rounds up, four more down
         check_grid(self.grid, img_size, "a ResNet's 32-fold reduction")
         self.conv1 = nn.Conv2d(3, width // 2, 3, stride=2, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width // 2)
@@ -306,11 +308,12 @@ def resnet_stage(inputs, width, blocks, stride):
 class CLIP(nn.Module):
     """Both encoders, with random weights (``model.clip_weights.build_clip`` fills in pretrained ones).
 
-    ``shape``: a :class:`ClipShape`; ``img_size``: (height, width) in pixels; ``stride_size``: pixels between patches (a ResNet
-    has none); ``text_length``: the longest caption in tokens. Raises UserError for an image smaller than a patch.
+    ``shape``: a :class:`ClipShape`; ``img_size``: (height, width) in pixels; ``stride_size``: pixels between patches (a
+    ResNet has none); ``text_length``: the longest caption in tokens. Raises UserError for an image that is smaller than
+    a patch.
 
-    Attributes: ``embed_dim, vocab_size, text_length``; ``has_image_tokens``: False for a ResNet, which gives one vector an image;
-    ``grid``: (rows, cols) of the image's positions; ``patch_size, stride_size``: pixels, None for a ResNet.
+    Attributes: ``embed_dim, vocab_size, text_length``; ``has_image_tokens``: False for a ResNet, which gives one vector
+    an image; ``grid``: (rows, cols) of the image's positions; ``patch_size, stride_size``: pixels, None for a ResNet.
     """
 
     def __init__(self, shape, img_size, stride_size=16, text_length=77):
@@ -319,15 +322,19 @@ class CLIP(nn.Module):
         self.has_image_tokens = not shape.is_resnet
         self.positional_embedding = nn.Parameter(torch.empty(text_length, shape.text_width))
         self.text_projection = nn.Parameter(torch.empty(shape.text_width, shape.embed_dim))
-        self.visual = ModifiedResNet(shape, img_size) if shape.is_resnet else VisionTransformer(shape, img_size, stride_size)
+        if shape.is_resnet:
+            self.visual = ModifiedResNet(shape, img_size)
+        else:
+            self.visual = VisionTransformer(shape, img_size, stride_size)
         self.transformer = Transformer(shape.text_width, shape.text_layers, shape.text_heads)
         self.token_embedding = nn.Embedding(shape.vocab_size, shape.text_width)
         self.ln_final = LayerNorm(shape.text_width)
-        self.grid, self.patch_size, self.stride_size = self.visual.grid, self.visual.patch_size, self.visual.stride_size
+        visual = self.visual
+        self.grid, self.patch_size, self.stride_size = visual.grid, visual.patch_size, visual.stride_size
         self.reset_parameters()
 
     def reset_parameters(self):
-        """Random weights by CLIP's rules, for the image transformer too (OpenAI's code leaves that one at PyTorch's)."""
+        """Random weights by CLIP's rules, for the image transformer too (OpenAI's code leaves that to PyTorch)."""
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.positional_embedding, std=0.01)
         nn.init.normal_(self.text_projection, std=self.text_projection.shape[0] ** -0.5)
@@ -344,7 +351,7 @@ class CLIP(nn.Module):
     def encode_text(self, ids, need_map=False):
         """[B, L] token ids -> (tokens [B, L, embed_dim], map [B, L, L] or None).
 
-        No token sees a later one, so ids may be cut to the longest caption of the batch: the tokens that stay are the same.
+        No token sees a later one, so ids may be cut to the batch's longest caption: the tokens that stay are the same.
         """
         x = self.token_embedding(ids) + self.positional_embedding[:ids.shape[1]]    # [B, L, width]
         x, attention = self.transformer(x, causal=True, need_map=need_map)

@@ -1,15 +1,13 @@
 """Where CLIP's pretrained weights come from, and how they are fitted to a resolution.
 
-A source is what ``--pretrain_choice`` takes: an OpenAI name (``ViT-B/16``), a path (OpenAI's TorchScript archive, a state
-dict or ``.safetensors``; names as OpenAI, open_clip or Hugging Face write them), or ``scratch:<shape>`` for random weights.
-Weights don't say which activation they were trained with: it is taken to be QuickGELU, as in OpenAI's. Those that
-open_clip trained with plain GELU load too, and start from somewhat shifted features.
+A source is what ``--pretrain_choice`` takes: an OpenAI name (``ViT-B/16``), a path (OpenAI's TorchScript archive, a
+state dict or ``.safetensors``; names as OpenAI, open_clip or Hugging Face write them), or ``scratch:<shape>`` for
+random weights. A file doesn't say which activation its weights were trained with: it is taken to be QuickGELU, as in
+OpenAI's. Weights that open_clip trained with plain GELU load too, and start from somewhat shifted features.
 """
-import hashlib
 import http.client
 import logging
 import os
-import pickle
 import re
 import urllib.request
 import warnings
@@ -22,9 +20,10 @@ import yaml
 from tqdm import tqdm
 
 from model.clip_model import CLIP, ClipShape
+from utils.checkpoint import read_torch_file, sha256_of, some
 from utils.errors import UserError, unknown
 
-log = logging.getLogger('IRRA.weights')
+log = logging.getLogger('Pedestal.weights')
 
 OPENAI_URL = 'https://openaipublic.azureedge.net/clip/models'
 OPENAI_SHA256 = {       # published as a part of each file's URL
@@ -46,9 +45,9 @@ def build_clip(pretrain_choice, img_size, stride_size, text_length=77, trust_arc
     """The :class:`CLIP` of a source, its position tables fitted to ``img_size`` (height, width), ``stride_size`` and
     ``text_length``.
 
-    ``trust_archive``: run a TorchScript archive although its checksum is none of OpenAI's. ``download_root``: where OpenAI's
-    files are kept (``~/.cache/clip``). Raises UserError for a source that isn't there, is broken, carries code or holds
-    other parameters than a CLIP's.
+    ``trust_archive``: run a TorchScript archive although its checksum is none of OpenAI's. ``download_root``: where
+    OpenAI's files are kept (``~/.cache/clip``). Raises UserError for a source that isn't there, is broken, carries code
+    or holds other parameters than a CLIP's.
     """
     if pretrain_choice.startswith('scratch:'):
         return CLIP(shape_named(pretrain_choice), img_size, stride_size, text_length)
@@ -59,9 +58,12 @@ def build_clip(pretrain_choice, img_size, stride_size, text_length=77, trust_arc
     state, fitted = _read(path, trust_archive)
     with torch.device('meta'):      # no random weights for what is overwritten
         clip = CLIP(shape_of(state, path), img_size, stride_size, text_length)
+    positions = len(state[image_table(clip)]) - 1, len(state['positional_embedding'])
     fit_tables(state, clip, fitted, path)
     check_entries(state, clip, path)
     clip.load_state_dict(state, assign=True)
+    log.info('encoders from %s: %d image positions fitted to %dx%d, the first %d of %d text positions',
+             path, positions[0], *clip.grid, text_length, positions[1])
     return clip
 
 
@@ -158,21 +160,13 @@ def download(url, path):
                 bar.update(len(chunk))
 
 
-def sha256_of(path):
-    digest = hashlib.sha256()
-    with open(path, 'rb') as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 # ------------------------------------------------------------------------------------------------------ reading files
 
 def read_state_dict(path, trust_archive=False):
     """The weights of a file under OpenAI's names, floating-point entries in float32, on the CPU.
 
-    Of a whole retrieval model's checkpoint, the encoder's (``base_model.*``). Raises UserError for a file that is missing,
-    broken, carries code (a TorchScript archive is not refused if it is one of OpenAI's or ``trust_archive``).
+    Of a whole retrieval model's checkpoint, the encoders' (``base_model.*``). Raises UserError for a file that is
+    missing or broken or carries code; a TorchScript archive is read if it is one of OpenAI's or ``trust_archive``.
     """
     return _read(path, trust_archive)[0]
 
@@ -207,7 +201,7 @@ def load_entries(path, trust_archive):
         return load_safetensors(path)
     if is_torchscript(path):
         return load_torchscript(path, trust_archive)
-    return load_pickle(path)
+    return read_torch_file(path)
 
 
 def is_torchscript(path):
@@ -236,16 +230,6 @@ def load_safetensors(path):
     return load_file(path)
 
 
-def load_pickle(path):
-    try:
-        return torch.load(path, map_location='cpu', weights_only=True)
-    except pickle.UnpicklingError as error:
-        if re.search('unsupported (global|class)|trying to (call|instantiate)', str(error), re.IGNORECASE):
-            raise UserError(f'{path} holds pickled objects other than tensors, which can carry code, and is not loaded: '
-                            'save its state dict alone') from None
-        raise
-
-
 def tensors_in(entries, path):
     """The state dict in what a file held: itself, or under ``state_dict`` or ``model``."""
     for key in ('state_dict', 'model'):
@@ -260,15 +244,10 @@ def tensors_in(entries, path):
     return tensors
 
 
-def some(names):
-    """The first few of many names, and how many more there are."""
-    more = f' and {len(names) - 5} more' if len(names) > 5 else ''
-    return ', '.join(names[:5]) + more
-
-
 # ----------------------------------------------------------------------------------------------------- naming dialects
 
-DROPPED = re.compile(r'(logit_scale|logit_bias|input_resolution|context_length|vocab_size|(.*\.)?attn_mask|.*position_ids)$')
+DROPPED = re.compile(
+    r'(logit_scale|logit_bias|input_resolution|context_length|vocab_size|(.*\.)?attn_mask|(.*\.)?position_ids)$')
 
 HUGGING_FACE = [(re.compile(pattern), openai) for pattern, openai in (
     (r'text_model\.embeddings\.token_embedding\.', 'token_embedding.'),
@@ -325,13 +304,13 @@ def fuse_projections(state):
 
 # ------------------------------------------------------------------------------------------------- shapes and fitting
 
-# Published CLIPs whose image transformer has heads wider than 64 (open_clip's ViT-H, ViT-g and ViT-bigG): {width: heads}
+# {width: heads} of published CLIPs whose image transformer has heads wider than 64 (open_clip's ViT-H, ViT-g, ViT-bigG)
 WIDE_HEADS = {1280: 16, 1408: 16, 1664: 16}
 
 
 def shape_of(state, source='the state dict'):
-    """The :class:`ClipShape` that a state dict (OpenAI's names) has. The number of heads is in no tensor: heads are 64 wide
-    but in the few published models where it's known otherwise. ``source`` is what an error calls the weights."""
+    """The :class:`ClipShape` that a state dict (OpenAI's names) has. The number of heads is in no tensor: heads are 64
+    wide but in the few published models where it's known otherwise. ``source`` is what an error calls the weights."""
     try:
         text = dict(
             embed_dim=state['text_projection'].shape[1], text_length=state['positional_embedding'].shape[0],
@@ -348,7 +327,8 @@ def shape_of(state, source='the state dict'):
 def vit_shape(state):
     width, _, _, patch = state['visual.conv1.weight'].shape
     side = square_side(state['visual.positional_embedding'])
-    return dict(image_resolution=side and side * patch, vision_layers=count_blocks(state, 'visual.transformer.resblocks.'),
+    return dict(image_resolution=side and side * patch,
+                vision_layers=count_blocks(state, 'visual.transformer.resblocks.'),
                 vision_width=width, vision_patch_size=patch, vision_heads=WIDE_HEADS.get(width))
 
 
@@ -369,19 +349,21 @@ def count_blocks(state, prefix):
 
 def square_side(table):
     """The side of the square grid of a position table [1 + N, D], None if N is no square."""
-    places = table.shape[0] - 1
+    rows, _ = table.shape
+    places = rows - 1
     side = round(places ** 0.5)
     return side if side * side == places else None
 
 
 def fit_positions(table, new_grid, old_grid=None):
-    """A position table [1 + rows*cols, D] resized bilinearly (corners not aligned) to ``new_grid`` (rows, cols); the class
-    position stays. ``old_grid``: the table's own (rows, cols), by default a square. The same grid gives the table back."""
+    """A position table [1 + rows*cols, D] resized bilinearly (corners not aligned) to ``new_grid`` (rows, cols); the
+    class position stays. ``old_grid``: the table's own (rows, cols), by default a square. The same grid gives the table
+    back. Raises UserError where a square is needed and there is none."""
     if old_grid is None:
         side = square_side(table)
         if side is None:
-            raise UserError(f'the position table has {table.shape[0] - 1} places, which make no square grid: it belongs to a '
-                            'model trained at another --img_size or --stride_size')
+            raise UserError(f'the position table has {table.shape[0] - 1} places, which make no square grid: it '
+                            'belongs to a model trained at another --img_size or --stride_size')
         old_grid = side, side
     if tuple(old_grid) == tuple(new_grid):
         return table
@@ -390,13 +372,17 @@ def fit_positions(table, new_grid, old_grid=None):
     return torch.cat([table[:1], places[0].flatten(1).T])
 
 
+def image_table(clip):
+    return 'visual.positional_embedding' if clip.has_image_tokens else 'visual.attnpool.positional_embedding'
+
+
 def fit_tables(state, clip, fitted, path):
     """Fits both position tables of ``state``, in place, to ``clip``'s grid and text length."""
-    name = 'visual.positional_embedding' if clip.has_image_tokens else 'visual.attnpool.positional_embedding'
+    name = image_table(clip)
     places = clip.grid[0] * clip.grid[1]
     if fitted and len(state[name]) != 1 + places:
         raise UserError(f'{path} is of a model trained with {len(state[name]) - 1} image positions, and --img_size and '
-                        f'--stride_size give {clip.grid[0]}x{clip.grid[1]} = {places}: give those that it was trained with')
+                        f'--stride_size give {clip.grid[0]}x{clip.grid[1]} = {places}: give those it was trained with')
     state[name] = fit_positions(state[name], clip.grid, old_grid=clip.grid if fitted else None)
     length = len(state['positional_embedding'])
     if clip.text_length > length:

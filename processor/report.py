@@ -1,5 +1,4 @@
 """What test.py reports: the table, how far it can be trusted, and a file that says what produced it."""
-import hashlib
 import json
 import logging
 import os
@@ -10,6 +9,9 @@ import torch
 import torchvision
 from torch.utils.data import DataLoader
 
+from model import build_model
+from utils.checkpoint import read_checkpoint, sha256_of
+from utils.comm import pick_device
 from utils.errors import UserError
 from utils.iotools import atomic_write
 from utils.metrics import check_independence, embed, retrieval_results, table
@@ -38,6 +40,16 @@ class Report:
         if self.baselines:
             tables.append(f'without learning: colour words against the colours of ...\n{table(self.baselines)}')
         return '\n'.join([*tables, str(self.independence), *self.lines])
+
+
+def load_trained(args, num_classes):
+    """(the trained model on its device, the rest of its checkpoint) of ``args.checkpoint``."""
+    checkpoint = read_checkpoint(args.checkpoint)
+    classifier = checkpoint['model'].get('classifier.weight')
+    if classifier is not None:  # over the identities that it was trained on, whatever it is tested on
+        num_classes = len(classifier)
+    model = build_model(args, num_classes, checkpoint.pop('model'))
+    return model.to(pick_device(args.device)), checkpoint
 
 
 def evaluate(args, model, img_loader, txt_loader, checkpoint):
@@ -73,20 +85,12 @@ def how_chosen(args, checkpoint):
 def produced_by(args, checkpoint, images, captions):
     """Everything that a figure hangs on."""
     return {
-        'options': as_dict(args), 'checkpoint': os.path.abspath(args.checkpoint), 'checkpoint_sha256': sha256(args.checkpoint),
+        'options': as_dict(args), 'checkpoint': os.path.abspath(args.checkpoint), 'checkpoint_sha256': sha256_of(args.checkpoint),
         'epoch': checkpoint.get('epoch'), 'chosen_by_split': checkpoint.get('val_dataset', args.val_dataset),
         'trained_on': args.trained_on, 'dataset': args.dataset_name, 'images': len(images), 'captions': len(captions),
         'identities': len(set(map(int, images.image_pids))), 'seed': args.seed,
         'versions': {'python': platform.python_version(), 'torch': torch.__version__, 'torchvision': torchvision.__version__},
         'machine': torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()}
-
-
-def sha256(path):
-    digest = hashlib.sha256()
-    with open(path, 'rb') as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def save_results(report, args):

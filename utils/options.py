@@ -131,25 +131,26 @@ def build_parser():
     solver.add_argument('--lr_factor', type=weight, default=5.0, help='on lr for what is made anew: cross encoder, classifier, mlm_head')
     solver.add_argument('--bias_lr_factor', type=weight, default=2.0, help='on lr for biases')
     solver.add_argument('--momentum', type=share, default=0.9, help='of SGD')
-    solver.add_argument('--weight_decay', type=weight, default=4e-5)
-    solver.add_argument('--weight_decay_bias', type=weight, default=0.0)
+    solver.add_argument('--weight_decay', type=weight, default=4e-5, help='of all but biases')
+    solver.add_argument('--weight_decay_bias', type=weight, default=0.0, help='of biases')
     solver.add_argument('--alpha', type=share, default=0.9, help="Adam's first beta")
     solver.add_argument('--beta', type=share, default=0.999, help="Adam's second beta")
-    solver.add_argument('--num_epoch', type=count, default=60)
-    solver.add_argument('--lrscheduler', default='cosine', choices=['step', 'exp', 'poly', 'cosine', 'linear'])
+    solver.add_argument('--num_epoch', type=count, default=60, help='epochs in all')
+    solver.add_argument('--lrscheduler', default='cosine', choices=['step', 'exp', 'poly', 'cosine', 'linear'],
+                        help='how lr changes from epoch to epoch')
     solver.add_argument('--milestones', type=count, nargs='+', default=(20, 50), help='epochs, for step')
     solver.add_argument('--gamma', type=weight, default=0.1, help='factor at each milestone, for step')
     solver.add_argument('--warmup_factor', type=weight, default=0.1, help='on lr at the start')
-    solver.add_argument('--warmup_epochs', type=whole, default=5)
-    solver.add_argument('--warmup_method', default='linear', choices=['linear', 'constant'])
+    solver.add_argument('--warmup_epochs', type=whole, default=5, help='epochs before the schedule proper')
+    solver.add_argument('--warmup_method', default='linear', choices=['linear', 'constant'], help='how lr starts')
     solver.add_argument('--target_lr', type=weight, default=0.0, help='at the end, for cosine and poly')
     solver.add_argument('--power', type=weight, default=0.9, help='for exp and poly')
 
     data = parser.add_argument_group('data')
     data.add_argument('--dataset_name', default='CUHK-PEDES', help='CUHK-PEDES, ICFG-PEDES, RSTPReid or synthpedes')
     data.add_argument('--root_dir', default='./data', help="the folder with the datasets' folders")
-    data.add_argument('--batch_size', type=count, default=128)
-    data.add_argument('--test_batch_size', type=count, default=512)
+    data.add_argument('--batch_size', type=count, default=128, help='captions a step, each with its image')
+    data.add_argument('--test_batch_size', type=count, default=512, help='samples encoded at a time by test.py')
     data.add_argument('--num_workers', type=whole, default=8, help='processes that load data')
     yes_no(data, '--img_aug', False, 'pad and crop, erase; without it training images are only flipped')
     data.add_argument('--sampler', default='random', help='random, identity or idrannum')
@@ -169,7 +170,7 @@ def add_head_options(parser):
         before = set(parser.actions())
         head.add_options(parser.add_argument_group(f"losses: {', '.join(head.names)}"))
         for name in set(parser.actions()) - before:
-            parser.readers[name] = []
+            parser.readers[name] = [head]
     for head in head_classes():
         for name in head.reads:
             if name in parser.readers:
@@ -336,6 +337,44 @@ def run_options(path):
     args = complete(argparse.Namespace(**options))
     args.notes = []
     return args
+
+
+def build_test_parser(program, description):
+    """What evaluating programs have in common: a run, and what may be different from when it was trained."""
+    parser = Parser(prog=program, description=description)
+    parser.add_argument('--config_file', required=True, help="a run's configs.yaml")
+    parser.add_argument('--checkpoint', help='instead of the best.pth beside it')
+    parser.add_argument('--dataset_name', help='another dataset than the run was trained on')
+    parser.add_argument('--root_dir', help="the folder with the datasets' folders")
+    parser.add_argument('--i2t', action='store_true', help='image-to-text retrieval, too')
+    parser.add_argument('--one_by_one', action='store_true', help='also embed everything in batches of one')
+    parser.add_argument('--test_batch_size', type=count, help='samples encoded at a time')
+    parser.add_argument('--num_workers', type=whole, help='processes that load data')
+    parser.add_argument('--device', help='auto, cpu, cuda or cuda:<n>')
+    parser.add_argument('--amp', choices=['auto', 'bf16', 'fp16', 'off'], help='precision of the forward pass')
+    return parser
+
+
+def parse_test_options(parser, argv=None):
+    """The options of the run that --config_file names, under those of the command line, and ``checkpoint``, the file to test."""
+    given = parser.parse(sys.argv[1:] if argv is None else argv)
+    args = run_options(given.config_file)
+    args.training = False
+    args.trained_on = args.dataset_name
+    for name, value in vars(given).items():
+        if value is not None or not hasattr(args, name):
+            setattr(args, name, value)
+    args.checkpoint = given.checkpoint or find_checkpoint(given.config_file, args.output_dir)
+    return args
+
+
+def find_checkpoint(config_file, output_dir):
+    """best.pth beside the configs.yaml, or in the folder that it names."""
+    candidates = [os.path.join(folder, 'best.pth') for folder in (os.path.dirname(config_file), output_dir)]
+    for path in candidates:
+        if os.path.isfile(path):
+            return path
+    raise UserError(f"no best.pth: neither {' nor '.join(candidates)} is there; name one with --checkpoint")
 
 
 def plain(value):

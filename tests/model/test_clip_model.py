@@ -31,7 +31,8 @@ def pretrained(case):
     config = case['config']
     state = {name[len('base_model.'):]: golden_weight(name, shape) for name, (shape, _) in case['official_keys'].items()
              if name.startswith('base_model.')}
-    tables = {'visual.positional_embedding': (1 + (config['pretrain_res'] // config['patch']) ** 2, config['vision_width']),
+    places = (config['pretrain_res'] // config['patch']) ** 2
+    tables = {'visual.positional_embedding': (1 + places, config['vision_width']),
               'positional_embedding': (77, config['text_width'])}
     return {**state, **{name: golden_weight(name, shape) for name, shape in tables.items()}}
 
@@ -68,8 +69,8 @@ def torch_attention(attention, query, keys, values, causal=False):
     mask = torch.full((query.shape[1], keys.shape[1]), float('-inf')).triu(1) if causal else None
     query, keys, values = (x.transpose(0, 1) for x in (query, keys, values))
     out, weights = F.multi_head_attention_forward(
-        query, keys, values, query.shape[-1], attention.heads, attention.in_proj_weight, attention.in_proj_bias, None, None,
-        False, 0.0, attention.out_proj.weight, attention.out_proj.bias, attn_mask=mask, need_weights=True)
+        query, keys, values, query.shape[-1], attention.heads, attention.in_proj_weight, attention.in_proj_bias,
+        None, None, False, 0.0, attention.out_proj.weight, attention.out_proj.bias, attn_mask=mask, need_weights=True)
     return out.transpose(0, 1), weights
 
 
@@ -130,7 +131,8 @@ def test_block_is_pre_norm_with_two_residuals():
     block, x = ResidualAttentionBlock(16, 2), torch.randn(2, 4, 16)
     middle = x + block.attn(F.layer_norm(x, (16,)))[0]
     hidden = F.linear(F.layer_norm(middle, (16,)), block.mlp.c_fc.weight, block.mlp.c_fc.bias)
-    expected = middle + F.linear(hidden / (1 + torch.exp(-1.702 * hidden)), block.mlp.c_proj.weight, block.mlp.c_proj.bias)
+    hidden = hidden / (1 + torch.exp(-1.702 * hidden))
+    expected = middle + F.linear(hidden, block.mlp.c_proj.weight, block.mlp.c_proj.bias)
     assert close(block(x)[0], expected)
 
 
@@ -179,7 +181,8 @@ def test_image_tokens_and_attributes():
     assert (clip.embed_dim, clip.vocab_size, clip.text_length) == (64, 100, 20)
 
 
-@pytest.mark.parametrize('img_size, stride, grid', [((64, 32), 16, (4, 2)), ((64, 32), 12, (5, 2)), ((70, 45), 11, (5, 3))])
+@pytest.mark.parametrize('img_size, stride, grid', [
+    ((64, 32), 16, (4, 2)), ((64, 32), 12, (5, 2)), ((70, 45), 11, (5, 3))])
 def test_patches_and_their_positions(img_size, stride, grid):
     clip = tiny(img_size, stride)
     assert clip.grid == grid
@@ -235,6 +238,20 @@ def test_resnet_positions_are_as_many_as_its_features(img_size):
     assert clip.encode_image(torch.randn(1, 3, *img_size))[0].shape == (1, 1, 64)
 
 
+def test_resnet_parameters_are_openais():
+    with torch.device('meta'):
+        clip = CLIP(shape_named('RN50'), (224, 224))
+    shapes = {name: tuple(value.shape) for name, value in clip.state_dict().items()}
+    some = {'visual.conv1.weight': (32, 3, 3, 3), 'visual.conv3.weight': (64, 32, 3, 3),
+            'visual.bn3.running_var': (64,), 'visual.layer1.0.downsample.0.weight': (256, 64, 1, 1),
+            'visual.layer1.0.downsample.1.bias': (256,),
+            'visual.layer2.0.conv2.weight': (128, 128, 3, 3), 'visual.layer4.2.bn3.num_batches_tracked': (),
+            'visual.attnpool.positional_embedding': (50, 2048), 'visual.attnpool.q_proj.weight': (2048, 2048),
+            'visual.attnpool.c_proj.weight': (1024, 2048), 'text_projection': (512, 1024)}
+    assert {name: shapes.get(name) for name in some} == some
+    assert len(shapes) == 488
+
+
 @pytest.mark.parametrize('inputs, stride', [(32, 1), (8, 1), (32, 2)])
 def test_bottleneck(inputs, stride):
     torch.manual_seed(0)
@@ -270,9 +287,10 @@ def test_attention_pool_is_pytorchs_attention_of_the_mean():
     x = torch.randn(2, 24, 3, 2)
     sequence = x.flatten(2).permute(2, 0, 1)                                        # [6, B, 24]
     sequence = torch.cat([sequence.mean(0, keepdim=True), sequence]) + pool.positional_embedding[:, None]
+    biases = torch.cat([pool.q_proj.bias, pool.k_proj.bias, pool.v_proj.bias])
     expected, _ = F.multi_head_attention_forward(
-        sequence[:1], sequence, sequence, 24, 3, None, torch.cat([pool.q_proj.bias, pool.k_proj.bias, pool.v_proj.bias]),
-        None, None, False, 0.0, pool.c_proj.weight, pool.c_proj.bias, use_separate_proj_weight=True,
+        sequence[:1], sequence, sequence, 24, 3, None, biases, None, None, False, 0.0,
+        pool.c_proj.weight, pool.c_proj.bias, use_separate_proj_weight=True,
         q_proj_weight=pool.q_proj.weight, k_proj_weight=pool.k_proj.weight, v_proj_weight=pool.v_proj.weight)
     assert close(pool(x), expected[0])
 

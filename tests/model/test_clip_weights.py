@@ -11,14 +11,15 @@ from torch import nn
 
 from model import clip_weights
 from model.clip_model import CLIP, ClipShape
-from model.clip_weights import (OPENAI_SHA256, build_clip, empty_clip, fit_positions, read_state_dict, shape_named, shape_of)
+from model.clip_weights import (OPENAI_SHA256, build_clip, empty_clip, fit_positions, read_state_dict, shape_named,
+                                shape_of)
 from utils.errors import UserError
 
-SHAPE = ClipShape(embed_dim=32, image_resolution=64, vision_layers=2, vision_width=64, vision_patch_size=16, text_length=20,
-                  vocab_size=100, text_width=128, text_layers=3)
-RESNET = ClipShape(embed_dim=32, image_resolution=64, vision_layers=(1, 2, 1, 1), vision_width=4, vision_patch_size=None,
-                   text_length=20, vocab_size=100, text_width=64, text_layers=1)
-BIG, SMALL = (64, 64), (32, 48)     # the pretrained grid is 4x4 and 2x2 of a ResNet
+SHAPE = ClipShape(embed_dim=32, image_resolution=64, vision_layers=2, vision_width=64, vision_patch_size=16,
+                  text_length=20, vocab_size=100, text_width=128, text_layers=3)
+RESNET = ClipShape(embed_dim=32, image_resolution=64, vision_layers=(1, 2, 1, 1), vision_width=4,
+                   vision_patch_size=None, text_length=20, vocab_size=100, text_width=64, text_layers=1)
+BIG = 64, 64     # the pretrained grid: 4x4, or 2x2 of the ResNet
 
 
 @pytest.fixture(scope='module')
@@ -58,11 +59,13 @@ def hugging_face(weights):
              'attn.out_proj': 'self_attn.out_proj'}
     whole = {'positional_embedding': 'text_model.embeddings.position_embedding.weight',
              'token_embedding.weight': 'text_model.embeddings.token_embedding.weight',
-             'ln_final.weight': 'text_model.final_layer_norm.weight', 'ln_final.bias': 'text_model.final_layer_norm.bias',
+             'ln_final.weight': 'text_model.final_layer_norm.weight',
+             'ln_final.bias': 'text_model.final_layer_norm.bias',
              'visual.class_embedding': 'vision_model.embeddings.class_embedding',
              'visual.positional_embedding': 'vision_model.embeddings.position_embedding.weight',
              'visual.conv1.weight': 'vision_model.embeddings.patch_embedding.weight',
-             'visual.ln_pre.weight': 'vision_model.pre_layrnorm.weight', 'visual.ln_pre.bias': 'vision_model.pre_layrnorm.bias',
+             'visual.ln_pre.weight': 'vision_model.pre_layrnorm.weight',
+             'visual.ln_pre.bias': 'vision_model.pre_layrnorm.bias',
              'visual.ln_post.weight': 'vision_model.post_layernorm.weight',
              'visual.ln_post.bias': 'vision_model.post_layernorm.bias'}
     named = {'logit_scale': torch.tensor(4.6), 'text_model.embeddings.position_ids': torch.arange(20)[None],
@@ -106,8 +109,9 @@ def parallel(weights):
     return {f'module.{name}': value for name, value in weights.items()}
 
 
-@pytest.mark.parametrize('dialect', [dict, openai_extras, open_clip, hugging_face, parallel, trained,
-                                     lambda weights: parallel(trained(weights)), lambda weights: parallel(open_clip(weights))])
+@pytest.mark.parametrize('dialect', [
+    dict, openai_extras, open_clip, hugging_face, parallel, trained,
+    lambda weights: parallel(trained(weights)), lambda weights: parallel(open_clip(weights))])
 @pytest.mark.parametrize('wrapped', [lambda state: state, lambda state: {'state_dict': state, 'epoch': 3},
                                      lambda state: {'model': state, 'optimizer': {'lr': 0.1}}])
 def test_naming_dialects(weights, saved, dialect, wrapped):
@@ -256,7 +260,8 @@ def test_download_with_a_wrong_checksum(server, tmp_path):
 def test_without_network_the_message_says_which_file_to_put_where(server, tmp_path):
     server.unlink()
     message = refused('ViT-B/16', download_root=str(tmp_path / 'cache'))
-    for part in ('ViT-B-16.pt', str(tmp_path / 'cache'), server.as_uri(), OPENAI_SHA256['ViT-B/16'], 'scratch:ViT-B-16'):
+    for part in ('ViT-B-16.pt', str(tmp_path / 'cache'), server.as_uri(), OPENAI_SHA256['ViT-B/16'],
+                 'scratch:ViT-B-16'):
         assert part in message
     assert os.listdir(tmp_path / 'cache') == []
 
@@ -269,8 +274,9 @@ def test_cache_folder_that_cannot_be_made(server, tmp_path):
 # -------------------------------------------------------------------------------------------------------------- names
 
 @pytest.mark.parametrize('choice, answer', [
-    ('ViT-B/61', 'did you mean ViT-B/16?'), ('RN500', 'did you mean RN50?'), ('ViT-L/14@336', 'did you mean ViT-L/14@336px?'),
-    ('scratch:tniy', 'did you mean tiny?'), ('scratch:', "unknown CLIP shape ''"), ('something', 'scratch:<shape>'),
+    ('ViT-B/61', 'did you mean ViT-B/16?'), ('RN500', 'did you mean RN50?'),
+    ('ViT-L/14@336', 'did you mean ViT-L/14@336px?'), ('scratch:tniy', 'did you mean tiny?'),
+    ('scratch:', "unknown CLIP shape ''"), ('something', 'scratch:<shape>'),
     ('nowhere/clip.pt', 'there is no file nowhere/clip.pt')])
 def test_unknown_names(choice, answer):
     assert answer in refused(choice)
@@ -299,8 +305,9 @@ def test_every_shape_file_makes_the_model_it_says(name):
 
 
 @pytest.mark.parametrize('content, answer', [
-    ('embed_dim: [', 'is not YAML'), ('embed_dims: 4', 'did you mean embed_dim?'), ('embed_dim: 4', 'lacks image_resolution'),
-    ('embed_dim: much', 'must be a whole number'), ('- 4', 'holds no shape'), ('', 'holds no shape')])
+    ('embed_dim: [', 'is not YAML'), ('embed_dims: 4', 'did you mean embed_dim?'),
+    ('embed_dim: 4', 'lacks image_resolution'), ('embed_dim: much', 'must be a whole number'),
+    ('- 4', 'holds no shape'), ('', 'holds no shape')])
 def test_broken_shape_file(tmp_path, monkeypatch, content, answer):
     monkeypatch.setattr(clip_weights, 'SHAPES_FOLDER', str(tmp_path))
     (tmp_path / 'mine.yaml').write_text(content)
@@ -400,7 +407,8 @@ def test_a_third_of_a_projection_is_reported(weights, saved):
 
 @pytest.mark.parametrize('entries, answer', [
     ({'fc.weight': torch.ones(2)}, 'it lacks text_projection'), ({}, 'it lacks text_projection'),
-    ([torch.ones(2)], 'holds no state dict'), (torch.ones(2), 'holds no state dict'), ({1: torch.ones(2)}, 'holds no state dict'),
+    ([torch.ones(2)], 'holds no state dict'), (torch.ones(2), 'holds no state dict'),
+    ({1: torch.ones(2)}, 'holds no state dict'),
     ({'fc.weight': torch.ones(2), 'epoch': 3}, 'no weights: epoch')])
 def test_files_without_a_clip(saved, entries, answer):
     path = saved(entries)
@@ -411,6 +419,7 @@ def test_files_without_a_clip(saved, entries, answer):
 def test_weights_of_odd_dimensions(weights, saved):
     assert 'other dimensions' in refused(saved({**weights, 'text_projection': torch.ones(2)}))
     assert 'other dimensions' in refused(saved({**weights, 'visual.conv1.weight': torch.ones(2)}))
+    assert 'other dimensions' in refused(saved({**weights, 'visual.positional_embedding': torch.ones(17)}))
     assert 'lacks visual.transformer.resblocks.*' in refused(saved(
         {name: value for name, value in weights.items() if not name.startswith('visual.transformer')}))
     assert 'heads of 64' in refused(saved({**weights, 'ln_final.weight': torch.ones(100)}))
@@ -422,8 +431,8 @@ def test_truncated_and_corrupt_files(weights, tmp_path, zipped):
     torch.save(weights, path, _use_new_zipfile_serialization=zipped)
     content = path.read_bytes()
     assert same(build_clip(str(path), BIG, 16, 20).state_dict(), weights)
-    for broken in (content[:len(content) // 2], content[:100], content[:-30], content[:100] + bytes(200) + content[300:], b'',
-                   b'<html>404</html>'):
+    for broken in (content[:len(content) // 2], content[:100], content[:-30],
+                   content[:100] + bytes(200) + content[300:], b'', b'<html>404</html>'):
         path.write_bytes(broken)
         assert refused(str(path)) == f'{path} is truncated or no file of weights'
 

@@ -1,0 +1,1 @@
+from datasets.build import build_dataloader  # noqa: F401

@@ -1,0 +1,347 @@
+"""What all datasets share: the annotation and its checks, and the torch Datasets that the loaders read."""
+import functools
+import logging
+import os
+import random
+from collections import defaultdict
+
+import torch
+from prettytable import PrettyTable
+from torch.utils.data import Dataset, default_collate
+
+from datasets.masking import mask_tokens
+from utils.errors import UserError, unknown
+from utils.iotools import read_image, read_json
+from utils.seeding import derive_seed
+from utils.simple_tokenizer import END, MASK, START, SimpleTokenizer
+
+logger = logging.getLogger('Pedestal.dataset')
+
+SPLITS = ('train', 'val', 'test')
+FIELDS = ('mlm_ids', 'mlm_labels')   # what ImageTextDataset.text_fields can add to a sample
+
+
+# -- annotations ---------------------------------------------------------------------------------------------------------
+
+class BaseDataset:
+    """A dataset's folder ``<root>/<name>/``: images below ``imgs/``, beside them the annotation, a JSON list of
+    ``{id, split, captions, <image_key>}``. A subclass says what is called how.
+
+    Args:
+        root: the folder that holds the datasets' folders.
+        verbose: log the table of identities, images and captions.
+        splits: the splits that are going to be used: their images must all be there.
+        skip_broken: leave out missing training images and log how many, instead of raising.
+
+    Attributes:
+        train: list of ``(pid, image_id, image path, caption)``, one entry a caption; pids are 0..C-1, ``image_id`` is the
+            number of the image's entry.
+        val, test: ``{'image_pids', 'img_paths', 'caption_pids', 'captions'}``, lists in the annotation's order, pids as annotated.
+        train_id_container, val_id_container, test_id_container: sets of the pids.
+
+    Raises:
+        UserError: folder, annotation or images are missing, or the annotation breaks its form.
+    """
+    name = ''                # of the folder, and for --dataset_name
+    annotations = ()         # file names of the annotation; the first one that is there is read
+    image_key = 'file_path'
+    first_pid = 0            # where the training identities' numbers begin
+
+    def __init__(self, root='', verbose=True, splits=SPLITS, skip_broken=False):
+        self.dataset_dir, self.anno_path = self.locate(root)
+        self.img_dir = os.path.join(self.dataset_dir, 'imgs')
+        entries = read_annotation(self.anno_path, self.image_key)
+        shared = shared_identities(entries)
+        if shared:
+            pid, found = next(iter(shared.items()))
+            logger.warning('%s: %d identities are in more than one split, the first of them, %d, in %s', self.anno_path, len(shared), pid,
+                           ' and '.join(found))
+        self.train_annos, self.val_annos, self.test_annos = ([e for e in entries if e['split'] == split] for split in SPLITS)
+        left_out = {path for split in SPLITS if split in splits for path in self._missing(split, skip_broken)}
+
+        self.train, self.train_id_container = self._training_samples(left_out)
+        self.train_annos = [entry for entry in self.train_annos if self.path(entry) not in left_out]
+        self.val, self.val_id_container = self._evaluation_samples(self.val_annos)
+        self.test, self.test_id_container = self._evaluation_samples(self.test_annos)
+        if verbose:
+            logger.info('%s\n%s', self.dataset_dir, self.statistics())
+
+    @classmethod
+    def locate(cls, root):
+        """``(folder, path of the annotation)``."""
+        folder = os.path.join(root, cls.name)
+        paths = [os.path.join(folder, name) for name in cls.annotations]
+        stand_in = f'or make a stand-in with: python -m datasets.synthpedes --out {root or "."} --format {cls.name} --ids 300'
+        if not os.path.isdir(folder):
+            raise UserError(f'no dataset folder {folder}: it should hold {cls.annotations[0]} and imgs/; point --root_dir at the folder '
+                            f'that holds {cls.name}/, {stand_in}')
+        for path in paths:
+            if os.path.exists(path):
+                return folder, path
+        raise UserError(f"no annotation {' or '.join(paths)}: put it beside imgs/, {stand_in}")
+
+    def path(self, entry):
+        return os.path.join(self.img_dir, entry[self.image_key])
+
+    def _missing(self, split, skip_broken):
+        """The images of a split that aren't there, where they may be left out; else none may be missing."""
+        annos = getattr(self, f'{split}_annos')
+        missing = missing_files([self.path(entry) for entry in annos])
+        if not missing:
+            return missing
+        what = f'{len(missing)} of {len(annos)} {split} images are missing, the first of them: {", ".join(missing[:3])}'
+        if split != 'train' or not skip_broken:
+            hint = '; --skip_broken leaves them out' if split == 'train' else ''
+            raise UserError(f'{what} (python -m datasets.check --dataset_name {self.name} lists all){hint}')
+        logger.warning('%s; they are left out', what)
+        return missing
+
+    def _training_samples(self, left_out):
+        samples = [(entry['id'] - self.first_pid, image_id, self.path(entry), caption)
+                   for image_id, entry in enumerate(self.train_annos) if self.path(entry) not in left_out
+                   for caption in entry['captions']]
+        return renumbered(samples, self.anno_path)
+
+    def _evaluation_samples(self, entries):
+        texts = [(entry['id'], caption) for entry in entries for caption in entry['captions']]
+        return {'image_pids': [entry['id'] for entry in entries], 'img_paths': [self.path(entry) for entry in entries],
+                'caption_pids': [pid for pid, _ in texts], 'captions': [caption for _, caption in texts]
+                }, {entry['id'] for entry in entries}
+
+    def statistics(self):
+        """The table of identities, images and captions in each split, as text."""
+        table = PrettyTable(['split', 'identities', 'images', 'captions'])
+        for split in SPLITS:
+            table.add_row([split, *split_counts(getattr(self, f'{split}_annos'))])
+        return table.get_string()
+
+
+def split_counts(entries):
+    """``(identities, images, captions)``; an image is counted once for each entry."""
+    return len({entry['id'] for entry in entries}), len(entries), sum(len(entry['captions']) for entry in entries)
+
+
+def read_annotation(path, image_key):
+    """The annotation's entries, each of the right form; the first that isn't raises :class:`UserError`."""
+    entries = read_entries(path)
+    problems = [(number, problem) for number, entry in enumerate(entries) if (problem := entry_problem(entry, image_key))]
+    if problems:
+        number, problem = problems[0]
+        more = f' (and {len(problems) - 1} other entries are wrong, too)' if problems[1:] else ''
+        raise UserError(f'{path}: entry {number} (counted from 0) {problem}{more}')
+    return entries
+
+
+def read_entries(path):
+    """The annotation's entries as they are."""
+    entries = read_json(path)
+    if not isinstance(entries, list):
+        raise UserError(f'{path} must hold a list of entries, and holds a {type(entries).__name__}')
+    if not entries:
+        raise UserError(f'{path} holds no entries')
+    return entries
+
+
+def entry_problem(entry, image_key):
+    """What is wrong with an annotation's entry, or None."""
+    if not isinstance(entry, dict):
+        return f'is a {type(entry).__name__} instead of a mapping'
+    for field, kind in (('id', int), ('split', str), ('captions', list), (image_key, str)):
+        if field not in entry:
+            return f"has no field '{field}'"
+        if not isinstance(entry[field], kind) or isinstance(entry[field], bool):
+            return f"has a '{field}' that is a {type(entry[field]).__name__} instead of a {kind.__name__}"
+    if not 0 <= entry['id'] < 2 ** 31:
+        return f"has the impossible id {entry['id']}"
+    if entry['split'] not in SPLITS:
+        return f"has the {unknown('split', entry['split'], SPLITS)}"
+    if not entry['captions']:
+        return 'has no captions'
+    for number, caption in enumerate(entry['captions'], start=1):
+        if not isinstance(caption, str):
+            return f'has a caption {number} that is a {type(caption).__name__} instead of text'
+        if not caption.strip():
+            return f'has an empty caption (number {number})'
+    return path_problem(entry[image_key], image_key)
+
+
+def path_problem(path, image_key):
+    if not path.strip() or '\0' in path:
+        return f"has an empty or impossible '{image_key}': {path!r}"
+    if os.path.isabs(path) or os.path.normpath(path).split(os.sep)[0] == os.pardir:
+        return f"has a '{image_key}' outside of imgs/: {path}"
+    return None
+
+
+def shared_identities(entries):
+    """``{pid: [its splits]}`` of the identities in more than one split."""
+    found = defaultdict(set)
+    for entry in entries:
+        found[entry['id']].add(entry['split'])
+    return {pid: [split for split in SPLITS if split in splits] for pid, splits in found.items() if len(splits) > 1}
+
+
+def missing_files(paths):
+    """Those of ``paths`` that don't exist, in order. Lists each folder once, which is quick on network disks, too."""
+    @functools.lru_cache(maxsize=None)
+    def listing(folder):
+        return set(os.listdir(folder)) if os.path.isdir(folder) else set()
+
+    def is_there(path):
+        folder, name = os.path.split(path)
+        return name in listing(folder) or os.path.exists(path)
+    return [path for path in paths if not is_there(path)]
+
+
+def renumbered(samples, source):
+    """Training samples with pids 0..C-1 in the order of the given ones, and the set of pids; says so where that changes any."""
+    pids = sorted({sample[0] for sample in samples})
+    number = {pid: new for new, pid in enumerate(pids)}
+    changed = sum(pid != new for pid, new in number.items())
+    if changed:
+        logger.info('%s: the numbers of the %d training identities run from %d to %d with holes; %d of them are renumbered, to 0..%d',
+                    source, len(pids), pids[0], pids[-1], changed, len(pids) - 1)
+    return [(number[pid], *rest) for pid, *rest in samples], set(number.values())
+
+
+def first_captions(samples, count, source):
+    """The first ``count`` training samples (captions), their identities renumbered from 0, and the set of pids."""
+    kept = samples[:count]
+    logger.info('--limit_train: the first %d of %d training captions', len(kept), len(samples))
+    return renumbered(kept, source)
+
+
+# -- torch Datasets ------------------------------------------------------------------------------------------------------
+
+@functools.lru_cache(maxsize=None)
+def default_tokenizer():
+    return SimpleTokenizer()
+
+
+def tokenize(caption, tokenizer, text_length=77, truncate=True):
+    """A caption as start, token ids, end and zeros: int64 [text_length].
+
+    A longer caption is cut and its last id is the end; with ``truncate=False`` it raises :class:`UserError`.
+    """
+    ids = [tokenizer.encoder[START], *tokenizer.encode(caption), tokenizer.encoder[END]]
+    if len(ids) > text_length:
+        if not truncate:
+            raise UserError(f"caption of {len(ids)} tokens is longer than the text length {text_length}: '{caption}'")
+        ids = ids[:text_length - 1] + ids[-1:]
+    result = torch.zeros(text_length, dtype=torch.long)
+    result[:len(ids)] = torch.tensor(ids)
+    return result
+
+
+def tokenize_all(captions, text_length, truncate=True):
+    """All captions, once and before workers start: int32 [S, L], which they then share."""
+    tokens = torch.zeros(len(captions), text_length, dtype=torch.int32)
+    for row, caption in zip(tokens, captions):
+        row.copy_(tokenize(caption, default_tokenizer(), text_length, truncate))
+    return tokens
+
+
+class ImageDataset(Dataset):
+    """A gallery: ``dataset[i]`` is ``(pid, image)``."""
+
+    def __init__(self, image_pids, img_paths, transform=None):
+        self.image_pids, self.img_paths, self.transform = image_pids, img_paths, transform
+
+    def __len__(self):
+        return len(self.image_pids)
+
+    def __getitem__(self, index):
+        image = read_image(self.img_paths[index])
+        return self.image_pids[index], self.transform(image) if self.transform else image
+
+
+class TextDataset(Dataset):
+    """Queries: ``dataset[i]`` is ``(pid, token ids [L])``."""
+
+    def __init__(self, caption_pids, captions, text_length=77, truncate=True):
+        self.caption_pids, self.captions = caption_pids, captions
+        self.tokens = tokenize_all(captions, text_length, truncate)
+
+    def __len__(self):
+        return len(self.caption_pids)
+
+    def __getitem__(self, index):
+        return self.caption_pids[index], self.tokens[index].long()
+
+
+class ImageTextDataset(Dataset):
+    """Training pairs: ``dataset[index]`` or ``dataset[index, seed]`` is a dict of ``pids, image_ids, images, caption_ids`` and the
+    asked-for fields. All that is random in it follows from ``seed`` (from the index where none is given).
+
+    Args:
+        dataset: list of ``(pid, image_id, image path, caption)``.
+        transform: from a PIL image to a tensor.
+        text_length, truncate: see :func:`tokenize`.
+        fields: names of further fields that the active heads read, out of ``FIELDS``.
+        caption_masking: 'inplace': ``caption_ids`` themselves are masked, as in IRRA's released training, and ``mlm_ids`` would be the
+            same; 'clean': captions stay whole and ``mlm_ids`` goes with ``mlm_labels``.
+        masked_token_rate, masked_token_unchanged_rate: see :func:`datasets.masking.mask_tokens`.
+        skip_broken: a sample whose image cannot be read becomes ``{'skipped': path}`` for :func:`collate` to leave out.
+
+    Raises:
+        UserError: an unknown field; at indexing, an image that cannot be read.
+    """
+
+    def __init__(self, dataset, transform=None, text_length=77, truncate=True, fields=(), caption_masking='clean',
+                 masked_token_rate=0.8, masked_token_unchanged_rate=0.1, skip_broken=False):
+        for field in fields:
+            if field not in FIELDS:
+                raise unknown('batch field, asked for by a head and made by no dataset:', field, FIELDS)
+        if caption_masking not in ('inplace', 'clean'):
+            raise unknown('caption masking', caption_masking, ('inplace', 'clean'))
+        self.dataset, self.transform, self.skip_broken = dataset, transform, skip_broken
+        self.fields, self.inplace = set(fields), caption_masking == 'inplace'
+        if 'mlm_labels' in self.fields and not self.inplace:
+            self.fields.add('mlm_ids')
+        self.rates = masked_token_rate, masked_token_unchanged_rate
+        self.mask_id = default_tokenizer().encoder[MASK]
+        self.tokens = tokenize_all([caption for *_, caption in dataset], text_length, truncate)
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, key):
+        index, seed = key if isinstance(key, tuple) else (key, derive_seed(key))
+        pid, image_id, path, _ = self.dataset[index]
+        try:
+            image = read_image(path)
+        except UserError:
+            if not self.skip_broken:
+                raise
+            return {'skipped': path}
+        return {'pids': pid, 'image_ids': image_id, 'images': self.view(image, seed), **self.text_fields(index, random.Random(seed))}
+
+    def view(self, image, seed):
+        """The transformed image; torch's global generator is as it was afterwards."""
+        if self.transform is None:
+            return image
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPU, too
+            return self.transform(image)
+
+    def text_fields(self, index, rng):
+        """What a sample carries of its caption. A new field is computed here and named in ``FIELDS``."""
+        ids = self.tokens[index].long()                                        # [L]
+        fields = {'caption_ids': ids}
+        if self.inplace or self.fields & {'mlm_ids', 'mlm_labels'}:
+            masked, labels = map(torch.tensor, mask_tokens(ids.tolist(), rng, self.mask_id, *self.rates))
+            fields.update(caption_ids=masked if self.inplace else ids, mlm_ids=masked, mlm_labels=labels)
+        return {name: value for name, value in fields.items() if name == 'caption_ids' or name in self.fields}
+
+
+# IRRA's name for the pairs that its --MLM trains on.
+ImageTextMLMDataset = functools.partial(ImageTextDataset, fields=FIELDS, caption_masking='inplace')
+
+
+def collate(samples):
+    """Training samples to a batch. Broken ones are left out and their paths listed under 'skipped', a key that is only there if
+    any are; a batch of nothing else has no other key."""
+    whole = [sample for sample in samples if 'skipped' not in sample]
+    skipped = [sample['skipped'] for sample in samples if 'skipped' in sample]
+    batch = default_collate(whole) if whole else {}
+    return {**batch, 'skipped': skipped} if skipped else batch

@@ -1,0 +1,97 @@
+"""From the options to the loaders."""
+import logging
+import os
+import signal
+
+import torch
+from torch.utils.data import DataLoader
+
+from datasets.bases import SPLITS, ImageDataset, ImageTextDataset, TextDataset, collate, first_captions
+from datasets.cuhkpedes import CUHKPEDES, SynthPedes
+from datasets.icfgpedes import ICFGPEDES
+from datasets.rstpreid import RSTPReid
+from datasets.sampler import build_batch_sampler
+from datasets.transforms import build_transforms
+from utils.errors import UserError, unknown
+
+logger = logging.getLogger('Pedestal.dataset')
+
+__factory = {dataset.name: dataset for dataset in (CUHKPEDES, ICFGPEDES, RSTPReid, SynthPedes)}
+
+
+def dataset_class(name):
+    """The class of the dataset that ``--dataset_name`` names."""
+    if name not in __factory:
+        raise unknown('dataset', name, __factory)
+    return __factory[name]
+
+
+def build_dataset(name, root, verbose=True, splits=SPLITS, skip_broken=False):
+    """A dataset by its name; see :class:`datasets.bases.BaseDataset`."""
+    return dataset_class(name)(root, verbose=verbose, splits=splits, skip_broken=skip_broken)
+
+
+def build_dataloader(args):
+    """The loaders that ``args`` describe, and the number of training identities.
+
+    Returns:
+        ``(train_loader, val_img_loader, val_txt_loader, num_classes)`` if ``args.training``, else
+        ``(test_img_loader, test_txt_loader, num_classes)``. The training loader iterates dicts (:class:`datasets.bases.ImageTextDataset`);
+        its ``batch_sampler.set_epoch(epoch, first_step)`` chooses what comes next. The others iterate ``(pids [B], images [B, 3, H, W])``
+        and ``(pids [B], caption_ids [B, L])`` in the annotation's order. A test needs no training entries; without them
+        ``num_classes`` is 0.
+
+    Raises:
+        UserError: an unknown dataset or sampler, data that isn't whole, an empty split, a batch that doesn't fit.
+    """
+    used = ('train', args.val_dataset) if args.training else ('test',)
+    dataset = build_dataset(args.dataset_name, args.root_dir, splits=used, skip_broken=args.skip_broken)
+    samples, pids = dataset.train, dataset.train_id_container
+    if args.limit_train:
+        samples, pids = first_captions(samples, args.limit_train, dataset.anno_path)
+    if not args.training:
+        return (*evaluation_loaders(args, dataset, 'test', args.test_batch_size), len(pids))
+    if not samples:
+        raise empty(dataset, 'train')
+    return (training_loader(args, samples), *evaluation_loaders(args, dataset, args.val_dataset, args.batch_size), len(pids))
+
+
+def training_loader(args, samples):
+    pairs = ImageTextDataset(
+        samples, build_transforms(args.img_size, args.img_aug, is_train=True), args.text_length,
+        fields=getattr(args, 'batch_fields', ()), caption_masking=args.caption_masking, masked_token_rate=args.masked_token_rate,
+        masked_token_unchanged_rate=args.masked_token_unchanged_rate, skip_broken=args.skip_broken)
+    sampler = build_batch_sampler(args, [sample[0] for sample in samples])
+    return DataLoader(pairs, batch_sampler=sampler, collate_fn=collate, **reading(args))
+
+
+def evaluation_loaders(args, dataset, split, batch_size):
+    """(images, captions) of a split, neither augmented nor shuffled."""
+    if split not in SPLITS:
+        raise unknown('split', split, SPLITS)
+    content = getattr(dataset, split)
+    if not content['captions']:
+        raise empty(dataset, split)
+    images = ImageDataset(content['image_pids'], content['img_paths'], build_transforms(args.img_size, is_train=False))
+    captions = TextDataset(content['caption_pids'], content['captions'], args.text_length)
+    # captions are tokenised already: workers would only carry them around
+    return DataLoader(images, batch_size, **reading(args)), DataLoader(captions, batch_size, generator=torch.Generator())
+
+
+def empty(dataset, split):
+    hint = '; choose the best epoch by the test split: --val_dataset test' if split == 'val' else ''
+    return UserError(f"{dataset.anno_path} has no entries in the split '{split}'{hint}")
+
+
+def reading(args):
+    """How a loader reads: settings of ``DataLoader`` that don't change what it yields."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    workers = min(args.num_workers, cores)  # more would only wait for each other
+    pin = torch.cuda.is_available() and not str(getattr(args, 'device', 'auto')).startswith('cpu')
+    # an own generator, for the loader draws a number from the global one each epoch
+    return {'num_workers': workers, 'persistent_workers': workers > 0, 'pin_memory': pin, 'worker_init_fn': start_worker,
+            'generator': torch.Generator()}
+
+
+def start_worker(worker):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the main process ends its workers

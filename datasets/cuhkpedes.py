@@ -1,0 +1,14 @@
+"""CUHK-PEDES, and synthetic pedestrians in its format."""
+from datasets.bases import BaseDataset
+
+
+class CUHKPEDES(BaseDataset):
+    """CUHK-PEDES (Li et al., CVPR 2017): 13,003 identities, mostly two captions an image."""
+    name = 'CUHK-PEDES'
+    annotations = ('reid_raw.json',)
+    first_pid = 1
+
+
+class SynthPedes(CUHKPEDES):
+    """What ``python -m datasets.synthpedes`` writes by default."""
+    name = 'synthpedes'

@@ -1,0 +1,114 @@
+"""Which training samples make up which batch: a function of the seed and the epoch alone."""
+import random
+from collections import Counter, defaultdict
+
+from utils.errors import UserError, unknown
+from utils.seeding import derive_seed
+
+
+class BatchSampler:
+    """Yields an epoch's batches as lists of ``(index, sample seed)``. The sample seed follows from (seed, epoch, index) and from how
+    often the index was drawn before in the epoch.
+
+    ``set_epoch`` chooses the epoch; without it the first pass is epoch 1 and each further one the next. ``len()`` is the number
+    of all the epoch's batches.
+    """
+
+    def __init__(self, pids, batch_size, seed=1):
+        if batch_size > len(pids):
+            raise UserError(f'--batch_size {batch_size} is larger than the training set of {len(pids)} captions')
+        self.size, self.batch_size, self.seed = len(pids), batch_size, seed
+        self.set_epoch(1)
+
+    def set_epoch(self, epoch, first_step=0):
+        """Iterate epoch ``epoch`` (from 1) next, without its first ``first_step`` batches."""
+        self.epoch, self.first_step, self.begun = epoch, first_step, False
+        self.batches = self.plan(random.Random(derive_seed(self.seed, epoch)))
+
+    def plan(self, rng):
+        """The epoch's batches as lists of indices."""
+        raise NotImplementedError
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __iter__(self):
+        if self.begun:
+            self.set_epoch(self.epoch + 1)
+        self.begun = True
+        epoch, batches, first_step, drawn = self.epoch, self.batches, self.first_step, Counter()
+        for step, batch in enumerate(batches):
+            seeded = []
+            for index in batch:
+                if step >= first_step:
+                    seeded.append((index, derive_seed(self.seed, epoch, index, drawn[index])))
+                drawn[index] += 1
+            if step >= first_step:
+                yield seeded
+
+
+class RandomBatches(BatchSampler):
+    """Every caption once, in random order; the last batch may be smaller."""
+
+    def plan(self, rng):
+        order = rng.sample(range(self.size), self.size)
+        return [order[start:start + self.batch_size] for start in range(0, self.size, self.batch_size)]
+
+
+class IdentityBatches(BatchSampler):
+    """``batch_size // num_instance`` identities a batch, ``num_instance`` captions of each.
+
+    Each identity's captions are shuffled and cut into groups, the remainder dropped; one with fewer captions than a group draws
+    them with replacement. Batches are made of one group each of random identities, until too few identities have any left.
+    """
+
+    def __init__(self, pids, batch_size, num_instance, seed=1):
+        if num_instance > batch_size or batch_size % num_instance:
+            raise UserError(f'--batch_size {batch_size} is no multiple of --num_instance {num_instance}')
+        self.num_instance, self.identities = num_instance, batch_size // num_instance
+        self.captions = defaultdict(list)   # {pid: indices}
+        for index, pid in enumerate(pids):
+            self.captions[pid].append(index)
+        if len(self.captions) < self.identities:
+            raise UserError(f'a batch of {batch_size} with --num_instance {num_instance} needs {self.identities} identities, and the '
+                            f'training set has {len(self.captions)}: lower --batch_size or raise --num_instance')
+        super().__init__(pids, batch_size, seed)
+
+    def group_size(self, rng):
+        return self.num_instance
+
+    def groups(self, indices, rng):
+        size = self.group_size(rng)
+        if len(indices) < size:
+            return [rng.choices(indices, k=size)]
+        order = rng.sample(indices, len(indices))
+        return [order[start:start + size] for start in range(0, len(order) - size + 1, size)]
+
+    def plan(self, rng):
+        groups = {pid: self.groups(indices, rng) for pid, indices in self.captions.items()}
+        left, batches = list(groups), []
+        while len(left) >= self.identities:
+            chosen = rng.sample(left, self.identities)
+            batches.append([index for pid in chosen for index in groups[pid].pop()])
+            left = [pid for pid in left if groups[pid]]
+        return batches
+
+
+class IdentityBatchesOfRandomSize(IdentityBatches):
+    """As :class:`IdentityBatches`, but each identity's groups have a size of 1 to ``num_instance``, drawn for the epoch; so
+    batches are of up to ``batch_size`` captions."""
+
+    def group_size(self, rng):
+        return rng.randint(1, self.num_instance)
+
+
+SAMPLERS = {'random': RandomBatches, 'identity': IdentityBatches, 'idrannum': IdentityBatchesOfRandomSize}
+
+
+def build_batch_sampler(args, pids):
+    """The batch sampler that ``args.sampler`` names, over training samples with these pids."""
+    if args.sampler not in SAMPLERS:
+        raise unknown('sampler', args.sampler, SAMPLERS)
+    if args.sampler == 'random':
+        return RandomBatches(pids, args.batch_size, args.seed)
+    return SAMPLERS[args.sampler](pids, args.batch_size, args.num_instance, args.seed)

@@ -1,0 +1,544 @@
+"""Who walks through synthpedes: identities as plain labels, and the sentences that people would write about them.
+
+A *person* is a nested dict of labels (what ``attributes.json`` holds), a *tone* is a colour's name with its shade
+(``'dark blue'``), a *scene* says how one image shows the person (see ``synthpedes_draw.Scene``).
+"""
+import copy
+
+# tone: (sRGB, the phrases people use for it); a tone's last word is its base colour
+TONES = {
+    'black': ((26, 26, 30), ['black']),
+    'white': ((236, 236, 234), ['white']),
+    'dark blue': ((27, 38, 96), ['dark blue', 'navy', 'navy blue']),
+    'blue': ((38, 88, 200), ['blue', 'bright blue', 'royal blue']),
+    'light blue': ((126, 184, 232), ['light blue', 'sky blue', 'pale blue']),
+    'red': ((206, 32, 40), ['red', 'bright red']),
+    'dark red': ((124, 22, 42), ['dark red', 'maroon', 'burgundy']),
+    'dark grey': ((72, 74, 79), ['dark grey', 'dark gray', 'charcoal']),
+    'grey': ((128, 130, 133), ['grey', 'gray']),
+    'light grey': ((186, 188, 191), ['light grey', 'light gray', 'pale grey']),
+    'dark green': ((22, 76, 46), ['dark green', 'forest green']),
+    'green': ((44, 154, 74), ['green', 'bright green']),
+    'light green': ((152, 210, 134), ['light green', 'pale green', 'mint green']),
+    'yellow': ((242, 212, 46), ['yellow', 'bright yellow']),
+    'brown': ((122, 76, 44), ['brown']),
+    'dark brown': ((72, 46, 33), ['dark brown', 'chocolate brown']),
+    'pink': ((238, 112, 164), ['pink', 'bright pink']),
+    'light pink': ((246, 190, 206), ['light pink', 'pale pink']),
+    'purple': ((122, 56, 160), ['purple', 'violet']),
+    'light purple': ((184, 154, 220), ['light purple', 'lavender', 'lilac']),
+    'orange': ((240, 124, 30), ['orange', 'bright orange']),
+    'beige': ((208, 188, 152), ['beige', 'tan', 'khaki', 'cream']),
+}
+COLOURS = ('black', 'white', 'blue', 'red', 'grey', 'green', 'yellow', 'brown', 'pink', 'purple', 'orange', 'beige')
+DARK = ('black', 'dark blue', 'dark grey', 'dark green', 'dark brown', 'dark red')
+LIGHT = ('white', 'light grey', 'beige', 'light blue', 'light pink')
+JEANS = ('dark blue', 'blue', 'light blue', 'black', 'dark grey')
+HAIR = {'black': (28, 24, 24), 'brown': (92, 58, 36), 'blonde': (222, 184, 108), 'grey': (172, 172, 174),
+        'red': (172, 72, 34)}
+SKIN = {'light': (236, 192, 164), 'medium': (198, 144, 106), 'dark': (116, 76, 54)}
+
+# how often each base colour is worn; what is not listed has a weight of 1
+UPPER_WEIGHTS = {'black': 14, 'white': 13, 'blue': 12, 'grey': 9, 'red': 7, 'green': 5, 'yellow': 4, 'pink': 4,
+                 'purple': 3, 'orange': 3, 'brown': 3, 'beige': 2}
+LOWER_WEIGHTS = {'black': 15, 'blue': 14, 'grey': 9, 'white': 4, 'brown': 4, 'beige': 4, 'green': 2, 'red': 2}
+THING_WEIGHTS = {'black': 9, 'white': 5, 'brown': 5, 'grey': 4, 'red': 5, 'blue': 5}
+
+NOUNS = {
+    'T-shirt': ['T-shirt', 'T-shirt', 'tee', 'shirt', 'top'], 'shirt': ['shirt', 'shirt', 'button-up shirt'],
+    'blouse': ['blouse', 'blouse', 'top'], 'polo shirt': ['polo shirt', 'polo', 'shirt'],
+    'sweater': ['sweater', 'pullover', 'jumper'], 'hoodie': ['hoodie', 'hooded sweatshirt', 'hooded top'],
+    'tank top': ['tank top', 'sleeveless top'], 'dress': ['dress'],
+    'jacket': ['jacket'], 'coat': ['coat', 'overcoat'], 'cardigan': ['cardigan'], 'vest': ['vest', 'sleeveless jacket'],
+    'trousers': ['trousers', 'pants', 'slacks'], 'jeans': ['jeans', 'jeans', 'denim pants', 'denim trousers'],
+    'leggings': ['leggings', 'tight pants'], 'shorts': ['shorts'], 'skirt': ['skirt'],
+    'sneakers': ['sneakers', 'trainers', 'sports shoes', 'shoes'], 'boots': ['boots'], 'sandals': ['sandals'],
+    'leather shoes': ['leather shoes', 'dress shoes', 'shoes'],
+    'backpack': ['backpack', 'rucksack', 'backpack'], 'shoulder bag': ['shoulder bag', 'messenger bag'],
+    'handbag': ['handbag', 'bag', 'purse'],
+    'cap': ['cap', 'baseball cap'], 'beanie': ['beanie', 'knit hat', 'woolly hat'],
+         'sun hat': ['sun hat', 'wide-brimmed hat'],
+    'phone': ['phone', 'mobile phone', 'cell phone'], 'umbrella': ['umbrella', 'folded umbrella'],
+    'bottle': ['bottle', 'water bottle', 'bottle of water'], 'paper': ['sheet of paper', 'piece of paper', 'leaflet'],
+    'cup': ['cup', 'paper cup', 'cup of coffee'],
+}
+UPPERS = {'man': {'T-shirt': 6, 'shirt': 4, 'polo shirt': 3, 'sweater': 3, 'hoodie': 3, 'tank top': 1},
+          'woman': {'T-shirt': 4, 'blouse': 4, 'sweater': 3, 'hoodie': 2, 'tank top': 2, 'dress': 4}}
+LOWERS = {'man': {'trousers': 5, 'jeans': 4, 'shorts': 4},
+          'woman': {'trousers': 3, 'jeans': 3, 'skirt': 5, 'shorts': 2, 'leggings': 2}}
+SLEEVES = {'T-shirt': ('short', 'short', 'short', 'long'), 'shirt': ('long', 'long', 'short'),
+           'blouse': ('long', 'short'),
+           'polo shirt': ('short',), 'sweater': ('long',), 'hoodie': ('long',), 'tank top': ('none',),
+           'dress': ('none', 'short', 'long')}
+LENGTHS = {'trousers': ('long', 'long', 'long', 'cropped'), 'jeans': ('long', 'long', 'long', 'cropped'),
+           'leggings': ('long',),
+           'shorts': ('short', 'knee-length'), 'skirt': ('short', 'knee-length', 'long'),
+           'dress': ('short', 'knee-length', 'long')}
+JACKETS = {'jacket': 'hip', 'coat': 'knee', 'cardigan': 'hip', 'vest': 'waist'}
+SHOES = {'man': {'sneakers': 6, 'boots': 2, 'leather shoes': 3, 'sandals': 1},
+         'woman': {'sneakers': 5, 'boots': 3, 'leather shoes': 2, 'sandals': 2}}
+BAGS = {'man': {'backpack': 5, 'shoulder bag': 3}, 'woman': {'backpack': 3, 'shoulder bag': 3, 'handbag': 3}}
+HATS = {'man': {'cap': 3, 'beanie': 2}, 'woman': {'cap': 2, 'beanie': 1, 'sun hat': 2}}
+HELD = ('phone', 'umbrella', 'bottle', 'paper', 'cup')
+
+
+def base(tone):
+    """``'dark blue'`` -> ``'blue'``."""
+    return tone.split()[-1]
+
+
+def _weighted(rng, weights):
+    return rng.choices(list(weights), weights=list(weights.values()))[0]
+
+
+def _tone(rng, weights, colours, avoid=()):
+    """A tone among the first ``colours`` base colours, none of the ``avoid``-ed ones."""
+    names = [c for c in COLOURS[:colours] if c not in avoid]
+    name = rng.choices(names, weights=[weights.get(c, 1) for c in names])[0]
+    return rng.choice([t for t in TONES if base(t) == name])
+
+
+def _second(rng, tone, colours):
+    """A colour for stripes, dots or a logo that shows on ``tone``."""
+    def brightness(t):
+        return sum(TONES[t][0]) / 3
+    known = [t for t in TONES if base(t) in COLOURS[:colours] and ' ' not in t
+             and abs(brightness(t) - brightness(tone)) > 60]
+    return rng.choice(known) if known else ('white' if brightness(tone) < 128 else 'black')
+
+
+def _upper(rng, gender, colours):
+    kind = _weighted(rng, UPPERS[gender])
+    tone = _tone(rng, UPPER_WEIGHTS, colours)
+    patterns = {'plain': 10, 'striped': 3, 'checked': 2 if kind in ('shirt', 'blouse', 'dress') else 0,
+                'dotted': 2 if kind in ('blouse', 'dress') else 0,
+                'logo': 4 if kind in ('T-shirt', 'hoodie', 'sweater') else 0,
+                'two-tone': 2 if kind in ('T-shirt', 'hoodie', 'sweater', 'polo shirt') else 0}
+    pattern = _weighted(rng, patterns)
+    upper = {'kind': kind, 'colour': tone, 'pattern': pattern,
+             'second': None if pattern == 'plain' else _second(rng, tone, colours),
+             'sleeves': rng.choice(SLEEVES[kind])}
+    if kind == 'dress':
+        upper['length'] = rng.choice(LENGTHS[kind])
+    return upper
+
+
+def _lower(rng, gender, colours):
+    kind = _weighted(rng, LOWERS[gender])
+    tone = _tone(rng, LOWER_WEIGHTS if kind != 'skirt' else UPPER_WEIGHTS, colours)
+    if kind == 'jeans':
+        tone = rng.choice([t for t in JEANS if base(t) in COLOURS[:colours]] or ['blue'])
+    patterns = {'plain': 8, 'striped': 1 if kind in ('trousers', 'shorts') else 0,
+                'checked': 1 if kind in ('skirt', 'shorts') else 0,
+                'dotted': 1 if kind == 'skirt' else 0}
+    pattern = _weighted(rng, patterns)
+    return {'kind': kind, 'colour': tone, 'pattern': pattern,
+            'second': None if pattern == 'plain' else _second(rng, tone, colours),
+            'length': rng.choice(LENGTHS[kind])}
+
+
+def _hair(rng, gender):
+    length = rng.choices(('bald', 'short', 'shoulder-length', 'long'),
+                         weights=(1, 8, 1, 0.5) if gender == 'man' else (0, 3, 4, 6))[0]
+    style = rng.choice(('loose', 'loose', 'ponytail', 'bun')) if length == 'long' else 'loose'
+    colour = None if length == 'bald' else rng.choices(list(HAIR), weights=(6, 5, 4, 2, 2))[0]
+    return {'colour': colour, 'length': length, 'style': style}
+
+
+def new_person(rng, colours=12):
+    """Draw an identity's labels from ``rng`` (``random.Random``), garments in the first ``colours`` of COLOURS."""
+    gender = rng.choice(('man', 'woman'))
+    upper = _upper(rng, gender, colours)
+    person = {
+        'gender': gender, 'build': rng.choice(('slim', 'average', 'average', 'heavy')),
+        'height': rng.choice(('short', 'average', 'average', 'tall')),
+              'skin': rng.choice(('light', 'light', 'medium', 'dark')),
+        'hair': _hair(rng, gender), 'upper': upper,
+        'jacket': None, 'lower': None if upper['kind'] == 'dress' else _lower(rng, gender, colours),
+        'shoes': {'kind': _weighted(rng, SHOES[gender]), 'colour': _tone(rng, THING_WEIGHTS, colours)},
+        'bag': None, 'hat': None, 'scarf': None, 'glasses': None, 'held': None}
+    if rng.random() < 0.25:
+        kind = rng.choice(list(JACKETS))
+        person['jacket'] = {'kind': kind, 'colour': _tone(rng, UPPER_WEIGHTS, colours,
+                                                          avoid=(base(upper['colour']),)), 'length': JACKETS[kind]}
+    if rng.random() < 0.6:
+        person['bag'] = {'kind': _weighted(rng, BAGS[gender]), 'colour': _tone(rng, THING_WEIGHTS, colours)}
+    if rng.random() < 0.3:
+        person['hat'] = {'kind': _weighted(rng, HATS[gender]), 'colour': _tone(rng, THING_WEIGHTS, colours)}
+    if rng.random() < 0.1:
+        person['scarf'] = {'colour': _tone(rng, UPPER_WEIGHTS, colours)}
+    if rng.random() < 0.25:
+        person['glasses'] = rng.choice(('glasses', 'sunglasses'))
+    if rng.random() < 0.35:
+        person['held'] = rng.choice(HELD)
+    return person
+
+
+def new_twin(person, rng, colours=12):
+    """A copy of ``person`` with exactly one label changed, to something that can be seen."""
+    twin = copy.deepcopy(person)
+    changes = []
+    for slot in ('upper', 'lower', 'jacket', 'shoes', 'bag', 'hat', 'scarf'):
+        thing = person[slot]
+        if thing:
+            avoid = {base(thing['colour']), base(thing.get('second') or thing['colour'])}
+            known = [t for t in (JEANS if thing.get('kind') == 'jeans' else TONES) if base(t) in COLOURS[:colours]
+                     and base(t) not in avoid]
+            changes += [(slot, 'colour', known)] if known else []
+    if person['bag']:
+        changes.append(('bag', 'kind', [k for k in BAGS[person['gender']] if k != person['bag']['kind']]))
+    if person['hair']['colour']:
+        changes.append(('hair', 'colour', [c for c in HAIR if c != person['hair']['colour']]))
+    changes.append((None, 'glasses', [g for g in (None, 'sunglasses') if g != person['glasses']]))
+    changes.append((None, 'held', [h for h in (None, *HELD) if h != person['held']]))
+    slot, key, known = rng.choice(changes)
+    (twin[slot] if slot else twin)[key] = rng.choice(known)
+    return twin
+
+
+def flat(labels, prefix=''):
+    """``{'upper.colour': 'red', ...}`` of an identity's nested labels; an absent thing is one None."""
+    found = {}
+    for key, value in labels.items():
+        found.update(flat(value, f'{prefix}{key}.') if isinstance(value, dict) else {f'{prefix}{key}': value})
+    return found
+
+
+# --- sentences -------------------------------------------------------------------------------------------------
+
+SUBJECTS = {'man': ['man', 'man', 'man', 'man', 'guy', 'gentleman', 'male pedestrian'],
+            'woman': ['woman', 'woman', 'woman', 'woman', 'lady', 'female pedestrian']}
+BODY_WORDS = {'slim': ['slim', 'thin', 'slender'], 'heavy': ['heavy', 'stout', 'heavyset'], 'tall': ['tall'],
+              'short': ['short']}
+PLACES = {  # background: (where one walks, where one stands)
+    'street': (['along the street', 'down the street', 'along the pavement', 'on the sidewalk'],
+               ['on the street', 'on the pavement', 'on the sidewalk', 'at the roadside']),
+    'wall': (['past a wall', 'along a wall', 'by a wall'], ['in front of a wall', 'next to a wall', 'beside a wall']),
+    'grass': (['across the grass', 'through a park', 'past a lawn'], ['on the grass', 'in a park', 'on a lawn']),
+    'crossing': (['across the road', 'over a zebra crossing', 'over a pedestrian crossing'],
+                 ['at a crossing', 'on a zebra crossing', 'in the road']),
+    'indoor': (['through a hall', 'along a corridor', 'down a hallway'], ['in a hall', 'in a corridor', 'indoors']),
+}
+VIEWS = {'front': ['is facing the camera', 'is looking towards the camera', 'faces the viewer'],
+         'back': ['is seen from behind', 'has {his} back to the camera', 'is facing away from the camera'],
+         'side': ['is seen from the side', 'is shown in profile', 'is turned sideways']}
+POSES = (['walks at an easy pace', 'takes a step forward', 'looks straight ahead',
+          'has one foot in front of the other'],
+         ['stands still', 'stands with {his} feet apart', 'looks straight ahead', 'keeps {his} arms close to the body'])
+PATTERN_WORDS = {'striped': ['striped'], 'checked': ['checked', 'checkered', 'plaid'],
+                 'dotted': ['dotted', 'polka-dot']}
+LOGO_WORDS = ['a {c} logo on the chest', 'a {c} print on the front', 'a {c} picture on the front',
+              'a {c} design on the chest']
+SIZES = {'long': ['long'], 'cropped': ['cropped', 'ankle-length'], 'short': ['short'], 'knee-length': ['knee-length']}
+OPTIONAL = ('hair', 'shoes', 'bag', 'hat', 'scarf', 'glasses', 'held')
+
+
+def colour_phrase(tone, rng, shades):
+    """One of people's names for ``tone``; with growing ``shades`` the shade is left out more often, or only 'dark' is said."""
+    if rng.random() < 0.15 * shades and tone in DARK + LIGHT:
+        return rng.choice(('dark', 'dark-colored') if tone in DARK else ('light-colored', 'light-coloured'))
+    if rng.random() < 0.5 * shades:
+        return base(tone)
+    return rng.choice(TONES[tone][1])
+
+
+def _article(phrase):
+    return ('an ' if phrase[0] in 'aeiou' else 'a ') + phrase
+
+
+def _list(items, rng):
+    """'a, b and c', the comma before 'and' where a part has an 'and' of its own."""
+    if len(items) < 2:
+        return ''.join(items)
+    comma = ',' if len(items) > 2 and (rng.random() < 0.3 or any(' and ' in i for i in items)) else ''
+    return f'{", ".join(items[:-1])}{comma} and {items[-1]}'
+
+
+class _Words:
+    """The phrases for one caption: every choice of word and of detail comes from one generator."""
+
+    def __init__(self, person, scene, rng, omission, shades):
+        self.person, self.scene, self.rng, self.omission, self.shades = person, scene, rng, omission, shades
+        self.he, self.his = ('he', 'his') if person['gender'] == 'man' else ('she', 'her')
+
+    def keep(self):
+        return self.rng.random() >= self.omission
+
+    def colour(self, tone):
+        return colour_phrase(tone, self.rng, self.shades)
+
+    def coloured(self, thing):
+        """(adjectives, what follows the noun) for a garment's colours and pattern."""
+        rng, first, pattern = self.rng, self.colour(thing['colour']), thing.get('pattern', 'plain')
+        if pattern == 'plain' or not self.keep() or (pattern == 'logo' and self.scene.view != 'front'):
+            return [f'plain {first}' if pattern == 'plain' and rng.random() < 0.1 else first], []
+        second = base(thing['second']) if first.startswith(('dark-', 'light-')) else self.colour(thing['second'])
+        if pattern == 'logo':
+            return [first], [_article(rng.choice(LOGO_WORDS).format(c=second)[2:])]
+        if pattern == 'two-tone':
+            return rng.choice((([f'{first} and {second} two-tone'], []),
+                               ([f'{first}'], [f'{_article(second)} lower half']),
+                               ([f'{first} and {second} color-block'], [])))
+        word = rng.choice(PATTERN_WORDS[pattern])
+        if thing.get('kind') in ('trousers', 'shorts') and pattern == 'striped':
+            return [first], [rng.choice(('{} stripes down the sides', '{} side stripes')).format(second)]
+        marks = {'striped': 'stripes', 'checked': 'checks',
+                 'dotted': rng.choice(('dots', 'polka dots', 'spots'))}[pattern]
+        return rng.choice((([f'{first} and {second}', word], []), ([first], [f'{second} {marks}']),
+                           ([word, f'{first} and {second}'], [])))
+
+    def noun_phrase(self, adjectives, noun, after, plural=False):
+        text = ' '.join([*adjectives, noun])
+        if not plural:
+            text = _article(text)
+        elif self.rng.random() < 0.3:
+            text = f'a pair of {text}'
+        return text + (f' with {_list(after, self.rng)}' if after else '')
+
+    def upper(self):
+        upper, rng = self.person['upper'], self.rng
+        adjectives, after = self.coloured(upper)
+        noun = rng.choice(NOUNS[upper['kind']])
+        if self.keep() and not self.person['jacket'] and 'sleeve' not in noun:
+            sleeves = upper['sleeves']
+            if sleeves == 'none':
+                adjectives = (['sleeveless'] if noun == 'dress' else []) + adjectives
+            elif rng.random() < 0.65:
+                adjectives = [rng.choice((f'{sleeves}-sleeved', f'{sleeves} sleeve'))] + adjectives
+            else:
+                after = after + [f'{sleeves} sleeves']
+        if upper['kind'] == 'dress' and self.keep() and not adjectives[0].startswith(upper['length']):
+            adjectives = [rng.choice(SIZES[upper['length']])] + adjectives
+        return self.noun_phrase(adjectives, noun, after)
+
+    def outer(self):
+        """The jacket, with what is seen under it."""
+        jacket, rng = self.person['jacket'], self.rng
+        if not jacket:
+            return self.upper()
+        adjectives = [self.colour(jacket['colour'])]
+        if jacket['kind'] == 'coat' and rng.random() < 0.4:
+            adjectives = [rng.choice(('long', 'knee-length'))] + adjectives
+        noun = rng.choice(NOUNS[jacket['kind']])
+        if self.scene.view == 'back' or (self.scene.view == 'side' and rng.random() < 0.5):
+            return self.noun_phrase(adjectives, noun, [])
+        opened = self.noun_phrase([rng.choice(('open', 'open', 'unbuttoned',
+                                               'unzipped'))][:rng.randint(0, 1)] + adjectives, noun, [])
+        return rng.choice((f'{opened} over {self.upper()}', f'{self.upper()} under {opened}'))
+
+    def lower(self):
+        lower = self.person['lower']
+        adjectives, after = self.coloured(lower)
+        usual = (lower['kind'], lower['length']) == ('shorts',
+                                                     'short') or lower['kind'] != 'skirt' and lower['length'] == 'long'
+        if self.keep() and (not usual or lower['kind'] == 'trousers' and self.rng.random() < 0.3):
+            adjectives = [self.rng.choice(SIZES[lower['length']])] + adjectives
+        return self.noun_phrase(adjectives, self.rng.choice(NOUNS[lower['kind']]), after,
+                                plural=lower['kind'] != 'skirt')
+
+    def thing(self, slot):
+        """Shoes, bag, hat or scarf with its colour."""
+        thing = self.person[slot]
+        noun = 'scarf' if slot == 'scarf' else self.rng.choice(NOUNS[thing['kind']])
+        return self.noun_phrase([self.colour(thing['colour'])], noun, [], plural=slot == 'shoes')
+
+    def glasses(self):
+        glasses = self.person['glasses']
+        return self.rng.choice((glasses, glasses, f'a pair of {glasses}'))
+
+    def hair(self):
+        hair, rng = self.person['hair'], self.rng
+        if hair['length'] == 'bald':
+            return rng.choice(('a bald head', 'a shaved head'))
+        colour = rng.choice(('grey', 'gray')) if hair['colour'] == 'grey' else hair['colour']
+        colour = rng.choice(('blonde', 'blond', 'fair')) if colour == 'blonde' else colour
+        if hair['style'] == 'ponytail':
+            return rng.choice((f'a long {colour} ponytail', f'{colour} hair tied in a ponytail',
+                               f'{colour} hair in a ponytail'))
+        if hair['style'] == 'bun':
+            return rng.choice((f'{colour} hair in a bun', f'{colour} hair tied up in a bun'))
+        return f'{hair["length"]} {colour} hair' if self.keep() else f'{colour} hair'
+
+    def bag(self):
+        kind, phrase = self.person['bag']['kind'], self.thing('bag')
+        where = {'backpack': [f'on {self.his} back', 'on the back', f'on {self.his} shoulders'],
+                 'shoulder bag': [f'over {self.his} shoulder', f'on {self.his} shoulder', 'across the body'],
+                 'handbag': [f'in {self.his} hand', 'in one hand']}[kind]
+        return f'{phrase} {self.rng.choice(where)}' if self.rng.random() < 0.5 else phrase
+
+    def held(self):
+        phrase = _article(self.rng.choice(NOUNS[self.person['held']]))
+        return f'{phrase} {self.rng.choice((f"in {self.his} hand", "in one hand"))}' if self.rng.random() < 0.6 else phrase
+
+    def subject(self):
+        rng, person = self.rng, self.person
+        words = [rng.choice(BODY_WORDS[person[k]]) for k in ('height', 'build') if person[k] != 'average'
+                 and rng.random() < 0.3 * (1 - self.omission)]
+        return ', '.join(words) + (' ' if words else '') + rng.choice(SUBJECTS[person['gender']])
+
+    def place(self):
+        return self.rng.choice(PLACES[self.scene.background][0 if self.scene.walking else 1])
+
+    def view(self):
+        return self.rng.choice(VIEWS[self.scene.view]).format(his=self.his)
+
+    def pose(self):
+        return self.rng.choice(POSES[0 if self.scene.walking else 1]).format(his=self.his)
+
+    def doing(self):
+        return self.rng.choice(('walking', 'walking', 'strolling') if self.scene.walking
+                               else ('standing', 'standing', 'waiting'))
+
+
+def _visible(person, scene):
+    """The slots that a caption of this image may speak of."""
+    seen = {slot for slot in ('hair', 'upper', 'lower', 'shoes', 'bag', 'hat', 'scarf', 'glasses', 'held')
+            if person[slot]}
+    seen -= set(scene.hidden)
+    if scene.view == 'back':
+        seen -= {'glasses'}
+    if person['hat'] and person['hair']['length'] == 'bald':
+        seen -= {'hair'}
+    return seen
+
+
+def _verbs(words, told, progressive):
+    """Verb phrases for what has not been said yet, e.g. ['wears glasses and white shoes', 'carries a black backpack']."""
+    rng, phrases = words.rng, []
+
+    def verb(stems):
+        simple, continuous = rng.choice(stems)
+        return f'is {continuous}' if progressive else simple
+    if 'hair' in told:
+        phrases.append(f'has {words.hair()}')
+    worn = [words.lower()] if 'lower' in told else []
+    extra = [words.glasses() if s == 'glasses' else words.thing(s) for s in ('hat', 'glasses', 'scarf', 'shoes')
+             if s in told]
+    rng.shuffle(extra)
+    if worn + extra:
+        phrases.append(f'{verb((("wears", "wearing"), ("is wearing", "wearing")))} {_list(worn + extra, rng)}')
+    if 'bag' in told:
+        phrases.append(f'{verb((("carries", "carrying"), ("has", "carrying")))} {words.bag()}')
+    if 'held' in told:
+        phrases.append(f'{verb((("holds", "holding"), ("is holding", "holding")))} {words.held()}')
+    if 'view' in told:
+        phrases.append(words.view())
+    if 'pose' in told:
+        phrases.append(words.pose())
+    rng.shuffle(phrases)
+    return phrases
+
+
+def _participles(words, told):
+    """'carrying ..., holding ... and wearing ...' of what has not been said yet."""
+    rng, phrases = words.rng, []
+    extra = [words.glasses() if s == 'glasses' else words.thing(s) for s in ('hat', 'glasses', 'scarf') if s in told]
+    if extra:
+        phrases.append(f'wearing {_list(extra, rng)}')
+    if 'bag' in told:
+        phrases.append(f'carrying {words.bag()}')
+    if 'held' in told:
+        phrases.append(f'holding {words.held()}')
+    rng.shuffle(phrases)
+    return _list(phrases, rng)
+
+
+def _worn(words, told):
+    """The garments' phrases, upper first, now and then lower first."""
+    items = ([words.outer()] if 'upper' in told else []) + ([words.lower()] if 'lower' in told else [])
+    if words.rng.random() < 0.2:
+        items.reverse()
+    return items
+
+
+def _second_sentence(words, told):
+    if not told:
+        return ''
+    rng = words.rng
+    if 'shoes' in told and rng.random() < 0.3:
+        rest = _verbs(words, told - {'shoes'}, rng.random() < 0.4)
+        shoes = words.person['shoes']
+        noun = rng.choice(NOUNS[shoes['kind']])
+        phrase = f'{words.his.capitalize()} {noun} are {words.colour(shoes["colour"])}'
+        return phrase + (f' and {words.he} {_list(rest, rng)}.' if rest else '.')
+    if 'hair' in told and words.person['hair']['style'] == 'loose' and words.person['hair']['length'] != 'bald' and rng.random() < 0.3:
+        hair, rest = words.person['hair'], _verbs(words, told - {'hair'}, rng.random() < 0.4)
+        phrase = f'{words.his.capitalize()} hair is {hair["length"]} and {hair["colour"]}'
+        return phrase + (f', and {words.he} {_list(rest, rng)}.' if rest else '.')
+    phrases = _verbs(words, told, rng.random() < 0.4)
+    opening = words.he.capitalize() if rng.random() < 0.85 else f'The {words.person["gender"]}'
+    return f'{opening} {_list(phrases, rng)}.'
+
+
+def _first_sentence(words, told):
+    """(sentence, the slots it has used up) in one of several constructions."""
+    rng = words.rng
+    used, place = {'upper', 'lower', 'place'}, f' {words.place()}' if 'place' in told else ''
+    worn = _worn(words, told)
+    if 'shoes' in told and rng.random() < 0.55:
+        worn.append(words.thing('shoes'))
+        used.add('shoes')
+    subject, hair = words.subject(), ''
+    if 'hair' in told and rng.random() < 0.6:
+        bald = words.person['hair']['length'] == 'bald'
+        subject, hair = (f'bald {subject}', '') if bald and rng.random() < 0.7 else (subject, f' with {words.hair()}')
+        used.add('hair')
+    a = rng.choice((_article(subject), _article(subject), f'the {subject}', f'this {subject}')) + hair
+    clothes, doing = _list(worn, rng), words.doing()
+    A = a[0].upper() + a[1:]
+    while_ = f' while {doing}{place}' if place else ''
+    forms = [f'{A} {rng.choice(("wears", "is wearing"))} {clothes}{while_}.'] * 2
+    if place:
+        forms += [f'{A} is {doing}{place} in {clothes}.', f'{A}, dressed in {clothes}, is {doing}{place}.',
+                  f'{A} in {clothes} is {doing}{place}.',
+                  f'{rng.choice(("Wearing", "Dressed in"))} {clothes}, {a} is {doing}{place}.']
+    else:
+        forms += [f'{A} {rng.choice(("is dressed in", "has on"))} {clothes}.', f'{A} is {doing} in {clothes}.',
+                  f'{rng.choice(("Wearing", "Dressed in"))} {clothes}, {a} is {doing} {rng.choice(("alone", "in this picture", "in the image"))}.']
+    forms.append(rng.choice((f'There is {_article(subject)}{hair} in {clothes}{" who is " + doing + place if place else ""}.',
+                             f'{rng.choice(("The picture shows", "The image shows", "The camera shows", "This is", "We see"))} '
+                             f'{_article(subject)}{hair} {rng.choice(("wearing", "dressed in"))} {clothes}.')))
+    if 'bag' in told and rng.random() < 0.2:
+        used.add('bag')
+        return f'{rng.choice(("With", "Carrying"))} {words.bag()}, {a} is {doing}{place} in {clothes}.', used
+    if rng.random() < 0.35 and told & {'bag', 'held', 'hat', 'glasses', 'scarf'}:
+        extras = _participles(words, told)
+        used |= {'bag', 'held', 'hat', 'glasses', 'scarf'}
+        return f'{A} is {doing}{place} in {clothes}, {extras}.', used
+    return rng.choice(forms), used
+
+
+def _sentences(person, scene, told, rng, omission, shades):
+    words = _Words(person, scene, rng, omission, shades)
+    first, used = _first_sentence(words, told)
+    second = _second_sentence(words, told - used)
+    return f'{first} {second}'.strip()
+
+
+def new_caption(person, scene, rng, omission=0.25, shades=0.4):
+    """A sentence or two (20 to 40 words) about ``person`` as ``scene`` shows them.
+
+    ``omission`` is the chance of leaving out each attribute and each detail of a garment. It is a wish: a caption that would be
+    too short says more, one too long says less.
+    """
+    seen = _visible(person, scene)
+    garments = seen & {'upper', 'lower'}
+    told = {s for s in OPTIONAL if s in seen and rng.random() >= omission}
+    told |= {s for s in sorted(garments) if rng.random() >= 0.15 * omission} or garments
+    told |= {s for s, share in (('place', 0.45), ('view', 0.15), ('pose', 0.05)) if rng.random() < share}
+    detail = omission
+    while True:
+        for _ in range(4):  # other constructions for the same content
+            text = _sentences(person, scene, told, rng, detail, shades)
+            if 20 <= len(text.split()) <= 40:
+                return text
+        if len(text.split()) > 40:
+            spare = sorted(told - garments) or sorted(told)
+            told -= {rng.choice(spare)} if len(told) > 1 else set()
+            detail = min(1.0, detail + 0.1)
+        else:
+            # what says nothing about the person is added first, so that omission stays what it was asked to be
+            spare = [s for s in ('place', 'view', 'pose') if s not in told] or [s for s in sorted(seen)
+                                                                                if s not in told]
+            told |= {rng.choice(spare)} if spare else set()
+            detail = max(0.0, detail - 0.1)

@@ -1,0 +1,76 @@
+"""Retrieval in small galleries: ``python run_scripts/galleries.py --config_file <run>/configs.yaml``.
+
+Splits the test identities into galleries, ranks each gallery on its own and prints the mean and the spread. On synthetic
+pedestrians the two baselines that learn nothing (colour words against colours) stand beside it.
+"""
+import os
+import statistics
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+from prettytable import PrettyTable  # noqa: E402
+
+from datasets import build_dataloader  # noqa: E402
+from datasets.synthpedes import baseline_similarities, galleries, is_synthetic  # noqa: E402
+from processor.report import load_trained  # noqa: E402
+from utils.errors import UserError, run  # noqa: E402
+from utils.metrics import embed, summary  # noqa: E402
+from utils.options import build_test_parser, count, parse_test_options, whole  # noqa: E402
+
+FIGURES = ('R1', 'R5', 'R10', 'mAP', 'mINP')
+
+
+def main(argv=None):
+    parser = build_test_parser('galleries.py', __doc__)
+    parser.add_argument('--galleries', type=count, default=5, help='how many')
+    parser.add_argument('--ids_per_gallery', type=count, default=100, help='identities in each')
+    parser.add_argument('--gallery_seed', type=whole, default=0, help='which identities come together')
+    args = parse_test_options(parser, argv)
+    img_loader, txt_loader, num_classes = build_dataloader(args)
+    images, captions = img_loader.dataset, txt_loader.dataset
+    available = len(set(map(int, images.image_pids)))
+    if available < args.galleries * args.ids_per_gallery:
+        raise UserError(f'{args.galleries} galleries of {args.ids_per_gallery} identities need {args.galleries * args.ids_per_gallery}, '
+                        f'and the test split of {args.dataset_name} has {available}')
+    model, _ = load_trained(args, num_classes)
+    similarities = {'model': model_similarity(model, img_loader, txt_loader)}
+    if is_synthetic(os.path.join(args.root_dir, args.dataset_name)):
+        baselines = baseline_similarities(captions.captions, images.img_paths)
+        similarities.update({f'colour words, {name}': torch.as_tensor(value) for name, value in baselines.items()})
+    q_pids, g_pids = torch.as_tensor(captions.caption_pids), torch.as_tensor(images.image_pids)
+    groups = galleries(sorted(set(g_pids.tolist())), args.galleries, args.ids_per_gallery, args.gallery_seed)
+    print(f'{args.galleries} galleries of {args.ids_per_gallery} identities, mean (standard deviation); '
+          f'chance: Rank-1 {100 / args.ids_per_gallery:.1f}')
+    print(table({name: in_galleries(similarity, q_pids, g_pids, groups) for name, similarity in similarities.items()}))
+
+
+def model_similarity(model, img_loader, txt_loader):
+    """[Q, G] cosine similarities of the whole test split."""
+    queries, _ = embed(model.encode_text, txt_loader, model)
+    gallery, _ = embed(model.encode_image, img_loader, model)
+    return F.normalize(queries, dim=1) @ F.normalize(gallery, dim=1).t()
+
+
+def in_galleries(similarity, q_pids, g_pids, groups):
+    """A summary for each group of identities ranked on its own."""
+    results = []
+    for group in groups:
+        group = torch.as_tensor(list(group))
+        queries, gallery = torch.isin(q_pids, group), torch.isin(g_pids, group)
+        results.append(summary(similarity[queries][:, gallery], q_pids[queries], g_pids[gallery]))
+    return results
+
+
+def table(results):
+    shown = PrettyTable(['', *FIGURES])
+    for name, rows in results.items():
+        columns = [[row[figure] for row in rows] for figure in FIGURES]
+        shown.add_row([name, *(f'{statistics.mean(column):.2f} ({statistics.pstdev(column):.2f})' for column in columns)])
+    return shown.get_string()
+
+
+if __name__ == '__main__':
+    run(main)

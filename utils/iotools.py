@@ -1,0 +1,74 @@
+"""Reading and writing files, with errors that say which file and why."""
+import contextlib
+import json
+import os
+
+import yaml
+from PIL import Image, UnidentifiedImageError
+
+from utils import options
+from utils.errors import UserError
+
+
+def read_image(path):
+    """An image file as a fully decoded RGB ``PIL.Image``. Missing, truncated or not an image: :class:`UserError`."""
+    try:
+        with Image.open(path) as image:
+            return image.convert('RGB')  # a copy, or decoded in place: whole either way
+    except FileNotFoundError:
+        raise UserError(f'no image {path}') from None
+    except UnidentifiedImageError:
+        raise UserError(f'{path} is not an image') from None
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged files make PIL's decoders raise nearly anything
+        raise UserError(f'image {path} cannot be read: {getattr(error, "strerror", None) or error}') from None
+
+
+def read_json(path):
+    """A JSON file's content. Missing or not JSON: :class:`UserError`."""
+    try:
+        with open(path, encoding='utf-8') as file:
+            return json.load(file)
+    except FileNotFoundError:
+        raise UserError(f'no file {path}') from None
+    except OSError as error:
+        raise UserError(f'{path} cannot be read: {error.strerror}') from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f'{path} is not JSON: {error}') from None
+
+
+@contextlib.contextmanager
+def atomic_write(path, mode='w'):
+    """``with atomic_write(path) as file:`` writes the file whole or not at all.
+
+    The content goes into ``<path>.tmp``, which takes the place of ``path`` once it is on the disk. If anything fails, the
+    temporary file is removed and what was at ``path`` stays. A folder that isn't writable or a full disk raises
+    :class:`UserError`. ``mode``: 'w' (UTF-8) or 'wb'.
+    """
+    path = os.fspath(path)
+    temporary = f'{path}.tmp'  # always the same name: what a killed process left is overwritten by the next
+    try:
+        with open(temporary, mode, encoding=None if 'b' in mode else 'utf-8') as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            os.remove(temporary)
+        if isinstance(error, OSError):
+            kept = '; what was there is kept' if os.path.exists(path) else ''
+            raise UserError(f'cannot write {path}: {error.strerror or error}{kept}') from None
+        raise
+
+
+def save_train_configs(path, args):
+    """Write the options as ``configs.yaml`` into the folder ``path``."""
+    with atomic_write(os.path.join(path, 'configs.yaml')) as file:
+        yaml.safe_dump(options.as_dict(args), file, default_flow_style=None, sort_keys=True)
+
+
+def load_train_configs(path):
+    """A run's ``configs.yaml``, ours or a released one's, as options. Names that an older one lacks get what its code meant."""
+    return options.run_options(path)

@@ -1,0 +1,81 @@
+"""CLIP's byte-pair encoding (Radford et al., ICML 2021), with one token exchanged for ``<|mask|>``."""
+import functools
+import gzip
+import html
+import os
+
+import ftfy
+import regex
+
+VOCABULARY = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'data', 'bpe_simple_vocab_16e6.txt.gz')
+MERGES = 48894   # of the file's merges, those that CLIP uses
+START, MASK, END = '<|startoftext|>', '<|mask|>', '<|endoftext|>'
+
+
+@functools.lru_cache(maxsize=None)
+def byte_characters():
+    """{byte: character} with a visible character for each byte: printable Latin-1 stands for itself, other bytes for
+    characters from 256 on. The order is that of the vocabulary's first 256 tokens."""
+    printable = [*range(ord('!'), ord('~') + 1), *range(ord('¡'), ord('¬') + 1), *range(ord('®'), ord('ÿ') + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {**{byte: chr(byte) for byte in printable}, **{byte: chr(256 + n) for n, byte in enumerate(others)}}
+
+
+def clean(text):
+    """Repaired encoding, no HTML entities, single spaces, lower case."""
+    text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    return ' '.join(text.split()).lower()
+
+
+class SimpleTokenizer:
+    """Text to token ids and back: ``SimpleTokenizer().encode('a red coat')`` gives ``[320, 736, 7356]``.
+
+    ``encoder`` maps tokens to ids: 256 bytes, the same at a word's end (``</w>``), 48,893 merges, and mask, start and end
+    (49405, 49406, 49407). ``<|mask|>`` takes the place of the last merge, so that the vocabulary stays CLIP's 49,408.
+    """
+
+    def __init__(self, bpe_path=VOCABULARY):
+        self.byte_encoder = byte_characters()
+        self.byte_decoder = {character: byte for byte, character in self.byte_encoder.items()}
+        with gzip.open(bpe_path, 'rt', encoding='utf-8') as file:
+            next(file)  # the version
+            # Without the merge whose id is the mask's: its token could be made but has no id.
+            merges = [tuple(next(file).split()) for _ in range(MERGES - 1)]
+        characters = list(self.byte_encoder.values())
+        tokens = characters + [c + '</w>' for c in characters] + [''.join(merge) for merge in merges] + [MASK, START, END]
+        self.encoder = {token: number for number, token in enumerate(tokens)}
+        self.decoder = {number: token for token, number in self.encoder.items()}
+        self.ranks = {merge: rank for rank, merge in enumerate(merges)}
+        self.pattern = regex.compile(
+            r"<\|startoftext\|>|<\|mask\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+", regex.IGNORECASE)
+        self.cache = {token: [self.encoder[token]] for token in (MASK, START, END)}
+
+    def encode(self, text):
+        """The token ids of a text, without start and end."""
+        return [number for word in self.pattern.findall(clean(text)) for number in self.word_ids(word)]
+
+    def decode(self, ids):
+        """The text of token ids; words are followed by a space."""
+        text = ''.join(self.decoder[int(number)] for number in ids)
+        return bytes(self.byte_decoder[c] for c in text).decode('utf-8', errors='replace').replace('</w>', ' ')
+
+    def word_ids(self, word):
+        if word not in self.cache:
+            characters = [self.byte_encoder[byte] for byte in word.encode('utf-8')]
+            characters[-1] += '</w>'
+            self.cache[word] = [self.encoder[token] for token in self.merge(characters)]
+        return self.cache[word]
+
+    def merge(self, tokens):
+        """Join neighbours, the pair of the lowest rank first and everywhere at once, until no known pair is left."""
+        while len(tokens) > 1:
+            pair = min(zip(tokens, tokens[1:]), key=lambda p: self.ranks.get(p, MERGES))
+            if pair not in self.ranks:
+                break
+            merged, i = [], 0
+            while i < len(tokens):
+                joined = tuple(tokens[i:i + 2]) == pair
+                merged.append(''.join(pair) if joined else tokens[i])
+                i += 2 if joined else 1
+            tokens = merged
+        return tokens
