@@ -22,6 +22,7 @@ class Encoded:
     masked_text_tokens: Optional[torch.Tensor] = None  # [B, L, D] of the caption with masks for words
     image_attention: Optional[torch.Tensor] = None     # [B, N, N] last block, mean over heads
     text_attention: Optional[torch.Tensor] = None      # [B, L, L] last block, mean over heads
+    encoder: Optional[nn.Module] = None                # the CLIP itself, for a head with a pass of its own
 
 
 class RetrievalModel(nn.Module):
@@ -33,6 +34,8 @@ class RetrievalModel(nn.Module):
     def __init__(self, args, num_classes, clip):
         super().__init__()
         self.base_model = clip
+        if args.freeze_conv1:
+            clip.visual.conv1.requires_grad_(False)
         self.embed_dim = clip.embed_dim
         self.num_classes = num_classes
         self.temperature = args.temperature
@@ -117,7 +120,7 @@ class RetrievalModel(nn.Module):
             image=self.image_embedding(image_tokens),
             text=self.text_embedding(text_tokens, batch['caption_ids']),
             image_tokens=image_tokens, text_tokens=text_tokens, masked_text_tokens=masked_text_tokens,
-            image_attention=image_attention, text_attention=text_attention)
+            image_attention=image_attention, text_attention=text_attention, encoder=self.base_model)
 
     def forward(self, batch):
         """A batch's losses and read-outs: ``{'sdm_loss': ..., 'img_acc': ..., 'temperature': ...}``, all scalars."""

@@ -14,7 +14,8 @@ import yaml
 from utils.errors import UserError, nearest, unknown
 
 # Flags that the released code has and never reads, or that belong to parts that cannot run there: accepted, and said once.
-WITHOUT_EFFECT = ('local_rank', 'distributed')
+WITHOUT_EFFECT = ('distributed', 'img_res', 'queue_size', 'stage', 'need_MAE', 'need_limit', 'need_pseudo', 'fuse_loss_weight', 'MIM',
+                  'patch_dim', 'mim_loss_weight')
 # What describes one run rather than how to train: not taken over from another run's configs.yaml.
 OF_ONE_RUN = ('output_dir', 'resume', 'resume_ckpt_file', 'init_from', 'config_file', 'print_config', 'training', 'local_rank',
               'distributed')
@@ -105,7 +106,6 @@ def build_parser():
     run.add_argument('--amp', default='auto', choices=['auto', 'bf16', 'fp16', 'off'], help='precision of the forward pass')
     run.add_argument('--test', dest='training', action='store_false', default=True, help="IRRA's way to say: not for training")
     run.add_argument('--local_rank', type=int, default=0, help='set by torchrun; one GPU is used')
-    yes_no(run, '--distributed', False, 'found by itself; has no effect')
 
     model = parser.add_argument_group('model')
     model.add_argument('--pretrain_choice', default='ViT-B/16',
@@ -117,11 +117,17 @@ def build_parser():
     model.add_argument('--stride_size', type=count, default=16, help="pixels between patches; below the patch's size they overlap")
     model.add_argument('--text_length', type=positive(int, least=2), default=77, help='tokens a caption, start and end included')
 
+    yes_no(model, '--freeze_conv1', False, "keep the patch convolution as pretrained (A2TE)")
+
     captions = parser.add_argument_group('captions')
     yes_no(captions, '--MLM', False, 'mask captions in place, as the released code does: --caption_masking inplace')
     captions.add_argument('--caption_masking', choices=['inplace', 'clean'], default=None,
                           help='inplace: every loss reads the masked caption; clean: only mlm does (default: inplace with --MLM)')
-    captions.add_argument('--mlm_masking', choices=['random'], default='random', help='how masked tokens are chosen')
+    captions.add_argument('--mlm_masking', choices=['random', 'attention', 'noun'], default='random',
+                          help="which tokens are masked: any, those the text encoder attends to (AGM), or nouns and adjectives (SEN)")
+    captions.add_argument('--caption_filter', type=share, default=0.0,
+                          help='share of the captions of which only pronouns, nouns and adjectives are kept (SEN: 0.2)')
+    captions.add_argument('--attribute_tagger', choices=['textblob', 'spacy'], default='textblob', help='finds parts of speech')
     captions.add_argument('--masked_token_rate', type=share, default=0.8, help='share of the chosen tokens that become the mask')
     captions.add_argument('--masked_token_unchanged_rate', type=share, default=0.1, help='share of the chosen tokens that stay')
 
@@ -157,6 +163,20 @@ def build_parser():
     data.add_argument('--num_instance', type=count, default=4, help='captions of an identity in a batch, for identity and idrannum')
     data.add_argument('--limit_train', type=count, default=None, help='train on the first so many captions only')
     yes_no(data, '--skip_broken', False, 'leave out training images that cannot be read, and say how many')
+
+    nothing = parser.add_argument_group('without effect', 'flags of the released command lines that their code never reads, or whose code '
+                                        'cannot run')
+    yes_no(nothing, '--distributed', False, 'IRRA')
+    nothing.add_argument('--img_res', type=int, default=16, help='A2TE')
+    nothing.add_argument('--queue_size', type=int, default=65536, help='A2TE')
+    nothing.add_argument('--stage', default='first', help='A2TE')
+    yes_no(nothing, '--need_MAE', False, 'SEN; the loss mae needs no flag here')
+    yes_no(nothing, '--need_limit', False, 'SEN')
+    yes_no(nothing, '--need_pseudo', False, 'SEN')
+    nothing.add_argument('--fuse_loss_weight', type=weight, default=1.0, help='SEN')
+    yes_no(nothing, '--MIM', False, 'AGM')
+    nothing.add_argument('--patch_dim', type=int, default=64, help='AGM')
+    nothing.add_argument('--mim_loss_weight', type=weight, default=1.0, help='AGM')
 
     add_head_options(parser)
     parser.defaults_in_code = {name: action.default for name, action in parser.actions().items()}
@@ -219,7 +239,7 @@ def notes(args, parser, given):
     idle = sorted(name for name in given if name in parser.readers and not set(parser.readers[name]) & set(heads))
     if idle:
         lines.append(f"no active head reads {', '.join('--' + name for name in idle)} (--loss_names {args.loss_names})")
-    nothing = sorted(name for name in given if name in WITHOUT_EFFECT and name != 'local_rank')
+    nothing = sorted(name for name in given if name in WITHOUT_EFFECT and getattr(args, name) != parser.defaults_in_code[name])
     if nothing:
         lines.append(f"without effect: {', '.join('--' + name for name in nothing)}")
     path, differences = recipe_differences(args, parser)
