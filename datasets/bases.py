@@ -9,6 +9,7 @@ import torch
 from prettytable import PrettyTable
 from torch.utils.data import Dataset, default_collate
 
+from datasets.attributes import annotate_all, load_tagger
 from datasets.masking import mask_tokens
 from utils.errors import UserError, unknown
 from utils.iotools import read_image, read_json
@@ -18,7 +19,7 @@ from utils.simple_tokenizer import END, MASK, START, SimpleTokenizer
 logger = logging.getLogger('Pedestal.dataset')
 
 SPLITS = ('train', 'val', 'test')
-FIELDS = ('mlm_ids', 'mlm_labels')   # what ImageTextDataset.text_fields can add to a sample
+FIELDS = ('mlm_ids', 'mlm_labels', 'attributes_mask')   # what ImageTextDataset.text_fields can add to a sample
 
 
 # -- annotations ---------------------------------------------------------------------------------------------------------
@@ -281,6 +282,7 @@ class ImageTextDataset(Dataset):
         caption_masking: 'inplace': ``caption_ids`` themselves are masked, as in IRRA's released training, and ``mlm_ids`` would be the
             same; 'clean': captions stay whole and ``mlm_ids`` goes with ``mlm_labels``.
         masked_token_rate, masked_token_unchanged_rate: see :func:`datasets.masking.mask_tokens`.
+        attribute_tagger: finds the parts of speech for ``attributes_mask`` (:func:`datasets.attributes.load_tagger`).
         skip_broken: a sample whose image cannot be read becomes ``{'skipped': path}`` for :func:`collate` to leave out.
 
     Raises:
@@ -288,7 +290,7 @@ class ImageTextDataset(Dataset):
     """
 
     def __init__(self, dataset, transform=None, text_length=77, truncate=True, fields=(), caption_masking='clean',
-                 masked_token_rate=0.8, masked_token_unchanged_rate=0.1, skip_broken=False):
+                 masked_token_rate=0.8, masked_token_unchanged_rate=0.1, skip_broken=False, attribute_tagger='textblob'):
         for field in fields:
             if field not in FIELDS:
                 raise unknown('batch field, asked for by a head and made by no dataset:', field, FIELDS)
@@ -300,7 +302,10 @@ class ImageTextDataset(Dataset):
             self.fields.add('mlm_ids')
         self.rates = masked_token_rate, masked_token_unchanged_rate
         self.mask_id = default_tokenizer().encoder[MASK]
-        self.tokens = tokenize_all([caption for *_, caption in dataset], text_length, truncate)
+        captions = [caption for *_, caption in dataset]
+        self.tokens = tokenize_all(captions, text_length, truncate)
+        if 'attributes_mask' in self.fields:
+            self.attributes, self.parts = annotate_all(captions, default_tokenizer(), load_tagger(attribute_tagger), text_length)
 
     def __len__(self):
         return len(self.dataset)
@@ -331,11 +336,13 @@ class ImageTextDataset(Dataset):
         if self.inplace or self.fields & {'mlm_ids', 'mlm_labels'}:
             masked, labels = map(torch.tensor, mask_tokens(ids.tolist(), rng, self.mask_id, *self.rates))
             fields.update(caption_ids=masked if self.inplace else ids, mlm_ids=masked, mlm_labels=labels)
+        if 'attributes_mask' in self.fields:
+            fields['attributes_mask'] = self.attributes[index].long()
         return {name: value for name, value in fields.items() if name == 'caption_ids' or name in self.fields}
 
 
 # IRRA's name for the pairs that its --MLM trains on.
-ImageTextMLMDataset = functools.partial(ImageTextDataset, fields=FIELDS, caption_masking='inplace')
+ImageTextMLMDataset = functools.partial(ImageTextDataset, fields=('mlm_ids', 'mlm_labels'), caption_masking='inplace')
 
 
 def collate(samples):

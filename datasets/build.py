@@ -60,7 +60,8 @@ def training_loader(args, samples):
     pairs = ImageTextDataset(
         samples, build_transforms(args.img_size, args.img_aug, is_train=True), args.text_length,
         fields=getattr(args, 'batch_fields', ()), caption_masking=args.caption_masking, masked_token_rate=args.masked_token_rate,
-        masked_token_unchanged_rate=args.masked_token_unchanged_rate, skip_broken=args.skip_broken)
+        masked_token_unchanged_rate=args.masked_token_unchanged_rate, skip_broken=args.skip_broken,
+        attribute_tagger=args.attribute_tagger)
     sampler = build_batch_sampler(args, [sample[0] for sample in samples])
     return DataLoader(pairs, batch_sampler=sampler, collate_fn=collate, **reading(args))
 

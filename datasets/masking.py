@@ -1,8 +1,11 @@
-"""Masking of captions for masked language modelling."""
-CHOSEN = 0.15   # of the content tokens (Devlin et al., NAACL 2019)
+"""Masking of captions for masked language modelling, and SEN's filtering of them."""
+from datasets.attributes import ADJECTIVE, NOUN, PRONOUN
+
+CHOSEN = 0.15                            # of the content tokens (Devlin et al., NAACL 2019)
+CHOSEN_NAMING, CHOSEN_REST = 0.30, 0.05  # of nouns and adjectives, and of all others (SEN)
 
 
-def mask_tokens(ids, rng, mask_id, masked_rate=0.8, unchanged_rate=0.1):
+def mask_tokens(ids, rng, mask_id, masked_rate=0.8, unchanged_rate=0.1, chances=None):
     """Choose 15% of a caption's content tokens and hide them: ``(masked ids, labels)``, lists as long as ``ids``.
 
     Content tokens are those between start and end: ids from 1 to ``mask_id - 1`` (0 pads; start and end lie above the mask). Of
@@ -12,14 +15,16 @@ def mask_tokens(ids, rng, mask_id, masked_rate=0.8, unchanged_rate=0.1):
     Args:
         ids: a list of token ids.
         rng: a ``random.Random``; nothing else decides the result.
+        chances: of each token to be chosen, instead of the 15% (:func:`noun_chances`).
 
     Returns:
         The masked ids, and the labels: the original id where a token was chosen, else 0.
     """
     ids, labels = list(ids), [0] * len(ids)
+    chances = chances or [CHOSEN] * len(ids)
     content = [place for place, token in enumerate(ids) if 0 < token < mask_id]
     for place in content:
-        if rng.random() < CHOSEN:
+        if rng.random() < chances[place]:
             labels[place] = ids[place]
             ids[place] = hidden(ids[place], rng, mask_id, masked_rate, unchanged_rate)
     if content and not any(labels):
@@ -35,3 +40,20 @@ def hidden(token, rng, mask_id, masked_rate, unchanged_rate):
     if draw < masked_rate + unchanged_rate:
         return token
     return rng.randrange(1, mask_id)
+
+
+def noun_chances(parts):
+    """The chance of each token to be chosen with ``--mlm_masking noun``, from its word's part of speech."""
+    return [CHOSEN_NAMING if part in (NOUN, ADJECTIVE) else CHOSEN_REST for part in parts]
+
+
+def keep_naming(ids, parts, mask_id):
+    """The places of a caption that ``--caption_filter`` keeps, in order: start, end, and the tokens of nouns, adjectives and
+    pronouns. A caption without any of these keeps all its tokens.
+
+    Args:
+        ids: a list of token ids, zeros at its end.
+        parts: of each, its word's part of speech (:func:`datasets.attributes.annotate`).
+    """
+    named = [place for place, (token, part) in enumerate(zip(ids, parts)) if token > mask_id or token and part in (NOUN, ADJECTIVE, PRONOUN)]
+    return named if any(ids[place] < mask_id for place in named) else [place for place, token in enumerate(ids) if token]

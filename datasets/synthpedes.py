@@ -1,8 +1,8 @@
 """synthpedes: procedural pedestrians with sentences about them, on disk in the layout of a real dataset.
 
-``python -m datasets.synthpedes --out data --ids 2000`` writes ``data/synthpedes``; ``--help`` tells the rest. It is no substitute for
-photographs, but an honest task: held-out identities, other words in every caption, other views in every image, and two baselines
-without learning (:func:`baseline_similarities`) that say how far colour words alone get.
+``python -m datasets.synthpedes --out data --ids 2000`` writes ``data/synthpedes``; ``--help`` tells the rest. It is no
+substitute for photographs, but an honest task: held-out identities, other words in every caption, another view in every
+image, and two baselines without learning (:func:`baseline_similarities`) that say how far colour words alone get.
 """
 import argparse
 import contextlib
@@ -63,26 +63,29 @@ def _identity(settings, index, first, count):
     person = people.new_person(random.Random(derive_seed(seed, 2, own)), colours)
     if own == index:
         return person, derive_seed(seed, 3, own), None
-    return people.new_twin(person, random.Random(derive_seed(seed, 4, index)),
-                           colours), derive_seed(seed, 3, own), leader
+    twin = people.new_twin(person, random.Random(derive_seed(seed, 4, index)), colours)
+    return twin, derive_seed(seed, 3, own), leader
 
 
 def _views(rng, count):
-    """Views of an identity's images: front and back before anything repeats."""
+    """Views of an identity's images: front, back and side in some order before anything repeats."""
     views = ['front', 'back', 'side']
     rng.shuffle(views)
     return [views[i] if i < 3 else rng.choice(('front', 'back', 'side')) for i in range(count)]
 
 
 def make_identity(settings, index, first, count):
-    """One identity's ``(labels, twin's index or None, [(image, [caption, ...]), ...])``: a function of settings and index alone."""
+    """One identity's ``(labels, twin's index or None, [(image, captions, scene), ...])``.
+
+    It depends on the settings, the index and the split's ``first, count`` alone, never on what was drawn before.
+    """
     person, look, twin = _identity(settings, index, first, count)
     palette = Palette(look, settings['shades'])
     views = _views(random.Random(derive_seed(settings['seed'], 5, index)), settings['images_per_id'])
     shots = []
     for number, view in enumerate(views):
         scene = new_scene(derive_seed(settings['seed'], 6, index, number), view, settings['tint'],
-                          settings['clutter'], settings['occlusion'])
+                          settings['occlusion'])
         image = photo(person, scene, palette, settings['size'], settings['clutter'])
         captions = [people.new_caption(person, scene, random.Random(derive_seed(settings['seed'], 7, index, number, c)),
                                        settings['omission'], settings['shades'])
@@ -136,9 +139,10 @@ def _settings(ids, images_per_id, captions_per_image, size, seed, format, val_id
     if found['val_ids'] and not has_val:
         raise UserError(f'{format} has no val split: leave val_ids at 0')
     if format == 'ICFG-PEDES' and found['captions_per_image'] != 1:
-        raise UserError(f'ICFG-PEDES has one caption an image: captions_per_image cannot be {found["captions_per_image"]}')
+        raise UserError('ICFG-PEDES has one caption an image: leave captions_per_image at 1')
     if found['val_ids'] + found['test_ids'] >= ids:
-        raise UserError(f'val_ids ({found["val_ids"]}) and test_ids ({found["test_ids"]}) leave none of the {ids} ids for training')
+        raise UserError(f'val_ids ({found["val_ids"]}) and test_ids ({found["test_ids"]}) leave none of the {ids} ids '
+                        'for training')
     for name in knobs:
         if name not in KNOBS:
             raise errors.unknown('difficulty knob', name, KNOBS)
@@ -175,7 +179,8 @@ def _may_write(folder, settings, overwrite):
         return True
     mark = _ours(folder)
     if mark is None:
-        raise UserError(f'{folder} is there and was not made by synthpedes (no {MARK} in it): choose another --out, it is never overwritten')
+        raise UserError(f'{folder} is there and was not made by synthpedes (no {MARK} of ours in it): it is never '
+                        'overwritten, choose another --out')
     if overwrite and os.path.islink(folder):
         raise UserError(f'{folder} is a link: name the folder that it points to, or remove the link')
     if overwrite:
@@ -223,29 +228,30 @@ def _write(folder, settings, workers, progress):
     entries, labels = [], []
     bar = tqdm(total=settings['ids'] * settings['images_per_id'], unit='image', desc=settings['format'],
                disable=not progress)
-    with bar, contextlib.closing(_all_identities(tasks,
-                                                 workers)) as results:  # closed: no worker writes on after an interruption
+    # Closed, so that no worker writes on after an interruption.
+    with bar, contextlib.closing(_all_identities(tasks, workers)) as results:
         for new, person in results:
             entries += new
             labels.append(person)
             bar.update(len(new))
     _dump(os.path.join(folder, FORMATS[settings['format']][0]), entries)
     _dump(os.path.join(folder, 'attributes.json'), labels)
-    counts = {split: {'ids': count, 'images': count * settings['images_per_id'],
-                      'captions': count * settings['images_per_id'] * settings['captions_per_image']} for split, _,
-              count in _splits(settings)}
+    counts = {}
+    for split, _, count in _splits(settings):
+        images = count * settings['images_per_id']
+        counts[split] = {'ids': count, 'images': images, 'captions': images * settings['captions_per_image']}
     _dump(os.path.join(folder, MARK), {'made_by': 'datasets.synthpedes', 'version': VERSION, 'settings': settings,
                                        'counts': counts})
 
 
 def generate(out, ids, images_per_id=4, captions_per_image=None, size=(384, 128), seed=0, format='synthpedes',
-             val_ids=None, test_ids=None,
-             workers=None, overwrite=False, progress=True, **knobs):
+             val_ids=None, test_ids=None, workers=None, overwrite=False, progress=True, **knobs):
     """Write a dataset of ``ids`` procedural pedestrians to ``<out>/<format>/`` and return that folder's path.
 
     Args:
         out: the root folder (``--root_dir`` of the training), made if it is not there.
-        ids, images_per_id, captions_per_image: counts; captions_per_image is the format's by default (ICFG-PEDES 1, else 2).
+        ids, images_per_id, captions_per_image: counts; captions_per_image is the format's by default (ICFG-PEDES 1,
+            else 2).
         size: (height, width) of the images in pixels.
         seed: everything derives from it; ``workers`` (processes, by default as many as cores) change nothing.
         format: 'synthpedes' (CUHK-PEDES' layout), 'CUHK-PEDES', 'ICFG-PEDES' or 'RSTPReid'.
@@ -253,9 +259,10 @@ def generate(out, ids, images_per_id=4, captions_per_image=None, size=(384, 128)
         overwrite: replace a folder that synthpedes made; one that it did not make is never touched.
         knobs: difficulty, see KNOBS: omission, shades, tint, clutter, occlusion, colours, twins.
 
-    Beside the annotation it writes ``attributes.json`` (a list of each identity's labels; ``twin_of`` is the id of the identity that it
-    shares all but one label with) and ``synthpedes.json`` (settings and counts). A complete folder with the same settings is
-    left as it is. The folder appears at once when all is written; an interruption leaves nothing.
+    Beside the annotation it writes ``attributes.json`` (a list of each identity's labels; ``twin_of`` is the id of the
+    identity that it shares all but one label with) and ``synthpedes.json`` (settings and counts). A complete folder
+    with the same settings is left as it is. The folder appears at once when all is written; an interruption leaves
+    nothing.
 
     Raises:
         UserError: a bad argument, or a folder of that name that is not ours or has other settings.
@@ -291,21 +298,22 @@ def generate(out, ids, images_per_id=4, captions_per_image=None, size=(384, 128)
 
 # --- baselines without learning -------------------------------------------------------------------------------------
 
-UPPER_NOUNS = frozenset('t-shirt tee shirt top blouse polo sweater pullover jumper hoodie sweatshirt jacket coat overcoat cardigan vest dress'.split())
+UPPER_NOUNS = frozenset('t-shirt tee shirt top blouse polo sweater pullover jumper hoodie sweatshirt jacket coat '
+                        'overcoat cardigan vest dress'.split())
 LOWER_NOUNS = frozenset('trousers pants slacks jeans leggings shorts skirt dress'.split())
-OTHER_NOUNS = frozenset('hair ponytail bun shoes sneakers trainers boots sandals backpack rucksack bag handbag purse cap beanie hat scarf'.split())
+OTHER_NOUNS = frozenset('hair ponytail bun shoes sneakers trainers boots sandals backpack rucksack bag handbag purse '
+                        'cap beanie hat scarf'.split())
 _NAMES = {'gray': 'grey', 'navy': 'blue', 'maroon': 'red', 'burgundy': 'red', 'charcoal': 'grey', 'violet': 'purple',
-          'lavender': 'purple',
-          'lilac': 'purple', 'tan': 'beige', 'khaki': 'beige', 'cream': 'beige', **{c: c for c in people.COLOURS}}
+          'lavender': 'purple', 'lilac': 'purple', 'tan': 'beige', 'khaki': 'beige', 'cream': 'beige',
+          **{c: c for c in people.COLOURS}}
 
 
 def caption_colours(caption):
-    """Counts [12] of base colours (order of ``COLOURS``) in the whole caption, at upper garments, and at lower garments.
+    """Counts [12] of base colours (in the order of ``COLOURS``) in a whole caption, at upper garments, at lower ones.
 
     A colour word belongs to the next garment, hair, shoe or bag named in the same clause, else to the one before it.
     """
-    counts = {'all': np.zeros(len(people.COLOURS)), 'upper': np.zeros(len(people.COLOURS)),
-              'lower': np.zeros(len(people.COLOURS))}
+    counts = {part: np.zeros(len(people.COLOURS)) for part in ('all', 'upper', 'lower')}
     known = UPPER_NOUNS | LOWER_NOUNS | OTHER_NOUNS
     for clause in re.split(r'[.,;]', caption.lower()):
         words = re.findall(r'[a-z-]+', clause)
@@ -344,10 +352,10 @@ def _cosine(a, b):
 
 
 def baseline_similarities(captions, img_paths):
-    """``{'whole image': [Q, G], 'garment bands': [Q, G]}``: two similarities of captions and images that need no learning.
+    """``{'whole image': [Q, G], 'garment bands': [Q, G]}``: similarities of captions and images that need no learning.
 
-    'whole image' is the cosine of the caption's colour words and the image's colours; 'garment bands' is the mean of two
-    such cosines, of the words at the upper (lower) garment and the colours where that garment is in a pedestrian crop.
+    'whole image' is the cosine of the caption's colour words and the image's colours; 'garment bands' is the mean of
+    two such cosines: of the words at the upper (lower) garment and the colours where it is in a pedestrian crop.
     """
     words = [np.array(part) for part in zip(*map(caption_colours, captions))]  # 3 x [Q, 12]
     shares = [np.array(part) for part in zip(*map(image_colours, img_paths))]  # 3 x [G, 12]
@@ -356,10 +364,15 @@ def baseline_similarities(captions, img_paths):
 
 
 def galleries(pids, count, ids_per_gallery, seed=0):
-    """``count`` disjoint galleries of ``ids_per_gallery`` identities: a list of sorted lists of pids, drawn by ``seed``."""
+    """``count`` disjoint galleries of ``ids_per_gallery`` identities each: sorted lists of pids, drawn by ``seed``.
+
+    Raises:
+        UserError: there are not as many identities.
+    """
     known = sorted({int(p) for p in pids})
     if count < 1 or ids_per_gallery < 1 or count * ids_per_gallery > len(known):
-        raise UserError(f'{count} galleries of {ids_per_gallery} identities need {count * ids_per_gallery} identities, there are {len(known)}')
+        raise UserError(f'{count} galleries of {ids_per_gallery} identities need {count * ids_per_gallery} identities, '
+                        f'there are {len(known)}')
     order = np.random.RandomState(derive_seed(seed) % 2 ** 32).permutation(len(known))
     return [sorted(known[i] for i in order[k * ids_per_gallery:(k + 1) * ids_per_gallery]) for k in range(count)]
 
@@ -387,7 +400,8 @@ def read_split(folder, split):
         captions = [(c, e['id']) for e in entries for c in e['captions']]
         images = [(os.path.join(folder, 'imgs', e[key]), e['id']) for e in entries]
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f'{os.path.join(folder, name)} is not a list of entries with id, split, captions and {key}') from error
+        path = os.path.join(folder, name)
+        raise UserError(f'{path} is not a JSON list of entries with id, split, captions and {key}') from error
     if not images:
         raise UserError(f'{os.path.join(folder, name)} has no entries in split {split!r}')
     return (*map(list, zip(*captions)), *map(list, zip(*images)))
@@ -447,26 +461,31 @@ def _parser():
 
 def _print_baselines(args):
     scores = baselines(args.baselines, args.split, args.galleries, args.ids_per_gallery, args.seed)
-    print(f'{args.baselines}, {args.split}: mean of {args.galleries} galleries of {args.ids_per_gallery} identities, text to image')
+    print(f'{args.baselines}, {args.split}: mean of {args.galleries} galleries of {args.ids_per_gallery} identities, '
+          'text to image')
     print(f'{"baseline":<16}' + ''.join(f'{k:>8}' for k in ('R1', 'R5', 'R10', 'mAP')))
     for name, score in scores.items():
         print(f'{name:<16}' + ''.join(f'{score[k]:8.2f}' for k in ('R1', 'R5', 'R10', 'mAP')))
 
 
-def contact_sheet(path, settings, rows=6):
-    """Save a picture of the first ``rows`` identities, each image with one of its captions under it."""
+def contact_sheet(path, settings, identities=8):
+    """Save a picture of a few identities, two a row, each image with one of its captions under it."""
     height, width = settings['size']
-    cell, text = max(width, 170), 120
-    sheet = Image.new('RGB', (cell * settings['images_per_id'], (height + text) * rows), 'white')
+    cell, text, shown = max(width, 170), 120, settings['images_per_id']
+    sheet = Image.new('RGB', (cell * shown * 2 + 20, (height + text) * -(-identities // 2)), 'white')
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default()
-    for index in range(rows):
-        _, _, shots = make_identity(settings, index, 0, rows)
+    for index in range(identities):
+        _, _, shots = make_identity(settings, index, 0, identities)
         for number, (image, captions, _) in enumerate(shots):
-            left, top = number * cell, index * (height + text)
+            left = (number + index % 2 * shown) * cell + index % 2 * 20
+            top = index // 2 * (height + text)
             sheet.paste(image, (left + (cell - width) // 2, top))
-            draw.multiline_text((left + 4, top + height + 3), _wrap(captions[0], draw, font, cell - 8), 'black', font,
-                                spacing=1)
-    sheet.save(path)
+            lines = _wrap(captions[0], draw, font, cell - 8)
+            draw.multiline_text((left + 4, top + height + 3), lines, 'black', font, spacing=1)
+    try:
+        sheet.save(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f'cannot write the contact sheet {path}: {error}') from error
 
 
 def _wrap(text, draw, font, width):
@@ -499,8 +518,7 @@ def main(argv=None):
     if args.out is None or args.ids is None:
         raise UserError('--out and --ids are needed (or --baselines, or --contact_sheet)')
     folder = generate(args.out, args.ids, args.images_per_id, args.captions_per_image, tuple(args.size), args.seed,
-                      args.format, args.val_ids,
-                      args.test_ids, args.workers, args.overwrite, **knobs)
+                      args.format, args.val_ids, args.test_ids, args.workers, args.overwrite, **knobs)
     print(f'synthpedes: {folder}')
     return 0
 

@@ -1,7 +1,7 @@
 """What a synthpedes image looks like: a scene (view, pose, light, background, ...) and the drawing of a person in it.
 
-Drawing uses Pillow polygons at about twice the image's resolution. Coordinates are in *body heights*: y runs from 0 (top of the
-head) to 1 (soles), x from the body's axis, positive to the right of the image.
+Drawing uses Pillow polygons at about twice the image's resolution. Coordinates are in *body heights*: y runs from 0
+(top of the head) to 1 (soles), x from the body's axis, positive to the right of the image.
 """
 import math
 import random
@@ -39,7 +39,7 @@ class Scene:
     quality: int       # of the JPEG
 
 
-def new_scene(seed, view, tint=0.4, clutter=0.5, occlusion=0.15):
+def new_scene(seed, view, tint=0.35, occlusion=0.15):
     """Draw a scene; the knobs are described in :func:`datasets.synthpedes.generate`."""
     rng = random.Random(seed)
     exposure = 0.93 * math.exp(rng.gauss(0, 0.3 * tint))
@@ -52,10 +52,9 @@ def new_scene(seed, view, tint=0.4, clutter=0.5, occlusion=0.15):
         occluder = rng.choice(('pole', 'bush', 'car', 'person'))
         hidden = ('shoes',) if occluder in ('bush', 'car') else hidden
     return Scene(view, rng.choice((-1, 1)), rng.random() < 0.7, rng.uniform(-1, 1), rng.random(), scale,
-                 rng.uniform(0.42, 0.58), top, light,
-                 rng.uniform(-0.5, 0.5) * tint, rng.uniform(0, 3.0), rng.uniform(1, 6), rng.choice(BACKGROUNDS),
-                 occluder, hidden,
-                 derive_seed(seed, 1), rng.randint(78, 93))
+                 rng.uniform(0.42, 0.58), top, light, rng.uniform(-0.5, 0.5) * tint, rng.uniform(0, 3),
+                 rng.uniform(1, 6), rng.choice(BACKGROUNDS), occluder, hidden, derive_seed(seed, 1),
+                 rng.randint(78, 93))
 
 
 def _mix(a, b, share):
@@ -225,18 +224,17 @@ class Figure:
     # --- legs ---
 
     def legs(self):
-        """[(joints, near)] of both legs, the farther one first."""
+        """[joints] of both legs, the farther one first: hip, knee, ankle."""
         s, knee, ankle = self.scene, 0.74, 0.94
         step = s.stride if s.walking else 0.18 * s.stride
         if self.side:
             found = []
             for sign in (-1, 1):
                 swing = sign * step * 0.11
-                bend = 0.035 * abs(step) * (1 if swing * self.d < 0 else 0.3)
-                hip = (0.006 * sign, self.crotch - 0.03)
-                knee_at = (swing * 0.9 + bend * self.d, knee - 0.006 * abs(step))
-                found.append([hip, knee_at, (swing * 1.55 - bend * 0.6 * self.d,
-                                             ankle - (0.035 * abs(step) if swing * self.d < 0 else 0))])
+                behind = swing * self.d < 0
+                bend = 0.035 * abs(step) * (1 if behind else 0.3) * self.d
+                foot = (swing * 1.55 - bend * 0.6, ankle - (0.035 * abs(step) if behind else 0))
+                found.append([(0.006 * sign, self.crotch - 0.03), (swing * 0.9 + bend, knee - 0.006 * abs(step)), foot])
             return found
         gap = self.hip * 0.5
         found = []
@@ -259,17 +257,17 @@ class Figure:
                 hem = foot if length == 'long' else _between(knee, foot, 0.62)
                 loose = self.wide * {'trousers': 1.0, 'jeans': 0.9, 'leggings': 0.68}[kind]
                 self.c.limb([hip, knee, hem], [thigh * 1.12, 0.07 * loose + 0.006, 0.066 * loose], fill)
-                self.trouser_details(hip, knee, hem, kind)
+                self.trouser_details(hip, knee, hem)
             elif kind == 'shorts':
                 hem = _between(hip, knee, 0.62 if length == 'short' else 1.0)
                 self.c.limb([hip, hem], [thigh * 1.16, thigh * 1.08], fill)
-                self.trouser_details(hip, hem, hem, kind)
+                self.trouser_details(hip, hem, hem)
         if kind in ('skirt', 'dress'):
             self.draw_skirt(length, fill or self.fill('upper'))
         else:
             self.c.polygon(_both((self.waist, 0.44), (self.hip * 1.03, self.crotch + 0.005)), fill)
 
-    def trouser_details(self, hip, knee, hem, kind):
+    def trouser_details(self, hip, knee, hem):
         lower = self.person['lower']
         for _ in range(2):
             y = knee[1] + self.rng.uniform(-0.02, 0.03)
@@ -563,8 +561,11 @@ class Figure:
             c.limb([(x, y + 0.04), (x + 0.01, y + 0.24)], [0.04, 0.014], self.palette.tone('umbrella', tone))
 
     def draw(self):
-        """Everything from back to front. The carrying hand stays the same: at the image's other side when seen from behind, and
-        the near one from the side."""
+        """Everything from back to front.
+
+        The same hand carries in all images: at the image's other side when seen from behind, and the near one from the
+        side.
+        """
         person, view, bag = self.person, self.scene.view, (self.person['bag'] or {}).get('kind')
         right = derive_seed(self.palette.seed, 7) % 2
         self.hand = 1 if view == 'side' or right == (view == 'front') else -1
@@ -672,13 +673,13 @@ def _passer_by(draw, rng, x, y, size):
     """Somebody else, without detail: ``x, y`` is the top of the head, ``size`` the height in pixels."""
     upper, lower = (_mix(TONES[rng.choice(list(TONES))][0], (110, 110, 110), 0.35) for _ in range(2))
     skin = SKIN[rng.choice(list(SKIN))]
+
+    def part(points, ink, sign=1):
+        draw.polygon([(x + sign * size * dx, y + size * dy) for dx, dy in points], ink)
     for sign in (-1, 1):
-        draw.polygon([(x + sign * size * a, y + size * b) for a,
-                      b in ((0, 0.48), (0.1, 0.48), (0.065, 0.98), (0.01, 0.98))], lower)
-        draw.polygon([(x + sign * size * a, y + size * b) for a,
-                      b in ((0.08, 0.18), (0.12, 0.2), (0.15, 0.45), (0.115, 0.46))], _dark(upper, 0.15))
-    draw.polygon([(x + size * a, y + size * b) for a,
-                  b in ((-0.03, 0.14), (0.03, 0.14), (0.115, 0.185), (0.1, 0.5), (-0.1, 0.5), (-0.115, 0.185))], upper)
+        part([(0, 0.48), (0.1, 0.48), (0.065, 0.98), (0.01, 0.98)], lower, sign)
+        part([(0.08, 0.18), (0.12, 0.2), (0.15, 0.45), (0.115, 0.46)], _dark(upper, 0.15), sign)
+    part(_both((0.03, 0.14), (0.115, 0.185), (0.1, 0.5)), upper)
     draw.ellipse([x - size * 0.05, y, x + size * 0.05, y + size * 0.14], skin)
     draw.chord([x - size * 0.053, y - size * 0.005, x + size * 0.053, y + size * 0.12], 180, 360, HAIR['black'])
 
@@ -698,8 +699,8 @@ def background(scene, width, height, clutter):
     image = Image.new('RGB', (width, height))
     draw = ImageDraw.Draw(image)
     horizon = height * rng.uniform(0.4, 0.6)
-    {'street': _street, 'wall': _wall, 'grass': _grass, 'crossing': _crossing,
-     'indoor': _indoor}[scene.background](draw, rng, width, height, horizon)
+    paint = {'street': _street, 'wall': _wall, 'grass': _grass, 'crossing': _crossing, 'indoor': _indoor}
+    paint[scene.background](draw, rng, width, height, horizon)
     for kind in ('person', 'person', 'pole', 'car', 'sign'):
         if rng.random() > 0.7 * clutter:
             continue
@@ -764,8 +765,7 @@ def _expose(image, scene, rng):
     pixels = np.asarray(image, np.float32)
     height, width = pixels.shape[:2]
     side = 1 + scene.gradient * np.linspace(-0.5, 0.5, width, dtype=np.float32)[:, None]
-    top, left = rng.randrange(1024), rng.randrange(1024)
-    grain = np.take(np.take(_NOISE, range(top, top + height), 0, mode='wrap'), range(left, left + width), 1,
-                    mode='wrap')
+    rows, columns = (np.arange(n) + rng.randrange(1024) for n in (height, width))
+    grain = _NOISE[np.ix_(rows % 1024, columns % 1024)]  # [H, W]
     pixels = pixels * (side * np.float32(scene.light)) + (grain * scene.noise)[..., None]
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))

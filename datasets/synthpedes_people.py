@@ -57,7 +57,7 @@ NOUNS = {
     'backpack': ['backpack', 'rucksack', 'backpack'], 'shoulder bag': ['shoulder bag', 'messenger bag'],
     'handbag': ['handbag', 'bag', 'purse'],
     'cap': ['cap', 'baseball cap'], 'beanie': ['beanie', 'knit hat', 'woolly hat'],
-         'sun hat': ['sun hat', 'wide-brimmed hat'],
+    'sun hat': ['sun hat', 'wide-brimmed hat'],
     'phone': ['phone', 'mobile phone', 'cell phone'], 'umbrella': ['umbrella', 'folded umbrella'],
     'bottle': ['bottle', 'water bottle', 'bottle of water'], 'paper': ['sheet of paper', 'piece of paper', 'leaflet'],
     'cup': ['cup', 'paper cup', 'cup of coffee'],
@@ -67,12 +67,10 @@ UPPERS = {'man': {'T-shirt': 6, 'shirt': 4, 'polo shirt': 3, 'sweater': 3, 'hood
 LOWERS = {'man': {'trousers': 5, 'jeans': 4, 'shorts': 4},
           'woman': {'trousers': 3, 'jeans': 3, 'skirt': 5, 'shorts': 2, 'leggings': 2}}
 SLEEVES = {'T-shirt': ('short', 'short', 'short', 'long'), 'shirt': ('long', 'long', 'short'),
-           'blouse': ('long', 'short'),
-           'polo shirt': ('short',), 'sweater': ('long',), 'hoodie': ('long',), 'tank top': ('none',),
-           'dress': ('none', 'short', 'long')}
+           'blouse': ('long', 'short'), 'polo shirt': ('short',), 'sweater': ('long',), 'hoodie': ('long',),
+           'tank top': ('none',), 'dress': ('none', 'short', 'long')}
 LENGTHS = {'trousers': ('long', 'long', 'long', 'cropped'), 'jeans': ('long', 'long', 'long', 'cropped'),
-           'leggings': ('long',),
-           'shorts': ('short', 'knee-length'), 'skirt': ('short', 'knee-length', 'long'),
+           'leggings': ('long',), 'shorts': ('short', 'knee-length'), 'skirt': ('short', 'knee-length', 'long'),
            'dress': ('short', 'knee-length', 'long')}
 JACKETS = {'jacket': 'hip', 'coat': 'knee', 'cardigan': 'hip', 'vest': 'waist'}
 SHOES = {'man': {'sneakers': 6, 'boots': 2, 'leather shoes': 3, 'sandals': 1},
@@ -152,15 +150,14 @@ def new_person(rng, colours=12):
     person = {
         'gender': gender, 'build': rng.choice(('slim', 'average', 'average', 'heavy')),
         'height': rng.choice(('short', 'average', 'average', 'tall')),
-              'skin': rng.choice(('light', 'light', 'medium', 'dark')),
-        'hair': _hair(rng, gender), 'upper': upper,
+        'skin': rng.choice(('light', 'light', 'medium', 'dark')), 'hair': _hair(rng, gender), 'upper': upper,
         'jacket': None, 'lower': None if upper['kind'] == 'dress' else _lower(rng, gender, colours),
         'shoes': {'kind': _weighted(rng, SHOES[gender]), 'colour': _tone(rng, THING_WEIGHTS, colours)},
         'bag': None, 'hat': None, 'scarf': None, 'glasses': None, 'held': None}
     if rng.random() < 0.25:
         kind = rng.choice(list(JACKETS))
-        person['jacket'] = {'kind': kind, 'colour': _tone(rng, UPPER_WEIGHTS, colours,
-                                                          avoid=(base(upper['colour']),)), 'length': JACKETS[kind]}
+        tone = _tone(rng, UPPER_WEIGHTS, colours, avoid=(base(upper['colour']),))
+        person['jacket'] = {'kind': kind, 'colour': tone, 'length': JACKETS[kind]}
     if rng.random() < 0.6:
         person['bag'] = {'kind': _weighted(rng, BAGS[gender]), 'colour': _tone(rng, THING_WEIGHTS, colours)}
     if rng.random() < 0.3:
@@ -182,8 +179,8 @@ def new_twin(person, rng, colours=12):
         thing = person[slot]
         if thing:
             avoid = {base(thing['colour']), base(thing.get('second') or thing['colour'])}
-            known = [t for t in (JEANS if thing.get('kind') == 'jeans' else TONES) if base(t) in COLOURS[:colours]
-                     and base(t) not in avoid]
+            tones = JEANS if thing.get('kind') == 'jeans' else TONES
+            known = [t for t in tones if base(t) in COLOURS[:colours] and base(t) not in avoid]
             changes += [(slot, 'colour', known)] if known else []
     if person['bag']:
         changes.append(('bag', 'kind', [k for k in BAGS[person['gender']] if k != person['bag']['kind']]))
@@ -234,7 +231,7 @@ OPTIONAL = ('hair', 'shoes', 'bag', 'hat', 'scarf', 'glasses', 'held')
 
 
 def colour_phrase(tone, rng, shades):
-    """One of people's names for ``tone``; with growing ``shades`` the shade is left out more often, or only 'dark' is said."""
+    """One of people's names for ``tone``; the more ``shades``, the more often without its shade, or only 'dark'."""
     if rng.random() < 0.15 * shades and tone in DARK + LIGHT:
         return rng.choice(('dark', 'dark-colored') if tone in DARK else ('light-colored', 'light-coloured'))
     if rng.random() < 0.5 * shades:
@@ -322,19 +319,20 @@ class _Words:
         noun = rng.choice(NOUNS[jacket['kind']])
         if self.scene.view == 'back' or (self.scene.view == 'side' and rng.random() < 0.5):
             return self.noun_phrase(adjectives, noun, [])
-        opened = self.noun_phrase([rng.choice(('open', 'open', 'unbuttoned',
-                                               'unzipped'))][:rng.randint(0, 1)] + adjectives, noun, [])
+        if rng.random() < 0.5:
+            adjectives = [rng.choice(('open', 'unbuttoned', 'unzipped'))] + adjectives
+        opened = self.noun_phrase(adjectives, noun, [])
         return rng.choice((f'{opened} over {self.upper()}', f'{self.upper()} under {opened}'))
 
     def lower(self):
         lower = self.person['lower']
         adjectives, after = self.coloured(lower)
-        usual = (lower['kind'], lower['length']) == ('shorts',
-                                                     'short') or lower['kind'] != 'skirt' and lower['length'] == 'long'
-        if self.keep() and (not usual or lower['kind'] == 'trousers' and self.rng.random() < 0.3):
+        kind, length = lower['kind'], lower['length']
+        said = (kind == 'skirt' or length in ('cropped', 'knee-length')  # nobody speaks of long jeans or short shorts
+                or (kind == 'trousers' and self.rng.random() < 0.3))
+        if said and self.keep():
             adjectives = [self.rng.choice(SIZES[lower['length']])] + adjectives
-        return self.noun_phrase(adjectives, self.rng.choice(NOUNS[lower['kind']]), after,
-                                plural=lower['kind'] != 'skirt')
+        return self.noun_phrase(adjectives, self.rng.choice(NOUNS[kind]), after, plural=kind != 'skirt')
 
     def thing(self, slot):
         """Shoes, bag, hat or scarf with its colour."""
@@ -368,12 +366,13 @@ class _Words:
 
     def held(self):
         phrase = _article(self.rng.choice(NOUNS[self.person['held']]))
-        return f'{phrase} {self.rng.choice((f"in {self.his} hand", "in one hand"))}' if self.rng.random() < 0.6 else phrase
+        where = self.rng.choice((f' in {self.his} hand', ' in one hand'))
+        return phrase + where if self.rng.random() < 0.6 else phrase
 
     def subject(self):
         rng, person = self.rng, self.person
-        words = [rng.choice(BODY_WORDS[person[k]]) for k in ('height', 'build') if person[k] != 'average'
-                 and rng.random() < 0.3 * (1 - self.omission)]
+        words = [rng.choice(BODY_WORDS[person[k]]) for k in ('height', 'build')
+                 if person[k] != 'average' and rng.random() < 0.3 * (1 - self.omission)]
         return ', '.join(words) + (' ' if words else '') + rng.choice(SUBJECTS[person['gender']])
 
     def place(self):
@@ -386,8 +385,8 @@ class _Words:
         return self.rng.choice(POSES[0 if self.scene.walking else 1]).format(his=self.his)
 
     def doing(self):
-        return self.rng.choice(('walking', 'walking', 'strolling') if self.scene.walking
-                               else ('standing', 'standing', 'waiting'))
+        known = ('walking', 'walking', 'strolling') if self.scene.walking else ('standing', 'standing', 'waiting')
+        return self.rng.choice(known)
 
 
 def _visible(person, scene):
@@ -403,7 +402,7 @@ def _visible(person, scene):
 
 
 def _verbs(words, told, progressive):
-    """Verb phrases for what has not been said yet, e.g. ['wears glasses and white shoes', 'carries a black backpack']."""
+    """Verb phrases for what has not been said yet: ['wears glasses and white shoes', 'carries a black backpack']."""
     rng, phrases = words.rng, []
 
     def verb(stems):
@@ -461,8 +460,9 @@ def _second_sentence(words, told):
         noun = rng.choice(NOUNS[shoes['kind']])
         phrase = f'{words.his.capitalize()} {noun} are {words.colour(shoes["colour"])}'
         return phrase + (f' and {words.he} {_list(rest, rng)}.' if rest else '.')
-    if 'hair' in told and words.person['hair']['style'] == 'loose' and words.person['hair']['length'] != 'bald' and rng.random() < 0.3:
-        hair, rest = words.person['hair'], _verbs(words, told - {'hair'}, rng.random() < 0.4)
+    hair = words.person['hair']
+    if 'hair' in told and hair['style'] == 'loose' and hair['length'] != 'bald' and rng.random() < 0.3:
+        rest = _verbs(words, told - {'hair'}, rng.random() < 0.4)
         phrase = f'{words.his.capitalize()} hair is {hair["length"]} and {hair["colour"]}'
         return phrase + (f', and {words.he} {_list(rest, rng)}.' if rest else '.')
     phrases = _verbs(words, told, rng.random() < 0.4)
@@ -486,18 +486,19 @@ def _first_sentence(words, told):
     a = rng.choice((_article(subject), _article(subject), f'the {subject}', f'this {subject}')) + hair
     clothes, doing = _list(worn, rng), words.doing()
     A = a[0].upper() + a[1:]
+    opening = rng.choice(('Wearing', 'Dressed in'))
     while_ = f' while {doing}{place}' if place else ''
     forms = [f'{A} {rng.choice(("wears", "is wearing"))} {clothes}{while_}.'] * 2
     if place:
         forms += [f'{A} is {doing}{place} in {clothes}.', f'{A}, dressed in {clothes}, is {doing}{place}.',
-                  f'{A} in {clothes} is {doing}{place}.',
-                  f'{rng.choice(("Wearing", "Dressed in"))} {clothes}, {a} is {doing}{place}.']
+                  f'{A} in {clothes} is {doing}{place}.', f'{opening} {clothes}, {a} is {doing}{place}.']
     else:
         forms += [f'{A} {rng.choice(("is dressed in", "has on"))} {clothes}.', f'{A} is {doing} in {clothes}.',
-                  f'{rng.choice(("Wearing", "Dressed in"))} {clothes}, {a} is {doing} {rng.choice(("alone", "in this picture", "in the image"))}.']
-    forms.append(rng.choice((f'There is {_article(subject)}{hair} in {clothes}{" who is " + doing + place if place else ""}.',
-                             f'{rng.choice(("The picture shows", "The image shows", "The camera shows", "This is", "We see"))} '
-                             f'{_article(subject)}{hair} {rng.choice(("wearing", "dressed in"))} {clothes}.')))
+                  f'{opening} {clothes}, {a} is {doing} {rng.choice(("alone", "in this picture", "in the image"))}.']
+    who = f' who is {doing}{place}' if place else ''
+    shows = rng.choice(('The picture shows', 'The image shows', 'The camera shows', 'This is', 'We see'))
+    forms.append(rng.choice((f'There is {_article(subject)}{hair} in {clothes}{who}.',
+                             f'{shows} {_article(subject)}{hair} {rng.choice(("wearing", "dressed in"))} {clothes}.')))
     if 'bag' in told and rng.random() < 0.2:
         used.add('bag')
         return f'{rng.choice(("With", "Carrying"))} {words.bag()}, {a} is {doing}{place} in {clothes}.', used
@@ -515,11 +516,11 @@ def _sentences(person, scene, told, rng, omission, shades):
     return f'{first} {second}'.strip()
 
 
-def new_caption(person, scene, rng, omission=0.25, shades=0.4):
+def new_caption(person, scene, rng, omission=0.2, shades=0.3):
     """A sentence or two (20 to 40 words) about ``person`` as ``scene`` shows them.
 
-    ``omission`` is the chance of leaving out each attribute and each detail of a garment. It is a wish: a caption that would be
-    too short says more, one too long says less.
+    ``omission`` is the chance of leaving out each attribute and each detail of a garment. It is a wish: a caption that
+    would be too short says more, one too long says less.
     """
     seen = _visible(person, scene)
     garments = seen & {'upper', 'lower'}
@@ -538,7 +539,7 @@ def new_caption(person, scene, rng, omission=0.25, shades=0.4):
             detail = min(1.0, detail + 0.1)
         else:
             # what says nothing about the person is added first, so that omission stays what it was asked to be
-            spare = [s for s in ('place', 'view', 'pose') if s not in told] or [s for s in sorted(seen)
-                                                                                if s not in told]
+            spare = [s for s in ('place', 'view', 'pose') if s not in told]
+            spare = spare or [s for s in sorted(seen) if s not in told]
             told |= {rng.choice(spare)} if spare else set()
             detail = max(0.0, detail - 0.1)

@@ -1,13 +1,13 @@
 """The retrieval model: encoders, an embedding, and the heads that ``--loss_names`` asks for."""
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Optional
 
 import torch
 from torch import nn
 
 from model.clip_weights import build_clip, empty_clip, shape_named, shape_of
-from model.heads import parse_loss_names
+from model.heads import active_heads
 from utils.errors import UserError
 
 
@@ -23,6 +23,8 @@ class Encoded:
     image_attention: Optional[torch.Tensor] = None     # [B, N, N] last block, mean over heads
     text_attention: Optional[torch.Tensor] = None      # [B, L, L] last block, mean over heads
     encoder: Optional[nn.Module] = None                # the CLIP itself, for a head with a pass of its own
+    image_extras: dict = field(default_factory=dict)   # what Head.refine left there when the images were embedded
+    text_extras: dict = field(default_factory=dict)    # and the captions
 
 
 class RetrievalModel(nn.Module):
@@ -41,7 +43,7 @@ class RetrievalModel(nn.Module):
         self.temperature = args.temperature
         self.amp = args.amp
         self._shared = {}
-        classes = parse_loss_names(args.loss_names)
+        classes = active_heads(args)
         self._refuse_missing_tokens(classes)
         # A plain tuple: what the heads own is registered below, under names without the head's.
         self.heads = tuple(head(args, self) for head in classes)
@@ -88,13 +90,19 @@ class RetrievalModel(nn.Module):
         dtype = amp_dtype(self.amp, device)
         return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
-    def image_embedding(self, tokens):
-        """[B, N, D] -> [B, D] float32: the class token."""
-        return tokens[:, 0].float()
+    def image_embedding(self, tokens, extras=None):
+        """[B, N, D] -> [B, D] float32: the class token, as the heads refine it."""
+        return self._refined(tokens[:, 0].float(), tokens[:, 1:], extras)
 
-    def text_embedding(self, tokens, caption_ids):
-        """[B, L, D], [B, L] -> [B, D] float32: the end-of-text token, which has the largest id."""
-        return tokens[torch.arange(len(tokens), device=tokens.device), caption_ids.argmax(dim=-1)].float()
+    def text_embedding(self, tokens, caption_ids, extras=None):
+        """[B, L, D], [B, L] -> [B, D] float32: the end-of-text token, which has the largest id, as the heads refine it."""
+        end = tokens[torch.arange(len(tokens), device=tokens.device), caption_ids.argmax(dim=-1)]
+        return self._refined(end.float(), tokens, extras)
+
+    def _refined(self, embedding, tokens, extras):
+        for head in self.heads:
+            embedding = head.refine(embedding, tokens, {} if extras is None else extras)
+        return embedding
 
     def encode_image(self, images):
         """Images [B, 3, H, W] -> embeddings [B, D], float32, not normalised."""
@@ -116,9 +124,10 @@ class RetrievalModel(nn.Module):
             masked_text_tokens = text_tokens
             if 'mlm_ids' in batch:
                 masked_text_tokens, _ = self.base_model.encode_text(batch['mlm_ids'])
+        image_extras, text_extras = {}, {}
         return Encoded(
-            image=self.image_embedding(image_tokens),
-            text=self.text_embedding(text_tokens, batch['caption_ids']),
+            image=self.image_embedding(image_tokens, image_extras), image_extras=image_extras,
+            text=self.text_embedding(text_tokens, batch['caption_ids'], text_extras), text_extras=text_extras,
             image_tokens=image_tokens, text_tokens=text_tokens, masked_text_tokens=masked_text_tokens,
             image_attention=image_attention, text_attention=text_attention, encoder=self.base_model)
 

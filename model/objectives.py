@@ -83,3 +83,21 @@ def masked_language_modelling(logits, labels):
 def accuracy(logits, labels):
     """Share of rows whose largest logit is at the label, [M, C], [M] -> scalar."""
     return (logits.argmax(dim=1) == labels).float().mean()
+
+
+@full_precision
+def tri(image_embedding, text_embedding, pids, *, margin=0.05):
+    """Triplets of each pair with the most similar image, and text, of another identity (SEN, 2024): the mean hinge, both
+    directions added. A batch of one identity has no negatives and gives 0."""
+    cosine = cosine_similarity(text_embedding, image_embedding)            # [B texts, B images]
+    same = same_identity(pids).bool()
+    other = cosine.masked_fill(same, float('-inf'))
+    positive = cosine.diagonal()
+    # With one identity the largest is -inf, and so is the hinge's argument: 0, and no gradient.
+    return sum(F.relu(other.max(dim=dim).values - positive + margin).mean() for dim in (1, 0))
+
+
+@full_precision
+def restoration(restored, target, scored):
+    """Mean squared error of the scored patches (SEN, 2024). [B, P, C], [B, P, C], [B, P] of 0 and 1 -> scalar."""
+    return ((restored - target).square().mean(dim=-1) * scored).sum() / scored.sum()

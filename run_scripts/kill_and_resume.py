@@ -49,33 +49,25 @@ def compare(args, folder):
           '--size', '96', '48'])
     command = [sys.executable, os.path.join(ROOT, 'train.py'), *DEFAULTS, '--root_dir', data, *args.train_options]
 
-    began = time.time()
-    whole_output = os.path.join(folder, 'whole')
-    process = start([*command, '--output_dir', whole_output])
-    starting = time_until(process, lambda: glob.glob(os.path.join(whole_output, '*', '*', 'metrics.jsonl')))
-    finish(process)
-    took = time.time() - began
-    print(f'undisturbed: {took:.1f} s, of which {starting:.1f} s until the first step')
+    whole_output, output = os.path.join(folder, 'whole'), os.path.join(folder, 'killed')
+    finish(start([*command, '--output_dir', whole_output]))
+    steps = journal(only(whole_output))[-1]['step']
+    print(f'undisturbed: {steps} steps')
 
-    moments, kills, output = random.Random(args.seed), 0, os.path.join(folder, 'killed')
-    while True:
-        last = sorted(glob.glob(os.path.join(output, '*', '*', 'last.pth')))
-        resume = ['--resume', '--resume_ckpt_file', last[-1]] if last else []
-        process = start([*command, '--output_dir', output, *resume])
-        if kills == args.kills:
-            finish(process)
+    draw, kills = random.Random(args.seed), 0
+    # Moments: a step by which the process is killed, and a fraction of a second more, to hit any part of a step or a write.
+    for step in sorted(draw.randrange(steps * 9 // 10) for _ in range(args.kills)):
+        process, resumed = start([*command, '--output_dir', output, *resumption(output)]), bool(resumption(output))
+        wait_for(step, output, process)
+        time.sleep(draw.uniform(0, 0.4))
+        ended_itself = process.poll() is not None
+        process.kill()
+        process.communicate()
+        if ended_itself:
             break
-        # About as many kills as asked for fit into the run: most while it trains, some while it starts.
-        delay = starting * moments.uniform(0.8, 1.1) + moments.uniform(0, 2 * (took - starting) / args.kills)
-        try:
-            process.wait(delay)
-            finish(process)
-            break
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            kills += 1
-            print(f'kill {kills} after {delay:.1f} s, {where(last)}', flush=True)
+        kills += 1
+        print(f"kill {kills} of {'a resumed' if resumed else 'the new'} run at step {last_step(output)}", flush=True)
+    finish(start([*command, '--output_dir', output, *resumption(output)]))
 
     differences = list(different(only(whole_output), only(output)))
     print('\n'.join(differences) or f'the same weights, best checkpoint and metrics after {kills} kills')
@@ -96,15 +88,28 @@ def call(command):
     finish(start(command))
 
 
-def time_until(process, happened):
+def resumption(output):
+    """The flags that go on with the run in ``output``; none if it has not saved anything yet."""
+    last = glob.glob(os.path.join(output, '*', '*', 'last.pth'))
+    return ['--resume', '--resume_ckpt_file', last[0]] if last else []
+
+
+def last_step(output):
+    """The last step that the run in ``output`` has reported, or 0."""
+    steps = [line['step'] for path in glob.glob(os.path.join(output, '*', '*', 'last.pth')) for line in journal(os.path.dirname(path))]
+    return max(steps, default=0)
+
+
+def wait_for(step, output, process):
+    """Until the process is training and has reported ``step``, or has ended."""
     began = time.time()
-    while process.poll() is None and not happened():
-        time.sleep(0.05)
-    return time.time() - began
+    while process.poll() is None and (last_step(output) < step or not started_since(began, output)):
+        time.sleep(0.01)
 
 
-def where(last):
-    return f"resumed from {os.path.relpath(last[-1], ROOT)}" if last else 'of a new run'
+def started_since(moment, output):
+    paths = glob.glob(os.path.join(output, '*', '*', 'metrics.jsonl'))
+    return any(os.path.getmtime(path) > moment for path in paths)
 
 
 def only(output):
@@ -138,8 +143,11 @@ def same(a, b):
 
 
 def journal(folder):
-    with open(os.path.join(folder, 'metrics.jsonl')) as file:
-        lines = [json.loads(line) for line in file]
+    path = os.path.join(folder, 'metrics.jsonl')
+    if not os.path.exists(path):
+        return []
+    with open(path) as file:
+        lines = [json.loads(line) for line in file if line.endswith('\n')]
     return [{name: value for name, value in line.items() if name != 'samples_per_second'} for line in lines]
 
 

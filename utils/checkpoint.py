@@ -13,6 +13,8 @@ logger = logging.getLogger('Pedestal.checkpoint')
 
 # Entries of published checkpoints that nothing reads, by the beginning of their names.
 UNUSED = ('base_model.logit_scale',)
+# Names of SEN's code for what every other fork calls by IRRA's.
+RENAMED = {'cross_attn_mlm.': 'cross_attn.', 'cross_modal_transformer_mlm.': 'cross_modal_transformer.'}
 
 
 def read_torch_file(path):
@@ -42,8 +44,14 @@ def read_checkpoint(path):
         if not all(isinstance(value, torch.Tensor) for value in checkpoint.values()) or not checkpoint:
             raise UserError(f"{path} is not a checkpoint: it has no 'model', only {', '.join(map(str, list(checkpoint)[:5]))}")
         checkpoint = {'model': checkpoint}
-    checkpoint['model'] = {name.removeprefix('module.'): value for name, value in checkpoint['model'].items()}
+    checkpoint['model'] = renamed({name.removeprefix('module.'): value for name, value in checkpoint['model'].items()})
     return checkpoint
+
+
+def renamed(weights):
+    """A state dict under the names that Pedestal reads."""
+    return {next((new + name[len(old):] for old, new in RENAMED.items() if name.startswith(old)), name): value
+            for name, value in weights.items()}
 
 
 def sha256_of(path):
@@ -64,7 +72,7 @@ def some(names, most=5):
 def load_weights(model, weights, source='the checkpoint'):
     """Load a state dict strictly: every entry must be there with its shape; dtypes are converted. Published entries that
     nothing reads are dropped and listed. Anything else raises :class:`UserError` and leaves the model as it was."""
-    own = model.state_dict()
+    own, weights = model.state_dict(), renamed(weights)
     unused = [name for name in weights if name.startswith(UNUSED) and name not in own]
     weights = {name: value for name, value in weights.items() if name not in unused}
     missing = [name for name in own if name not in weights]

@@ -219,23 +219,25 @@ def get_args(argv=None):
 
 def complete(args):
     """Settle what depends on several options: caption masking, and what a sample must carry for the active heads."""
-    from model.heads import parse_loss_names
-    heads = parse_loss_names(args.loss_names)
+    from model.heads import active_heads, head_classes
+    heads = active_heads(args)
     args.img_size, args.milestones = tuple(args.img_size), tuple(args.milestones)
     if args.caption_masking is None:
         args.caption_masking = 'inplace' if args.MLM else 'clean'
     if args.masked_token_rate + args.masked_token_unchanged_rate > 1:
         raise UserError('--masked_token_rate and --masked_token_unchanged_rate are shares of the same tokens and add up to '
                         f'{args.masked_token_rate + args.masked_token_unchanged_rate:g}, above 1')
+    for head in head_classes():
+        head.settle(args, head in heads)
     args.batch_fields = tuple(sorted({field for head in heads for field in head.fields}))
     return args
 
 
 def notes(args, parser, given):
     """Lines for the start of the log: options that nobody reads, and differences from the method's published recipe."""
-    from model.heads import parse_loss_names
+    from model.heads import active_heads
     lines = []
-    heads = parse_loss_names(args.loss_names)
+    heads = active_heads(args)
     idle = sorted(name for name in given if name in parser.readers and not set(parser.readers[name]) & set(heads))
     if idle:
         lines.append(f"no active head reads {', '.join('--' + name for name in idle)} (--loss_names {args.loss_names})")

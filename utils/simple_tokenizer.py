@@ -54,6 +54,22 @@ class SimpleTokenizer:
         """The token ids of a text, without start and end."""
         return [number for word in self.pattern.findall(clean(text)) for number in self.word_ids(word)]
 
+    def encode_with_offsets(self, text):
+        """``(ids, spans, cleaned text)``: the ids that ``encode`` gives, and of each the ``(start, end)`` of its characters in
+        the cleaned, lower-case text. Tokens that share a character's bytes both span the character."""
+        text = clean(text)
+        ids, spans = [], []
+        for match in self.pattern.finditer(text):
+            places = range(*match.span())   # of each byte's character
+            if not match[0].isascii():
+                places = [place for place, c in zip(places, match[0]) for _ in c.encode('utf-8')]
+            done = 0
+            for number in self.word_ids(match[0]):
+                first, done = done, done + len(self.decoder[number].removesuffix('</w>'))
+                ids.append(number)
+                spans.append((places[first], places[done - 1] + 1))
+        return ids, spans, text
+
     def decode(self, ids):
         """The text of token ids; words are followed by a space."""
         text = ''.join(self.decoder[int(number)] for number in ids)

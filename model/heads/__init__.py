@@ -37,6 +37,25 @@ class Head(nn.Module):
         """(lr, weight decay) of the parameter ``name`` after the published rules have given it ``lr`` and ``weight_decay``."""
         return lr, weight_decay
 
+    @staticmethod
+    def wanted(args):
+        """Whether the options ask for the head although no name in ``--loss_names`` does."""
+        return False
+
+    @staticmethod
+    def settle(args, active):
+        """Check the head's options together and fill in what depends on others, at start; ``active``: is it one of the
+        :func:`active_heads`? Raises :class:`~utils.errors.UserError`."""
+
+    def refine(self, embedding, tokens, extras):
+        """Change the retrieval embedding, in training and in evaluation alike.
+
+        ``embedding`` is [B, D] float32, ``tokens`` [B, N, D] are the image's patches (without the class token) or all of the
+        caption's; returns the new [B, D]. What ``forward`` needs from this pass goes into the dict ``extras``, which it
+        finds as ``encoded.image_extras`` or ``encoded.text_extras``.
+        """
+        return embedding
+
 
 # The released code of these forks cannot run; options.md.
 REFUSED = {
@@ -63,6 +82,12 @@ def registry():
 def head_classes():
     """Every head, each once, in a fixed order."""
     return list(dict.fromkeys(registry().values()))
+
+
+def active_heads(args):
+    """The Head classes that ``args`` ask for: those of ``--loss_names`` in its order, then those wanted by other options."""
+    named = parse_loss_names(args.loss_names)
+    return named + [head for head in head_classes() if head not in named and head.wanted(args)]
 
 
 def parse_loss_names(loss_names):

@@ -1,0 +1,148 @@
+"""Is a copy of a dataset whole? ``python -m datasets.check --dataset_name CUHK-PEDES --root_dir data``
+
+Compares the numbers of identities, images and captions with the published ones (of synthetic pedestrians: with those that were
+written), reads every image, and lists all that is wrong. Exit status: 0 if nothing is, 1 if anything is.
+"""
+import argparse
+import hashlib
+import os
+from collections import Counter, defaultdict
+from concurrent.futures import ThreadPoolExecutor
+
+from prettytable import PrettyTable
+from tqdm import tqdm
+
+from datasets.bases import SPLITS, entry_problem, missing_files, read_entries, shared_identities, split_counts
+from datasets.build import dataset_class
+from utils.errors import UserError, run
+from utils.iotools import read_image, read_json
+
+# {dataset: {split: (identities, images, captions)}} as published
+PUBLISHED = {
+    'CUHK-PEDES': {'train': (11003, 34054, 68126), 'val': (1000, 3078, 6158), 'test': (1000, 3074, 6156)},
+    'ICFG-PEDES': {'train': (3102, 34674, 34674), 'val': (0, 0, 0), 'test': (1000, 19848, 19848)},
+    'RSTPReid': {'train': (3701, 18505, 37010), 'val': (200, 1000, 2000), 'test': (200, 1000, 2000)},
+}
+IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.tif', '.tiff', '.webp')
+
+
+def expected_counts(name, folder):
+    """({split: (identities, images, captions)}, where they are from); ({}, '') if nobody knows."""
+    mark = os.path.join(folder, 'synthpedes.json')
+    if os.path.exists(mark):
+        try:
+            counts = read_json(mark)['counts']
+            return {split: tuple(counts[split][what] for what in ('ids', 'images', 'captions')) for split in SPLITS}, 'synthpedes.json'
+        except (KeyError, TypeError):
+            raise UserError(f'{mark} does not hold the counts that datasets.synthpedes writes') from None
+    return PUBLISHED.get(name, {}), 'published' if name in PUBLISHED else ''
+
+
+def compare(counts, expected, source):
+    """(table of the counts as text, list of differences)."""
+    table, differences = PrettyTable(['split', 'identities', 'images', 'captions']), []
+    for split in SPLITS:
+        row = [split]
+        for what, count, known in zip(table.field_names[1:], counts[split], expected.get(split, (None,) * 3)):
+            row.append(f'{count}' if known is None else f'{count} ok' if count == known else f'{count} differs: {known}')
+            if known not in (None, count):
+                differences.append(f'{split}: {count} {what}, {source} {known}')
+        table.add_row(row)
+    return table.get_string(), differences
+
+
+def examine(path):
+    """(digest of the file's bytes, what is wrong with the image or None)."""
+    try:
+        with open(path, 'rb') as file:
+            digest = hashlib.sha256(file.read()).digest()
+    except OSError as error:
+        return None, f'{path} cannot be read: {error.strerror}'
+    try:
+        read_image(path)
+    except UserError as error:
+        return digest, str(error)
+    return digest, None
+
+
+def examine_all(paths, workers):
+    """:func:`examine` of each path, with a progress bar on a terminal."""
+    pool = ThreadPoolExecutor(workers)  # decoding and hashing leave Python's lock to others
+    try:
+        return list(tqdm(pool.map(examine, paths), total=len(paths), unit='image', desc='reading', disable=None))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def files_below(folder):
+    """All image files below a folder, hidden ones left out. Follows links, but into no folder twice."""
+    found, seen = [], set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        if os.path.realpath(place) in seen:
+            folders.clear()
+            continue
+        seen.add(os.path.realpath(place))
+        found += [os.path.join(place, name) for name in sorted(names) if name.lower().endswith(IMAGES) and not name.startswith('.')]
+    return found
+
+
+def identical(paths, digests):
+    """Lines that each name the paths of files with the same bytes."""
+    same = defaultdict(list)
+    for path, digest in zip(paths, digests):
+        if digest is not None:
+            same[digest].append(path)
+    return [' = '.join(found) for found in same.values() if len(found) > 1]
+
+
+def check(name, root, workers):
+    """(table of the counts as text, ``{kind of problem: [lines]}`` of what there is)."""
+    dataset = dataset_class(name)
+    folder, annotation = dataset.locate(root)
+    images = os.path.join(folder, 'imgs')
+    entries = read_entries(annotation)
+    problems = {'annotation': [f'entry {number} (counted from 0) {problem}' for number, entry in enumerate(entries)
+                               if (problem := entry_problem(entry, dataset.image_key))]}
+    entries = [entry for entry in entries if not entry_problem(entry, dataset.image_key)]
+
+    expected, source = expected_counts(name, folder)
+    counts = {split: split_counts([entry for entry in entries if entry['split'] == split]) for split in SPLITS}
+    table, problems['counts that differ'] = compare(counts, expected, source)
+    problems['identities in several splits'] = [f'{pid}: {", ".join(splits)}' for pid, splits in shared_identities(entries).items()]
+
+    times = Counter(os.path.join(images, os.path.normpath(entry[dataset.image_key])) for entry in entries)
+    problems['images listed more than once'] = [f'{path}: {count} times' for path, count in times.items() if count > 1]
+    problems['missing images'] = missing_files(list(times))
+    absent = set(problems['missing images'])
+    paths = [path for path in times if path not in absent]
+    found = examine_all(paths, workers)
+    problems['broken images'] = [problem for _, problem in found if problem]
+    problems['images with the same bytes'] = identical(paths, [digest for digest, _ in found])
+    problems['images that the annotation does not list'] = [path for path in files_below(images) if path not in times]
+    return table, {kind: lines for kind, lines in problems.items() if lines}
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog='datasets.check', description=__doc__.split('\n')[0])
+    parser.add_argument('--dataset_name', default='CUHK-PEDES', help='CUHK-PEDES, ICFG-PEDES, RSTPReid or synthpedes')
+    parser.add_argument('--root_dir', default='./data', help="the folder with the datasets' folders")
+    parser.add_argument('--workers', type=int, default=os.cpu_count() or 1, help='threads that read images')
+    args = parser.parse_args(argv)
+    if args.workers < 1:
+        raise UserError(f'--workers must be at least 1, not {args.workers}')
+    table, problems = check(args.dataset_name, args.root_dir, args.workers)
+    print(table)
+    for kind, lines in problems.items():
+        print(f'{kind} ({len(lines)}):')
+        for line in lines:
+            print(f'  {line}')
+    folder = os.path.join(args.root_dir, args.dataset_name)
+    if problems:
+        print(f'{folder}: not whole: {", ".join(f"{len(lines)} {kind}" for kind, lines in problems.items())}')
+        return 1
+    print(f'{folder}: whole')
+    return 0
+
+
+if __name__ == '__main__':
+    run(main)

@@ -1,0 +1,175 @@
+"""SEN (Text-guided Image Restoration and Semantic Enhancement, 2024): restore a colour image from a few of its patches in grey
+and the caption, and keep each pair closer than its hardest negatives."""
+import argparse
+
+import torch
+from torch import nn
+
+from model import objectives
+from model.clip_model import Attention, LayerNorm, Transformer
+from model.heads import Head
+from model.heads.mlm import output_std
+from utils.errors import UserError
+
+GREY = (0.2989, 0.5870, 0.1140)   # of red, green and blue (ITU-R 601)
+
+
+def open_share(text):
+    """An argparse type: a number between 0 and 1, both excluded."""
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' must be above 0 and below 1")
+    return value
+
+
+class MAE(Head):
+    """Text-guided restoration: a masked autoencoder (He et al., CVPR 2022) that sees the image in grey, and the caption.
+
+    ``hidden_patches, restore`` are its two halves, for who wants to look at restored images (run_scripts/restoration.py).
+    """
+    names = ('mae',)
+    needs = ('image_tokens',)
+    reads = ('cmt_depth',)
+
+    @staticmethod
+    def add_options(parser):
+        parser.add_argument('--mask_ratio', type=open_share, default=0.8, help='share of the image tokens that mae hides (SEN: 0.7)')
+        parser.add_argument('--mae_loss_weight', type=float, default=1.0, help='weight of mae (SEN: 10)')
+
+    def __init__(self, args, model):
+        super().__init__()
+        width, grid, patch = model.embed_dim, model.base_model.grid, model.base_model.patch_size
+        check_tiling(args.img_size, patch, model.base_model.stride_size)
+        self.weight, self.patch_size = args.mae_loss_weight, patch
+        self.tokens = 1 + grid[0] * grid[1]
+        self.keep = tokens_kept(self.tokens, args.mask_ratio)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, width))
+        # A parameter that never learns, as in the published checkpoints.
+        self.decoder_pos_embed = nn.Parameter(sine_cosine_table(grid, width)[None], requires_grad=False)
+        self.decoder_embed = nn.Linear(width, width)
+        self.cross_attn_Text = Attention(width, width // 64)
+        self.cross_modal_transformer_mae = Transformer(width, args.cmt_depth, width // 64)
+        self.decoder_pred = nn.Linear(width, patch * patch * 3)
+        for number in (1, 2, 4, 6, 7):
+            setattr(self, f'norm_{number}', LayerNorm(width))
+        # In the published checkpoints, and read by nothing.
+        self.cross_attn_TextImage, self.cross_attn_Image = Attention(width, width // 64), Attention(width, width // 64)
+        self.norm_3, self.norm_5 = LayerNorm(width), LayerNorm(width)
+        self.reset_parameters(args.cmt_depth)
+
+    def reset_parameters(self, depth):
+        """IRRA's deviations for attention and blocks, MAE's for what is around them."""
+        width = self.mask_token.shape[-1]
+        nn.init.normal_(self.mask_token, std=0.02)
+        for attention in (self.cross_attn_Text, self.cross_attn_TextImage, self.cross_attn_Image):
+            nn.init.normal_(attention.in_proj_weight, std=width ** -0.5)
+            nn.init.normal_(attention.out_proj.weight, std=output_std(width, depth))
+        self.cross_modal_transformer_mae.reset_parameters()
+        for layer in (self.decoder_embed, self.decoder_pred):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, encoded, batch):
+        images = batch['images']
+        order = self.draw_order(images)
+        restored = self.restore(encoded.encoder, images, encoded.text_tokens, order)               # [B, N-1, 3 patch^2]
+        loss = objectives.restoration(restored, patches(images, self.patch_size), self.scored(order))
+        return {'mae_loss': self.weight * loss}
+
+    def draw_order(self, images):
+        """A random order of each image's tokens, the class token first: [B, N] positions, of which the first ``keep`` are seen."""
+        noise = torch.rand((len(images), self.tokens), device=images.device)
+        class_token = torch.zeros(self.tokens, dtype=torch.bool, device=images.device)
+        class_token[0] = True
+        return noise.masked_fill(class_token, -1).argsort(dim=1)
+
+    def scored(self, order):
+        """Patches that count in the loss, [B, N-1]. The released mask takes the first ``keep`` patches for seen, although the class
+        token is one of the ``keep`` tokens: so the first hidden patch is not scored."""
+        rank = order.argsort(dim=1)[:, 1:] - 1          # of each patch among the patches
+        return (rank >= self.keep).float()
+
+    def restore(self, encoder, images, text_tokens, order):
+        """The patches' colours from the ``keep`` first tokens of the grey image and the caption.
+
+        [B, 3, H, W], [B, L, D], [B, N] -> [B, N-1, 3 patch^2], in the images' normalised colours, laid out as :func:`patches`.
+        """
+        tokens = encoder.visual.embed(grey(images))                                                # [B, N, width]
+        seen, _ = encoder.visual.encode(take(tokens, order[:, :self.keep]))                         # [B, keep, D]
+        text = self.norm_2(text_tokens)                                                             # [B, L, D]
+        x = self.decoder_embed(self.norm_1(seen))
+        hidden = self.mask_token.to(x.dtype).expand(len(x), self.tokens - self.keep, -1)
+        x = take(torch.cat([x, hidden], dim=1), order.argsort(dim=1)) + self.decoder_pos_embed      # [B, N, D], in place again
+        x, _ = self.cross_attn_Text(self.norm_4(x), text, text)                                     # no residual
+        x, _ = self.cross_modal_transformer_mae(self.norm_6(x))
+        return self.decoder_pred(self.norm_7(x))[:, 1:]
+
+
+class Tri(Head):
+    """SEN's semantic enhancement: a triplet loss on the hardest negatives of the batch."""
+    names = ('tri',)
+
+    @staticmethod
+    def add_options(parser):
+        parser.add_argument('--tri_loss_weight', type=float, default=1.0, help='weight of tri (SEN: 10)')
+
+    def __init__(self, args, model):
+        super().__init__()
+        self.weight = args.tri_loss_weight
+
+    def forward(self, encoded, batch):
+        return {'tri_loss': self.weight * objectives.tri(encoded.image, encoded.text, batch['pids'])}
+
+
+def check_tiling(img_size, patch, stride):
+    if stride != patch:
+        raise UserError(f"the loss 'mae' restores patches that do not overlap and have no gaps: set --stride_size to the patch size, "
+                        f'{patch}, instead of {stride}')
+    if any(size % patch for size in img_size):
+        height, width = (max(1, size // patch) * patch for size in img_size)
+        raise UserError(f"the loss 'mae' needs an image that patches of {patch} pixels tile, and --img_size {img_size[0]} {img_size[1]} is "
+                        f'none: take {height} {width}')
+
+
+def tokens_kept(tokens, mask_ratio):
+    """How many of an image's tokens are seen, the class token among them."""
+    keep = int(tokens * (1 - mask_ratio)) if 0 < mask_ratio < 1 else 0
+    if not 1 <= keep <= tokens - 2:     # one hidden patch is not scored, so there must be two
+        raise UserError(f'--mask_ratio {mask_ratio:g} leaves nothing to see or nothing to restore of {tokens - 1} patches: it must lie '
+                        'between 0 and 1, and not that close to either')
+    return keep
+
+
+def take(tokens, positions):
+    """The tokens at each sample's positions: [B, N, D], [B, K] -> [B, K, D]."""
+    return tokens.gather(1, positions[..., None].expand(-1, -1, tokens.shape[-1]))
+
+
+def grey(images):
+    """[B, 3, H, W] -> the same in grey, three equal channels."""
+    weights = images.new_tensor(GREY).view(1, 3, 1, 1)
+    return (images * weights).sum(dim=1, keepdim=True).expand_as(images)
+
+
+def patches(images, size):
+    """[B, 3, H, W] -> [B, rows*cols, size*size*3]: pixels row by row, red, green and blue of each together."""
+    batch, _, height, width = images.shape
+    x = images.reshape(batch, 3, height // size, size, width // size, size)
+    return x.permute(0, 2, 4, 3, 5, 1).reshape(batch, -1, size * size * 3)
+
+
+def unpatch(values, size, grid):
+    """:func:`patches` undone: [B, rows*cols, size*size*3] -> [B, 3, rows*size, cols*size]."""
+    x = values.reshape(len(values), *grid, size, size, 3)
+    return x.permute(0, 5, 1, 3, 2, 4).reshape(len(values), 3, grid[0] * size, grid[1] * size)
+
+
+def sine_cosine_table(grid, width):
+    """Fixed positions (He et al., CVPR 2022): [1 + rows*cols, width], the column in the first half, the row in the second, each
+    half sines then cosines; zeros for the class token."""
+    rows, cols = (torch.arange(n, dtype=torch.float64) for n in grid)
+    frequencies = 10000 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    along = [axis[:, None] * frequencies for axis in (cols, rows)]
+    by_col, by_row = (torch.cat([angles.sin(), angles.cos()], dim=1) for angles in along)          # [cols, width/2], [rows, width/2]
+    table = torch.cat([by_col.expand(grid[0], -1, -1), by_row[:, None].expand(-1, grid[1], -1)], dim=-1)    # [rows, cols, width]
+    return torch.cat([torch.zeros(1, width), table.flatten(0, 1).float()])

@@ -1,0 +1,39 @@
+"""Small synthetic datasets and a small CLIP that the programs' tests share."""
+import os
+
+import pytest
+
+from datasets.synthpedes import generate
+from tests.support import small_archive
+
+
+@pytest.fixture(scope='session')
+def data(tmp_path_factory):
+    """A folder with all three formats, 12 training identities each."""
+    root = tmp_path_factory.mktemp('data')
+    for name in ('CUHK-PEDES', 'ICFG-PEDES', 'RSTPReid'):
+        splits = {} if name == 'ICFG-PEDES' else {'val_ids': 4}
+        generate(str(root), 12 + 6 + splits.get('val_ids', 0), images_per_id=2, size=(64, 32), format=name, test_ids=6, workers=1, **splits)
+    return str(root)
+
+
+@pytest.fixture(scope='session')
+def clip(tmp_path_factory):
+    return small_archive(tmp_path_factory.mktemp('clip') / 'clip.pt')
+
+
+@pytest.fixture
+def command(data, clip, tmp_path):
+    """Options of IRRA's command at a size for tests."""
+    return ['--name', 'irra', '--img_aug', '--batch_size', '8', '--MLM', '--loss_names', 'sdm+mlm+id', '--dataset_name', 'CUHK-PEDES',
+            '--root_dir', data, '--num_epoch', '2', '--pretrain_choice', clip, '--img_size', '64', '32', '--cmt_depth', '1',
+            '--num_workers', '0', '--device', 'cpu', '--lr', '1e-3', '--output_dir', str(tmp_path / 'logs')]
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    """The one run folder that a test's training made."""
+    def find(dataset='CUHK-PEDES', root=tmp_path / 'logs'):
+        folder, = os.listdir(os.path.join(root, dataset))
+        return os.path.join(root, dataset, folder)
+    return find

@@ -1,0 +1,309 @@
+"""train.py and test.py as their users run them, on small data."""
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import yaml
+
+import test as test_program
+import train as train_program
+from tests.support import options
+from utils.checkpoint import read_checkpoint
+from utils.errors import UserError
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+
+def journal(folder, kind):
+    with open(os.path.join(folder, 'metrics.jsonl')) as file:
+        lines = [json.loads(line) for line in file]
+    return [{name: value for name, value in line.items() if name != 'samples_per_second'} for line in lines if line['kind'] == kind]
+
+
+def same_weights(one, other):
+    a, b = (read_checkpoint(os.path.join(folder, 'last.pth'))['model'] for folder in (one, other))
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+# -- a run ---------------------------------------------------------------------------------------------------------------
+
+def test_irras_command_then_its_test(command, run_folder, capsys):
+    train_program.main(command)
+    folder = run_folder()
+    assert re.fullmatch(r'\d{8}_\d{6}_irra', os.path.basename(folder))
+    assert {'configs.yaml', 'best.pth', 'last.pth', 'train_log.txt', 'metrics.jsonl'} <= set(os.listdir(folder))
+    assert any(name.startswith('events.out.tfevents') for name in os.listdir(folder))
+    saved = yaml.safe_load(open(os.path.join(folder, 'configs.yaml')))
+    assert saved['caption_masking'] == 'inplace' and saved['output_dir'] == folder
+
+    best = read_checkpoint(os.path.join(folder, 'best.pth'))
+    evaluations = {line['epoch']: line for line in journal(folder, 'evaluation')}
+    assert sorted(evaluations) == [1, 2]
+    assert best['metrics']['R1'] == max(line['R1'] for line in evaluations.values()) and 'optimizer' not in best
+    assert best['val_dataset'] == 'test'
+
+    capsys.readouterr()
+    assert test_program.main(['--config_file', os.path.join(folder, 'configs.yaml'), '--i2t']) == 0
+    printed = capsys.readouterr().out
+    results = json.load(open(os.path.join(folder, 'metrics.json')))
+    table, = results['results'].values()
+    assert table['t2i'] == best['metrics'] and f"{table['t2i']['mAP']:.3f}" in printed and 'i2t' in table
+    assert results['produced_by']['checkpoint_sha256'] and results['produced_by']['options']['seed'] == 1
+    assert results['independence']['holds'] is True and set(results['baselines']) == {'whole image', 'garment bands'}
+    assert 'the split it is tested on' in printed and 'each embedding depends on its own sample alone' in printed
+
+
+def test_losses_fall(command, run_folder):
+    train_program.main(command + ['--num_epoch', '6', '--warmup_epochs', '0', '--eval_period', '10'])
+    means = [line['loss'] for line in journal(run_folder(), 'epoch')]
+    assert len(means) == 6 and means[-1] < means[0]
+    assert [line['epoch'] for line in journal(run_folder(), 'evaluation')] == [6]    # the last epoch is always evaluated
+
+
+@pytest.mark.parametrize('sampler', ['identity', 'idrannum'])
+def test_other_datasets_and_samplers(command, run_folder, sampler):
+    train_program.main(command + ['--dataset_name', 'ICFG-PEDES', '--sampler', sampler, '--num_instance', '2', '--num_epoch', '1'])
+    assert read_checkpoint(os.path.join(run_folder('ICFG-PEDES'), 'last.pth'))['epoch'] == 2
+
+
+def test_on_another_dataset_than_trained_on(command, run_folder, capsys):
+    train_program.main(command + ['--num_epoch', '1'])
+    folder = run_folder()
+    test_program.main(['--config_file', os.path.join(folder, 'configs.yaml'), '--dataset_name', 'RSTPReid'])
+    results = json.load(open(os.path.join(folder, 'metrics_RSTPReid.json')))
+    assert results['produced_by']['trained_on'] == 'CUHK-PEDES' and results['produced_by']['dataset'] == 'RSTPReid'
+    assert 'the split it is tested on' not in capsys.readouterr().out
+
+
+def test_init_from_another_dataset(command, run_folder, tmp_path):
+    train_program.main(command + ['--num_epoch', '1'])
+    best = os.path.join(run_folder(), 'best.pth')
+    other = command + ['--dataset_name', 'RSTPReid', '--limit_train', '20', '--num_epoch', '1', '--init_from', best]
+    train_program.main(other)
+    log = open(os.path.join(run_folder('RSTPReid'), 'train_log.txt')).read()
+    assert 'made anew: classifier.weight, classifier.bias' in log
+    assert len(read_checkpoint(os.path.join(run_folder('RSTPReid'), 'last.pth'))['model']['classifier.weight']) < 12
+
+
+def test_a_published_runs_folder(command, run_folder, tmp_path, data, capsys):
+    """configs.yaml with python/tuple and the publisher's paths, best.pth with a released run's contents in half precision."""
+    train_program.main(command + ['--num_epoch', '1'])
+    trained = read_checkpoint(os.path.join(run_folder(), 'best.pth'))
+    folder = tmp_path / 'published'
+    folder.mkdir()
+    (folder / 'configs.yaml').write_text('\n'.join([
+        'MLM: true', 'img_size: !!python/tuple', '- 64', '- 32', 'loss_names: sdm+mlm+id', 'cmt_depth: 1', 'pretrain_choice: ViT-B/16',
+        'dataset_name: CUHK-PEDES', 'root_dir: /somebody/elses/folder', 'output_dir: logs/CUHK-PEDES/some_run', 'training: true',
+        'num_workers: 0', 'test_batch_size: 512']))
+    half = {name: value.half() if 'ln_' not in name else value for name, value in trained['model'].items()}
+    torch.save({'model': half, 'epoch': 60, 'optimizer': {}, 'scheduler': {}}, folder / 'best.pth')
+    assert test_program.main(['--config_file', str(folder / 'configs.yaml'), '--root_dir', data, '--device', 'cpu']) == 0
+    assert 'epoch 60' in capsys.readouterr().out
+    figures, = json.load(open(folder / 'metrics.json'))['results'].values()
+    assert figures['t2i']['mAP'] == pytest.approx(trained['metrics']['mAP'], abs=1.0)
+
+
+def test_repeats_bit_for_bit_with_any_number_of_workers(command, run_folder, tmp_path):
+    for workers in ('0', '2'):
+        train_program.main(command + ['--num_workers', workers, '--output_dir', str(tmp_path / workers)])
+    one, other = (run_folder(root=tmp_path / workers) for workers in ('0', '2'))
+    assert same_weights(one, other)
+    assert journal(one, 'epoch') == journal(other, 'epoch')
+
+
+# -- interrupted ---------------------------------------------------------------------------------------------------------
+
+def start(command):
+    return subprocess.Popen([sys.executable, os.path.join(ROOT, 'train.py'), *command], cwd=ROOT, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_step(output, step, process):
+    """Until the run has logged ``step``."""
+    for _ in range(1200):
+        for folder, _, names in os.walk(output):
+            if 'metrics.jsonl' in names and any(line['step'] >= step for line in journal(folder, 'train')):
+                return folder
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.05)
+    raise AssertionError('the run made no step in a minute')
+
+
+@pytest.mark.parametrize('number, status', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_leaves_and_the_run_resumes_to_the_same_weights(command, run_folder, tmp_path, number, status):
+    command = command + ['--num_epoch', '4', '--log_period', '1', '--save_steps', '0']
+    process = start(command)
+    folder = wait_for_step(tmp_path / 'logs', 8, process)
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == status, errors
+    assert 'Traceback' not in errors and '--resume --resume_ckpt_file' in output
+    stopped = read_checkpoint(os.path.join(folder, 'last.pth'))
+    assert stopped['total_steps'] >= 8 and stopped['epoch'] <= 4
+
+    train_program.main(['--resume', '--resume_ckpt_file', os.path.join(folder, 'last.pth')])   # options: those of the run
+    whole = tmp_path / 'whole'
+    train_program.main(command + ['--output_dir', str(whole)])
+    assert run_folder() == folder and same_weights(folder, run_folder(root=whole))
+    for kind in ('train', 'epoch', 'evaluation'):
+        assert journal(folder, kind) == journal(run_folder(root=whole), kind)
+
+
+def test_two_kills(tmp_path):
+    tool = subprocess.run([sys.executable, os.path.join(ROOT, 'run_scripts', 'kill_and_resume.py'), '--kills', '2', '--ids', '12',
+                           '--folder', str(tmp_path)], capture_output=True, text=True, timeout=300)
+    assert tool.returncode == 0, tool.stdout + tool.stderr
+    assert 'the same weights, best checkpoint and metrics after 2 kills' in tool.stdout
+
+
+def test_a_finished_run_resumes_to_nothing(command, run_folder):
+    train_program.main(command)
+    folder = run_folder()
+    before = read_checkpoint(os.path.join(folder, 'last.pth'))['model']
+    train_program.main(['--resume', '--resume_ckpt_file', os.path.join(folder, 'last.pth')])
+    after = read_checkpoint(os.path.join(folder, 'last.pth'))['model']
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+# -- things that go wrong ------------------------------------------------------------------------------------------------
+
+def test_a_loss_that_is_not_finite_stops_the_run(command, run_folder, monkeypatch):
+    from model import objectives
+    real, calls = objectives.sdm, []
+
+    def sometimes_nan(*inputs, **settings):
+        calls.append(1)
+        return real(*inputs, **settings) * (float('nan') if len(calls) == 5 else 1.0)
+    monkeypatch.setattr(objectives, 'sdm', sometimes_nan)
+    with pytest.raises(UserError, match=r'at epoch 1, step 5, .*sdm_loss is nan; the batch: .*imgs.*\.jpg') as stopped:
+        train_program.main(command + ['--save_steps', '2'])
+    assert 'the last good checkpoint is' in str(stopped.value)
+    good = read_checkpoint(os.path.join(run_folder(), 'last.pth'))
+    assert good['total_steps'] == 4 and all(value.isfinite().all() for value in good['model'].values())
+
+
+@pytest.mark.parametrize('change, message', [
+    (['--loss_names', 'sdm+mml'], 'did you mean mlm'),
+    (['--dataset_name', 'CUHKPEDES'], 'did you mean CUHK-PEDES'),
+    (['--sampler', 'idranum'], 'did you mean idrannum'),
+    (['--root_dir', 'no/such/place'], 'no dataset folder no/such/place/CUHK-PEDES'),
+    (['--batch_size', '5000'], '--batch_size 5000 is larger than the training set'),
+    (['--val_dataset', 'val', '--dataset_name', 'ICFG-PEDES'], "no entries in the split 'val'"),
+    (['--pretrain_choice', 'ViT-B/17'], 'ViT-B/16'),
+    (['--pretrain_choice', 'no/such/file.pt'], 'no file'),
+    (['--init_from', 'no/such/best.pth'], 'there is no file'),
+    (['--device', 'cuda:7'], 'cuda:7'),
+    (['--device', 'tpu'], 'tpu'),
+    (['--test'], 'use: python test.py'),
+])
+def test_bad_input_is_one_sentence_and_leaves_nothing(command, tmp_path, change, message):
+    with pytest.raises(UserError, match=message) as raised:
+        train_program.main(command + change)
+    assert '\n' not in str(raised.value)
+    assert not any(files for _, _, files in os.walk(tmp_path / 'logs'))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='about machines without a GPU')
+def test_no_gpu(command):
+    with pytest.raises(UserError, match='--device cuda: PyTorch sees no GPU'):
+        train_program.main(command + ['--device', 'cuda'])
+
+
+def test_several_processes_are_refused(command, monkeypatch):
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    with pytest.raises(UserError, match='training runs on one GPU'):
+        train_program.main(command)
+
+
+def test_output_folder_that_cannot_be_written(command, tmp_path):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(UserError, match='cannot make the output folder.*choose another --output_dir'):
+        train_program.main(command + ['--output_dir', str(tmp_path / 'file')])
+
+
+def test_the_program_prints_one_line_and_leaves_with_status_2():
+    for program in ('train.py', 'test.py'):
+        done = subprocess.run([sys.executable, os.path.join(ROOT, program), '--config_flie', 'x'], capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 2 and done.stdout == ''
+        assert re.fullmatch(rf'{program}: error: unknown flag --config_flie; did you mean --config_file\?\n', done.stderr)
+
+
+def broken_copy(data, tmp_path):
+    """CUHK-PEDES with one training image cut short; returns (root, path)."""
+    import shutil
+    root = tmp_path / 'broken'
+    shutil.copytree(os.path.join(data, 'CUHK-PEDES'), root / 'CUHK-PEDES')
+    entries = json.load(open(root / 'CUHK-PEDES' / 'reid_raw.json'))
+    path = root / 'CUHK-PEDES' / 'imgs' / next(entry['file_path'] for entry in entries if entry['split'] == 'train')
+    path.write_bytes(path.read_bytes()[:200])
+    return str(root), str(path)
+
+
+@pytest.mark.parametrize('workers', ['0', '1'])
+def test_a_broken_image_is_named(command, data, tmp_path, workers):
+    root, path = broken_copy(data, tmp_path)
+    with pytest.raises(UserError) as raised:
+        train_program.main(command + ['--root_dir', root, '--num_workers', workers])
+    assert path in str(raised.value) and '\n' not in str(raised.value)
+
+
+def test_a_broken_image_is_left_out_on_request(command, data, tmp_path, run_folder):
+    root, path = broken_copy(data, tmp_path)
+    train_program.main(command + ['--root_dir', root, '--skip_broken', '--num_epoch', '1'])
+    log = open(os.path.join(run_folder(), 'train_log.txt')).read()
+    assert f'left out: {path} cannot be read' in log and 'epoch 1 left out 2 broken images' in log
+
+
+def test_missing_checkpoint(command, run_folder, tmp_path):
+    train_program.main(command + ['--num_epoch', '1'])
+    folder = run_folder()
+    os.remove(os.path.join(folder, 'best.pth'))
+    with pytest.raises(UserError, match='no best.pth.*--checkpoint'):
+        test_program.main(['--config_file', os.path.join(folder, 'configs.yaml')])
+
+
+# -- other people's scripts ----------------------------------------------------------------------------------------------
+
+def test_irras_own_training_script(command, tmp_path):
+    """The logic of IRRA's train.py and test.py on our packages, with the names, arguments and results it uses."""
+    from datasets import build_dataloader
+    from model import build_model
+    from processor.processor import do_inference, do_train
+    from solver import build_lr_scheduler, build_optimizer
+    from utils.checkpoint import Checkpointer
+    from utils.comm import get_rank, synchronize
+    from utils.iotools import load_train_configs, save_train_configs
+    from utils.logger import setup_logger
+    from utils.metrics import Evaluator
+    from utils.options import get_args
+    args = get_args(command + ['--num_epoch', '1'])
+    synchronize()
+    args.output_dir = os.path.join(str(tmp_path), args.dataset_name, 'own_script')
+    logger = setup_logger('IRRA', save_dir=args.output_dir, if_train=args.training, distributed_rank=get_rank())
+    logger.info(str(args).replace(',', '\n'))
+    save_train_configs(args.output_dir, args)
+    train_loader, val_img_loader, val_txt_loader, num_classes = build_dataloader(args)
+    model = build_model(args, num_classes)
+    optimizer = build_optimizer(args, model)
+    scheduler = build_lr_scheduler(args, optimizer)
+    checkpointer = Checkpointer(model, optimizer, scheduler, args.output_dir, get_rank() == 0)
+    do_train(1, args, model, train_loader, Evaluator(val_img_loader, val_txt_loader), optimizer, scheduler, checkpointer)
+
+    args = load_train_configs(os.path.join(args.output_dir, 'configs.yaml'))
+    args.training = False
+    test_img_loader, test_txt_loader, num_classes = build_dataloader(args)
+    model = build_model(args, num_classes=num_classes)
+    checkpointer = Checkpointer(model)
+    checkpointer.load(f=os.path.join(args.output_dir, 'best.pth'))
+    top1 = do_inference(model, test_img_loader, test_txt_loader)
+    assert top1 == pytest.approx(read_checkpoint(os.path.join(args.output_dir, 'best.pth'))['metrics']['R1'])
+
+
+def test_default_options_are_complete():
+    assert options().batch_fields == ('mlm_labels',)

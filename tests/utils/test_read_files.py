@@ -1,0 +1,177 @@
+import errno
+import io
+import os
+
+import pytest
+from PIL import Image
+
+from utils.errors import UserError
+from utils.iotools import atomic_write, read_image, read_json
+
+
+@pytest.fixture
+def jpeg(tmp_path):
+    path = tmp_path / 'a.jpg'
+    Image.effect_noise((60, 80), 60).convert('RGB').save(path)
+    return path
+
+
+# -- read_image ----------------------------------------------------------------------------------------------------------
+
+def test_reads_rgb(jpeg):
+    image = read_image(jpeg)
+    assert image.mode == 'RGB' and image.size == (60, 80)
+    assert image.tobytes() == Image.open(jpeg).tobytes()
+
+
+@pytest.mark.parametrize('mode', ['L', 'RGBA', 'P', '1', 'LA'])
+def test_converts_other_modes(tmp_path, mode):
+    path = tmp_path / 'a.png'
+    Image.new('RGB', (4, 3), (250, 250, 250)).convert(mode).save(path)
+    assert read_image(path).mode == 'RGB'
+
+
+def test_missing_image(tmp_path):
+    with pytest.raises(UserError, match=f'^no image {tmp_path}/none.jpg$'):
+        read_image(f'{tmp_path}/none.jpg')
+
+
+def test_not_an_image(tmp_path):
+    path = tmp_path / 'a.jpg'
+    for content in (b'', b'this is text', b'\xff\xd8\xff'):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=str(path)):
+            read_image(path)
+
+
+def test_folder_in_the_place_of_an_image(tmp_path):
+    with pytest.raises(UserError, match='cannot be read: Is a directory'):
+        read_image(tmp_path)
+
+
+@pytest.mark.parametrize('format', ['jpeg', 'png', 'bmp', 'gif', 'webp', 'tiff'])
+def test_truncated_images_of_any_format_are_named(tmp_path, format):
+    buffer = io.BytesIO()
+    Image.effect_noise((64, 64), 90).convert('RGB').save(buffer, format)
+    path = tmp_path / 'cut'
+    path.write_bytes(buffer.getvalue()[:len(buffer.getvalue()) // 2])
+    with pytest.raises(UserError, match=str(path)) as caught:
+        read_image(path)
+    assert '\n' not in str(caught.value)
+
+
+def test_images_with_flipped_bytes_read_or_are_named(jpeg):
+    content = jpeg.read_bytes()
+    for place in range(0, len(content), 97):
+        jpeg.write_bytes(content[:place] + bytes([content[place] ^ 0xff]) + content[place + 1:])
+        try:
+            assert read_image(jpeg).mode == 'RGB'
+        except UserError as error:
+            assert str(jpeg) in str(error)
+
+
+# -- read_json -----------------------------------------------------------------------------------------------------------
+
+def test_read_json(tmp_path):
+    path = tmp_path / 'a.json'
+    path.write_text('[1, {"a": "ü"}]', encoding='utf-8')
+    assert read_json(path) == [1, {'a': 'ü'}]
+
+
+@pytest.mark.parametrize('content', [b'', b'[1, 2', b'{a: 1}', b'\xff\xfe\x00'])
+def test_not_json(tmp_path, content):
+    path = tmp_path / 'a.json'
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f'^{path} is not JSON: '):
+        read_json(path)
+
+
+def test_json_that_is_not_there(tmp_path):
+    with pytest.raises(UserError, match=f'^no file {tmp_path}/a.json$'):
+        read_json(f'{tmp_path}/a.json')
+    with pytest.raises(UserError, match=f'^{tmp_path} cannot be read: Is a directory$'):
+        read_json(tmp_path)
+
+
+# -- atomic_write --------------------------------------------------------------------------------------------------------
+
+def test_writes_text_and_bytes(tmp_path):
+    with atomic_write(tmp_path / 'a.txt') as file:
+        file.write('ü')
+    with atomic_write(str(tmp_path / 'b'), 'wb') as file:
+        file.write(b'\0')
+    assert (tmp_path / 'a.txt').read_bytes() == 'ü'.encode() and (tmp_path / 'b').read_bytes() == b'\0'
+    assert sorted(os.listdir(tmp_path)) == ['a.txt', 'b']
+
+
+def test_the_old_file_is_there_until_the_new_one_is_whole(tmp_path):
+    path = tmp_path / 'a'
+    path.write_text('old')
+    with atomic_write(path) as file:
+        file.write('new')
+        file.flush()
+        assert path.read_text() == 'old'
+    assert path.read_text() == 'new'
+
+
+@pytest.mark.parametrize('error', [ValueError('x'), KeyboardInterrupt(), SystemExit(3)])
+def test_a_failure_keeps_the_old_file_and_leaves_no_other(tmp_path, error):
+    path = tmp_path / 'a'
+    path.write_text('old')
+    with pytest.raises(type(error)):
+        with atomic_write(path) as file:
+            file.write('new')
+            raise error
+    assert path.read_text() == 'old' and os.listdir(tmp_path) == ['a']
+
+
+def test_full_disk_says_that_the_old_file_is_kept(tmp_path):
+    path = tmp_path / 'a'
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(UserError, match=f'^cannot write {path}: No space left on device$'):
+        with atomic_write(path):
+            raise full
+    path.write_text('old')
+    with pytest.raises(UserError, match=f'^cannot write {path}: No space left on device; what was there is kept$'):
+        with atomic_write(path):
+            raise full
+    assert path.read_text() == 'old' and os.listdir(tmp_path) == ['a']
+
+
+@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='needs /dev/full')
+def test_a_disk_that_is_full_at_the_last_moment(tmp_path):
+    path = tmp_path / 'a'
+    path.write_text('old')
+    os.symlink('/dev/full', tmp_path / 'a.tmp')  # what is written fails once it is flushed
+    with pytest.raises(UserError, match='No space left on device; what was there is kept'):
+        with atomic_write(path) as file:
+            file.write('new')
+    assert path.read_text() == 'old' and os.listdir(tmp_path) == ['a']
+
+
+def test_folder_that_is_not_there_or_no_folder(tmp_path):
+    with pytest.raises(UserError, match='cannot write .*: No such file or directory$'):
+        with atomic_write(tmp_path / 'none' / 'a'):
+            raise AssertionError('not reached')
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(UserError, match='cannot write .*: Not a directory$'):
+        with atomic_write(tmp_path / 'file' / 'a'):
+            raise AssertionError('not reached')
+
+
+@pytest.mark.skipif(hasattr(os, 'geteuid') and os.geteuid() == 0, reason='root may write anywhere')
+def test_folder_that_is_not_writable(tmp_path):
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(UserError, match='Permission denied'):
+            with atomic_write(tmp_path / 'a'):
+                raise AssertionError('not reached')
+    finally:
+        tmp_path.chmod(0o700)
+
+
+def test_what_a_killed_process_left_is_overwritten(tmp_path):
+    (tmp_path / 'a.tmp').write_text('half a file, longer than the next')
+    with atomic_write(tmp_path / 'a') as file:
+        file.write('new')
+    assert (tmp_path / 'a').read_text() == 'new' and os.listdir(tmp_path) == ['a']
