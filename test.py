@@ -5,7 +5,8 @@ import torch
 
 from datasets import build_dataloader
 from datasets.synthpedes import baseline_similarities, is_synthetic
-from processor.report import evaluate, load_trained, save_results
+from processor.moe_report import moe_report, refuse_without_experts
+from processor.report import beside_checkpoint, evaluate, load_trained, save_results
 from utils.errors import run
 from utils.logger import setup_logger
 from utils.metrics import summary
@@ -15,14 +16,20 @@ DEPENDENT = 3  # exit status where embeddings depend on their neighbours in the 
 
 
 def main(argv=None):
-    args = parse_test_options(build_test_parser('test.py', __doc__), argv)
+    parser = build_test_parser('test.py', __doc__)
+    parser.add_argument('--moe_report', action='store_true', help="also report how PHP's experts are used: table, JSON and figure")
+    args = parse_test_options(parser, argv)
     setup_logger('Pedestal', save_dir='', if_train=False)
     img_loader, txt_loader, num_classes = build_dataloader(args)
     model, checkpoint = load_trained(args, num_classes)
+    if args.moe_report:
+        refuse_without_experts(model)
     report = evaluate(args, model, img_loader, txt_loader, checkpoint)
     report.baselines = baselines(args, img_loader.dataset, txt_loader.dataset)
     print(report.text)
     save_results(report, args)
+    if args.moe_report:
+        print(moe_report(model, img_loader, txt_loader, beside_checkpoint(args, 'moe_report')))
     return 0 if report.independent else DEPENDENT
 
 

@@ -162,5 +162,6 @@ def annotate_all(captions, tokenizer, tagger, text_length=77):
     for caption in tqdm(captions, desc='parts of speech', leave=False, disable=None):
         for rows, row in zip((attributes, parts), annotate(caption, tokenizer, tagger, text_length)):
             rows.extend(row)
-    return tuple(torch.frombuffer(rows, dtype=torch.uint8).view(-1, text_length) if rows else torch.zeros(0, text_length, dtype=torch.uint8)
-                 for rows in (attributes, parts))
+    if not captions:
+        return torch.zeros(2, 0, text_length, dtype=torch.uint8).unbind()
+    return tuple(torch.frombuffer(rows, dtype=torch.uint8).view(-1, text_length) for rows in (attributes, parts))

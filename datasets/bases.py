@@ -10,7 +10,7 @@ from prettytable import PrettyTable
 from torch.utils.data import Dataset, default_collate
 
 from datasets.attributes import annotate_all, load_tagger
-from datasets.masking import mask_tokens
+from datasets.masking import keep_naming, mask_tokens, noun_chances
 from utils.errors import UserError, unknown
 from utils.iotools import read_image, read_json
 from utils.seeding import derive_seed
@@ -22,7 +22,7 @@ SPLITS = ('train', 'val', 'test')
 FIELDS = ('mlm_ids', 'mlm_labels', 'attributes_mask')   # what ImageTextDataset.text_fields can add to a sample
 
 
-# -- annotations ---------------------------------------------------------------------------------------------------------
+# -- annotations -------------------------------------------------------------------------------------------------------
 
 class BaseDataset:
     """A dataset's folder ``<root>/<name>/``: images below ``imgs/``, beside them the annotation, a JSON list of
@@ -35,9 +35,10 @@ class BaseDataset:
         skip_broken: leave out missing training images and log how many, instead of raising.
 
     Attributes:
-        train: list of ``(pid, image_id, image path, caption)``, one entry a caption; pids are 0..C-1, ``image_id`` is the
-            number of the image's entry.
-        val, test: ``{'image_pids', 'img_paths', 'caption_pids', 'captions'}``, lists in the annotation's order, pids as annotated.
+        train: list of ``(pid, image_id, image path, caption)``, one entry a caption; pids are 0..C-1, ``image_id`` is
+            the number of the image's entry.
+        val, test: ``{'image_pids', 'img_paths', 'caption_pids', 'captions'}``, lists in the annotation's order, pids as
+            annotated.
         train_id_container, val_id_container, test_id_container: sets of the pids.
 
     Raises:
@@ -55,9 +56,10 @@ class BaseDataset:
         shared = shared_identities(entries)
         if shared:
             pid, found = next(iter(shared.items()))
-            logger.warning('%s: %d identities are in more than one split, the first of them, %d, in %s', self.anno_path, len(shared), pid,
-                           ' and '.join(found))
-        self.train_annos, self.val_annos, self.test_annos = ([e for e in entries if e['split'] == split] for split in SPLITS)
+            logger.warning('%s: %d identities are in more than one split, the first of them, %d, in %s',
+                           self.anno_path, len(shared), pid, ' and '.join(found))
+        self.train_annos, self.val_annos, self.test_annos = (
+            [entry for entry in entries if entry['split'] == split] for split in SPLITS)
         left_out = {path for split in SPLITS if split in splits for path in self._missing(split, skip_broken)}
 
         self.train, self.train_id_container = self._training_samples(left_out)
@@ -72,10 +74,11 @@ class BaseDataset:
         """``(folder, path of the annotation)``."""
         folder = os.path.join(root, cls.name)
         paths = [os.path.join(folder, name) for name in cls.annotations]
-        stand_in = f'or make a stand-in with: python -m datasets.synthpedes --out {root or "."} --format {cls.name} --ids 300'
+        stand_in = ('or make a stand-in with: '
+                    f'python -m datasets.synthpedes --out {root or "."} --format {cls.name} --ids 300')
         if not os.path.isdir(folder):
-            raise UserError(f'no dataset folder {folder}: it should hold {cls.annotations[0]} and imgs/; point --root_dir at the folder '
-                            f'that holds {cls.name}/, {stand_in}')
+            raise UserError(f'no dataset folder {folder}: it should hold {cls.annotations[0]} and imgs/; '
+                            f'point --root_dir at the folder that holds {cls.name}/, {stand_in}')
         for path in paths:
             if os.path.exists(path):
                 return folder, path
@@ -125,7 +128,8 @@ def split_counts(entries):
 def read_annotation(path, image_key):
     """The annotation's entries, each of the right form; the first that isn't raises :class:`UserError`."""
     entries = read_entries(path)
-    problems = [(number, problem) for number, entry in enumerate(entries) if (problem := entry_problem(entry, image_key))]
+    problems = [(number, problem) for number, entry in enumerate(entries)
+                if (problem := entry_problem(entry, image_key))]
     if problems:
         number, problem = problems[0]
         more = f' (and {len(problems) - 1} other entries are wrong, too)' if problems[1:] else ''
@@ -195,13 +199,13 @@ def missing_files(paths):
 
 
 def renumbered(samples, source):
-    """Training samples with pids 0..C-1 in the order of the given ones, and the set of pids; says so where that changes any."""
+    """Training samples with pids 0..C-1 in the order of the given ones, and the set of pids; logs a change."""
     pids = sorted({sample[0] for sample in samples})
     number = {pid: new for new, pid in enumerate(pids)}
     changed = sum(pid != new for pid, new in number.items())
     if changed:
-        logger.info('%s: the numbers of the %d training identities run from %d to %d with holes; %d of them are renumbered, to 0..%d',
-                    source, len(pids), pids[0], pids[-1], changed, len(pids) - 1)
+        logger.info('%s: the numbers of the %d training identities run from %d to %d with holes; '
+                    '%d of them are renumbered, to 0..%d', source, len(pids), pids[0], pids[-1], changed, len(pids) - 1)
     return [(number[pid], *rest) for pid, *rest in samples], set(number.values())
 
 
@@ -212,7 +216,7 @@ def first_captions(samples, count, source):
     return renumbered(kept, source)
 
 
-# -- torch Datasets ------------------------------------------------------------------------------------------------------
+# -- torch Datasets ----------------------------------------------------------------------------------------------------
 
 @functools.lru_cache(maxsize=None)
 def default_tokenizer():
@@ -271,18 +275,23 @@ class TextDataset(Dataset):
 
 
 class ImageTextDataset(Dataset):
-    """Training pairs: ``dataset[index]`` or ``dataset[index, seed]`` is a dict of ``pids, image_ids, images, caption_ids`` and the
-    asked-for fields. All that is random in it follows from ``seed`` (from the index where none is given).
+    """Training pairs: ``dataset[index]`` or ``dataset[index, seed]`` is a dict of ``pids, image_ids, images,
+    caption_ids`` and the asked-for fields. All that is random in it follows from ``seed`` (from the index where none is given).
 
     Args:
         dataset: list of ``(pid, image_id, image path, caption)``.
         transform: from a PIL image to a tensor.
         text_length, truncate: see :func:`tokenize`.
         fields: names of further fields that the active heads read, out of ``FIELDS``.
-        caption_masking: 'inplace': ``caption_ids`` themselves are masked, as in IRRA's released training, and ``mlm_ids`` would be the
-            same; 'clean': captions stay whole and ``mlm_ids`` goes with ``mlm_labels``.
+        caption_masking: 'inplace': ``caption_ids`` themselves are masked, as in IRRA's released training, and
+            ``mlm_ids`` would be the same; 'clean': captions stay whole and ``mlm_ids`` goes with ``mlm_labels``.
         masked_token_rate, masked_token_unchanged_rate: see :func:`datasets.masking.mask_tokens`.
-        attribute_tagger: finds the parts of speech for ``attributes_mask`` (:func:`datasets.attributes.load_tagger`).
+        attribute_tagger: finds parts of speech, for ``attributes_mask`` and the next two
+            (:func:`datasets.attributes.load_tagger`).
+        mlm_masking: which tokens are masked: 'random': any; 'noun': nouns and adjectives above all, as SEN does;
+            'attention': the model chooses them (:mod:`model.masking`), and captions stay whole here.
+        caption_filter: the chance of a caption to be cut down to its nouns, adjectives and pronouns, out of what the text
+            length leaves of it and before it is masked (SEN).
         skip_broken: a sample whose image cannot be read becomes ``{'skipped': path}`` for :func:`collate` to leave out.
 
     Raises:
@@ -290,21 +299,26 @@ class ImageTextDataset(Dataset):
     """
 
     def __init__(self, dataset, transform=None, text_length=77, truncate=True, fields=(), caption_masking='clean',
-                 masked_token_rate=0.8, masked_token_unchanged_rate=0.1, skip_broken=False, attribute_tagger='textblob'):
+                 masked_token_rate=0.8, masked_token_unchanged_rate=0.1, skip_broken=False, attribute_tagger='textblob',
+                 mlm_masking='random', caption_filter=0.0):
         for field in fields:
             if field not in FIELDS:
                 raise unknown('batch field, asked for by a head and made by no dataset:', field, FIELDS)
         if caption_masking not in ('inplace', 'clean'):
             raise unknown('caption masking', caption_masking, ('inplace', 'clean'))
+        if mlm_masking not in ('random', 'attention', 'noun'):
+            raise unknown('mlm masking', mlm_masking, ('random', 'attention', 'noun'))
         self.dataset, self.transform, self.skip_broken = dataset, transform, skip_broken
         self.fields, self.inplace = set(fields), caption_masking == 'inplace'
         if 'mlm_labels' in self.fields and not self.inplace:
             self.fields.add('mlm_ids')
+        self.mlm_masking, self.caption_filter = mlm_masking, caption_filter
+        self.masks = mlm_masking != 'attention' and bool(self.inplace or self.fields & {'mlm_ids', 'mlm_labels'})
         self.rates = masked_token_rate, masked_token_unchanged_rate
         self.mask_id = default_tokenizer().encoder[MASK]
         captions = [caption for *_, caption in dataset]
         self.tokens = tokenize_all(captions, text_length, truncate)
-        if 'attributes_mask' in self.fields:
+        if 'attributes_mask' in self.fields or caption_filter or self.masks and mlm_masking == 'noun':
             self.attributes, self.parts = annotate_all(captions, default_tokenizer(), load_tagger(attribute_tagger), text_length)
 
     def __len__(self):
@@ -319,7 +333,8 @@ class ImageTextDataset(Dataset):
             if not self.skip_broken:
                 raise
             return {'skipped': path}
-        return {'pids': pid, 'image_ids': image_id, 'images': self.view(image, seed), **self.text_fields(index, random.Random(seed))}
+        return {'pids': pid, 'image_ids': image_id, 'images': self.view(image, seed),
+                **self.text_fields(index, random.Random(seed))}
 
     def view(self, image, seed):
         """The transformed image; torch's global generator is as it was afterwards."""
@@ -332,13 +347,26 @@ class ImageTextDataset(Dataset):
     def text_fields(self, index, rng):
         """What a sample carries of its caption. A new field is computed here and named in ``FIELDS``."""
         ids = self.tokens[index].long()                                        # [L]
+        kept = slice(None)
+        if self.caption_filter and rng.random() < self.caption_filter:
+            kept = keep_naming(ids.tolist(), self.parts[index].tolist(), self.mask_id)
+            ids = moved_up(ids, kept)
         fields = {'caption_ids': ids}
-        if self.inplace or self.fields & {'mlm_ids', 'mlm_labels'}:
-            masked, labels = map(torch.tensor, mask_tokens(ids.tolist(), rng, self.mask_id, *self.rates))
+        if self.masks:
+            chances = noun_chances(moved_up(self.parts[index], kept).tolist()) if self.mlm_masking == 'noun' else None
+            masked, labels = map(torch.tensor, mask_tokens(ids.tolist(), rng, self.mask_id, *self.rates, chances))
             fields.update(caption_ids=masked if self.inplace else ids, mlm_ids=masked, mlm_labels=labels)
         if 'attributes_mask' in self.fields:
-            fields['attributes_mask'] = self.attributes[index].long()
+            fields['attributes_mask'] = moved_up(self.attributes[index], kept).long()
         return {name: value for name, value in fields.items() if name == 'caption_ids' or name in self.fields}
+
+
+def moved_up(row, places):
+    """The values at some places of a caption's row [L], in order, and zeros behind them: [L]."""
+    result = torch.zeros_like(row)
+    values = row[places]
+    result[:len(values)] = values
+    return result
 
 
 # IRRA's name for the pairs that its --MLM trains on.
@@ -346,8 +374,8 @@ ImageTextMLMDataset = functools.partial(ImageTextDataset, fields=('mlm_ids', 'ml
 
 
 def collate(samples):
-    """Training samples to a batch. Broken ones are left out and their paths listed under 'skipped', a key that is only there if
-    any are; a batch of nothing else has no other key."""
+    """Training samples to a batch. Broken ones are left out and their paths listed under 'skipped', a key that is only
+    there if any are; a batch of nothing else has no other key."""
     whole = [sample for sample in samples if 'skipped' not in sample]
     skipped = [sample['skipped'] for sample in samples if 'skipped' in sample]
     batch = default_collate(whole) if whole else {}

@@ -36,10 +36,10 @@ def build_dataloader(args):
 
     Returns:
         ``(train_loader, val_img_loader, val_txt_loader, num_classes)`` if ``args.training``, else
-        ``(test_img_loader, test_txt_loader, num_classes)``. The training loader iterates dicts (:class:`datasets.bases.ImageTextDataset`);
-        its ``batch_sampler.set_epoch(epoch, first_step)`` chooses what comes next. The others iterate ``(pids [B], images [B, 3, H, W])``
-        and ``(pids [B], caption_ids [B, L])`` in the annotation's order. A test needs no training entries; without them
-        ``num_classes`` is 0.
+        ``(test_img_loader, test_txt_loader, num_classes)``. The training loader iterates dicts
+        (:class:`datasets.bases.ImageTextDataset`); its ``batch_sampler.set_epoch(epoch, first_step)`` chooses what
+        comes next. The others iterate ``(pids [B], images [B, 3, H, W])`` and ``(pids [B], caption_ids [B, L])`` in the
+        annotation's order. A test needs no training entries; without them ``num_classes`` is 0.
 
     Raises:
         UserError: an unknown dataset or sampler, data that isn't whole, an empty split, a batch that doesn't fit.
@@ -53,15 +53,17 @@ def build_dataloader(args):
         return (*evaluation_loaders(args, dataset, 'test', args.test_batch_size), len(pids))
     if not samples:
         raise empty(dataset, 'train')
-    return (training_loader(args, samples), *evaluation_loaders(args, dataset, args.val_dataset, args.batch_size), len(pids))
+    evaluation = evaluation_loaders(args, dataset, args.val_dataset, args.batch_size)
+    return (training_loader(args, samples), *evaluation, len(pids))
 
 
 def training_loader(args, samples):
     pairs = ImageTextDataset(
         samples, build_transforms(args.img_size, args.img_aug, is_train=True), args.text_length,
-        fields=getattr(args, 'batch_fields', ()), caption_masking=args.caption_masking, masked_token_rate=args.masked_token_rate,
-        masked_token_unchanged_rate=args.masked_token_unchanged_rate, skip_broken=args.skip_broken,
-        attribute_tagger=args.attribute_tagger)
+        fields=getattr(args, 'batch_fields', ()), caption_masking=args.caption_masking,
+        masked_token_rate=args.masked_token_rate, masked_token_unchanged_rate=args.masked_token_unchanged_rate,
+        skip_broken=args.skip_broken, attribute_tagger=getattr(args, 'attribute_tagger', 'textblob'),
+        mlm_masking=getattr(args, 'mlm_masking', 'random'), caption_filter=getattr(args, 'caption_filter', 0.0))
     sampler = build_batch_sampler(args, [sample[0] for sample in samples])
     return DataLoader(pairs, batch_sampler=sampler, collate_fn=collate, **reading(args))
 
@@ -76,7 +78,8 @@ def evaluation_loaders(args, dataset, split, batch_size):
     images = ImageDataset(content['image_pids'], content['img_paths'], build_transforms(args.img_size, is_train=False))
     captions = TextDataset(content['caption_pids'], content['captions'], args.text_length)
     # captions are tokenised already: workers would only carry them around
-    return DataLoader(images, batch_size, **reading(args)), DataLoader(captions, batch_size, generator=torch.Generator())
+    return (DataLoader(images, batch_size, **reading(args)),
+            DataLoader(captions, batch_size, generator=torch.Generator()))
 
 
 def empty(dataset, split):
@@ -90,8 +93,8 @@ def reading(args):
     workers = min(args.num_workers, cores)  # more would only wait for each other
     pin = torch.cuda.is_available() and not str(getattr(args, 'device', 'auto')).startswith('cpu')
     # an own generator, for the loader draws a number from the global one each epoch
-    return {'num_workers': workers, 'persistent_workers': workers > 0, 'pin_memory': pin, 'worker_init_fn': start_worker,
-            'generator': torch.Generator()}
+    return {'num_workers': workers, 'persistent_workers': workers > 0, 'pin_memory': pin,
+            'worker_init_fn': start_worker, 'generator': torch.Generator()}
 
 
 def start_worker(worker):

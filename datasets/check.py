@@ -1,7 +1,7 @@
 """Is a copy of a dataset whole? ``python -m datasets.check --dataset_name CUHK-PEDES --root_dir data``
 
-Compares the numbers of identities, images and captions with the published ones (of synthetic pedestrians: with those that were
-written), reads every image, and lists all that is wrong. Exit status: 0 if nothing is, 1 if anything is.
+Compares the numbers of identities, images and captions with the published ones (of synthetic pedestrians: with those
+that were written), reads every image, and lists all that is wrong. Exit status: 0 if nothing is, 1 if anything is.
 """
 import argparse
 import hashlib
@@ -31,8 +31,8 @@ def expected_counts(name, folder):
     mark = os.path.join(folder, 'synthpedes.json')
     if os.path.exists(mark):
         try:
-            counts = read_json(mark)['counts']
-            return {split: tuple(counts[split][what] for what in ('ids', 'images', 'captions')) for split in SPLITS}, 'synthpedes.json'
+            counts, kinds = read_json(mark)['counts'], ('ids', 'images', 'captions')
+            return {split: tuple(counts[split][kind] for kind in kinds) for split in SPLITS}, 'synthpedes.json'
         except (KeyError, TypeError):
             raise UserError(f'{mark} does not hold the counts that datasets.synthpedes writes') from None
     return PUBLISHED.get(name, {}), 'published' if name in PUBLISHED else ''
@@ -44,7 +44,8 @@ def compare(counts, expected, source):
     for split in SPLITS:
         row = [split]
         for what, count, known in zip(table.field_names[1:], counts[split], expected.get(split, (None,) * 3)):
-            row.append(f'{count}' if known is None else f'{count} ok' if count == known else f'{count} differs: {known}')
+            verdict = '' if known is None else ' ok' if count == known else f' differs: {known}'
+            row.append(f'{count}{verdict}')
             if known not in (None, count):
                 differences.append(f'{split}: {count} {what}, {source} {known}')
         table.add_row(row)
@@ -82,7 +83,8 @@ def files_below(folder):
             folders.clear()
             continue
         seen.add(os.path.realpath(place))
-        found += [os.path.join(place, name) for name in sorted(names) if name.lower().endswith(IMAGES) and not name.startswith('.')]
+        found += [os.path.join(place, name) for name in sorted(names)
+                  if name.lower().endswith(IMAGES) and not name.startswith('.')]
     return found
 
 
@@ -108,7 +110,8 @@ def check(name, root, workers):
     expected, source = expected_counts(name, folder)
     counts = {split: split_counts([entry for entry in entries if entry['split'] == split]) for split in SPLITS}
     table, problems['counts that differ'] = compare(counts, expected, source)
-    problems['identities in several splits'] = [f'{pid}: {", ".join(splits)}' for pid, splits in shared_identities(entries).items()]
+    problems['identities in several splits'] = [
+        f'{pid}: {", ".join(splits)}' for pid, splits in shared_identities(entries).items()]
 
     times = Counter(os.path.join(images, os.path.normpath(entry[dataset.image_key])) for entry in entries)
     problems['images listed more than once'] = [f'{path}: {count} times' for path, count in times.items() if count > 1]

@@ -8,9 +8,9 @@ CHOSEN_NAMING, CHOSEN_REST = 0.30, 0.05  # of nouns and adjectives, and of all o
 def mask_tokens(ids, rng, mask_id, masked_rate=0.8, unchanged_rate=0.1, chances=None):
     """Choose 15% of a caption's content tokens and hide them: ``(masked ids, labels)``, lists as long as ``ids``.
 
-    Content tokens are those between start and end: ids from 1 to ``mask_id - 1`` (0 pads; start and end lie above the mask). Of
-    the chosen ones the share ``masked_rate`` becomes ``mask_id``, ``unchanged_rate`` stays as it is, and the others become a
-    random content id. Where chance chooses none, the first content token becomes the mask.
+    Content tokens are those between start and end: ids from 1 to ``mask_id - 1`` (0 pads; start and end lie above the
+    mask). Of the chosen ones the share ``masked_rate`` becomes ``mask_id``, ``unchanged_rate`` stays as it is, and the
+    others become a random content id. Where chance chooses none, the first content token becomes the mask.
 
     Args:
         ids: a list of token ids.
@@ -48,12 +48,13 @@ def noun_chances(parts):
 
 
 def keep_naming(ids, parts, mask_id):
-    """The places of a caption that ``--caption_filter`` keeps, in order: start, end, and the tokens of nouns, adjectives and
-    pronouns. A caption without any of these keeps all its tokens.
+    """The places of a caption that ``--caption_filter`` keeps, in order: start, end, and the tokens of nouns, adjectives
+    and pronouns. A caption without any of these keeps all its tokens.
 
     Args:
         ids: a list of token ids, zeros at its end.
         parts: of each, its word's part of speech (:func:`datasets.attributes.annotate`).
     """
-    named = [place for place, (token, part) in enumerate(zip(ids, parts)) if token > mask_id or token and part in (NOUN, ADJECTIVE, PRONOUN)]
-    return named if any(ids[place] < mask_id for place in named) else [place for place, token in enumerate(ids) if token]
+    whole = [place for place, token in enumerate(ids) if token]
+    named = [place for place in whole if ids[place] > mask_id or parts[place] in (NOUN, ADJECTIVE, PRONOUN)]
+    return named if any(ids[place] < mask_id for place in named) else whole

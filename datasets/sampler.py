@@ -7,11 +7,11 @@ from utils.seeding import derive_seed
 
 
 class BatchSampler:
-    """Yields an epoch's batches as lists of ``(index, sample seed)``. The sample seed follows from (seed, epoch, index) and from how
-    often the index was drawn before in the epoch.
+    """Yields an epoch's batches as lists of ``(index, sample seed)``. The sample seed follows from (seed, epoch, index)
+    and from how often the index was drawn before in the epoch.
 
-    ``set_epoch`` chooses the epoch; without it the first pass is epoch 1 and each further one the next. ``len()`` is the number
-    of all the epoch's batches.
+    ``set_epoch`` chooses the epoch; without it the first pass is epoch 1 and each further one the next. ``len()`` is
+    the number of all the epoch's batches.
     """
 
     def __init__(self, pids, batch_size, seed=1):
@@ -58,8 +58,9 @@ class RandomBatches(BatchSampler):
 class IdentityBatches(BatchSampler):
     """``batch_size // num_instance`` identities a batch, ``num_instance`` captions of each.
 
-    Each identity's captions are shuffled and cut into groups, the remainder dropped; one with fewer captions than a group draws
-    them with replacement. Batches are made of one group each of random identities, until too few identities have any left.
+    Each identity's captions are shuffled and cut into groups, the remainder dropped; one with fewer captions than a
+    group draws them with replacement. Batches are made of one group each of random identities, until too few identities
+    have any left.
     """
 
     def __init__(self, pids, batch_size, num_instance, seed=1):
@@ -70,8 +71,9 @@ class IdentityBatches(BatchSampler):
         for index, pid in enumerate(pids):
             self.captions[pid].append(index)
         if len(self.captions) < self.identities:
-            raise UserError(f'a batch of {batch_size} with --num_instance {num_instance} needs {self.identities} identities, and the '
-                            f'training set has {len(self.captions)}: lower --batch_size or raise --num_instance')
+            raise UserError(f'a batch of {batch_size} with --num_instance {num_instance} needs {self.identities} '
+                            f'identities, and the training set has {len(self.captions)}: lower --batch_size or raise '
+                            '--num_instance')
         super().__init__(pids, batch_size, seed)
 
     def group_size(self, rng):
@@ -95,8 +97,8 @@ class IdentityBatches(BatchSampler):
 
 
 class IdentityBatchesOfRandomSize(IdentityBatches):
-    """As :class:`IdentityBatches`, but each identity's groups have a size of 1 to ``num_instance``, drawn for the epoch; so
-    batches are of up to ``batch_size`` captions."""
+    """As :class:`IdentityBatches`, but each identity's groups have a size of 1 to ``num_instance``, drawn for the
+    epoch; so batches are of up to ``batch_size`` captions."""
 
     def group_size(self, rng):
         return rng.randint(1, self.num_instance)

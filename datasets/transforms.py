@@ -8,8 +8,9 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 def build_transforms(img_size=(384, 128), aug=False, is_train=True):
     """A ``Compose`` from a PIL image to a float tensor [3, H, W] with CLIP's mean and deviation.
 
-    Evaluation resizes only, training also flips, and with ``aug`` pads, crops and erases as IRRA's released code does: the erased
-    rectangle is filled after normalising, with the mean's numbers, which are a light grey there and not the mean.
+    Evaluation resizes only, training also flips, and with ``aug`` pads, crops and erases as IRRA's released code does:
+    the erased rectangle is filled after normalising, with the mean's numbers, which are a light grey there and not the
+    mean.
     """
     img_size = tuple(img_size)
     steps = [T.Resize(img_size)]

@@ -8,6 +8,7 @@ from torch import nn
 
 from model.clip_weights import build_clip, empty_clip, shape_named, shape_of
 from model.heads import active_heads
+from model.masking import mask_attended
 from utils.errors import UserError
 
 
@@ -42,6 +43,9 @@ class RetrievalModel(nn.Module):
         self.num_classes = num_classes
         self.temperature = args.temperature
         self.amp = args.amp
+        self.mask_id = clip.vocab_size - 3   # below start and end
+        self.masked_token_rates = args.masked_token_rate, args.masked_token_unchanged_rate
+        self.masks_in_place = args.mlm_masking == 'attention' and args.caption_masking == 'inplace'
         self._shared = {}
         classes = active_heads(args)
         self._refuse_missing_tokens(classes)
@@ -131,8 +135,19 @@ class RetrievalModel(nn.Module):
             image_tokens=image_tokens, text_tokens=text_tokens, masked_text_tokens=masked_text_tokens,
             image_attention=image_attention, text_attention=text_attention, encoder=self.base_model)
 
+    def masked_in_place(self, batch):
+        """The batch with captions masked by the attention that a pass over the whole ones pays (AGM), for every head."""
+        # Under an autocast of its own: its cache must not hand weights cast here, without gradient, to the pass that learns.
+        with torch.no_grad(), self.autocast():
+            _, attention = self.base_model.encode_text(batch['caption_ids'], need_map=True)
+        ids, labels = mask_attended(batch['caption_ids'], attention, self.mask_id, *self.masked_token_rates)
+        kept = {name: value for name, value in batch.items() if name != 'mlm_ids'}
+        return {**kept, 'caption_ids': ids, 'mlm_labels': labels}
+
     def forward(self, batch):
         """A batch's losses and read-outs: ``{'sdm_loss': ..., 'img_acc': ..., 'temperature': ...}``, all scalars."""
+        if self.masks_in_place:
+            batch = self.masked_in_place(batch)
         with self.autocast():
             encoded = self.encode(batch)
             results = {'temperature': torch.tensor(self.temperature)}

@@ -80,6 +80,35 @@ def masked_language_modelling(logits, labels):
     return F.cross_entropy(logits, labels, reduction='sum') / max(len(labels), 1)
 
 
+@full_precision
+def attribute_matching(logits, matches, there):
+    """Whether an image has a caption's attributes (A2TE, 2025, A2M): the cross-entropy of each attribute, its mean over a caption,
+    and the mean over the captions that have any (0 if none does).
+
+    ``logits`` [B, K, 2], ``matches`` int64 [B]: 1 where image and caption are a pair, ``there`` bool [B, K]: which attributes exist.
+    """
+    losses = F.cross_entropy(logits.flatten(0, 1), matches.repeat_interleave(there.shape[1]), reduction='none').view_as(there)
+    counts = there.sum(dim=1)                                          # [B]
+    captions = (losses * there).sum(dim=1) / counts.clamp(min=1)       # [B], 0 without attributes
+    return captions.sum() / (counts > 0).sum().clamp(min=1)
+
+
+@full_precision
+def detail(image_details, text_details, pids, *, tau=100.0, margin=0.1):
+    """Hinge between a pair's identity and the hardest other one (A2TE, 2025, DAL), both directions, summed over the batch.
+
+    A row's positive is the mean of its same-identity cosines weighted by their softmax at temperature ``tau``, its negative the
+    largest cosine, where those of the same identity count as 0.
+    """
+    scores, same = cosine_similarity(text_details, image_details), same_identity(pids)
+
+    def one_way(scores):
+        share = (scores / tau).masked_fill(same == 0, float('-inf')).softmax(dim=1).detach()
+        positive, negative = (share * scores).sum(dim=1), (scores * (1 - same)).max(dim=1).values
+        return F.relu(margin + negative - positive).sum()
+    return one_way(scores) + one_way(scores.t())
+
+
 def accuracy(logits, labels):
     """Share of rows whose largest logit is at the label, [M, C], [M] -> scalar."""
     return (logits.argmax(dim=1) == labels).float().mean()
@@ -101,3 +130,11 @@ def tri(image_embedding, text_embedding, pids, *, margin=0.05):
 def restoration(restored, target, scored):
     """Mean squared error of the scored patches (SEN, 2024). [B, P, C], [B, P, C], [B, P] of 0 and 1 -> scalar."""
     return ((restored - target).square().mean(dim=-1) * scored).sum() / scored.sum()
+
+
+@full_precision
+def load_balance(gate_logits, chosen):
+    """How unevenly tokens and experts find each other (PHP, 2025-26; Shazeer et al., ICLR 2017): sum over experts of the mean
+    probability that the gate gives one times the share of tokens that choose it. [..., E], [..., E] of 0 and 1 -> scalar."""
+    probability = gate_logits.softmax(dim=-1).flatten(0, -2).mean(dim=0)    # [E]
+    return (probability * chosen.flatten(0, -2).mean(dim=0)).sum()

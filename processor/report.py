@@ -14,10 +14,12 @@ from utils.checkpoint import read_checkpoint, sha256_of
 from utils.comm import pick_device
 from utils.errors import UserError
 from utils.iotools import atomic_write
-from utils.metrics import check_independence, embed, retrieval_results, table
+from utils.metrics import Evaluator, check_independence, retrieval_results, table
 from utils.options import as_dict
 
 logger = logging.getLogger('Pedestal.test')
+
+ONE_BY_ONE = 'the same, embedded one by one'
 
 
 @dataclass
@@ -53,25 +55,36 @@ def load_trained(args, num_classes):
 
 
 def evaluate(args, model, img_loader, txt_loader, checkpoint):
-    """Embed the test split as its loaders are ordered, rank it, and check that no embedding depends on its neighbours; where
-    one does, or with ``args.one_by_one``, rank the embeddings of batches of one, too."""
+    """Embed the test split as its loaders are ordered, rank it, and check that no embedding depends on its neighbours. Where one
+    does, or with ``args.one_by_one``, rank the embeddings of shuffled batches and of batches of one, too: what the table loses
+    there came from the neighbours."""
     report = Report()
-    qfeats, qids = embed(model.encode_text, txt_loader, model)
-    gfeats, gids = embed(model.encode_image, img_loader, model)
+    qfeats, gfeats, qids, gids = embed_split(model, img_loader, txt_loader)
     how = f'{args.dataset_name} test: {len(qids)} captions, {len(gids)} images'
     report.tables[how] = retrieval_results(qfeats, gfeats, qids, gids, args.i2t)
     report.independence = check_independence(model, img_loader, txt_loader, (qfeats, gfeats))
     if args.one_by_one or not report.independent:
-        alone = [DataLoader(loader.dataset, batch_size=1, num_workers=args.num_workers) for loader in (txt_loader, img_loader)]
-        qfeats, qids = embed(model.encode_text, alone[0], model)
-        gfeats, gids = embed(model.encode_image, alone[1], model)
-        report.tables['the same, embedded one by one'] = retrieval_results(qfeats, gfeats, qids, gids, args.i2t)
+        for again, settings in ((f'the same, shuffled (seed {args.seed})', {'shuffle': True}), (ONE_BY_ONE, {'batch_size': 1})):
+            loaders = [reordered(loader, args.seed, **settings) for loader in (img_loader, txt_loader)]
+            report.tables[again] = retrieval_results(*embed_split(model, *loaders), args.i2t)
     ties = report.tables[how]['t2i']['ties']
     if ties:
         report.lines.append(f'ties decide the ranking of {ties} captions; equal similarities are ranked in gallery order')
     report.lines.append(how_chosen(args, checkpoint))
     report.produced_by = produced_by(args, checkpoint, img_loader.dataset, txt_loader.dataset)
     return report
+
+
+def embed_split(model, img_loader, txt_loader):
+    """``(qfeats [Q, D], gfeats [G, D], qids [Q], gids [G])``"""
+    return Evaluator(img_loader, txt_loader)._compute_embedding(model)
+
+
+def reordered(loader, seed, **settings):
+    """A loader of the same samples, shuffled by ``seed`` or in other batches."""
+    return DataLoader(loader.dataset, **{
+        'batch_size': loader.batch_size, 'num_workers': loader.num_workers, 'pin_memory': loader.pin_memory,
+        'worker_init_fn': loader.worker_init_fn, 'generator': torch.Generator().manual_seed(seed), **settings})
 
 
 def how_chosen(args, checkpoint):
@@ -93,10 +106,15 @@ def produced_by(args, checkpoint, images, captions):
         'machine': torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()}
 
 
+def beside_checkpoint(args, name):
+    """Where a result goes, without extension: the checkpoint's folder, with the dataset's name where it is another one."""
+    name = name if args.dataset_name == args.trained_on else f'{name}_{args.dataset_name}'
+    return os.path.join(os.path.dirname(args.checkpoint), name)
+
+
 def save_results(report, args):
     """``metrics.json`` beside the checkpoint (``metrics_<dataset>.json`` for another dataset than it was trained on)."""
-    name = 'metrics.json' if args.dataset_name == args.trained_on else f'metrics_{args.dataset_name}.json'
-    path = os.path.join(os.path.dirname(args.checkpoint), name)
+    path = f"{beside_checkpoint(args, 'metrics')}.json"
     content = {'results': report.tables, 'baselines': report.baselines, 'independence': {'holds': report.independent, **vars(report.independence)},
                'produced_by': report.produced_by}
     try:

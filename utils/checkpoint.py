@@ -12,7 +12,9 @@ from utils.iotools import atomic_write
 logger = logging.getLogger('Pedestal.checkpoint')
 
 # Entries of published checkpoints that nothing reads, by the beginning of their names.
-UNUSED = ('base_model.logit_scale',)
+UNUSED = ('base_model.logit_scale', 'base_model_m.',)
+# What later PHP releases count in its blocks, anywhere in a name.
+COUNTERS = ('expert_count_accum', 'token_count_accum')
 # Names of SEN's code for what every other fork calls by IRRA's.
 RENAMED = {'cross_attn_mlm.': 'cross_attn.', 'cross_modal_transformer_mlm.': 'cross_modal_transformer.'}
 
@@ -69,11 +71,15 @@ def some(names, most=5):
     return ', '.join(names[:most]) + (f' and {len(names) - most} more' if len(names) > most else '')
 
 
+def is_unused(name):
+    return name.startswith(UNUSED) or any(counter in name for counter in COUNTERS)
+
+
 def load_weights(model, weights, source='the checkpoint'):
     """Load a state dict strictly: every entry must be there with its shape; dtypes are converted. Published entries that
     nothing reads are dropped and listed. Anything else raises :class:`UserError` and leaves the model as it was."""
     own, weights = model.state_dict(), renamed(weights)
-    unused = [name for name in weights if name.startswith(UNUSED) and name not in own]
+    unused = [name for name in weights if is_unused(name) and name not in own]
     weights = {name: value for name, value in weights.items() if name not in unused}
     missing = [name for name in own if name not in weights]
     extra = [name for name in weights if name not in own]

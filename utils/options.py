@@ -23,6 +23,18 @@ OF_ONE_RUN = ('output_dir', 'resume', 'resume_ckpt_file', 'init_from', 'config_f
 FREE_TO_CHANGE = OF_ONE_RUN + ('num_workers', 'log_period', 'save_steps', 'save_period', 'device', 'test_batch_size', 'name')
 
 
+# A released configs.yaml is told by the options that its fork alone has; what that code did without an option of ours, and the
+# fork's own defaults where an older config lacks the option.
+FORKS = {
+    'A2TE': ({'attribute_weight', 'pool_ratio'},
+             {'freeze_conv1': True, 'temperature': 0.01, 'img_aug': True, 'momentum': 0.995, 'alpha': 0.5}),
+    'SEN': ({'need_MAE', 'mask_ratio'}, {'sampler': 'idrannum', 'num_instance': 2}),
+    'PHP': ({'num_experts', 'moe_layers'},
+            {'php_attention': 'batch', 'itc_loss_weight': 5.0, 'batch_size': 64, 'test_batch_size': 64,
+             'transformer_lr_factor': 1.0, 'moe_lr_factor': 1.0}),  # the first release has no such factors
+}
+
+
 class Parser(argparse.ArgumentParser):
     """An argparse parser whose errors are sentences with the nearest known flag, and that remembers which head adds what."""
 
@@ -32,12 +44,13 @@ class Parser(argparse.ArgumentParser):
         self.defaults_in_code = {}    # option -> default before a recipe changes it
 
     def parse(self, argv):
-        args, extra = self.parse_known_args(argv)
-        for word in extra:
-            if word.startswith('-') and not is_number(word):
-                flag = word.split('=')[0]
+        for word in argv:  # before argparse, which would first ask for what is missing
+            flag = word.split('=')[0]
+            if word.startswith('--') and flag not in self._option_string_actions:
                 raise UserError(f'unknown flag {flag}{nearest(flag, self._option_string_actions)}')
-            raise UserError(f"'{word}' belongs to no flag")
+        args, extra = self.parse_known_args(argv)
+        if extra:
+            raise UserError(f"'{extra[0]}' belongs to no flag")
         return args
 
     def error(self, message):
@@ -51,14 +64,6 @@ class Parser(argparse.ArgumentParser):
         """The options that are on the command line."""
         flags = {word.split('=')[0] for word in argv}
         return {action.dest for flag, action in self._option_string_actions.items() if flag in flags}
-
-
-def is_number(text):
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def positive(convert, least=0, strict=True, most=math.inf):
@@ -252,14 +257,16 @@ def notes(args, parser, given):
 
 def recipe_differences(args, parser):
     """The published recipe (configs/<method>/<dataset>.yaml) with this run's losses and dataset, and how the run differs."""
+    from model.heads import parse_loss_names
     folder = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'configs')
     dataset = f'{args.dataset_name.lower()}.yaml'
-    for method in sorted(os.listdir(folder)):
+    losses = set(parse_loss_names(args.loss_names))
+    for method in sorted(set(os.listdir(folder)) - {'published'}):
         path = os.path.join(folder, method, dataset)
         if not os.path.exists(path):
             continue
         recipe = {**parser.defaults_in_code, **read_recipe(path, parser)}
-        if set(recipe['loss_names'].split('+')) != set(args.loss_names.split('+')):
+        if set(parse_loss_names(recipe['loss_names'])) != losses:
             continue
         recipe = vars(complete(argparse.Namespace(**recipe)))
         ignored = FREE_TO_CHANGE + ('root_dir', 'loss_names', 'seed', 'MLM', 'eval_period', 'val_dataset', 'amp', 'notes')
@@ -306,7 +313,7 @@ def read_recipe(path, parser):
     content = read_yaml(path)
     actions = parser.actions()
     of_a_run = os.path.basename(path) == 'configs.yaml'
-    options = {}
+    options = what_its_fork_meant(content) if of_a_run else {}
     for name, value in content.items():
         if of_a_run and (name in OF_ONE_RUN or name == 'batch_fields'):
             continue
@@ -353,12 +360,27 @@ def run_options(path):
     it. Names that Pedestal doesn't know are kept as they are: a fork may have had them."""
     parser = build_parser()
     actions = parser.actions()
-    options = dict(parser.defaults_in_code)
-    for name, value in read_yaml(path).items():
+    content = read_yaml(path)
+    options = {**parser.defaults_in_code, **what_its_fork_meant(content)}
+    for name, value in content.items():
         options[name] = typed(actions[name], value, path) if name in actions else value
     args = complete(argparse.Namespace(**options))
     args.notes = []
     return args
+
+
+def what_its_fork_meant(content):
+    """The options that a released configs.yaml's ``content`` lacks and that its code decided otherwise than our defaults do. Our own
+    configs hold every option, and are told by ``caption_masking``."""
+    if 'caption_masking' in content:
+        return {}
+    meant = {}
+    for own_options, decided in FORKS.values():
+        if own_options & set(content):
+            meant.update(decided)
+    if content.get('need_MAE'):  # SEN's dataset for it masks and filters every caption, whatever --MLM says
+        meant.update(caption_masking='inplace', mlm_masking='noun', caption_filter=0.2)
+    return {name: value for name, value in meant.items() if name not in content}
 
 
 def build_test_parser(program, description):
@@ -369,7 +391,7 @@ def build_test_parser(program, description):
     parser.add_argument('--dataset_name', help='another dataset than the run was trained on')
     parser.add_argument('--root_dir', help="the folder with the datasets' folders")
     parser.add_argument('--i2t', action='store_true', help='image-to-text retrieval, too')
-    parser.add_argument('--one_by_one', action='store_true', help='also embed everything in batches of one')
+    parser.add_argument('--one_by_one', action='store_true', help='also embed everything in shuffled batches and in batches of one')
     parser.add_argument('--test_batch_size', type=count, help='samples encoded at a time')
     parser.add_argument('--num_workers', type=whole, help='processes that load data')
     parser.add_argument('--device', help='auto, cpu, cuda or cuda:<n>')

@@ -8,7 +8,8 @@ import torch
 def derive_seed(*keys):
     """A 63-bit seed from non-negative integers such as (seed, epoch, sample index): the same keys, the same seed, on any
     machine; keys that differ anywhere give unrelated seeds."""
-    words = np.random.SeedSequence(list(keys)).generate_state(2, np.uint32)
+    # The number of keys goes in, too: NumPy takes (1, 2) and (1, 2, 0) for the same.
+    words = np.random.SeedSequence([len(keys), *keys]).generate_state(2, np.uint32)
     return int(words[0]) << 31 | int(words[1]) >> 1
 
 

@@ -7,7 +7,8 @@ import os
 import ftfy
 import regex
 
-VOCABULARY = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'data', 'bpe_simple_vocab_16e6.txt.gz')
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+VOCABULARY = os.path.join(ROOT, 'data', 'bpe_simple_vocab_16e6.txt.gz')
 MERGES = 48894   # of the file's merges, those that CLIP uses
 START, MASK, END = '<|startoftext|>', '<|mask|>', '<|endoftext|>'
 
@@ -30,8 +31,9 @@ def clean(text):
 class SimpleTokenizer:
     """Text to token ids and back: ``SimpleTokenizer().encode('a red coat')`` gives ``[320, 736, 7356]``.
 
-    ``encoder`` maps tokens to ids: 256 bytes, the same at a word's end (``</w>``), 48,893 merges, and mask, start and end
-    (49405, 49406, 49407). ``<|mask|>`` takes the place of the last merge, so that the vocabulary stays CLIP's 49,408.
+    ``encoder`` maps tokens to ids: 256 bytes, the same at a word's end (``</w>``), 48,893 merges, and mask, start
+    and end (49405, 49406, 49407). ``<|mask|>`` takes the place of the last merge, so that the vocabulary stays CLIP's
+    49,408.
     """
 
     def __init__(self, bpe_path=VOCABULARY):
@@ -42,12 +44,14 @@ class SimpleTokenizer:
             # Without the merge whose id is the mask's: its token could be made but has no id.
             merges = [tuple(next(file).split()) for _ in range(MERGES - 1)]
         characters = list(self.byte_encoder.values())
-        tokens = characters + [c + '</w>' for c in characters] + [''.join(merge) for merge in merges] + [MASK, START, END]
+        tokens = characters + [c + '</w>' for c in characters] + [''.join(merge) for merge in merges]
+        tokens += [MASK, START, END]
         self.encoder = {token: number for number, token in enumerate(tokens)}
         self.decoder = {number: token for token, number in self.encoder.items()}
         self.ranks = {merge: rank for rank, merge in enumerate(merges)}
         self.pattern = regex.compile(
-            r"<\|startoftext\|>|<\|mask\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+", regex.IGNORECASE)
+            r"<\|startoftext\|>|<\|mask\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+",
+            regex.IGNORECASE)
         self.cache = {token: [self.encoder[token]] for token in (MASK, START, END)}
 
     def encode(self, text):

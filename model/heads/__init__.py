@@ -64,12 +64,23 @@ REFUSED = {
 }
 
 
+def files():
+    """The modules of this folder."""
+    return [importlib.import_module(f'{__name__}.{name}') for name in sorted(m.name for m in pkgutil.iter_modules(__path__))]
+
+
+@functools.lru_cache(maxsize=None)
+def aliases():
+    """{name: the losses that it stands for, joined by +} of every file's ``ALIASES``."""
+    return {name: losses for module in files() for name, losses in getattr(module, 'ALIASES', {}).items()}
+
+
 @functools.lru_cache(maxsize=None)
 def registry():
     """{loss name: Head class} of every file in this folder."""
     heads = {}
-    for module in sorted(m.name for m in pkgutil.iter_modules(__path__)):
-        for head in vars(importlib.import_module(f'{__name__}.{module}')).values():
+    for module in files():
+        for head in vars(module).values():
             if not (isinstance(head, type) and issubclass(head, Head) and head.names):
                 continue
             for name in head.names:
@@ -91,16 +102,16 @@ def active_heads(args):
 
 
 def parse_loss_names(loss_names):
-    """``'sdm+mlm+id'`` -> its Head classes in that order. Unknown and repeated names raise :class:`UserError`."""
-    heads, seen = [], set()
+    """``'sdm+mlm+id'`` -> its Head classes in that order. Unknown and repeated names raise :class:`UserError`; a loss that an
+    alias stands for may be named beside it and counts once."""
+    heads, seen, known = [], set(), {**registry(), **aliases()}
     for name in str(loss_names).replace(' ', '').split('+'):
         if name in REFUSED:
             raise UserError(REFUSED[name])
-        if name not in registry():
-            raise UserError(f"unknown loss '{name}' in --loss_names '{loss_names}'{nearest(name, registry())}")
+        if name not in known:
+            raise UserError(f"unknown loss '{name}' in --loss_names '{loss_names}'{nearest(name, known)}")
         if name in seen:
             raise UserError(f"the loss '{name}' is named twice in --loss_names '{loss_names}'")
         seen.add(name)
-        if registry()[name] not in heads:
-            heads.append(registry()[name])
-    return heads
+        heads += [registry()[loss] for loss in aliases().get(name, name).split('+')]
+    return list(dict.fromkeys(heads))

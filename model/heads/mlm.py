@@ -6,6 +6,7 @@ from torch import nn
 from model import objectives
 from model.clip_model import Attention, LayerNorm, QuickGELU, Transformer
 from model.heads import Head
+from model.masking import mask_attended
 
 
 class CrossEncoder(nn.Module):
@@ -61,6 +62,11 @@ class MLM(Head):
         super().__init__()
         width = model.embed_dim
         self.weight = args.mlm_loss_weight
+        self.mask_id, self.rates = model.mask_id, model.masked_token_rates
+        # With captions masked in place there is nothing to choose here: the model has done it.
+        self.chooses = args.mlm_masking == 'attention' and args.caption_masking == 'clean'
+        if self.chooses:
+            self.needs = ('image_tokens', 'text_attention')
         self.cross = model.shared(CrossEncoder, width, args.cmt_depth)
         self.mlm_head = nn.Sequential(OrderedDict(
             dense=nn.Linear(width, width), gelu=QuickGELU(), ln=LayerNorm(width), fc=nn.Linear(width, args.vocab_size)))
@@ -68,9 +74,17 @@ class MLM(Head):
         nn.init.normal_(self.mlm_head.fc.weight, std=output_std(width, args.cmt_depth))
 
     def forward(self, encoded, batch):
-        labels = batch['mlm_labels']                                            # [B, L], 0 = not chosen
-        tokens = self.cross(encoded.masked_text_tokens, encoded.image_tokens)   # [B, L, D]
+        text_tokens, labels = self.masked_captions(encoded, batch)              # [B, L, D], [B, L] with 0 = not chosen
+        tokens = self.cross(text_tokens, encoded.image_tokens)                  # [B, L, D]
         chosen = labels > 0
         logits, labels = self.mlm_head(tokens[chosen]), labels[chosen]          # [M, V], [M]
         return {'mlm_loss': self.weight * objectives.masked_language_modelling(logits, labels),
                 'mlm_acc': objectives.accuracy(logits, labels)}
+
+    def masked_captions(self, encoded, batch):
+        """The text tokens of masked captions and their labels: as they came, or masked here by the whole captions'
+        attention."""
+        if not self.chooses:
+            return encoded.masked_text_tokens, batch['mlm_labels']
+        ids, labels = mask_attended(batch['caption_ids'], encoded.text_attention, self.mask_id, *self.rates)
+        return encoded.encoder.encode_text(ids)[0], labels

@@ -1,5 +1,5 @@
-"""SEN (Text-guided Image Restoration and Semantic Enhancement, 2024): restore a colour image from a few of its patches in grey
-and the caption, and keep each pair closer than its hardest negatives."""
+"""SEN (Text-guided Image Restoration and Semantic Enhancement, 2024): restore a colour image from a few of its patches in
+grey and the caption, and keep each pair closer than its hardest negatives."""
 import argparse
 
 import torch
@@ -23,9 +23,9 @@ def open_share(text):
 
 
 class MAE(Head):
-    """Text-guided restoration: a masked autoencoder (He et al., CVPR 2022) that sees the image in grey, and the caption.
+    """Text-guided restoration: a masked autoencoder (He et al., CVPR 2022) of the image in grey, with the caption's help.
 
-    ``hidden_patches, restore`` are its two halves, for who wants to look at restored images (run_scripts/restoration.py).
+    ``draw_order`` chooses the patches and ``restore`` restores; run_scripts/restoration.py draws pictures with them.
     """
     names = ('mae',)
     needs = ('image_tokens',)
@@ -33,7 +33,8 @@ class MAE(Head):
 
     @staticmethod
     def add_options(parser):
-        parser.add_argument('--mask_ratio', type=open_share, default=0.8, help='share of the image tokens that mae hides (SEN: 0.7)')
+        parser.add_argument('--mask_ratio', type=open_share, default=0.8,
+                            help='share of the image tokens that mae hides (SEN: 0.7)')
         parser.add_argument('--mae_loss_weight', type=float, default=1.0, help='weight of mae (SEN: 10)')
 
     def __init__(self, args, model):
@@ -72,35 +73,37 @@ class MAE(Head):
     def forward(self, encoded, batch):
         images = batch['images']
         order = self.draw_order(images)
-        restored = self.restore(encoded.encoder, images, encoded.text_tokens, order)               # [B, N-1, 3 patch^2]
+        restored = self.restore(encoded.encoder, images, encoded.text_tokens, order)    # [B, N-1, 3 patch^2]
         loss = objectives.restoration(restored, patches(images, self.patch_size), self.scored(order))
         return {'mae_loss': self.weight * loss}
 
     def draw_order(self, images):
-        """A random order of each image's tokens, the class token first: [B, N] positions, of which the first ``keep`` are seen."""
+        """A random order of each image's tokens, the class token first: [B, N] positions; the first ``keep`` are seen."""
         noise = torch.rand((len(images), self.tokens), device=images.device)
         class_token = torch.zeros(self.tokens, dtype=torch.bool, device=images.device)
         class_token[0] = True
         return noise.masked_fill(class_token, -1).argsort(dim=1)
 
     def scored(self, order):
-        """Patches that count in the loss, [B, N-1]. The released mask takes the first ``keep`` patches for seen, although the class
-        token is one of the ``keep`` tokens: so the first hidden patch is not scored."""
+        """Patches that count in the loss, [B, N-1]. The released mask takes the first ``keep`` patches for seen, although
+        the class token is one of the ``keep`` tokens: so the first hidden patch is not scored."""
         rank = order.argsort(dim=1)[:, 1:] - 1          # of each patch among the patches
         return (rank >= self.keep).float()
 
     def restore(self, encoder, images, text_tokens, order):
         """The patches' colours from the ``keep`` first tokens of the grey image and the caption.
 
-        [B, 3, H, W], [B, L, D], [B, N] -> [B, N-1, 3 patch^2], in the images' normalised colours, laid out as :func:`patches`.
+        [B, 3, H, W], [B, L, D], [B, N] -> [B, N-1, 3 patch^2], in the images' normalised colours, laid out as
+        :func:`patches` does.
         """
-        tokens = encoder.visual.embed(grey(images))                                                # [B, N, width]
-        seen, _ = encoder.visual.encode(take(tokens, order[:, :self.keep]))                         # [B, keep, D]
-        text = self.norm_2(text_tokens)                                                             # [B, L, D]
+        tokens = encoder.visual.embed(grey(images))                                 # [B, N, width]
+        seen, _ = encoder.visual.encode(take(tokens, order[:, :self.keep]))         # [B, keep, D]
+        text = self.norm_2(text_tokens)                                             # [B, L, D]
         x = self.decoder_embed(self.norm_1(seen))
         hidden = self.mask_token.to(x.dtype).expand(len(x), self.tokens - self.keep, -1)
-        x = take(torch.cat([x, hidden], dim=1), order.argsort(dim=1)) + self.decoder_pos_embed      # [B, N, D], in place again
-        x, _ = self.cross_attn_Text(self.norm_4(x), text, text)                                     # no residual
+        x = take(torch.cat([x, hidden], dim=1), order.argsort(dim=1))               # [B, N, D], in the image's order again
+        x = x + self.decoder_pos_embed
+        x, _ = self.cross_attn_Text(self.norm_4(x), text, text)                     # no residual
         x, _ = self.cross_modal_transformer_mae(self.norm_6(x))
         return self.decoder_pred(self.norm_7(x))[:, 1:]
 
@@ -123,20 +126,20 @@ class Tri(Head):
 
 def check_tiling(img_size, patch, stride):
     if stride != patch:
-        raise UserError(f"the loss 'mae' restores patches that do not overlap and have no gaps: set --stride_size to the patch size, "
-                        f'{patch}, instead of {stride}')
+        raise UserError("the loss 'mae' restores patches that do not overlap and have no gaps: set --stride_size to the "
+                        f'patch size, {patch}, instead of {stride}')
     if any(size % patch for size in img_size):
         height, width = (max(1, size // patch) * patch for size in img_size)
-        raise UserError(f"the loss 'mae' needs an image that patches of {patch} pixels tile, and --img_size {img_size[0]} {img_size[1]} is "
-                        f'none: take {height} {width}')
+        raise UserError(f"the loss 'mae' needs an image that patches of {patch} pixels tile, and --img_size {img_size[0]} "
+                        f'{img_size[1]} is none: take {height} {width}')
 
 
 def tokens_kept(tokens, mask_ratio):
     """How many of an image's tokens are seen, the class token among them."""
     keep = int(tokens * (1 - mask_ratio)) if 0 < mask_ratio < 1 else 0
     if not 1 <= keep <= tokens - 2:     # one hidden patch is not scored, so there must be two
-        raise UserError(f'--mask_ratio {mask_ratio:g} leaves nothing to see or nothing to restore of {tokens - 1} patches: it must lie '
-                        'between 0 and 1, and not that close to either')
+        raise UserError(f'--mask_ratio {mask_ratio:g} leaves nothing to see or nothing to restore of {tokens - 1} patches: '
+                        'it must lie between 0 and 1, and not that close to either')
     return keep
 
 
@@ -165,11 +168,12 @@ def unpatch(values, size, grid):
 
 
 def sine_cosine_table(grid, width):
-    """Fixed positions (He et al., CVPR 2022): [1 + rows*cols, width], the column in the first half, the row in the second, each
-    half sines then cosines; zeros for the class token."""
+    """Fixed positions (He et al., CVPR 2022): [1 + rows*cols, width], the column in the first half, the row in the second,
+    each half sines then cosines; zeros for the class token."""
     rows, cols = (torch.arange(n, dtype=torch.float64) for n in grid)
     frequencies = 10000 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
     along = [axis[:, None] * frequencies for axis in (cols, rows)]
-    by_col, by_row = (torch.cat([angles.sin(), angles.cos()], dim=1) for angles in along)          # [cols, width/2], [rows, width/2]
-    table = torch.cat([by_col.expand(grid[0], -1, -1), by_row[:, None].expand(-1, grid[1], -1)], dim=-1)    # [rows, cols, width]
-    return torch.cat([torch.zeros(1, width), table.flatten(0, 1).float()])
+    by_col, by_row = (torch.cat([angles.sin(), angles.cos()], dim=1) for angles in along)   # [cols or rows, width/2]
+    by_col, by_row = by_col.expand(grid[0], -1, -1), by_row[:, None].expand(-1, grid[1], -1)
+    table = torch.cat([by_col, by_row], dim=-1).flatten(0, 1)                               # [rows*cols, width]
+    return torch.cat([torch.zeros(1, width), table.float()])

@@ -15,8 +15,8 @@ FORMATS = {  # name: (annotation, image key, first pid)
 
 @pytest.fixture
 def make_dataset(tmp_path):
-    """A function that writes ``<tmp_path>/<name>/`` with ``identities`` {split: count}, two images each, and returns its entries.
-    ``change(entries)`` may alter what the annotation says once the images are written."""
+    """A function that writes ``<tmp_path>/<name>/`` with ``identities`` {split: count}, two images each, and returns
+    its entries. ``change(entries)`` may alter what the annotation says once the images are written."""
     def make(name='CUHK-PEDES', identities=None, captions=2, change=None):
         annotation, key, pid = FORMATS[name]
         folder, rng, entries = tmp_path / name, random.Random(0), []
@@ -28,7 +28,8 @@ def make_dataset(tmp_path):
                     image = Image.new('RGB', (16, 40), tuple(rng.randrange(256) for _ in range(3)))
                     image.paste(tuple(rng.randrange(256) for _ in range(3)), (2, 5, 9, 30))
                     image.save(folder / 'imgs' / path)
-                    texts = [f'person {pid} in view {number}, sentence {n}, wearing a red coat and blue jeans' for n in range(captions)]
+                    texts = [f'person {pid} in view {number}, sentence {n}, wearing a red coat and blue jeans'
+                             for n in range(captions)]
                     entries.append({'id': pid, 'split': split, 'captions': texts, key: path})
                 pid += 1
         entries = (change(entries) or entries) if change else entries

@@ -1,5 +1,6 @@
 """SEN's restoration and triplets: parity with its released code, and by plain re-computation what the vectors cannot see."""
 import math
+import os
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from model.build import total_loss
 from model.heads import parse_loss_names
 from model.heads import sen
 from solver.build import parameter_settings
-from tests.support import golden, golden_archive, golden_batch, golden_json, golden_model, options
+from tests.support import GOLDEN, golden, golden_archive, golden_batch, golden_json, golden_model, options
 from utils.checkpoint import load_weights
 from utils.errors import UserError
 from utils.options import get_args
@@ -82,3 +83,219 @@ def test_names_shapes_and_what_never_learns(reference):
     assert {name: list(value.shape) for name, value in model.state_dict().items()} == official
     assert not model.decoder_pos_embed.requires_grad
     assert model.cross_attn_TextImage.in_proj_weight.grad is None and model.norm_3.weight.grad is None
+
+
+# -- against plain loops -------------------------------------------------------------------------------------------------
+
+def small_model(tmp_path_factory, loss_names='sdm+mae', **changes):
+    path = golden_archive(golden_json('sen_tiny'), tmp_path_factory.mktemp('sen') / 'clip.pt')
+    torch.manual_seed(0)
+    settings = dict(loss_names=loss_names, pretrain_choice=path, img_size=(96, 32), text_length=20, vocab_size=512, cmt_depth=1,
+                    mask_ratio=0.7)
+    return build_model(options(**{**settings, **changes}), 6)
+
+
+def test_patches_are_cut_pixel_by_pixel_and_put_back():
+    images = torch.randn(2, 3, 8, 12)
+    cut = sen.patches(images, 4)                                              # 2 x 3 patches of 4 x 4
+    for row in range(2):
+        for col in range(3):
+            plain = [images[1, channel, 4 * row + y, 4 * col + x].item() for y in range(4) for x in range(4) for channel in range(3)]
+            assert cut[1, 3 * row + col].tolist() == plain
+    assert torch.equal(sen.unpatch(cut, 4, (2, 3)), images)
+
+
+def test_positions():
+    table = sen.sine_cosine_table((3, 2), 8)
+    assert table.shape == (7, 8) and not table[0].any()
+    for row in range(3):
+        for col in range(2):
+            plain = [f(place / 10000 ** (k / 2)) for place in (col, row) for f in (math.sin, math.cos) for k in range(2)]
+            assert table[1 + 2 * row + col].tolist() == pytest.approx(plain, abs=1e-6)
+
+
+def test_grey_has_three_equal_channels():
+    image = torch.tensor([0.5, -1.0, 2.0]).view(1, 3, 1, 1).expand(1, 3, 2, 2)
+    assert sen.grey(image).shape == (1, 3, 2, 2)
+    torch.testing.assert_close(sen.grey(image), torch.full((1, 3, 2, 2), 0.2989 * 0.5 - 0.5870 + 0.1140 * 2))
+
+
+@pytest.fixture(scope='module')
+def model(tmp_path_factory):
+    return small_model(tmp_path_factory).eval()
+
+
+def test_which_patches_are_seen_and_which_are_scored(model):
+    """12 patches, 0.7 hidden: of 13 tokens 3 are kept, the class token and 2 patches; the third-least noise is in neither."""
+    head = model.heads[1]
+    noise = torch.rand(5, 13, generator=torch.Generator().manual_seed(3))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, 'rand', Noise(noise))
+        order = head.draw_order(torch.zeros(5, 3, 96, 32))
+    assert head.keep == 3
+    for row, scored, noises in zip(order.tolist(), head.scored(order).tolist(), noise.tolist()):
+        by_noise = sorted(range(1, 13), key=lambda place: noises[place])
+        assert row == [0, *by_noise]
+        assert [place for place in range(1, 13) if scored[place - 1]] == sorted(by_noise[3:])
+
+
+def test_hidden_patches_leave_no_trace(model):
+    """Only the seen patches reach the decoder, and only their grey."""
+    head, images = model.heads[1], torch.randn(1, 3, 96, 32)
+    order = head.draw_order(images)
+    text = torch.randn(1, 20, model.embed_dim)
+
+    def restored(image):
+        with torch.no_grad():
+            return head.restore(model.base_model, image, text, order)
+    expected = restored(images)
+    hidden = sen.unpatch(torch.zeros(1, 12, 768).index_fill(1, order[0, 3:] - 1, 1.0), 16, (6, 2))
+    torch.testing.assert_close(restored(images + 5 * hidden), expected)
+    shift = torch.tensor([0.5870, -0.2989, 0.0]).view(1, 3, 1, 1)            # the same grey
+    torch.testing.assert_close(restored(images + shift), expected, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(restored(images * (1 - 0.5 * (1 - hidden))), expected, rtol=1e-3)
+    with torch.no_grad():
+        assert not torch.allclose(head.restore(model.base_model, images, text.flip(1) * 2, order), expected, rtol=1e-3)
+
+
+def test_loss_is_the_mean_over_scored_patches():
+    restored, target = torch.randn(2, 4, 6), torch.randn(2, 4, 6)
+    scored = torch.tensor([[1., 0, 1, 0], [0, 1, 0, 0]])
+    plain = [(restored[i, p] - target[i, p]).square().mean().item() for i, p in ((0, 0), (0, 2), (1, 1))]
+    assert objectives.restoration(restored, target, scored).item() == pytest.approx(sum(plain) / 3, rel=1e-6)
+
+
+def cosine(a, b):
+    return float(a @ b / a.norm() / b.norm())
+
+
+def plain_tri(image, text, pids, margin=0.05):
+    total = 0.0
+    for anchors, others in ((text, image), (image, text)):
+        for i, anchor in enumerate(anchors):
+            negatives = [cosine(anchor, others[j]) for j in range(len(pids)) if pids[j] != pids[i]]
+            if negatives:
+                total += max(0.0, (1 - cosine(anchor, others[i])) - (1 - max(negatives)) + margin) / len(pids)
+    return total
+
+
+@pytest.mark.parametrize('case', ['mixed', 'aligned', 'pair'])
+def test_tri_is_the_released_one(case):
+    vectors, _ = golden('objectives')
+    image, text = (vectors[f'{case}/{side}'].clone().requires_grad_() for side in ('image', 'text'))
+    loss = objectives.tri(image, text, vectors[f'{case}/pids'])
+    loss.backward()
+    assert close(loss.item(), vectors[f'{case}/tri'])
+    for ours, official in ((image.grad, vectors[f'{case}/tri/grad_image']), (text.grad, vectors[f'{case}/tri/grad_text'])):
+        assert (ours - official).norm() <= RELATIVE * official.norm() + 1e-6
+
+
+@pytest.mark.parametrize('pids', [[0, 1, 2, 3, 4], [3, 1, 3, 1, 3], [7, 7, 7, 7, 1]])
+def test_tri_against_a_loop(pids):
+    generator = torch.Generator().manual_seed(len(set(pids)))
+    image, text = (torch.randn(5, 4, generator=generator) for _ in range(2))
+    assert objectives.tri(image, text, torch.tensor(pids)).item() == pytest.approx(plain_tri(image, text, pids), rel=1e-5)
+
+
+def test_tri_of_one_identity_is_nothing():
+    image, text = (torch.randn(4, 3, requires_grad=True) for _ in range(2))
+    loss = objectives.tri(image, text, torch.zeros(4, dtype=torch.long))
+    loss.backward()
+    assert loss.item() == 0 and not image.grad.any() and not text.grad.any()
+
+
+# -- options and errors --------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('ratio', ['0', '1', '1.2', '-0.3', 'nan'])
+def test_mask_ratio_outside(ratio):
+    with pytest.raises(UserError, match='--mask_ratio.*must be above 0 and below 1'):
+        get_args(['--loss_names', 'sdm+mae', '--mask_ratio', ratio])
+
+
+@pytest.mark.parametrize('ratio, tokens', [(0.99, 13), (0.01, 13), (1.5, 13), (float('nan'), 13)])
+def test_mask_ratio_that_leaves_nothing(ratio, tokens):
+    with pytest.raises(UserError, match='leaves nothing to see or nothing to restore of 12 patches'):
+        sen.tokens_kept(tokens, ratio)
+
+
+def test_mask_ratio_at_full_size():
+    assert sen.tokens_kept(193, 0.7) == 57 and sen.tokens_kept(193, 0.8) == 38
+
+
+@pytest.mark.parametrize('changes, message', [
+    (dict(stride_size=12), '--stride_size to the patch size, 16, instead of 12'),
+    (dict(img_size=(100, 32)), '--img_size 100 32 is none: take 96 32'),
+])
+def test_patches_must_tile(tmp_path_factory, changes, message):
+    with pytest.raises(UserError, match=message):
+        small_model(tmp_path_factory, **changes)
+    small_model(tmp_path_factory, 'sdm+tri', **changes)
+
+
+def test_a_resnet_has_no_patches():
+    shape = dict(pretrain_choice='scratch:RN50', img_size=(64, 32), training=False)
+    with pytest.raises(UserError, match="'mae' reads image tokens"):
+        build_model(options(loss_names='sdm+mae', **shape), 3)
+    build_model(options(loss_names='sdm+tri', **shape), 3)
+
+
+def test_the_papers_command():
+    args = get_args('--name sen --img_aug --batch_size 128 --need_MAE --mlm_loss_weight 1.0 --mae_loss_weight 10 --tri_loss_weight 10 '
+                    '--mask_ratio 0.7 --lr 1e-5 --loss_names sdm+mae+id+tri --num_epoch 60 --lrscheduler cosine'.split())
+    assert (args.mask_ratio, args.mae_loss_weight, args.tri_loss_weight) == (0.7, 10, 10)
+    assert get_args(['--loss_names', 'sdm+mae']).mask_ratio == 0.8
+
+
+@pytest.mark.parametrize('dataset', ['cuhk-pedes', 'icfg-pedes', 'rstpreid'])
+@pytest.mark.parametrize('size', ['', '-xl'])
+def test_recipes(dataset, size):
+    args = get_args(['--config_file', os.path.join(os.path.dirname(GOLDEN), '..', 'configs', 'sen', f'{dataset}{size}.yaml')])
+    assert (args.batch_size, args.sampler, args.num_instance, args.seed) == (128, 'idrannum', 2, 42)
+    assert (args.mae_loss_weight, args.tri_loss_weight, args.mask_ratio, args.temperature) == (10, 10, 0.7, 0.02)
+    assert (args.caption_masking, args.mlm_masking, args.caption_filter) == ('inplace', 'noun', 0.2)
+    assert (args.img_size, args.stride_size) == (((378, 126), 14) if size else ((384, 128), 16))
+    assert args.pretrain_choice == ('ViT-L/14' if size else 'ViT-B/16')
+    assert args.dataset_name.lower() == dataset
+    sen.check_tiling(args.img_size, args.stride_size, args.stride_size)
+
+
+# -- checkpoints ---------------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope='module')
+def full_size():
+    official = golden_json('official_sen_vitb16')
+    return build_model(options(loss_names=official['loss_names'], mask_ratio=0.7, training=False), official['num_classes']), official
+
+
+def test_full_size_state_dict_loads_both_ways(full_size):
+    model, official = full_size
+    ours = {name: list(value.shape) for name, value in model.state_dict().items()}
+    assert ours == {name: shape for name, (shape, _) in official['state_dict'].items()}
+    published = {name: torch.full(shape, 0.5, dtype=getattr(torch, dtype)) for name, (shape, dtype) in official['state_dict'].items()}
+    load_weights(model, published)
+    assert all((value == 0.5).all() and value.dtype == torch.float32 for value in model.state_dict().values())
+
+
+def test_learning_rates(full_size):
+    model, official = full_size
+    args = options(loss_names=official['loss_names'], **{name: official['settings'][name] for name in (
+        'lr', 'lr_factor', 'bias_lr_factor', 'weight_decay', 'weight_decay_bias')})
+    learning = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert set(learning) == set(official['optimizer_groups'])
+    for name in learning:
+        assert parameter_settings(name, args) == pytest.approx(tuple(official['optimizer_groups'][name])), name
+
+
+def test_mlm_under_sens_names(tmp_path_factory):
+    model = small_model(tmp_path_factory, 'sdm+mlm+mae+tri')
+    weights = {name: torch.full_like(value, 0.25) for name, value in model.state_dict().items()}
+    for ours in ('cross_attn', 'cross_modal_transformer'):
+        weights = {name.replace(f'{ours}.', f'{ours}_mlm.', 1) if name.startswith(f'{ours}.') else name: value
+                   for name, value in weights.items()}
+    assert 'cross_attn_mlm.in_proj_weight' in weights and 'cross_modal_transformer_mlm.resblocks.0.ln_1.weight' in weights
+    load_weights(model, weights)
+    assert all((value == 0.25).all() for value in model.state_dict().values())
+
+
+def test_heads_by_name():
+    assert parse_loss_names('mae+tri') == [sen.MAE, sen.Tri]

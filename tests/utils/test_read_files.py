@@ -16,7 +16,7 @@ def jpeg(tmp_path):
     return path
 
 
-# -- read_image ----------------------------------------------------------------------------------------------------------
+# -- read_image --------------------------------------------------------------------------------------------------------
 
 def test_reads_rgb(jpeg):
     image = read_image(jpeg)
@@ -70,7 +70,7 @@ def test_images_with_flipped_bytes_read_or_are_named(jpeg):
             assert str(jpeg) in str(error)
 
 
-# -- read_json -----------------------------------------------------------------------------------------------------------
+# -- read_json ---------------------------------------------------------------------------------------------------------
 
 def test_read_json(tmp_path):
     path = tmp_path / 'a.json'
@@ -93,7 +93,7 @@ def test_json_that_is_not_there(tmp_path):
         read_json(tmp_path)
 
 
-# -- atomic_write --------------------------------------------------------------------------------------------------------
+# -- atomic_write ------------------------------------------------------------------------------------------------------
 
 def test_writes_text_and_bytes(tmp_path):
     with atomic_write(tmp_path / 'a.txt') as file:
@@ -112,6 +112,15 @@ def test_the_old_file_is_there_until_the_new_one_is_whole(tmp_path):
         file.flush()
         assert path.read_text() == 'old'
     assert path.read_text() == 'new'
+
+
+def test_the_content_is_on_the_disk_before_the_old_file_goes(tmp_path, monkeypatch):
+    events, sync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, 'fsync', lambda number: events.append(('fsync', os.fstat(number).st_size)) or sync(number))
+    monkeypatch.setattr(os, 'replace', lambda old, new: events.append('replace') or replace(old, new))
+    with atomic_write(tmp_path / 'a') as file:
+        file.write('new')
+    assert events == [('fsync', 3), 'replace']
 
 
 @pytest.mark.parametrize('error', [ValueError('x'), KeyboardInterrupt(), SystemExit(3)])

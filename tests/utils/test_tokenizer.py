@@ -18,7 +18,7 @@ def tokenizer():
     return SimpleTokenizer()
 
 
-@pytest.mark.parametrize('case', CASES, ids=[case['caption'][:20].encode('ascii', 'replace').decode() for case in CASES])
+@pytest.mark.parametrize('case', CASES, ids=range(len(CASES)))
 def test_ids_are_the_reference_ones(tokenizer, case):
     assert tokenizer.encode(case['caption']) == case['encoded']
     assert tokenizer.encode(case['caption']) == case['encoded']  # from the cache
@@ -28,7 +28,8 @@ def test_ids_are_the_reference_ones(tokenizer, case):
 
 def test_vocabulary(tokenizer):
     assert sorted(tokenizer.encoder.values()) == list(range(49408))
-    assert [tokenizer.encoder[token] for token in ('<|mask|>', '<|startoftext|>', '<|endoftext|>')] == [49405, 49406, 49407]
+    special = ('<|mask|>', '<|startoftext|>', '<|endoftext|>')
+    assert [tokenizer.encoder[token] for token in special] == [49405, 49406, 49407]
     assert tokenizer.encoder['!'] == 0 and tokenizer.encoder['!</w>'] == 256
 
 
@@ -62,5 +63,6 @@ def test_long_caption_is_an_error_where_it_may_not_be_cut(tokenizer):
 
 def test_all_captions_at_once_are_those_one_by_one(tokenizer):
     captions = [case['caption'] for case in CASES]
-    assert torch.equal(tokenize_all(captions, 77).long(), torch.stack([tokenize(caption, tokenizer) for caption in captions]))
+    expected = torch.stack([tokenize(caption, tokenizer) for caption in captions])
+    assert torch.equal(tokenize_all(captions, 77).long(), expected)
     assert tokenize_all([], 77).shape == (0, 77)

@@ -1,0 +1,171 @@
+"""A2TE (2025): attributes of a caption matched with images (A2M), and details, the tokens attended to most (DAL)."""
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from model import objectives
+from model.heads import Head
+from model.heads.mlm import CrossEncoder
+from utils.errors import UserError
+from utils.options import positive
+
+ALIASES = {'amm': 'mlm+attribute'}
+
+
+class Attribute(Head):
+    """Does an image have a caption's attributes? Asked for its own caption and for a similar one of the batch."""
+    names = ('attribute',)
+    needs = ('image_tokens',)
+    fields = ('attributes_mask',)
+    reads = ('cmt_depth', 'attribute_tagger')
+
+    @staticmethod
+    def add_options(parser):
+        parser.add_argument('--attribute_weight', type=positive(float, strict=False), default=1.0, help='weight of attribute')
+
+    def __init__(self, args, model):
+        super().__init__()
+        self.weight = args.attribute_weight
+        self.cross = model.shared(CrossEncoder, model.embed_dim, args.cmt_depth)
+        self.itm_head = nn.Linear(model.embed_dim, 2)
+        nn.init.normal_(self.itm_head.weight, std=0.001)
+        nn.init.zeros_(self.itm_head.bias)
+
+    def forward(self, encoded, batch):
+        groups = batch['attributes_mask']                                        # [B, L]
+        image_tokens, text_tokens = encoded.image_tokens, encoded.text_tokens
+        matches = torch.ones_like(groups[:, 0], dtype=torch.long)                # [B]
+        if len(groups) > 1:                                                      # a single pair has no other caption
+            other = similar_captions(encoded.image, encoded.text)                # [B]
+            groups = torch.cat([groups, groups[other]])                          # [2B, L]
+            image_tokens = torch.cat([image_tokens, image_tokens])
+            text_tokens = torch.cat([text_tokens, text_tokens[other]])
+            matches = torch.cat([matches, torch.zeros_like(matches)])
+        tokens = self.cross(text_tokens, image_tokens).float()                   # [2B, L, D]
+        attributes, there = group_means(F.normalize(tokens, dim=1), groups)      # the release normalises over L, not D
+        logits = self.itm_head(attributes)                                       # [2B, K, 2]
+        return {'attr_loss': self.weight * objectives.attribute_matching(logits, matches, there)}
+
+
+@torch.no_grad()
+def similar_captions(image_embedding, text_embedding):
+    """For each image another caption of the batch, drawn by the softmax of their inner products. [B, D], [B, D] -> [B]."""
+    with torch.autocast(image_embedding.device.type, enabled=False):
+        scores = image_embedding @ text_embedding.t()                            # [B images, B captions]
+    # Numbers that got out of hand are the trainer's to report: a GPU that draws from them is lost.
+    scores = scores.nan_to_num().fill_diagonal_(float('-inf'))
+    return torch.multinomial(scores.softmax(dim=1), 1).squeeze(1)
+
+
+def group_means(tokens, groups):
+    """Means of the tokens with the same number: [B, L, D], [B, L] with numbers 1..K or 0 for none -> [B, K, D], and which groups
+    there are, bool [B, K]. K is the most that L tokens can make up, at two tokens a group."""
+    numbers = torch.arange(1, tokens.shape[1] // 2 + 1, device=tokens.device)
+    members = (groups[:, None] == numbers[:, None]).to(tokens.dtype)             # [B, K, L]
+    sizes = members.sum(dim=2, keepdim=True)                                     # [B, K, 1]
+    with torch.autocast(tokens.device.type, enabled=False):
+        return members @ tokens / sizes.clamp(min=1), sizes.squeeze(2) > 0
+
+
+class Detail(Head):
+    """Images and captions compared by those patches and words that their embeddings are made of."""
+    names = ('detail',)
+    needs = ('image_tokens', 'image_attention', 'text_attention')
+    reads = ('temperature',)
+
+    @staticmethod
+    def add_options(parser):
+        parser.add_argument('--pool_ratio', type=positive(float, most=1), default=0.3,
+                            help='share of patches and words that are details')
+        parser.add_argument('--detail_loss_weight', type=positive(float, strict=False), default=0.01, help='weight of detail')
+
+    @staticmethod
+    def learning_rate(name, lr, weight_decay, args):
+        return (1e-4, weight_decay) if name.startswith(('visul_emb_layer', 'texual_emb_layer')) else (lr, weight_decay)
+
+    def __init__(self, args, model):
+        super().__init__()
+        self.weight, self.tau = args.detail_loss_weight, 1 / args.temperature
+        rows, cols = model.base_model.grid
+        self.patches = kept(args.pool_ratio, rows * cols, f'patches of an image (--img_size, --stride_size: {rows}x{cols})')
+        self.words = kept(args.pool_ratio, args.text_length - 2, f'words of a caption (--text_length {args.text_length})')
+        self.visul_emb_layer = VisualDetails(model.embed_dim)
+        self.texual_emb_layer = TextDetails(model.embed_dim)
+
+    def forward(self, encoded, batch):
+        ids = batch['caption_ids']
+        image = self.visul_emb_layer(encoded.image_tokens, encoded.image_attention, self.patches)        # [B, 1024]
+        text = self.texual_emb_layer(encoded.text_tokens, encoded.text_attention, ids, self.words)       # [B, 1024]
+        return {'detail_loss': self.weight * objectives.detail(image, text, batch['pids'], tau=self.tau)}
+
+
+def kept(ratio, tokens, what):
+    """How many of ``tokens`` the share ``ratio`` is, rounded down."""
+    if not 0 < ratio <= 1:
+        raise UserError(f'--pool_ratio is a share above 0 and at most 1, and was {ratio:g}')
+    if int(tokens * ratio) < 1:
+        raise UserError(f'--pool_ratio {ratio:g} keeps none of the {tokens} {what}; raise it')
+    return int(tokens * ratio)
+
+
+class DetailMLP(nn.Module):
+    def __init__(self, width, hidden=512, out=1024):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(width, hidden), nn.Linear(hidden, out)])
+        self.bns = nn.ModuleList([nn.BatchNorm1d(hidden), nn.BatchNorm1d(out)])  # the second is in checkpoints and unused
+
+    def forward(self, x):
+        """[M, width] -> [M, out]"""
+        x, norm = self.layers[0](x), self.bns[0]
+        if len(x) > 1 or not self.training:
+            x = norm(x)
+        else:   # one row has no variance
+            x = F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+        return self.layers[1](x.relu())
+
+
+def embedded(tokens, places, mlp, linear):
+    """What is pooled: [B, N, D], [B, k] -> [B, k, 1024]."""
+    tokens = tokens.gather(1, places[:, :, None].expand(-1, -1, tokens.shape[2]))   # [B, k, D]
+    tokens = F.normalize(tokens.float(), dim=-1)
+    return mlp(tokens.flatten(0, 1)).unflatten(0, places.shape) + linear(tokens)
+
+
+class VisualDetails(nn.Module):
+    def __init__(self, width, out=1024):
+        super().__init__()
+        self.linear = nn.Linear(width, out)      # in checkpoints and unused
+        self.fc = nn.Linear(width, out)
+        self.mlp = DetailMLP(width, out=out)
+
+    def forward(self, tokens, attention, k):
+        """The ``k`` patches that the class token attends to most, pooled: [B, N, D], [B, N, N] -> [B, out]."""
+        places = attention[:, 0, 1:].topk(k, dim=1).indices + 1                     # [B, k]
+        return embedded(tokens, places, self.mlp, self.fc).max(dim=1).values
+
+
+class TextDetails(nn.Module):
+    def __init__(self, width, out=1024):
+        super().__init__()
+        self.linear = nn.Linear(width, out)
+        self.mlp = DetailMLP(width, out=out)
+
+    def forward(self, tokens, attention, caption_ids, k):
+        """The ``k`` content tokens that the end token attends to most, pooled; all of them where there are fewer, and the end
+        token where there is none: [B, L, D], [B, L, L], [B, L] -> [B, out]."""
+        places, real = attended_words(attention, caption_ids, k)                    # [B, k]
+        details = embedded(tokens, places, self.mlp, self.linear)                   # [B, k, out]
+        return details.masked_fill(~real[:, :, None], float('-inf')).max(dim=1).values
+
+
+def attended_words(attention, caption_ids, k):
+    """``(places, real)``, int64 and bool [B, k]: where the tokens are that the end token attends to most, and whether they are to
+    be pooled: short captions are filled up with padding, which the batch norm sees as in the release."""
+    end = caption_ids.argmax(dim=1, keepdim=True)                                   # [B, 1]
+    place = torch.arange(caption_ids.shape[1], device=end.device).expand_as(caption_ids)   # [B, L]
+    wanted = torch.where(end > 1, (place > 0) & (place < end), place == end)        # content, or the end token alone
+    attention = attention.gather(1, end[:, :, None].expand(-1, -1, attention.shape[2])).squeeze(1)   # [B, L]
+    attention = attention.masked_fill(place > end, -1).masked_fill((place == 0) | (place == end), -2)
+    attention = attention.masked_fill(wanted & (place == end), 1)
+    places = attention.topk(min(k, attention.shape[1]), dim=1).indices
+    return places, wanted.gather(1, places)

@@ -1,0 +1,229 @@
+"""PHP's hierarchical parsing (Pedestrian-relevant Hierarchical Parsing Network, 2025-26): an embedding and its loss.
+
+Tokens are parsed into a few slots (CRFM), the slots pass blocks with a mixture of experts (EFP), and their mean is added to
+the class or end-of-text token. Images and captions share both modules. ``aux`` keeps the experts evenly used.
+"""
+from collections import OrderedDict
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from model import objectives
+from model.clip_model import Attention, LayerNorm, QuickGELU
+from model.heads import Head
+from utils.errors import UserError
+from utils.options import count, weight
+
+PARTS = ('base', 'crfm', 'efp', 'crfm+efp')
+ATTENTIONS = ('slots', 'batch')
+
+
+class SlotParser(nn.Module):
+    """CRFM: ``slots`` learned tokens gather what belongs to them, [B, N, D] -> [B, slots, D]."""
+
+    def __init__(self, width, slots):
+        super().__init__()
+        self.part_tokens = nn.Parameter(torch.empty(slots, width))
+        self.pos_embeding = nn.Parameter(torch.zeros(162, width))  # read by nothing; published checkpoints hold it
+        self.feed = nn.Sequential(LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Dropout(0.3), nn.Linear(4 * width, width))
+        nn.init.kaiming_normal_(self.part_tokens)
+
+    def forward(self, tokens):
+        scores = self.part_tokens @ tokens.transpose(1, 2)                          # [B, slots, N]
+        slots = scores.softmax(dim=-1).to(tokens.dtype) @ tokens                    # [B, slots, D]
+        return self.feed(slots * tokens.shape[-1] ** -0.5)
+
+
+class Expert(nn.Module):
+    """The parameters of x + up(GELU(down(norm x))); :class:`ExpertMixture` computes all experts at once."""
+
+    def __init__(self, width, reduction):
+        super().__init__()
+        self.norm = LayerNorm(width)
+        self.down = nn.Linear(width, width // reduction)
+        self.up = nn.Linear(width // reduction, width)
+        nn.init.kaiming_uniform_(self.down.weight, a=5 ** 0.5)
+        for zero in (self.down.bias, self.up.weight, self.up.bias):
+            nn.init.zeros_(zero)
+
+
+class ExpertMixture(nn.Module):
+    """The ``topk`` experts of each token by a gate on the token and on a learned vector, mixed by the softmax of their logits.
+
+    ``forward(x [B, S, D], comb_param [D])`` gives ``(out [B, S, D], gate logits [B, S, E], chosen [B, S, E], 1. or 0.)``.
+    """
+
+    def __init__(self, width, num_experts, topk, reduction):
+        super().__init__()
+        self.topk = topk
+        self.experts = nn.ModuleList(Expert(width, reduction) for _ in range(num_experts))
+        self.input_gate = nn.Linear(width, num_experts, bias=False)
+        self.task_gate = nn.Linear(width, num_experts, bias=False)
+        self.alpha = nn.Parameter(torch.tensor(0.5))
+        self.dropout = nn.Dropout(0.1)
+
+    def forward(self, x, comb_param):
+        logits, weights, chosen = self.route(x, comb_param)
+        # Each expert's output weighed by its share; the shares add up to 1, and so do their x.
+        changes = self.dropout(self.changes(x))                                     # [B, S, E, D]
+        return x + (weights.to(changes.dtype).unsqueeze(-2) @ changes).squeeze(-2), logits, chosen
+
+    def route(self, x, comb_param):
+        """(logits, weights, chosen), each [B, S, E], in float32: half a percent of a logit can change who is chosen."""
+        with torch.autocast(x.device.type, enabled=False):
+            logits = (1 - self.alpha) * self.input_gate(x.float()) + self.alpha * self.task_gate(comb_param)
+            best = logits.topk(self.topk, dim=-1)
+            weights = torch.zeros_like(logits).scatter(-1, best.indices, best.values.softmax(dim=-1))
+            chosen = torch.zeros_like(logits).scatter(-1, best.indices, 1.0)
+        return logits, weights, chosen
+
+    def changes(self, x):
+        """up(dropout(GELU(down(norm x)))) of every expert, [B, S, D] -> [B, S, E, D].
+
+        All experts see the same normalised x, so that their norms' scales and shifts go into one stacked ``down``. Computing
+        the experts that nobody chose costs less than moving tokens to those that somebody did: they are narrow.
+        """
+        scale, shift = self.stacked('norm')                                         # [E, D] each
+        down, down_bias = self.stacked('down')                                      # [E, R, D], [E, R]
+        up, up_bias = self.stacked('up')                                            # [E, D, R], [E, D]
+        with torch.autocast(x.device.type, enabled=False):
+            down_bias = down_bias + (down @ shift.unsqueeze(-1)).squeeze(-1)
+            down = down * scale.unsqueeze(1)
+        normalised = F.layer_norm(x.float(), x.shape[-1:])
+        hidden = F.linear(normalised, down.flatten(0, 1), down_bias.flatten())      # [B, S, E * R]
+        hidden = self.dropout(F.gelu(hidden)).unflatten(-1, (len(self.experts), -1))
+        changes = torch.einsum('bser,edr->bsed', hidden, up)
+        return changes + up_bias.to(changes.dtype)
+
+    def stacked(self, part):
+        """(weights, biases) of all experts' ``part``."""
+        parts = [getattr(expert, part) for expert in self.experts]
+        return torch.stack([part.weight for part in parts]), torch.stack([part.bias for part in parts])
+
+
+class ExpertBlock(nn.Module):
+    """x + attn(ln_1 x), then x + mlp(ln_2 x) + feed_forward(ln_3 x): [B, S, D] -> ([B, S, D], load balance).
+
+    ``across_batch``: slot i attends to the slots i of the other samples, as released, and not to the sample's own slots.
+    """
+
+    def __init__(self, width, heads, num_experts, topk, reduction, across_batch):
+        super().__init__()
+        self.across_batch = across_batch
+        self.comb_param = nn.Parameter(torch.randn(width))
+        self.attn = Attention(width, heads)
+        self.ln_1 = LayerNorm(width)
+        self.mlp = nn.Sequential(OrderedDict(
+            c_fc=nn.Linear(width, 4 * width), gelu=QuickGELU(), c_proj=nn.Linear(4 * width, width)))
+        self.ln_2 = LayerNorm(width)
+        self.feed_forward = ExpertMixture(width, num_experts, topk, reduction)
+        self.ln_3 = LayerNorm(width)
+
+    def forward(self, x):
+        x = x + self.attend(self.ln_1(x))
+        mixed, logits, chosen = self.feed_forward(self.ln_3(x), self.comb_param)
+        return x + self.mlp(self.ln_2(x)) + mixed, objectives.load_balance(logits, chosen)
+
+    def attend(self, x):
+        if not self.across_batch:
+            return self.attn(x)[0]
+        return self.attn(x.transpose(0, 1))[0].transpose(0, 1)      # [S, B, D]: the samples of the batch are the sequence
+
+
+class ExpertTransformer(nn.Module):
+    """EFP: ``layers`` blocks, [B, S, D] -> ([B, S, D], sum of the blocks' load balance)."""
+
+    def __init__(self, layers, **block):
+        super().__init__()
+        self.resblocks = nn.ModuleList(ExpertBlock(**block) for _ in range(layers))
+
+    def forward(self, x):
+        balance = 0
+        for block in self.resblocks:
+            x, of_block = block(x)
+            balance = balance + of_block
+        return x, balance
+
+
+class PHP(Head):
+    names = ('aux',)
+
+    @staticmethod
+    def add_options(parser):
+        parser.add_argument('--php_parts', choices=PARTS, default=None,
+                            help='what of PHP makes the embedding (default: crfm+efp with the loss aux, otherwise nothing)')
+        parser.add_argument('--php_attention', choices=ATTENTIONS, default=None,
+                            help="EFP attends across a sample's slots, or across the batch, as PHP's released code does (default: slots)")
+        parser.add_argument('--num_experts', type=count, default=6, help='experts a block')
+        parser.add_argument('--topk', type=count, default=2, help='experts a token')
+        parser.add_argument('--reduction', type=count, default=8, help="an expert is this much narrower than the embedding")
+        parser.add_argument('--moe_layers', type=count, default=6, help='blocks of EFP')
+        parser.add_argument('--moe_heads', type=count, default=8, help='attention heads of EFP')
+        parser.add_argument('--moe_lr_factor', type=weight, default=10.0, help='on lr for experts and gates')
+        parser.add_argument('--transformer_lr_factor', type=weight, default=2.0, help='on lr for the rest of EFP')
+        parser.add_argument('--aux_factor', type=weight, default=0.5, help='weight of aux')
+        parser.add_argument('--cnum', type=count, default=9, help='slots that CRFM parses tokens into')
+
+    @staticmethod
+    def wanted(args):
+        return args.php_parts is not None
+
+    @staticmethod
+    def settle(args, active):
+        if not active:
+            if args.php_attention is not None:
+                raise UserError(f'--php_attention {args.php_attention} is of PHP, which these options leave out: '
+                                'name the loss aux in --loss_names or give --php_parts')
+            return
+        args.php_parts = args.php_parts or 'crfm+efp'
+        args.php_attention = args.php_attention or 'slots'
+        if args.topk > args.num_experts:
+            raise UserError(f'--topk {args.topk} experts a token cannot be chosen from --num_experts {args.num_experts}')
+
+    @staticmethod
+    def learning_rate(name, lr, weight_decay, args):
+        if 'shared_transformer' not in name or 'bias' in name:
+            return lr, weight_decay
+        of_experts = 'experts' in name or 'gate' in name
+        return args.lr * (args.moe_lr_factor if of_experts else args.transformer_lr_factor), weight_decay
+
+    def __init__(self, args, model):
+        super().__init__()
+        parts = args.php_parts.split('+')
+        if parts != ['base']:
+            refuse_misfits(args, model)
+        self.safl = SlotParser(model.embed_dim, args.cnum) if 'crfm' in parts else None
+        self.shared_transformer = None
+        if 'efp' in parts:
+            self.shared_transformer = ExpertTransformer(
+                args.moe_layers, width=model.embed_dim, heads=args.moe_heads, num_experts=args.num_experts, topk=args.topk,
+                reduction=args.reduction, across_batch=args.php_attention == 'batch')
+        self.factor = args.aux_factor
+        self.has_loss = 'aux' in args.loss_names.replace(' ', '').split('+')
+
+    def refine(self, embedding, tokens, extras):
+        """v' = v + mean of the parsed slots."""
+        extras['load_balance'] = embedding.new_zeros(())
+        if self.safl is None and self.shared_transformer is None:
+            return embedding
+        slots = tokens if self.safl is None else self.safl(tokens)                  # [B, S, D]
+        if self.shared_transformer is not None:
+            slots, extras['load_balance'] = self.shared_transformer(slots.float())
+        return embedding + slots.float().mean(dim=1)
+
+    def forward(self, encoded, batch):
+        if not self.has_loss:
+            return {}
+        balance = encoded.image_extras['load_balance'] + encoded.text_extras['load_balance']
+        return {'aux_loss': self.factor * balance}
+
+
+def refuse_misfits(args, model):
+    width = model.embed_dim
+    if not model.base_model.has_image_tokens:
+        raise UserError('PHP (the loss aux, --php_parts) parses image tokens and a ResNet gives one vector an image: leave PHP out or '
+                        'use a ViT as --pretrain_choice')
+    for flag, parts in (('moe_heads', args.moe_heads), ('reduction', args.reduction)):
+        if width % parts:
+            raise UserError(f"--{flag} {parts} does not divide the embedding's width of {width}")

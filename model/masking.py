@@ -1,0 +1,45 @@
+"""Attention-guided masking (AGM's idea, after the Attention-Guided Mask of AGA, arXiv 2412.15106): hide the words that the
+text encoder attends to rather than any words. Everything is drawn on the tensors' device from PyTorch's generator."""
+import torch
+
+BASE, GUIDED, TEMPERATURE = 0.1, 0.9 * 0.95, 0.02   # chance = BASE + GUIDED * softmax(weight / TEMPERATURE)
+
+
+@torch.no_grad()
+def mask_attended(ids, attention, mask_id, masked_rate=0.8, unchanged_rate=0.1):
+    """Choose content tokens by the attention they get and hide them: ``(masked ids [B, L], labels [B, L])``.
+
+    Of the chosen tokens the share ``masked_rate`` becomes ``mask_id``, ``unchanged_rate`` stays as it is, and the others
+    become a random content id. Where chance chooses none, the content token attended to most becomes the mask. Labels are
+    the original ids of chosen tokens, else 0.
+
+    Args:
+        ids: token ids [B, L]; content lies between 1 and ``mask_id - 1``, the end of text is the largest id.
+        attention: of the text encoder's last block on these ids, averaged over heads, [B, L, L].
+    """
+    weight = attention_to_content(ids, attention, mask_id)                          # [B, L]
+    chances = masking_chances(weight)
+    chosen = torch.rand(ids.shape, device=ids.device) < chances
+    places = torch.arange(ids.shape[1], device=ids.device)
+    most = (places == weight.argmax(dim=1, keepdim=True)) & (chances > 0)           # none where a caption has no content
+    forced = most & ~chosen.any(dim=1, keepdim=True)
+    draw = torch.rand(ids.shape, device=ids.device)
+    random_ids = torch.randint(1, mask_id, ids.shape, device=ids.device, dtype=ids.dtype)
+    hidden = torch.where(draw < masked_rate + unchanged_rate, ids, random_ids)
+    hidden = hidden.masked_fill((draw < masked_rate) | forced, mask_id)
+    chosen = chosen | forced
+    return torch.where(chosen, hidden, ids), ids * chosen
+
+
+def attention_to_content(ids, attention, mask_id):
+    """How much the end-of-text token attends to each content token, -inf elsewhere: [B, L]."""
+    weight = attention[torch.arange(len(ids), device=ids.device), ids.argmax(dim=1)].float()
+    return weight.masked_fill((ids <= 0) | (ids >= mask_id), float('-inf'))
+
+
+def masking_chances(weight):
+    """Each token's chance to be chosen, [B, L] -> [B, L]; 0 for what is no content."""
+    content = weight > float('-inf')
+    # finite, so that a caption without content gives no NaN
+    focus = (weight / TEMPERATURE).masked_fill(~content, torch.finfo(weight.dtype).min).softmax(dim=1)
+    return (BASE + GUIDED * focus) * content

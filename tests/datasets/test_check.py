@@ -1,0 +1,195 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from datasets.check import PUBLISHED, check, compare, files_below, main
+from utils.errors import UserError
+
+WRONG = 'counts that differ'  # of a tiny dataset under a published name
+
+
+@pytest.fixture
+def folder(make_dataset, tmp_path):
+    """A whole synthetic folder, and its entries."""
+    entries = make_dataset('synthpedes')
+    counts = {'train': (4, 8, 16), 'val': (1, 2, 4), 'test': (2, 4, 8)}
+    mark = {'counts': {split: dict(zip(('ids', 'images', 'captions'), count)) for split, count in counts.items()}}
+    (tmp_path / 'synthpedes' / 'synthpedes.json').write_text(json.dumps(mark))
+    return tmp_path / 'synthpedes', entries
+
+
+def annotate(folder, entries):
+    (folder / 'reid_raw.json').write_text(json.dumps(entries))
+
+
+def problems(folder, name='synthpedes'):
+    return check(name, str(folder.parent), workers=2)[1]
+
+
+def run_main(folder, capsys, name='synthpedes'):
+    status = main(['--dataset_name', name, '--root_dir', str(folder.parent), '--workers', '2'])
+    return status, capsys.readouterr().out
+
+
+def test_published_numbers_are_those_of_the_papers():
+    """Totals and identities as the datasets' papers give them."""
+    totals = {name: [sum(numbers) for numbers in zip(*splits.values())] for name, splits in PUBLISHED.items()}
+    assert totals == {'CUHK-PEDES': [13003, 40206, 80440], 'ICFG-PEDES': [4102, 54522, 54522],
+                      'RSTPReid': [4101, 20505, 41010]}
+
+
+def test_whole(folder, capsys):
+    status, out = run_main(folder[0], capsys)
+    assert status == 0 and out.endswith(f'{folder[0]}: whole\n')
+    rows = [[cell.strip() for cell in line.strip('|').split('|')] for line in out.splitlines() if line.startswith('|')]
+    assert rows[1:] == [
+        ['train', '4 ok', '8 ok', '16 ok'], ['val', '1 ok', '2 ok', '4 ok'], ['test', '2 ok', '4 ok', '8 ok']]
+
+
+def test_counts_are_compared_with_the_published_ones(make_dataset, tmp_path, capsys):
+    make_dataset('RSTPReid')
+    status, out = run_main(tmp_path / 'RSTPReid', capsys, 'RSTPReid')
+    assert status == 1 and '4 differs: 3701' in out and '  train: 4 identities, published 3701' in out
+    assert out.endswith(f'{tmp_path}/RSTPReid: not whole: 9 counts that differ\n')
+
+
+def test_counts_of_a_synthetic_folder_in_a_published_format(make_dataset, tmp_path, folder):
+    make_dataset('CUHK-PEDES')
+    shutil.copy(folder[0] / 'synthpedes.json', tmp_path / 'CUHK-PEDES')
+    assert problems(tmp_path / 'CUHK-PEDES', 'CUHK-PEDES') == {}
+
+
+def test_synthetic_counts_that_differ(folder):
+    annotate(folder[0], folder[1][:-1])
+    assert problems(folder[0])[WRONG] == ['test: 3 images, synthpedes.json 4', 'test: 6 captions, synthpedes.json 8']
+
+
+def test_folder_without_known_counts(folder):
+    os.remove(folder[0] / 'synthpedes.json')
+    table, found = check('synthpedes', str(folder[0].parent), 1)
+    assert found == {} and 'ok' not in table
+
+
+def test_synthpedes_json_that_is_not_ours(folder):
+    (folder[0] / 'synthpedes.json').write_text('{}')
+    with pytest.raises(UserError, match='synthpedes.json does not hold the counts'):
+        problems(folder[0])
+
+
+def test_compare():
+    counts = {'train': (1, 2, 3), 'val': (0, 0, 0), 'test': (4, 5, 6)}
+    table, differences = compare(counts, {'train': (1, 2, 4), 'test': (4, 5, 6)}, 'published')
+    assert differences == ['train: 3 captions, published 4']
+    assert '3 differs: 4' in table and '5 ok' in table and '0 ok' not in table
+
+
+def test_all_missing_and_broken_images_are_listed(folder):
+    path, entries = folder
+    paths = [str(path / 'imgs' / entry['file_path']) for entry in entries]
+    for gone in paths[:5]:
+        os.remove(gone)
+    with open(paths[6], 'r+b') as file:
+        file.truncate(150)
+    with open(paths[13], 'w') as file:
+        file.write('no image')
+    for folder_instead in (paths[8], paths[9]):  # unreadable, but not alike for that
+        os.remove(folder_instead)
+        os.mkdir(folder_instead)
+    found = problems(path)
+    assert sorted(found) == ['broken images', 'missing images']
+    assert found['missing images'] == paths[:5]
+    assert len(found['broken images']) == 4
+    for line, broken in zip(found['broken images'], (paths[6], paths[8], paths[9], paths[13])):
+        assert broken in line
+
+
+def test_duplicates(folder):
+    path, entries = folder
+    paths = [str(path / 'imgs' / entry['file_path']) for entry in entries]
+    shutil.copy(paths[0], paths[13])
+    shutil.copy(paths[0], paths[5])
+    entries[3]['file_path'] = './/' + entries[2]['file_path']  # the same file by another name
+    annotate(path, entries)
+    found = problems(path)
+    assert found == {'images listed more than once': [f'{paths[2]}: 2 times'],
+                     'images with the same bytes': [f'{paths[0]} = {paths[5]} = {paths[13]}'],
+                     'images that the annotation does not list': [paths[3]]}
+
+
+def test_unlisted(folder):
+    path, entries = folder
+    source = path / 'imgs' / entries[0]['file_path']
+    (path / 'imgs' / 'more').mkdir()
+    for name in ('more/x.jpg', 'more/y.PNG', 'top.jpeg', '.hidden.jpg', 'Thumbs.db', 'more/notes.txt'):
+        shutil.copy(source, path / 'imgs' / name)
+    assert sorted(problems(path)['images that the annotation does not list']) == \
+        [f'{path}/imgs/{name}' for name in ('more/x.jpg', 'more/y.PNG', 'top.jpeg')]
+
+
+def test_links_are_followed_and_never_in_circles(folder, tmp_path):
+    path = folder[0]
+    os.rename(path / 'imgs' / 'train', tmp_path / 'elsewhere')
+    os.symlink(tmp_path / 'elsewhere', path / 'imgs' / 'train')
+    os.symlink(path / 'imgs', tmp_path / 'elsewhere' / 'circle')
+    assert problems(path) == {}
+    assert len(files_below(str(path / 'imgs'))) == 14
+
+
+def test_identities_in_several_splits(folder):
+    path, entries = folder
+    entries[-1]['id'] = entries[0]['id']
+    annotate(path, entries)
+    assert problems(path)['identities in several splits'] == ['1: train, test']
+
+
+def test_all_wrong_entries_are_listed_and_the_others_still_checked(folder):
+    path, entries = folder
+    del entries[0]['captions']
+    entries[1]['split'] = 'trian'
+    entries[2] = 'text'
+    entries[3]['file_path'] = '../../etc/passwd'
+    os.remove(path / 'imgs' / entries[5]['file_path'])
+    annotate(path, entries)
+    found = problems(path)
+    assert [line.split(' (')[0] for line in found['annotation']] == [f'entry {n}' for n in range(4)]
+    assert found['missing images'] == [str(path / 'imgs' / entries[5]['file_path'])]
+    assert 'train: 4 images, synthpedes.json 8' in found[WRONG]
+    assert len(found['images that the annotation does not list']) == 4
+
+
+def test_everything_is_in_the_output(folder, capsys):
+    path, entries = folder
+    for entry in entries[:6]:
+        os.remove(path / 'imgs' / entry['file_path'])
+    status, out = run_main(path, capsys)
+    assert status == 1 and out.endswith(f'{path}: not whole: 6 missing images\n')
+    assert all(f"  {path}/imgs/{entry['file_path']}\n" in out for entry in entries[:6])
+
+
+@pytest.mark.parametrize('argv, message', [
+    (['--root_dir', 'nowhere'], 'no dataset folder nowhere/CUHK-PEDES'),
+    (['--dataset_name', 'CUHK'], "unknown dataset 'CUHK'; did you mean CUHK-PEDES?"),
+    (['--workers', '0'], '--workers must be at least 1, not 0'),
+])
+def test_what_cannot_be_checked(argv, message):
+    with pytest.raises(UserError) as caught:
+        main(argv)
+    assert str(caught.value).startswith(message)
+
+
+def test_annotation_that_cannot_be_read(folder):
+    (folder[0] / 'reid_raw.json').write_text('[')
+    with pytest.raises(UserError, match='is not JSON'):
+        problems(folder[0])
+
+
+def test_as_a_program(folder):
+    command = [sys.executable, '-m', 'datasets.check', '--root_dir', str(folder[0].parent), '--dataset_name']
+    done = subprocess.run([*command, 'synthpedes'], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.endswith(': whole\n') and not done.stderr
+    done = subprocess.run([*command, 'RSTPReid'], capture_output=True, text=True)
+    assert done.returncode == 2 and 'error: no dataset folder' in done.stderr and 'Traceback' not in done.stderr

@@ -1,0 +1,219 @@
+"""The honest evaluation: the check that embeddings don't depend on the batch, the table three ways, and the experts' report."""
+import json
+import os
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader, Dataset
+
+import model.build
+from model import build_model
+from processor.moe_report import entropy, moe_report
+from processor.report import ONE_BY_ONE, evaluate
+from tests.support import golden_archive, golden_json, options
+from utils.errors import UserError
+from utils.metrics import SAMPLES, Evaluator, check_independence, neighbours, retrieval_results
+
+PRECISIONS = ['off', 'bf16', 'fp16']
+DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
+
+
+@pytest.fixture(autouse=True)
+def fp16_on_the_cpu(monkeypatch):
+    """--amp fp16 is refused there because it is no use, not because it would not run."""
+    ours = model.build.amp_dtype
+    monkeypatch.setattr(model.build, 'amp_dtype', lambda amp, device: torch.float16 if amp == 'fp16' else ours(amp, device))
+
+
+class Images(Dataset):
+    def __init__(self, images, pids):
+        self.images, self.image_pids = images, pids
+
+    def __len__(self):
+        return len(self.image_pids)
+
+    def __getitem__(self, index):
+        return self.image_pids[index], self.images[index]
+
+
+class Captions(Images):
+    @property
+    def caption_pids(self):
+        return self.image_pids
+
+
+def loaders(batch_size, identities=10, each=4):
+    """A split ordered by identity: the images of one are alike, and so are its captions."""
+    generator = torch.Generator().manual_seed(5)
+    pids = torch.arange(identities).repeat_interleave(each)
+    images = torch.randn(identities, 3, 96, 32, generator=generator)[pids] + 0.3 * torch.randn(len(pids), 3, 96, 32, generator=generator)
+    ids = torch.randint(1, 500, (identities, 20), generator=generator)[pids]
+    ids[:, 3] = torch.randint(1, 500, (len(pids),), generator=generator)
+    ids[:, 0], ids[:, 12], ids[:, 13:] = 510, 511, 0
+    return [DataLoader(dataset(side, pids.tolist()), batch_size) for dataset, side in ((Images, images), (Captions, ids))]
+
+
+@pytest.fixture(scope='module')
+def archive(tmp_path_factory):
+    return golden_archive(golden_json('irra_tiny'), tmp_path_factory.mktemp('archive') / 'clip.pt')
+
+
+def settings(archive, loss_names='sdm+itc+aux', **changes):
+    values = dict(loss_names=loss_names, pretrain_choice=archive, img_size=(96, 32), text_length=20, vocab_size=512, num_experts=4, topk=2,
+                  moe_layers=2, moe_heads=2, cnum=5, dataset_name='toy', num_workers=0)
+    return options(**{**values, **changes})
+
+
+def make(archive, *names, **changes):
+    torch.manual_seed(0)
+    return build_model(settings(archive, *names, **changes), 6).to(DEVICE)
+
+
+def found(model, batch_size, shuffle=False):
+    """What the check says of an evaluation, its embeddings in the split's order although embedded in another."""
+    loader = images, texts = loaders(batch_size)
+    order = torch.arange(len(images.dataset))
+    if shuffle:
+        order = torch.randperm(len(order), generator=torch.Generator().manual_seed(1))
+        loader = [DataLoader(side.dataset, batch_size, sampler=order.tolist()) for side in loader]
+    qfeats, gfeats, _, _ = Evaluator(*loader)._compute_embedding(model)
+    return check_independence(model, images, texts, (qfeats[order.argsort()], gfeats[order.argsort()]))
+
+
+@pytest.mark.parametrize('amp', PRECISIONS)
+@pytest.mark.parametrize('batch_size, shuffle', [(1, False), (2, False), (7, False), (7, True), (64, False), (64, True)])
+def test_attention_across_the_batch_is_found(archive, amp, batch_size, shuffle):
+    """At any batch size, batches of one included, and in any order."""
+    independence = found(make(archive, php_attention='batch', amp=amp), batch_size, shuffle)
+    assert not independence.holds
+    assert 'EMBEDDINGS DEPEND ON THE BATCH' in str(independence)
+    assert all(distance > 1e-4 for distance in independence.company.values())
+
+
+@pytest.mark.parametrize('amp', PRECISIONS)
+@pytest.mark.parametrize('changes', [
+    dict(php_attention='slots'), dict(php_parts='crfm', php_attention='batch'), dict(php_parts='efp'), dict(loss_names='sdm+itc')], ids=str)
+@pytest.mark.parametrize('batch_size', [1, 7, 64])
+def test_all_else_passes(archive, amp, changes, batch_size):
+    independence = found(make(archive, amp=amp, **changes), batch_size)
+    assert independence.holds, str(independence)
+    assert max(independence.company.values()) < 1e-9
+
+
+class FaintLeak(torch.nn.Module):
+    """Half precision's rounding hides a leak of this size from a comparison with batches of one."""
+    amp = 'bf16'
+
+    def __init__(self, strength):
+        super().__init__()
+        self.strength, self.anchor = strength, torch.nn.Parameter(torch.zeros(1))
+
+    def encode_image(self, x):
+        x = x.flatten(1).float()
+        return x + self.strength * x.mean(dim=0)
+
+    encode_text = encode_image
+
+
+def test_a_leak_that_half_precision_would_hide(archive):
+    assert found(FaintLeak(0.0), 64).holds
+    independence = found(FaintLeak(0.08), 1)
+    assert all(distance <= independence.threshold for distance in independence.worst.values())
+    assert not independence.holds
+
+
+def test_the_check_is_cheap_and_leaves_the_model_in_its_mode(archive):
+    """No more passes than 2% of the smallest published test split's 1,000 images."""
+    model, passes = make(archive).train(), {'image': 0, 'text': 0}
+    for side, encode in (('image', model.base_model.encode_image), ('text', model.base_model.encode_text)):
+        def counting(inputs, need_map=False, side=side, encode=encode):
+            passes[side] += len(inputs)
+            return encode(inputs, need_map)
+        setattr(model.base_model, f'encode_{side}', counting)
+    images, texts = loaders(64)
+    embeddings = [torch.randn(40, 128)] * 2
+    check_independence(model, images, texts, embeddings)
+    assert passes == {'image': 18, 'text': 18} and model.training
+
+
+def test_the_sample_is_neighbours_spread_over_the_split():
+    assert neighbours(1000, 6) == [0, 499, 998, 1, 500, 999]
+    assert neighbours(2, SAMPLES) == [0, 0, 0, 1, 1, 1] and neighbours(1, SAMPLES) == [0] * 6
+
+
+# -- three tables --------------------------------------------------------------------------------------------------------
+
+def report_on(archive, tmp_path, batch_size=8, one_by_one=False, **changes):
+    args = settings(archive, **changes)
+    args.i2t, args.one_by_one, args.checkpoint, args.trained_on = True, one_by_one, str(tmp_path / 'best.pth'), 'toy'
+    (tmp_path / 'best.pth').write_bytes(b'weights')
+    model = make(archive, **changes)
+    return evaluate(args, model, *loaders(batch_size), {'epoch': 3}), model
+
+
+def test_a_dependent_evaluation_is_reported_three_ways(archive, tmp_path):
+    report, model = report_on(archive, tmp_path, php_attention='batch', seed=4)
+    ordered, shuffled, alone = report.tables
+    assert ordered == 'toy test: 40 captions, 40 images' and shuffled == 'the same, shuffled (seed 4)' and alone == ONE_BY_ONE
+    assert not report.independent and all(name in report.text for name in report.tables)
+    images, texts = loaders(1)
+    expected = retrieval_results(*Evaluator(images, texts)._compute_embedding(model), True)
+    assert report.tables[alone] == expected
+    assert report.tables[ordered] != report.tables[shuffled] != report.tables[alone]
+    again, _ = report_on(archive, tmp_path, php_attention='batch', seed=4)
+    assert again.tables == report.tables
+
+
+def test_an_independent_evaluation_is_one_table(archive, tmp_path):
+    report, _ = report_on(archive, tmp_path)
+    assert len(report.tables) == 1 and report.independent and 'depends on its own sample alone' in report.text
+
+
+def test_three_tables_on_request_are_the_same(archive, tmp_path):
+    report, _ = report_on(archive, tmp_path, one_by_one=True)
+    first, *others = report.tables.values()
+    assert len(others) == 2
+    for other in others:
+        assert {task: pytest.approx(figures) for task, figures in other.items()} == first
+
+
+# -- experts -------------------------------------------------------------------------------------------------------------
+
+def test_moe_report(archive, tmp_path):
+    model = make(archive).eval()
+    images, texts = loaders(16)
+    text = moe_report(model, images, texts, str(tmp_path / 'moe_report'))
+    content = json.load(open(tmp_path / 'moe_report.json'))
+    assert os.path.getsize(tmp_path / 'moe_report.png') > 1000
+    assert content['largest_entropy'] == 2.0 and [len(content[side]) for side in ('image', 'text')] == [2, 2]
+
+    # The first block's choices over, computed from its own input.
+    with torch.no_grad():
+        tokens = torch.cat([model.base_model.encode_text(ids.to(DEVICE))[0] for _, ids in texts])
+        block = model.shared_transformer.resblocks[0]
+        slots = model.safl(tokens)
+        x = block.ln_3(slots + block.attend(block.ln_1(slots)))
+        gate = block.feed_forward
+        logits = (1 - gate.alpha) * gate.input_gate(x) + gate.alpha * gate.task_gate(block.comb_param)
+        usage = F.one_hot(logits.topk(2).indices, 4).sum(dim=(0, 1, 2)).double()
+    usage = (usage / usage.sum()).tolist()
+    assert content['text'][0]['usage'] == pytest.approx(usage, abs=1e-3)
+    assert content['text'][0]['entropy'] == pytest.approx(-sum(p * torch.tensor(p).log2().item() for p in usage if p), abs=1e-3)
+    assert f"{content['image'][1]['entropy']:.3f}" in text and 'expert 3' in text
+    assert not gate._forward_hooks
+
+
+def test_entropy():
+    assert entropy(torch.tensor([0.25] * 4)) == pytest.approx(2)
+    assert entropy(torch.tensor([1.0, 0, 0])) == 0
+
+
+def test_moe_report_that_cannot_be_saved_is_still_told(archive, tmp_path, caplog):
+    assert 'expert 3' in moe_report(make(archive), *loaders(8), str(tmp_path / 'nowhere' / 'moe_report'))
+    assert 'not saved' in caplog.text
+
+
+def test_moe_report_without_experts(archive, tmp_path):
+    with pytest.raises(UserError, match='no experts.*PHP'):
+        moe_report(make(archive, php_parts='crfm'), *loaders(8), str(tmp_path / 'moe_report'))

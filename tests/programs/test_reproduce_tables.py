@@ -1,0 +1,191 @@
+"""Published beside measured results over a folder of runs, and test.py on a run whose embeddings depend on the batch."""
+import argparse
+import json
+import os
+import shutil
+import sys
+
+import pytest
+
+import test as test_program
+import train as train_program
+from run_scripts import reproduce_tables
+from run_scripts.reproduce_tables import FIGURES, Row, backbone, main, published_row, rows_of
+from utils.errors import UserError
+from utils.options import read_yaml
+
+PHP = ['--loss_names', 'sdm+itc+aux', '--num_experts', '3', '--topk', '2', '--moe_layers', '1', '--moe_heads', '2', '--cnum', '3',
+       '--reduction', '4', '--num_epoch', '1']
+
+
+@pytest.fixture(scope='module')
+def trained(data, clip, tmp_path_factory):
+    """A folder of runs: irra on CUHK-PEDES, PHP with attention across the batch on RSTPReid."""
+    logs = tmp_path_factory.mktemp('runs')
+    common = ['--root_dir', data, '--pretrain_choice', clip, '--img_size', '64', '32', '--batch_size', '8', '--num_workers', '0',
+              '--device', 'cpu', '--output_dir', str(logs), '--cmt_depth', '1']
+    train_program.main([*common, '--name', 'irra', '--loss_names', 'sdm+id', '--dataset_name', 'CUHK-PEDES', '--num_epoch', '1'])
+    train_program.main([*common, '--name', 'php', '--dataset_name', 'RSTPReid', '--php_attention', 'batch', *PHP])
+    return logs
+
+
+@pytest.fixture
+def runs(trained, tmp_path):
+    copies = shutil.copytree(trained, tmp_path / 'runs')
+    for folder in reproduce_tables.run_folders(copies):
+        path = os.path.join(folder, 'configs.yaml')
+        with open(path) as file:
+            config = file.read()
+        with open(path, 'w') as file:
+            file.write(config.replace(str(trained), str(copies)))
+    return copies
+
+
+def folder_of(runs, name):
+    found, = (folder for folder, _, _ in os.walk(runs) if folder.endswith(f'_{name}'))
+    return found
+
+
+def metrics_of(folder):
+    with open(os.path.join(folder, 'metrics.json')) as file:
+        return json.load(file)
+
+
+# -- test.py on PHP ------------------------------------------------------------------------------------------------------
+
+def test_a_dependent_run_is_reported_three_ways(runs, capsys):
+    folder = folder_of(runs, 'php')
+    status = test_program.main(['--config_file', os.path.join(folder, 'configs.yaml'), '--moe_report', '--test_batch_size', '4'])
+    printed = capsys.readouterr().out
+    assert status == test_program.DEPENDENT
+    assert 'EMBEDDINGS DEPEND ON THE BATCH' in printed and 'shuffled (seed 1)' in printed and 'one by one' in printed
+    assert 'experts: percent of all choices' in printed and {'moe_report.json', 'moe_report.png'} <= set(os.listdir(folder))
+    content = metrics_of(folder)
+    assert len(content['results']) == 3 and content['independence']['holds'] is False
+    assert content['produced_by']['options']['php_attention'] == 'batch'
+
+
+def test_moe_report_without_experts_says_so_before_anything_is_evaluated(runs):
+    folder = folder_of(runs, 'irra')
+    with pytest.raises(UserError, match='no experts'):
+        test_program.main(['--config_file', os.path.join(folder, 'configs.yaml'), '--moe_report'])
+    assert 'metrics.json' not in os.listdir(folder)
+
+
+# -- the tables ----------------------------------------------------------------------------------------------------------
+
+def test_every_run_found_has_its_row(runs, data, capsys):
+    broken = runs / 'CUHK-PEDES' / 'a_broken'
+    broken.mkdir()
+    (broken / 'configs.yaml').write_text('batch_size: 8\n')
+    main(['--logs', str(runs), '--root_dir', data])
+    printed = capsys.readouterr().out
+    assert 'CUHK-PEDES: measured / published' in printed and 'RSTPReid: measured / published' in printed
+    line, = (line for line in printed.splitlines() if 'a_broken' in line)
+    assert 'no best.pth' in line
+    assert 'EMBEDDINGS DEPEND ON THE BATCH' in printed and ', one by one' in printed
+    measured = next(iter(metrics_of(folder_of(runs, 'irra'))['results'].values()))['t2i']
+    line, = (line for line in printed.splitlines() if '_irra' in line)
+    assert f"{measured['mAP']:.2f}" in line
+
+
+def test_results_of_the_same_checkpoint_are_taken_and_others_are_not(runs, data, monkeypatch):
+    folder = folder_of(runs, 'irra')
+    overrides = ['--root_dir', data]
+    first, = rows_of(folder, runs, overrides)
+    calls = []
+    evaluated = reproduce_tables.evaluated
+    monkeypatch.setattr(reproduce_tables, 'evaluated', lambda args: calls.append(args) or evaluated(args))
+    again, = rows_of(folder, runs, overrides)
+    assert not calls and again == first
+    content = metrics_of(folder)
+    for change in (lambda c: c['produced_by'].update(checkpoint_sha256='0'), lambda c: c.pop('results'),
+                   lambda c: c['independence'].update(holds=False)):
+        changed = json.loads(json.dumps(content))
+        change(changed)
+        with open(os.path.join(folder, 'metrics.json'), 'w') as file:
+            json.dump(changed, file)
+        calls.clear()
+        assert rows_of(folder, runs, overrides) == [first] and calls
+    with open(os.path.join(folder, 'metrics.json'), 'w') as file:
+        file.write('{')
+    assert rows_of(folder, runs, overrides) == [first]
+
+
+@pytest.mark.parametrize('damage, why', [
+    (lambda folder: os.remove(os.path.join(folder, 'best.pth')), 'no best.pth'),
+    (lambda folder: open(os.path.join(folder, 'best.pth'), 'w').close(), 'truncated or no file of weights'),
+    (lambda folder: open(os.path.join(folder, 'configs.yaml'), 'a').write('\nloss_names: [sdm'), 'is not YAML')])
+def test_a_folder_that_cannot_be_evaluated_says_why(runs, data, damage, why):
+    folder = folder_of(runs, 'irra')
+    damage(folder)
+    row, = rows_of(folder, runs, ['--root_dir', data])
+    assert why in row.note and not row.measured and 'Traceback' not in row.note
+
+
+def test_missing_data_is_a_row(runs, tmp_path):
+    row, = rows_of(folder_of(runs, 'irra'), runs, ['--root_dir', str(tmp_path / 'nowhere')])
+    assert row.dataset == 'CUHK-PEDES' and 'no dataset folder' in row.note
+
+
+def test_no_runs(tmp_path):
+    with pytest.raises(UserError, match='no run below'):
+        main(['--logs', str(tmp_path)])
+    with pytest.raises(UserError, match='no folder'):
+        main(['--logs', str(tmp_path / 'nowhere')])
+
+
+def row():
+    return Row('a_run|1', 'RSTPReid', 'IRRA', dict(R1=60.65, R5=80.0, R10=88.0, mAP=47.0, mINP=25.0),
+               dict(R1=60.2, R5=81.3, R10=88.2, mAP=47.17))
+
+
+def test_formats():
+    assert row().cell('R1') == '60.65 / 60.20 (+0.45)' and row().cell('R5') == '80.00 / 81.30 (-1.30)' and row().cell('mINP') == '25.00'
+    text, markdown, latex = (write('RSTPReid', [row()]) for write in reproduce_tables.FORMATS.values())
+    assert '60.65 / 60.20 (+0.45)' in text
+    header, rule, line = markdown.splitlines()[2:]
+    assert header.count('|') == rule.count('|') == line.replace(r'\|', '').count('|') == 9 and r'a_run\|1' in line
+    assert r'a\_run|1 & IRRA & 60.65 / 60.20 (+0.45) &' in latex and latex.count('&') == 14 and latex.endswith(r'\end{tabular}')
+
+
+def test_the_program_prints_each_format(runs, data, monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', ['reproduce_tables.py'])
+    main(['--logs', os.path.join(runs, 'CUHK-PEDES'), '--root_dir', data, '--device', 'cpu', '--format', 'text', 'markdown', 'latex'])
+    printed = capsys.readouterr().out
+    assert '| run | method |' in printed and r'\begin{tabular}' in printed and '+---' in printed
+
+
+# -- published rows ------------------------------------------------------------------------------------------------------
+
+def run_of(loss_names, dataset='CUHK-PEDES', pretrain_choice='ViT-B/16', php_parts=None):
+    return argparse.Namespace(loss_names=loss_names, dataset_name=dataset, pretrain_choice=pretrain_choice, php_parts=php_parts)
+
+
+@pytest.mark.parametrize('run, method', [
+    (run_of('id+sdm+mlm'), 'IRRA'), (run_of('itc'), 'CLIP (itc)'), (run_of('sdm+mlm+id+cmt'), 'AGM'), (run_of('sdm+id+amm+detail'), 'A2TE'),
+    (run_of('sdm+mlm+amm+detail'), 'A2TE'), (run_of('sdm+mlm+id+attribute+detail', 'ICFG-PEDES'), 'A2TE'),
+    (run_of('sdm+mae+id+tri'), 'SEN'), (run_of('sdm+mae+id+tri', pretrain_choice='ViT-L/14'), 'SEN-XL'),
+    (run_of('sdm+itc+aux', php_parts='crfm+efp'), 'PHP'), (run_of('sdm+itc', php_parts='crfm+efp'), 'PHP without aux'),
+    (run_of('sdm+itc', php_parts='base'), 'PHP base'), (run_of('sdm+itc+aux', php_parts='efp'), 'PHP efp'),
+    (run_of('sdm+itc'), None), (run_of('sdm+mlm+id', pretrain_choice='scratch:tiny'), None), (run_of('sdm+id', 'synthpedes'), None),
+    (run_of('sdm+mlm+id', pretrain_choice='/weights/ViT-B-16.pt'), 'IRRA')])
+def test_which_row_a_run_belongs_to(run, method):
+    assert published_row(run).get('method') == method
+
+
+def test_backbone():
+    assert [backbone(name) for name in ('ViT-B/16', 'ViT-L-14.pt', 'w/ViT-B-32.safetensors', 'RN50', 'other.pt')] == \
+        ['ViT-B/16', 'ViT-L/14', 'ViT-B/32', 'RN50', 'other']
+
+
+@pytest.mark.parametrize('dataset', ['CUHK-PEDES', 'ICFG-PEDES', 'RSTPReid'])
+def test_published_tables_are_whole(dataset):
+    content = read_yaml(os.path.join(reproduce_tables.PUBLISHED, f'{dataset.lower()}.yaml'))
+    assert content['dataset'] == dataset
+    for entry in content['results']:
+        assert entry['key'] in content['sources'] and entry['method'] and entry['backbone'] and len(entry['values']) == len(FIGURES)
+        given = [value for value in entry['values'] if value is not None]
+        assert all(0 < value <= 100 for value in given) and given[0] <= given[1]
+    irra, = (entry for entry in content['results'] if entry['method'] == 'IRRA')
+    assert irra['values'][0] == {'CUHK-PEDES': 73.38, 'ICFG-PEDES': 63.46, 'RSTPReid': 60.20}[dataset]
