@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from prettytable import PrettyTable  # noqa: E402
-
 from datasets import build_dataloader  # noqa: E402
 from model.heads import parse_loss_names  # noqa: E402
 from processor.report import ONE_BY_ONE, evaluate, load_trained, save_results  # noqa: E402
@@ -22,9 +20,10 @@ from utils.checkpoint import sha256_of  # noqa: E402
 from utils.errors import UserError, run  # noqa: E402
 from utils.iotools import read_json  # noqa: E402
 from utils.options import build_test_parser, parse_test_options, read_yaml  # noqa: E402
+from utils.tables import FIGURES, FORMATS  # noqa: E402
 
 PUBLISHED = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'configs', 'published')
-FIGURES = ('R1', 'R5', 'R10', 'mAP', 'mINP')
+HEADER = ['run', 'method', *FIGURES, 'note']
 
 
 @dataclass
@@ -57,7 +56,7 @@ def main(argv=None):
     overrides = [word for name in ('root_dir', 'device') if getattr(args, name) for word in (f'--{name}', getattr(args, name))]
     rows = [row for folder in run_folders(args.logs) for row in rows_of(folder, args.logs, overrides)]
     for name in args.format:
-        print('\n\n'.join(FORMATS[name](title(dataset), [row for row in rows if row.dataset == dataset])
+        print('\n\n'.join(FORMATS[name](title(dataset), HEADER, [row.cells() for row in rows if row.dataset == dataset])
                           for dataset in dict.fromkeys(row.dataset for row in rows)))
 
 
@@ -144,37 +143,6 @@ def backbone(pretrain_choice):
     """OpenAI's name, also of a file such as ``weights/ViT-B-16.pt``."""
     return re.sub(r'^(ViT-[BL])-(\d+)', r'\1/\2', os.path.splitext(os.path.basename(pretrain_choice))[0]) \
         if pretrain_choice.endswith(('.pt', '.safetensors')) else pretrain_choice
-
-
-# -- the tables ----------------------------------------------------------------------------------------------------------
-
-HEADER = ['run', 'method', *FIGURES, 'note']
-
-
-def as_text(heading, rows):
-    shown = PrettyTable(HEADER, align='l')
-    shown.add_rows([row.cells() for row in rows])
-    return f'{heading}\n{shown.get_string()}'
-
-
-def as_markdown(heading, rows):
-    lines = [HEADER, ['---'] * len(HEADER)] + [[cell.replace('|', r'\|') for cell in row.cells()] for row in rows]
-    return f'**{heading}**\n\n' + '\n'.join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def as_latex(heading, rows):
-    lines = [' & '.join(map(escaped, cells)) + r' \\' for cells in [HEADER] + [row.cells() for row in rows]]
-    lines[0] += r' \hline'
-    body = '\n'.join(['\\begin{tabular}{ll' + 'r' * len(FIGURES) + 'l}', *lines, r'\end{tabular}'])
-    return f'% {heading}\n{body}'
-
-
-def escaped(text):
-    special = {'\\': r'\textbackslash{}', '~': r'\textasciitilde{}', '^': r'\textasciicircum{}'}
-    return ''.join(special.get(letter, f'\\{letter}' if letter in '&%$#_{}' else letter) for letter in text)
-
-
-FORMATS = {'text': as_text, 'markdown': as_markdown, 'latex': as_latex}
 
 
 if __name__ == '__main__':

@@ -11,7 +11,7 @@ import sys
 
 import yaml
 
-from utils.errors import UserError, nearest, unknown
+from utils.errors import UserError, nearest
 
 # Flags that the released code has and never reads, or that belong to parts that cannot run there: accepted, and said once.
 WITHOUT_EFFECT = ('distributed', 'img_res', 'queue_size', 'stage', 'need_MAE', 'need_limit', 'need_pseudo', 'fuse_loss_weight', 'MIM',

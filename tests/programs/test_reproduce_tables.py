@@ -142,7 +142,7 @@ def row():
 
 def test_formats():
     assert row().cell('R1') == '60.65 / 60.20 (+0.45)' and row().cell('R5') == '80.00 / 81.30 (-1.30)' and row().cell('mINP') == '25.00'
-    text, markdown, latex = (write('RSTPReid', [row()]) for write in reproduce_tables.FORMATS.values())
+    text, markdown, latex = (write('RSTPReid', reproduce_tables.HEADER, [row().cells()]) for write in reproduce_tables.FORMATS.values())
     assert '60.65 / 60.20 (+0.45)' in text
     header, rule, line = markdown.splitlines()[2:]
     assert header.count('|') == rule.count('|') == line.replace(r'\|', '').count('|') == 9 and r'a_run\|1' in line

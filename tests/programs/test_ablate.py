@@ -1,0 +1,273 @@
+"""Grids of runs: trained, stopped, gone on with, and their table."""
+import csv
+import json
+import os
+import signal
+import statistics
+import subprocess
+import threading
+import time
+
+import pytest
+
+from run_scripts import ablate
+from run_scripts.ablate import FIGURES, ROOT, build_ablation_parser, build_grid, mean_and_spread, split_at_dashes, why_broken
+from utils.checkpoint import read_checkpoint
+from utils.errors import UserError
+
+
+@pytest.fixture(scope='module')
+def common(data, clip):
+    """Flags of every train.py."""
+    return ['--', '--dataset_name', 'CUHK-PEDES', '--root_dir', data, '--pretrain_choice', clip, '--img_size', '64', '32',
+            '--batch_size', '8', '--num_workers', '0', '--device', 'cpu', '--lr', '1e-3', '--num_epoch', '2', '--cmt_depth', '1']
+
+
+@pytest.fixture(scope='module')
+def grid(common, tmp_path_factory):
+    """A grid of two losses and two seeds, as it stands after a Ctrl-C in its second run (`stopped`) and after the same command
+    again."""
+    folder = tmp_path_factory.mktemp('grid')
+    command = ['--loss_names', 'sdm', 'sdm+id', '--seeds', '1', '2', '--output_dir', str(folder), *common]
+
+    def stop_the_second_run():
+        while not [path for path in folder.glob('sdm+id_seed1_*/CUHK-PEDES/*/last.pth')]:
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=stop_the_second_run, daemon=True).start()
+    stopped = ablate.main(command), (folder / 'table.txt').read_text(), {path.parent.name for path in folder.glob('*/result.json')}
+    runs = {str(path) for path in folder.glob('*/CUHK-PEDES/*')}
+    times = {path: path.stat().st_mtime_ns for path in folder.glob('*/result.json')}
+    status = ablate.main(command)
+    return dict(folder=folder, command=command, stopped=stopped, runs=runs, times=times, status=status)
+
+
+def cells_of(command):
+    own, after = split_at_dashes(command)
+    return build_grid(build_ablation_parser().parse(own), after)
+
+
+def line_of(text, start):
+    line, = (line for line in text.splitlines() if line.startswith(f'| {start} '))
+    return [cell.strip() for cell in line.strip('|').split('|')]
+
+
+def without_training(monkeypatch):
+    monkeypatch.setattr(subprocess, 'Popen', lambda *_, **__: pytest.fail('a run was started'))
+
+
+# -- a grid --------------------------------------------------------------------------------------------------------------
+
+def test_ctrl_c_ends_the_grid_after_saving(grid):
+    status, table, finished = grid['stopped']
+    assert status == 130 and [name.startswith('sdm_seed1_') for name in finished] == [True]
+    assert line_of(table, 'sdm')[1] == '1' and line_of(table, 'sdm')[-1] == 'seed 2: not trained yet'
+    assert line_of(table, 'sdm+id')[1:3] == ['0', '-']
+    assert line_of(table, 'sdm+id')[-1] == 'seed 1: not finished; seed 2: not trained yet'
+
+
+def test_the_same_command_goes_on(grid):
+    assert grid['status'] == 0 and len(grid['runs']) == 2
+    runs = {str(path) for path in grid['folder'].glob('*/CUHK-PEDES/*')}
+    assert len(runs) == 4 and grid['runs'] < runs                                         # the stopped one in its own folder
+    assert all(path.stat().st_mtime_ns == moment for path, moment in grid['times'].items())  # the finished one left alone
+    resumed, = grid['folder'].glob('sdm+id_seed1_*/output.txt')
+    assert 'resumed at epoch' in resumed.read_text()
+
+
+def test_results_are_those_of_the_best_checkpoints(grid):
+    for cell in cells_of(grid['command'])[1]:
+        path, = grid['folder'].glob(f'{os.path.basename(cell.folder)}/CUHK-PEDES/*/best.pth')
+        best = read_checkpoint(path)
+        assert cell.result['metrics'] == best['metrics'] and cell.result['epoch'] == best['epoch'] and best['val_dataset'] == 'test'
+        assert not (path.parent / 'last.pth').exists() and (path.parent / 'configs.yaml').exists()
+
+
+def test_the_table_holds_mean_and_sample_deviation(grid, capsys, monkeypatch):
+    without_training(monkeypatch)
+    before = (grid['folder'] / 'table.txt').read_text()
+    assert ablate.main(['--table_only', *grid['command']]) == 0
+    assert capsys.readouterr().out == before == (grid['folder'] / 'table.txt').read_text()
+    runs = {(cell.setting[0], cell.seed): cell.result['metrics'] for cell in cells_of(grid['command'])[1]}
+    for losses in ('sdm', 'sdm+id'):
+        expected = []
+        for figure in FIGURES:
+            a, b = runs[losses, 1][figure], runs[losses, 2][figure]
+            expected.append(f'{(a + b) / 2:.2f} ± {abs(a - b) / 2 ** 0.5:.2f}')
+        assert line_of(before, losses) == [losses, '2', *expected, '']
+        markdown = (grid['folder'] / 'table.md').read_text()
+        assert line_of(markdown, losses)[2:-1] == expected
+        assert ' & '.join([losses, '2', *expected]).replace('±', r'$\pm$') in (grid['folder'] / 'table.tex').read_text()
+    assert 'colour words, garment bands' in before and 'on the test split' in before
+    assert not list(grid['folder'].glob('*.tmp'))
+
+
+def test_csv_has_every_run(grid):
+    with open(grid['folder'] / 'table.csv', newline='') as file:
+        rows = list(csv.DictReader(file))
+    runs = [row for row in rows if row['kind'] == 'run']
+    assert [row['kind'] for row in rows] == ['mean'] * 2 + ['run'] * 4 + ['baseline'] * 2
+    assert {(row['losses'], row['seed']) for row in runs} == {(losses, seed) for losses in ('sdm', 'sdm+id') for seed in '12'}
+    values = [float(row['mAP']) for row in runs if row['losses'] == 'sdm']
+    assert float(rows[0]['mAP']) == pytest.approx(statistics.mean(values))
+    assert float(rows[0]['mAP_std']) == pytest.approx(statistics.stdev(values))
+    assert all(os.path.isdir(row['folder']) for row in runs) and 0 < float(rows[-1]['R1']) <= 100
+
+
+def test_a_broken_run_is_a_row_and_others_go_on(grid, clip, capsys):
+    common = [word for word in grid['command'][grid['command'].index('--'):] if word not in ('--pretrain_choice', clip)]
+    command = ['--loss_names', 'sdm', '--seeds', '1', '--vary', 'pretrain_choice', 'nowhere.pt', clip,
+               '--output_dir', str(grid['folder'])]
+    began = {path.parent: path.stat().st_mtime_ns for path in grid['folder'].glob('*/output.txt')}
+    assert ablate.main([*command, *common]) == 1
+    told = capsys.readouterr()
+    assert '1 of 2 runs are finished already' in told.err                   # another grid has trained it with the same settings
+    assert all(path.joinpath('output.txt').stat().st_mtime_ns == moment for path, moment in began.items())
+    broken, whole = (next(line for line in told.out.splitlines() if name in line) for name in ('nowhere.pt', clip))
+    assert '| seed 1: ' in broken and 'nowhere.pt' in broken.split('seed 1: ')[1] and 'Traceback' not in told.out
+    assert 'broken: ' in told.err and ' ± - ' in whole
+
+
+# -- what happens to a run -----------------------------------------------------------------------------------------------
+
+def stub(monkeypatch, tmp_path, code):
+    """train.py replaced by ``code``."""
+    (tmp_path / 'train.py').write_text(code)
+    monkeypatch.setattr(ablate, 'ROOT', str(tmp_path))
+
+
+FINISHED = '''
+import json, os, sys
+folder = os.path.join(sys.argv[sys.argv.index('--output_dir') + 1], 'CUHK-PEDES', 'run')
+os.makedirs(folder, exist_ok=True)
+for name in ('last.pth', 'best.pth'):
+    open(os.path.join(folder, name), 'w').close()
+with open(os.path.join(folder, 'metrics.jsonl'), 'w') as file:
+    for epoch, r1 in enumerate((10, 30, 30, 20), 1):
+        figures = {'R1': r1, 'R5': 50.0 + epoch, 'R10': 60.0, 'mAP': 20.0, 'mINP': 5.0}
+        file.write(json.dumps({'kind': 'evaluation', 'epoch': epoch, 'step': epoch, **figures, 'split': 'test'}) + '\\n')
+'''
+
+
+@pytest.mark.parametrize('keep, left', [('none', set()), ('best', {'best.pth'}), ('all', {'best.pth', 'last.pth'})])
+def test_what_a_finished_run_leaves(common, tmp_path, monkeypatch, capsys, keep, left):
+    stub(monkeypatch, tmp_path, FINISHED)
+    command = ['--loss_names', 'sdm', '--keep', keep, '--output_dir', str(tmp_path / 'out'), *common]
+    assert ablate.main(command) == 0
+    folder, = (tmp_path / 'out').glob('*/CUHK-PEDES/run')
+    assert {path.name for path in folder.glob('*.pth')} == left
+    cell, = cells_of(command)[1]
+    assert cell.result['epoch'] == 2 and cell.result['metrics']['R5'] == 52.0                        # the first of equal bests
+    assert line_of((tmp_path / 'out' / 'table.txt').read_text(), 'sdm')[1:3] == ['1', '30.00 ± -']
+    without_training(monkeypatch)
+    assert ablate.main(command) == 0
+
+
+@pytest.mark.parametrize('code, why', [
+    ('import os; os.kill(os.getpid(), 9)', 'train.py was ended by SIGKILL'),
+    ('raise SystemExit(143)', 'train.py was stopped from outside; start the grid again to go on with it'),
+    ('raise SystemExit(3)', 'train.py left with status 3'),
+    ('import sys; sys.exit("a\\ntrain.py: error: no image x\\nlast words")', 'no image x'),
+    ('x = 1 / 0', 'ZeroDivisionError: division by zero')])
+def test_why_a_run_broke(common, tmp_path, monkeypatch, capsys, code, why):
+    stub(monkeypatch, tmp_path, code)
+    command = ['--loss_names', 'sdm', '--seeds', '1', '2', '--output_dir', str(tmp_path / 'out'), *common]
+    assert ablate.main(command) == 1
+    assert line_of(capsys.readouterr().out, 'sdm')[-1] == f'seeds 1, 2: {why}'
+    stub(monkeypatch, tmp_path, FINISHED)                                     # a broken one is tried again
+    assert ablate.main(command) == 0
+
+
+def test_long_errors_are_cut_in_the_table(common, tmp_path, monkeypatch, capsys):
+    stub(monkeypatch, tmp_path, 'import sys; sys.exit("train.py: error: at epoch 1 the batch: " + "image.jpg, " * 500)')
+    ablate.main(['--loss_names', 'sdm', '--output_dir', str(tmp_path / 'out'), *common])
+    assert len(line_of(capsys.readouterr().out, 'sdm')[-1]) < 220
+
+
+def test_a_run_that_another_process_is_at_is_left_alone(common, tmp_path, monkeypatch, capsys):
+    command = ['--loss_names', 'sdm', '--output_dir', str(tmp_path), *common]
+    cell, = cells_of(command)[1]
+    without_training(monkeypatch)
+    with ablate.lock(cell) as held:
+        assert held
+        assert ablate.main(command) == 1
+    assert 'another process is at it' in capsys.readouterr().err
+
+
+def test_a_result_cut_short_is_none(common, tmp_path):
+    cell, = cells_of(['--loss_names', 'sdm', '--output_dir', str(tmp_path), *common])[1]
+    os.makedirs(cell.folder)
+    for content in ('{"metr', '[]', '{"metrics": null}', json.dumps({'metrics': {'R1': 1.0}})):
+        with open(cell.path('result.json'), 'w') as file:
+            file.write(content)
+        assert cell.result == {} and not cell.finished
+
+
+# -- the grid's settings -------------------------------------------------------------------------------------------------
+
+def test_places_follow_from_what_is_trained(common, tmp_path):
+    def places(*words, after=()):
+        return [os.path.basename(cell.folder) for cell in cells_of([*words, '--output_dir', str(tmp_path), *common, *after])[1]]
+    first, = places('--loss_names', 'sdm')
+    assert places('--loss_names', 'sdm', after=['--num_workers', '3', '--name', 'x', '--device', 'cuda']) == [first]
+    assert places('--loss_names', 'sdm', after=['--weight_decay', '4e-5']) == [first]                 # the default
+    others = [places('--loss_names', 'sdm', after=[flag, value])[0]
+              for flag, value in (('--lr', '2e-3'), ('--num_epoch', '3'), ('--init_from', 'x'), ('--root_dir', '.'))]
+    assert len({first, *others, *places('--loss_names', 'sdm', '--seeds', '2')}) == 6
+
+
+def test_every_combination_with_values_of_all_kinds(tmp_path):
+    names, cells = cells_of(['--config_file', os.path.join(ROOT, 'configs/irra/rstpreid.yaml'), '--seeds', '1', '2',
+                             '--vary', 'MLM', 'true', 'false', '--vary', 'img_size', '384 128', '256 128', '--vary', 'lr', '1e-5', '3e-5', '1e-4'])
+    assert names == ('losses', 'MLM', 'img_size', 'lr') and len(cells) == len({cell.folder for cell in cells}) == 24
+    assert [cell.seed for cell in cells] == [1] * 12 + [2] * 12                     # an interrupted grid has every setting
+    of_one = {(c.args.MLM, c.args.img_size, c.args.lr) for c in cells if c.setting[1:] == ('false', '256 128', '3e-5')}
+    assert of_one == {(False, (256, 128), 3e-5)} and cells[0].args.dataset_name == 'RSTPReid'
+    assert cells[0].folder.startswith(os.path.join('logs', 'ablation', 'irra_rstpreid', ''))
+
+
+@pytest.mark.parametrize('words, after, sentence', [
+    (['--loss_names', 'sdm', 'sdn'], [], "sdn, seed 1: unknown loss 'sdn'.*did you mean sdm"),
+    (['--loss_names', 'sdm', '--vary', 'power', '1', 'much'], [], 'sdm, power much, seed 1: .*--power.*much'),
+    (['--vary', 'temprature', '1'], [], "unknown flag 'temprature'; did you mean temperature"),
+    (['--vary', 'MLM', 'perhaps'], [], "'perhaps' must be true or false"),
+    (['--vary', 'power'], [], '--vary power has no values'),
+    (['--vary', 'power', '1', '--vary', 'power', '2'], [], '--vary power is given twice'),
+    (['--vary', 'seed', '1', '2'], [], 'ablate.py has --seeds for it'),
+    (['--vary', 'device', 'cpu', 'cuda'], [], 'does not change what is trained'),
+    (['--vary', 'lr', '1', '2'], [], '--lr is both varied and given after --'),
+    (['--seeds', '1', '1'], [], "same run twice"),
+    (['--vary', 'power', '0.5', '5e-1'], [], "same run twice, 'sdm\\+id\\+mlm, power 0.5, seed 1' and"),
+    (['--seeds', '-1'], [], '--seeds'),
+    (['--seed', '1'], [], 'unknown flag --seed; did you mean --seeds'),
+    (['sdm'], [], "'sdm' belongs to no flag"),
+    ([], ['--seed', '3'], 'give it as --seeds before --'),
+    ([], ['--resume'], "not for a grid's runs"),
+    ([], ['--test'], "--test after -- is not for a grid's runs"),
+    ([], ['--learning_rate', '3'], 'unknown flag --learning_rate'),
+    (['--config_file', 'nowhere.yaml'], [], 'no config file nowhere.yaml'),
+    ([], ['--root_dir', 'nowhere'], 'no dataset folder'),
+    ([], ['--dataset_name', 'CUHK'], "unknown dataset 'CUHK'; did you mean CUHK-PEDES"),
+    ([], ['--output_dir', 'there'], 'give it as --output_dir before --')])
+def test_nothing_is_trained_by_a_wrong_command(common, tmp_path, monkeypatch, words, after, sentence):
+    without_training(monkeypatch)
+    with pytest.raises(UserError, match=sentence) as raised:
+        ablate.main([*words, '--output_dir', str(tmp_path / 'out'), *common, *after])
+    assert '\n' not in str(raised.value) and not (tmp_path / 'out').exists()
+
+
+def test_a_folder_that_cannot_be_written(common, tmp_path):
+    (tmp_path / 'file').write_text('')
+    for only in ([], ['--table_only']):
+        with pytest.raises(UserError, match='choose another --output_dir'):
+            ablate.main(['--loss_names', 'sdm', *only, '--output_dir', str(tmp_path / 'file' / 'x'), *common])
+
+
+def test_mean_and_spread():
+    assert [mean_and_spread(values) for values in ([], [50.0], [1.0, 2.0, 4.0])] == ['-', '50.00 ± -', '2.33 ± 1.53']
+
+
+def test_why_broken_without_output(tmp_path):
+    (tmp_path / 'output.txt').write_bytes(b'\xff\n\n')
+    assert why_broken(1, tmp_path / 'output.txt') == '\ufffd'
