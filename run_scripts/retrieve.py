@@ -64,8 +64,11 @@ def own_queries(captions, args):
 def draw(rows, path):
     """Rows of (caption, pid or None, [(image path, pid)]) as a figure at ``path``."""
     columns = max(len(images) for _, _, images in rows)
-    figure, axes = plt.subplots(len(rows), columns + 1, figsize=(4 + 1.1 * columns, 2.6 * len(rows)), squeeze=False,
-                                width_ratios=[3.2] + [1] * columns)
+    first = read_image(rows[0][2][0][0])
+    text_width, height = 2.9, first.height / first.width + 0.1          # in widths of an image
+    figure, axes = plt.subplots(len(rows), columns + 1, figsize=(text_width + 1.06 * columns, height * len(rows)), squeeze=False,
+                                width_ratios=[text_width] + [1] * columns)
+    figure.subplots_adjust(left=0.005, right=0.995, bottom=0.005, top=0.995, wspace=0.06, hspace=0.06)
     for row, (caption, pid, images) in zip(axes, rows):
         row[0].text(0, 0.5, textwrap.fill(caption, 36), va='center', ha='left', fontsize=9, transform=row[0].transAxes)
         for axis in row:
@@ -74,7 +77,6 @@ def draw(rows, path):
             axis.imshow(read_image(image))
             colour = GREY if pid is None else GREEN if image_pid == pid else RED
             axis.add_patch(plt.Rectangle((0, 0), 1, 1, transform=axis.transAxes, fill=False, edgecolor=colour, linewidth=4))
-    figure.tight_layout(pad=0.3)
     try:
         figure.savefig(path, dpi=80)
     except (OSError, ValueError) as error:
