@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from model.clip_weights import build_clip, empty_clip, shape_named, shape_of
-from model.heads import active_heads
+from model.heads import Head, active_heads
 from model.masking import mask_attended
 from utils.errors import UserError
 
@@ -18,8 +18,8 @@ class Encoded:
     embeddings are float32, tokens are in the precision of the forward pass."""
     image: torch.Tensor                                # [B, D] the image's embedding
     text: torch.Tensor                                 # [B, D] the caption's embedding
-    image_tokens: torch.Tensor                         # [B, N, D] class token first
-    text_tokens: torch.Tensor                          # [B, L, D]
+    image_tokens: Optional[torch.Tensor] = None        # [B, N, D] class token first
+    text_tokens: Optional[torch.Tensor] = None         # [B, L, D]
     masked_text_tokens: Optional[torch.Tensor] = None  # [B, L, D] of the caption with masks for words
     image_attention: Optional[torch.Tensor] = None     # [B, N, N] last block, mean over heads
     text_attention: Optional[torch.Tensor] = None      # [B, L, L] last block, mean over heads
@@ -54,6 +54,9 @@ class RetrievalModel(nn.Module):
         for head in self.heads:
             self._register(head)
         self.needs = {need for head in self.heads for need in head.needs}
+        self.refines = any(type(head).refine is not Head.refine for head in self.heads)
+        self.reads_padding = self.refines or self.masks_in_place or bool(
+            self.needs & {'text_tokens', 'masked_text_tokens', 'text_attention'})
 
     def shared(self, cls, *settings):
         """The one ``cls(*settings)`` of this model, for heads that share a part."""
@@ -108,6 +111,14 @@ class RetrievalModel(nn.Module):
             embedding = head.refine(embedding, tokens, {} if extras is None else extras)
         return embedding
 
+    def without_padding(self, caption_ids):
+        """Captions [B, L], on the CPU, cut to the batch's longest (to a multiple of 8) where nothing reads padding: no active head
+        in training, no refined embedding in evaluation. Exact, for a text token attends to those before it alone."""
+        if self.reads_padding if self.training else self.refines:
+            return caption_ids
+        longest = int((caption_ids != 0).any(dim=0).sum())
+        return caption_ids[:, :min(-(-longest // 8) * 8, caption_ids.shape[1])]
+
     def encode_image(self, images):
         """Images [B, 3, H, W] -> embeddings [B, D], float32, not normalised."""
         with self.autocast():
@@ -132,7 +143,8 @@ class RetrievalModel(nn.Module):
         return Encoded(
             image=self.image_embedding(image_tokens, image_extras), image_extras=image_extras,
             text=self.text_embedding(text_tokens, batch['caption_ids'], text_extras), text_extras=text_extras,
-            image_tokens=image_tokens, text_tokens=text_tokens, masked_text_tokens=masked_text_tokens,
+            image_tokens=image_tokens if 'image_tokens' in self.needs else None,
+            text_tokens=text_tokens if 'text_tokens' in self.needs else None, masked_text_tokens=masked_text_tokens,
             image_attention=image_attention, text_attention=text_attention, encoder=self.base_model)
 
     def masked_in_place(self, batch):

@@ -86,7 +86,8 @@ class Trainer:
     def train_step(self, batch):
         # What is random in a step follows from its place in the run, so that a resumed run repeats it.
         seed_all(derive_seed(self.args.seed, self.epoch, self.step))
-        inputs = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
+        captions = self.model.without_padding(batch['caption_ids'])
+        inputs = {name: value.to(self.device, non_blocking=True) for name, value in {**batch, 'caption_ids': captions}.items()}
         self.optimizer.zero_grad(set_to_none=True)
         results = self.model(inputs)
         loss = total_loss(results)

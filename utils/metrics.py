@@ -261,6 +261,8 @@ def embed(encode, loader, model):
         pids, feats = [], []
         for pid, sample in loader:
             pids.append(torch.as_tensor(pid).flatten())
+            if encode == model.encode_text and hasattr(model, 'without_padding'):
+                sample = model.without_padding(sample)
             feats.append(encode(sample.to(device, non_blocking=True)).float().cpu())
     finally:
         model.train(was_training)

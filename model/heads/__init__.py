@@ -24,7 +24,7 @@ class Head(nn.Module):
     """
 
     names = ()     # the loss names it answers to
-    needs = ()     # of Encoded, beside the embeddings: 'image_tokens', 'masked_text_tokens', 'image_attention', ...
+    needs = ()     # of Encoded, beside the embeddings: 'image_tokens', 'text_tokens', 'masked_text_tokens', 'image_attention', ...
     fields = ()    # what it reads from the batch beside pids, image_ids, images and caption_ids
     reads = ()     # options it reads that another file adds
 

@@ -15,7 +15,7 @@ ALIASES = {'amm': 'mlm+attribute'}
 class Attribute(Head):
     """Does an image have a caption's attributes? Asked for its own caption and for a similar one of the batch."""
     names = ('attribute',)
-    needs = ('image_tokens',)
+    needs = ('image_tokens', 'text_tokens')
     fields = ('attributes_mask',)
     reads = ('cmt_depth', 'attribute_tagger')
 
@@ -70,7 +70,7 @@ def group_means(tokens, groups):
 class Detail(Head):
     """Images and captions compared by those patches and words that their embeddings are made of."""
     names = ('detail',)
-    needs = ('image_tokens', 'image_attention', 'text_attention')
+    needs = ('image_tokens', 'text_tokens', 'image_attention', 'text_attention')
     reads = ('temperature',)
 
     @staticmethod

@@ -28,7 +28,7 @@ class MAE(Head):
     ``draw_order`` chooses the patches and ``restore`` restores; run_scripts/restoration.py draws pictures with them.
     """
     names = ('mae',)
-    needs = ('image_tokens',)
+    needs = ('image_tokens', 'text_tokens')
     reads = ('cmt_depth',)
 
     @staticmethod

@@ -47,8 +47,8 @@ def test_losses_and_read_outs(reference):
                 if name.startswith('out/') and not name.endswith(('embedding', 'total'))}
     assert set(official) == set(results)
     for name, value in official.items():
-        assert close(float(results[name]), value), name
-    assert close(float(total_loss(results)), vectors['out/total'])
+        assert close(results[name].item(), value), name
+    assert close(total_loss(results).item(), vectors['out/total'])
 
 
 def test_gradients(reference):
@@ -57,7 +57,7 @@ def test_gradients(reference):
     parameters = dict(model.named_parameters())
     assert official and set(official) <= set(parameters)
     for name, value in official.items():
-        assert close(float(parameters[name].grad.norm()), value), name
+        assert close(parameters[name].grad.norm().item(), value), name
 
 
 def test_full_size_state_dict_loads_both_ways():

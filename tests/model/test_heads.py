@@ -81,6 +81,34 @@ def test_names_are_matched_whole():
     assert [head.names for head in parse_loss_names('id+sdm')] == [('id',), ('sdm',)]
 
 
+def test_cutting_padding_changes_nothing(archive):
+    batch = small_batch()
+    model = small_model(archive, 'sdm+itc+id')
+    short = model.without_padding(batch['caption_ids'])
+    longest = int((batch['caption_ids'] != 0).sum(dim=1).max())
+    assert longest <= short.shape[1] < longest + 8 and torch.equal(short, batch['caption_ids'][:, :short.shape[1]])
+    assert short.shape[1] < 20 or longest > 16
+    whole, cut = model(batch), model({**batch, 'caption_ids': short[:, :longest]})
+    for name in whole:
+        torch.testing.assert_close(cut[name], whole[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('loss_names, training, evaluation', [
+    ('sdm+id', True, True), ('sdm+mlm', False, True), ('sdm+attribute', False, True), ('sdm+detail', False, True),
+    ('sdm+mae', False, True), ('sdm+tri', True, True), ('sdm+aux', False, False)])
+def test_padding_is_kept_where_it_is_read(archive, loss_names, training, evaluation):
+    model, ids = small_model(archive, loss_names), torch.zeros(2, 20, dtype=torch.long)
+    ids[:, :3] = torch.tensor([510, 5, 511])
+    assert (model.train().without_padding(ids).shape[1] == 8) is training
+    assert (model.eval().without_padding(ids).shape[1] == 8) is evaluation
+
+
+def test_tokens_are_given_to_those_who_ask(archive):
+    encoded = small_model(archive, 'sdm').encode(small_batch())
+    assert encoded.image_tokens is None and encoded.text_tokens is None
+    assert small_model(archive, 'sdm+mae').encode(small_batch()).text_tokens.shape == (6, 20, 128)
+
+
 def test_only_active_heads_have_parameters(archive):
     names = {name.split('.')[0] for name, _ in small_model(archive, 'sdm+itc').named_parameters()}
     assert names == {'base_model'}
