@@ -1,5 +1,9 @@
 """Evaluate a run's best checkpoint, ours or a published one's: ``python test.py --config_file <run>/configs.yaml``."""
 import os
+import signal
+
+# Until run() below takes over: Ctrl-C while PyTorch loads ends the program without a traceback.
+signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import torch
 
@@ -26,8 +30,8 @@ def main(argv=None):
         refuse_without_experts(model)
     report = evaluate(args, model, img_loader, txt_loader, checkpoint)
     report.baselines = baselines(args, img_loader.dataset, txt_loader.dataset)
-    print(report.text)
     save_results(report, args)
+    print(report.text)
     if args.moe_report:
         print(moe_report(model, img_loader, txt_loader, beside_checkpoint(args, 'moe_report')))
     return 0 if report.independent else DEPENDENT

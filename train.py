@@ -2,9 +2,14 @@
 import logging
 import os
 import shutil
+import signal
 import time
 
+# Until run() below takes over: Ctrl-C while PyTorch loads ends the program without a traceback.
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 from datasets import build_dataloader
+from datasets.build import dataset_class
 from model import build_model
 from processor.processor import do_train
 from solver import build_lr_scheduler, build_optimizer
@@ -29,13 +34,13 @@ def main(argv=None):
     if args.resume:
         args.output_dir = os.path.dirname(os.path.abspath(args.resume_ckpt_file))
         return train(args, device)
+    dataset_class(args.dataset_name)  # an unknown one makes no folder
     args.output_dir = new_folder(os.path.join(args.output_dir, args.dataset_name), args.name)
     try:
         train(args, device)
-    except UserError:
+    finally:
         if not os.path.exists(os.path.join(args.output_dir, 'last.pth')):
-            shutil.rmtree(args.output_dir)  # nothing was trained: leave no litter
-        raise
+            remove_folder(args.output_dir)  # nothing was trained: leave no litter
 
 
 def new_folder(parent, name):
@@ -51,6 +56,16 @@ def new_folder(parent, name):
         except OSError as error:
             raise UserError(f'cannot make the output folder {folder}: {error.strerror}; choose another --output_dir') from None
     raise UserError(f'cannot make a folder like {stem}: they are all there')
+
+
+def remove_folder(folder):
+    """Remove a run's folder, and those above it that it leaves empty."""
+    shutil.rmtree(folder)
+    for parent in (os.path.dirname(folder), os.path.dirname(os.path.dirname(folder))):
+        try:
+            os.rmdir(parent or '.')
+        except OSError:  # other runs are in it
+            return
 
 
 def train(args, device):
@@ -74,7 +89,8 @@ def train(args, device):
     start_epoch = 1
     if args.resume:
         start_epoch = checkpointer.resume(args.resume_ckpt_file)['epoch']
-    save_train_configs(args.output_dir, args)
+    if start_epoch <= args.num_epoch:
+        save_train_configs(args.output_dir, args)
     do_train(start_epoch, args, model, train_loader, evaluator, optimizer, scheduler, checkpointer)
 
 

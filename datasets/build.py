@@ -98,4 +98,6 @@ def reading(args):
 
 
 def start_worker(worker):
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the main process ends its workers
+    # Ctrl-C and a scheduler's SIGTERM reach the whole group; the main process saves and then ends its workers.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

@@ -100,6 +100,8 @@ class Trainer:
 
     def end_epoch(self, samples_per_second):
         """The epoch's means into the log, the schedule's step, and a checkpoint that goes on with the next epoch."""
+        if not self.means.count:
+            raise UserError('none of the training images could be read; python -m datasets.check lists them')
         values = {**self.means.read(), 'lr': self.lr, 'samples_per_second': samples_per_second}
         self.journal.write('epoch', self.epoch, self.total_steps, values)
         logger.info('epoch %d/%d: %s', self.epoch, self.args.num_epoch, in_words(values))
@@ -111,7 +113,7 @@ class Trainer:
         self.epoch, self.step, self.means, self.skipped = self.epoch + 1, 0, Means(), 0
         self.save_last()
         if self.args.save_period and (self.epoch - 1) % self.args.save_period == 0:
-            self.checkpointer.save(f'epoch_{self.epoch - 1}', epoch=self.epoch - 1)
+            self.checkpointer.save(f'epoch_{self.epoch - 1}', epoch=self.epoch - 1, val_dataset=None)  # no split chose it
 
     def evaluate(self):
         """The evaluation that is due, if one is. It may be stopped at any moment: a resumed run does it again."""
@@ -187,6 +189,9 @@ class Trainer:
 
     def save_last(self):
         self.look()
+        if not torch.stack([parameter.isfinite().all() for parameter in self.model.parameters()]).all():
+            raise UserError(f'at epoch {self.epoch}, step {self.step}, weights are not finite any more: lower --lr; '
+                            f"the last good checkpoint is {self.checkpointer.path('last')}")
         self.checkpointer.save(
             'last', training_state=True, epoch=self.epoch, step=self.step, total_steps=self.total_steps, best=self.best,
             unevaluated=self.unevaluated, means=self.means.state_dict(), skipped=self.skipped, scaler=self.scaler.state_dict(),

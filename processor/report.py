@@ -87,19 +87,33 @@ def reordered(loader, seed, **settings):
         'worker_init_fn': loader.worker_init_fn, 'generator': torch.Generator().manual_seed(seed), **settings})
 
 
+def chosen_by(args, checkpoint):
+    """The split whose Rank-1 chose the checkpoint's epoch; None for one that nothing chose (last.pth, epoch_<n>.pth)."""
+    return None if 'step' in checkpoint else checkpoint.get('val_dataset', args.val_dataset)
+
+
+def age(checkpoint):
+    """How long a checkpoint was trained, in words; last.pth holds the epoch to go on with."""
+    if 'step' not in checkpoint:
+        return f"epoch {checkpoint.get('epoch', 'unknown')}"
+    steps = f" and {checkpoint['step']} steps" if checkpoint['step'] else ''
+    return f"epoch {checkpoint['epoch'] - 1}{steps}"
+
+
 def how_chosen(args, checkpoint):
     """Which checkpoint this is, and which split chose it."""
-    split = checkpoint.get('val_dataset', args.val_dataset)
-    by = f'chosen by the {split} split of {args.trained_on}'
+    split = chosen_by(args, checkpoint)
+    if split is None:
+        return f'{args.checkpoint}: {age(checkpoint)}, chosen by no split'
     warning = ', the split it is tested on' if split == 'test' and args.trained_on == args.dataset_name else ''
-    return f"{args.checkpoint}: epoch {checkpoint.get('epoch', 'unknown')}, {by}{warning}"
+    return f'{args.checkpoint}: {age(checkpoint)}, chosen by the {split} split of {args.trained_on}{warning}'
 
 
 def produced_by(args, checkpoint, images, captions):
     """Everything that a figure hangs on."""
     return {
         'options': as_dict(args), 'checkpoint': os.path.abspath(args.checkpoint), 'checkpoint_sha256': sha256_of(args.checkpoint),
-        'epoch': checkpoint.get('epoch'), 'chosen_by_split': checkpoint.get('val_dataset', args.val_dataset),
+        'trained_for': age(checkpoint), 'chosen_by_split': chosen_by(args, checkpoint),
         'trained_on': args.trained_on, 'dataset': args.dataset_name, 'images': len(images), 'captions': len(captions),
         'identities': len(set(map(int, images.image_pids))), 'seed': args.seed,
         'versions': {'python': platform.python_version(), 'torch': torch.__version__, 'torchvision': torchvision.__version__},
@@ -107,9 +121,11 @@ def produced_by(args, checkpoint, images, captions):
 
 
 def beside_checkpoint(args, name):
-    """Where a result goes, without extension: the checkpoint's folder, with the dataset's name where it is another one."""
-    name = name if args.dataset_name == args.trained_on else f'{name}_{args.dataset_name}'
-    return os.path.join(os.path.dirname(args.checkpoint), name)
+    """Where a result goes, without extension: the checkpoint's folder; the name says which checkpoint if it isn't best.pth, and
+    which dataset if it is another one than it was trained on."""
+    stem = os.path.splitext(os.path.basename(args.checkpoint))[0]
+    parts = [name] + [stem] * (stem != 'best') + [args.dataset_name] * (args.dataset_name != args.trained_on)
+    return os.path.join(os.path.dirname(args.checkpoint), '_'.join(parts))
 
 
 def save_results(report, args):

@@ -98,7 +98,8 @@ def draw(views, captions, wrong, path):
                                 width_ratios=[2.4] + [1] * columns + [2.4])
     for row, pictures, own, other in zip(axes, views, captions, wrong):
         for axis, text in ((row[0], own), (row[-1], other)):
-            axis.text(0.02, 0.5, textwrap.fill(text, 34), va='center', ha='left', fontsize=8, transform=axis.transAxes)
+            axis.text(0.02, 0.5, textwrap.fill(text, 34), va='center', ha='left', fontsize=8, transform=axis.transAxes,
+                      parse_math=False)
         for axis in row:
             axis.axis('off')
         for axis, picture in zip(row[1:-1], pictures):

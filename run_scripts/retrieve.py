@@ -58,6 +58,8 @@ def split_queries(dataset, count):
 
 def own_queries(captions, args):
     tokenizer = SimpleTokenizer()
+    if not all(caption.strip() for caption in captions):
+        raise UserError('--caption is empty; describe somebody')
     return [(caption, None, tokenize(caption, tokenizer, text_length=args.text_length)) for caption in captions]
 
 
@@ -70,7 +72,7 @@ def draw(rows, path):
                                 width_ratios=[text_width] + [1] * columns)
     figure.subplots_adjust(left=0.005, right=0.995, bottom=0.005, top=0.995, wspace=0.06, hspace=0.06)
     for row, (caption, pid, images) in zip(axes, rows):
-        row[0].text(0, 0.5, textwrap.fill(caption, 36), va='center', ha='left', fontsize=9, transform=row[0].transAxes)
+        row[0].text(0, 0.5, textwrap.fill(caption, 36), va='center', ha='left', fontsize=9, transform=row[0].transAxes, parse_math=False)
         for axis in row:
             axis.axis('off')
         for axis, (image, image_pid) in zip(row[1:], images):

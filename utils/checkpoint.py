@@ -143,8 +143,10 @@ class Checkpointer:
         try:
             with atomic_write(path, 'wb') as file:
                 torch.save(content, file)
-        except RuntimeError as error:  # torch's own writer failing on a full disk
-            raise UserError(f'cannot write {path}: {str(error).splitlines()[0]}; what was there is kept') from None
+        except RuntimeError as error:  # torch's writer, when the file's own error (a full disk) stopped it halfway
+            if not isinstance(error.__context__, OSError):
+                raise error.__context__ or error
+            raise UserError(f'cannot write {path}: {error.__context__.strerror}; what was there is kept') from None
 
     def load(self, f=None):
         """Load a checkpoint's weights, strictly, and return the rest of it."""
@@ -165,7 +167,7 @@ class Checkpointer:
         load_weights(self.model, weights, f)
         state = checkpoint.pop('optimizer')
         try:
-            if len(state['param_groups']) != len(self.optimizer.param_groups):
+            if 'step' not in checkpoint and len(state['param_groups']) != len(self.optimizer.param_groups):
                 state = regrouped(state, list(weights), self.model, self.optimizer)
             self.optimizer.load_state_dict(state)
         except (ValueError, KeyError) as error:

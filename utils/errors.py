@@ -1,6 +1,7 @@
 """One kind of error for what a user can put right, told in one sentence."""
 import difflib
 import os
+import signal
 import sys
 
 
@@ -22,11 +23,10 @@ class UserError(Exception):
 def nearest(name, known):
     """``'; did you mean x?'`` for the known name closest to ``name``, or the list of known names if none is close."""
     known = sorted(str(k) for k in known)
-    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-    if not close:  # the same word in other capitals, or a part of one
-        close = [k for k in known if k.lower() == str(name).lower()]
+    lower = {k.lower(): k for k in known}
+    close = difflib.get_close_matches(str(name).lower(), lower, n=1, cutoff=0.5)
     if close:
-        return f'; did you mean {close[0]}?'
+        return f'; did you mean {lower[close[0]]}?'
     return f'; known: {", ".join(known)}' if len(known) <= 20 else ''
 
 
@@ -38,6 +38,7 @@ def unknown(what, name, known):
 def run(main):
     """Run a program's ``main()`` and exit with its status; a :class:`UserError` becomes one line and status 2."""
     program = os.path.basename(sys.argv[0])
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         status = main()
     except UserError as error:
@@ -46,6 +47,12 @@ def run(main):
     except KeyboardInterrupt:
         print(f'{program}: interrupted', file=sys.stderr)
         status = 130
+    except (MemoryError, RuntimeError) as error:  # PyTorch's allocators raise RuntimeErrors, on the CPU and on the GPU
+        if not isinstance(error, MemoryError) and 'memory' not in str(error).lower():
+            raise
+        reason = f'{error}'.strip().split('\n')[0] or 'no more to be had'
+        print(f'{program}: error: out of memory ({reason}); lower --batch_size, --test_batch_size or --img_size', file=sys.stderr)
+        status = 2
     except BrokenPipeError:  # `... | head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 141

@@ -19,8 +19,8 @@ WITHOUT_EFFECT = ('distributed', 'img_res', 'queue_size', 'stage', 'need_MAE', '
 # What describes one run rather than how to train: not taken over from another run's configs.yaml.
 OF_ONE_RUN = ('output_dir', 'resume', 'resume_ckpt_file', 'init_from', 'config_file', 'print_config', 'training', 'local_rank',
               'distributed')
-# What may differ between a run and its resumption without changing what is computed.
-FREE_TO_CHANGE = OF_ONE_RUN + ('num_workers', 'log_period', 'save_steps', 'save_period', 'device', 'test_batch_size', 'name')
+# What may differ between a run and its resumption: where things are, and how long and how often.
+FREE_TO_CHANGE = OF_ONE_RUN + ('num_epoch', 'root_dir', 'eval_period', 'amp', 'skip_broken', 'trust_archive', 'num_workers', 'log_period', 'save_steps', 'save_period', 'device', 'test_batch_size', 'name')
 
 
 # A released configs.yaml is told by the options that its fork alone has; what that code did without an option of ours, and the
@@ -83,6 +83,7 @@ whole = positive(int, strict=False)           # 0, 1, ...
 amount = positive(float)                      # above 0
 weight = positive(float, strict=False)        # 0 or more
 share = positive(float, strict=False, most=1)  # 0 to 1
+decay = positive(float, strict=False, most=0.9999999)  # below 1
 
 
 def yes_no(group, name, default, text):
@@ -106,7 +107,7 @@ def build_parser():
     run.add_argument('--init_from', default='', help='a checkpoint whose weights a new run starts from')
     run.add_argument('--save_steps', type=whole, default=1000, help='steps between writes of last.pth; 0: at epoch ends only')
     run.add_argument('--save_period', type=whole, default=0, help='epochs between kept checkpoints epoch_<n>.pth; 0: none')
-    run.add_argument('--seed', type=whole, default=1, help='of everything random')
+    run.add_argument('--seed', type=positive(int, strict=False, most=2 ** 63 - 1), default=1, help='of everything random')
     run.add_argument('--device', default='auto', help='auto, cpu, cuda or cuda:<n>')
     run.add_argument('--amp', default='auto', choices=['auto', 'bf16', 'fp16', 'off'], help='precision of the forward pass')
     run.add_argument('--test', dest='training', action='store_false', default=True, help="IRRA's way to say: not for training")
@@ -138,14 +139,14 @@ def build_parser():
 
     solver = parser.add_argument_group('solver')
     solver.add_argument('--optimizer', default='Adam', help='Adam, AdamW or SGD')
-    solver.add_argument('--lr', type=weight, default=1e-5, help='base learning rate')
+    solver.add_argument('--lr', type=positive(float, strict=False, most=1e30), default=1e-5, help='base learning rate')
     solver.add_argument('--lr_factor', type=weight, default=5.0, help='on lr for what is made anew: cross encoder, classifier, mlm_head')
     solver.add_argument('--bias_lr_factor', type=weight, default=2.0, help='on lr for biases')
     solver.add_argument('--momentum', type=share, default=0.9, help='of SGD')
     solver.add_argument('--weight_decay', type=weight, default=4e-5, help='of all but biases')
     solver.add_argument('--weight_decay_bias', type=weight, default=0.0, help='of biases')
-    solver.add_argument('--alpha', type=share, default=0.9, help="Adam's first beta")
-    solver.add_argument('--beta', type=share, default=0.999, help="Adam's second beta")
+    solver.add_argument('--alpha', type=decay, default=0.9, help="Adam's first beta")
+    solver.add_argument('--beta', type=decay, default=0.999, help="Adam's second beta")
     solver.add_argument('--num_epoch', type=count, default=60, help='epochs in all')
     solver.add_argument('--lrscheduler', default='cosine', choices=['step', 'exp', 'poly', 'cosine', 'linear'],
                         help='how lr changes from epoch to epoch')
@@ -208,18 +209,44 @@ def get_args(argv=None):
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = build_parser()
     first = parser.parse(argv)
-    recipe = {}
-    if first.resume:
-        recipe.update(options_of_resumed_run(first.resume_ckpt_file, parser))
-    if first.config_file:
-        recipe.update(read_recipe(first.config_file, parser))
+    given = parser.given(argv)
+    check_files(first)
+    resumed = options_of_resumed_run(first.resume_ckpt_file, parser) if first.resume else {}
+    recipe = {**resumed, **(read_recipe(first.config_file, parser) if first.config_file else {})}
+    if 'MLM' in given and 'caption_masking' not in given:
+        recipe.pop('caption_masking', None)  # the flag decides it, also after a recipe that was printed in full
     parser.set_defaults(**recipe)
     args = complete(parser.parse(argv))
-    args.notes = notes(args, parser, parser.given(argv) | set(recipe))
+    if resumed:
+        refuse_changes(args, complete(argparse.Namespace(**{**parser.defaults_in_code, **resumed})))
+    changed = {name for name, value in recipe.items() if plain(value) != plain(parser.defaults_in_code[name])}
+    args.notes = notes(args, parser, given | changed)
     if args.print_config:
         print(dump(args), end='')
         sys.exit(0)
     return args
+
+
+def check_files(args):
+    """What names files and folders must name some, before anything is made."""
+    if args.resume and args.init_from:
+        raise UserError('--init_from starts a new run and --resume goes on with one: give one of them')
+    if args.resume_ckpt_file and not args.resume:
+        raise UserError('--resume_ckpt_file is read with --resume, which is missing')
+    for path in (args.resume_ckpt_file, args.init_from):
+        if path and not os.path.isfile(path):
+            raise UserError(f'there is no file {path}')
+    if os.path.basename(args.name) != args.name or not args.name:
+        raise UserError(f"--name '{args.name}' becomes a part of a folder's name and cannot be empty or hold a /")
+
+
+def refuse_changes(args, run):
+    """A resumed run goes on as it was: options that change what is computed must be those of the run."""
+    changed = [f'{name} {plain(getattr(args, name))} (run: {plain(value)})' for name, value in sorted(vars(run).items())
+               if name not in FREE_TO_CHANGE and plain(getattr(args, name)) != plain(value)]
+    if changed:
+        raise UserError(f"--resume goes on with a run as it was, and these options differ: {', '.join(changed)}; leave them out, or start "
+                        'a new run with --init_from')
 
 
 def complete(args):
@@ -240,9 +267,12 @@ def complete(args):
 
 def notes(args, parser, given):
     """Lines for the start of the log: options that nobody reads, and differences from the method's published recipe."""
-    from model.heads import active_heads
+    from model.heads import active_heads, parse_loss_names
     lines = []
     heads = active_heads(args)
+    named = parse_loss_names(args.loss_names)
+    lines += [f"'{head.names[0]}' is not among the losses and shapes the model all the same, by its options" for head in heads
+              if head not in named]
     idle = sorted(name for name in given if name in parser.readers and not set(parser.readers[name]) & set(heads))
     if idle:
         lines.append(f"no active head reads {', '.join('--' + name for name in idle)} (--loss_names {args.loss_names})")
@@ -298,7 +328,7 @@ def read_yaml(path):
     except yaml.constructor.ConstructorError as error:
         mark = error.problem_mark
         raise UserError(f'{path}, line {mark.line + 1}: {error.problem}; configs hold plain values only') from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if content is None:
         return {}

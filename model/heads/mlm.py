@@ -6,6 +6,8 @@ from torch import nn
 from model import objectives
 from model.clip_model import Attention, LayerNorm, QuickGELU, Transformer
 from model.heads import Head
+from utils.errors import UserError
+from utils.options import count
 from model.masking import mask_attended
 
 
@@ -55,12 +57,15 @@ class MLM(Head):
     @staticmethod
     def add_options(parser):
         parser.add_argument('--mlm_loss_weight', type=float, default=1.0, help='weight of mlm')
-        parser.add_argument('--cmt_depth', type=int, default=4, help='blocks of the cross encoder')
-        parser.add_argument('--vocab_size', type=int, default=49408, help='words that mlm chooses from')
+        parser.add_argument('--cmt_depth', type=count, default=4, help='blocks of the cross encoder')
+        parser.add_argument('--vocab_size', type=count, default=49408, help='words that mlm chooses from')
 
     def __init__(self, args, model):
         super().__init__()
         width = model.embed_dim
+        if args.vocab_size < model.base_model.vocab_size:
+            raise UserError(f'--vocab_size {args.vocab_size} leaves out words of the captions: the text encoder knows '
+                            f'{model.base_model.vocab_size}')
         self.weight = args.mlm_loss_weight
         self.mask_id, self.rates = model.mask_id, model.masked_token_rates
         # With captions masked in place there is nothing to choose here: the model has done it.

@@ -213,7 +213,7 @@ def test_places_follow_from_what_is_trained(common, tmp_path):
     assert places('--loss_names', 'sdm', after=['--num_workers', '3', '--name', 'x', '--device', 'cuda']) == [first]
     assert places('--loss_names', 'sdm', after=['--weight_decay', '4e-5']) == [first]                 # the default
     others = [places('--loss_names', 'sdm', after=[flag, value])[0]
-              for flag, value in (('--lr', '2e-3'), ('--num_epoch', '3'), ('--init_from', 'x'), ('--root_dir', '.'))]
+              for flag, value in (('--lr', '2e-3'), ('--num_epoch', '3'), ('--init_from', __file__), ('--root_dir', '.'))]
     assert len({first, *others, *places('--loss_names', 'sdm', '--seeds', '2')}) == 6
 
 

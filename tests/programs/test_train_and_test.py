@@ -162,6 +162,31 @@ def test_two_kills(tmp_path):
     assert 'the same weights, best checkpoint and metrics after 2 kills' in tool.stdout
 
 
+def test_sigterm_to_the_group_with_workers_saves(command, tmp_path):
+    """As a scheduler or `timeout` ends a job."""
+    process = subprocess.Popen([sys.executable, os.path.join(ROOT, 'train.py'), *command, '--num_epoch', '4', '--log_period', '1',
+                                '--save_steps', '0', '--num_workers', '2'], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               text=True, start_new_session=True)
+    folder = wait_for_step(tmp_path / 'logs', 2, process)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143 and 'Traceback' not in errors, errors
+    assert read_checkpoint(os.path.join(folder, 'last.pth'))['total_steps'] >= 2
+
+
+@pytest.mark.parametrize('change', [['--optimizer', 'SGD'], ['--lr', '1'], ['--dataset_name', 'RSTPReid'], ['--loss_names', 'sdm']])
+def test_a_resumed_run_stays_what_it_was(command, run_folder, change):
+    train_program.main(command + ['--num_epoch', '1'])
+    folder = run_folder()
+    before = open(os.path.join(folder, 'configs.yaml')).read()
+    resume = ['--resume', '--resume_ckpt_file', os.path.join(folder, 'last.pth')]
+    with pytest.raises(UserError, match=f"these options differ: .*{change[0][2:]} .*--init_from"):
+        train_program.main(resume + change)
+    assert open(os.path.join(folder, 'configs.yaml')).read() == before
+    train_program.main(resume + ['--num_epoch', '2', '--eval_period', '2'])     # longer is not different
+    assert read_checkpoint(os.path.join(folder, 'last.pth'))['epoch'] == 3
+
+
 def test_a_finished_run_resumes_to_nothing(command, run_folder):
     train_program.main(command)
     folder = run_folder()
@@ -201,12 +226,20 @@ def test_a_loss_that_is_not_finite_stops_the_run(command, run_folder, monkeypatc
     (['--device', 'cuda:7'], 'cuda:7'),
     (['--device', 'tpu'], 'tpu'),
     (['--test'], 'use: python test.py'),
+    (['--vocab_size', '100'], '--vocab_size 100 leaves out words'),
+    (['--cmt_depth', '0'], 'must be above 0'),
+    (['--alpha', '1'], 'must be at least 0 and at most'),
+    (['--seed', str(2 ** 64)], 'must be at least 0 and at most'),
+    (['--name', 'a/b'], 'cannot be empty or hold a /'),
+    (['--resume_ckpt_file', 'last.pth'], 'read with --resume'),
+    (['--resume', '--resume_ckpt_file', 'no/last.pth'], 'there is no file no/last.pth'),
+    (['--dataset_name', 'cuhk-pedes'], 'did you mean CUHK-PEDES'),
 ])
 def test_bad_input_is_one_sentence_and_leaves_nothing(command, tmp_path, change, message):
     with pytest.raises(UserError, match=message) as raised:
         train_program.main(command + change)
     assert '\n' not in str(raised.value)
-    assert not any(files for _, _, files in os.walk(tmp_path / 'logs'))
+    assert not (tmp_path / 'logs').exists()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='about machines without a GPU')
@@ -258,6 +291,43 @@ def test_a_broken_image_is_left_out_on_request(command, data, tmp_path, run_fold
     train_program.main(command + ['--root_dir', root, '--skip_broken', '--num_epoch', '1'])
     log = open(os.path.join(run_folder(), 'train_log.txt')).read()
     assert f'left out: {path} cannot be read' in log and 'epoch 1 left out 2 broken images' in log
+
+
+def test_every_image_broken_is_an_error_even_when_skipping(command, data, tmp_path):
+    import shutil
+    root = tmp_path / 'broken'
+    shutil.copytree(os.path.join(data, 'CUHK-PEDES'), root / 'CUHK-PEDES')
+    for entry in json.load(open(root / 'CUHK-PEDES' / 'reid_raw.json')):
+        if entry['split'] == 'train':
+            (root / 'CUHK-PEDES' / 'imgs' / entry['file_path']).write_text('no image')
+    with pytest.raises(UserError, match='none of the training images could be read'):
+        train_program.main(command + ['--root_dir', str(root), '--skip_broken'])
+
+
+def test_weights_that_are_not_finite_do_not_replace_the_last_good_ones(command, run_folder, monkeypatch):
+    from processor.processor import Trainer
+    real = Trainer.train_step
+
+    def breaks_at_step_3(trainer, batch):
+        real(trainer, batch)
+        if trainer.total_steps == 3:
+            next(trainer.model.parameters()).data[0] = float('inf')
+    monkeypatch.setattr(Trainer, 'train_step', breaks_at_step_3)
+    with pytest.raises(UserError, match='weights are not finite any more.*the last good checkpoint is'):
+        train_program.main(command + ['--save_steps', '1'])
+    assert read_checkpoint(os.path.join(run_folder(), 'last.pth'))['total_steps'] == 2
+
+
+def test_kept_checkpoints_and_those_that_no_split_chose(command, run_folder, capsys):
+    train_program.main(command + ['--save_period', '1', '--val_dataset', 'val'])
+    folder = run_folder()
+    assert {'epoch_1.pth', 'epoch_2.pth'} <= set(os.listdir(folder))
+    config = ['--config_file', os.path.join(folder, 'configs.yaml')]
+    for name, said in (('last', 'epoch 2, chosen by no split'), ('epoch_1', 'epoch 1, chosen by no split'), ('best', 'chosen by the val split')):
+        capsys.readouterr()
+        test_program.main(config + ['--checkpoint', os.path.join(folder, f'{name}.pth')])
+        assert said in capsys.readouterr().out
+    assert {'metrics.json', 'metrics_last.json', 'metrics_epoch_1.json'} <= set(os.listdir(folder))
 
 
 def test_missing_checkpoint(command, run_folder, tmp_path):

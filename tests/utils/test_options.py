@@ -59,6 +59,7 @@ def test_types_that_work():
     (['stray'], "'stray' belongs to no flag"),
     (['--masked_token_rate', '0.8', '--masked_token_unchanged_rate', '0.3'], 'add up to 1.1'),
     (['--resume'], 'needs --resume_ckpt_file'),
+    (['--init_from', 'no.pth'], 'there is no file no.pth'),
     (['--config_file', 'no/such.yaml'], 'no config file no/such.yaml'),
 ])
 def test_wrong_flags(argv, message):
@@ -154,6 +155,26 @@ output_dir: logs/CUHK-PEDES/20230101_000000_irra
 root_dir: /somebody/else
 training: true
 """
+
+
+def test_mlm_on_the_command_line_decides_the_masking_of_a_printed_recipe(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        get_args(['--loss_names', 'sdm+mlm+id', '--print_config'])
+    path = recipe(tmp_path, capsys.readouterr().out)
+    assert get_args(['--config_file', path]).caption_masking == 'clean'
+    assert get_args(['--config_file', path, '--MLM']).caption_masking == 'inplace'
+    assert get_args(['--config_file', path, '--MLM', '--caption_masking', 'clean']).caption_masking == 'clean'
+
+
+def test_a_printed_recipe_makes_no_noise(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        get_args(IRRA_COMMAND + ['--print_config'])
+    assert get_args(['--config_file', recipe(tmp_path, capsys.readouterr().out)]).notes == []
+
+
+def test_an_embedding_that_no_loss_names_is_said():
+    notes = get_args(['--config_file', os.path.join(ROOT, 'configs/php/cuhk-pedes.yaml'), '--loss_names', 'sdm+id']).notes
+    assert any("'aux' is not among the losses and shapes the model all the same" in note for note in notes)
 
 
 def test_published_config_is_read(tmp_path):
