@@ -92,24 +92,23 @@ def rank_block(similarity, relevant, start, max_rank):
     if np.isnan(ascending[:, -1]).any():
         empty = torch.empty(0, dtype=torch.long)
         return empty, empty.reshape(0, max_rank), empty, int(np.isnan(similarity).sum())
-    ranks, tied = [], []
-    for row, (values, ordered) in enumerate(zip(similarity, ascending)):
-        first, count = int(relevant.starts[start + row]), int(relevant.counts[start + row])
-        items = relevant.items[first:first + count].numpy()
-        scores = values[items]
-        above = len(values) - np.searchsorted(ordered, scores, side='right')          # items with a larger similarity
-        equal = len(values) - above - np.searchsorted(ordered, scores, side='left')   # and with the same, itself included
-        decided_by_tie = (equal > 1).any() and not all_relevant(values, items, scores)
-        if (equal > 1).any():
-            above = above + np.array([np.count_nonzero(values[:item] == score) for item, score in zip(items, scores)])
-        ranks.append(np.sort(above))
-        tied.append(decided_by_tie)
-    return (torch.from_numpy(np.concatenate(ranks)), torch.from_numpy(best(similarity, ascending, max_rank)), torch.tensor(tied), 0)
-
-
-def all_relevant(values, items, scores):
-    """Whether only relevant items share the relevant items' similarities."""
-    return np.isin(values, scores).sum() == len(items)
+    counts = relevant.counts[start:start + len(similarity)]                           # [Q']
+    slot = torch.arange(int(counts.max()))                                            # [R]
+    there = slot < counts[:, None]                                                    # [Q', R]
+    items = relevant.items[relevant.starts[start:start + len(similarity), None] + slot.where(there, 0)]   # [Q', R]
+    scores = torch.from_numpy(similarity).gather(1, items)                            # [Q', R]
+    ordered = torch.from_numpy(ascending)
+    upper = torch.searchsorted(ordered, scores, right=True)
+    ranks = ordered.shape[1] - upper                                                  # items with a larger similarity
+    shared = (upper - torch.searchsorted(ordered, scores) > 1) & there                # others have the same similarity
+    tied = torch.zeros(len(counts), dtype=torch.bool)
+    for query, place in shared.nonzero().tolist():
+        equal = similarity[query] == scores[query, place].item()
+        ranks[query, place] += int(np.count_nonzero(equal[:items[query, place]]))
+        alike = int(((scores[query] == scores[query, place]) & there[query]).sum())   # relevant ones among them
+        tied[query] = bool(tied[query]) or bool(np.count_nonzero(equal) > alike)
+    ranks = ranks.where(there, ordered.shape[1]).sort(dim=1).values[there]            # [M'], rising within a query
+    return ranks, torch.from_numpy(best(similarity, ascending, max_rank)), tied, 0
 
 
 def best(similarity, ascending, count):

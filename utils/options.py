@@ -19,8 +19,10 @@ WITHOUT_EFFECT = ('distributed', 'img_res', 'queue_size', 'stage', 'need_MAE', '
 # What describes one run rather than how to train: not taken over from another run's configs.yaml.
 OF_ONE_RUN = ('output_dir', 'resume', 'resume_ckpt_file', 'init_from', 'config_file', 'print_config', 'training', 'local_rank',
               'distributed')
-# What may differ between a run and its resumption: where things are, and how long and how often.
-FREE_TO_CHANGE = OF_ONE_RUN + ('num_epoch', 'root_dir', 'eval_period', 'amp', 'skip_broken', 'trust_archive', 'num_workers', 'log_period', 'save_steps', 'save_period', 'device', 'test_batch_size', 'name')
+# What changes nothing that is computed.
+FREE_TO_CHANGE = OF_ONE_RUN + ('num_workers', 'log_period', 'save_steps', 'save_period', 'device', 'test_batch_size', 'name')
+# What may differ between a run and its resumption: also how long, how often and where.
+FREE_AT_RESUME = FREE_TO_CHANGE + ('num_epoch', 'root_dir', 'eval_period', 'amp', 'skip_broken', 'trust_archive')
 
 
 # A released configs.yaml is told by the options that its fork alone has; what that code did without an option of ours, and the
@@ -243,7 +245,7 @@ def check_files(args):
 def refuse_changes(args, run):
     """A resumed run goes on as it was: options that change what is computed must be those of the run."""
     changed = [f'{name} {plain(getattr(args, name))} (run: {plain(value)})' for name, value in sorted(vars(run).items())
-               if name not in FREE_TO_CHANGE and plain(getattr(args, name)) != plain(value)]
+               if name not in FREE_AT_RESUME and plain(getattr(args, name)) != plain(value)]
     if changed:
         raise UserError(f"--resume goes on with a run as it was, and these options differ: {', '.join(changed)}; leave them out, or start "
                         'a new run with --init_from')
