@@ -8,6 +8,7 @@ from prettytable import PrettyTable
 
 from model.heads.php import ExpertMixture
 from utils.errors import UserError
+from utils.figures import save_figure
 from utils.iotools import atomic_write
 from utils.metrics import embed
 
@@ -99,8 +100,6 @@ def draw(usage, path):
     figure.legend(handles, labels, loc='lower center', ncols=2)
     figure.tight_layout(rect=(0, 0.06, 1, 1))
     try:
-        figure.savefig(path, dpi=100)
-    except OSError as error:
-        raise UserError(f'cannot write the picture {path}: {error.strerror or error}') from None
+        save_figure(figure, path, dpi=100)
     finally:
         plt.close(figure)

@@ -24,6 +24,7 @@ from model.heads import active_heads  # noqa: E402
 from model.heads.sen import MAE, grey, patches, unpatch  # noqa: E402
 from processor.report import load_trained  # noqa: E402
 from utils.errors import UserError, run  # noqa: E402
+from utils.figures import save_figure  # noqa: E402
 from utils.iotools import read_image  # noqa: E402
 from utils.options import build_test_parser, count, parse_test_options  # noqa: E402
 
@@ -107,10 +108,7 @@ def draw(views, captions, wrong, path):
     for axis, title in zip(axes[0], ('', *COLUMNS, '')):
         axis.set_title(title, fontsize=9)
     figure.tight_layout(pad=0.3)
-    try:
-        figure.savefig(path, dpi=80)
-    except (OSError, ValueError) as error:
-        raise UserError(f'cannot write the picture {path}: {error}') from None
+    save_figure(figure, path)
     plt.close(figure)
 
 

@@ -20,6 +20,7 @@ from datasets import build_dataloader  # noqa: E402
 from datasets.bases import tokenize  # noqa: E402
 from processor.report import load_trained  # noqa: E402
 from utils.errors import UserError, run  # noqa: E402
+from utils.figures import save_figure  # noqa: E402
 from utils.iotools import read_image  # noqa: E402
 from utils.metrics import embed  # noqa: E402
 from utils.options import parse_test_options, build_test_parser  # noqa: E402
@@ -79,10 +80,7 @@ def draw(rows, path):
             axis.imshow(read_image(image))
             colour = GREY if pid is None else GREEN if image_pid == pid else RED
             axis.add_patch(plt.Rectangle((0, 0), 1, 1, transform=axis.transAxes, fill=False, edgecolor=colour, linewidth=4))
-    try:
-        figure.savefig(path, dpi=80)
-    except (OSError, ValueError) as error:
-        raise UserError(f'cannot write the picture {path}: {error}') from None
+    save_figure(figure, path)
     plt.close(figure)
 
 
