@@ -20,7 +20,8 @@ WITHOUT_EFFECT = ('distributed', 'img_res', 'queue_size', 'stage', 'need_MAE', '
 OF_ONE_RUN = ('output_dir', 'resume', 'resume_ckpt_file', 'init_from', 'config_file', 'print_config', 'training', 'local_rank',
               'distributed')
 # What changes nothing that is computed.
-FREE_TO_CHANGE = OF_ONE_RUN + ('num_workers', 'log_period', 'save_steps', 'save_period', 'device', 'test_batch_size', 'name')
+FREE_TO_CHANGE = OF_ONE_RUN + ('num_workers', 'log_period', 'save_steps', 'save_period', 'device', 'test_batch_size', 'name',
+                               'image_cache', 'grad_checkpoint', 'micro_batch', 'compile')
 # What may differ between a run and its resumption: also how long, how often and where.
 FREE_AT_RESUME = FREE_TO_CHANGE + ('num_epoch', 'root_dir', 'eval_period', 'amp', 'skip_broken', 'trust_archive')
 
@@ -159,6 +160,14 @@ def build_parser():
     solver.add_argument('--warmup_method', default='linear', choices=['linear', 'constant'], help='how lr starts')
     solver.add_argument('--target_lr', type=weight, default=0.0, help='at the end, for cosine and poly')
     solver.add_argument('--power', type=weight, default=0.9, help='for exp and poly')
+
+    speed = parser.add_argument_group('speed and memory', 'none of these changes what is computed')
+    speed.add_argument('--image_cache', nargs='?', const='auto', default='', metavar='FOLDER',
+                       help="decode and resize each image once and keep them in FOLDER (without one: in the dataset's folder)")
+    yes_no(speed, '--grad_checkpoint', False, 'keep the input of each transformer block alone and compute the rest again for the gradient')
+    speed.add_argument('--micro_batch', type=count, default=None,
+                       help='samples whose activations are held at a time; the losses still compare the whole batch')
+    yes_no(speed, '--compile', False, 'compile the transformer blocks (torch.compile; takes a minute at the start)')
 
     data = parser.add_argument_group('data')
     data.add_argument('--dataset_name', default='CUHK-PEDES', help='CUHK-PEDES, ICFG-PEDES, RSTPReid or synthpedes')
@@ -364,7 +373,7 @@ def typed(action, value, path):
             if not isinstance(value, bool):
                 raise argparse.ArgumentTypeError(f"'{value}' must be true or false")
             return value
-        if action.nargs is not None:
+        if action.nargs not in (None, '?'):
             values = list(value) if isinstance(value, (list, tuple)) else str(value).split()
             if isinstance(action.nargs, int) and len(values) != action.nargs:
                 raise argparse.ArgumentTypeError(f"'{value}' must be {action.nargs} numbers")
@@ -428,6 +437,8 @@ def build_test_parser(program, description):
     parser.add_argument('--num_workers', type=whole, help='processes that load data')
     parser.add_argument('--device', help='auto, cpu, cuda or cuda:<n>')
     parser.add_argument('--amp', choices=['auto', 'bf16', 'fp16', 'off'], help='precision of the forward pass')
+    parser.add_argument('--image_cache', nargs='?', const='auto', metavar='FOLDER',
+                        help="keep decoded and resized images in FOLDER (without one: in the dataset's folder)")
     return parser
 
 
