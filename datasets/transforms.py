@@ -1,8 +1,11 @@
 """From a PIL image to the model's input."""
+import torch
 from torchvision import transforms as T
 
-MEAN = (0.48145466, 0.4578275, 0.40821073)   # of CLIP's training images
-STD = (0.26862954, 0.26130258, 0.27577711)
+from utils.views import MEAN, PADDING, STD
+
+FLIPPED = ERASED = 0.5                                     # the chance of each
+RECTANGLE = {'scale': (0.02, 0.4), 'ratio': (0.3, 3.3)}    # what is erased: share of the area, height over width
 
 
 def build_transforms(img_size=(384, 128), aug=False, is_train=True):
@@ -10,15 +13,41 @@ def build_transforms(img_size=(384, 128), aug=False, is_train=True):
 
     Evaluation resizes only, training also flips, and with ``aug`` pads, crops and erases as IRRA's released code does:
     the erased rectangle is filled after normalising, with the mean's numbers, which are a light grey there and not the
-    mean.
+    mean. Behind the resizing, :func:`draw_view` and :func:`utils.views.finish` do the same to a batch.
     """
     img_size = tuple(img_size)
     steps = [T.Resize(img_size)]
     if is_train:
-        steps += [T.RandomHorizontalFlip(0.5)]
+        steps += [T.RandomHorizontalFlip(FLIPPED)]
     if is_train and aug:
-        steps += [T.Pad(10), T.RandomCrop(img_size)]
+        steps += [T.Pad(PADDING), T.RandomCrop(img_size)]
     steps += [T.ToTensor(), T.Normalize(MEAN, STD)]
     if is_train and aug:
-        steps += [T.RandomErasing(p=0.5, scale=(0.02, 0.4), ratio=(0.3, 3.3), value=MEAN)]
+        steps += [T.RandomErasing(p=ERASED, **RECTANGLE, value=MEAN)]
     return T.Compose(steps)
+
+
+def draw_view(img_size, aug, seed):
+    """The draws of ``build_transforms(img_size, aug)`` under ``torch.manual_seed(seed)``, for :func:`utils.views.finish`.
+
+    Returns:
+        int32 [7]: mirrored or not (0, 1); top and left of the crop in the padded image (10, 10: not moved); top, left, height
+        and width of the erased rectangle (height 0: none). torch's global generator is as it was afterwards.
+    """
+    height, width = img_size
+    crop, rectangle = (PADDING, PADDING), (0, 0, 0, 0)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPU, too
+        mirrored = int(torch.rand(1) < FLIPPED)
+        if aug:
+            crop = T.RandomCrop.get_params(blank(height + 2 * PADDING, width + 2 * PADDING), (height, width))[:2]
+        if aug and torch.rand(1) < ERASED:
+            *found, _ = T.RandomErasing.get_params(blank(height, width), **RECTANGLE, value=[0.0])
+            # torchvision gives up after ten rectangles that don't fit, and names the whole image for none
+            rectangle = found if found[2] < height else rectangle
+    return torch.tensor([mirrored, *crop, *rectangle], dtype=torch.int32)
+
+
+def blank(height, width):
+    """An image [3, height, width] that takes no room."""
+    return torch.zeros(1).expand(3, height, width)

@@ -6,10 +6,15 @@ from typing import Optional
 import torch
 from torch import nn
 
+from model.clip_model import ResidualAttentionBlock, Transformer
 from model.clip_weights import build_clip, empty_clip, shape_named, shape_of
 from model.heads import Head, active_heads
 from model.masking import mask_attended
+from utils.comm import pick_device
 from utils.errors import UserError
+from utils.views import finish
+
+VARIANTS = 64   # of a block that may be compiled: images, captions, cross encoder; learning or not; with maps; last, smaller batches
 
 
 @dataclass
@@ -57,6 +62,11 @@ class RetrievalModel(nn.Module):
         self.refines = any(type(head).refine is not Head.refine for head in self.heads)
         self.reads_padding = self.refines or self.masks_in_place or bool(
             self.needs & {'text_tokens', 'masked_text_tokens', 'text_attention'})
+        if args.micro_batch:
+            self._refuse_pieces()
+        for part in self.modules():
+            if isinstance(part, Transformer):
+                part.grad_checkpoint = args.grad_checkpoint
 
     def shared(self, cls, *settings):
         """The one ``cls(*settings)`` of this model, for heads that share a part."""
@@ -85,6 +95,16 @@ class RetrievalModel(nn.Module):
             if {'image_tokens', 'image_attention'} & set(head.needs):
                 raise UserError(f"the loss '{head.names[0]}' reads image tokens and a ResNet gives one vector an image: "
                                 'leave it out of --loss_names or use a ViT as --pretrain_choice')
+
+    def _refuse_pieces(self):
+        if not self.base_model.has_image_tokens:
+            raise UserError('--micro_batch cannot split a batch for a ResNet, which normalises over all of its images: leave it out or '
+                            'use a ViT as --pretrain_choice')
+        for head in self.heads:
+            reason = head.why_whole()
+            if reason:
+                raise UserError(f"--micro_batch cannot split a batch for the loss '{head.names[0]}': {reason}; leave it out "
+                                '(--grad_checkpoint saves memory with every loss)')
 
     def train(self, mode=True):
         for head in self.heads:
@@ -119,8 +139,20 @@ class RetrievalModel(nn.Module):
         longest = int((caption_ids != 0).any(dim=0).sum())
         return caption_ids[:, :min(-(-longest // 8) * 8, caption_ids.shape[1])]
 
+    def prepare(self, batch):
+        """A loader's batch, still on the CPU, as a step is quickest with it: captions without padding, and what the heads look up
+        on the host. Leaving this out changes no result."""
+        batch = {**batch, 'caption_ids': self.without_padding(batch['caption_ids'])}
+        return {**batch, **self.looked_up(batch)}
+
+    def looked_up(self, batch):
+        """What :meth:`Head.look_up` of all heads finds in a batch that is still on the CPU."""
+        return {name: value for head in self.heads for name, value in head.look_up(batch).items()}
+
     def encode_image(self, images):
-        """Images [B, 3, H, W] -> embeddings [B, D], float32, not normalised."""
+        """Images [B, 3, H, W], or uint8 ones of the image cache, -> embeddings [B, D], float32, not normalised."""
+        if images.dtype == torch.uint8:
+            images = finish(images)
         with self.autocast():
             return self.image_embedding(self.base_model.encode_image(images)[0])
 
@@ -147,6 +179,14 @@ class RetrievalModel(nn.Module):
             text_tokens=text_tokens if 'text_tokens' in self.needs else None, masked_text_tokens=masked_text_tokens,
             image_attention=image_attention, text_attention=text_attention, encoder=self.base_model)
 
+    def ready(self, batch):
+        """The batch as encoders and heads read it: images of the cache augmented and normalised, captions masked where the
+        model chooses the words."""
+        if batch['images'].dtype == torch.uint8:
+            batch = {name: value for name, value in batch.items() if name != 'views'} | {
+                'images': finish(batch['images'], batch.get('views'))}
+        return self.masked_in_place(batch) if self.masks_in_place else batch
+
     def masked_in_place(self, batch):
         """The batch with captions masked by the attention that a pass over the whole ones pays (AGM), for every head."""
         # Under an autocast of its own: its cache must not hand weights cast here, without gradient, to the pass that learns.
@@ -158,8 +198,7 @@ class RetrievalModel(nn.Module):
 
     def forward(self, batch):
         """A batch's losses and read-outs: ``{'sdm_loss': ..., 'img_acc': ..., 'temperature': ...}``, all scalars."""
-        if self.masks_in_place:
-            batch = self.masked_in_place(batch)
+        batch = self.ready(batch)
         with self.autocast():
             encoded = self.encode(batch)
             results = {'temperature': torch.tensor(self.temperature)}
@@ -186,6 +225,22 @@ def amp_dtype(choice, device):
     return {'bf16': torch.bfloat16, 'fp16': torch.float16, 'off': None}[choice]
 
 
+def compile_blocks(model, device):
+    """Compile the transformer blocks in place. Blocks of a size share their code, and those that read captions are compiled once
+    for all lengths. Raises UserError where PyTorch finds no compiler."""
+    try:
+        torch.compile(torch.neg)(torch.zeros(2, device=device))
+    except Exception as error:  # whatever is missing, the compilers' errors have no common type
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f'--compile: PyTorch cannot compile here ({reason}); leave it out, or install a C++ compiler') from None
+    limits = torch._dynamo.config
+    limits.cache_size_limit = max(limits.cache_size_limit, VARIANTS)
+    of_images = set(model.base_model.visual.modules())
+    for part in model.modules():
+        if isinstance(part, ResidualAttentionBlock):
+            part.compile(dynamic=None if part in of_images else True)
+
+
 def build_model(args, num_classes, state_dict=None):
     """The model that ``args`` describe, on the CPU.
 
@@ -201,6 +256,8 @@ def build_model(args, num_classes, state_dict=None):
     else:
         clip = empty_clip(shape_named(args.pretrain_choice, args.trust_archive), args.img_size, args.stride_size, args.text_length)
     model = RetrievalModel(args, num_classes, clip)
+    if args.compile:
+        compile_blocks(model, pick_device(args.device))
     if state_dict is not None:
         from utils.checkpoint import load_weights
         load_weights(model, state_dict)

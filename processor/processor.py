@@ -6,6 +6,7 @@ import torch
 
 from model.build import amp_dtype, total_loss
 from processor.interrupt import Interrupt, Stopped
+from processor.micro_batch import backward_in_pieces
 from processor.progress import Bar, Journal, Means
 from utils.errors import UserError
 from utils.metrics import Evaluator
@@ -37,7 +38,7 @@ class Trainer:
         self.epoch, self.step, self.total_steps, self.unevaluated = 1, 0, 0, None
         self.best = {'R1': -1.0, 'epoch': 0}
         self.means = Means()
-        self.unseen = []   # (step, image ids, results) of steps whose losses nobody has looked at yet
+        self.unseen = []   # (step, image ids, names, results) of steps whose losses nobody has looked at yet
         self.skipped = 0
 
     # -- the run ---------------------------------------------------------------------------------------------------------
@@ -86,17 +87,22 @@ class Trainer:
     def train_step(self, batch):
         # What is random in a step follows from its place in the run, so that a resumed run repeats it.
         seed_all(derive_seed(self.args.seed, self.epoch, self.step))
-        captions = self.model.without_padding(batch['caption_ids'])
-        inputs = {name: value.to(self.device, non_blocking=True) for name, value in {**batch, 'caption_ids': captions}.items()}
         self.optimizer.zero_grad(set_to_none=True)
-        results = self.model(inputs)
-        loss = total_loss(results)
-        self.scaler.scale(loss).backward()
+        results = self.backward(batch)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        results = {'loss': loss, **{name: value for name, value in results.items() if name != 'temperature'}}
-        self.means.add(results, len(batch['pids']))
-        self.unseen.append((self.step, batch['image_ids'], {name: value.detach() for name, value in results.items()}))
+        results = {'loss': total_loss(results), **{name: value for name, value in results.items() if name != 'temperature'}}
+        values = torch.stack([value.detach().float() for value in results.values()])   # stays on the device until somebody looks
+        self.unseen.append((self.step, batch['image_ids'], tuple(results), values))
+
+    def backward(self, batch):
+        """The model's results on a loader's batch; leaves the gradient of their total with the parameters."""
+        size = self.args.micro_batch
+        if size and size < len(batch['pids']):
+            return backward_in_pieces(self.model, batch, size, self.scaler.scale)
+        results = self.model({name: value.to(self.device, non_blocking=True) for name, value in self.model.prepare(batch).items()})
+        self.scaler.scale(total_loss(results)).backward()
+        return results
 
     def end_epoch(self, samples_per_second):
         """The epoch's means into the log, the schedule's step, and a checkpoint that goes on with the next epoch."""
@@ -157,16 +163,18 @@ class Trainer:
         self.skipped += len(paths)
 
     def look(self):
-        """Read the losses of the steps since the last look; one that isn't finite stops the run. Returns the newest."""
+        """Read the results of the steps since the last look and add them to the means; one that isn't finite stops the run. Returns
+        the newest."""
         if not self.unseen:
             return {}
-        names = list(self.unseen[0][2])
-        rows = torch.stack([torch.stack([results[name].float() for name in names]) for _, _, results in self.unseen]).tolist()
-        for (step, image_ids, _), row in zip(self.unseen, rows):
-            if not all(math.isfinite(value) for value in row):
-                self.stop_at(step, image_ids, dict(zip(names, row)))
+        rows = torch.cat([values for *_, values in self.unseen]).tolist()   # waits for the device, once
+        for step, image_ids, names, _ in self.unseen:
+            latest, rows = dict(zip(names, rows)), rows[len(names):]
+            if not all(map(math.isfinite, latest.values())):
+                self.stop_at(step, image_ids, latest)
+            self.means.add(latest, len(image_ids))
         self.unseen = []
-        return dict(zip(names, rows[-1]))
+        return latest
 
     def stop_at(self, step, image_ids, values):
         bad = ', '.join(f'{name} is {value}' for name, value in values.items() if not math.isfinite(value))
@@ -206,7 +214,6 @@ class Trainer:
         self.skipped = state.get('skipped', 0)
         if 'means' in state:
             self.means.load_state_dict(state['means'])
-            self.means.to(self.device)
         if state.get('scaler'):
             self.scaler.load_state_dict(state['scaler'])
         if 'random_states' in state:

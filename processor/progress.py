@@ -4,7 +4,6 @@ import logging
 import os
 import time
 
-import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -15,35 +14,26 @@ logger = logging.getLogger('Pedestal.train')
 
 
 class Means:
-    """Running means of a step's losses and read-outs, weighted by batch size. Sums stay on the device, so that adding to
-    them doesn't wait for it."""
+    """Running means of the steps' losses and read-outs, weighted by batch size."""
 
     def __init__(self):
         self.sums, self.count = {}, 0
 
     def add(self, results, count):
+        """``{name: number}`` of a step of ``count`` samples."""
         for name, value in results.items():
-            value = value.detach().double() * count
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
+            self.sums[name] = self.sums.get(name, 0.0) + value * count
         self.count += count
 
     def read(self):
-        """{name: mean}; waits for the device once."""
-        if not self.count:
-            return {}
-        values = torch.stack([value.to('cpu', non_blocking=False) for value in self.sums.values()]) / self.count
-        return dict(zip(self.sums, values.tolist()))
+        """{name: mean}"""
+        return {name: value / self.count for name, value in self.sums.items()}
 
     def state_dict(self):
-        return {'sums': {name: value.item() for name, value in self.sums.items()}, 'count': self.count}
+        return {'sums': dict(self.sums), 'count': self.count}
 
     def load_state_dict(self, state):
-        self.sums = {name: torch.tensor(value, dtype=torch.float64) for name, value in state['sums'].items()}
-        self.count = state['count']
-
-    def to(self, device):
-        self.sums = {name: value.to(device) for name, value in self.sums.items()}
-        return self
+        self.sums, self.count = dict(state['sums']), state['count']
 
 
 class Journal:

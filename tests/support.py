@@ -90,3 +90,30 @@ def small_archive(path):
                       vocab_size=49408, text_width=64, text_layers=1)
     torch.save(CLIP(shape, (64, 64), 16, 77).state_dict(), path)
     return str(path)
+
+
+def small_model(archive, loss_names, seed=0, **changes):
+    """A model of six identities with the encoders of ``archive``, golden_archive's of irra_tiny."""
+    from model import build_model
+    torch.manual_seed(seed)
+    settings = dict(loss_names=loss_names, pretrain_choice=archive, img_size=(96, 32), text_length=20, vocab_size=512, cmt_depth=1)
+    return build_model(options(**{**settings, **changes}), 6)
+
+
+def small_batch(size=6, seed=0):
+    """A batch for :func:`small_model` with the fields of every head."""
+    generator = torch.Generator().manual_seed(seed)
+    captions = torch.zeros(size, 20, dtype=torch.long)
+    labels = torch.zeros(size, 20, dtype=torch.long)
+    for row in captions:
+        length = int(torch.randint(5, 17, (1,), generator=generator))
+        row[0], row[length + 1] = 510, 511
+        row[1:length + 1] = torch.randint(1, 509, (length,), generator=generator)
+    attributes = torch.tensor([0, 0, 1, 1, 2, 2] + [0] * 14).repeat(size, 1)
+    masked = captions.clone()
+    for row, label in zip(masked, labels):
+        label[2], row[2] = row[2].clone(), 509
+    # Each of one colour and little else: what is to be restored can be learned in a few steps.
+    images = torch.randn(size, 3, 1, 1, generator=generator) + 0.1 * torch.randn(size, 3, 96, 32, generator=generator)
+    return {'pids': torch.arange(size), 'image_ids': torch.arange(size), 'images': images,
+            'caption_ids': captions, 'mlm_ids': masked, 'mlm_labels': labels, 'attributes_mask': attributes}

@@ -47,6 +47,22 @@ class Head(nn.Module):
         """Check the head's options together and fill in what depends on others, at start; ``active``: is it one of the
         :func:`active_heads`? Raises :class:`~utils.errors.UserError`."""
 
+    def look_up(self, batch):
+        """Tensors to add to a batch, found while it is still on the CPU: what ``forward`` could find itself, but on a GPU only by
+        waiting for it. Loops other than ours may leave this out."""
+        return {}
+
+    share = None   # share(piece, batch): see why_whole
+
+    def why_whole(self):
+        """Why ``--micro_batch`` cannot split a batch for this head; None where it can.
+
+        A head that reads embeddings alone gets those of the whole batch at once. One that reads more defines
+        ``share(piece, batch)``: the scalar (a number or a tensor) by which the results of ``piece``, some of the batch's samples, are
+        multiplied so that those of all pieces add up to the batch's.
+        """
+        return 'it reads tokens and defines no share(piece, batch)' if self.needs and self.share is None else None
+
     def refine(self, embedding, tokens, extras):
         """Change the retrieval embedding, in training and in evaluation alike.
 

@@ -46,6 +46,9 @@ class Attribute(Head):
         logits = self.itm_head(attributes)                                       # [2B, K, 2]
         return {'attr_loss': self.weight * objectives.attribute_matching(logits, matches, there)}
 
+    def why_whole(self):
+        return 'it draws for each image a caption of the whole batch'
+
 
 @torch.no_grad()
 def similar_captions(image_embedding, text_embedding):
@@ -54,7 +57,14 @@ def similar_captions(image_embedding, text_embedding):
         scores = image_embedding @ text_embedding.t()                            # [B images, B captions]
     # Numbers that got out of hand are the trainer's to report: a GPU that draws from them is lost.
     scores = scores.nan_to_num().fill_diagonal_(float('-inf'))
-    return torch.multinomial(scores.softmax(dim=1), 1).squeeze(1)
+    chances = scores.softmax(dim=1)
+    return race(chances) if chances.is_cuda else torch.multinomial(chances, 1).squeeze(1)
+
+
+def race(chances):
+    """One column of each row, drawn by its chance, [B, C] -> [B]: the first of exponential waiting times. ``torch.multinomial`` draws
+    the same and makes the host wait for a GPU."""
+    return (torch.empty_like(chances).exponential_() / chances).argmin(dim=1)
 
 
 def group_means(tokens, groups):
@@ -97,6 +107,9 @@ class Detail(Head):
         image = self.visul_emb_layer(encoded.image_tokens, encoded.image_attention, self.patches)        # [B, 1024]
         text = self.texual_emb_layer(encoded.text_tokens, encoded.text_attention, ids, self.words)       # [B, 1024]
         return {'detail_loss': self.weight * objectives.detail(image, text, batch['pids'], tau=self.tau)}
+
+    def why_whole(self):
+        return 'it normalises its details over the whole batch'
 
 
 def kept(ratio, tokens, what):

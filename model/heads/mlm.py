@@ -81,10 +81,22 @@ class MLM(Head):
     def forward(self, encoded, batch):
         text_tokens, labels = self.masked_captions(encoded, batch)              # [B, L, D], [B, L] with 0 = not chosen
         tokens = self.cross(text_tokens, encoded.image_tokens)                  # [B, L, D]
-        chosen = labels > 0
-        logits, labels = self.mlm_head(tokens[chosen]), labels[chosen]          # [M, V], [M]
+        places = batch['mlm_places'] if 'mlm_places' in batch else chosen_places(labels)    # [M] of B*L
+        labels = labels.flatten().index_select(0, places)
+        logits = self.mlm_head(tokens.flatten(0, 1).index_select(0, places))    # [M, V]
         return {'mlm_loss': self.weight * objectives.masked_language_modelling(logits, labels),
                 'mlm_acc': objectives.accuracy(logits, labels)}
+
+    def look_up(self, batch):
+        return {'mlm_places': chosen_places(batch['mlm_labels'])} if 'mlm_labels' in batch else {}
+
+    def why_whole(self):
+        return ('with --mlm_masking attention and clean captions it chooses words in the middle of the step (--caption_masking inplace does '
+                'before it)') if self.chooses else None
+
+    def share(self, piece, batch):
+        chosen, in_all = ((samples['mlm_labels'] > 0).sum() for samples in (piece, batch))
+        return chosen / in_all.clamp(min=1)
 
     def masked_captions(self, encoded, batch):
         """The text tokens of masked captions and their labels: as they came, or masked here by the whole captions'
@@ -93,3 +105,8 @@ class MLM(Head):
             return encoded.masked_text_tokens, batch['mlm_labels']
         ids, labels = mask_attended(batch['caption_ids'], encoded.text_attention, self.mask_id, *self.rates)
         return encoded.encoder.encode_text(ids)[0], labels
+
+
+def chosen_places(labels):
+    """Where [B, L] labels are not 0: int64 [M], counted through all B*L."""
+    return labels.flatten().nonzero().squeeze(1)

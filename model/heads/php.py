@@ -3,14 +3,12 @@
 Tokens are parsed into a few slots (CRFM), the slots pass blocks with a mixture of experts (EFP), and their mean is added to
 the class or end-of-text token. Images and captions share both modules. ``aux`` keeps the experts evenly used.
 """
-from collections import OrderedDict
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from model import objectives
-from model.clip_model import Attention, LayerNorm, QuickGELU
+from model.clip_model import MLP, Attention, LayerNorm
 from model.heads import Head
 from utils.errors import UserError
 from utils.options import count, weight
@@ -114,8 +112,7 @@ class ExpertBlock(nn.Module):
         self.comb_param = nn.Parameter(torch.randn(width))
         self.attn = Attention(width, heads)
         self.ln_1 = LayerNorm(width)
-        self.mlp = nn.Sequential(OrderedDict(
-            c_fc=nn.Linear(width, 4 * width), gelu=QuickGELU(), c_proj=nn.Linear(4 * width, width)))
+        self.mlp = MLP(width)
         self.ln_2 = LayerNorm(width)
         self.feed_forward = ExpertMixture(width, num_experts, topk, reduction)
         self.ln_3 = LayerNorm(width)
@@ -193,12 +190,13 @@ class PHP(Head):
         parts = args.php_parts.split('+')
         if parts != ['base']:
             refuse_misfits(args, model)
+        self.across_batch = 'efp' in parts and args.php_attention == 'batch'
         self.safl = SlotParser(model.embed_dim, args.cnum) if 'crfm' in parts else None
         self.shared_transformer = None
         if 'efp' in parts:
             self.shared_transformer = ExpertTransformer(
                 args.moe_layers, width=model.embed_dim, heads=args.moe_heads, num_experts=args.num_experts, topk=args.topk,
-                reduction=args.reduction, across_batch=args.php_attention == 'batch')
+                reduction=args.reduction, across_batch=self.across_batch)
         self.factor = args.aux_factor
         self.has_loss = 'aux' in args.loss_names.replace(' ', '').split('+')
 
@@ -217,6 +215,11 @@ class PHP(Head):
             return {}
         balance = encoded.image_extras['load_balance'] + encoded.text_extras['load_balance']
         return {'aux_loss': self.factor * balance}
+
+    def why_whole(self):
+        if self.has_loss:
+            return "it balances the experts' load over the whole batch"
+        return 'with --php_attention batch its embeddings depend on each other' if self.across_batch else None
 
 
 def refuse_misfits(args, model):

@@ -77,6 +77,9 @@ class MAE(Head):
         loss = objectives.restoration(restored, patches(images, self.patch_size), self.scored(order))
         return {'mae_loss': self.weight * loss}
 
+    def share(self, piece, batch):
+        return len(piece['images']) / len(batch['images'])   # as many patches are scored in each image
+
     def draw_order(self, images):
         """A random order of each image's tokens, the class token first: [B, N] positions; the first ``keep`` are seen."""
         noise = torch.rand((len(images), self.tokens), device=images.device)

@@ -1,0 +1,154 @@
+"""--micro_batch: the gradient of the whole batch, in pieces."""
+import pytest
+import torch
+
+from model.build import total_loss
+from model.heads import Head, registry
+from processor.micro_batch import backward_in_pieces
+from tests.support import golden_archive, golden_json, small_batch, small_model
+from utils.errors import UserError
+
+
+@pytest.fixture(scope='module')
+def archive(tmp_path_factory):
+    return golden_archive(golden_json('irra_tiny'), tmp_path_factory.mktemp('archive') / 'clip.pt')
+
+
+def gradients(model):
+    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+def whole_batch(model, batch):
+    model.zero_grad()
+    results = model(batch)
+    total_loss(results).backward()
+    return results, gradients(model)
+
+
+def in_pieces(model, batch, size, **settings):
+    model.zero_grad()
+    return backward_in_pieces(model, batch, size, **settings), gradients(model)
+
+
+def assert_same(one, other):
+    (results, grads), (expected_results, expected_grads) = one, other
+    assert list(results) == list(expected_results) and grads.keys() == expected_grads.keys()
+    for name, value in expected_results.items():
+        torch.testing.assert_close(results[name], value.detach(), rtol=1e-5, atol=1e-6, msg=name)
+    for name, grad in expected_grads.items():
+        torch.testing.assert_close(grads[name], grad, rtol=1e-4, atol=1e-5 * float(grad.abs().max()) + 1e-8, msg=name)
+
+
+def uneven(batch):
+    """A batch whose captions have different numbers of masked words, and two images of one person."""
+    batch['mlm_labels'][0, 3:6] = batch['caption_ids'][0, 3:6]
+    batch['pids'][4] = batch['pids'][1]
+    return batch
+
+
+@pytest.mark.parametrize('masking', ['clean', 'inplace'])
+@pytest.mark.parametrize('size', [1, 2, 4])
+def test_irra_gradient_is_the_whole_batchs(archive, size, masking):
+    model, batch = small_model(archive, 'sdm+mlm+id', caption_masking=masking), uneven(small_batch())
+    if masking == 'inplace':
+        batch['caption_ids'] = batch.pop('mlm_ids')
+    assert_same(in_pieces(model, batch, size), whole_batch(model, batch))
+
+
+@pytest.mark.parametrize('loss_names', ['itc', 'cmpm', 'cmt+id', 'tri+sdm', 'mlm'])
+def test_every_loss_that_compares_samples(archive, loss_names):
+    model, batch = small_model(archive, loss_names), uneven(small_batch())
+    assert_same(in_pieces(model, batch, 4), whole_batch(model, batch))
+
+
+def test_it_would_differ_if_the_losses_saw_the_pieces_alone(archive):
+    model, batch = small_model(archive, 'sdm'), uneven(small_batch())
+    _, expected = whole_batch(model, batch)
+    model.zero_grad()
+    for start in (0, 2, 4):
+        (total_loss(model({name: value[start:start + 2] for name, value in batch.items()})) / 3).backward()
+    assert any(not torch.allclose(grad, expected[name], rtol=0.1) for name, grad in gradients(model).items())
+
+
+def test_restoration_hides_other_patches_and_is_weighed_alike(archive, monkeypatch):
+    from model.heads.sen import MAE
+    model, batch = small_model(archive, 'sdm+mae+tri'), uneven(small_batch())
+    head = next(head for head in model.heads if isinstance(head, MAE))
+    order = torch.arange(head.tokens)
+    order[1:] = order[1:].flip(0)
+    monkeypatch.setattr(MAE, 'draw_order', lambda self, images: order.repeat(len(images), 1))
+    assert_same(in_pieces(model, batch, 4), whole_batch(model, batch))
+
+
+def test_captions_masked_by_attention(archive):
+    """AGM's way: the words are chosen before the batch is split."""
+    model = small_model(archive, 'sdm+mlm+cmt', mlm_masking='attention', caption_masking='inplace')
+    batch = uneven(small_batch())
+    del batch['mlm_ids'], batch['mlm_labels']
+    torch.manual_seed(5)
+    expected = whole_batch(model, batch)
+    torch.manual_seed(5)
+    assert_same(in_pieces(model, batch, 4), expected)
+
+
+def test_dropout_in_the_embedding_is_drawn_once(archive):
+    """CRFM has dropout: the pass that learns must draw what the first pass drew, or the gradient at the embeddings is of others."""
+    model, batch = small_model(archive, 'sdm', php_parts='crfm').train(), small_batch()
+    seen = []
+    model.safl.feed[3].register_forward_hook(lambda module, inputs, output: seen.append((output == 0).float()))
+    torch.manual_seed(3)
+    backward_in_pieces(model, batch, 2)
+    first, second = seen[:6], seen[6:]     # three pieces, images and captions of each
+    assert len(first) == len(second) == 6 and all(map(torch.equal, first, second))
+    assert not torch.equal(first[0], first[2])   # and each piece its own
+
+
+def test_the_scalers_factor_reaches_every_part_once(archive):
+    model, batch = small_model(archive, 'sdm+mlm+id'), uneven(small_batch())
+    _, expected = whole_batch(model, batch)
+    results, grads = in_pieces(model, batch, 2, scale=lambda loss: 1024 * loss)
+    assert_same((results, {name: grad / 1024 for name, grad in grads.items()}), whole_batch(model, batch))
+
+
+def test_activations_of_one_piece_at_a_time(archive):
+    model, batch = small_model(archive, 'sdm+mlm+id'), small_batch()
+    sizes = []
+    model.base_model.visual.register_forward_hook(lambda module, inputs, output: sizes.append((len(inputs[0]), torch.is_grad_enabled())))
+    backward_in_pieces(model, batch, 4)
+    assert sizes == [(4, False), (2, False), (4, True), (2, True)]
+
+
+@pytest.mark.parametrize('loss_names, changes, reason', [
+    ('sdm+attribute', {}, "the loss 'attribute': it draws for each image a caption of the whole batch"),
+    ('sdm+detail', {}, "the loss 'detail': it normalises its details over the whole batch"),
+    ('sdm+aux', {}, "the loss 'aux': it balances the experts' load"),
+    ('sdm', {'php_parts': 'efp', 'php_attention': 'batch'}, 'embeddings depend on each other'),
+    ('sdm+mlm', {'mlm_masking': 'attention'}, '--caption_masking inplace')])
+def test_what_cannot_be_split_says_so(archive, loss_names, changes, reason):
+    with pytest.raises(UserError, match=f'--micro_batch cannot split a batch.*{reason}.*--grad_checkpoint'):
+        small_model(archive, loss_names, micro_batch=2, **changes)
+    small_model(archive, loss_names, **changes)
+
+
+def test_a_resnet_cannot_be_split():
+    from model import build_model
+    from tests.support import options
+    with pytest.raises(UserError, match='--micro_batch cannot split a batch for a ResNet'):
+        build_model(options(loss_names='sdm', pretrain_choice='scratch:RN50', micro_batch=2, img_size=(64, 32)), 5)
+
+
+def test_a_head_that_reads_tokens_must_say_how_it_adds_up(archive, monkeypatch):
+    class Reader(Head):
+        names, needs = ('reader',), ('text_tokens',)
+
+        def __init__(self, args, model):
+            super().__init__()
+
+        def forward(self, encoded, batch):
+            return {'reader_loss': encoded.text_tokens.square().mean()}
+    monkeypatch.setitem(registry(), 'reader', Reader)
+    with pytest.raises(UserError, match=r"'reader': it reads tokens and defines no share\(piece, batch\)"):
+        small_model(archive, 'sdm+reader', micro_batch=2)
+    monkeypatch.setattr(Reader, 'share', lambda self, piece, batch: len(piece['pids']) / len(batch['pids']))
+    model = small_model(archive, 'sdm+reader', micro_batch=2)
+    assert_same(in_pieces(model, small_batch(), 4), whole_batch(model, small_batch()))

@@ -1,0 +1,202 @@
+"""What makes a training step quick or small changes nothing that is computed."""
+import shutil
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+from model import build_model
+from model.build import total_loss
+from model.heads.a2te import race
+from processor.processor import Trainer
+from solver import build_optimizer
+from solver.build import parameter_settings
+from tests.support import golden_archive, golden_json, options, small_batch, small_model
+
+aten = torch.ops.aten
+# What a GPU cannot do without telling the host: a value, or a shape that depends on values.
+HOST_READS = {aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten._unique2, aten.unique_dim, aten.is_nonzero,
+              aten.equal, aten.multinomial, aten.repeat_interleave, aten.bincount}
+
+
+@pytest.fixture(scope='module')
+def archive(tmp_path_factory):
+    return golden_archive(golden_json('irra_tiny'), tmp_path_factory.mktemp('archive') / 'clip.pt')
+
+
+class HostReads(TorchDispatchMode):
+    """Collects the operations for which a GPU would make the host wait."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        by_mask = operation.overloadpacket in (aten.index, aten.index_put_, aten._index_put_impl_) and any(
+            index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
+        if operation.overloadpacket in HOST_READS or by_mask:
+            self.found.append(str(operation))
+        return operation(*args, **(kwargs or {}))
+
+
+def trainer(archive, loss_names, **changes):
+    model = small_model(archive, loss_names, **changes).train()
+    args = options(loss_names=loss_names, text_length=20, **changes)
+    return Trainer(args, model, None, None, build_optimizer(args, model), None, None)
+
+
+@pytest.mark.parametrize('loss_names, micro_batch', [
+    ('sdm+mlm+id', None), ('sdm+mlm+id', 2), ('sdm+mlm+id+cmt+itc+cmpm', None), ('sdm+mae+id+tri', None), ('sdm+mae+id+tri', 2),
+    ('sdm+itc+aux', None), ('sdm+id+detail', None)])
+def test_no_step_reads_from_the_device(archive, loss_names, micro_batch, monkeypatch):
+    run, batch = trainer(archive, loss_names, micro_batch=micro_batch), small_batch()
+    run.train_step(batch)     # the optimizer makes its state in its first step
+    # What a step does with a batch before that reaches the device is the host's own business.
+    for on_the_host in ('without_padding', 'looked_up'):
+        monkeypatch.setattr(run.model, on_the_host, outside(getattr(run.model, on_the_host)))
+    with HostReads() as reads:
+        run.train_step(batch)
+    assert reads.found == []
+
+
+def outside(function):
+    """The function, unseen by :class:`HostReads`."""
+    def unseen(*args):
+        with _disable_current_modes():
+            return function(*args)
+    return unseen
+
+
+def test_host_reads_are_found():
+    labels = torch.tensor([0, 3])
+    for read in (lambda: labels.nonzero(), lambda: labels[labels > 0], lambda: labels.sum().item(), lambda: bool(labels.any())):
+        with HostReads() as reads:
+            read()
+        assert reads.found
+
+
+def test_draws_without_a_host_read_are_the_same():
+    torch.manual_seed(0)
+    chances = torch.tensor([[0.5, 0.3, 0.2, 0.0]]).repeat(20000, 1)
+    drawn = race(chances).bincount(minlength=4) / len(chances)
+    torch.testing.assert_close(drawn, chances[0], atol=0.015, rtol=0)
+    assert drawn[3] == 0
+
+
+def losses_and_gradients(model, batch):
+    torch.manual_seed(1)
+    model.zero_grad()
+    results = model(batch)
+    total_loss(results).backward()
+    grads = {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+    return {name: value.detach() for name, value in results.items()}, grads
+
+
+def assert_close(found, expected, tolerance=1e-5):
+    for values, wanted in zip(found, expected):
+        assert values.keys() == wanted.keys()
+        for name in wanted:
+            torch.testing.assert_close(values[name], wanted[name], rtol=tolerance,
+                                       atol=tolerance * float(wanted[name].abs().max()) + 1e-7, msg=name)
+
+
+RECIPES = ['sdm+mlm+id', 'sdm+mlm+id+cmt', 'sdm+id+amm+detail', 'sdm+mae+id+tri', 'sdm+itc+aux']
+
+
+@pytest.mark.parametrize('loss_names', RECIPES)
+def test_checkpointing_blocks_changes_nothing(archive, loss_names):
+    batch = small_batch()
+    plain, frugal = (small_model(archive, loss_names, grad_checkpoint=on).train() for on in (False, True))
+    frugal.load_state_dict(plain.state_dict())
+    assert_close(losses_and_gradients(frugal, batch), losses_and_gradients(plain, batch))
+
+
+def kept_bytes(model, batch):
+    """Bytes that a forward pass keeps for the gradient, parameters aside."""
+    kept, own = {}, {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        total = total_loss(model(batch))
+    assert total.requires_grad
+    return sum(kept.values())
+
+
+def test_checkpointing_keeps_less(archive):
+    batch = small_batch()
+    plain, frugal = (kept_bytes(small_model(archive, 'sdm+mlm+id', grad_checkpoint=on), batch) for on in (False, True))
+    assert frugal < plain / 2
+
+
+def test_scores_at_masked_positions_alone(archive):
+    model, batch = small_model(archive, 'sdm+mlm'), small_batch()
+    shapes = []
+    model.mlm_head.register_forward_hook(lambda module, inputs, output: shapes.append(output.shape))
+    expected = losses_and_gradients(model, batch)
+    assert_close(losses_and_gradients(model, model.prepare(batch)), expected)
+    assert shapes == [(6, 512)] * 2
+    assert set(model.prepare(batch)) - set(batch) == {'mlm_places'}
+
+
+@pytest.mark.parametrize('optimizer', ['Adam', 'AdamW', 'SGD'])
+def test_fused_groups_step_as_one_group_a_parameter(archive, optimizer):
+    fused, plain = (small_model(archive, 'sdm+mlm+id') for _ in range(2))
+    args = options(loss_names='sdm+mlm+id', optimizer=optimizer, lr=1e-3)
+    ours = build_optimizer(args, fused)
+    assert len(ours.param_groups) < 10 and all(group['fused'] for group in ours.param_groups)
+    groups = [{'params': [parameter], 'lr': lr, 'weight_decay': decay} for name, parameter in plain.named_parameters()
+              for lr, decay in [parameter_settings(name, args)]]
+    settings = {'Adam': {'eps': 1e-3}, 'AdamW': {'eps': 1e-8}, 'SGD': {'momentum': 0.9}}[optimizer]
+    released = getattr(torch.optim, optimizer)(groups, foreach=False, fused=False, **settings)
+    for _ in range(3):
+        for one, other in zip(fused.parameters(), plain.parameters()):
+            one.grad = torch.randn_like(one)
+            other.grad = one.grad.clone()
+        ours.step()
+        released.step()
+    for one, other in zip(fused.parameters(), plain.parameters()):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.skipif(shutil.which('g++') is None, reason='needs a C++ compiler')
+@pytest.mark.parametrize('grad_checkpoint', [False, True])
+def test_compiled_blocks_compute_the_same_and_once_for_all_lengths(archive, grad_checkpoint):
+    from torch._dynamo.utils import counters
+    torch._dynamo.reset()
+    plain = small_model(archive, 'sdm+id').train()
+    compiled = small_model(archive, 'sdm+id', compile=True, grad_checkpoint=grad_checkpoint).train()
+    assert compiled.state_dict().keys() == plain.state_dict().keys()
+    compiled.load_state_dict(plain.state_dict())
+    graphs = []
+    for length in (8, 16, 12, 20):
+        batch = small_batch()
+        batch['caption_ids'] = torch.cat([batch['caption_ids'][:, :length - 1].clamp(max=500), torch.full((6, 1), 511)], dim=1)
+        assert_close(losses_and_gradients(compiled, batch), losses_and_gradients(plain, batch), tolerance=1e-4)
+        graphs.append(counters['stats']['unique_graphs'])
+    assert graphs[0] == graphs[-1] > 0
+    assert counters['stats'].get('unique_graphs') and not counters['graph_break']
+    torch._dynamo.reset()
+
+
+def test_without_a_compiler_one_sentence(archive, monkeypatch):
+    from utils.errors import UserError
+
+    def missing(*_, **__):
+        raise RuntimeError('no compiler\nat all')
+    monkeypatch.setattr(torch, 'compile', missing)
+    with pytest.raises(UserError, match=r'--compile: PyTorch cannot compile here \(no compiler\); leave it out'):
+        small_model(archive, 'sdm', compile=True)
+
+
+def test_what_a_resnet_keeps_whole():
+    """Its image side has no transformer blocks; --grad_checkpoint is for the captions there."""
+    settings = dict(loss_names='sdm', pretrain_choice='scratch:RN50', img_size=(64, 32))
+    model = build_model(options(grad_checkpoint=True, **settings), 5).train()
+    batch = {'pids': torch.arange(3), 'images': torch.randn(3, 3, 64, 32), 'caption_ids': torch.tensor([[49406, 7, 49407, 0]] * 3)}
+    total_loss(model(batch)).backward()
+    assert model.base_model.transformer.grad_checkpoint
+    assert all(parameter.grad is not None for parameter in model.base_model.transformer.parameters())

@@ -1,0 +1,65 @@
+"""From the image cache's uint8 images to the model's input, a whole batch at once and on the device that holds it."""
+import functools
+
+import torch
+import torch.nn.functional as F
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)   # of CLIP's training images
+STD = (0.26862954, 0.26130258, 0.27577711)
+PADDING = 10   # black pixels around an image before it is cropped
+
+
+@functools.lru_cache(maxsize=None)
+def constants(device):
+    """CLIP's mean and deviation, [3, 1, 1] each. Made once for a device: a copy to it waits for it."""
+    return tuple(torch.tensor(values, device=device).view(3, 1, 1) for values in (MEAN, STD))
+
+
+def finish(images, views=None):
+    """What :func:`datasets.transforms.build_transforms` does behind the resizing, on the CPU to the same bits.
+
+    Nothing here reads a value back to the host, so a GPU is not waited for.
+
+    Args:
+        images: uint8 [B, 3, H, W].
+        views: the samples' own draws, whole numbers [B, 7] of :func:`datasets.transforms.draw_view`; None: as they are.
+
+    Returns:
+        float32 [B, 3, H, W] on the images' device, with CLIP's mean and deviation.
+    """
+    mean, std = constants(images.device)
+    if views is None:
+        return normalised(images, mean, std)
+    flip, top, left, *rectangle = views.long().unbind(1)                     # [B] each
+    return erased(normalised(cropped(images, flip, top, left), mean, std), *rectangle, mean)
+
+
+def normalised(images, mean, std):
+    return images.float().div_(255).sub_(mean).div_(std)
+
+
+def cropped(images, flip, top, left):
+    """uint8 [B, 3, H, W], some of them mirrored, and each moved within its black border."""
+    height, width = images.shape[2:]
+    padded = F.pad(images, (PADDING,) * 4)                                   # [B, 3, H + 20, W + 20]
+    rows = span(top, height)                                                 # [B, H]
+    columns = span(left, width)                                              # [B, W]
+    columns = torch.where(flip[:, None] != 0, padded.shape[3] - 1 - columns, columns)
+    places = rows[:, :, None] * padded.shape[3] + columns[:, None, :]        # [B, H, W]
+    places = places.flatten(1)[:, None].expand(-1, 3, -1)                    # [B, 3, H W]
+    return padded.flatten(2).gather(2, places).view_as(images)
+
+
+def erased(pixels, top, left, height, width, mean):
+    """float32 [B, 3, H, W] with a rectangle of each image filled in place; the released code fills it with the mean's numbers
+    although the pixels are normalised."""
+    rows, columns = (torch.arange(size, device=pixels.device) for size in pixels.shape[2:])
+    rows = (rows >= top[:, None]) & (rows < (top + height)[:, None])         # [B, H]
+    columns = (columns >= left[:, None]) & (columns < (left + width)[:, None])   # [B, W]
+    inside = rows[:, None, :, None] & columns[:, None, None, :]              # [B, 1, H, W]
+    return torch.where(inside, mean, pixels, out=pixels)
+
+
+def span(start, size):
+    """[B] -> [B, size]: start, start + 1, ..."""
+    return start[:, None] + torch.arange(size, device=start.device)
