@@ -11,6 +11,7 @@ from torch.utils.data import Dataset, default_collate
 
 from datasets.attributes import annotate_all, load_tagger
 from datasets.masking import keep_naming, mask_tokens, noun_chances
+from datasets.transforms import draw_view
 from utils.errors import UserError, unknown
 from utils.iotools import read_image, read_json
 from utils.seeding import derive_seed
@@ -247,15 +248,18 @@ def tokenize_all(captions, text_length, truncate=True):
 
 
 class ImageDataset(Dataset):
-    """A gallery: ``dataset[i]`` is ``(pid, image)``."""
+    """A gallery: ``dataset[i]`` is ``(pid, image)``, out of a ``store`` (:class:`datasets.image_cache.ImageStore`) as it is kept
+    there, uint8 [3, H, W]."""
 
-    def __init__(self, image_pids, img_paths, transform=None):
-        self.image_pids, self.img_paths, self.transform = image_pids, img_paths, transform
+    def __init__(self, image_pids, img_paths, transform=None, store=None):
+        self.image_pids, self.img_paths, self.transform, self.store = image_pids, img_paths, transform, store
 
     def __len__(self):
         return len(self.image_pids)
 
     def __getitem__(self, index):
+        if self.store is not None:
+            return self.image_pids[index], self.store[self.img_paths[index]]
         image = read_image(self.img_paths[index])
         return self.image_pids[index], self.transform(image) if self.transform else image
 
@@ -293,6 +297,9 @@ class ImageTextDataset(Dataset):
         caption_filter: the chance of a caption to be cut down to its nouns, adjectives and pronouns, out of what the text
             length leaves of it and before it is masked (SEN).
         skip_broken: a sample whose image cannot be read becomes ``{'skipped': path}`` for :func:`collate` to leave out.
+        store: a :class:`datasets.image_cache.ImageStore` to take the images from, instead of reading and transforming them:
+            ``images`` are uint8 [3, H, W] then, and ``views`` is what :func:`utils.views.finish` is to do with them.
+        img_aug: what ``views`` are drawn for: see :func:`datasets.transforms.build_transforms`.
 
     Raises:
         UserError: an unknown field; at indexing, an image that cannot be read.
@@ -300,7 +307,7 @@ class ImageTextDataset(Dataset):
 
     def __init__(self, dataset, transform=None, text_length=77, truncate=True, fields=(), caption_masking='clean',
                  masked_token_rate=0.8, masked_token_unchanged_rate=0.1, skip_broken=False, attribute_tagger='textblob',
-                 mlm_masking='random', caption_filter=0.0):
+                 mlm_masking='random', caption_filter=0.0, store=None, img_aug=False):
         for field in fields:
             if field not in FIELDS:
                 raise unknown('batch field, asked for by a head and made by no dataset:', field, FIELDS)
@@ -309,6 +316,7 @@ class ImageTextDataset(Dataset):
         if mlm_masking not in ('random', 'attention', 'noun'):
             raise unknown('mlm masking', mlm_masking, ('random', 'attention', 'noun'))
         self.dataset, self.transform, self.skip_broken = dataset, transform, skip_broken
+        self.store, self.img_aug = store, img_aug
         self.fields, self.inplace = set(fields), caption_masking == 'inplace'
         if 'mlm_labels' in self.fields and not self.inplace:
             self.fields.add('mlm_ids')
@@ -328,13 +336,18 @@ class ImageTextDataset(Dataset):
         index, seed = key if isinstance(key, tuple) else (key, derive_seed(key))
         pid, image_id, path, _ = self.dataset[index]
         try:
-            image = read_image(path)
+            image = self.image_fields(path, seed)
         except UserError:
             if not self.skip_broken:
                 raise
             return {'skipped': path}
-        return {'pids': pid, 'image_ids': image_id, 'images': self.view(image, seed),
-                **self.text_fields(index, random.Random(seed))}
+        return {'pids': pid, 'image_ids': image_id, **image, **self.text_fields(index, random.Random(seed))}
+
+    def image_fields(self, path, seed):
+        """What a sample carries of its image."""
+        if self.store is None:
+            return {'images': self.view(read_image(path), seed)}
+        return {'images': self.store[path], 'views': draw_view(self.store.img_size, self.img_aug, seed)}
 
     def view(self, image, seed):
         """The transformed image; torch's global generator is as it was afterwards."""

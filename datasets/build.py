@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 from datasets.bases import SPLITS, ImageDataset, ImageTextDataset, TextDataset, collate, first_captions
 from datasets.cuhkpedes import CUHKPEDES, SynthPedes
 from datasets.icfgpedes import ICFGPEDES
+from datasets.image_cache import open_store
 from datasets.rstpreid import RSTPReid
 from datasets.sampler import build_batch_sampler
 from datasets.transforms import build_transforms
@@ -39,10 +40,12 @@ def build_dataloader(args):
         ``(test_img_loader, test_txt_loader, num_classes)``. The training loader iterates dicts
         (:class:`datasets.bases.ImageTextDataset`); its ``batch_sampler.set_epoch(epoch, first_step)`` chooses what
         comes next. The others iterate ``(pids [B], images [B, 3, H, W])`` and ``(pids [B], caption_ids [B, L])`` in the
-        annotation's order. A test needs no training entries; without them ``num_classes`` is 0.
+        annotation's order. A test needs no training entries; without them ``num_classes`` is 0. With ``args.image_cache``,
+        images are uint8, for :func:`utils.views.finish`.
 
     Raises:
-        UserError: an unknown dataset or sampler, data that isn't whole, an empty split, a batch that doesn't fit.
+        UserError: an unknown dataset or sampler, data that isn't whole, an empty split, a batch that doesn't fit, an image cache
+            that cannot be made.
     """
     used = ('train', args.val_dataset) if args.training else ('test',)
     dataset = build_dataset(args.dataset_name, args.root_dir, splits=used, skip_broken=args.skip_broken)
@@ -54,16 +57,19 @@ def build_dataloader(args):
     if not samples:
         raise empty(dataset, 'train')
     evaluation = evaluation_loaders(args, dataset, args.val_dataset, args.batch_size)
-    return (training_loader(args, samples), *evaluation, len(pids))
+    # of all training images, however many --limit_train leaves
+    store = image_store(args, dataset, 'train', [sample[2] for sample in dataset.train], args.skip_broken)
+    return (training_loader(args, samples, store), *evaluation, len(pids))
 
 
-def training_loader(args, samples):
+def training_loader(args, samples, store=None):
     pairs = ImageTextDataset(
         samples, build_transforms(args.img_size, args.img_aug, is_train=True), args.text_length,
         fields=getattr(args, 'batch_fields', ()), caption_masking=args.caption_masking,
         masked_token_rate=args.masked_token_rate, masked_token_unchanged_rate=args.masked_token_unchanged_rate,
         skip_broken=args.skip_broken, attribute_tagger=getattr(args, 'attribute_tagger', 'textblob'),
-        mlm_masking=getattr(args, 'mlm_masking', 'random'), caption_filter=getattr(args, 'caption_filter', 0.0))
+        mlm_masking=getattr(args, 'mlm_masking', 'random'), caption_filter=getattr(args, 'caption_filter', 0.0),
+        store=store, img_aug=args.img_aug)
     sampler = build_batch_sampler(args, [sample[0] for sample in samples])
     return DataLoader(pairs, batch_sampler=sampler, collate_fn=collate, **reading(args))
 
@@ -75,11 +81,21 @@ def evaluation_loaders(args, dataset, split, batch_size):
     content = getattr(dataset, split)
     if not content['captions']:
         raise empty(dataset, split)
-    images = ImageDataset(content['image_pids'], content['img_paths'], build_transforms(args.img_size, is_train=False))
+    images = ImageDataset(content['image_pids'], content['img_paths'], build_transforms(args.img_size, is_train=False),
+                          image_store(args, dataset, split, content['img_paths']))
     captions = TextDataset(content['caption_pids'], content['captions'], args.text_length)
     # captions are tokenised already: workers would only carry them around
     return (DataLoader(images, batch_size, **reading(args)),
             DataLoader(captions, batch_size, generator=torch.Generator()))
+
+
+def image_store(args, dataset, split, paths, skip_broken=False):
+    """The split's images in the folder of ``--image_cache``; None without it."""
+    folder = getattr(args, 'image_cache', '')
+    if not folder:
+        return None
+    folder = os.path.join(dataset.dataset_dir, 'image_cache') if folder == 'auto' else folder
+    return open_store(folder, f'{dataset.name}_{split}', paths, dataset.img_dir, args.img_size, workers(args), skip_broken)
 
 
 def empty(dataset, split):
@@ -87,13 +103,18 @@ def empty(dataset, split):
     return UserError(f"{dataset.anno_path} has no entries in the split '{split}'{hint}")
 
 
+def workers(args):
+    """``--num_workers``, but no more than there are cores: they would only wait for each other."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    return min(args.num_workers, cores)
+
+
 def reading(args):
     """How a loader reads: settings of ``DataLoader`` that don't change what it yields."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    workers = min(args.num_workers, cores)  # more would only wait for each other
+    count = workers(args)
     pin = torch.cuda.is_available() and not str(getattr(args, 'device', 'auto')).startswith('cpu')
     # an own generator, for the loader draws a number from the global one each epoch
-    return {'num_workers': workers, 'persistent_workers': workers > 0, 'pin_memory': pin,
+    return {'num_workers': count, 'persistent_workers': count > 0, 'pin_memory': pin,
             'worker_init_fn': start_worker, 'generator': torch.Generator()}
 
 

@@ -62,7 +62,7 @@ class RetrievalModel(nn.Module):
         self.refines = any(type(head).refine is not Head.refine for head in self.heads)
         self.reads_padding = self.refines or self.masks_in_place or bool(
             self.needs & {'text_tokens', 'masked_text_tokens', 'text_attention'})
-        if args.micro_batch:
+        if args.micro_batch and args.training:
             self._refuse_pieces()
         for part in self.modules():
             if isinstance(part, Transformer):
@@ -256,7 +256,7 @@ def build_model(args, num_classes, state_dict=None):
     else:
         clip = empty_clip(shape_named(args.pretrain_choice, args.trust_archive), args.img_size, args.stride_size, args.text_length)
     model = RetrievalModel(args, num_classes, clip)
-    if args.compile:
+    if args.compile and args.training:
         compile_blocks(model, pick_device(args.device))
     if state_dict is not None:
         from utils.checkpoint import load_weights

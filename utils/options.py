@@ -451,6 +451,7 @@ def parse_test_options(parser, argv=None):
     for name, value in vars(given).items():
         if value is not None or not hasattr(args, name):
             setattr(args, name, value)
+    args.image_cache = given.image_cache or ''   # a folder of the machine that trained need not be on this one
     args.checkpoint = given.checkpoint or find_checkpoint(given.config_file, args.output_dir)
     return args
 

@@ -1,0 +1,448 @@
+import errno
+import json
+import logging
+import multiprocessing
+import os
+import pickle
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from collections import namedtuple
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import transforms as T
+
+import datasets.image_cache
+from datasets import build_dataloader
+from datasets.image_cache import open_store
+from datasets.transforms import build_transforms
+from tests.support import options
+from utils.errors import UserError
+from utils.iotools import read_image
+from utils.views import finish
+
+SIZE = (24, 8)
+
+
+@pytest.fixture
+def log(caplog):
+    """A function that gives what was logged since it was last called."""
+    caplog.set_level(logging.INFO, 'Pedestal.dataset')
+
+    def lines():
+        text = caplog.text
+        caplog.clear()
+        return text
+    return lines
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Paths of five noisy images below imgs/, of several shapes and kinds."""
+    folder = tmp_path / 'imgs' / 'cam'
+    folder.mkdir(parents=True)
+    rng = np.random.RandomState(0)
+    for number, (height, width) in enumerate([(40, 16), (24, 8), (10, 30), (60, 21), (25, 9)]):
+        image = Image.fromarray(rng.randint(0, 256, (height, width, 3), dtype=np.uint8))
+        image.convert('L' if number == 3 else 'RGB').save(folder / f'{number}.png')
+    return [str(folder / f'{number}.png') for number in (3, 0, 4, 1, 2)]
+
+
+@pytest.fixture
+def store_of(images, tmp_path):
+    """open_store with these images and some arguments changed."""
+    def open_with(**changes):
+        settings = dict(folder=str(tmp_path / 'cache'), name='synthpedes_train', paths=images, root=str(tmp_path / 'imgs'), img_size=SIZE,
+                        workers=2)
+        return open_store(**{**settings, **changes})
+    return open_with
+
+
+def listing(tmp_path):
+    return sorted(os.listdir(tmp_path / 'cache')) if (tmp_path / 'cache').exists() else []
+
+
+def expected(path, size=SIZE):
+    """uint8 [3, H, W]: the first step of the pipeline."""
+    resize = build_transforms(size, is_train=False).transforms[0]
+    assert isinstance(resize, T.Resize)
+    return torch.from_numpy(np.array(resize(read_image(path)))).permute(2, 0, 1)
+
+
+def holds(store, paths):
+    return all(torch.equal(store[path], expected(path, store.img_size)) for path in paths)
+
+
+def spoil(path):
+    """Make an image unreadable without a change of its size or time; returns a function that puts it right."""
+    with open(path, 'rb') as file:
+        content = file.read()
+    status = os.stat(path)
+
+    def write(content):
+        with open(path, 'wb') as file:
+            file.write(content)
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    write(bytes(len(content)))
+    return lambda: write(content)
+
+
+def no_reading(monkeypatch):
+    def read(path):
+        raise AssertionError(f'{path} was read')
+    monkeypatch.setattr(datasets.image_cache, 'read_image', read)
+
+
+# -- the store -----------------------------------------------------------------------------------------------------------
+
+@pytest.mark.filterwarnings('error')
+def test_images_are_the_pipelines_resized_ones(store_of, images):
+    store = store_of()
+    for path in images:
+        image = store[path]
+        assert image.dtype == torch.uint8 and torch.equal(image, expected(path))
+        assert torch.equal(finish(image[None])[0], build_transforms(SIZE, is_train=False)(read_image(path)))
+        image.zero_()   # a copy, which changes nothing
+    assert holds(store, images) and store.img_size == SIZE
+
+
+def test_one_file_with_each_image_once(store_of, images, tmp_path, log):
+    store_of(paths=images + images[:2])
+    name, = listing(tmp_path)
+    assert name.startswith('synthpedes_train_24x8_') and name.endswith('.npy') and len(name) == len('synthpedes_train_24x8_.npy') + 16
+    content = np.load(tmp_path / 'cache' / name, allow_pickle=False)
+    assert content.shape == (5, 3, 24, 8) and content.dtype == np.uint8
+    assert all(np.array_equal(row, expected(path)) for row, path in zip(content, sorted(images)))
+    assert f'image cache {tmp_path}/cache/{name}: 5 images of 24x8, 0.0 MB' in log()
+
+
+def test_images_are_decoded_once(store_of, images, tmp_path, monkeypatch, log):
+    store_of()
+    log()
+    content = [expected(path) for path in images]
+    no_reading(monkeypatch)
+    store = store_of()
+    assert all(torch.equal(store[path], image) for path, image in zip(images, content))
+    assert f'image cache {store.file} is used: 5 images of 24x8, 0.0 MB' in log()
+
+
+def test_other_processes_get_the_files_name(images, store_of):
+    store = store_of(img_size=(256, 128))
+    sent = pickle.dumps(store)
+    assert len(sent) < 3000
+    assert holds(pickle.loads(sent), images)
+    assert holds(store, images)
+
+
+def test_size_in_words(tmp_path, log, monkeypatch):
+    monkeypatch.setattr(shutil, 'disk_usage', lambda folder: namedtuple('Usage', 'free')(5.2e9))
+    with pytest.raises(UserError, match='^the image cache needs 5.0 GB and 250.0 MB to spare, and .*cache has 5.2 GB: choose another '
+                                        'folder with --image_cache <folder>$'):
+        open_store(f'{tmp_path}/cache', 'CUHK-PEDES_train', [f'{tmp_path}/{n}.jpg' for n in range(34054)], str(tmp_path), (384, 128))
+    assert ': 34,054 images of 384x128, 5.0 GB' in log()
+    assert listing(tmp_path) == []
+
+
+# -- when it is made anew ------------------------------------------------------------------------------------------------
+
+def touch(paths):
+    os.utime(paths[0], ns=(1, 1))
+    return paths
+
+
+def replace(paths):
+    status = os.stat(paths[0])
+    Image.new('RGB', (100, 100), 'red').save(paths[0])
+    os.utime(paths[0], ns=(status.st_atime_ns, status.st_mtime_ns))   # another size alone is enough
+    return paths
+
+
+def rename(paths):
+    other = paths[0].replace('3.png', '5.png')
+    os.rename(paths[0], other)   # keeps size and time
+    return [other] + paths[1:]
+
+
+@pytest.mark.parametrize('change', [touch, replace, rename, lambda paths: paths[1:]])
+def test_changed_images_are_noticed(store_of, images, tmp_path, log, change):
+    old = store_of()
+    assert 'changed since' not in log()
+    paths = change(images)
+    new = store_of(paths=paths)
+    assert new.file != old.file and holds(new, paths)
+    assert len(listing(tmp_path)) == 2   # nothing is deleted without being asked
+    assert f'the images have changed since {old.file} was made (0.0 MB)' in log()
+
+
+def test_other_sizes_and_splits_are_kept_side_by_side(store_of, images, tmp_path, log):
+    for settings in (dict(), dict(img_size=(8, 24)), dict(name='synthpedes_test'), dict(img_size=[12, 8])):
+        assert holds(store_of(**settings), images)
+    assert len(listing(tmp_path)) == 4 and 'changed since' not in log()
+
+
+def test_a_dataset_that_moved_is_the_same(store_of, images, tmp_path, monkeypatch):
+    file = store_of().file
+    shutil.copytree(tmp_path / 'imgs', tmp_path / 'moved')   # keeps times
+    no_reading(monkeypatch)
+    moved = [path.replace('/imgs/', '/moved/') for path in images]
+    store = store_of(paths=moved, root=str(tmp_path / 'moved'))
+    assert store.file == file and torch.equal(store[moved[1]], expected(images[1]))
+
+
+def cut(path):
+    os.truncate(path, os.path.getsize(path) - 1)
+
+
+def cut_short(path):
+    os.truncate(path, 20)
+
+
+def lengthen(path):
+    with open(path, 'ab') as file:
+        file.write(b'\0')
+
+
+def empty(path):
+    os.truncate(path, 0)
+
+
+def saved(content, **settings):
+    def damage(path):
+        np.save(path, content, **settings)
+    return damage
+
+
+@pytest.mark.parametrize('damage', [
+    cut, cut_short, lengthen, empty, saved(np.zeros((5, 3, 24, 8), np.int8)), saved(np.zeros((4, 3, 24, 8), np.uint8)),
+    saved(np.zeros((5, 3, 24, 8), np.uint8, order='F')), saved(np.array([print] * 5, object), allow_pickle=True)])
+def test_a_damaged_file_is_made_anew(store_of, images, tmp_path, log, damage):
+    file = store_of().file
+    damage(file)
+    store = store_of()
+    assert store.file == file and holds(store, images) and listing(tmp_path) == [os.path.basename(file)]
+    text = log()
+    assert f'image cache {file} ' in text and '; it is made anew' in text
+
+
+# -- nothing is left half made -------------------------------------------------------------------------------------------
+
+def test_a_full_disk(store_of, tmp_path, monkeypatch):
+    def full(*given):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr(os, 'posix_fallocate', full, raising=False)
+    with pytest.raises(UserError, match=f'^cannot write the image cache into {tmp_path}/cache: No space left on device; choose another '
+                                        'folder with --image_cache <folder>$'):
+        store_of()
+    assert listing(tmp_path) == []
+
+
+def test_a_folder_that_cannot_be_made(store_of, tmp_path):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(UserError, match=f'^cannot write the image cache into {tmp_path}/file/x: Not a directory; choose another folder'):
+        store_of(folder=f'{tmp_path}/file/x')
+
+
+@pytest.mark.parametrize('error', [KeyboardInterrupt, SystemExit, RuntimeError])
+def test_an_interruption(store_of, images, tmp_path, monkeypatch, error):
+    def read(path):
+        if path == sorted(images)[3]:
+            raise error
+        return read_image(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(datasets.image_cache, 'read_image', read)
+        with pytest.raises(error):
+            store_of()
+    assert listing(tmp_path) == []
+    assert holds(store_of(), images)
+
+
+def test_the_file_is_on_the_disk_before_it_gets_its_name(store_of, monkeypatch):
+    events, sync, move = [], os.fsync, os.replace
+    monkeypatch.setattr(os, 'fsync', lambda number: events.append(os.fstat(number).st_size) or sync(number))
+    monkeypatch.setattr(os, 'replace', lambda old, new: events.append(new) or move(old, new))
+    store = store_of()
+    assert events == [os.path.getsize(store.file), store.file]
+
+
+@pytest.fixture
+def ended():
+    """The number of a process that is no more."""
+    process = subprocess.Popen([sys.executable, '-c', ''])
+    process.wait()
+    return process.pid
+
+
+def test_what_killed_processes_left_is_removed(store_of, tmp_path, ended):
+    (tmp_path / 'cache').mkdir()
+    host, kept = socket.gethostname(), [f'x.npy.elsewhere.{ended}.tmp', f'x.npy.{socket.gethostname()}.{os.getppid()}.tmp', 'notes.tmp']
+    for name in (f'x.npy.{host}.{ended}.tmp', f'x.npy.{host}.{os.getpid()}.tmp', *kept):
+        (tmp_path / 'cache' / name).write_text('half')
+    file = store_of().file
+    assert listing(tmp_path) == sorted([os.path.basename(file), *kept])
+
+
+def test_two_processes_at_once(store_of, images, tmp_path, monkeypatch):
+    context = multiprocessing.get_context('fork')
+    both, results = context.Barrier(2), context.Queue()
+
+    def make():
+        meet = threading.Lock()   # the first image that a process reads waits for the other process's first
+
+        def read(path):
+            if meet.acquire(blocking=False):
+                both.wait(20)
+            return read_image(path)
+        monkeypatch.setattr(datasets.image_cache, 'read_image', read)
+        results.put(holds(store_of(), images))
+    processes = [context.Process(target=make) for _ in range(2)]
+    for process in processes:
+        process.start()
+    assert [results.get(timeout=30) for _ in processes] == [True, True]
+    for process in processes:
+        process.join()
+    assert len(listing(tmp_path)) == 1 and holds(store_of(), images)
+
+
+# -- broken images -------------------------------------------------------------------------------------------------------
+
+def test_a_broken_image_is_named_and_leaves_nothing(store_of, images, tmp_path):
+    spoil(images[2])
+    with pytest.raises(UserError, match=f'^{images[2]} is not an image$'):
+        store_of()
+    assert listing(tmp_path) == []
+
+
+def test_broken_images_may_be_left_out(store_of, images, tmp_path, log):
+    mend = spoil(images[2])
+    os.remove(images[0])
+    for store in (store_of(skip_broken=True), store_of(skip_broken=True)):   # the one that made it and one that found it
+        assert holds(store, [images[1], images[3], images[4]])
+        for path in (images[0], images[2]):
+            with pytest.raises(UserError, match=f'^image {path} could not be read when the image cache {store.file} was made$'):
+                store[path]
+    text = log()
+    assert f'left out: {images[2]} is not an image' in text and f'left out: no image {images[0]}' in text
+    assert '2 images could not be read when it was made; they are left out' in text
+    assert json.loads((tmp_path / 'cache' / os.path.basename(store.file.replace('.npy', '.broken.json'))).read_text()) == [3, 4]
+    with pytest.raises(UserError, match=f'^no image {images[0]}$'):   # the first of them
+        store_of()
+    mend()
+    store = store_of(paths=images[1:], skip_broken=True)
+    assert not store.broken and holds(store, images[1:])
+
+
+def test_images_that_can_be_read_again(store_of, images, tmp_path, log):
+    mend = spoil(images[2])
+    file = store_of(skip_broken=True).file
+    assert len(listing(tmp_path)) == 2
+    mend()
+    store = store_of()
+    assert store.file == file and holds(store, images) and len(listing(tmp_path)) == 1
+    assert f'image cache {file} lacks images that can be read now; it is made anew' in log()
+
+
+@pytest.mark.parametrize('content', ['[9]', '[-1]', '{"2": 1}', '[2', '["2"]'])
+def test_a_damaged_record_of_broken_images(store_of, images, content, log):
+    file = store_of().file
+    with open(file.replace('.npy', '.broken.json'), 'w') as record:
+        record.write(content)
+    assert holds(store_of(), images) and 'broken.json is ' in log()
+
+
+# -- loaders -------------------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def args(make_dataset, tmp_path):
+    """Options for a tiny dataset that is there."""
+    make_dataset()
+
+    def with_changes(**changes):
+        settings = dict(root_dir=str(tmp_path), img_size=(48, 16), batch_size=6, test_batch_size=3, num_workers=0, img_aug=True,
+                        loss_names='sdm+mlm', text_length=32)
+        return options(**{**settings, **changes})
+    return with_changes
+
+
+def epoch(loader, number=1):
+    loader.batch_sampler.set_epoch(number)
+    return list(loader)
+
+
+def close(loader):
+    if loader.num_workers:   # left to the garbage collector they are waited for, 5 s each
+        loader._iterator._shutdown_workers()
+
+
+@pytest.fixture
+def many_cores(monkeypatch):
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda process: range(8), raising=False)
+
+
+@pytest.mark.parametrize('img_aug', [True, False])
+@pytest.mark.parametrize('workers', [0, 2])
+def test_training_batches_are_those_without_a_cache(args, img_aug, workers, many_cores):
+    plain = build_dataloader(args(img_aug=img_aug))[0]
+    cached = build_dataloader(args(img_aug=img_aug, num_workers=workers, image_cache='auto'))[0]
+    for number in (1, 2):
+        for one, other in zip(epoch(plain, number), epoch(cached, number), strict=True):
+            assert other['images'].dtype == torch.uint8 and other['views'].dtype == torch.int32
+            assert set(other) == set(one) | {'views'}
+            assert torch.equal(finish(other['images'], other.pop('views')), one.pop('images'))
+            assert all(torch.equal(one[name], other[name]) for name in one)
+    close(cached)
+
+
+def test_each_sample_of_a_batch_has_its_own_view(args):
+    batch, = epoch(build_dataloader(args(image_cache='auto', batch_size=16))[0])
+    assert len(batch['views'].unique(dim=0)) == 16
+    assert len(batch['image_ids'].unique()) == 8   # the two captions of an image, too
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_evaluation_batches_are_those_without_a_cache(args, workers, many_cores):
+    plain = build_dataloader(args(training=False))[0]
+    cached = build_dataloader(args(training=False, num_workers=workers, image_cache='auto'))[0]
+    for (pids, images), (other_pids, stored) in zip(plain, cached, strict=True):
+        assert torch.equal(pids, other_pids) and stored.dtype == torch.uint8 and torch.equal(images, finish(stored))
+    close(cached)
+
+
+def test_where_caches_lie(args, tmp_path):
+    build_dataloader(args(image_cache='auto', val_dataset='val'))
+    names = [name.rsplit('_', 1)[0] for name in sorted(os.listdir(tmp_path / 'CUHK-PEDES' / 'image_cache'))]
+    assert names == ['CUHK-PEDES_train_48x16', 'CUHK-PEDES_val_48x16']
+    build_dataloader(args(image_cache=f'{tmp_path}/else/where', training=False))
+    assert [name.rsplit('_', 1)[0] for name in os.listdir(tmp_path / 'else' / 'where')] == ['CUHK-PEDES_test_48x16']
+
+
+def test_a_cache_does_not_depend_on_limit_train(args, tmp_path, monkeypatch):
+    one = build_dataloader(args(image_cache='auto', limit_train=6))[0]
+    no_reading(monkeypatch)
+    other = build_dataloader(args(image_cache='auto'))[0]
+    assert one.dataset.store.file == other.dataset.store.file
+    assert len(epoch(other)) == 3
+
+
+def test_broken_images_are_skipped_as_without_a_cache(args):
+    paths = [build_dataloader(args())[0].dataset.dataset[index][2] for index in (0, 9)]
+    for path in paths:
+        os.truncate(path, 200)
+    with pytest.raises(UserError, match=f'^image {paths[0]} cannot be read'):
+        build_dataloader(args(image_cache='auto'))
+    plain = build_dataloader(args(skip_broken=True))[0]
+    cached = build_dataloader(args(skip_broken=True, image_cache='auto'))[0]
+    for one, other in zip(epoch(plain), epoch(cached), strict=True):
+        assert one.get('skipped') == other.get('skipped')
+        assert torch.equal(one['images'], finish(other['images'], other['views']))
+
+
+def test_evaluation_never_leaves_out(args):
+    path = build_dataloader(args(training=False))[0].dataset.img_paths[1]
+    os.truncate(path, 200)
+    with pytest.raises(UserError, match=path):
+        build_dataloader(args(training=False, skip_broken=True, image_cache='auto'))
