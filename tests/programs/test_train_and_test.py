@@ -66,6 +66,31 @@ def test_losses_fall(command, run_folder):
     assert [line['epoch'] for line in journal(run_folder(), 'evaluation')] == [6]    # the last epoch is always evaluated
 
 
+@pytest.mark.parametrize('switches', [['--image_cache', 'CACHE'], ['--grad_checkpoint'], ['--micro_batch', '3'],
+                                      ['--image_cache', 'CACHE', '--grad_checkpoint', '--micro_batch', '5']])
+def test_switches_for_speed_and_memory_change_no_result(command, run_folder, tmp_path, switches):
+    switches = [switch.replace('CACHE', str(tmp_path / 'cache')) for switch in switches]
+    train_program.main(command)
+    train_program.main(command + ['--output_dir', str(tmp_path / 'switched')] + switches)
+    plain, switched = run_folder(), run_folder(root=tmp_path / 'switched')
+    for kind in ('epoch', 'evaluation'):
+        for line, expected in zip(journal(switched, kind), journal(plain, kind), strict=True):
+            assert line.keys() == expected.keys()
+            for name, value in expected.items():
+                assert line[name] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-4)), name
+    assert ('--image_cache' in switches) == os.path.exists(tmp_path / 'cache')
+
+
+def test_a_run_goes_on_with_other_switches(command, run_folder, tmp_path):
+    train_program.main(command)
+    train_program.main(command + ['--output_dir', str(tmp_path / 'resumed'), '--num_epoch', '1'])
+    folder = run_folder(root=tmp_path / 'resumed')
+    train_program.main(['--resume', '--resume_ckpt_file', os.path.join(folder, 'last.pth'), '--num_epoch', '2', '--grad_checkpoint',
+                        '--micro_batch', '4', '--image_cache', str(tmp_path / 'cache')])
+    for line, expected in zip(journal(folder, 'epoch'), journal(run_folder(), 'epoch'), strict=True):
+        assert line['loss'] == pytest.approx(expected['loss'], rel=1e-4)    # warming up, whatever the number of epochs
+
+
 @pytest.mark.parametrize('sampler', ['identity', 'idrannum'])
 def test_other_datasets_and_samplers(command, run_folder, sampler):
     train_program.main(command + ['--dataset_name', 'ICFG-PEDES', '--sampler', sampler, '--num_instance', '2', '--num_epoch', '1'])
