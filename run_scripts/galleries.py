@@ -10,14 +10,13 @@ import sys
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
 from prettytable import PrettyTable  # noqa: E402
 
 from datasets import build_dataloader  # noqa: E402
 from datasets.synthpedes import baseline_similarities, galleries, is_synthetic  # noqa: E402
 from processor.report import load_trained  # noqa: E402
 from utils.errors import UserError, run  # noqa: E402
-from utils.metrics import embed, summary  # noqa: E402
+from utils.metrics import embed, retrieval_results, summary  # noqa: E402
 from utils.options import build_test_parser, count, parse_test_options, whole  # noqa: E402
 
 FIGURES = ('R1', 'R5', 'R10', 'mAP', 'mINP')
@@ -36,32 +35,33 @@ def main(argv=None):
         raise UserError(f'{args.galleries} galleries of {args.ids_per_gallery} identities need {args.galleries * args.ids_per_gallery}, '
                         f'and the test split of {args.dataset_name} has {available}')
     model, _ = load_trained(args, num_classes)
-    similarities = {'model': model_similarity(model, img_loader, txt_loader)}
+    q_pids, g_pids = torch.as_tensor(captions.caption_pids), torch.as_tensor(images.image_pids)
+    rankings = {'model': by_model(model, img_loader, txt_loader)}
     if is_synthetic(os.path.join(args.root_dir, args.dataset_name)):
         baselines = baseline_similarities(captions.captions, images.img_paths)
-        similarities.update({f'colour words, {name}': torch.as_tensor(value) for name, value in baselines.items()})
-    q_pids, g_pids = torch.as_tensor(captions.caption_pids), torch.as_tensor(images.image_pids)
+        rankings.update({f'colour words, {name}': by_similarity(torch.as_tensor(value), q_pids, g_pids) for name, value in baselines.items()})
     groups = galleries(sorted(set(g_pids.tolist())), args.galleries, args.ids_per_gallery, args.gallery_seed)
     print(f'{args.galleries} galleries of {args.ids_per_gallery} identities, mean (standard deviation); '
           f'chance: Rank-1 {100 / args.ids_per_gallery:.1f}')
-    print(table({name: in_galleries(similarity, q_pids, g_pids, groups) for name, similarity in similarities.items()}))
+    print(table({name: in_galleries(ranked, q_pids, g_pids, groups) for name, ranked in rankings.items()}))
 
 
-def model_similarity(model, img_loader, txt_loader):
-    """[Q, G] cosine similarities of the whole test split."""
-    queries, _ = embed(model.encode_text, txt_loader, model)
-    gallery, _ = embed(model.encode_image, img_loader, model)
-    return F.normalize(queries, dim=1) @ F.normalize(gallery, dim=1).t()
+def by_model(model, img_loader, txt_loader):
+    """The summary of some of the test split's queries [Q] and gallery [G], both chosen by masks, as the model ranks them."""
+    qfeats, qids = embed(model.encode_text, txt_loader, model)
+    gfeats, gids = embed(model.encode_image, img_loader, model)
+    return lambda queries, gallery: retrieval_results(qfeats[queries], gfeats[gallery], qids[queries], gids[gallery])['t2i']
 
 
-def in_galleries(similarity, q_pids, g_pids, groups):
+def by_similarity(similarity, q_pids, g_pids):
+    """The same by similarities [Q, G]."""
+    return lambda queries, gallery: summary(similarity[queries][:, gallery], q_pids[queries], g_pids[gallery])
+
+
+def in_galleries(ranked, q_pids, g_pids, groups):
     """A summary for each group of identities ranked on its own."""
-    results = []
-    for group in groups:
-        group = torch.as_tensor(list(group))
-        queries, gallery = torch.isin(q_pids, group), torch.isin(g_pids, group)
-        results.append(summary(similarity[queries][:, gallery], q_pids[queries], g_pids[gallery]))
-    return results
+    groups = [torch.as_tensor(list(group)) for group in groups]
+    return [ranked(torch.isin(q_pids, group), torch.isin(g_pids, group)) for group in groups]
 
 
 def table(results):

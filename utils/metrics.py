@@ -1,4 +1,7 @@
 """Retrieval metrics, the evaluation of a model, and the checks that keep its numbers honest."""
+import contextlib
+import functools
+import itertools
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -7,12 +10,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from prettytable import PrettyTable
+from torch.utils.data import DataLoader, SequentialSampler
 
 from utils.errors import UserError
 
 logger = logging.getLogger('Pedestal.eval')
 
-BLOCK = 1 << 22  # similarities that a thread ranks at a time: 16 MiB of float32, and a few times that in between
+SLAB = 1 << 26    # similarities of embeddings that are held at a time: 256 MiB of float32, however large the gallery
+BLOCK = 1 << 20   # similarities that a thread ranks at a time: 4 MiB, which stay in its cache
 
 
 @dataclass
@@ -43,25 +48,82 @@ def rank_relevant(similarity, q_pids, g_pids, max_rank=10):
         max_rank: how many of the best to return as ``top``.
 
     Raises:
-        UserError: a similarity is NaN, or a query has no relevant gallery item.
+        UserError: a similarity is NaN, a query has no relevant gallery item, or numbers don't agree.
     """
     q_pids, g_pids = as_tensor(q_pids), as_tensor(g_pids)
     if similarity.shape != (len(q_pids), len(g_pids)):
         raise UserError(f'similarities of shape {list(similarity.shape)} for {len(q_pids)} queries and {len(g_pids)} gallery items')
+    return rank_slabs(similarity.split(slab_rows(len(g_pids))), q_pids, g_pids, max_rank)
+
+
+@torch.no_grad()
+def rank_embeddings(qfeats, gfeats, q_pids, g_pids, max_rank=10):
+    """:func:`rank_relevant` by cosine similarity, without ever holding all similarities: ``SLAB`` of them at a time.
+
+    Args:
+        qfeats, gfeats: [Q, D] and [G, D] embeddings, normalised or not, on one device; they are compared there, in float32.
+        q_pids, g_pids, max_rank: as for :func:`rank_relevant`.
+
+    Raises:
+        UserError: an embedding is NaN or infinite, a query has no relevant gallery item, or numbers don't agree.
+    """
+    q_pids, g_pids = as_tensor(q_pids), as_tensor(g_pids)
+    if len(qfeats) != len(q_pids) or len(gfeats) != len(g_pids):
+        raise UserError(f'{len(qfeats)} and {len(gfeats)} embeddings for {len(q_pids)} queries and {len(g_pids)} gallery items')
+    with full_precision():
+        return rank_slabs(cosine_slabs(qfeats.float(), gfeats.float()), q_pids, g_pids, max_rank)
+
+
+def cosine_slabs(qfeats, gfeats):
+    """Yields cosine similarities [q, G], of as many queries at a time as ``SLAB`` allows, each time in the same memory."""
+    norms = gfeats.norm(dim=1).clamp(min=1e-12)                                       # [G]; the gallery is not copied to normalise it
+    rows = slab_rows(len(gfeats))
+    slab = gfeats.new_empty(min(rows, len(qfeats)), len(gfeats))
+    for queries in qfeats.split(rows):
+        yield torch.mm(F.normalize(queries, dim=1), gfeats.t(), out=slab[:len(queries)]).div_(norms)
+
+
+def slab_rows(gallery):
+    return max(1, SLAB // max(1, gallery))
+
+
+@contextlib.contextmanager
+def full_precision():
+    """Products of float32 matrices are computed in float32, whatever the program allows otherwise (TF32, bfloat16)."""
+    try:
+        switches = [(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision(), 'highest')]
+    except RuntimeError:   # set through the newer of PyTorch's two interfaces; using both is refused
+        switches = [(functools.partial(setattr, backend, 'fp32_precision'), backend.fp32_precision, 'ieee')
+                    for backend in (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)]
+    lowered = [switch for switch in switches if switch[1] not in ('highest', 'ieee', 'none')]
+    try:
+        for choose, _, exact in lowered:
+            choose(exact)
+        yield
+    finally:
+        for choose, before, _ in lowered:
+            choose(before)
+
+
+def rank_slabs(slabs, q_pids, g_pids, max_rank):
+    """The :class:`Ranking` of similarities that come as ``slabs`` [q, G], for the queries in order; each is done with before the next
+    is taken. All threads compute a slab together, and then each ranks blocks of it."""
     relevant = Relevant.of(q_pids, g_pids)
     if (relevant.counts == 0).any():
         alone = (relevant.counts == 0).nonzero().flatten()
         raise UserError(f'{len(alone)} queries have no gallery item of their identity (first: query {alone[0].item()}, '
                         f'pid {q_pids[alone[0]].item()}); the split is not whole')
-    rows = max(1, BLOCK // max(1, len(g_pids)))
-    starts = range(0, len(q_pids), rows)
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:   # NumPy sorts without the interpreter's lock
-        blocks = list(pool.map(lambda start: rank_block(similarity[start:start + rows], relevant, start, max_rank), starts))
+    rows, start, blocks = max(1, BLOCK // max(1, len(g_pids))), 0, []
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:   # NumPy counts without the interpreter's lock
+        for slab in slabs:
+            parts = slab.float().cpu().split(rows)
+            blocks += pool.map(lambda part, first: rank_block(part.numpy(), relevant, first, max_rank), parts, itertools.count(start, rows))
+            start += len(slab)
     nans = sum(block[3] for block in blocks)
     if nans:
-        raise UserError(f'{nans} of {similarity.numel()} similarities are NaN: the embeddings are broken and nothing is ranked')
-    ranks, top, ties = (torch.cat([block[i] for block in blocks]) for i in range(3))
-    return Ranking(ranks, relevant.counts, top, int(ties.sum()))
+        raise UserError(f'{nans} of {len(q_pids) * len(g_pids)} similarities are NaN: the embeddings are broken and nothing is ranked')
+    ranks, top = (torch.from_numpy(np.concatenate([block[i] for block in blocks])) for i in range(2))
+    return Ranking(ranks, relevant.counts, top, sum(block[2] for block in blocks))
 
 
 @dataclass
@@ -80,43 +142,71 @@ class Relevant:
         offset = torch.arange(int(counts.sum())) - torch.repeat_interleave(starts, counts)
         return cls(order[torch.repeat_interleave(first, counts) + offset], starts, counts)
 
+    def padded(self, start, queries):
+        """(items [Q', R], which of them are there [Q', R]) of some queries, as NumPy arrays."""
+        counts, starts = (column[start:start + queries, None].numpy() for column in (self.counts, self.starts))
+        slots = np.arange(counts.max())                                               # [R]
+        there = slots < counts
+        return self.items.numpy()[starts + np.where(there, slots, 0)], there
+
 
 def rank_block(similarity, relevant, start, max_rank):
-    """(ranks [M'], top [Q', max_rank], tied [Q'], number of NaNs) of the queries from ``start`` on.
+    """(ranks [M'], top [Q', max_rank], tied queries, NaNs) of similarities [Q', G], those of the queries from ``start`` on."""
+    nans = np.count_nonzero(np.isnan(similarity))
+    if nans:
+        return None, None, None, nans
+    items, there = relevant.padded(start, len(similarity))                            # [Q', R] each
+    order = np.argsort(-there.sum(axis=1), kind='stable')                             # [Q'] most relevant items first
+    back = np.argsort(order)
+    similarity = similarity.take(order, axis=0)                                       # [Q', G]
+    ranks, tied = count_before(similarity, items[order], there[order])
+    return np.sort(ranks[back], axis=1)[there], best(similarity, max_rank)[back], int(tied.sum()), 0
 
-    The rows' values are sorted, without their places, which is several times quicker than an argsort; the rank of a relevant
-    item is then a binary search.
+
+PIECES = 16   # of a row that are laid on top of each other, so that NumPy works on many at a time
+
+
+def count_before(similarity, items, there):
+    """(ranks [Q, R] of relevant items, G where none is; tied [Q]) of similarities [Q, G], the queries with most items first.
+
+    A rank is the number of items before the relevant one. Counting them takes two comparisons with the row, which for the few
+    relevant items there are is quicker than sorting it, and the more so the larger the gallery.
     """
-    similarity = np.ascontiguousarray(similarity.float().cpu().numpy())               # [Q', G]
-    ascending = np.sort(similarity, axis=1)                                           # NaN last
-    if np.isnan(ascending[:, -1]).any():
-        empty = torch.empty(0, dtype=torch.long)
-        return empty, empty.reshape(0, max_rank), empty, int(np.isnan(similarity).sum())
-    counts = relevant.counts[start:start + len(similarity)]                           # [Q']
-    slot = torch.arange(int(counts.max()))                                            # [R]
-    there = slot < counts[:, None]                                                    # [Q', R]
-    items = relevant.items[relevant.starts[start:start + len(similarity), None] + slot.where(there, 0)]   # [Q', R]
-    scores = torch.from_numpy(similarity).gather(1, items)                            # [Q', R]
-    ordered = torch.from_numpy(ascending)
-    upper = torch.searchsorted(ordered, scores, right=True)
-    ranks = ordered.shape[1] - upper                                                  # items with a larger similarity
-    shared = (upper - torch.searchsorted(ordered, scores) > 1) & there                # others have the same similarity
-    tied = torch.zeros(len(counts), dtype=torch.bool)
-    for query, place in shared.nonzero().tolist():
-        equal = similarity[query] == scores[query, place].item()
-        ranks[query, place] += int(np.count_nonzero(equal[:items[query, place]]))
-        alike = int(((scores[query] == scores[query, place]) & there[query]).sum())   # relevant ones among them
-        tied[query] = bool(tied[query]) or bool(np.count_nonzero(equal) > alike)
-    ranks = ranks.where(there, ordered.shape[1]).sort(dim=1).values[there]            # [M'], rising within a query
-    return ranks, torch.from_numpy(best(similarity, ascending, max_rank)), tied, 0
+    queries, gallery = similarity.shape
+    scores = np.take_along_axis(similarity, items, axis=1)                            # [Q, R]
+    ranks, tied = np.full(items.shape, gallery, np.int64), np.zeros(queries, bool)
+    mask = np.zeros((queries, -(-gallery // PIECES) * PIECES), bool)
+    row, place = np.arange(queries), np.arange(mask.shape[1], dtype=np.int32)
+    for slot, count in enumerate(there.sum(axis=0)):                                  # of the first queries, that have so many items
+        values, score, item, found = similarity[:count], scores[:count, slot, None], items[:count, slot], mask[:count]
+        np.greater(values, score, out=found[:, :gallery])
+        ranks[:count, slot] = count_rows(found)
+        np.equal(values, score, out=found[:, :gallery])
+        found[row[:count], item] = False
+        if found.any():                                                               # others have the same similarity
+            relevant = ((scores[:count] == score) & there[:count]).sum(axis=1) - 1
+            tied[:count] |= count_rows(found) > relevant
+            ranks[:count, slot] += count_rows(found & (place < item[:, None].astype(np.int32)))
+    return ranks, tied
 
 
-def best(similarity, ascending, count):
+def count_rows(mask):
+    """[Q] how many are true in each row of [Q, PIECES * n]. Adding in bytes first is several times as quick as a plain sum."""
+    return mask.view(np.uint8).reshape(len(mask), PIECES, -1).sum(axis=1, dtype=np.uint8).sum(axis=1, dtype=np.int64)
+
+
+def best(similarity, count):
     """[Q, min(count, G)] places of each row's largest values, the largest first, equal ones in order."""
-    count = min(count, similarity.shape[1])
-    least = ascending[:, -count, None]                                                # [Q, 1]
-    rows, places = np.nonzero(similarity >= least)
-    order = np.lexsort((places, -similarity[rows, places], rows))
+    gallery = similarity.shape[1]
+    count, width = min(count, gallery), gallery // PIECES
+    if width >= count:   # the count largest values are no smaller than the count-th largest of these maxima
+        bounds = similarity[:, :PIECES * width].reshape(-1, PIECES, width).max(axis=1)    # [Q, width]
+    else:
+        bounds = similarity
+    least = np.partition(bounds, -count, axis=1)[:, -count, None]                     # [Q, 1]
+    large = np.flatnonzero(similarity >= least)
+    rows, places = np.divmod(large, gallery)
+    order = np.lexsort((-similarity.reshape(-1)[large], rows))                        # stable
     starts = np.searchsorted(rows, np.arange(len(similarity)))
     return places[order][starts[:, None] + np.arange(count)]
 
@@ -170,8 +260,12 @@ def mean_inverse_negative_penalty(ranking):
 
 
 def summary(similarity, q_pids, g_pids):
+    """The :func:`figures` of similarities [Q, G]; see :func:`rank_relevant`."""
+    return figures(rank_relevant(similarity, q_pids, g_pids))
+
+
+def figures(ranking):
     """``{'R1', 'R5', 'R10', 'mAP', 'mINP'}`` in percent, and ``'ties'``: queries whose ranking a tie decides."""
-    ranking = rank_relevant(similarity, q_pids, g_pids)
     cmc = cumulative_matches(ranking, 10)
     return {'R1': cmc[0].item(), 'R5': cmc[4].item(), 'R10': cmc[9].item(), 'mAP': mean_average_precision(ranking).item(),
             'mINP': mean_inverse_negative_penalty(ranking).item(), 'ties': ranking.ties}
@@ -180,8 +274,8 @@ def summary(similarity, q_pids, g_pids):
 def table(results):
     """``{task: summary}`` as the table that papers print."""
     shown = PrettyTable(['task', 'R1', 'R5', 'R10', 'mAP', 'mINP'])
-    for task, figures in results.items():
-        shown.add_row([task] + [f"{figures[name]:.3f}" for name in shown.field_names[1:]])
+    for task, values in results.items():
+        shown.add_row([task] + [f"{values[name]:.3f}" for name in shown.field_names[1:]])
     return shown.get_string()
 
 
@@ -241,33 +335,57 @@ class Evaluator:
 def retrieval_results(qfeats, gfeats, qids, gids, i2t_metric=False):
     """``{'t2i': summary}``, and ``'i2t'`` if asked, of embeddings [Q, D] and [G, D] compared by cosine similarity."""
     broken = [f'{int(bad)} of {len(feats)} {side}' for side, feats in (('caption', qfeats), ('image', gfeats))
-              if (bad := (~feats.isfinite().all(dim=1)).sum())]
+              if (bad := (~feats.norm(dim=1).isfinite()).sum())]
     if broken:
         raise UserError(f"{' and '.join(broken)} embeddings are NaN or infinite; nothing is ranked")
-    similarity = F.normalize(qfeats, dim=1) @ F.normalize(gfeats, dim=1).t()
-    results = {'t2i': summary(similarity, qids, gids)}
+    results = {'t2i': figures(rank_embeddings(qfeats, gfeats, qids, gids))}
     if i2t_metric:
-        results['i2t'] = summary(similarity.t(), gids, qids)
+        results['i2t'] = figures(rank_embeddings(gfeats, qfeats, gids, qids))
     return results
 
 
 @torch.no_grad()
 def embed(encode, loader, model):
-    """All of a loader's embeddings [S, D] and pids [S], on the CPU, with the model in evaluation mode for as long."""
+    """All of a loader's embeddings [S, D] and pids [S], in its order, on the CPU, with the model in evaluation mode for as long.
+
+    Captions that padding makes no difference to are embedded by falling length (:func:`longest_first`), whatever the order here.
+    """
     device, was_training = next(model.parameters()).device, model.training
+    cuts = encode == model.encode_text and hasattr(model, 'without_padding')
+    order = longest_first(loader) if cuts and not model.refines else None
+    batches = loader if order is None else batches_of(loader, order)
     model.eval()
     try:
         pids, feats = [], []
-        for pid, sample in loader:
+        for pid, sample in batches:
             pids.append(torch.as_tensor(pid).flatten())
-            if encode == model.encode_text and hasattr(model, 'without_padding'):
+            if cuts:
                 sample = model.without_padding(sample)
-            feats.append(encode(sample.to(device, non_blocking=True)).float().cpu())
+            feats.append(encode(sample.to(device, non_blocking=True)).float())
     finally:
         model.train(was_training)
     if not feats:
         raise UserError('nothing to evaluate: the split is empty')
-    return torch.cat(feats), torch.cat(pids)
+    feats, pids = torch.cat(feats).cpu(), torch.cat(pids)   # one transfer: the GPU never waits for the host
+    return (feats, pids) if order is None else (feats[order.argsort()], pids[order.argsort()])
+
+
+def longest_first(loader):
+    """[S] the captions of a loader by falling length, so that batches hold little padding and the one that takes most memory comes
+    at once. None where that isn't ours to choose: a loader that shuffles, that batches or iterates in its own way, or whose
+    dataset has no ``tokens``."""
+    if type(loader) is not DataLoader or type(loader.sampler) is not SequentialSampler or not loader.batch_size or loader.drop_last:
+        return None
+    tokens = getattr(loader.dataset, 'tokens', None)                                  # [S, L]
+    if tokens is None or len(tokens) != len(loader.dataset):
+        return None
+    return (tokens != 0).sum(dim=1).argsort(descending=True, stable=True)
+
+
+def batches_of(loader, order):
+    """The batches of a loader as if its dataset were in another order."""
+    for start in range(0, len(order), loader.batch_size):
+        yield loader.collate_fn([loader.dataset[i] for i in order[start:start + loader.batch_size].tolist()])
 
 
 def check_independence(model, img_loader, txt_loader, embeddings=None, samples=SAMPLES):

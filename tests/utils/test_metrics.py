@@ -1,12 +1,16 @@
 """Ranking against the released results and a plain loop; ties, NaN, and the check that embeddings stand alone."""
+import json
+import tracemalloc
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
 from tests.support import golden
 from utils import metrics
 from utils.errors import UserError
-from utils.metrics import Evaluator, check_independence, rank, rank_relevant, summary
+from utils.metrics import Evaluator, check_independence, rank, rank_embeddings, rank_relevant, retrieval_results, summary
 
 
 @pytest.mark.parametrize('case', ['small', 'cuhk_like', 'one_relevant', 'many'])
@@ -79,6 +83,162 @@ def test_query_without_a_match_is_an_error():
     with pytest.raises(UserError, match='no gallery item of their identity'):
         rank(torch.eye(3), torch.tensor([0, 1, 7]), torch.arange(3))
 
+
+# -- ranking embeddings ----------------------------------------------------------------------------------------------------
+
+def exact_embeddings(count, generator, width=64):
+    """[count, width] of ones and minus ones: with a width of 4^n, cosine similarities are exact however they are computed."""
+    return torch.randint(0, 2, (count, width), generator=generator) * 2.0 - 1
+
+
+def plain_ranking(similarity, q_pids, g_pids, max_rank=10):
+    """(ranks, counts, top, ties) of a :class:`Ranking` as lists, by sorting each row."""
+    ranks, counts, top, ties = [], [], [], 0
+    for row, pid in zip(similarity.tolist(), q_pids.tolist()):
+        order = sorted(range(len(row)), key=lambda j: (-row[j], j))
+        places = [place for place, j in enumerate(order) if g_pids[j] == pid]
+        ranks, counts, top = ranks + places, counts + [len(places)], top + [order[:max_rank]]
+        ties += bool({row[order[place]] for place in places} & {value for value, other in zip(row, g_pids.tolist()) if other != pid})
+    return ranks, counts, top, ties
+
+
+def as_lists(ranking):
+    return ranking.ranks.tolist(), ranking.counts.tolist(), ranking.top.tolist(), ranking.ties
+
+
+@pytest.mark.parametrize('slab, block', [(1 << 26, 1 << 20), (700, 1 << 20), (1 << 26, 700), (2000, 700), (1, 1)])
+@pytest.mark.parametrize('queries, gallery, identities, width', [
+    (1, 1, 1, 64), (1, 40, 5, 64), (23, 4, 3, 64), (23, 16, 2, 64), (30, 159, 40, 1024), (30, 160, 160, 64), (31, 161, 4, 64),
+    (31, 333, 60, 4)])
+def test_embeddings_in_slabs_rank_as_a_plain_sort_does(monkeypatch, slab, block, queries, gallery, identities, width):
+    """One or many relevant, doubles in the gallery, and from hardly any ties to almost nothing else; slabs that divide nothing."""
+    generator = torch.Generator().manual_seed(queries + gallery)
+    gfeats, g_pids = exact_embeddings(gallery, generator, width), torch.arange(gallery) % identities
+    gfeats[gallery // 2:gallery // 2 + gallery // 4] = gfeats[:gallery // 4]
+    q_pids = g_pids[torch.randint(0, gallery, (queries,), generator=generator)]
+    qfeats = exact_embeddings(queries, generator, width)
+    similarity = qfeats @ gfeats.t() / width
+    monkeypatch.setattr(metrics, 'SLAB', slab)
+    monkeypatch.setattr(metrics, 'BLOCK', block)
+    expected = plain_ranking(similarity, q_pids, g_pids)
+    assert as_lists(rank_embeddings(qfeats, gfeats, q_pids, g_pids)) == expected
+    scale = 2.0 ** torch.randint(-4, 5, (gallery, 1), generator=generator)
+    assert as_lists(rank_embeddings(4 * qfeats.double(), scale.half() * gfeats.half(), q_pids.tolist(), g_pids.numpy())) == expected
+    for given in (similarity, similarity.t().contiguous().t(), similarity.half()):
+        assert as_lists(rank_relevant(given, q_pids, g_pids)) == expected
+
+
+def test_a_collapsed_model_ranks_in_gallery_order():
+    g_pids = torch.arange(300) % 100
+    ranking = rank_embeddings(torch.ones(100, 4), torch.ones(300, 4), torch.arange(100), g_pids, max_rank=3)
+    assert ranking.ties == 100 and ranking.top.tolist() == [[0, 1, 2]] * 100
+    assert ranking.ranks.reshape(100, 3).tolist() == [[pid, pid + 100, pid + 200] for pid in range(100)]
+
+
+def test_an_embedding_of_zeros_is_like_nothing():
+    gfeats = torch.tensor([[0.0, 0.0], [1.0, 0.0], [-1.0, 0.0]])
+    assert rank_embeddings(gfeats[1:2], gfeats, [0], [0, 1, 2]).top.tolist() == [[1, 0, 2]]
+    assert rank_embeddings(gfeats[:1], gfeats, [0], [0, 1, 2]).ties == 1
+
+
+def test_both_directions_from_embeddings():
+    generator = torch.Generator().manual_seed(3)
+    qfeats, gfeats = exact_embeddings(50, generator), exact_embeddings(20, generator)
+    qids, gids = torch.arange(50) % 10, torch.arange(20) % 10
+    similarity = qfeats @ gfeats.t() / 64
+    results = retrieval_results(qfeats, gfeats, qids, gids, True)
+    assert results == {'t2i': summary(similarity, qids, gids), 'i2t': summary(similarity.t(), gids, qids)}
+    assert json.loads(json.dumps(results)) == results
+
+
+class Watch(TorchDispatchMode):
+    """Notes the largest tensor that PyTorch makes, and the precision of matrix products."""
+
+    def __init__(self):
+        super().__init__()
+        self.largest, self.precisions = 0, set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.largest = max(self.largest, result.numel() * result.element_size())
+        if function is torch.ops.aten.mm.out:
+            self.precisions.add(torch.get_float32_matmul_precision())
+        return result
+
+
+def test_a_large_gallery_is_ranked_without_a_similarity_matrix(monkeypatch):
+    """32 MB of similarities, in slabs of 4 MB; nothing is larger than the embeddings."""
+    monkeypatch.setattr(metrics, 'SLAB', 1 << 20)
+    generator = torch.Generator().manual_seed(0)
+    gfeats, g_pids = exact_embeddings(200_000, generator, width=16), torch.arange(200_000) // 2
+    chosen = torch.arange(0, 200_000, 5000)
+    qfeats, q_pids = gfeats[chosen], g_pids[chosen]
+    tracemalloc.start()
+    ranking = rank_embeddings(qfeats, gfeats, q_pids, g_pids)
+    peak = tracemalloc.get_traced_memory()[1]    # of NumPy
+    tracemalloc.stop()
+    with Watch() as watch:
+        rank_embeddings(qfeats, gfeats, q_pids, g_pids)
+    assert watch.largest <= gfeats.nbytes < 16 << 20 and peak <= 16 << 20
+    assert as_lists(ranking) == as_lists(rank_relevant(qfeats @ gfeats.t() / 16, q_pids, g_pids))
+
+
+@pytest.mark.parametrize('allowed', ['highest', 'high', 'medium'])
+def test_embeddings_are_compared_in_full_precision(allowed):
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(allowed)
+    try:
+        with Watch() as watch:
+            rank_embeddings(torch.eye(3), torch.eye(3), torch.arange(3), torch.arange(3))
+        assert watch.precisions == {'highest'} and torch.get_float32_matmul_precision() == allowed
+        with pytest.raises(UserError):
+            rank_embeddings(torch.eye(3), torch.eye(3), torch.arange(3) + 1, torch.arange(3))
+        assert torch.get_float32_matmul_precision() == allowed
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_full_precision_whichever_way_it_was_lowered():
+    matmul = torch.backends.cuda.matmul
+    if not hasattr(matmul, 'fp32_precision'):
+        pytest.skip('this PyTorch has one interface to the precision alone')
+    before = matmul.fp32_precision
+    matmul.fp32_precision = 'tf32'
+    try:
+        with metrics.full_precision():
+            assert matmul.fp32_precision == 'ieee'
+        assert matmul.fp32_precision == 'tf32'
+    finally:
+        matmul.fp32_precision = before
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+def test_embeddings_on_a_gpu():
+    generator = torch.Generator().manual_seed(5)
+    qfeats, gfeats, pids = exact_embeddings(90, generator), exact_embeddings(90, generator), torch.arange(90) // 3
+    expected = plain_ranking(qfeats @ gfeats.t() / 64, pids, pids)
+    assert as_lists(rank_embeddings(qfeats.cuda(), gfeats.cuda(), pids.cuda(), pids)) == expected
+
+
+@pytest.mark.parametrize('bad', [float('nan'), float('inf')])
+def test_broken_embeddings_are_not_ranked(bad):
+    feats = torch.eye(4)
+    feats[2, 1] = bad
+    with pytest.raises(UserError, match='4 of 16 similarities are NaN'):
+        rank_embeddings(feats, torch.eye(4), torch.arange(4), torch.arange(4))
+    with pytest.raises(UserError, match='4 of 16 similarities are NaN'):
+        rank_embeddings(torch.eye(4), feats, torch.arange(4), torch.arange(4))
+
+
+def test_embeddings_and_identities_of_other_numbers():
+    with pytest.raises(UserError, match='3 and 4 embeddings for 3 queries and 3 gallery items'):
+        rank_embeddings(torch.eye(4)[:3], torch.eye(4), torch.arange(3), torch.arange(3))
+    with pytest.raises(UserError, match=r'shape \[3, 4\] for 3 queries and 3 gallery items'):
+        rank_relevant(torch.eye(4)[:3], torch.arange(3), torch.arange(3))
+
+
+# -- evaluation ------------------------------------------------------------------------------------------------------------
 
 class Toy(torch.nn.Module):
     """Embeds vectors as themselves, or, if ``leaks``, mixed with their batch."""

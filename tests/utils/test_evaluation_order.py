@@ -1,0 +1,158 @@
+"""Captions are embedded the longest first, and nobody can tell from the embeddings."""
+import pytest
+import torch
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, default_collate
+
+from datasets.bases import TextDataset
+from model import build_model
+from tests.support import options, small_archive
+from utils.errors import UserError
+from utils.metrics import Evaluator, check_independence, embed
+
+WORDS = 'a man in a long dark red coat with blue jeans and a small black bag over his left shoulder walks past'.split()
+CAPTIONS = [' '.join(WORDS[:length]) for length in (3, 18, 6, 12, 4, 20, 5, 3, 9, 16, 7, 3, 14)]
+PIDS = [number // 2 for number in range(len(CAPTIONS))]
+
+
+@pytest.fixture(scope='module')
+def archive(tmp_path_factory):
+    return small_archive(tmp_path_factory.mktemp('clip') / 'clip.pt')
+
+
+def make(archive, **changes):
+    torch.manual_seed(0)
+    return build_model(options(pretrain_choice=archive, img_size=(64, 32), **changes), 4)
+
+
+@pytest.fixture(scope='module')
+def plain_model(archive):
+    return make(archive, loss_names='sdm')
+
+
+@pytest.fixture
+def encoded(monkeypatch):
+    """What :func:`embed` gives to the encoder, batch after batch: ``encoded(model, loader)`` -> (feats, pids, batches)."""
+    def watch(model, loader):
+        batches, encode = [], model.base_model.encode_text
+        monkeypatch.setattr(model.base_model, 'encode_text', lambda ids, *rest: batches.append(ids) or encode(ids, *rest))
+        feats, pids = embed(model.encode_text, loader, model)
+        monkeypatch.undo()
+        return feats, pids, batches
+    return watch
+
+
+@torch.no_grad()
+def one_by_one(model, dataset):
+    """Each caption alone, padding and all, in the dataset's order."""
+    return torch.cat([model.eval().encode_text(dataset[i][1][None]) for i in range(len(dataset))])
+
+
+def tokens(batches):
+    return sum(ids.numel() for ids in batches)
+
+
+def lengths(batches):
+    return [(row != 0).sum().item() for ids in batches for row in ids]
+
+
+def in_given_order(batches, ids):
+    """Whether the encoder got the captions [S, L] in their order."""
+    return lengths(batches) == lengths([ids]) and torch.equal(torch.cat([part[:, :5] for part in batches]), ids[:, :5])
+
+
+def test_the_longest_first_and_back_in_order(plain_model, encoded):
+    dataset = TextDataset(PIDS, CAPTIONS)
+    feats, pids, batches = encoded(plain_model, DataLoader(dataset, 4))
+    torch.testing.assert_close(feats, one_by_one(plain_model, dataset), rtol=1e-5, atol=1e-5)
+    assert pids.tolist() == PIDS
+    assert lengths(batches) == sorted(lengths([dataset.tokens]), reverse=True)
+    assert [len(ids) for ids in batches] == [4, 4, 4, 1] and [ids.shape[1] for ids in batches] == [24, 16, 8, 8]
+    *_, as_given = encoded(plain_model, list(DataLoader(dataset, 4)))
+    assert tokens(batches) < 0.8 * tokens(as_given)
+
+
+class Prefetching(DataLoader):
+    """Somebody's loader that iterates in its own way."""
+
+    def __iter__(self):
+        return reversed(list(super().__iter__()))
+
+
+class Untold(TextDataset):
+    """Captions whose lengths nobody knows beforehand."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.ids, self.tokens = self.tokens, None
+
+    def __getitem__(self, index):
+        return self.caption_pids[index], self.ids[index].long()
+
+
+def shuffled(dataset):
+    return DataLoader(dataset, 4, shuffle=True, generator=torch.Generator().manual_seed(3))
+
+
+LOADERS = {
+    'shuffled': shuffled,
+    'chosen': lambda dataset: DataLoader(dataset, 4, sampler=[5, 0, 1, 9]),
+    'batch sampler': lambda dataset: DataLoader(
+        dataset, batch_sampler=BatchSampler(RandomSampler(dataset, generator=torch.Generator().manual_seed(3)), 4, False)),
+    'drops the last': lambda dataset: DataLoader(dataset, 4, drop_last=True),
+    'one by one, not batched': lambda dataset: DataLoader(dataset, None, collate_fn=lambda sample: default_collate([sample])),
+    'own iteration': lambda dataset: Prefetching(dataset, 4),
+    'list of batches': lambda dataset: list(DataLoader(dataset, 4)),
+    'lengths untold': lambda dataset: DataLoader(Untold(dataset.caption_pids, dataset.captions), 4)}
+
+
+@pytest.mark.parametrize('name', LOADERS)
+def test_other_loaders_are_read_as_they_come(plain_model, encoded, name):
+    dataset = TextDataset(PIDS, CAPTIONS)
+    expected = list(LOADERS[name](dataset))
+    feats, pids, batches = encoded(plain_model, LOADERS[name](dataset))
+    assert [len(ids) for ids in batches] == [len(ids) for _, ids in expected]
+    assert in_given_order(batches, torch.cat([ids for _, ids in expected]))
+    assert pids.tolist() == torch.cat([pids for pids, _ in expected]).tolist() and len(feats) == len(pids)
+
+
+def test_refined_embeddings_keep_order_and_padding(archive, encoded):
+    """PHP's attention across the batch makes neighbours matter: the published numbers are of the annotation's order."""
+    model = make(archive, loss_names='sdm+itc+aux', php_attention='batch', moe_heads=2, moe_layers=1)
+    dataset = TextDataset(PIDS, CAPTIONS)
+    _, pids, batches = encoded(model, DataLoader(dataset, 4))
+    assert torch.equal(torch.cat(batches), dataset.tokens) and pids.tolist() == PIDS
+
+
+def test_an_empty_split_is_an_error(plain_model):
+    with pytest.raises(UserError, match='nothing to evaluate'):
+        embed(plain_model.encode_text, DataLoader(TextDataset([], []), 4), plain_model)
+
+
+class Bags(torch.nn.Module):
+    """Embeds a caption as the numbers of its tokens, and, if it ``leaks``, those of its batch."""
+    refines = False
+
+    def __init__(self, leaks):
+        super().__init__()
+        self.leaks, self.anchor = leaks, torch.nn.Parameter(torch.zeros(1))
+
+    def without_padding(self, ids):
+        return ids
+
+    def encode_text(self, ids):
+        own = torch.nn.functional.one_hot(ids % 97, 97)[:, :, 1:].sum(dim=1).float()
+        return own + 0.5 * own.mean(dim=0) if self.leaks else own
+
+    def encode_image(self, images):
+        return images + 0
+
+
+@pytest.mark.parametrize('leaks', [False, True])
+def test_the_independence_check_is_of_these_embeddings(leaks):
+    """It finds a leak among the neighbours by length, and its sample is compared with its own embeddings."""
+    texts, images = DataLoader(TextDataset(PIDS, CAPTIONS), 4), DataLoader(list(zip(PIDS, torch.eye(len(PIDS)))), 4)
+    model = Bags(leaks)
+    qfeats, gfeats, _, _ = Evaluator(images, texts)._compute_embedding(model)
+    assert check_independence(model, images, texts, (qfeats, gfeats)).holds is not leaks
+    found = check_independence(Bags(False), images, texts, (qfeats, gfeats))
+    assert (found.worst['text'] > 1e-4) is leaks and found.worst['image'] < 1e-6
