@@ -55,9 +55,9 @@ def load_trained(args, num_classes):
 
 
 def evaluate(args, model, img_loader, txt_loader, checkpoint):
-    """Embed the test split (captions by length where that is exact), rank it, and check that no embedding depends on its neighbours. Where one
-    does, or with ``args.one_by_one``, rank the embeddings of shuffled batches and of batches of one, too: what the table loses
-    there came from the neighbours."""
+    """Embed the test split (captions by length where that is exact), rank it, and check that no embedding depends on its
+    neighbours. Where one does, or with ``args.one_by_one``, rank the embeddings of shuffled batches and of batches of one, too: what
+    the table loses there came from the neighbours."""
     report = Report()
     qfeats, gfeats, qids, gids = embed_split(model, img_loader, txt_loader)
     how = f'{args.dataset_name} test: {len(qids)} captions, {len(gids)} images'

@@ -1,0 +1,374 @@
+"""The benchmark: both ways compute the same, every switch takes out one optimisation and changes no number, and what is reported."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from model.build import RetrievalModel, total_loss
+from model.clip_model import ActivatedLinear
+from run_scripts import benchmark, measures, released_way
+from run_scripts.benchmark import QUICK, RELEASED, disagreement, in_child, ways_to_train
+from run_scripts.measures import Way, new_model, new_trainer, recipe, synthetic_batches, synthetic_embeddings
+from utils.errors import UserError
+from utils.metrics import embed
+
+SMALL = replace(QUICK, batch_size=3, batches=1, repeats=2, images=3, captions=5, ids=3, rankings=(('small', 20, 30, 5),))
+
+
+@pytest.fixture(scope='module')
+def batch():
+    """What the released way reads; ours leaves mlm_ids out."""
+    only, = synthetic_batches(SMALL, Way(RELEASED, released=True))
+    return only
+
+
+def ours(batch):
+    return {name: value for name, value in batch.items() if name != 'mlm_ids'}
+
+
+def same(a, b, tolerance=1e-4):
+    """Largest difference relative to the largest value."""
+    return (a - b).abs().max() <= tolerance * b.abs().max() + 1e-9
+
+
+# -- the released way computes what ours does ----------------------------------------------------------------------------
+
+def test_same_losses_and_gradients(batch):
+    trainer = new_trainer(recipe(SMALL))
+    results = trainer.backward(ours(batch))
+    released = released_way.ReleasedIRRA(trainer.args, trainer.model).train()
+    released_results = released(batch)
+    total_loss(released_results).backward()
+    assert set(released_results) == set(results) - {'temperature'}
+    for name, value in released_results.items():
+        assert value.item() == pytest.approx(results[name].item(), rel=1e-4), name
+    gradients = {name: parameter.grad for name, parameter in trainer.model.named_parameters()}
+    for name, parameter in released.named_parameters():
+        assert same(parameter.grad, gradients.pop(name)), name
+    assert not gradients
+
+
+def test_same_weights_after_steps(batch):
+    trainer, args = new_trainer(recipe(SMALL)), recipe(SMALL)
+    released = released_way.ReleasedTrainer(args, measures.new_released_model(args).train())
+    before = trainer.model.classifier.weight.clone()
+    for _ in range(2):
+        trainer.train_step(ours(batch))
+        loss = released.train_step(batch)
+    assert loss == pytest.approx(trainer.look()['loss'], rel=1e-4)
+    changed = {name: parameter for name, parameter in trainer.model.named_parameters()}
+    assert not torch.equal(changed['classifier.weight'], before)
+    for name, parameter in released.model.named_parameters():
+        assert same(parameter, changed[name], 1e-3), name
+
+
+def test_half_weights_are_those_of_matrices_and_compute_nearly_the_same(batch):
+    args, batch = recipe(SMALL), {name: value[:1] for name, value in batch.items()}
+    whole = measures.new_released_model(args)
+    half = measures.new_released_model(args).half_weights()
+    kept = {name for name, parameter in half.named_parameters() if parameter.dtype == torch.float32}
+    assert all('ln_' in name or 'embedding' in name or name == 'mlm_head.ln.weight' or name == 'mlm_head.ln.bias' for name in kept)
+    assert {'base_model.visual.ln_pre.weight', 'base_model.token_embedding.weight'} <= kept
+    results = half(batch)
+    assert all(value.dtype == torch.float32 for value in results.values())
+    total_loss(results).backward()
+    assert half.classifier.weight.grad.dtype == torch.float16
+    for name, value in whole(batch).items():
+        if name.endswith('_loss'):
+            assert results[name].item() == pytest.approx(value.item(), rel=2e-2), name
+
+
+def test_same_embeddings():
+    args = recipe(SMALL)
+    model, released = new_model(args).eval(), measures.new_released_model(args).eval()
+    loaders = {'encode_text': measures.caption_loader(args, SMALL), 'encode_image': measures.image_batches(args, SMALL, cached=False)}
+    for side, loader in loaders.items():
+        found = released_way.embed(getattr(released, side), [batch for _, batch in loader], 'cpu')
+        assert same(found, embed(getattr(model, side), loader, model)[0])
+
+
+@pytest.mark.parametrize('kind, by_length, cut', [('ours', True, True), ('order', False, True), ('whole', True, False)])
+def test_ways_to_encode_captions(kind, by_length, cut, monkeypatch):
+    real, seen = RetrievalModel.encode_text, []
+    monkeypatch.setattr(RetrievalModel, 'encode_text', lambda model, ids: seen.append(ids) or real(model, ids))
+    measures.measure_encoding('captions', kind, replace(SMALL, repeats=1))
+    lengths = (seen[0] > 0).sum(dim=1).tolist()
+    assert (lengths == sorted(lengths, reverse=True)) == by_length
+    assert seen[0].shape[1] == (-(-max(lengths) // 8) * 8 if cut else 77)
+
+
+def test_images_of_the_cache_embed_as_the_same_images_in_floats():
+    args = recipe(SMALL)
+    model = new_model(args).eval()
+    floats, cached = (embed(model.encode_image, measures.image_batches(args, SMALL, cached), model)[0] for cached in (False, True))
+    assert torch.equal(floats, cached)
+
+
+@pytest.mark.parametrize('sizes', [(40, 30, 7), (10, 200, 20), (7, 5, 5)])
+def test_same_figures(sizes):
+    embeddings = synthetic_embeddings(*sizes)
+    ours, released = measures.rank_ours(*embeddings), measures.rank_released(*embeddings)
+    assert measures.rank_matrix(*embeddings) == pytest.approx(ours, abs=1e-4)
+    assert ours == pytest.approx(released, abs=1e-3) and 0 < ours['mINP'] <= ours['mAP'] < 100
+    assert disagreement({'figures': ours}, {'figures': released}, sizes[0]) == {}
+
+
+def test_released_ranking_by_hand():
+    cmc, mAP, mINP = released_way.rank(torch.tensor([[.9, .1, .5, .3]]), torch.tensor([1]), torch.tensor([0, 0, 1, 1]), max_rank=3)
+    assert cmc.tolist() == [0, 100, 100]
+    assert mAP.item() == pytest.approx(100 * (1 / 2 + 2 / 3) / 2) and mINP.item() == pytest.approx(100 * 2 / 3)
+
+
+def test_released_loader_yields_what_ours_does(data):
+    args = recipe(SMALL, '--root_dir', data, '--img_size', '64', '32', '--num_workers', '0')
+    loader = measures.build_dataloader(args)[0]
+    batch = next(iter(loader))
+    released = next(iter(released_way.training_loader(loader.dataset.dataset, args.img_size, args.batch_size, 0)))
+    assert set(released) == set(batch) | {'mlm_ids'}
+    assert all(released[name].shape == value.shape and released[name].dtype == value.dtype for name, value in batch.items())
+    assert torch.equal(released['caption_ids'], released['mlm_ids']) and (released['mlm_labels'] > 0).any(dim=1).all()
+
+
+# -- every switch takes out one thing and changes no number --------------------------------------------------------------
+
+def observed(way, batch, monkeypatch):
+    """(results of a step, how it was computed)"""
+    trainer = new_trainer(recipe(SMALL, *way.flags))
+    if way.switch:
+        way.switch(trainer)
+    seen = {'text passes': 0, 'kernels of attention': False, 'SiLUs': False, 'activated again': False, 'reads': 0}
+    encode_text, forward, sdpa, silu, read = (trainer.model.base_model.encode_text, trainer.model.forward, F.scaled_dot_product_attention,
+                                              F.silu, released_way.read_and_wait)
+
+    def note(real, **changes):
+        def noted(*arguments, **settings):
+            seen.update({name: change(*arguments) if callable(change) else seen[name] + change for name, change in changes.items()})
+            return real(*arguments, **settings)
+        return noted
+    trainer.model.base_model.encode_text = note(encode_text, **{'text passes': 1})
+    trainer.model.forward = note(forward, **{'places known': lambda batch: 'mlm_places' in batch})
+    trainer.model.mlm_head.fc.register_forward_pre_hook(lambda _, inputs: seen.update(scored=inputs[0][..., 0].numel()))
+    with monkeypatch.context() as patched:
+        patched.setattr(F, 'scaled_dot_product_attention', note(sdpa, **{'kernels of attention': lambda *_: True}))
+        patched.setattr(F, 'silu', note(silu, SiLUs=lambda *_: True))
+        patched.setattr(ActivatedLinear, 'apply', note(ActivatedLinear.apply, **{'activated again': lambda *_: True}))
+        patched.setattr(released_way, 'read_and_wait', note(read, reads=1))
+        trainer.train_step(ours(batch))
+    groups = trainer.optimizer.param_groups
+    seen.update({'groups': len(groups), 'fused': all(group['fused'] for group in groups)})
+    return trainer.look(), seen
+
+
+@pytest.fixture(scope='module')
+def usual(batch):
+    with pytest.MonkeyPatch.context() as patched:
+        return observed(Way('ours'), batch, patched)
+
+
+def parameters():
+    return len(list(new_model(recipe(SMALL)).parameters()))
+
+
+@pytest.mark.parametrize('switch, changed', [
+    (measures.score_all_positions, lambda: {'scored': 3 * 77}),
+    (measures.pass_twice, lambda: {'text passes': 2}),
+    (measures.attend_by_maps, lambda: {'kernels of attention': False}),
+    (measures.group_each_parameter, lambda: {'groups': parameters(), 'fused': False}),
+    (measures.keep_activations, lambda: {'activated again': False}),
+    (measures.multiply_sigmoid, lambda: {'activated again': False, 'SiLUs': False}),
+    (measures.prepare_nothing, lambda: {'places known': False}),
+    (measures.read_each_step, lambda: {'reads': 1}),
+])
+def test_a_switch_takes_out_one_thing(switch, changed, usual, batch, monkeypatch):
+    expected, how = usual
+    chosen = int((batch['mlm_labels'] > 0).sum())
+    assert how == {'text passes': 1, 'kernels of attention': True, 'SiLUs': True, 'activated again': True, 'reads': 0, 'places known': True,
+                   'scored': chosen, 'groups': how['groups'], 'fused': True} and how['groups'] < 10
+    results, how_switched = observed(Way('', switch=switch), batch, monkeypatch)
+    assert how_switched == {**how, **changed()}
+    assert results == pytest.approx(expected, rel=1e-4)
+
+
+def test_every_optimisation_has_a_way(batch):
+    on_gpu, on_cpu, quick = (ways_to_train(replace(SMALL, device=device, quick=quick)) for device, quick in
+                             (('cuda', False), ('cpu', False), ('cpu', True)))
+    assert [way.name for way in on_gpu][::len(on_gpu) - 1] == ['ours', RELEASED]
+    assert [way for way in on_gpu if not way.gpu_only] == on_cpu
+    assert [way.flags for way in on_cpu if way not in quick] == [('--compile',)]
+    assert all(sum(map(bool, (way.flags, way.switch, way.released, way.cached))) == 1 for way in on_gpu[1:])
+    switches = {way.switch for way in on_gpu if way.switch}
+    flags = {way.flags[0] for way in on_gpu if way.flags}
+    assert len(switches) == 8 and flags == {'--compile', '--grad_checkpoint', '--micro_batch', '--amp'}
+    for way in on_cpu:
+        recipe(SMALL, *way.flags)
+
+
+def test_all_ways_train_on_the_same_samples():
+    a, b, c = (synthetic_batches(SMALL, way)[0] for way in (Way('ours'), Way('', cached=True), Way('', released=True)))
+    assert all(torch.equal(a[name], b[name]) for name in a if name != 'images') and all(torch.equal(a[name], c[name]) for name in a)
+    assert torch.equal(measures.finish(b['images'], b['views']), a['images'])
+    lengths = (a['caption_ids'] > 0).sum(dim=1)
+    assert lengths.min() >= 22 and lengths.max() <= 42
+
+
+# -- what is counted -----------------------------------------------------------------------------------------------------
+
+def test_flops_are_those_of_a_step(batch):
+    trainer = new_trainer(recipe(SMALL))
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):   # whose backward computes nothing again
+        trainer.backward(ours(batch))
+    assert sum(measures.step_flops(recipe(SMALL), measures.words_chosen([batch])).values()) == counter.get_total_flops()
+
+
+def test_parts_add_up_to_the_step():
+    found = measures.measure_profile(SMALL)
+    shares = {row['group']: row['share'] for row in found['parts']}
+    assert sum(shares.values()) == pytest.approx(1) and min(shares.values()) >= 0
+    assert max(shares, key=shares.get) in ('backward', 'image encoder', 'heads and losses')
+    costs = [row['share'] for row in found['operators']]
+    assert costs == sorted(costs, reverse=True) and 0 < sum(costs) <= 1.0001
+    assert {'linear layers, forward', 'linear layers, backward'} <= {row['what'] for row in found['operators']}
+
+
+def test_repeats_and_the_end_of_patience():
+    calls = []
+    timing, last = measures.timed(lambda: calls.append(1) or len(calls), 'cpu', 4, 60)
+    assert len(timing['seconds']) == 4 and last == len(calls) == 5                      # one to warm up
+    timing, _ = measures.timed(lambda: time.sleep(0.02), 'cpu', 4, 0.01)
+    assert len(timing['seconds']) == 1 and timing['seconds'][0] >= 0.02
+
+
+@pytest.mark.skipif(not os.path.exists('/proc/stat') or measures.cores() != os.cpu_count(), reason='the system does not say')
+def test_who_is_disturbed_is_told():
+    with subprocess.Popen([sys.executable, '-c', 'print(1, flush=True)\nwhile True: pass'], stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        timing, _ = measures.timed(lambda: time.sleep(0.5), 'cpu', 1, 60)
+        other.kill()
+    assert timing['others'] * measures.cores() > 0.4
+    assert benchmark.note({'others': 0.35}) == 'disturbed: others took 35% of the cores'
+    assert benchmark.note({'others': 0.05}) == '' and benchmark.note({'others': 0.35, 'error': 'why'}).endswith('cores; why')
+
+
+def hold(size):
+    before = measures.peak_bytes()
+    torch.ones(size // 4)
+    return {'grown': measures.peak_bytes() - before}
+
+
+def test_memory_is_that_of_the_row_alone():
+    assert in_child(hold, 200_000_000)['grown'] == pytest.approx(200e6, rel=0.1)
+    assert in_child(hold, 50_000_000)['grown'] == pytest.approx(50e6, rel=0.2)    # not that of the row before
+
+
+def test_estimate_of_the_released_ranking_is_what_it_takes():
+    taken = in_child(measures.measure_ranking, 'released', (2000, 3000, 100), replace(SMALL, repeats=1))['peak_bytes']
+    assert 2000 * 3000 * released_way.BYTES_A_PAIR == pytest.approx(taken, rel=0.25)
+
+
+# -- rows that fail ------------------------------------------------------------------------------------------------------
+
+def refuse():
+    raise UserError('a sentence')
+
+
+def run_out():
+    raise RuntimeError('out of memory: tried to allocate 8 EB\nat some place')
+
+
+def be_killed():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize('measure, why', [
+    (refuse, 'a sentence'), (run_out, 'RuntimeError: out of memory: tried to allocate 8 EB'),
+    (be_killed, 'ended by SIGKILL, as systems do when memory runs out')])
+def test_what_fails_says_why(measure, why):
+    assert in_child(measure) == {'error': why}
+
+
+def test_ways_that_rank_differently_are_an_error():
+    figures = {'R1': 50.0, 'mAP': 40.0, 'mINP': 10.0}
+    for name, least in (('R1', 0.21), ('mAP', 0.006), ('mINP', -0.006)):
+        other = {'figures': {**figures, name: figures[name] + least}}
+        assert 'all ways must rank alike' in disagreement({'figures': figures}, other, 1000)['error']
+    assert disagreement({'figures': figures}, {'figures': {**figures, 'R1': 50.1}}, 1000) == {}
+    assert disagreement({'error': 'x'}, {'figures': figures}, 1000) == {}
+
+
+@pytest.mark.parametrize('argv, message', [
+    (['--quik'], 'unknown flag --quik; did you mean --quick'),
+    (['--parts', 'speed'], "invalid choice: 'speed'"),
+    (['--parts', 'rank', '--batch_size', '0'], 'must be above 0'),
+    (['--device', 'tpu'], 'tpu'),
+    (['--device', 'cpu', '--amp', 'fp16'], '--amp fp16 needs a GPU'),
+    (['--device', 'cpu', '--json', 'no/such/folder/file.json'], 'cannot write no/such/folder/file.json'),
+])
+def test_wrong_flags(argv, message, monkeypatch):
+    monkeypatch.setattr(benchmark, 'PARTS', {name: lambda setting: pytest.fail('something was measured') for name in benchmark.PARTS})
+    monkeypatch.setattr(measures, 'matrix_rate', lambda device: {})
+    with pytest.raises(UserError, match=message):
+        benchmark.main(argv)
+
+
+# -- the whole -----------------------------------------------------------------------------------------------------------
+
+def test_quick_run(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(benchmark, 'QUICK', SMALL)
+    monkeypatch.setattr(benchmark, 'DISTURBED', 10)   # other tests may run beside this one
+    ways = [Way('ours'), Way('ours, twice', switch=measures.pass_twice), Way('broken', ('--img_size', '1', '1')),
+            Way(RELEASED, released=True)]
+    monkeypatch.setattr(benchmark, 'ways_to_train', lambda setting: ways)
+    path, tables = tmp_path / 'found.json', tmp_path / 'found.md'
+    assert benchmark.main(['--quick', '--device', 'cpu', '--json', str(path), '--markdown', str(tables), '--repeats', '1']) == 1  # broken
+    found = json.loads(path.read_text())
+    assert found['settings']['quick'] and found['settings']['batch_size'] == 3 and found['settings']['repeats'] == 1
+    assert {'cpu', 'cores', 'threads', 'memory', 'matrix_rate', 'versions'} <= set(found['machine']) and 'T' in found['date']
+    assert set(found['machine']['versions']) == {'python', 'torch', 'torchvision', 'numpy', 'pillow'}
+
+    rows = found['rows']
+    assert {row['part'] for row in rows} == set(benchmark.PARTS)
+    assert [row['way'] for row in rows if 'error' in row] == ['broken']
+    measured = [row for row in rows if 'error' not in row]
+    assert all(len(row['seconds']) == 1 and row['median'] == row['seconds'][0] > 0 for row in measured)
+    steps = {row['way']: row for row in measured if row['part'] == 'step'}
+    mine, released = steps['ours'], steps[RELEASED]
+    assert mine['per_second'] == pytest.approx(3 / mine['median']) and mine['speed'] == pytest.approx(released['median'] / mine['median'])
+    assert mine['mfu'] == pytest.approx(mine['model_flops'] / mine['median'] / found['machine']['matrix_rate'])
+    assert released['speed'] == released['memory'] == 1 and mine['memory'] == pytest.approx(mine['peak_bytes'] / released['peak_bytes'])
+    reading = {row['way']: row for row in rows if row['part'] == 'data'}
+    assert reading['JPEG files']['passed_bytes'] > 3.9 * reading['image cache']['passed_bytes'] > 3 * 384 * 128
+    ranked = [row for row in rows if row['part'] == 'rank']
+    assert len(ranked) == 3 and all(row['figures'] == pytest.approx(ranked[0]['figures'], abs=1e-3) for row in ranked)
+
+    told = capsys.readouterr()
+    assert told.out.count('QUICK, which stands for no real run') == 6 and '--img_size 1 1 is too small' in told.out
+    assert 'step: ours, twice' in told.err and 'Traceback' not in told.err
+    assert '| ours, twice |' in tables.read_text() and not list(tmp_path.glob('*.tmp'))
+
+
+def test_what_is_disturbed_is_not_compared():
+    report = benchmark.Report(None, None, SMALL)
+    ways = [{'way': 'ours', 'median': 1.0, 'others': 0.01}, {'way': 'slow', 'median': 4.0, 'others': 0.5},
+            {'way': RELEASED, 'median': 3.0, 'others': 0.02}]
+    report.compare(ways)
+    assert [way.get('speed') for way in ways] == [3.0, None, 1.0]
+    ways = [{'way': 'ours', 'median': 1.0}, {'way': RELEASED, 'median': 3.0, 'others': 0.5}]
+    report.compare(ways)
+    assert not any('speed' in way for way in ways)
+
+
+def test_what_does_not_fit_is_not_tried(monkeypatch, capsys):
+    monkeypatch.setattr(benchmark, 'QUICK', replace(SMALL, rankings=(('huge', 10, 10_000, 100),)))
+    monkeypatch.setattr(measures, 'free_memory', lambda: 22_000_000)    # the embeddings take 20.5
+    assert benchmark.main(['--quick', '--parts', 'rank', '--device', 'cpu']) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if '| huge ' in line]
+    assert ['does not fit (needs 24.2 MB)' in line and '| -' in line for line in lines] == [False, False, True]
