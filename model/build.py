@@ -201,7 +201,7 @@ class RetrievalModel(nn.Module):
         batch = self.ready(batch)
         with self.autocast():
             encoded = self.encode(batch)
-            results = {'temperature': torch.tensor(self.temperature)}
+            results = {'temperature': torch.full((), self.temperature)}
             for head in self.heads:
                 results.update(head(encoded, batch))
         return results

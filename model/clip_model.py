@@ -60,47 +60,47 @@ class LayerNorm(nn.LayerNorm):
         return super().forward(x.float()).to(x.dtype)
 
 
+SHARPNESS = 1.702   # of QuickGELU
+
+
 class QuickGELU(nn.Module):
     """x sigmoid(1.702 x)"""
 
     def forward(self, x):
-        return quick_gelu(1.702 * x)
+        return F.silu(SHARPNESS * x) / SHARPNESS
 
 
-def quick_gelu(scaled):
-    """QuickGELU of x from 1.702 x, by a kernel that keeps one tensor for the gradient where the product keeps two."""
-    return F.silu(scaled).div_(1.702)
-
-
-class ActivatedLinear(torch.autograd.Function):
-    """``linear(QuickGELU(x))`` that keeps x alone for the gradient and activates it again: of a block's memory a fifth, at the price
-    of one pass over x."""
+class SiLULinear(torch.autograd.Function):
+    """``linear(SiLU(x))`` that keeps x alone for the gradient and activates it again: of a block's memory a fifth, at the price of one
+    pass over x."""
 
     @staticmethod
     def forward(ctx, x, weight, bias):
         ctx.save_for_backward(x, weight)
-        return F.linear(quick_gelu(1.702 * x), weight, bias)
+        return F.linear(F.silu(x), weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
-        scaled = 1.702 * x
         rows = grad.flatten(0, -2)                                                  # [B*L, D]
-        weight_grad = rows.t() @ quick_gelu(scaled).flatten(0, -2)
-        # The factor within SiLU and the divisor behind it cancel.
-        return torch.ops.aten.silu_backward(grad @ weight, scaled), weight_grad, rows.sum(0)
+        weight_grad = rows.t() @ F.silu(x).flatten(0, -2)
+        return torch.ops.aten.silu_backward(grad @ weight, x), weight_grad, rows.sum(0)
 
 
 class MLP(nn.Sequential):
-    """Linear, QuickGELU, Linear, four times as wide in between."""
+    """Linear, QuickGELU, Linear, four times as wide in between.
+
+    QuickGELU's two factors go into the weights on either side of it, which are smaller than what is between them.
+    """
 
     def __init__(self, width):
         super().__init__(OrderedDict(c_fc=nn.Linear(width, 4 * width), gelu=QuickGELU(), c_proj=nn.Linear(4 * width, width)))
 
     def forward(self, x):
-        x = self.c_fc(x)
-        return ActivatedLinear.apply(x, self.c_proj.weight.to(x.dtype), self.c_proj.bias.to(x.dtype))
+        x = F.linear(x, SHARPNESS * self.c_fc.weight, SHARPNESS * self.c_fc.bias)   # [B, L, 4 D]
+        weight, bias = self.c_proj.weight / SHARPNESS, self.c_proj.bias
+        return SiLULinear.apply(x, weight.to(x.dtype), bias.to(x.dtype))
 
 
 class Attention(nn.Module):

@@ -33,7 +33,7 @@ def backward_in_pieces(model, batch, size, scale=lambda loss: loss):
         torch.manual_seed(derive_seed(seed, number))
         rows = slice(number * size, (number + 1) * size)
         learn_from_piece(model, piece, whole, [(0 if x.grad is None else x.grad[rows]) for x in (image, text)], by_head, scale)
-    results = {'temperature': torch.tensor(model.temperature)}
+    results = {'temperature': torch.full((), model.temperature)}
     for head in model.heads:
         results.update({name: value.detach() for name, value in by_head[head].items()})
     return results

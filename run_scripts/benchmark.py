@@ -153,6 +153,14 @@ def step_rows(setting):
         yield {'way': way.name, **in_child(measures.measure_step, way, setting)}
 
 
+def memory_rows(setting):
+    ways = [Way('ours'), Way('ours, activations kept', switch=measures.keep_activations), Way('ours, --grad_checkpoint', ('--grad_checkpoint',)),
+            Way('ours, --micro_batch 16', ('--micro_batch', '16')), Way(RELEASED, released=True)]
+    for way in ways:
+        say(f'memory: {way.name}')
+        yield {'way': way.name, **in_child(measures.count_memory, way, setting)}
+
+
 def profile_rows(setting):
     say('profile: ours')
     result = in_child(measures.measure_profile, setting)
@@ -213,7 +221,7 @@ def disagreement(ours, other, queries):
     return {'error': f"all ways must rank alike, and this found {other['figures']}, ours {ours['figures']}"}
 
 
-PARTS = {'step': step_rows, 'profile': profile_rows, 'data': data_rows, 'encode': encode_rows, 'rank': rank_rows}
+PARTS = {'step': step_rows, 'memory': memory_rows, 'profile': profile_rows, 'data': data_rows, 'encode': encode_rows, 'rank': rank_rows}
 
 
 # -- the report ----------------------------------------------------------------------------------------------------------
@@ -243,13 +251,12 @@ class Report:
 
     def compare(self, rows):
         """How many times as quick as the released way, and how many times as large, the ways of one group are."""
-        measured = [row for row in rows if 'median' in row]
-        for released in [row for row in measured if row.get('way') == RELEASED]:
-            for row in measured:
-                if not disturbed(row) and not disturbed(released):
+        for released in [row for row in rows if row.get('way') == RELEASED]:
+            for row in rows:
+                if 'median' in row and 'median' in released and not disturbed(row) and not disturbed(released):
                     row['speed'] = released['median'] / row['median']
-                if 'peak_bytes' in row:
-                    row['memory'] = row['peak_bytes'] / max(released['peak_bytes'], 1)
+                for name in {'peak_bytes', 'total_bytes'} & row.keys() & released.keys():
+                    row['memory'] = row[name] / max(released[name], 1)
 
     def write(self):
         if self.args.json:
@@ -281,6 +288,7 @@ class Report:
         model = f"IRRA, {setting.shape}, 384x128, {self.machine['precision']}"
         three = ', '.join(f"{row['what'] or row['group']} {row['share']:.0%}" for row in rows[:3]) if table == 'operators' else ''
         heading = {'step': f'training step: {model}, batch {setting.batch_size}, 77 tokens',
+                   'memory': f'memory counted in half precision: IRRA, {setting.shape}, 384x128, batch {measures.HELD}',
                    'parts': f'where a step of ours spends its time: {model}, batch {setting.batch_size}',
                    'operators': f'the largest costs of a step of ours: {three}',
                    'data': f'training loader: batch {setting.batch_size}, {4 * setting.ids} images of 384x128, read before',
@@ -328,6 +336,10 @@ def percent(name):
     return lambda row: f'{row[name]:.1%}'
 
 
+def size(name):
+    return lambda row: in_words(row[name])
+
+
 def kilobytes(name):
     return lambda row: f'{row[name] / 1000:.0f} kB'
 
@@ -337,10 +349,12 @@ def milliseconds(row):
 
 
 WAY, NOTE, SPEED = ('way', lambda row: row['way']), ('note', note), ('times as quick', ratio('speed'))
-MEMORY = [('peak memory', lambda row: in_words(row['peak_bytes'])), ('times as large', ratio('memory'))]
+MEMORY = [('peak memory', size('peak_bytes')), ('times as large', ratio('memory'))]
 SHARE = [('ms', milliseconds), ('share', percent('share'))]
 COLUMNS = {   # of each table: (title, from a row to its text)
     'step': [WAY, ('samples/s', number('per_second')), ('ms', milliseconds), SPEED, *MEMORY, ('MFU', percent('mfu')), NOTE],
+    'memory': [WAY, ('weights, gradients, Adam', size('state_bytes')), ('kept once', size('once_bytes')), ('kept a sample', size('sample_bytes')),
+               ('samples held', number('held')), ('in all', size('total_bytes')), ('times as large', ratio('memory')), NOTE],
     'parts': [('part', lambda row: row['group']), *SHARE, NOTE],
     'operators': [('operator', lambda row: row['group']), ('what', lambda row: row['what']), *SHARE, ('calls', number('calls'))],
     'data': [('images', lambda row: row['way']), ('samples/s', number('per_second')), SPEED, ('stored a sample', kilobytes('stored_bytes')),

@@ -9,7 +9,7 @@ import resource
 import statistics
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import PIL
@@ -200,9 +200,7 @@ def measure_step(way, setting):
 
 def our_step(setting, way):
     """A function that trains on a batch, as :meth:`Trainer.train_epoch` does."""
-    trainer = new_trainer(recipe(setting, *way.flags))
-    if way.switch:
-        way.switch(trainer)
+    trainer = new_trainer(recipe(setting, *way.flags), way.switch)
 
     def step(batch):
         trainer.step += 1
@@ -212,9 +210,12 @@ def our_step(setting, way):
     return step
 
 
-def new_trainer(args):
+def new_trainer(args, switch=None):
     model = new_model(args).train()
-    return Trainer(args, model, None, None, build_optimizer(args, model), None, None)
+    trainer = Trainer(args, model, None, None, build_optimizer(args, model), None, None)
+    if switch:
+        switch(trainer)
+    return trainer
 
 
 def new_model(args):
@@ -264,6 +265,36 @@ def masked_captions(number, text_length, rng):
     tokens = TextDataset([0] * number, captions(number, rng), text_length).tokens
     masked = [mask_tokens(ids, rng, default_tokenizer().encoder[MASK]) for ids in tokens.tolist()]
     return torch.tensor([ids for ids, _ in masked]), torch.tensor([labels for _, labels in masked])
+
+
+HELD = 64   # samples whose memory is added up: the recipe's batch
+
+
+def count_memory(way, setting):
+    """Bytes of a way to train, counted in the precision of a GPU on any device: of weights, gradients and the optimizer's state, and
+    what the forward pass keeps for the gradient: once, and for each sample."""
+    setting = replace(setting, device='cpu', amp='bf16', batches=1)
+    args = recipe(setting, *way.flags)
+    model = new_released_model(args).half_weights() if way.released else new_trainer(args, way.switch).model
+    few, more = (kept_bytes(model, *synthetic_batches(replace(setting, batch_size=size), way)) for size in (2, 6))
+    sample = (more - few) // 4
+    once, held = few - 2 * sample, args.micro_batch or HELD
+    state = sum(4 * parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)   # Adam has two moments
+    return {'state_bytes': state, 'once_bytes': once, 'sample_bytes': sample, 'held': held, 'total_bytes': state + once + held * sample}
+
+
+def kept_bytes(model, batch):
+    """Bytes that a forward pass keeps for the gradient, parameters aside."""
+    own, kept = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}, {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage   # held, so that no other one gets its address
+        return tensor
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(batch)
+    return sum(storage.nbytes() for storage in kept.values())
 
 
 def step_flops(args, words):

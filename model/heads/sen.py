@@ -153,8 +153,8 @@ def take(tokens, positions):
 
 def grey(images):
     """[B, 3, H, W] -> the same in grey, three equal channels."""
-    weights = images.new_tensor(GREY).view(1, 3, 1, 1)
-    return (images * weights).sum(dim=1, keepdim=True).expand_as(images)
+    shade = sum(weight * channel for weight, channel in zip(GREY, images.unbind(1)))    # [B, H, W]
+    return shade.unsqueeze(1).expand_as(images)
 
 
 def patches(images, size):

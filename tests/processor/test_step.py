@@ -14,9 +14,9 @@ from solver.build import parameter_settings
 from tests.support import golden_archive, golden_json, options, small_batch, small_model
 
 aten = torch.ops.aten
-# What a GPU cannot do without telling the host: a value, or a shape that depends on values.
+# For what the host must wait for a GPU: a value, a shape that depends on values, numbers that come from the host.
 HOST_READS = {aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten._unique2, aten.unique_dim, aten.is_nonzero,
-              aten.equal, aten.multinomial, aten.repeat_interleave, aten.bincount}
+              aten.equal, aten.multinomial, aten.repeat_interleave, aten.bincount, aten.lift_fresh}   # the last: numbers from the host
 
 
 @pytest.fixture(scope='module')
@@ -69,7 +69,8 @@ def outside(function):
 
 def test_host_reads_are_found():
     labels = torch.tensor([0, 3])
-    for read in (lambda: labels.nonzero(), lambda: labels[labels > 0], lambda: labels.sum().item(), lambda: bool(labels.any())):
+    for read in (lambda: labels.nonzero(), lambda: labels[labels > 0], lambda: labels.sum().item(), lambda: bool(labels.any()),
+                 lambda: torch.tensor([1.0]), lambda: labels.new_tensor([1])):
         with HostReads() as reads:
             read()
         assert reads.found

@@ -14,7 +14,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from model.build import RetrievalModel, total_loss
-from model.clip_model import ActivatedLinear
+from model.clip_model import SiLULinear
+from model.clip_weights import shape_named
 from run_scripts import benchmark, measures, released_way
 from run_scripts.benchmark import QUICK, RELEASED, disagreement, in_child, ways_to_train
 from run_scripts.measures import Way, new_model, new_trainer, recipe, synthetic_batches, synthetic_embeddings
@@ -160,7 +161,7 @@ def observed(way, batch, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(F, 'scaled_dot_product_attention', note(sdpa, **{'kernels of attention': lambda *_: True}))
         patched.setattr(F, 'silu', note(silu, SiLUs=lambda *_: True))
-        patched.setattr(ActivatedLinear, 'apply', note(ActivatedLinear.apply, **{'activated again': lambda *_: True}))
+        patched.setattr(SiLULinear, 'apply', note(SiLULinear.apply, **{'activated again': lambda *_: True}))
         patched.setattr(released_way, 'read_and_wait', note(read, reads=1))
         trainer.train_step(ours(batch))
     groups = trainer.optimizer.param_groups
@@ -269,6 +270,24 @@ def test_memory_is_that_of_the_row_alone():
     assert in_child(hold, 50_000_000)['grown'] == pytest.approx(50e6, rel=0.2)    # not that of the row before
 
 
+def test_memory_that_is_counted():
+    counted = {way: in_child(measures.count_memory, Way(way, flags, switch, released), SMALL) for way, flags, switch, released in [
+        ('ours', (), None, False), ('kept', (), measures.keep_activations, False), ('checkpoint', ('--grad_checkpoint',), None, False),
+        ('pieces', ('--micro_batch', '16'), None, False), (RELEASED, (), None, True)]}
+    parameters = sum(parameter.numel() for parameter in new_model(recipe(SMALL)).parameters())
+    ours = counted['ours']
+    assert ours['state_bytes'] == 16 * parameters and 8 * parameters < counted[RELEASED]['state_bytes'] < 16 * parameters
+    for row in counted.values():
+        assert row['total_bytes'] == row['state_bytes'] + row['once_bytes'] + row['held'] * row['sample_bytes']
+    a_sample = {way: row['sample_bytes'] for way, row in counted.items()}
+    assert a_sample['checkpoint'] < a_sample['ours'] < a_sample['kept'] < a_sample[RELEASED]
+    assert counted['pieces'] == {**ours, 'held': 16, 'total_bytes': ours['total_bytes'] - 48 * ours['sample_bytes']}
+    # Of each block: x before both LayerNorms in float32, and in bf16 what is multiplied with weights, queries, keys, values, the hidden layer
+    shape = shape_named('scratch:tiny')
+    block = (24 * 8 + 1) * shape.vision_width * (2 * 4 + 2 * (1 + 3 + 1 + 1 + 4))
+    assert a_sample['ours'] > shape.vision_layers * block
+
+
 def test_estimate_of_the_released_ranking_is_what_it_takes():
     taken = in_child(measures.measure_ranking, 'released', (2000, 3000, 100), replace(SMALL, repeats=1))['peak_bytes']
     assert 2000 * 3000 * released_way.BYTES_A_PAIR == pytest.approx(taken, rel=0.25)
@@ -337,7 +356,7 @@ def test_quick_run(monkeypatch, tmp_path, capsys):
     rows = found['rows']
     assert {row['part'] for row in rows} == set(benchmark.PARTS)
     assert [row['way'] for row in rows if 'error' in row] == ['broken']
-    measured = [row for row in rows if 'error' not in row]
+    measured = [row for row in rows if 'error' not in row and row['part'] != 'memory']
     assert all(len(row['seconds']) == 1 and row['median'] == row['seconds'][0] > 0 for row in measured)
     steps = {row['way']: row for row in measured if row['part'] == 'step'}
     mine, released = steps['ours'], steps[RELEASED]
@@ -350,7 +369,7 @@ def test_quick_run(monkeypatch, tmp_path, capsys):
     assert len(ranked) == 3 and all(row['figures'] == pytest.approx(ranked[0]['figures'], abs=1e-3) for row in ranked)
 
     told = capsys.readouterr()
-    assert told.out.count('QUICK, which stands for no real run') == 6 and '--img_size 1 1 is too small' in told.out
+    assert told.out.count('QUICK, which stands for no real run') == 7 and '--img_size 1 1 is too small' in told.out
     assert 'step: ours, twice' in told.err and 'Traceback' not in told.err
     assert '| ours, twice |' in tables.read_text() and not list(tmp_path.glob('*.tmp'))
 
