@@ -36,7 +36,7 @@ from utils.tables import as_markdown, as_text  # noqa: E402
 RANKINGS = (('CUHK-PEDES', 6156, 3074, 1000), ('ICFG-PEDES', 19848, 19848, 1000), ('RSTPReid', 2000, 1000, 200),
             ('100k images', 1000, 100_000, 10_000), ('1M images', 1000, 1_000_000, 100_000))
 ON_GPU = Setting('ViT-B/16', batch_size=64, batches=20, steps=20, repeats=5, images=4096, captions=6156, ids=800, rankings=RANKINGS)
-ON_CPU = Setting('ViT-B/16', batch_size=8, batches=4, steps=1, repeats=3, images=32, captions=128, ids=160, rankings=RANKINGS)
+ON_CPU = Setting('ViT-B/16', batch_size=8, batches=4, steps=1, repeats=5, images=32, captions=128, ids=160, rankings=RANKINGS)
 QUICK = Setting('tiny', batch_size=8, batches=4, steps=1, repeats=5, images=64, captions=256, ids=40, patience=3, quick=True,
                 rankings=(('RSTPReid', 2000, 1000, 200), ('100k images', 100, 100_000, 10_000)))
 RELEASED = 'released way'

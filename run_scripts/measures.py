@@ -89,10 +89,10 @@ def recipe(setting, *flags):
                      '--device', setting.device, '--amp', setting.amp, *flags])
 
 
-def timed(once, device, repeats, patience, warm_up=True):
+def timed(once, device, repeats, patience, warm_up=1):
     """``({'seconds': of each repeat of once(), 'others': the share of the cores that other processes took meanwhile}, what it returned
     last)``. ``patience``: seconds after which there is no further repeat."""
-    if warm_up:
+    for _ in range(warm_up):
         once()
     seconds, busy, start = [], busy_elsewhere(), time.perf_counter()
     while not seconds or len(seconds) < repeats and sum(seconds) < patience:
@@ -136,7 +136,7 @@ def describe_machine(device, amp):
     if device.type == 'cuda':
         on_gpu = {'gpu': torch.cuda.get_device_name(device), 'gpu_memory': torch.cuda.get_device_properties(device).total_memory}
     return {'device': str(device), 'precision': name_of(dtype), 'cpu': cpu_name(), 'cores': cores(), 'threads': torch.get_num_threads(),
-            'memory': physical_memory(), **on_gpu, 'system': platform.platform(), **matrix_rate(device),
+            'memory': physical_memory(), **on_gpu, 'system': f'{platform.system()} {platform.machine()}', **matrix_rate(device),
             'versions': {'python': platform.python_version(), 'torch': torch.__version__, 'torchvision': torchvision.__version__,
                          'numpy': np.__version__, 'pillow': PIL.__version__}}
 
@@ -192,7 +192,7 @@ def measure_step(way, setting):
     def steps():
         for batch in itertools.islice(cycle, setting.steps):
             step(batch)
-    timing, _ = timed(steps, *setting.pace)
+    timing, _ = timed(steps, *setting.pace, warm_up=2)   # memory settles in the second
     flops = step_flops(recipe(setting), words_chosen(batches))
     return {**timing, 'samples': setting.batch_size * setting.steps, 'steps': setting.steps,
             'peak_bytes': peak_bytes(setting.device) - before, 'model_flops': sum(flops.values())}
@@ -575,7 +575,7 @@ def measure_ranking(kind, sizes, setting):
     embeddings = synthetic_embeddings(*sizes)
     rank(*synthetic_embeddings(50, 500, 50))    # starts the threads
     before = peak_bytes()
-    timing, figures = timed(lambda: rank(*embeddings), 'cpu', setting.repeats, setting.patience, warm_up=False)
+    timing, figures = timed(lambda: rank(*embeddings), 'cpu', setting.repeats, setting.patience, warm_up=0)
     return {**timing, 'peak_bytes': peak_bytes() - before, 'figures': figures}
 
 
