@@ -110,8 +110,8 @@ def detail(image_details, text_details, pids, *, tau=100.0, margin=0.1):
 
 
 def accuracy(logits, labels):
-    """Share of rows whose largest logit is at the label, [M, C], [M] -> scalar."""
-    return (logits.argmax(dim=1) == labels).float().mean()
+    """Share of rows whose largest logit is at the label, [M, C], [M] -> scalar; 0 where there is none."""
+    return (logits.argmax(dim=1) == labels).float().sum() / max(len(labels), 1)
 
 
 @full_precision

@@ -32,8 +32,11 @@ def parameter_groups(args, model):
 
 def build_optimizer(args, model):
     """Adam (eps 1e-3, which the released training in half precision needed and its results depend on), AdamW (eps 1e-8) or
-    SGD, by ``args.optimizer`` in any case. All are fused: one kernel for all parameters of a group, which also keeps the gradient
-    scaler from waiting for the GPU."""
+    SGD, by ``args.optimizer`` in any case.
+
+    The first two are fused: one kernel for many parameters, and the gradient scaler needn't wait for the GPU. Fused SGD is left alone:
+    where the scaler skips its first step, PyTorch leaves its momentum uninitialised.
+    """
     groups = parameter_groups(args, model)
     name = args.optimizer.lower()
     if name == 'adam':
@@ -41,5 +44,5 @@ def build_optimizer(args, model):
     if name == 'adamw':
         return torch.optim.AdamW(groups, lr=args.lr, betas=(args.alpha, args.beta), eps=1e-8, fused=True)
     if name == 'sgd':
-        return torch.optim.SGD(groups, lr=args.lr, momentum=args.momentum, fused=True)
+        return torch.optim.SGD(groups, lr=args.lr, momentum=args.momentum)
     raise unknown('optimizer', args.optimizer, OPTIMIZERS)

@@ -169,6 +169,9 @@ class Checkpointer:
         try:
             if 'step' not in checkpoint and len(state['param_groups']) != len(self.optimizer.param_groups):
                 state = regrouped(state, list(weights), self.model, self.optimizer)
+            for group, own in zip(state['param_groups'], self.optimizer.param_groups):
+                if 'fused' in own:  # how a step is computed is of this program and machine, not of the run
+                    group['fused'] = own['fused']
             self.optimizer.load_state_dict(state)
         except (ValueError, KeyError) as error:
             raise UserError(f'the optimizer in {f} does not fit these options: {error}') from None

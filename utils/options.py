@@ -161,10 +161,11 @@ def build_parser():
     solver.add_argument('--target_lr', type=weight, default=0.0, help='at the end, for cosine and poly')
     solver.add_argument('--power', type=weight, default=0.9, help='for exp and poly')
 
-    speed = parser.add_argument_group('speed and memory', 'none of these changes what is computed')
+    speed = parser.add_argument_group('speed and memory', 'none of these changes what is computed, up to what is drawn at random')
     speed.add_argument('--image_cache', nargs='?', const='auto', default='', metavar='FOLDER',
                        help="decode and resize each image once and keep them in FOLDER (without one: in the dataset's folder)")
-    yes_no(speed, '--grad_checkpoint', False, 'keep the input of each transformer block alone and compute the rest again for the gradient')
+    yes_no(speed, '--grad_checkpoint', False, 'of each block of the encoders and the cross encoder keep the input alone, and compute the rest '
+           'again for the gradient')
     speed.add_argument('--micro_batch', type=count, default=None,
                        help='samples whose activations are held at a time; the losses still compare the whole batch')
     yes_no(speed, '--compile', False, 'compile the transformer blocks (torch.compile; takes a minute at the start)')

@@ -69,7 +69,8 @@ class MLM(Head):
         self.weight = args.mlm_loss_weight
         self.mask_id, self.rates = model.mask_id, model.masked_token_rates
         # With captions masked in place there is nothing to choose here: the model has done it.
-        self.chooses = args.mlm_masking == 'attention' and args.caption_masking == 'clean'
+        self.by_attention = args.mlm_masking == 'attention'
+        self.chooses = self.by_attention and args.caption_masking == 'clean'
         if self.chooses:
             self.needs = ('image_tokens', 'text_attention')
         self.cross = model.shared(CrossEncoder, width, args.cmt_depth)
@@ -88,7 +89,8 @@ class MLM(Head):
                 'mlm_acc': objectives.accuracy(logits, labels)}
 
     def look_up(self, batch):
-        return {'mlm_places': chosen_places(batch['mlm_labels'])} if 'mlm_labels' in batch else {}
+        known = 'mlm_labels' in batch and not self.by_attention
+        return {'mlm_places': chosen_places(batch['mlm_labels'])} if known else {}
 
     def why_whole(self):
         return ('with --mlm_masking attention and clean captions it chooses words in the middle of the step (--caption_masking inplace does '

@@ -4,7 +4,6 @@ import torch
 from torch import nn
 
 from model import build_model
-from model import build_model
 from model import heads as heads_package
 from model.build import total_loss
 from model.heads import Head, head_classes, parse_loss_names, registry

@@ -105,9 +105,14 @@ def test_dropout_in_the_embedding_is_drawn_once(archive):
 
 def test_the_scalers_factor_reaches_every_part_once(archive):
     model, batch = small_model(archive, 'sdm+mlm+id'), uneven(small_batch())
-    _, expected = whole_batch(model, batch)
     results, grads = in_pieces(model, batch, 2, scale=lambda loss: 1024 * loss)
     assert_same((results, {name: grad / 1024 for name, grad in grads.items()}), whole_batch(model, batch))
+
+
+def test_a_piece_without_masked_words(archive):
+    model, batch = small_model(archive, 'sdm+mlm'), small_batch()
+    batch['mlm_labels'][5] = 0
+    assert_same(in_pieces(model, batch, 5), whole_batch(model, batch))
 
 
 def test_activations_of_one_piece_at_a_time(archive):
@@ -116,6 +121,24 @@ def test_activations_of_one_piece_at_a_time(archive):
     model.base_model.visual.register_forward_hook(lambda module, inputs, output: sizes.append((len(inputs[0]), torch.is_grad_enabled())))
     backward_in_pieces(model, batch, 4)
     assert sizes == [(4, False), (2, False), (4, True), (2, True)]
+
+
+def test_a_head_that_refines_embeddings_must_say_that_it_can_be_split(archive, monkeypatch):
+    class Refiner(Head):
+        names = ('refiner',)
+
+        def __init__(self, args, model):
+            super().__init__()
+
+        def refine(self, embedding, tokens, extras):
+            extras['n'] = tokens.square().mean()
+            return embedding
+
+        def forward(self, encoded, batch):
+            return {'refiner_loss': encoded.image_extras['n']}
+    monkeypatch.setitem(registry(), 'refiner', Refiner)
+    with pytest.raises(UserError, match="'refiner': it refines embeddings"):
+        small_model(archive, 'sdm+refiner', micro_batch=2)
 
 
 @pytest.mark.parametrize('loss_names, changes, reason', [

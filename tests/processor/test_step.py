@@ -9,6 +9,7 @@ from model import build_model
 from model.build import total_loss
 from model.heads.a2te import race
 from processor.processor import Trainer
+from run_scripts.measures import kept_bytes
 from solver import build_optimizer
 from solver.build import parameter_settings
 from tests.support import golden_archive, golden_json, options, small_batch, small_model
@@ -112,21 +113,6 @@ def test_checkpointing_blocks_changes_nothing(archive, loss_names):
     assert_close(losses_and_gradients(frugal, batch), losses_and_gradients(plain, batch))
 
 
-def kept_bytes(model, batch):
-    """Bytes that a forward pass keeps for the gradient, parameters aside."""
-    kept, own = {}, {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-
-    def keep(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        total = total_loss(model(batch))
-    assert total.requires_grad
-    return sum(kept.values())
-
-
 def test_checkpointing_keeps_less(archive):
     batch = small_batch()
     plain, frugal = (kept_bytes(small_model(archive, 'sdm+mlm+id', grad_checkpoint=on), batch) for on in (False, True))
@@ -143,12 +129,34 @@ def test_scores_at_masked_positions_alone(archive):
     assert set(model.prepare(batch)) - set(batch) == {'mlm_places'}
 
 
+@pytest.mark.parametrize('masking', ['clean', 'inplace'])
+def test_words_chosen_by_the_model_are_not_looked_up_before(archive, masking):
+    model = small_model(archive, 'sdm+mlm', mlm_masking='attention', caption_masking=masking)
+    batch = small_batch()    # with labels, which are not those that will count
+    assert_close(losses_and_gradients(model, model.prepare(batch)), losses_and_gradients(model, batch))
+
+
+@pytest.mark.parametrize('optimizer', ['Adam', 'AdamW', 'SGD'])
+def test_a_skipped_first_step_leaves_no_trace(archive, optimizer):
+    """fp16's scaler skips steps whose gradients are infinite, and the first one often."""
+    model = small_model(archive, 'sdm')
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    steps, scaler = build_optimizer(options(loss_names='sdm', optimizer=optimizer, weight_decay=0.0), model), torch.amp.GradScaler('cpu')
+    for gradient in (float('inf'), 0.0):
+        for parameter in model.parameters():
+            parameter.grad = torch.full_like(parameter, gradient)
+        scaler.scale(torch.zeros(()))
+        scaler.step(steps)
+        scaler.update()
+    assert all(map(torch.equal, model.parameters(), before))
+
+
 @pytest.mark.parametrize('optimizer', ['Adam', 'AdamW', 'SGD'])
 def test_fused_groups_step_as_one_group_a_parameter(archive, optimizer):
     fused, plain = (small_model(archive, 'sdm+mlm+id') for _ in range(2))
     args = options(loss_names='sdm+mlm+id', optimizer=optimizer, lr=1e-3)
     ours = build_optimizer(args, fused)
-    assert len(ours.param_groups) < 10 and all(group['fused'] for group in ours.param_groups)
+    assert len(ours.param_groups) < 10 and all(bool(group['fused']) == (optimizer != 'SGD') for group in ours.param_groups)
     groups = [{'params': [parameter], 'lr': lr, 'weight_decay': decay} for name, parameter in plain.named_parameters()
               for lr, decay in [parameter_settings(name, args)]]
     settings = {'Adam': {'eps': 1e-3}, 'AdamW': {'eps': 1e-8}, 'SGD': {'momentum': 0.9}}[optimizer]

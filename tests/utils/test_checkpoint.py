@@ -79,6 +79,23 @@ def published_checkpoint(path, model, epoch=5):
     return optimizer
 
 
+def test_an_optimizer_saved_unfused_goes_on_fused(tmp_path):
+    torch.manual_seed(0)
+    model = Model()
+    optimizer, scheduler = trained(model)
+    for group in optimizer.param_groups:
+        group['fused'] = None
+    Checkpointer(model, optimizer, scheduler, str(tmp_path), True).save('last', training_state=True, epoch=2, step=7)
+    again = Model()
+    other, schedule = trained(again, steps=0)
+    Checkpointer(again, other, schedule, str(tmp_path), True).resume(str(tmp_path / 'last.pth'))
+    assert all(group['fused'] for group in other.param_groups)
+    for weights, optimizer, schedule in ((model, optimizer, scheduler), (again, other, schedule)):
+        train_step(weights, optimizer, schedule, 3)
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(again.state_dict()[name], value, rtol=1e-6, atol=1e-7)
+
+
 def test_a_published_checkpoint_resumes_after_its_epoch(tmp_path):
     model = Model()
     official = published_checkpoint(tmp_path / 'best.pth', model)
