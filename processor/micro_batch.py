@@ -13,7 +13,7 @@ def backward_in_pieces(model, batch, size, scale=lambda loss: loss):
     1. The embeddings of all pieces, without gradient.
     2. The heads that read embeddings alone get those of the whole batch: their losses, and the gradient at the embeddings.
     3. Each piece again, with gradient: it takes its rows of the gradient at the embeddings, and the losses of the heads that read
-       tokens, each times the piece's share (:meth:`~model.heads.Head.why_whole`).
+       tokens, each times the piece's share (:attr:`~model.heads.Head.share`).
 
     The encoders run twice forward. ``batch`` is a loader's, on the CPU. What is random in a piece (dropout, hidden patches) follows
     from PyTorch's seed and the piece's number, and is the same in both passes.

@@ -52,15 +52,13 @@ class Head(nn.Module):
         waiting for it. Loops other than ours may leave this out."""
         return {}
 
-    share = None   # share(piece, batch): see why_whole
+    # share(piece, batch), of a head with needs: the scalar (a number or a tensor) by which the results of ``piece``, some of the
+    # batch's samples, are multiplied so that those of all pieces add up to the batch's. None: they don't.
+    share = None
 
     def why_whole(self):
-        """Why ``--micro_batch`` cannot split a batch for this head; None where it can.
-
-        A head that reads embeddings alone gets those of the whole batch at once. One with ``needs`` defines
-        ``share(piece, batch)``: the scalar (a number or a tensor) by which the results of ``piece``, some of the batch's samples, are
-        multiplied so that those of all pieces add up to the batch's.
-        """
+        """Why ``--micro_batch`` cannot split a batch for this head, in words; None where it can: the head reads embeddings alone, and
+        gets those of the whole batch at once, or it has a ``share``."""
         if type(self).refine is not Head.refine:
             return 'it refines embeddings and does not say (why_whole) that its losses do without what that leaves behind'
         return 'it reads tokens and defines no share(piece, batch)' if self.needs and self.share is None else None
