@@ -1,15 +1,18 @@
 """What several tests share: options for small models, and the released implementations' reference vectors."""
 import argparse
+import fnmatch
 import json
 import os
 import zlib
 
 import numpy as np
+import pytest
 import torch
 
 from utils.options import build_parser, complete
 
-GOLDEN = os.path.join(os.path.dirname(__file__), 'golden')
+OWN = os.path.join(os.path.dirname(__file__), 'golden')
+GOLDEN = os.environ.get('PEDESTAL_GOLDEN') or OWN   # another folder's vectors: PEDESTAL_GOLDEN=<folder> pytest tests -k golden
 
 
 def options(**changes):
@@ -20,18 +23,41 @@ def options(**changes):
     return args
 
 
+def golden_names(pattern, besides=()):
+    """The reference files of the folder whose names, without their endings, match ``pattern`` and none of ``besides``."""
+    names = {os.path.splitext(file)[0] for file in os.listdir(GOLDEN) if file.endswith(('.npz', '.json'))}
+    return sorted(name for name in fnmatch.filter(names, pattern) if not any(fnmatch.fnmatch(name, other) for other in besides))
+
+
+def golden_files(pattern, besides=()):
+    """:func:`golden_names` as the parameters of a test, which ``-k golden`` finds by their ids."""
+    return [pytest.param(name, id=f'golden-{name}') for name in golden_names(pattern, besides)]
+
+
+def golden_cases(pattern, key):
+    """Parameters (name, case) of a test: each ``<case>`` of those files that has an entry ``<case>/<key>``."""
+    return [pytest.param(name, entry[:-len(key) - 1], id=f'golden-{name}-{entry[:-len(key) - 1]}')
+            for name in golden_names(pattern) for entry in golden(name)[0] if entry.endswith(f'/{key}')]
+
+
+def golden_path(name):
+    """A reference file where it is: in the folder that was asked for, else among our own."""
+    path = os.path.join(GOLDEN, name)
+    return path if os.path.exists(path) else os.path.join(OWN, name)
+
+
 def golden(name):
     """(vectors, description) of a reference file, tensors instead of arrays."""
-    with np.load(os.path.join(GOLDEN, f'{name}.npz')) as vectors:
+    with np.load(golden_path(f'{name}.npz')) as vectors:
         vectors = {key: torch.from_numpy(value) for key, value in vectors.items()}
     return vectors, golden_json(name)
 
 
 def golden_json(name):
-    path = os.path.join(GOLDEN, f'{name}.json')
+    path = golden_path(f'{name}.json')
     if not os.path.exists(path):
         return None
-    with open(path) as file:
+    with open(path, encoding='utf-8') as file:
         return json.load(file)
 
 
@@ -68,6 +94,7 @@ def golden_model(name, tmp_path, **changes):
     known = build_parser().defaults_in_code
     settings = {key: value for key, value in description['args'].items() if key in known}
     settings.update(loss_names=description['loss_names'], text_length=config['text_length'], img_size=tuple(config['img_size']),
+                    stride_size=config['stride'],
                     pretrain_choice=golden_archive(description, tmp_path / 'clip.pt'), amp='off')
     settings.update(changes)
     model = build_model(options(**settings), config['num_classes'])

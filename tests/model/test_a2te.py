@@ -9,16 +9,16 @@ from model import build_model, objectives
 from model.build import total_loss
 from model.heads import a2te, aliases, parse_loss_names
 from solver.build import parameter_settings
-from tests.support import golden, golden_batch, golden_json, golden_model, options
+from tests.support import golden, golden_batch, golden_cases, golden_files, golden_json, golden_model, options
 from utils.checkpoint import load_weights
 from utils.errors import UserError
 
 RELATIVE = 1e-5
 
 
-@pytest.fixture(scope='module')
-def reference(tmp_path_factory):
-    model, vectors, description = golden_model('a2te_tiny512', tmp_path_factory.mktemp('a2te'), freeze_conv1=True)
+@pytest.fixture(scope='module', params=golden_files('a2te_*'))
+def reference(request, tmp_path_factory):
+    model, vectors, description = golden_model(request.param, tmp_path_factory.mktemp('a2te'), freeze_conv1=True)
     draws = []
 
     def drawn(weights, count, **_):
@@ -77,9 +77,9 @@ def test_negatives_are_drawn_once_by_the_embeddings_inner_products(reference):
         assert [w / sum(weights) for w in weights] == pytest.approx([value / sum(others) for value in others], rel=1e-3, abs=1e-6)
 
 
-@pytest.mark.parametrize('case', ('mixed', 'aligned', 'pair', 'one_identity'))
-def test_detail_loss_is_the_released_one(case):
-    vectors, _ = golden('objectives')
+@pytest.mark.parametrize('file, case', golden_cases('objectives*', 'detail'))
+def test_detail_loss_is_the_released_one(file, case):
+    vectors, _ = golden(file)
     image, text = (vectors[f'{case}/{side}'].clone().requires_grad_() for side in ('image', 'text'))
     loss = objectives.detail(image, text, vectors[f'{case}/pids'], tau=100.0)
     loss.backward()
@@ -88,8 +88,9 @@ def test_detail_loss_is_the_released_one(case):
         assert (ours - official).norm() <= RELATIVE * official.norm() + 1e-6
 
 
-def test_published_checkpoint_loads_both_ways_and_learns_at_the_published_rates():
-    official = golden_json('official_a2te_vitb16')
+@pytest.mark.parametrize('name', golden_files('official_a2te_*'))
+def test_published_checkpoint_loads_both_ways_and_learns_at_the_published_rates(name):
+    official = golden_json(name)
     args = options(loss_names=official['loss_names'], training=False)
     model = build_model(args, official['num_classes'])
     ours = {name: list(value.shape) for name, value in model.state_dict().items()}

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from model.clip_model import (CLIP, Attention, AttentionPool, Bottleneck, ClipShape, LayerNorm, ResidualAttentionBlock,
                               Transformer)
 from model.clip_weights import build_clip, shape_named
-from tests.support import golden, golden_json, golden_weight
+from tests.support import golden, golden_files, golden_json, golden_weight
 from utils.errors import UserError
 
 TINY = dict(embed_dim=64, image_resolution=64, vision_layers=2, vision_width=128, vision_patch_size=16, text_length=20,
@@ -37,7 +37,7 @@ def pretrained(case):
     return {**state, **{name: golden_weight(name, shape) for name, shape in tables.items()}}
 
 
-@pytest.mark.parametrize('name', ['irra_tiny', 'a2te_tiny512', 'sen_tiny'])
+@pytest.mark.parametrize('name', golden_files('irra_*') + golden_files('a2te_*') + golden_files('sen_*'))
 def test_embeddings_are_the_released_codes(name, tmp_path):
     expected, case = golden(name)
     config = case['config']

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from model.build import total_loss
-from tests.support import golden_batch, golden_json, golden_model, options
+from tests.support import golden_batch, golden_files, golden_json, golden_model, options
 
 RELATIVE = 1e-5
 
@@ -12,7 +12,7 @@ def close(value, reference):
     return value == pytest.approx(float(reference), rel=RELATIVE, abs=1e-7)
 
 
-@pytest.fixture(scope='module', params=['irra_tiny', 'agm_tiny'])
+@pytest.fixture(scope='module', params=golden_files('irra_*') + golden_files('agm_*'))
 def reference(request, tmp_path_factory):
     model, vectors, description = golden_model(request.param, tmp_path_factory.mktemp(request.param))
     results = model(golden_batch(vectors))
@@ -60,11 +60,12 @@ def test_gradients(reference):
         assert close(parameters[name].grad.norm().item(), value), name
 
 
-def test_full_size_state_dict_loads_both_ways():
+@pytest.mark.parametrize('name', golden_files('official_irra_*'))
+def test_full_size_state_dict_loads_both_ways(name):
     """A published IRRA checkpoint loads strictly, and ours has exactly its entries."""
     from model import build_model
     from utils.checkpoint import load_weights
-    official = golden_json('official_irra_vitb16')
+    official = golden_json(name)
     args = options(loss_names=official['loss_names'], training=False)
     model = build_model(args, official['num_classes'])
     ours = {name: list(value.shape) for name, value in model.state_dict().items()}

@@ -5,9 +5,8 @@ import pytest
 import torch
 
 from model import objectives
-from tests.support import golden
+from tests.support import golden, golden_cases
 
-CASES = ('mixed', 'aligned', 'pair', 'one_identity')
 LOSSES = {
     'sdm': lambda image, text, pids: objectives.sdm(image, text, pids, scale=50.0),
     'itc': lambda image, text, pids: objectives.itc(image, text, scale=50.0),
@@ -16,14 +15,10 @@ LOSSES = {
 }
 
 
-@pytest.fixture(scope='module')
-def vectors():
-    return golden('objectives')[0]
-
-
-@pytest.mark.parametrize('case', CASES)
+@pytest.mark.parametrize('file, case', golden_cases('objectives*', 'image'))
 @pytest.mark.parametrize('name', LOSSES)
-def test_value_and_gradients_are_the_released_ones(vectors, name, case):
+def test_value_and_gradients_are_the_released_ones(name, file, case):
+    vectors, _ = golden(file)
     image = vectors[f'{case}/image'].clone().requires_grad_()
     text = vectors[f'{case}/text'].clone().requires_grad_()
     loss = LOSSES[name](image, text, vectors[f'{case}/pids'])

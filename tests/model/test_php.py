@@ -7,7 +7,7 @@ from model import build_model, objectives
 from model.build import total_loss
 from model.heads.php import ExpertMixture, ExpertTransformer, SlotParser
 from solver.build import parameter_settings
-from tests.support import golden_archive, golden_batch, golden_json, golden_model, options
+from tests.support import golden_archive, golden_batch, golden_files, golden_json, golden_model, options
 from utils.checkpoint import load_weights
 from utils.errors import UserError
 from utils.options import get_args
@@ -20,10 +20,10 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp('php')
 
 
-@pytest.fixture
-def reference(folder):
+@pytest.fixture(params=golden_files('php_*'))
+def reference(request, folder):
     def build(**changes):
-        return golden_model('php_tiny', folder, itc_loss_weight=5.0, **{'php_attention': 'batch', **changes})
+        return golden_model(request.param, folder, itc_loss_weight=5.0, **{'php_attention': 'batch', **changes})
     return build
 
 
@@ -81,21 +81,23 @@ def test_parts(reference, parts, suffix):
 
 
 def test_gradients(reference):
-    model, vectors, _ = reference()
+    model, vectors, description = reference()
     total = total_loss(model(golden_batch(vectors)))
     assert total.item() == pytest.approx(float(vectors['out/total']), rel=RELATIVE)
     total.backward()
     official = {name[len('grad/'):]: float(value) for name, value in vectors.items() if name.startswith('grad/')}
     parameters = dict(model.named_parameters())
-    assert {'safl.part_tokens', 'shared_transformer.resblocks.1.feed_forward.experts.0.down.weight'} <= set(official)
+    last = description['args']['moe_layers'] - 1
+    assert {'safl.part_tokens', f'shared_transformer.resblocks.{last}.feed_forward.experts.0.down.weight'} <= set(official)
     for name, value in official.items():
         assert float(parameters[name].grad.norm()) == pytest.approx(value, rel=RELATIVE, abs=1e-7), name
     assert parameters['safl.pos_embeding'].grad is None
 
 
-def test_full_size_names_and_learning_rates():
+@pytest.mark.parametrize('name', golden_files('official_php_*'))
+def test_full_size_names_and_learning_rates(name):
     """A published checkpoint loads strictly, and each parameter learns as released."""
-    official = golden_json('official_php_vitb16')
+    official = golden_json(name)
     known = vars(options())
     args = options(**{**{name: value for name, value in official['settings'].items() if name in known}, 'training': False})
     model = build_model(args, official['num_classes'])
@@ -104,8 +106,8 @@ def test_full_size_names_and_learning_rates():
     published = {name: torch.full(shape, 0.5, dtype=getattr(torch, dtype)) for name, (shape, dtype) in official['state_dict'].items()}
     load_weights(model, published)
     assert all((value == 0.5).all() and value.dtype == torch.float32 for value in model.state_dict().values())
-    for name, (lr, weight_decay) in official['optimizer_groups'].items():
-        assert parameter_settings(name, args) == pytest.approx((lr, weight_decay)), name
+    for parameter, (lr, weight_decay) in official['optimizer_groups'].items():
+        assert parameter_settings(parameter, args) == pytest.approx((lr, weight_decay)), parameter
 
 
 def test_learning_rates_of_experts_gates_and_the_rest():

@@ -10,7 +10,7 @@ from model.build import total_loss
 from model.heads import parse_loss_names
 from model.heads import sen
 from solver.build import parameter_settings
-from tests.support import GOLDEN, golden, golden_archive, golden_batch, golden_json, golden_model, options
+from tests.support import OWN, golden, golden_archive, golden_batch, golden_cases, golden_files, golden_json, golden_model, options
 from utils.checkpoint import load_weights
 from utils.errors import UserError
 from utils.options import get_args
@@ -33,9 +33,9 @@ class Noise:
         return self.noise
 
 
-@pytest.fixture(scope='module')
-def reference(tmp_path_factory):
-    model, vectors, description = golden_model('sen_tiny', tmp_path_factory.mktemp('sen'))
+@pytest.fixture(scope='module', params=golden_files('sen_*'))
+def reference(request, tmp_path_factory):
+    model, vectors, description = golden_model(request.param, tmp_path_factory.mktemp('sen'))
     noise = Noise(vectors['in/mae_noise'])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, 'rand', noise)
@@ -179,9 +179,9 @@ def plain_tri(image, text, pids, margin=0.05):
     return total
 
 
-@pytest.mark.parametrize('case', ['mixed', 'aligned', 'pair'])
-def test_tri_is_the_released_one(case):
-    vectors, _ = golden('objectives')
+@pytest.mark.parametrize('file, case', golden_cases('objectives*', 'tri'))
+def test_tri_is_the_released_one(file, case):
+    vectors, _ = golden(file)
     image, text = (vectors[f'{case}/{side}'].clone().requires_grad_() for side in ('image', 'text'))
     loss = objectives.tri(image, text, vectors[f'{case}/pids'])
     loss.backward()
@@ -249,7 +249,7 @@ def test_the_papers_command():
 @pytest.mark.parametrize('dataset', ['cuhk-pedes', 'icfg-pedes', 'rstpreid'])
 @pytest.mark.parametrize('size', ['', '-xl'])
 def test_recipes(dataset, size):
-    args = get_args(['--config_file', os.path.join(os.path.dirname(GOLDEN), '..', 'configs', 'sen', f'{dataset}{size}.yaml')])
+    args = get_args(['--config_file', os.path.join(os.path.dirname(OWN), '..', 'configs', 'sen', f'{dataset}{size}.yaml')])
     assert (args.batch_size, args.sampler, args.num_instance, args.seed) == (128, 'idrannum', 2, 42)
     assert (args.mae_loss_weight, args.tri_loss_weight, args.mask_ratio, args.temperature) == (10, 10, 0.7, 0.02)
     assert (args.caption_masking, args.mlm_masking, args.caption_filter) == ('inplace', 'noun', 0.2)
@@ -261,9 +261,9 @@ def test_recipes(dataset, size):
 
 # -- checkpoints ---------------------------------------------------------------------------------------------------------
 
-@pytest.fixture(scope='module')
-def full_size():
-    official = golden_json('official_sen_vitb16')
+@pytest.fixture(scope='module', params=golden_files('official_sen_*'))
+def full_size(request):
+    official = golden_json(request.param)
     return build_model(options(loss_names=official['loss_names'], mask_ratio=0.7, training=False), official['num_classes']), official
 
 

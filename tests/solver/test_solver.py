@@ -6,13 +6,13 @@ from model import build_model
 from solver import build_lr_scheduler, build_optimizer
 from solver.build import parameter_settings
 from solver.lr_scheduler import WarmupSchedule
-from tests.support import golden_json, options
+from tests.support import golden_files, golden_json, golden_names, options
 from utils.errors import UserError
 
 
-@pytest.mark.parametrize('number', range(len(golden_json('lr_schedule'))))
-def test_schedule_is_the_released_one(number):
-    reference = golden_json('lr_schedule')[number]
+@pytest.mark.parametrize('reference', [pytest.param(reference, id=f'golden-{name}-{number}') for name in golden_names('lr_schedule*')
+                                       for number, reference in enumerate(golden_json(name))])
+def test_schedule_is_the_released_one(reference):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=reference['base_lr'])
     schedule = WarmupSchedule(optimizer, **reference['settings'])
     for epoch, lr in enumerate(reference['lr_per_epoch']):
@@ -42,8 +42,9 @@ def test_schedule_goes_on_where_it_was(mode):
         schedule.step()
 
 
-def test_parameter_settings_are_the_released_ones():
-    official = golden_json('official_irra_vitb16')
+@pytest.mark.parametrize('file', golden_files('official_irra_*'))
+def test_parameter_settings_are_the_released_ones(file):
+    official = golden_json(file)
     known = vars(options())
     args = options(**{name: value for name, value in official['settings'].items() if name in known})
     for name, (lr, weight_decay) in official['optimizer_groups'].items():

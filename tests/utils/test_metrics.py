@@ -7,15 +7,15 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
-from tests.support import golden
+from tests.support import golden, golden_cases
 from utils import metrics
 from utils.errors import UserError
 from utils.metrics import Evaluator, check_independence, rank, rank_embeddings, rank_relevant, retrieval_results, summary
 
 
-@pytest.mark.parametrize('case', ['small', 'cuhk_like', 'one_relevant', 'many'])
-def test_released_figures(case):
-    vectors, _ = golden('metrics')
+@pytest.mark.parametrize('file, case', golden_cases('metrics*', 'similarity'))
+def test_released_figures(file, case):
+    vectors, _ = golden(file)
     cmc, m_ap, m_inp, _ = rank(vectors[f'{case}/similarity'], vectors[f'{case}/q_pids'], vectors[f'{case}/g_pids'])
     torch.testing.assert_close(cmc, vectors[f'{case}/cmc'], rtol=1e-5, atol=1e-5)
     assert float(m_ap) == pytest.approx(float(vectors[f'{case}/mAP']), rel=1e-5)

@@ -1,16 +1,12 @@
-import json
-import os
-
 import pytest
 import torch
 
 from datasets.bases import tokenize, tokenize_all
-from tests.support import GOLDEN
+from tests.support import golden_json, golden_names
 from utils.errors import UserError
 from utils.simple_tokenizer import SimpleTokenizer
 
-with open(os.path.join(GOLDEN, 'tokenizer.json'), encoding='utf-8') as file:
-    CASES = json.load(file)
+CASES = golden_json('tokenizer')
 
 
 @pytest.fixture(scope='module')
@@ -18,7 +14,8 @@ def tokenizer():
     return SimpleTokenizer()
 
 
-@pytest.mark.parametrize('case', CASES, ids=range(len(CASES)))
+@pytest.mark.parametrize('case', [pytest.param(case, id=f'golden-{name}-{number}') for name in golden_names('tokenizer*')
+                                  for number, case in enumerate(golden_json(name))])
 def test_ids_are_the_reference_ones(tokenizer, case):
     assert tokenizer.encode(case['caption']) == case['encoded']
     assert tokenizer.encode(case['caption']) == case['encoded']  # from the cache

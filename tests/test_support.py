@@ -1,0 +1,24 @@
+"""The reference vectors: each kind is there, and another folder's take their place."""
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tests.support import OWN, golden_names
+
+PATTERNS = ('irra_*', 'agm_*', 'a2te_*', 'sen_*', 'php_*', 'objectives*', 'metrics*', 'tokenizer*', 'lr_schedule*', 'official_*')
+
+
+@pytest.mark.parametrize('pattern', PATTERNS)
+@pytest.mark.skipif('PEDESTAL_GOLDEN' in os.environ, reason='another folder need not hold every kind')
+def test_every_kind_has_a_reference_file(pattern):
+    assert golden_names(pattern)
+
+
+def test_another_folders_files_are_found_whatever_they_are_called(tmp_path):
+    shutil.copy(os.path.join(OWN, 'lr_schedule.json'), tmp_path / 'lr_schedule_other.json')
+    found = subprocess.run([sys.executable, '-m', 'pytest', 'tests/solver', '-k', 'golden', '--collect-only', '-q'], text=True,
+                           capture_output=True, cwd=os.path.dirname(os.path.dirname(OWN)), env={**os.environ, 'PEDESTAL_GOLDEN': str(tmp_path)})
+    assert 'golden-lr_schedule_other-0' in found.stdout and 'golden-lr_schedule-0' not in found.stdout, found.stdout + found.stderr
