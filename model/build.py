@@ -1,5 +1,4 @@
 """The retrieval model: encoders, an embedding, and the heads that ``--loss_names`` asks for."""
-import functools
 from dataclasses import dataclass, field
 from typing import Optional
 
@@ -10,6 +9,7 @@ from model.clip_model import ResidualAttentionBlock, Transformer
 from model.clip_weights import build_clip, empty_clip, shape_named, shape_of
 from model.heads import Head, active_heads
 from model.masking import mask_attended
+from utils import precision
 from utils.comm import pick_device
 from utils.errors import UserError
 from utils.views import finish
@@ -114,7 +114,7 @@ class RetrievalModel(nn.Module):
     def autocast(self):
         """The precision of the forward pass, for the device that the parameters are on."""
         device = self.base_model.positional_embedding.device
-        dtype = amp_dtype(self.amp, device)
+        dtype = precision.amp_dtype(self.amp, device)
         return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
     def image_embedding(self, tokens, extras=None):
@@ -210,19 +210,6 @@ class RetrievalModel(nn.Module):
 def total_loss(results):
     """The sum of every entry whose name ends in ``_loss``."""
     return sum(value for name, value in results.items() if name.endswith('_loss'))
-
-
-@functools.lru_cache(maxsize=None)
-def amp_dtype(choice, device):
-    """``--amp auto|bf16|fp16|off`` on a device -> the dtype of autocast, or None for float32. ``auto`` is bf16 where the GPU
-    has it, else fp16, and off on the CPU."""
-    if choice == 'auto':
-        if device.type != 'cuda':
-            return None
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    if choice == 'fp16' and device.type == 'cpu':
-        raise UserError('--amp fp16 needs a GPU; on the CPU use --amp off (or bf16)')
-    return {'bf16': torch.bfloat16, 'fp16': torch.float16, 'off': None}[choice]
 
 
 def compile_blocks(model, device):

@@ -4,10 +4,11 @@ import math
 
 import torch
 
-from model.build import amp_dtype, total_loss
+from model.build import total_loss
 from processor.interrupt import Interrupt, Stopped
 from processor.micro_batch import backward_in_pieces
 from processor.progress import Bar, Journal, Means
+from utils import precision
 from utils.errors import UserError
 from utils.metrics import Evaluator
 from utils.seeding import derive_seed, random_states, restore_random_states, seed_all
@@ -32,7 +33,7 @@ class Trainer:
         self.args, self.model, self.loader, self.evaluator = args, model, train_loader, evaluator
         self.optimizer, self.scheduler, self.checkpointer = optimizer, scheduler, checkpointer
         self.device = next(model.parameters()).device
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=amp_dtype(args.amp, self.device) is torch.float16)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision.amp_dtype(args.amp, self.device) is torch.float16)
         self.look_every = LOOK_EVERY if self.device.type == 'cuda' else 1
         # Where the run is: the epoch to go on with, the steps done in it, all steps done, the epoch still to be evaluated.
         self.epoch, self.step, self.total_steps, self.unevaluated = 1, 0, 0, None

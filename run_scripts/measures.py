@@ -26,12 +26,12 @@ from datasets.masking import mask_tokens
 from datasets.synthpedes import generate
 from datasets.transforms import draw_view
 from model import build_model
-from model.build import amp_dtype
 from model.clip_model import MLP, Attention, QuickGELU, attention_weights
 from model.clip_weights import shape_named
 from processor.processor import Trainer
 from run_scripts import released_way
 from solver import build_optimizer
+from utils import precision
 from utils.comm import pick_device
 from utils.metrics import embed, retrieval_results, summary
 from utils.options import get_args
@@ -131,7 +131,7 @@ def peak_bytes(device='cpu'):
 def describe_machine(device, amp):
     """Raises UserError for a device that isn't there and a precision that it lacks."""
     device = pick_device(device)
-    dtype = amp_dtype(amp, device) or torch.float32
+    dtype = precision.amp_dtype(amp, device) or torch.float32
     on_gpu = {}
     if device.type == 'cuda':
         on_gpu = {'gpu': torch.cuda.get_device_name(device), 'gpu_memory': torch.cuda.get_device_properties(device).total_memory}

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from prettytable import PrettyTable
 from torch.utils.data import DataLoader, SequentialSampler
 
+from utils import precision
 from utils.errors import UserError
 
 logger = logging.getLogger('Pedestal.eval')
@@ -398,9 +399,8 @@ def check_independence(model, img_loader, txt_loader, embeddings=None, samples=S
     the samples are embedded once more, at the same places of an equally large batch, with other neighbours: without a leak these are
     the same to the last bit, and 1e-4 is a difference in any precision.
     """
-    from model.build import amp_dtype
     device = next(model.parameters()).device
-    half = amp_dtype(model.amp, device) is not None if hasattr(model, 'amp') else False
+    half = precision.amp_dtype(model.amp, device) is not None if hasattr(model, 'amp') else False
     result = Independence(threshold=1e-2 if half else 1e-4, samples=samples)
     sides = (('text', model.encode_text, txt_loader, 0), ('image', model.encode_image, img_loader, 1))
     was_training = model.training

@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 
-import model.build
 from model import build_model
 from processor.moe_report import entropy, moe_report
 from processor.report import ONE_BY_ONE, evaluate
 from tests.support import golden_archive, golden_json, options
+from utils import precision
 from utils.errors import UserError
 from utils.metrics import SAMPLES, Evaluator, check_independence, neighbours, retrieval_results
 
@@ -22,8 +22,8 @@ DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 @pytest.fixture(autouse=True)
 def fp16_on_the_cpu(monkeypatch):
     """--amp fp16 is refused there because it is no use, not because it would not run."""
-    ours = model.build.amp_dtype
-    monkeypatch.setattr(model.build, 'amp_dtype', lambda amp, device: torch.float16 if amp == 'fp16' else ours(amp, device))
+    ours = precision.amp_dtype
+    monkeypatch.setattr(precision, 'amp_dtype', lambda amp, device: torch.float16 if amp == 'fp16' else ours(amp, device))
 
 
 class Images(Dataset):
