@@ -1,10 +1,11 @@
 """The losses, as functions of tensors alone.
 
 Shapes: ``image_embedding`` and ``text_embedding`` are [B, D] with row i of both from the same pair, ``pids`` is [B].
-``scale`` is 1 / temperature. Every function returns a scalar, computes in float32 whatever autocast is around it, and
-normalises what it needs normalised.
+``scale`` is 1 / temperature. Every function returns a scalar (those of RDE: one number a pair, [B]), computes in float32 whatever
+autocast is around it, and normalises what it needs normalised.
 """
 import functools
+import math
 
 import torch
 import torch.nn.functional as F
@@ -138,3 +139,201 @@ def load_balance(gate_logits, chosen):
     probability that the gate gives one times the share of tokens that choose it. [..., E], [..., E] of 0 and 1 -> scalar."""
     probability = gate_logits.softmax(dim=-1).flatten(0, -2).mean(dim=0)    # [E]
     return (probability * chosen.flatten(0, -2).mean(dim=0)).sum()
+
+
+# -- RDE (Qin et al., CVPR 2024): one number a pair, its caption's row of the similarities and its image's column added --------------
+
+def both_ways(one_way, image_embedding, text_embedding, *others):
+    """``one_way(scores [B, B], ...)`` -> [B] for the captions' rows, and again for the images', added."""
+    scores = cosine_similarity(text_embedding, image_embedding)            # [B texts, B images]
+    return one_way(scores, *others) + one_way(scores.t(), *others)
+
+
+def soft_positive(scores, same, tau):
+    """[B, B], bool [B, B] -> [B]: a row's same-identity scores, averaged by their own softmax, through which no gradient passes."""
+    share = (scores / tau).masked_fill(~same, float('-inf')).softmax(dim=1).detach()
+    return (share * scores).sum(dim=1)
+
+
+LARGEST_LOG = math.log(1e36)   # the release clamps its sum of exponentials there
+
+
+@full_precision
+def tal(image_embedding, text_embedding, pids, *, tau=0.015, margin=0.1):
+    """Triplet alignment (RDE, eq. 4): the hinge of a pair's identity against the log-sum-exp of all others at temperature ``tau``,
+    [B]. A row without another identity gives 0."""
+    same = same_identity(pids).bool()
+    alone = same.all(dim=1)                                                # [B] no negative
+
+    def one_way(scores):
+        logits = (scores / tau).masked_fill(same & ~alone[:, None], float('-inf'))
+        negative = tau * torch.logsumexp(logits, dim=1).clamp(max=LARGEST_LOG)
+        return F.relu(margin - soft_positive(scores, same, tau) + negative).masked_fill(alone, 0)
+    return both_ways(one_way, image_embedding, text_embedding)
+
+
+
+@full_precision
+def trl(image_embedding, text_embedding, pids, *, tau=0.015, margin=0.1):
+    """:func:`tal` with the hardest negative alone (RDE's TRL), [B]; positives count as a similarity of 0 among the negatives."""
+    same = same_identity(pids).bool()
+
+    def one_way(scores):
+        return F.relu(margin + scores.masked_fill(same, 0).max(dim=1).values - soft_positive(scores, same, tau))
+    return both_ways(one_way, image_embedding, text_embedding)
+
+
+@full_precision
+def infonce_per_pair(image_embedding, text_embedding, *, scale):
+    """:func:`itc` a pair, [B]: its mean over the batch is the loss."""
+    return both_ways(lambda scores: -F.log_softmax(scale * scores, dim=1).diagonal() / 2, image_embedding, text_embedding)
+
+
+@full_precision
+def sdm_per_pair(image_embedding, text_embedding, pids, *, scale):
+    """:func:`sdm` a pair, [B]: its mean over the batch is the loss."""
+    labels = same_identity(pids)
+    target = labels / labels.sum(dim=1, keepdim=True)
+
+    def one_way(scores):
+        log_p = F.log_softmax(scale * scores, dim=1)
+        return (log_p.exp() * (log_p - torch.log(target + 1e-8))).sum(dim=1)
+    return both_ways(one_way, image_embedding, text_embedding)
+
+
+def of_clean_pairs(losses, clean, mean):
+    """The losses [B] of the pairs that count, by ``clean`` [B] of 0 and 1: their sum or, with ``mean``, their mean; 0 where none does."""
+    total = (losses * clean).sum()
+    return total / clean.sum().clamp(min=1) if mean else total
+
+
+# -- TBPS-CLIP (Cao et al., AAAI 2024) ---------------------------------------------------------------------------------
+
+def clamped_scale(log_scale, most=100.0):
+    """exp(``log_scale``), at most ``most``; above it the gradient still is that of the exponential."""
+    scale = log_scale.exp()
+    return scale + (scale.clamp(max=most) - scale).detach()
+
+
+def identity_shares(pids):
+    """[B] -> [B, B]: each row's samples of its own identity, with equal shares that add up to 1."""
+    labels = same_identity(pids)
+    return labels / labels.sum(dim=1, keepdim=True)
+
+
+@full_precision
+def nitc(image_embedding, text_embedding, soft_image, soft_text, pids, *, scale, alpha):
+    """Normalised image-text contrast with soft targets (TBPS-CLIP, eq. 3-6), mean of both directions.
+
+    ``soft_image``, ``soft_text`` [B, D] are the embeddings of a second pass, which gives the targets without gradient: the share
+    ``alpha`` of what it finds alike and 1 - ``alpha`` of the same identity.
+    """
+    logits = scale * cosine_similarity(image_embedding, text_embedding)
+    with torch.no_grad():
+        soft = scale * cosine_similarity(soft_image, soft_text)
+        to_text, to_image = (alpha * x.softmax(dim=1) + (1 - alpha) * identity_shares(pids) for x in (soft, soft.t()))
+    return (F.cross_entropy(logits, to_text) + F.cross_entropy(logits.t(), to_image)) / 2
+
+
+@full_precision
+def ritc(image_embedding, text_embedding, pids, *, scale, eps=1e-2):
+    """Reverse image-text contrast (TBPS-CLIP, eq. 7): KL(softmax || identities) with ``eps`` inside the logarithm, mean of both
+    directions. Its least value is below 0."""
+    logits, target = scale * cosine_similarity(image_embedding, text_embedding), identity_shares(pids)
+    return (matching_divergence(logits, target, eps) + matching_divergence(logits.t(), target, eps)) / 2
+
+
+@full_precision
+def citc(image_embedding, text_embedding):
+    """Cyclic image-text contrast (TBPS-CLIP, eq. 8-10): similarities within a modality are those within the other, and a text is to an
+    image as its image to its text."""
+    image, text = F.normalize(image_embedding, dim=-1), F.normalize(text_embedding, dim=-1)
+    within, across = image @ image.t() - text @ text.t(), image @ text.t()
+    return within.square().mean() / 4 + (across - across.t()).square().mean() / 4
+
+
+@full_precision
+def simclr(one, other, *, temperature=0.1):
+    """NT-Xent between two views of the same images (Chen et al., ICML 2020), [B, D] and [B, D]: mean over all 2B."""
+    one, other = F.normalize(one, dim=-1), F.normalize(other, dim=-1)
+    own = torch.arange(len(one), device=one.device)
+    across = one @ other.t() / temperature                                 # [B, B]
+
+    def one_way(across, views):
+        within = (views @ views.t() / temperature).fill_diagonal_(float('-inf'))
+        return F.cross_entropy(torch.cat([across, within], dim=1), own)
+    return (one_way(across, one) + one_way(across.t(), other)) / 2
+
+
+# -- FMFA (ACM TOMM 2026) --------------------------------------------------------------------------------------------------------
+
+@full_precision
+def a_sdm(image_embedding, text_embedding, pids, *, scale):
+    """:func:`sdm` with each row's term weighted by how far its best match lies before its first one (FMFA, adaptive SDM).
+
+    The first match is the item of the row's identity with the lowest index, as released, which need not be the row's own; a row whose
+    best match is another has the weight 1 + 0.1 (cosine of the best - cosine of the first), with its gradient.
+    """
+    target = identity_shares(pids)
+    first = target.argmax(dim=1, keepdim=True)                             # [B, 1]
+
+    def one_way(cosine):
+        log_p = F.log_softmax(scale * cosine, dim=1)
+        terms = (log_p.exp() * (log_p - torch.log(target + 1e-8))).sum(dim=1)
+        best, place = cosine.max(dim=1, keepdim=True)                      # [B, 1]
+        weights = torch.where(place == first, 1, 1 + 0.1 * (best - cosine.gather(1, first)))
+        return (weights.squeeze(1) * terms).mean()
+    cosine = cosine_similarity(image_embedding, text_embedding)
+    return one_way(cosine) + one_way(cosine.t())
+
+
+@full_precision
+def explicit_alignment(patches, words, *, piece=4):
+    """Explicit fine-grained alignment (FMFA, EFA): words and patches against the patches that the words gather, with the released
+    margins of 0.1 and 0.9.
+
+    Args:
+        patches: [B, N, D], without the class token; not normalised.
+        words: [B, L, D], start, end and padding among them.
+        piece: how many samples are compared with all others at once. All of them would take B x B x N x L numbers.
+    """
+    gathered = gathered_patches(patches, words)
+    return (token_triplets(words, gathered, margin=0.1, piece=piece)
+            + token_triplets(patches, gathered, margin=0.9, piece=piece))
+
+
+def gathered_patches(patches, words):
+    """The patches that each word selects: [B, N, D], [B, L, D] -> [B, L, D]."""
+    return patch_shares(patches, words) @ patches
+
+
+def patch_shares(patches, words):
+    """[B, L, N]: a word's scores, scaled to 0..1 over the patches, those of 1/N and less left out, and made to add up to 1. Where all
+    are equal, so are the shares."""
+    scores = words @ patches.transpose(1, 2)                                # [B, L, N]
+    low, high = scores.amin(dim=2, keepdim=True), scores.amax(dim=2, keepdim=True)
+    level = high <= low
+    scaled = torch.where(level, 1, (scores - low) / (high - low).masked_fill(level, 1))
+    scaled = torch.where(scaled > 1 / patches.shape[1], scaled, 0)
+    return scaled / scaled.sum(dim=2, keepdim=True)
+
+
+def token_triplets(tokens, gathered, *, margin, piece=4):
+    """Soft triplets of samples compared token by token, [B, M, D] with [B, L, D]. Both sums run down the columns, as released."""
+    scores = token_similarity(tokens, gathered, piece)                      # [B tokens, B gathered]
+    scores = F.normalize(scores, dim=1)
+    own, others = scores.diagonal(), ~torch.eye(len(scores), dtype=torch.bool, device=scores.device)
+
+    def one_way(own):
+        exponents = (scores - own + margin).masked_fill(~others, float('-inf'))
+        return F.softplus(torch.logsumexp(exponents, dim=0)).mean()         # log(1 + sum of exp)
+    return one_way(own[:, None]) + one_way(own[None, :])
+
+
+def token_similarity(tokens, gathered, piece):
+    """[B, C]: the log-sum-exp over a sample's tokens of each one's largest cosine with the other's, [B, M, D], [C, L, D]. Taken
+    ``piece`` samples at a time: what is kept for the gradient is B x C x M numbers."""
+    tokens, gathered = F.normalize(tokens, dim=-1), F.normalize(gathered, dim=-1)
+    flat = gathered.flatten(0, 1).t()                                       # [D, C L]
+    best = [(some @ flat).unflatten(2, gathered.shape[:2]).amax(dim=3) for some in tokens.split(piece)]   # [piece, M, C]
+    return torch.logsumexp(torch.cat(best), dim=1)

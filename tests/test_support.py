@@ -8,7 +8,8 @@ import pytest
 
 from tests.support import OWN, golden_names
 
-PATTERNS = ('irra_*', 'agm_*', 'a2te_*', 'sen_*', 'php_*', 'objectives*', 'metrics*', 'tokenizer*', 'lr_schedule*', 'official_*')
+PATTERNS = ('irra_*', 'agm_*', 'a2te_*', 'sen_*', 'php_*', 'objectives*', 'metrics*', 'tokenizer*', 'lr_schedule*', 'official_*',
+            'rde_tiny*', 'rde_objectives_*', 'rde_ccd_*', 'tbps_objectives_*', 'fmfa_objectives_*')
 
 
 @pytest.mark.parametrize('pattern', PATTERNS)

@@ -110,3 +110,80 @@ def test_losses_are_float32_under_autocast():
 
 def test_accuracy():
     assert objectives.accuracy(torch.eye(4), torch.tensor([0, 1, 2, 0])).item() == 0.75
+
+
+# -- RDE, TBPS-CLIP and FMFA: what their vectors do not show ---------------------------------------------------------------
+
+def grads(loss, *tensors):
+    tensors = [tensor.clone().requires_grad_() for tensor in tensors]
+    value = loss(*tensors)
+    value.sum().backward()
+    return value, [tensor.grad for tensor in tensors]
+
+
+def plain_tal(image, text, pids, tau, margin):
+    """One pair at a time, in plain numbers."""
+    losses = []
+    for i, pid in enumerate(pids):
+        total = 0.0
+        for scores in ([cosine(text[i], other) for other in image], [cosine(image[i], other) for other in text]):
+            own = [s for s, other in zip(scores, pids) if other == pid]
+            others = [s for s, other in zip(scores, pids) if other != pid]
+            positive = sum(s * math.exp(s / tau) for s in own) / sum(math.exp(s / tau) for s in own)
+            total += max(0.0, margin - positive + tau * math.log(sum(math.exp(s / tau) for s in others)))
+        losses.append(total)
+    return losses
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_per_pair_losses_agree_with_loops_and_with_the_batch_losses(seed):
+    image, text, pids = batch(seed)
+    expected = plain_tal(image.tolist(), text.tolist(), pids.tolist(), 0.1, 0.2)
+    assert objectives.tal(image, text, pids, tau=0.1, margin=0.2).tolist() == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    assert objectives.sdm_per_pair(image, text, pids, scale=4.0).mean().item() == pytest.approx(
+        objectives.sdm(image, text, pids, scale=4.0).item(), rel=1e-5)
+    assert objectives.infonce_per_pair(image, text, scale=4.0).mean().item() == pytest.approx(
+        objectives.itc(image, text, scale=4.0).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize('loss', [objectives.tal, objectives.trl])
+def test_a_batch_of_one_identity(loss):
+    image, text, _ = batch()
+    value, gradients = grads(lambda image, text: loss(image, text, torch.zeros(6)), image, text)
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    if loss is objectives.tal:
+        assert not value.any() and not any(gradient.any() for gradient in gradients)
+
+
+def test_a_hardest_negative_below_zero_counts_as_zero():
+    image = torch.tensor([[1.0, 0.0], [-1.0, 0.1]])
+    assert objectives.trl(image, image, torch.tensor([0, 1]), margin=0.3).tolist() == [0.0, 0.0]
+    assert objectives.trl(image, image, torch.tensor([0, 1]), margin=1.3).tolist() == pytest.approx([0.6, 0.6])
+
+
+def test_a_small_temperature_does_not_overflow():
+    image, text, pids = batch()
+    value, gradients = grads(lambda image, text: objectives.tal(image, text, pids, tau=1e-3), image, text)
+    assert value.isfinite().all() and all(gradient.isfinite().all() for gradient in gradients)
+
+
+def test_pairs_that_do_not_count():
+    losses = torch.tensor([1.0, 2.0, 4.0])
+    assert objectives.of_clean_pairs(losses, torch.tensor([1.0, 0.0, 1.0]), mean=False) == 5
+    assert objectives.of_clean_pairs(losses, torch.tensor([1.0, 0.0, 1.0]), mean=True) == 2.5
+    assert objectives.of_clean_pairs(losses, torch.zeros(3), mean=True) == objectives.of_clean_pairs(losses, torch.zeros(3), mean=False) == 0
+
+
+def test_temperature_is_clamped_and_goes_on_learning():
+    for start, expected in ((math.log(50), 50), (math.log(200), 100)):
+        log_scale = torch.tensor(start, requires_grad=True)
+        scale = objectives.clamped_scale(log_scale)
+        scale.backward()
+        assert scale.item() == pytest.approx(expected, rel=1e-6) and log_scale.grad.item() == pytest.approx(math.exp(start), rel=1e-6)
+
+
+def test_words_to_which_all_patches_are_the_same_gather_their_mean():
+    patches, words = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0)), torch.zeros(2, 5, 4)
+    torch.testing.assert_close(objectives.gathered_patches(patches, words), patches.mean(dim=1, keepdim=True).expand(2, 5, 4))
+    value, (gradient,) = grads(lambda words: objectives.explicit_alignment(patches, words), words)
+    assert value.isfinite() and gradient.isfinite().all()
