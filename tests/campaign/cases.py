@@ -1,0 +1,250 @@
+"""What is spoilt, and which program meets it. A case is a function of its random numbers and of its own copy of the base folder."""
+import os
+import shutil
+
+import torch
+import yaml
+from PIL import Image
+
+from datasets.synthpedes import generate
+from tests.campaign import mutate
+from tests.campaign.judge import launch
+from tests.support import options, small_archive
+
+# A copy of the base folder holds data/, clip.pt and run/; programs are started in it.
+TRAIN = ['train.py', '--loss_names', 'sdm+id', '--dataset_name', 'CUHK-PEDES', '--root_dir', 'data', '--num_epoch', '1', '--batch_size', '8',
+         '--pretrain_choice', 'clip.pt', '--img_size', '64', '32', '--num_workers', '0', '--device', 'cpu', '--output_dir', 'logs',
+         '--limit_train', '16', '--warmup_epochs', '0', '--cmt_depth', '1']
+TEST = ['test.py', '--config_file', 'run/configs.yaml', '--root_dir', 'data', '--num_workers', '0']
+RESUME = ['train.py', '--resume', '--resume_ckpt_file', 'run/last.pth', '--num_epoch', '2']
+CHECK = ['-m', 'datasets.check', '--root_dir', 'data', '--workers', '1']
+RETRIEVE = ['run_scripts/retrieve.py', '--config_file', 'run/configs.yaml', '--root_dir', 'data', '--num_workers', '0', '--captions', '1',
+            '--top', '2', '--out', 'picture.png']
+GENERATE = ['-m', 'datasets.synthpedes', '--out', 'data', '--ids', '4', '--images_per_id', '1', '--size', '32', '16', '--workers', '1']
+ANNOTATION = 'data/CUHK-PEDES/reid_raw.json'
+IMAGES = 'data/CUHK-PEDES/imgs'
+# Losses whose heads read many options, with what keeps them small.
+LOSSES = ['sdm+id', 'sdm+id+mlm', 'sdm+itc+aux --moe_layers 1 --num_experts 2', 'sdm+mae+tri', 'sdm+amm+detail', 'sdm+cmt+cmpm']
+# A larger number makes these programs run longer, as it should; --compile takes a minute; the others name what is in the base folder.
+NOT_SPOILT = {'num_epoch', 'compile', 'training', 'batch_fields', 'notes', 'config_file', 'resume', 'print_config', 'loss_names'}
+PATHS = ['output_dir', 'root_dir', 'init_from', 'pretrain_choice', 'image_cache', 'config_file', 'resume_ckpt_file', 'name', 'dataset_name']
+
+
+def make_base(folder):
+    """A dataset of 16 identities, a small CLIP and a run of one epoch."""
+    generate(os.path.join(folder, 'data'), 16, images_per_id=2, size=(64, 32), format='CUHK-PEDES', test_ids=4, val_ids=2, workers=1)
+    small_archive(os.path.join(folder, 'clip.pt'))
+    status, output, errors, _ = launch(TRAIN, folder, 300)
+    if status != 0:
+        raise SystemExit(f'the base run ended with status {status}:\n{output}\n{errors}')
+    runs = os.path.join(folder, 'logs', 'CUHK-PEDES')
+    shutil.move(os.path.join(runs, *os.listdir(runs)), os.path.join(folder, 'run'))
+    for name in ('logs', 'output', 'errors'):
+        path = os.path.join(folder, name)
+        shutil.rmtree(path) if os.path.isdir(path) else os.remove(path)
+
+
+def copy_base(base, folder):
+    """The base folder again. Large files and images are links: programs replace files, and cases are told to."""
+    def copy(source, target):
+        (os.link if source.endswith(('.pth', '.pt', '.jpg')) else shutil.copy2)(source, target)
+    shutil.copytree(base, folder, copy_function=copy)
+
+
+# -- the kinds of cases: each returns (what was done, the program's words, whether it must be refused) --------------------------------
+
+def annotation(rng, folder):
+    path = os.path.join(folder, ANNOTATION)
+    what = (mutate.spoil_json if rng.random() < 0.7 else mutate.spoil_file)(rng, path)
+    return what, rng.choice([TRAIN, TRAIN, TEST, CHECK, TRAIN + ['--image_cache', 'cache']]), False
+
+
+def image(rng, folder):
+    path = os.path.join(folder, IMAGES)
+    found = sorted(os.path.join(place, name) for place, _, names in os.walk(path) for name in names)
+    path = rng.choice(found)
+    what = strange_image(rng, path) if rng.random() < 0.3 else mutate.spoil_file(rng, path)
+    program = rng.choice([TRAIN, TEST, CHECK, RETRIEVE])
+    extra = rng.choice([[], [], ['--num_workers', '1'], ['--num_workers', '2'], ['--image_cache', 'cache']])
+    if program is CHECK:
+        extra = []
+    elif program is TRAIN:
+        extra = extra + rng.choice([[], ['--skip_broken'], ['--img_aug']])
+    return f'{os.path.basename(path)}: {what}', program + extra, False
+
+
+def strange_image(rng, path):
+    """A whole image, but not of the kind that a gallery holds."""
+    mode = rng.choice(['1', 'L', 'LA', 'P', 'RGBA', 'CMYK', 'I;16', 'F', 'YCbCr'])
+    size = rng.choice([(1, 1), (1, 3000), (3000, 1), (32, 64), (12000, 12000)])
+    form = {'CMYK': 'tiff', 'F': 'tiff', 'YCbCr': 'jpeg'}.get(mode, 'png')
+    os.remove(path)
+    Image.new(mode, size).save(path, form)
+    return f'a {form} of {size} in {mode}'
+
+
+def recipe(rng, folder):
+    """A recipe for train.py, with flags behind it that keep the run small."""
+    path, program = os.path.join(folder, 'run', 'configs.yaml'), rng.choice(['recipe', 'recipe', 'test', 'resume'])
+    content = read_plainly(path)
+    if program == 'recipe':
+        content = {name: value for name, value in content.items() if name not in ('training', 'batch_fields', 'resume', 'resume_ckpt_file')}
+    what, refused = spoil_yaml(rng, path, content)
+    if program == 'recipe':
+        os.rename(path, os.path.join(folder, 'recipe.yaml'))
+        return what, ['train.py', '--config_file', 'recipe.yaml', *TRAIN[3:]], refused
+    return what, TEST if program == 'test' else RESUME, False
+
+
+def read_plainly(path):
+    with open(path) as file:
+        return yaml.safe_load(file)
+
+
+def spoil_yaml(rng, path, content):
+    """(what was done, whether it must be refused)"""
+    names = sorted(set(content) - NOT_SPOILT)
+    kind, name, text, refused = rng.randrange(10), rng.choice(names), None, False
+    weights = [other for other in names if other.endswith('_weight')]
+    if kind <= 3:
+        content[name] = rng.choice([*mutate.VALUES, *mutate.NUMBERS])
+        what = f'{name} is {mutate.short(content[name])}'
+    elif kind == 4:
+        name = rng.choice(weights)
+        content[name] = rng.choice([float('nan'), float('inf'), -1.0, '1e400'])
+        what, refused = f'{name} is {content[name]}', True
+    elif kind == 5:
+        del content[name]
+        what = f'{name} is not there'
+    elif kind == 6:
+        content[f'{name}{rng.choice(["s", " ", "_", "2"])}'] = content[name]
+        what, refused = f'an unknown name like {name}', True
+    elif kind == 7:
+        text, what = rng.choice([
+            (f'{yaml.safe_dump(content)}\n{name}: 1\n', f'{name} twice'),
+            ('a: &a [x,x,x,x,x,x,x,x,x]\n' + ''.join(f'{chr(b)}: &{chr(b)} [{",".join(["*" + chr(b - 1)] * 9)}]\n' for b in range(98, 108)),
+             'a bomb of aliases'),
+            (f'name: {"[" * 5000}{"]" * 5000}', 'lists 5000 deep'), ('name: !!python/object/apply:os.system ["touch bomb"]', 'a Python object'),
+            ('name: &a [*a]', 'an alias to itself'), ('- 1\n- 2\n', 'a list'), ('? [a, b]\n: 1\n', 'a list as a name'), ('1: 2\n', 'a number as a name'),
+            ('name: 2020-13-45\n', 'a day that is none'), ('%YAML 9.9\n---\nname: a\n', 'another YAML'), ('name: a\n---\nname: b\n', 'two documents'),
+            ('name: 1:1:99999999999999\n', 'a sexagesimal number'), ('<<: 1\n', 'a merge of a number'), ('name: !!binary x\n', 'binary that is none')])
+        refused = True
+    else:
+        write_yaml(path, content)
+        return mutate.spoil_file(rng, path), False
+    write_yaml(path, content) if text is None else mutate.write(path, text.encode())
+    return what, refused
+
+
+def write_yaml(path, content):
+    mutate.write(path, yaml.dump(content, allow_unicode=True).encode('utf-8', 'surrogatepass'))
+
+
+def argument(text):
+    """A text that a command line can hold: it ends at NUL and is no longer than 128 KB."""
+    return text.replace('\0', '')[:100000]
+
+
+def flags(rng, folder):
+    """One or two options of train.py with hostile values, behind a command that is right."""
+    losses, *small = rng.choice(LOSSES).split(' ')
+    names = sorted(set(vars(options())) - NOT_SPOILT)
+    words, what = TRAIN + ['--loss_names', losses, *small], []
+    for name in rng.sample(names, rng.choice([1, 1, 2])):
+        value = argument(rng.choice([rng.choice(mutate.NUMBERS), rng.choice(mutate.NUMBERS), rng.choice(mutate.TEXTS)]))
+        given = rng.choice([[f'--{name}={value}'], [f'--{name}={value}'], [f'--{name}', value], [f'--{name}'], [f'--{name}', value, value]])
+        words, what = words + given, what + [mutate.short(' '.join(given))]
+    return ', '.join(what), words, False
+
+
+def paths(rng, folder):
+    """Names of files and folders that are strange, or not what they should be."""
+    name = rng.choice(PATHS)
+    value = argument(rng.choice([*mutate.TEXTS, 'data', 'clip.pt', 'run', 'run/best.pth', 'run/last.pth', 'run/configs.yaml', ANNOTATION, 'pipe',
+                                 'deep/' * 200, 'loop', '/dev/zero', '/dev/full', 'text']))
+    os.mkfifo(os.path.join(folder, 'pipe'))
+    os.symlink('loop', os.path.join(folder, 'loop'))
+    with open(os.path.join(folder, 'text'), 'w') as file:
+        file.write('text\n')
+    program = rng.choice([TRAIN, TRAIN, TEST, RETRIEVE, CHECK])
+    known = {'test.py': ['config_file', 'checkpoint', 'root_dir', 'dataset_name', 'image_cache'], '-m': ['root_dir', 'dataset_name'],
+             'run_scripts/retrieve.py': ['config_file', 'checkpoint', 'root_dir', 'dataset_name', 'out', 'caption']}.get(program[0], PATHS)
+    name = rng.choice(known)
+    return f'--{name} {mutate.short(value)}', program + ['--resume'] * (name == 'resume_ckpt_file') + [f'--{name}={value}'], False
+
+
+def tools(rng, folder):
+    """Numbers for the tools."""
+    program, names = rng.choice([(RETRIEVE, ['captions', 'top', 'test_batch_size', 'num_workers']), (CHECK, ['workers']),
+                                 (TEST, ['test_batch_size', 'num_workers', 'amp', 'device']),
+                                 (GENERATE, ['val_ids', 'test_ids', 'size', 'seed', 'format', 'captions_per_image']),
+                                 (GENERATE, ['val_ids', 'test_ids', 'size', 'seed', 'format', 'captions_per_image'])])
+    name, value = rng.choice(names), rng.choice([*mutate.NUMBERS, 'x'])
+    if name in ('workers', 'captions_per_image') and len(value) > 3:   # as many as that are no mistake, and take their time
+        value = '0'
+    given = [f'--{name}', value, value] if name == 'size' else [f'--{name}={value}']
+    return ' '.join(given), program + given, False
+
+
+def checkpoint(rng, folder):
+    """Bytes or entries of a checkpoint or of a pretrained CLIP, and every program that reads one."""
+    name, program = rng.choice([('run/best.pth', TEST), ('run/best.pth', RETRIEVE), ('run/best.pth', TRAIN + ['--init_from', 'run/best.pth']),
+                                ('run/last.pth', RESUME), ('run/last.pth', RESUME), ('clip.pt', TRAIN)])
+    path, raw = os.path.join(folder, name), rng.random() < 0.35
+    original = torch.load(path, map_location='cpu', weights_only=True)
+    what = (mutate.spoil_file if raw else mutate.spoil_checkpoint)(rng, path)
+    return f'{name}: {what}', program, raw and not same(original, path)
+
+
+def same(original, path):
+    """Whether the file still holds what it held, to the last bit."""
+    if not os.path.isfile(path) or os.path.islink(path):
+        return False
+    try:
+        return equal(original, torch.load(path, map_location='cpu', weights_only=True))
+    except Exception:  # what was spoilt cannot be read any more
+        return False
+
+
+def equal(one, other):
+    if isinstance(one, torch.Tensor):
+        return isinstance(other, torch.Tensor) and one.dtype == other.dtype and one.shape == other.shape and bool((one == other).all())
+    if isinstance(one, dict):
+        return isinstance(other, dict) and list(one) == list(other) and all(equal(value, other[key]) for key, value in one.items())
+    if isinstance(one, (list, tuple)):
+        return type(one) is type(other) and len(one) == len(other) and all(map(equal, one, other))
+    return one == other
+
+
+def training_state(rng, folder):
+    """What lies beside the weights of last.pth, and the files of the run's folder that a resumed run reads."""
+    if rng.random() < 0.3:
+        name = rng.choice(['metrics.jsonl', 'best.pth', 'configs.yaml'])
+        return f'{name}: {mutate.spoil_file(rng, os.path.join(folder, "run", name))}', RESUME, False
+    path = os.path.join(folder, 'run', 'last.pth')
+    content = torch.load(path, map_location='cpu', weights_only=True)
+    found = [place for place in mutate.places(content) if place[0] != 'model']
+    if rng.random() < 0.3:
+        what, refused = swapped_moments(rng, content), True
+    else:
+        place = rng.choice([place for place in found if len(place) == rng.choice([1, 2, 3, 4])] or found)
+        holder = content
+        for key in place[:-1]:
+            holder = holder[key]
+        holder[place[-1]] = rng.choice(mutate.ODD)
+        what, refused = f'{".".join(map(str, place))} is {mutate.short(holder[place[-1]])}', False
+    os.remove(path)
+    torch.save(content, path)
+    return what, RESUME, refused
+
+
+def swapped_moments(rng, content):
+    """Exchange the moments of two parameters of different shapes."""
+    state = content['optimizer']['state']
+    one = rng.choice(sorted(state))
+    other = rng.choice([number for number in sorted(state) if state[number]['exp_avg'].shape != state[one]['exp_avg'].shape])
+    state[one], state[other] = state[other], state[one]
+    return f'moments of {one} and {other} exchanged'
+
+
+KINDS = [annotation, image, recipe, flags, flags, paths, tools, checkpoint, checkpoint, training_state]

@@ -1,0 +1,167 @@
+"""Ways to spoil values, bytes, files, JSON documents and checkpoints. Each takes a ``random.Random``, does one thing, and says what."""
+import json
+import os
+
+import torch
+
+NUMBERS = ['0', '-1', '-0.0', '1', '2', '3', '1.5', '1e3', '1e-320', '1e400', 'nan', 'inf', '-inf', str(2 ** 31), str(2 ** 63), '9' * 30,
+           '99999999999', '0x10', '1_0', '\u0663', '', ' ', '+', '7 7', '1,5', 'true', 'null', '[]']
+TEXTS = ['', ' ', '.', '..', '../../x', 'a/b', '/dev/null', '/dev/null/x', '/proc/nowhere', '~', '-', '--', '\n', '\t', 'a\nb', '\x1b[31m', '\u200b',
+         '\u202e', '\ud800', '\udcff', '\U0001f6b6', 'x' * 300, 'x' * 20000, '%s', '{}', '$HOME', "'", '"', '*', 'NUL', 'None', '\u00e9', 'e\u0301']
+VALUES = [None, True, False, 0, -1, 1, 2 ** 31, 2 ** 63, 2 ** 70, 1.5, float('nan'), float('inf'), -1e308, [], {}, [[]], {'a': 1}, [None], [1, 'a'],
+          *TEXTS, '\x00', 'word ' * 5000, '<|endoftext|> a <|mask|>', 'x' * 1000000]
+
+
+def spoilt_bytes(rng, content):
+    """(bytes, what was done)"""
+    kind, place = rng.randrange(7), rng.randrange(max(len(content), 1))
+    if kind == 0:
+        return content[:place], f'cut after {place} bytes'
+    if kind == 1:
+        content, count = bytearray(content), rng.choice([1, 1, 1, 4, 64])
+        places = [rng.randrange(len(content)) for _ in range(count)]
+        for place in places:
+            content[place] ^= 1 << rng.randrange(8)
+        return bytes(content), f'{count} bits flipped, the first in byte {places[0]}'
+    if kind == 2:
+        return content[:place] + rng.randbytes(rng.choice([1, 16, 4096])) + content[place:], f'random bytes put in at {place}'
+    if kind == 3:
+        return content[:place] + bytes(rng.choice([1, 16, 4096])) + content[place + 4096:], f'zeros at {place}'
+    if kind == 4:
+        return rng.choice([b'', b'\0', b'\xff\xfe', b'\n', b'text', b'\x1f\x8b', b'PK\x03\x04', b'\xef\xbb\xbf']), 'other content'
+    if kind == 5:
+        return content + content[place:], f'the part from {place} on twice'
+    return rng.randbytes(rng.choice([1, 100, 10000])), 'random bytes'
+
+
+def other_file(rng, path):
+    """Put something else than a regular file in the place of ``path``; returns what."""
+    kind = rng.choice(['a pipe', 'a folder', 'a link to nothing', 'a link to itself', 'a link to /dev/zero', 'a link to /dev/null', 'nothing'])
+    os.remove(path)
+    if kind == 'a pipe':
+        os.mkfifo(path)
+    elif kind == 'a folder':
+        os.mkdir(path)
+    elif kind.startswith('a link'):
+        os.symlink({'nothing': 'nowhere', 'itself': os.path.basename(path)}.get(kind[len('a link to '):], kind.split()[-1]), path)
+    return f'{kind} in its place'
+
+
+def write(path, content):
+    """A new file in the place of ``path``, which other cases may share."""
+    if os.path.lexists(path):
+        os.remove(path)
+    with open(path, 'wb') as file:
+        file.write(content)
+
+
+def spoil_file(rng, path):
+    """Spoil a file's bytes or its kind."""
+    if rng.random() < 0.2:
+        return other_file(rng, path)
+    with open(path, 'rb') as file:
+        content, what = spoilt_bytes(rng, file.read())
+    write(path, content)
+    return what
+
+
+def spoil_json(rng, path):
+    """Spoil one thing of a JSON list of mappings."""
+    with open(path) as file:
+        document = json.load(file)
+    kind, entry = rng.randrange(8), rng.randrange(len(document))
+    name, value = rng.choice(sorted(document[entry])), rng.choice(VALUES)
+    if kind <= 2:
+        document[entry][name] = [value] if name == 'captions' and rng.random() < 0.7 else value
+        what = f'{name} of entry {entry} is {short(document[entry][name])}'
+    elif kind == 3:
+        del document[entry][name]
+        what = f'entry {entry} has no {name}'
+    elif kind == 4:
+        document[entry] = value
+        what = f'entry {entry} is {short(value)}'
+    elif kind == 5:
+        document, what = value, f'the whole document is {short(value)}'
+    elif kind == 6:
+        for one in document:
+            one[name] = value
+        what = f'{name} of all entries is {short(value)}'
+    else:
+        document.append(document[entry])
+        what = f'entry {entry} twice'
+    text = json.dumps(document)
+    if rng.random() < 0.1:
+        depth = rng.choice([100, 5000, 100000])
+        text, what = '[' * depth + ']' * depth, f'lists {depth} deep'
+    elif rng.random() < 0.1:
+        text, what = text.replace('{', '{"split": "train", "split": "test", ', 1), 'a key twice'
+    write(path, text.encode('utf-8', 'surrogatepass'))
+    return what
+
+
+def short(value, most=60):
+    """A value for people to read, in ASCII."""
+    text = ascii(value)
+    return text if len(text) <= most else f'{text[:most]}... ({len(text)} characters)'
+
+
+# -- checkpoints -----------------------------------------------------------------------------------------------------------------------
+
+def _expanded(tensor):
+    return torch.ones((), dtype=tensor.dtype).expand(tensor.shape)
+
+
+def _first_is(value):
+    def change(tensor):
+        tensor = tensor.clone().float()
+        tensor.view(-1)[:1] = value
+        return tensor
+    return change
+
+
+TENSORS = {
+    'transposed': lambda t: t.T.contiguous() if t.ndim == 2 else t[None], 'flat': lambda t: t.reshape(-1), 'empty': lambda t: t.new_zeros(0),
+    'one element': lambda t: t.reshape(-1)[:1].clone(), 'longer': lambda t: torch.cat([t.reshape(-1)] * 2), 'scalar': lambda t: t.new_zeros(()),
+    'half': lambda t: t.half(), 'double': lambda t: t.double(), 'int64': lambda t: t.long(), 'uint8': lambda t: t.to(torch.uint8),
+    'bool': lambda t: t.bool(), 'complex': lambda t: t.to(torch.complex64), 'sparse': lambda t: t.to_sparse(), 'meta': lambda t: t.to('meta'),
+    'quantized': lambda t: torch.quantize_per_tensor(t.float(), 0.1, 0, torch.qint8), 'stride 0': _expanded, 'nan': _first_is(float('nan')),
+    'inf': _first_is(float('inf')), 'huge': _first_is(3e38), 'zeros': torch.zeros_like, 'strided': lambda t: torch.stack([t, t], -1)[..., 0],
+    'None': lambda t: None, 'a text': lambda t: 'x', 'a number': lambda t: 1.0, 'a list': lambda t: [1.0], 'a mapping': lambda t: {'a': t}}
+ODD = [None, True, -5, 0, 2 ** 70, 1.5, float('nan'), float('inf'), 'x', '', [], [1], {}, {'a': 1}, {1: 2}, torch.zeros(3), torch.zeros(0)]
+
+
+def places(content, path=()):
+    """Every place of a nested checkpoint: ``('model', 'ln.weight')``, ``('optimizer', 'state', 0, 'exp_avg')``, ..."""
+    items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    for key, value in items:
+        yield (*path, key)
+        yield from places(value, (*path, key))
+
+
+def spoil_checkpoint(rng, path):
+    """Spoil one entry of what torch.save wrote; where it lies deep is as likely as at the top."""
+    content = torch.load(path, map_location='cpu', weights_only=True)
+    found = list(places(content))
+    depth = rng.choice(sorted({len(place) for place in found}))
+    place = rng.choice([place for place in found if len(place) == depth])
+    holder = content
+    for key in place[:-1]:
+        holder = holder[key]
+    key, value, kind = place[-1], holder[place[-1]], rng.randrange(6)
+    name = '.'.join(map(str, place))
+    if kind == 0:
+        del holder[key]
+        what = f'{name} is not there'
+    elif kind <= 3 and isinstance(value, torch.Tensor):
+        change = rng.choice(sorted(TENSORS))
+        holder[key] = TENSORS[change](value)
+        what = f'{name} is {change}'
+    elif kind == 4 and isinstance(holder, dict):
+        holder[rng.choice(['another', 7, '', 'module.x', None])] = holder.pop(key)
+        what = f'{name} has another name'
+    else:
+        holder[key] = rng.choice(ODD)
+        what = f'{name} is {short(holder[key])}'
+    os.remove(path)
+    torch.save(content, path)
+    return what
