@@ -10,11 +10,12 @@ from datasets.synthpedes import generate
 from tests.campaign import mutate
 from tests.campaign.judge import launch
 from tests.support import options, small_archive
+from utils.iotools import read_json
 
 # A copy of the base folder holds data/, clip.pt and run/; programs are started in it.
-TRAIN = ['train.py', '--loss_names', 'sdm+id', '--dataset_name', 'CUHK-PEDES', '--root_dir', 'data', '--num_epoch', '1', '--batch_size', '8',
-         '--pretrain_choice', 'clip.pt', '--img_size', '64', '32', '--num_workers', '0', '--device', 'cpu', '--output_dir', 'logs',
-         '--limit_train', '16', '--warmup_epochs', '0', '--cmt_depth', '1']
+TRAIN = ['train.py', '--loss_names', 'sdm+id', '--dataset_name', 'CUHK-PEDES', '--root_dir', 'data', '--num_epoch', '1',
+         '--batch_size', '8', '--pretrain_choice', 'clip.pt', '--img_size', '64', '32', '--num_workers', '0', '--device', 'cpu',
+         '--output_dir', 'logs', '--limit_train', '16', '--warmup_epochs', '0', '--cmt_depth', '1']
 TEST = ['test.py', '--config_file', 'run/configs.yaml', '--root_dir', 'data', '--num_workers', '0']
 RESUME = ['train.py', '--resume', '--resume_ckpt_file', 'run/last.pth', '--num_epoch', '2']
 CHECK = ['-m', 'datasets.check', '--root_dir', 'data', '--workers', '1']
@@ -25,8 +26,15 @@ ANNOTATION = 'data/CUHK-PEDES/reid_raw.json'
 IMAGES = 'data/CUHK-PEDES/imgs'
 # Losses whose heads read many options, with what keeps them small.
 LOSSES = ['sdm+id', 'sdm+id+mlm', 'sdm+itc+aux --moe_layers 1 --num_experts 2', 'sdm+mae+tri', 'sdm+amm+detail', 'sdm+cmt+cmpm']
-# A larger number makes these programs run longer, as it should; --compile takes a minute; the others name what is in the base folder.
+# More epochs take longer, as they should, and compiling takes a minute; the others name what is in the base folder.
 NOT_SPOILT = {'num_epoch', 'compile', 'training', 'batch_fields', 'notes', 'config_file', 'resume', 'print_config', 'loss_names'}
+BOMB = 'a: &a [x,x,x,x,x,x,x,x,x]\n' + ''.join(f'{chr(b)}: &{chr(b)} [{",".join(["*" + chr(b - 1)] * 9)}]\n' for b in range(98, 108))
+BAD_YAML = [
+    (BOMB, 'a bomb of aliases'), ('name: &a [*a]', 'an alias to itself'), (f'name: {"[" * 5000}{"]" * 5000}', 'lists 5000 deep'),
+    ('name: !!python/object/apply:os.system ["touch bomb"]', 'a Python object'), ('- 1\n- 2\n', 'a list'),
+    ('? [a, b]\n: 1\n', 'a list as a name'), ('1: 2\n', 'a number as a name'), ('name: 2020-13-45\n', 'a day that is none'),
+    ('%YAML 9.9\n---\nname: a\n', 'another YAML'), ('name: a\n---\nname: b\n', 'two documents'), ('<<: 1\n', 'a merge of a number'),
+    ('name: !!binary x\n', 'binary that is none')]
 PATHS = ['output_dir', 'root_dir', 'init_from', 'pretrain_choice', 'image_cache', 'config_file', 'resume_ckpt_file', 'name', 'dataset_name']
 
 
@@ -60,17 +68,23 @@ def annotation(rng, folder):
 
 
 def image(rng, folder):
-    path = os.path.join(folder, IMAGES)
-    found = sorted(os.path.join(place, name) for place, _, names in os.walk(path) for name in names)
-    path = rng.choice(found)
-    what = strange_image(rng, path) if rng.random() < 0.3 else mutate.spoil_file(rng, path)
     program = rng.choice([TRAIN, TEST, CHECK, RETRIEVE])
+    path = rng.choice(images_read(folder, program))
+    what = strange_image(rng, path) if rng.random() < 0.3 else mutate.spoil_file(rng, path)
     extra = rng.choice([[], [], ['--num_workers', '1'], ['--num_workers', '2'], ['--image_cache', 'cache']])
     if program is CHECK:
         extra = []
     elif program is TRAIN:
         extra = extra + rng.choice([[], ['--skip_broken'], ['--img_aug']])
     return f'{os.path.basename(path)}: {what}', program + extra, False
+
+
+def images_read(folder, program):
+    """The images that a program opens: the test split's, and in training those of the first 16 captions."""
+    entries = read_json(os.path.join(folder, ANNOTATION))
+    train = [entry for entry in entries if entry['split'] == 'train'][:8 if program is TRAIN else None]
+    found = [entry for entry in entries if entry['split'] == 'test'] + (train if program in (TRAIN, CHECK) else [])
+    return [os.path.join(folder, IMAGES, entry['file_path']) for entry in found]
 
 
 def strange_image(rng, path):
@@ -90,10 +104,11 @@ def recipe(rng, folder):
     if program == 'recipe':
         content = {name: value for name, value in content.items() if name not in ('training', 'batch_fields', 'resume', 'resume_ckpt_file')}
     what, refused = spoil_yaml(rng, path, content)
+    refused = refused and (program == 'recipe' or not what.startswith('an unknown name'))   # other forks' runs have options of theirs
     if program == 'recipe':
         os.rename(path, os.path.join(folder, 'recipe.yaml'))
         return what, ['train.py', '--config_file', 'recipe.yaml', *TRAIN[3:]], refused
-    return what, TEST if program == 'test' else RESUME, False
+    return what, TEST if program == 'test' else RESUME, refused
 
 
 def read_plainly(path):
@@ -120,14 +135,7 @@ def spoil_yaml(rng, path, content):
         content[f'{name}{rng.choice(["s", " ", "_", "2"])}'] = content[name]
         what, refused = f'an unknown name like {name}', True
     elif kind == 7:
-        text, what = rng.choice([
-            (f'{yaml.safe_dump(content)}\n{name}: 1\n', f'{name} twice'),
-            ('a: &a [x,x,x,x,x,x,x,x,x]\n' + ''.join(f'{chr(b)}: &{chr(b)} [{",".join(["*" + chr(b - 1)] * 9)}]\n' for b in range(98, 108)),
-             'a bomb of aliases'),
-            (f'name: {"[" * 5000}{"]" * 5000}', 'lists 5000 deep'), ('name: !!python/object/apply:os.system ["touch bomb"]', 'a Python object'),
-            ('name: &a [*a]', 'an alias to itself'), ('- 1\n- 2\n', 'a list'), ('? [a, b]\n: 1\n', 'a list as a name'), ('1: 2\n', 'a number as a name'),
-            ('name: 2020-13-45\n', 'a day that is none'), ('%YAML 9.9\n---\nname: a\n', 'another YAML'), ('name: a\n---\nname: b\n', 'two documents'),
-            ('name: 1:1:99999999999999\n', 'a sexagesimal number'), ('<<: 1\n', 'a merge of a number'), ('name: !!binary x\n', 'binary that is none')])
+        text, what = rng.choice([(f'{yaml.safe_dump(content)}\n{name}: 1\n', f'{name} twice'), *BAD_YAML])
         refused = True
     else:
         write_yaml(path, content)
@@ -160,8 +168,8 @@ def flags(rng, folder):
 def paths(rng, folder):
     """Names of files and folders that are strange, or not what they should be."""
     name = rng.choice(PATHS)
-    value = argument(rng.choice([*mutate.TEXTS, 'data', 'clip.pt', 'run', 'run/best.pth', 'run/last.pth', 'run/configs.yaml', ANNOTATION, 'pipe',
-                                 'deep/' * 200, 'loop', '/dev/zero', '/dev/full', 'text']))
+    value = argument(rng.choice([*mutate.TEXTS, 'data', 'clip.pt', 'run', 'run/best.pth', 'run/last.pth', 'run/configs.yaml', ANNOTATION,
+                                 'pipe', 'deep/' * 200, 'loop', '/dev/zero', '/dev/full', 'text']))
     os.mkfifo(os.path.join(folder, 'pipe'))
     os.symlink('loop', os.path.join(folder, 'loop'))
     with open(os.path.join(folder, 'text'), 'w') as file:
@@ -188,8 +196,8 @@ def tools(rng, folder):
 
 def checkpoint(rng, folder):
     """Bytes or entries of a checkpoint or of a pretrained CLIP, and every program that reads one."""
-    name, program = rng.choice([('run/best.pth', TEST), ('run/best.pth', RETRIEVE), ('run/best.pth', TRAIN + ['--init_from', 'run/best.pth']),
-                                ('run/last.pth', RESUME), ('run/last.pth', RESUME), ('clip.pt', TRAIN)])
+    name, program = rng.choice([('run/best.pth', TEST), ('run/best.pth', RETRIEVE), ('run/last.pth', RESUME), ('run/last.pth', RESUME),
+                                ('run/best.pth', TRAIN + ['--init_from', 'run/best.pth']), ('clip.pt', TRAIN)])
     path, raw = os.path.join(folder, name), rng.random() < 0.35
     original = torch.load(path, map_location='cpu', weights_only=True)
     what = (mutate.spoil_file if raw else mutate.spoil_checkpoint)(rng, path)
@@ -223,16 +231,10 @@ def training_state(rng, folder):
         return f'{name}: {mutate.spoil_file(rng, os.path.join(folder, "run", name))}', RESUME, False
     path = os.path.join(folder, 'run', 'last.pth')
     content = torch.load(path, map_location='cpu', weights_only=True)
-    found = [place for place in mutate.places(content) if place[0] != 'model']
     if rng.random() < 0.3:
         what, refused = swapped_moments(rng, content), True
     else:
-        place = rng.choice([place for place in found if len(place) == rng.choice([1, 2, 3, 4])] or found)
-        holder = content
-        for key in place[:-1]:
-            holder = holder[key]
-        holder[place[-1]] = rng.choice(mutate.ODD)
-        what, refused = f'{".".join(map(str, place))} is {mutate.short(holder[place[-1]])}', False
+        what, refused = mutate.odd_entry(rng, {key: value for key, value in content.items() if key != 'model'}, content), False
     os.remove(path)
     torch.save(content, path)
     return what, RESUME, refused
@@ -242,7 +244,8 @@ def swapped_moments(rng, content):
     """Exchange the moments of two parameters of different shapes."""
     state = content['optimizer']['state']
     one = rng.choice(sorted(state))
-    other = rng.choice([number for number in sorted(state) if state[number]['exp_avg'].shape != state[one]['exp_avg'].shape])
+    shape = state[one]['exp_avg'].shape
+    other = rng.choice([number for number in sorted(state) if state[number]['exp_avg'].shape != shape])
     state[one], state[other] = state[other], state[one]
     return f'moments of {one} and {other} exchanged'
 

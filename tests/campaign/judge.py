@@ -16,7 +16,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 MEMORY = 6 << 30      # bytes that a program may ask for beyond what it starts with
 LONGEST = 1000        # characters of a sentence that people still read
 STATUSES = {'datasets.check': (0, 1, 2), 'test.py': (0, 2, 3)}   # others: 0, 2
-KEPT = ('.pth', '.pt', '.jpg', '.json', '.yaml')
+KEPT = ('best.pth', '.pt', '.jpg', '.json')     # no program that refuses its input changes these
 
 
 def launch(words, folder, seconds):
@@ -72,12 +72,12 @@ def status_of_group(group):
 
 
 def snapshot(folder):
-    """{path: checksum} of the regular files whose content must stay."""
+    """{path: checksum} of everything in a folder; None for what is no regular file, and for what may change."""
     found = {}
-    for place, _, names in os.walk(folder):
-        for name in names:
-            path = os.path.join(place, name)
-            if name.endswith(KEPT) and stat.S_ISREG(os.lstat(path).st_mode):
+    for place, folders, names in os.walk(folder):
+        for path in (os.path.join(place, name) for name in folders + names):
+            found[path] = None
+            if path.endswith(KEPT) and stat.S_ISREG(os.lstat(path).st_mode):
                 with open(path, 'rb') as file:
                     found[path] = zlib.crc32(file.read())
     return found
@@ -112,7 +112,8 @@ def sentence(errors):
 
 def changed(before, folder):
     after = snapshot(folder)
-    return [f'{os.path.relpath(path, folder)} was changed' for path in before if after.get(path) != before[path]]
+    return [f'{os.path.relpath(path, folder)} was changed' for path in before
+            if before[path] is not None and after.get(path) != before[path]]
 
 
 def left_over(folder, before):
@@ -127,9 +128,16 @@ def left_over(folder, before):
             if path not in before and name.endswith('.pth'):
                 wrong += [f'{name} is not whole'] * (not whole(path))
             if path not in before and name.startswith('metrics') and name.endswith('.json'):
-                with open(path) as file:
-                    json.load(file, parse_constant=lambda word, name=name: wrong.append(f'{name} holds {word}'))
+                wrong += [f'{name} holds {word}' for word in not_numbers(path)]
     return wrong
+
+
+def not_numbers(path):
+    """What a JSON file holds that is no JSON: NaN, Infinity."""
+    found = []
+    with open(path) as file:
+        json.load(file, parse_constant=found.append)
+    return found
 
 
 def whole(path):

@@ -6,10 +6,12 @@ import torch
 
 NUMBERS = ['0', '-1', '-0.0', '1', '2', '3', '1.5', '1e3', '1e-320', '1e400', 'nan', 'inf', '-inf', str(2 ** 31), str(2 ** 63), '9' * 30,
            '99999999999', '0x10', '1_0', '\u0663', '', ' ', '+', '7 7', '1,5', 'true', 'null', '[]']
-TEXTS = ['', ' ', '.', '..', '../../x', 'a/b', '/dev/null', '/dev/null/x', '/proc/nowhere', '~', '-', '--', '\n', '\t', 'a\nb', '\x1b[31m', '\u200b',
-         '\u202e', '\ud800', '\udcff', '\U0001f6b6', 'x' * 300, 'x' * 20000, '%s', '{}', '$HOME', "'", '"', '*', 'NUL', 'None', '\u00e9', 'e\u0301']
-VALUES = [None, True, False, 0, -1, 1, 2 ** 31, 2 ** 63, 2 ** 70, 1.5, float('nan'), float('inf'), -1e308, [], {}, [[]], {'a': 1}, [None], [1, 'a'],
-          *TEXTS, '\x00', 'word ' * 5000, '<|endoftext|> a <|mask|>', 'x' * 1000000]
+TEXTS = ['', ' ', '.', '..', '../../x', 'a/b', '/dev/null', '/dev/null/x', '/proc/nowhere', '~', '-', '--', '\n', '\t', 'a\nb', '\x1b[31m',
+         '\u200b', '\u202e', '\ud800', '\udcff', '\U0001f6b6', 'x' * 300, 'x' * 20000, '%s', '{}', '$HOME', "'", '"', '*', 'NUL', 'None',
+         '\u00e9', 'e\u0301']
+VALUES = [None, True, False, 0, -1, 1, 2 ** 31, 2 ** 63, 2 ** 70, 1.5, float('nan'), float('inf'), -1e308, [], {}, [[]], {'a': 1}, [None],
+          [1, 'a'], *TEXTS, '\x00', 'word ' * 5000, '<|endoftext|> a <|mask|>', 'x' * 1000000]
+OTHERS = ['a pipe', 'a folder', 'a link to nothing', 'a link to itself', 'a link to /dev/zero', 'a link to /dev/null', 'nothing']
 
 
 def spoilt_bytes(rng, content):
@@ -36,7 +38,7 @@ def spoilt_bytes(rng, content):
 
 def other_file(rng, path):
     """Put something else than a regular file in the place of ``path``; returns what."""
-    kind = rng.choice(['a pipe', 'a folder', 'a link to nothing', 'a link to itself', 'a link to /dev/zero', 'a link to /dev/null', 'nothing'])
+    kind = rng.choice(OTHERS)
     os.remove(path)
     if kind == 'a pipe':
         os.mkfifo(path)
@@ -105,7 +107,7 @@ def short(value, most=60):
     return text if len(text) <= most else f'{text[:most]}... ({len(text)} characters)'
 
 
-# -- checkpoints -----------------------------------------------------------------------------------------------------------------------
+# -- checkpoints ---------------------------------------------------------------------------------------------------------
 
 def _expanded(tensor):
     return torch.ones((), dtype=tensor.dtype).expand(tensor.shape)
@@ -120,35 +122,47 @@ def _first_is(value):
 
 
 TENSORS = {
-    'transposed': lambda t: t.T.contiguous() if t.ndim == 2 else t[None], 'flat': lambda t: t.reshape(-1), 'empty': lambda t: t.new_zeros(0),
-    'one element': lambda t: t.reshape(-1)[:1].clone(), 'longer': lambda t: torch.cat([t.reshape(-1)] * 2), 'scalar': lambda t: t.new_zeros(()),
-    'half': lambda t: t.half(), 'double': lambda t: t.double(), 'int64': lambda t: t.long(), 'uint8': lambda t: t.to(torch.uint8),
-    'bool': lambda t: t.bool(), 'complex': lambda t: t.to(torch.complex64), 'sparse': lambda t: t.to_sparse(), 'meta': lambda t: t.to('meta'),
-    'quantized': lambda t: torch.quantize_per_tensor(t.float(), 0.1, 0, torch.qint8), 'stride 0': _expanded, 'nan': _first_is(float('nan')),
-    'inf': _first_is(float('inf')), 'huge': _first_is(3e38), 'zeros': torch.zeros_like, 'strided': lambda t: torch.stack([t, t], -1)[..., 0],
+    'transposed': lambda t: t.T.contiguous() if t.ndim == 2 else t[None], 'flat': lambda t: t.reshape(-1),
+    'empty': lambda t: t.new_zeros(0), 'one element': lambda t: t.reshape(-1)[:1].clone(), 'longer': lambda t: torch.cat([t.reshape(-1)] * 2),
+    'scalar': lambda t: t.new_zeros(()), 'half': lambda t: t.half(), 'double': lambda t: t.double(), 'int64': lambda t: t.long(),
+    'uint8': lambda t: t.to(torch.uint8), 'bool': lambda t: t.bool(), 'complex': lambda t: t.to(torch.complex64),
+    'sparse': lambda t: t.to_sparse(), 'meta': lambda t: t.to('meta'), 'stride 0': _expanded,
+    'quantized': lambda t: torch.quantize_per_tensor(t.float(), 0.1, 0, torch.qint8), 'nan': _first_is(float('nan')),
+    'inf': _first_is(float('inf')), 'huge': _first_is(3e38), 'zeros': torch.zeros_like,
+    'strided': lambda t: torch.stack([t, t], -1)[..., 0],
     'None': lambda t: None, 'a text': lambda t: 'x', 'a number': lambda t: 1.0, 'a list': lambda t: [1.0], 'a mapping': lambda t: {'a': t}}
 ODD = [None, True, -5, 0, 2 ** 70, 1.5, float('nan'), float('inf'), 'x', '', [], [1], {}, {'a': 1}, {1: 2}, torch.zeros(3), torch.zeros(0)]
 
 
-def places(content, path=()):
-    """Every place of a nested checkpoint: ``('model', 'ln.weight')``, ``('optimizer', 'state', 0, 'exp_avg')``, ..."""
-    items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
-    for key, value in items:
-        yield (*path, key)
-        yield from places(value, (*path, key))
+def some_place(rng, content):
+    """A place in a nested checkpoint, at any depth: ``('epoch',)``, ``('optimizer', 'state', 0, 'exp_avg')``, ..."""
+    path = ()
+    while isinstance(content, (dict, list)) and content and (not path or rng.random() < 0.8):
+        key = rng.choice(list(content)) if isinstance(content, dict) else rng.randrange(len(content))
+        path, content = (*path, key), content[key]
+    return path
+
+
+def holder_of(content, place):
+    for key in place[:-1]:
+        content = content[key]
+    return content
+
+
+def odd_entry(rng, part, content):
+    """Give one entry that ``part`` names an odd value in ``content``."""
+    place = some_place(rng, part)
+    value = rng.choice(ODD)
+    holder_of(content, place)[place[-1]] = value
+    return f'{".".join(map(str, place))} is {short(value)}'
 
 
 def spoil_checkpoint(rng, path):
-    """Spoil one entry of what torch.save wrote; where it lies deep is as likely as at the top."""
+    """Spoil one entry of what torch.save wrote, at any depth."""
     content = torch.load(path, map_location='cpu', weights_only=True)
-    found = list(places(content))
-    depth = rng.choice(sorted({len(place) for place in found}))
-    place = rng.choice([place for place in found if len(place) == depth])
-    holder = content
-    for key in place[:-1]:
-        holder = holder[key]
-    key, value, kind = place[-1], holder[place[-1]], rng.randrange(6)
-    name = '.'.join(map(str, place))
+    place, kind = some_place(rng, content), rng.randrange(6)
+    holder, key = holder_of(content, place), place[-1]
+    value, name = holder[key], '.'.join(map(str, place))
     if kind == 0:
         del holder[key]
         what = f'{name} is not there'
@@ -160,8 +174,7 @@ def spoil_checkpoint(rng, path):
         holder[rng.choice(['another', 7, '', 'module.x', None])] = holder.pop(key)
         what = f'{name} has another name'
     else:
-        holder[key] = rng.choice(ODD)
-        what = f'{name} is {short(holder[key])}'
+        what = odd_entry(rng, content, content)
     os.remove(path)
     torch.save(content, path)
     return what
