@@ -123,7 +123,8 @@ def _first_is(value):
 
 TENSORS = {
     'transposed': lambda t: t.T.contiguous() if t.ndim == 2 else t[None], 'flat': lambda t: t.reshape(-1),
-    'empty': lambda t: t.new_zeros(0), 'one element': lambda t: t.reshape(-1)[:1].clone(), 'longer': lambda t: torch.cat([t.reshape(-1)] * 2),
+    'empty': lambda t: t.new_zeros(0), 'one element': lambda t: t.reshape(-1)[:1].clone(),
+    'longer': lambda t: torch.cat([t.reshape(-1)] * 2),
     'scalar': lambda t: t.new_zeros(()), 'half': lambda t: t.half(), 'double': lambda t: t.double(), 'int64': lambda t: t.long(),
     'uint8': lambda t: t.to(torch.uint8), 'bool': lambda t: t.bool(), 'complex': lambda t: t.to(torch.complex64),
     'sparse': lambda t: t.to_sparse(), 'meta': lambda t: t.to('meta'), 'stride 0': _expanded,
