@@ -9,7 +9,7 @@ from model import build_model
 from model.build import total_loss
 from model.heads.a2te import race
 from processor.processor import Trainer
-from run_scripts.measures import kept_bytes
+from run_scripts.benchmark.memory import kept_bytes
 from solver import build_optimizer
 from solver.build import parameter_settings
 from tests.support import golden_archive, golden_json, options, small_batch, small_model

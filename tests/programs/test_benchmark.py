@@ -1,4 +1,5 @@
 """The benchmark: both ways compute the same, every switch takes out one optimisation and changes no number, and what is reported."""
+import inspect
 import json
 import os
 import signal
@@ -13,14 +14,20 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from datasets import build_dataloader
 from model.build import RetrievalModel, total_loss
 from model.clip_model import SiLULinear
 from model.clip_weights import shape_named
-from run_scripts import benchmark, measures, released_way
-from run_scripts.benchmark import QUICK, RELEASED, disagreement, in_child, ways_to_train
-from run_scripts.measures import Way, new_model, new_trainer, recipe, synthetic_batches, synthetic_embeddings
+from run_scripts.benchmark import __main__ as program
+from run_scripts.benchmark import encoding, machine, memory, profiling, ranking, released_way, report, rows, step, switches
+from run_scripts.benchmark.__main__ import QUICK
+from run_scripts.benchmark.child import in_child
+from run_scripts.benchmark.ranking import synthetic_embeddings
+from run_scripts.benchmark.rows import RELEASED, disagreement, ways_to_train
+from run_scripts.benchmark.workload import Way, new_model, new_released_model, new_trainer, recipe, synthetic_batches
 from utils.errors import UserError
 from utils.metrics import embed
+from utils.views import finish
 
 SMALL = replace(QUICK, batch_size=3, batches=1, repeats=2, images=3, captions=5, ids=3, rankings=(('small', 20, 30, 5),))
 
@@ -60,7 +67,7 @@ def test_same_losses_and_gradients(batch):
 
 def test_same_weights_after_steps(batch):
     trainer, args = new_trainer(recipe(SMALL)), recipe(SMALL)
-    released = released_way.ReleasedTrainer(args, measures.new_released_model(args).train())
+    released = released_way.ReleasedTrainer(args, new_released_model(args).train())
     before = trainer.model.classifier.weight.clone()
     for _ in range(2):
         trainer.train_step(ours(batch))
@@ -74,8 +81,8 @@ def test_same_weights_after_steps(batch):
 
 def test_half_weights_are_those_of_matrices_and_compute_nearly_the_same(batch):
     args, batch = recipe(SMALL), {name: value[:1] for name, value in batch.items()}
-    whole = measures.new_released_model(args)
-    half = measures.new_released_model(args).half_weights()
+    whole = new_released_model(args)
+    half = new_released_model(args).half_weights()
     kept = {name for name, parameter in half.named_parameters() if parameter.dtype == torch.float32}
     assert all('ln_' in name or 'embedding' in name or name == 'mlm_head.ln.weight' or name == 'mlm_head.ln.bias' for name in kept)
     assert {'base_model.visual.ln_pre.weight', 'base_model.token_embedding.weight'} <= kept
@@ -90,8 +97,8 @@ def test_half_weights_are_those_of_matrices_and_compute_nearly_the_same(batch):
 
 def test_same_embeddings():
     args = recipe(SMALL)
-    model, released = new_model(args).eval(), measures.new_released_model(args).eval()
-    loaders = {'encode_text': measures.caption_loader(args, SMALL), 'encode_image': measures.image_batches(args, SMALL, cached=False)}
+    model, released = new_model(args).eval(), new_released_model(args).eval()
+    loaders = {'encode_text': encoding.caption_loader(args, SMALL), 'encode_image': encoding.image_batches(args, SMALL, cached=False)}
     for side, loader in loaders.items():
         found = released_way.embed(getattr(released, side), [batch for _, batch in loader], 'cpu')
         assert same(found, embed(getattr(model, side), loader, model)[0])
@@ -101,7 +108,7 @@ def test_same_embeddings():
 def test_ways_to_encode_captions(kind, by_length, cut, monkeypatch):
     real, seen = RetrievalModel.encode_text, []
     monkeypatch.setattr(RetrievalModel, 'encode_text', lambda model, ids: seen.append(ids) or real(model, ids))
-    measures.measure_encoding('captions', kind, replace(SMALL, repeats=1, captions=20))   # in four batches
+    encoding.measure_encoding('captions', kind, replace(SMALL, repeats=1, captions=20))   # in four batches
     lengths = (seen[0] > 0).sum(dim=1).tolist()
     assert (lengths == sorted(lengths, reverse=True)) == by_length
     assert seen[0].shape[1] == (-(-max(lengths) // 8) * 8 if cut else 77)
@@ -110,15 +117,15 @@ def test_ways_to_encode_captions(kind, by_length, cut, monkeypatch):
 def test_images_of_the_cache_embed_as_the_same_images_in_floats():
     args = recipe(SMALL)
     model = new_model(args).eval()
-    floats, cached = (embed(model.encode_image, measures.image_batches(args, SMALL, cached), model)[0] for cached in (False, True))
+    floats, cached = (embed(model.encode_image, encoding.image_batches(args, SMALL, cached), model)[0] for cached in (False, True))
     assert torch.equal(floats, cached)
 
 
 @pytest.mark.parametrize('sizes', [(40, 30, 7), (10, 200, 20), (7, 5, 5)])
 def test_same_figures(sizes):
     embeddings = synthetic_embeddings(*sizes)
-    ours, released = measures.rank_ours(*embeddings), measures.rank_released(*embeddings)
-    assert measures.rank_matrix(*embeddings) == pytest.approx(ours, abs=1e-4)
+    ours, released = ranking.rank_ours(*embeddings), ranking.rank_released(*embeddings)
+    assert ranking.rank_matrix(*embeddings) == pytest.approx(ours, abs=1e-4)
     assert ours == pytest.approx(released, abs=1e-3) and 0 < ours['mINP'] <= ours['mAP'] < 100
     assert disagreement({'figures': ours}, {'figures': released}, sizes[0]) == {}
 
@@ -131,7 +138,7 @@ def test_released_ranking_by_hand():
 
 def test_released_loader_yields_what_ours_does(data):
     args = recipe(SMALL, '--root_dir', data, '--img_size', '64', '32', '--num_workers', '0')
-    loader = measures.build_dataloader(args)[0]
+    loader = build_dataloader(args)[0]
     batch = next(iter(loader))
     released = next(iter(released_way.training_loader(loader.dataset.dataset, args.img_size, args.batch_size, 0)))
     assert set(released) == set(batch) | {'mlm_ids'}
@@ -180,14 +187,14 @@ def parameters():
 
 
 @pytest.mark.parametrize('switch, changed', [
-    (measures.score_all_positions, lambda: {'scored': 3 * 77}),
-    (measures.pass_twice, lambda: {'text passes': 2}),
-    (measures.attend_by_maps, lambda: {'kernels of attention': False}),
-    (measures.group_each_parameter, lambda: {'groups': parameters(), 'fused': False}),
-    (measures.keep_activations, lambda: {'activated again': False}),
-    (measures.multiply_sigmoid, lambda: {'activated again': False, 'SiLUs': False}),
-    (measures.prepare_nothing, lambda: {'places known': False}),
-    (measures.read_each_step, lambda: {'reads': 1}),
+    (switches.score_all_positions, lambda: {'scored': 3 * 77}),
+    (switches.pass_twice, lambda: {'text passes': 2}),
+    (switches.attend_by_maps, lambda: {'kernels of attention': False}),
+    (switches.group_each_parameter, lambda: {'groups': parameters(), 'fused': False}),
+    (switches.keep_activations, lambda: {'activated again': False}),
+    (switches.multiply_sigmoid, lambda: {'activated again': False, 'SiLUs': False}),
+    (switches.prepare_nothing, lambda: {'places known': False}),
+    (switches.read_each_step, lambda: {'reads': 1}),
 ])
 def test_a_switch_takes_out_one_thing(switch, changed, usual, batch, monkeypatch):
     expected, how = usual
@@ -206,17 +213,18 @@ def test_every_optimisation_has_a_way(batch):
     assert [way for way in on_gpu if not way.gpu_only] == on_cpu
     assert [way.flags for way in on_cpu if way not in quick] == [('--compile',)]
     assert all(sum(map(bool, (way.flags, way.switch, way.released, way.cached))) == 1 for way in on_gpu[1:])
-    switches = {way.switch for way in on_gpu if way.switch}
-    flags = {way.flags[0] for way in on_gpu if way.flags}
-    assert len(switches) == 8 and flags == {'--compile', '--grad_checkpoint', '--micro_batch', '--amp'}
-    for way in on_cpu:
-        recipe(SMALL, *way.flags)
+    of_trainers = {function for function in vars(switches).values() if getattr(function, '__module__', '') == switches.__name__
+                   and list(inspect.signature(function).parameters) == ['trainer']}
+    assert {way.switch for way in on_gpu if way.switch} == of_trainers
+    for way in on_cpu:     # each flag is one of train.py's, and changes the option that it names
+        changed = {name for name, value in vars(recipe(SMALL, *way.flags)).items() if value != getattr(recipe(SMALL), name)}
+        assert changed == {flag.removeprefix('--') for flag in way.flags[:1]}
 
 
 def test_all_ways_train_on_the_same_samples():
     a, b, c = (synthetic_batches(SMALL, way)[0] for way in (Way('ours'), Way('', cached=True), Way('', released=True)))
     assert all(torch.equal(a[name], b[name]) for name in a if name != 'images') and all(torch.equal(a[name], c[name]) for name in a)
-    assert torch.equal(measures.finish(b['images'], b['views']), a['images'])
+    assert torch.equal(finish(b['images'], b['views']), a['images'])
     lengths = (a['caption_ids'] > 0).sum(dim=1)
     assert lengths.min() >= 22 and lengths.max() <= 42
 
@@ -227,11 +235,11 @@ def test_flops_are_those_of_a_step(batch):
     trainer = new_trainer(recipe(SMALL))
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):   # whose backward computes nothing again
         trainer.backward(ours(batch))
-    assert sum(measures.step_flops(recipe(SMALL), measures.words_chosen([batch])).values()) == counter.get_total_flops()
+    assert sum(step.step_flops(recipe(SMALL), step.words_chosen([batch])).values()) == counter.get_total_flops()
 
 
 def test_parts_add_up_to_the_step():
-    found = measures.measure_profile(SMALL)
+    found = profiling.measure_profile(SMALL)
     shares = {row['group']: row['share'] for row in found['parts']}
     assert sum(shares.values()) == pytest.approx(1) and min(shares.values()) >= 0
     assert max(shares, key=shares.get) in ('backward', 'image encoder', 'heads and losses')
@@ -242,27 +250,27 @@ def test_parts_add_up_to_the_step():
 
 def test_repeats_and_the_end_of_patience():
     calls = []
-    timing, last = measures.timed(lambda: calls.append(1) or len(calls), 'cpu', 4, 60)
+    timing, last = machine.timed(lambda: calls.append(1) or len(calls), 'cpu', 4, 60)
     assert len(timing['seconds']) == 4 and last == len(calls) == 5                      # one to warm up
-    timing, _ = measures.timed(lambda: time.sleep(0.02), 'cpu', 4, 0.01)
+    timing, _ = machine.timed(lambda: time.sleep(0.02), 'cpu', 4, 0.01)
     assert len(timing['seconds']) == 1 and timing['seconds'][0] >= 0.02
 
 
-@pytest.mark.skipif(not os.path.exists('/proc/stat') or measures.cores() != os.cpu_count(), reason='the system does not say')
+@pytest.mark.skipif(not os.path.exists('/proc/stat') or machine.cores() != os.cpu_count(), reason='the system does not say')
 def test_who_is_disturbed_is_told():
     with subprocess.Popen([sys.executable, '-c', 'print(1, flush=True)\nwhile True: pass'], stdout=subprocess.PIPE) as other:
         other.stdout.readline()
-        timing, _ = measures.timed(lambda: time.sleep(0.5), 'cpu', 1, 60)
+        timing, _ = machine.timed(lambda: time.sleep(0.5), 'cpu', 1, 60)
         other.kill()
-    assert timing['others'] * measures.cores() > 0.4
-    assert benchmark.note({'others': 0.35}) == 'disturbed: others took 35% of the cores'
-    assert benchmark.note({'others': 0.05}) == '' and benchmark.note({'others': 0.35, 'error': 'why'}).endswith('cores; why')
+    assert timing['others'] * machine.cores() > 0.4
+    assert report.note({'others': 0.35}) == 'disturbed: others took 35% of the cores'
+    assert report.note({'others': 0.05}) == '' and report.note({'others': 0.35, 'error': 'why'}).endswith('cores; why')
 
 
 def hold(size):
-    before = measures.peak_bytes()
+    before = machine.peak_bytes()
     torch.ones(size // 4)
-    return {'grown': measures.peak_bytes() - before}
+    return {'grown': machine.peak_bytes() - before}
 
 
 def test_memory_is_that_of_the_row_alone():
@@ -271,8 +279,8 @@ def test_memory_is_that_of_the_row_alone():
 
 
 def test_memory_that_is_counted():
-    counted = {way: in_child(measures.count_memory, Way(way, flags, switch, released), SMALL) for way, flags, switch, released in [
-        ('ours', (), None, False), ('kept', (), measures.keep_activations, False), ('checkpoint', ('--grad_checkpoint',), None, False),
+    counted = {way: in_child(memory.count_memory, Way(way, flags, switch, released), SMALL) for way, flags, switch, released in [
+        ('ours', (), None, False), ('kept', (), switches.keep_activations, False), ('checkpoint', ('--grad_checkpoint',), None, False),
         ('pieces', ('--micro_batch', '16'), None, False), (RELEASED, (), None, True)]}
     parameters = sum(parameter.numel() for parameter in new_model(recipe(SMALL)).parameters())
     ours = counted['ours']
@@ -289,7 +297,7 @@ def test_memory_that_is_counted():
 
 
 def test_estimate_of_the_released_ranking_is_what_it_takes():
-    taken = in_child(measures.measure_ranking, 'released', (2000, 3000, 100), replace(SMALL, repeats=1))['peak_bytes']
+    taken = in_child(ranking.measure_ranking, 'released', (2000, 3000, 100), replace(SMALL, repeats=1))['peak_bytes']
     assert 2000 * 3000 * released_way.BYTES_A_PAIR == pytest.approx(taken, rel=0.25)
 
 
@@ -332,62 +340,63 @@ def test_ways_that_rank_differently_are_an_error():
     (['--device', 'cpu', '--json', 'no/such/folder/file.json'], 'cannot write no/such/folder/file.json'),
 ])
 def test_wrong_flags(argv, message, monkeypatch):
-    monkeypatch.setattr(benchmark, 'PARTS', {name: lambda setting: pytest.fail('something was measured') for name in benchmark.PARTS})
-    monkeypatch.setattr(measures, 'matrix_rate', lambda device: {})
+    monkeypatch.setattr(program, 'PARTS', {name: lambda setting: pytest.fail('something was measured') for name in rows.PARTS})
+    monkeypatch.setattr(machine, 'matrix_rate', lambda device: {})
     with pytest.raises(UserError, match=message):
-        benchmark.main(argv)
+        program.main(argv)
 
 
 # -- the whole -----------------------------------------------------------------------------------------------------------
 
 def test_quick_run(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(benchmark, 'QUICK', SMALL)
-    monkeypatch.setattr(benchmark, 'DISTURBED', 10)   # other tests may run beside this one
-    ways = [Way('ours'), Way('ours, twice', switch=measures.pass_twice), Way('broken', ('--img_size', '1', '1')),
+    monkeypatch.setattr(program, 'QUICK', SMALL)
+    monkeypatch.setattr(report, 'DISTURBED', 10)   # other tests may run beside this one
+    ways = [Way('ours'), Way('ours, twice', switch=switches.pass_twice), Way('broken', ('--img_size', '1', '1')),
             Way(RELEASED, released=True)]
-    monkeypatch.setattr(benchmark, 'ways_to_train', lambda setting: ways)
-    path, tables = tmp_path / 'found.json', tmp_path / 'found.md'
-    assert benchmark.main(['--quick', '--device', 'cpu', '--json', str(path), '--markdown', str(tables), '--repeats', '1']) == 1  # broken
+    monkeypatch.setattr(rows, 'ways_to_train', lambda setting: ways)
+    path, markdown = tmp_path / 'found.json', tmp_path / 'found.md'
+    assert program.main(['--quick', '--device', 'cpu', '--json', str(path), '--markdown', str(markdown), '--repeats', '1']) == 1  # broken
     found = json.loads(path.read_text())
     assert found['settings']['quick'] and found['settings']['batch_size'] == 3 and found['settings']['repeats'] == 1
     assert {'cpu', 'cores', 'threads', 'memory', 'matrix_rate', 'versions'} <= set(found['machine']) and 'T' in found['date']
     assert set(found['machine']['versions']) == {'python', 'torch', 'torchvision', 'numpy', 'pillow'}
 
-    rows = found['rows']
-    assert {row['part'] for row in rows} == set(benchmark.PARTS)
-    assert [row['way'] for row in rows if 'error' in row] == ['broken']
-    measured = [row for row in rows if 'error' not in row and row['part'] != 'memory']
+    told = found['rows']
+    assert {row['part'] for row in told} == set(rows.PARTS)
+    assert [row['way'] for row in told if 'error' in row] == ['broken']
+    measured = [row for row in told if 'error' not in row and row['part'] != 'memory']
     assert all(len(row['seconds']) == 1 and row['median'] == row['seconds'][0] > 0 for row in measured)
     steps = {row['way']: row for row in measured if row['part'] == 'step'}
     mine, released = steps['ours'], steps[RELEASED]
     assert mine['per_second'] == pytest.approx(3 / mine['median']) and mine['speed'] == pytest.approx(released['median'] / mine['median'])
     assert mine['mfu'] == pytest.approx(mine['model_flops'] / mine['median'] / found['machine']['matrix_rate'])
     assert released['speed'] == released['memory'] == 1 and mine['memory'] == pytest.approx(mine['peak_bytes'] / released['peak_bytes'])
-    reading = {row['way']: row for row in rows if row['part'] == 'data'}
+    reading = {row['way']: row for row in told if row['part'] == 'data'}
     assert reading['JPEG files']['passed_bytes'] > 3.9 * reading['image cache']['passed_bytes'] > 3 * 384 * 128
-    ranked = [row for row in rows if row['part'] == 'rank']
+    ranked = [row for row in told if row['part'] == 'rank']
     assert len(ranked) == 3 and all(row['figures'] == pytest.approx(ranked[0]['figures'], abs=1e-3) for row in ranked)
 
-    told = capsys.readouterr()
-    assert told.out.count('QUICK, which stands for no real run') == 7 and '--img_size 1 1 is too small' in told.out
-    assert 'step: ours, twice' in told.err and 'Traceback' not in told.err
-    assert '| ours, twice |' in tables.read_text() and not list(tmp_path.glob('*.tmp'))
+    printed = capsys.readouterr()
+    tables = {row.get('table', row['part']) for row in told}
+    assert printed.out.count('QUICK, which stands for no real run') == len(tables) > len(rows.PARTS) and '--img_size 1 1 is too small' in printed.out
+    assert 'step: ours, twice' in printed.err and 'Traceback' not in printed.err
+    assert '| ours, twice |' in markdown.read_text() and not list(tmp_path.glob('*.tmp'))
 
 
 def test_what_is_disturbed_is_not_compared():
-    report = benchmark.Report(None, None, SMALL)
+    found = report.Report(None, None, SMALL)
     ways = [{'way': 'ours', 'median': 1.0, 'others': 0.01}, {'way': 'slow', 'median': 4.0, 'others': 0.5},
             {'way': RELEASED, 'median': 3.0, 'others': 0.02}]
-    report.compare(ways)
+    found.compare(ways)
     assert [way.get('speed') for way in ways] == [3.0, None, 1.0]
     ways = [{'way': 'ours', 'median': 1.0}, {'way': RELEASED, 'median': 3.0, 'others': 0.5}]
-    report.compare(ways)
+    found.compare(ways)
     assert not any('speed' in way for way in ways)
 
 
 def test_what_does_not_fit_is_not_tried(monkeypatch, capsys):
-    monkeypatch.setattr(benchmark, 'QUICK', replace(SMALL, rankings=(('huge', 10, 10_000, 100),)))
-    monkeypatch.setattr(measures, 'free_memory', lambda: 22_000_000)    # the embeddings take 20.5
-    assert benchmark.main(['--quick', '--parts', 'rank', '--device', 'cpu']) == 0
+    monkeypatch.setattr(program, 'QUICK', replace(SMALL, rankings=(('huge', 10, 10_000, 100),)))
+    monkeypatch.setattr(machine, 'free_memory', lambda: 22_000_000)    # the embeddings take 20.5
+    assert program.main(['--quick', '--parts', 'rank', '--device', 'cpu']) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if '| huge ' in line]
     assert ['does not fit (needs 24.2 MB)' in line and '| -' in line for line in lines] == [False, False, True]

@@ -1,4 +1,4 @@
-"""The released way: how the published code of IRRA and its forks trains, reads, encodes and ranks, for run_scripts/benchmark.py to
+"""The released way: how the published code of IRRA and its forks trains, reads, encodes and ranks, for the benchmark to
 measure beside ours. Written anew; where the released code could be meant in two ways, this is the quicker one.
 
 Weights in half precision on a GPU, without autocast or a scaler; the text encoder twice, over the same masked tokens; scores for
