@@ -52,8 +52,9 @@ class Head(nn.Module):
         waiting for it. Loops other than ours may leave this out."""
         return {}
 
-    # share(piece, batch), of a head with needs: the scalar (a number or a tensor) by which the results of ``piece``, some of the
-    # batch's samples, are multiplied so that those of all pieces add up to the batch's. None: they don't.
+    # A head with needs sees --micro_batch's pieces one at a time. It defines share(piece, batch) as a method that returns a scalar (a
+    # number or a tensor). The piece's results are multiplied by it, and the sum over all pieces is then the batch's result. It stays
+    # None in a head whose results over pieces don't add up in this way.
     share = None
 
     def why_whole(self):
