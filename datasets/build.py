@@ -1,7 +1,6 @@
 """From the options to the loaders."""
 import logging
 import os
-import signal
 
 import torch
 from torch.utils.data import DataLoader
@@ -13,6 +12,7 @@ from datasets.image_cache import open_store
 from datasets.rstpreid import RSTPReid
 from datasets.sampler import build_batch_sampler
 from datasets.transforms import build_transforms
+from datasets.workers import Loader, start_worker
 from utils.errors import UserError, unknown
 
 logger = logging.getLogger('Pedestal.dataset')
@@ -71,7 +71,7 @@ def training_loader(args, samples, store=None):
         mlm_masking=getattr(args, 'mlm_masking', 'random'), caption_filter=getattr(args, 'caption_filter', 0.0),
         store=store, img_aug=args.img_aug)
     sampler = build_batch_sampler(args, [sample[0] for sample in samples])
-    return DataLoader(pairs, batch_sampler=sampler, collate_fn=collate, **reading(args))
+    return Loader(pairs, batch_sampler=sampler, collate_fn=collate, **reading(args))
 
 
 def evaluation_loaders(args, dataset, split, batch_size):
@@ -85,7 +85,7 @@ def evaluation_loaders(args, dataset, split, batch_size):
                           image_store(args, dataset, split, content['img_paths']))
     captions = TextDataset(content['caption_pids'], content['captions'], args.text_length)
     # captions are tokenised already: workers would only carry them around
-    return (DataLoader(images, batch_size, **reading(args)),
+    return (Loader(images, batch_size, **reading(args)),
             DataLoader(captions, batch_size, generator=torch.Generator()))
 
 
@@ -116,9 +116,3 @@ def reading(args):
     # an own generator, for the loader draws a number from the global one each epoch
     return {'num_workers': count, 'persistent_workers': count > 0, 'pin_memory': pin,
             'worker_init_fn': start_worker, 'generator': torch.Generator()}
-
-
-def start_worker(worker):
-    # Ctrl-C and a scheduler's SIGTERM reach the whole group; the main process saves and then ends its workers.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)

@@ -1,6 +1,7 @@
 """One kind of error for what a user can put right, told in one sentence."""
 import difflib
 import os
+import re
 import signal
 import sys
 
@@ -35,6 +36,23 @@ def unknown(what, name, known):
     return UserError(f'unknown {what} {name!r}{nearest(name, known)}')
 
 
+def worker_problem(error):
+    """What PyTorch says of a loader's worker that died, as a sentence with the likely cause; None where it says something else."""
+    found = re.search(r'DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal: ([^.]*)|exited unexpectedly)', str(error))
+    if not found:
+        return None
+    pid, how = found[1], (found[2] or 'exited').strip()
+    cause = WORKER_DEATHS.get(how, f'ended unexpectedly ({how.lower()}); --num_workers 0 reads without such processes and shows why')
+    return f'a process that reads images (pid {pid}) {cause}'
+
+
+WORKER_DEATHS = {
+    'Killed': 'was killed, most likely by the system because memory ran out: lower --num_workers or --batch_size',
+    'Bus error': 'had no shared memory left: lower --num_workers, or give a container more (docker run --shm-size 8g)',
+    'Segmentation fault': 'crashed, most likely in a library that decodes images: python -m datasets.check reads them all',
+}
+
+
 def run(main):
     """Run a program's ``main()`` and exit with its status; a :class:`UserError` becomes one line and status 2."""
     program = os.path.basename(sys.argv[0])
@@ -48,10 +66,12 @@ def run(main):
         print(f'{program}: interrupted', file=sys.stderr)
         status = 130
     except (MemoryError, RuntimeError) as error:  # PyTorch's allocators raise RuntimeErrors, on the CPU and on the GPU
-        if not isinstance(error, MemoryError) and 'memory' not in str(error).lower():
+        problem = worker_problem(error)
+        if not problem and not isinstance(error, MemoryError) and 'memory' not in str(error).lower():
             raise
         reason = f'{error}'.strip().split('\n')[0] or 'no more to be had'
-        print(f'{program}: error: out of memory ({reason}); lower --batch_size, --test_batch_size or --img_size', file=sys.stderr)
+        problem = problem or f'out of memory ({reason}); lower --batch_size, --test_batch_size or --img_size'
+        print(f'{program}: error: {problem}', file=sys.stderr)
         status = 2
     except BrokenPipeError:  # `... | head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -311,6 +311,22 @@ def test_a_broken_image_is_named(command, data, tmp_path, workers):
     assert path in str(raised.value) and '\n' not in str(raised.value)
 
 
+def test_programs_leave_after_a_broken_image_read_by_a_worker(command, data, tmp_path, run_folder):
+    """Python waits for the workers when a program ends."""
+    def ended(program, *arguments):
+        return subprocess.run([sys.executable, os.path.join(ROOT, program), *arguments], capture_output=True, text=True, timeout=120)
+    root, path = broken_copy(data, tmp_path)
+    done = ended('train.py', *command, '--root_dir', root, '--num_workers', '8', '--output_dir', str(tmp_path / 'other'))
+    assert done.returncode == 2 and f'train.py: error: image {path} cannot be read' in done.stderr, done.stderr
+
+    train_program.main(command + ['--num_epoch', '1'])
+    images = os.path.join(root, 'CUHK-PEDES', 'imgs', 'test')
+    path = os.path.join(images, sorted(os.listdir(images))[0])
+    open(path, 'w').close()
+    done = ended('test.py', '--config_file', os.path.join(run_folder(), 'configs.yaml'), '--root_dir', root, '--num_workers', '1')
+    assert done.returncode == 2 and f'test.py: error: {path} is not an image' in done.stderr, done.stderr
+
+
 def test_a_broken_image_is_left_out_on_request(command, data, tmp_path, run_folder):
     root, path = broken_copy(data, tmp_path)
     train_program.main(command + ['--root_dir', root, '--skip_broken', '--num_epoch', '1'])
