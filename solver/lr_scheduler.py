@@ -31,6 +31,9 @@ class WarmupSchedule(LRScheduler):
         self.total_epochs, self.target_lr, self.power = total_epochs, target_lr, power
         super().__init__(optimizer, last_epoch)
 
+    def before_step(self, epoch, step, steps):
+        """Nothing: rates change with the epoch."""
+
     def get_lr(self):
         return [self.lr_after(self.last_epoch, base) for base in self.base_lrs]
 
@@ -64,7 +67,38 @@ class WarmupSchedule(LRScheduler):
             group['lr'] = lr
 
 
+class StepSchedule(WarmupSchedule):
+    """A cosine that moves with every step, as TBPS-CLIP's (Cao et al., AAAI 2024): :meth:`before_step` says where the run is.
+
+    With W steps an epoch, w warm-up epochs and n = (T - w) W steps behind them: ``base (f + (1 - f) k / (w W - 1))`` at step k of the
+    warm-up, then ``target + (base - target) (1 + cos(pi i / n)) / 2`` at step i = 0..n-1.
+    """
+
+    def __init__(self, optimizer, *settings, **named):
+        self.done = 0, 1   # steps that came before, and steps of an epoch
+        super().__init__(optimizer, *settings, **named)
+        if (self.mode, self.warmup_method) != ('cosine', 'linear'):
+            raise UserError('--schedule_by step is made of a linear --warmup_method and a cosine --lrscheduler; with '
+                            f"'{self.warmup_method}' and '{self.mode}' learning rates change by the epoch")
+
+    def before_step(self, epoch, step, steps):
+        """The rates of step ``step`` (from 1) of ``steps`` in epoch ``epoch`` (from 1), for the optimizer's groups."""
+        self.done = (epoch - 1) * steps + step - 1, steps
+        self._last_lr = self.get_lr()
+        for group, lr in zip(self.optimizer.param_groups, self._last_lr):
+            group['lr'] = lr
+
+    def lr_after(self, epochs, base):
+        done, steps = self.done
+        warmup, total = round(self.warmup_epochs * steps), round(self.total_epochs * steps)
+        if done < warmup:
+            return base * (self.warmup_factor + (1 - self.warmup_factor) * done / max(warmup - 1, 1))
+        r = (done - warmup) / max(total - warmup, 1)
+        return self.target_lr + (base - self.target_lr) * (1 + math.cos(math.pi * r)) / 2
+
+
 def build_lr_scheduler(args, optimizer):
     """The schedule that ``args`` name, at the first epoch."""
-    return WarmupSchedule(optimizer, args.milestones, args.gamma, args.warmup_factor, args.warmup_epochs, args.warmup_method,
-                          args.num_epoch, args.target_lr, args.power, args.lrscheduler)
+    schedule = StepSchedule if getattr(args, 'schedule_by', 'epoch') == 'step' else WarmupSchedule
+    return schedule(optimizer, args.milestones, args.gamma, args.warmup_factor, args.warmup_epochs, args.warmup_method,
+                    args.num_epoch, args.target_lr, args.power, args.lrscheduler)

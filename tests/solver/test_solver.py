@@ -1,4 +1,6 @@
 """Learning rates and weight decays of every parameter, and the schedules, as released."""
+import math
+
 import pytest
 import torch
 
@@ -87,4 +89,33 @@ def test_unknown_names_name_the_nearest(model):
     args = options()
     args.lrscheduler = 'cosin'
     with pytest.raises(UserError, match='did you mean cosine'):
+        build_lr_scheduler(args, optimizer)
+
+
+def test_schedule_by_the_step_is_that_of_tbps_clip():
+    """5 epochs of 4 steps: from 1e-6 to 1e-4 in the first one, then a cosine to 5e-6 over the other 16."""
+    optimizer = torch.optim.SGD([{'params': [torch.nn.Parameter(torch.zeros(1))], 'lr': lr} for lr in (1e-4, 2e-4)])
+    args = options(lr=1e-4, num_epoch=5, warmup_epochs=1, warmup_factor=0.01, target_lr=5e-6, lrscheduler='cosine')
+    args.schedule_by = 'step'
+    schedule = build_lr_scheduler(args, optimizer)
+    rates = []
+    for epoch in range(1, 6):
+        for step in range(1, 5):
+            schedule.before_step(epoch, step, 4)
+            rates.append(optimizer.param_groups[0]['lr'])
+            assert schedule.lr_after(schedule.last_epoch, 1e-4) == rates[-1]
+            optimizer.step()
+        schedule.step()
+    assert rates[:4] == pytest.approx([1e-6 + (1e-4 - 1e-6) * k / 3 for k in range(4)])
+    assert rates[4:] == pytest.approx([5e-6 + (1e-4 - 5e-6) * (1 + math.cos(math.pi * i / 16)) / 2 for i in range(16)])
+    schedule.load_state_dict({'last_epoch': 2})
+    schedule.before_step(3, 2, 4)
+    assert optimizer.param_groups[0]['lr'] == rates[9]
+
+
+def test_other_schedules_change_by_the_epoch():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
+    args = options(lrscheduler='poly')
+    args.schedule_by = 'step'
+    with pytest.raises(UserError, match='--schedule_by step'):
         build_lr_scheduler(args, optimizer)
