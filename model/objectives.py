@@ -337,3 +337,71 @@ def token_similarity(tokens, gathered, piece):
     flat = gathered.flatten(0, 1).t()                                       # [D, C L]
     best = [(some @ flat).unflatten(2, gathered.shape[:2]).amax(dim=3) for some in tokens.split(piece)]   # [piece, M, C]
     return torch.logsumexp(torch.cat(best), dim=1)
+
+
+# -- APTM (ACM MM 2023), after ALBEF (NeurIPS 2021) -----------------------------------------------------------------------
+
+@full_precision
+def itc_by_identity(image_embedding, text_embedding, pids, *, temperature):
+    """InfoNCE with soft targets: every sample of the same identity is as much of a match, each by its share of the row. The mean of both
+    directions. ``temperature`` may be a tensor that is learned."""
+    target, logits = identity_shares(pids), cosine_similarity(image_embedding, text_embedding) / temperature      # [B, B] both
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.t(), target)) / 2
+
+
+@torch.no_grad()
+def hard_negatives(image_embedding, text_embedding, pids, *, temperature, generator=None):
+    """For each image another identity's caption, and for each caption another identity's image, the likelier the more similar.
+
+    Returns ``(texts, images)``, two int64 [B]: the row of the caption drawn for image i, and of the image drawn for caption i. The
+    chances are softmax(cosine / temperature) + 1e-5 without the own identity's. A batch of one identity has no negatives: -1 everywhere.
+    """
+    cosine = cosine_similarity(image_embedding.float(), text_embedding.float()) / temperature
+    same = same_identity(pids).bool()
+    if bool(same.all(dim=1).any()):
+        none = torch.full_like(pids, -1, dtype=torch.long)
+        return none, none
+    of_images, of_texts = ((logits.softmax(dim=1) + 1e-5).masked_fill(same, 0) for logits in (cosine, cosine.t()))
+    return tuple(torch.multinomial(chances, 1, generator=generator).squeeze(1) for chances in (of_images, of_texts))
+
+
+@full_precision
+def image_text_matching(logits, matches):
+    """Mean cross-entropy of pairs' scores [P, 2] against ``matches`` [P]: 1 where image and caption belong together."""
+    return F.cross_entropy(logits, matches)
+
+
+@full_precision
+def smoothed_binary(logits, labels, *, smoothing=0.0):
+    """Mean cross-entropy of [M, 2] logits against the labels [M], each softened to (1 - e) onehot + e / 2; 0 where there are none."""
+    if not len(labels):
+        return logits.sum() * 0
+    target = F.one_hot(labels, 2) * (1 - smoothing) + smoothing / 2
+    return F.cross_entropy(logits, target)
+
+
+@full_precision
+def attribute_contrast(image_embedding, prompt_embedding, labels, *, temperature, smoothing=0.0):
+    """How well an image tells the two prompts of each attribute apart: per attribute the cross-entropy of the pair's similarities over the
+    images that are labelled, and the mean over attributes.
+
+    ``prompt_embedding`` [2A, D]: row 2a says that label a is 0 and row 2a + 1 that it is 1; ``labels`` [B, A]: 1, 0, or -1 for unknown.
+    """
+    logits = cosine_similarity(image_embedding, prompt_embedding) / temperature       # [B, 2A]
+    pairs = logits.unflatten(1, (-1, 2))                                              # [B, A, 2]
+    known = labels >= 0
+    log_p = F.log_softmax(pairs, dim=-1)
+    target = F.one_hot(labels.long().clamp(min=0), 2) * (1 - smoothing) + smoothing / 2
+    losses = -(log_p * target).sum(dim=-1) * known                                    # [B, A]
+    return (losses.sum(dim=0) / known.sum(dim=0).clamp(min=1)).mean()
+
+
+def prompt_holds(labels):
+    """Labels [B, A] of 1, 0 and -1 -> bool [B, 2A]: whether each of the attributes' prompts is true of an image."""
+    return torch.stack([labels == 0, labels == 1], dim=-1).flatten(1)
+
+
+def binary_attributes(logits, labels):
+    """Mean binary cross-entropy of every attribute, [B, A], [B, A] of 0 and 1 (PA-100K by the image alone)."""
+    with torch.autocast(logits.device.type, enabled=False):
+        return F.binary_cross_entropy_with_logits(logits.float(), labels.float())

@@ -1,0 +1,201 @@
+"""APTM's text and fusion encoder: BERT (Devlin et al., NAACL 2019) under Hugging Face's parameter names, with cross-attention to an
+image's tokens in its upper layers (as in ALBEF, Li et al., NeurIPS 2021)."""
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+HIDDEN = -10000.0   # added to the attention that a padded place would get
+
+
+@dataclass
+class BertShape:
+    """``fusion_layer``: how many of the ``layers`` read text alone; the others attend to image tokens of ``image_width``, too."""
+    vocab_size: int = 30522
+    width: int = 768
+    layers: int = 12
+    fusion_layer: int = 6
+    heads: int = 12
+    mlp_width: int = 3072
+    positions: int = 512
+    image_width: int = 1024
+    dropout: float = 0.1
+    eps: float = 1e-12
+
+
+class Embeddings(nn.Module):
+    """Token ids [B, L] -> [B, L, D]."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.word_embeddings = nn.Embedding(shape.vocab_size, shape.width, padding_idx=0)
+        self.position_embeddings = nn.Embedding(shape.positions, shape.width)
+        self.token_type_embeddings = nn.Embedding(2, shape.width)
+        self.LayerNorm = nn.LayerNorm(shape.width, eps=shape.eps)
+        self.dropout = nn.Dropout(shape.dropout)
+        self.register_buffer('position_ids', torch.arange(shape.positions)[None])
+
+    def forward(self, ids):
+        x = self.word_embeddings(ids) + self.token_type_embeddings.weight[0]
+        return self.dropout(self.LayerNorm(x + self.position_embeddings(self.position_ids[:, :ids.shape[1]])))
+
+
+class SelfAttention(nn.Module):
+    """Queries from [B, L, D], keys and values from [B, N, K], both without the output's projection."""
+
+    def __init__(self, shape, source_width):
+        super().__init__()
+        self.heads, self.dropout = shape.heads, shape.dropout
+        self.query = nn.Linear(shape.width, shape.width)
+        self.key = nn.Linear(source_width, shape.width)
+        self.value = nn.Linear(source_width, shape.width)
+
+    def forward(self, x, source, mask=None):
+        query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2)      # [B, heads, L or N, D/heads]
+                             for part in (self.query(x), self.key(source), self.value(source)))
+        if mask is not None:
+            mask = mask.to(query.dtype)
+        mixed = F.scaled_dot_product_attention(query, key, value, mask, self.dropout if self.training else 0.0)
+        return mixed.transpose(1, 2).flatten(2)
+
+
+class Output(nn.Module):
+    """A projection, dropout, the residual and LayerNorm, as every part of BERT ends."""
+
+    def __init__(self, shape, width):
+        super().__init__()
+        self.dense = nn.Linear(width, shape.width)
+        self.LayerNorm = nn.LayerNorm(shape.width, eps=shape.eps)
+        self.dropout = nn.Dropout(shape.dropout)
+
+    def forward(self, x, residual):
+        return self.LayerNorm(self.dropout(self.dense(x)) + residual)
+
+
+class Attention(nn.Module):
+    def __init__(self, shape, source_width):
+        super().__init__()
+        self.self = SelfAttention(shape, source_width)
+        self.output = Output(shape, shape.width)
+
+    def forward(self, x, source, mask=None):
+        return self.output(self.self(x, source, mask), x)
+
+
+class Intermediate(nn.Module):
+    def __init__(self, shape):
+        super().__init__()
+        self.dense = nn.Linear(shape.width, shape.mlp_width)
+
+    def forward(self, x):
+        return F.gelu(self.dense(x))
+
+
+class Layer(nn.Module):
+    """Self-attention, in the fusion layers cross-attention, and the feed-forward part: [B, L, D] -> [B, L, D]."""
+
+    def __init__(self, shape, fuses):
+        super().__init__()
+        self.attention = Attention(shape, shape.width)
+        if fuses:
+            self.crossattention = Attention(shape, shape.image_width)
+        self.fuses = fuses
+        self.intermediate = Intermediate(shape)
+        self.output = Output(shape, shape.mlp_width)
+
+    def forward(self, x, mask, image_tokens=None):
+        x = self.attention(x, x, mask)
+        if self.fuses:
+            x = self.crossattention(x, image_tokens)
+        return self.output(self.intermediate(x), x)
+
+
+class Encoder(nn.Module):
+    def __init__(self, shape):
+        super().__init__()
+        self.layer = nn.ModuleList([Layer(shape, number >= shape.fusion_layer) for number in range(shape.layers)])
+
+
+class Bert(nn.Module):
+    def __init__(self, shape):
+        super().__init__()
+        self.embeddings = Embeddings(shape)
+        self.encoder = Encoder(shape)
+
+
+class Transform(nn.Module):
+    def __init__(self, shape):
+        super().__init__()
+        self.dense = nn.Linear(shape.width, shape.width)
+        self.LayerNorm = nn.LayerNorm(shape.width, eps=shape.eps)
+
+    def forward(self, x):
+        return self.LayerNorm(F.gelu(self.dense(x)))
+
+
+class Predictions(nn.Module):
+    """Tokens [M, D] -> each word's score [M, V]; the words' weights are the embeddings'."""
+
+    def __init__(self, shape, embeddings):
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(shape.vocab_size))
+        self.transform = Transform(shape)
+        self.decoder = nn.Linear(shape.width, shape.vocab_size)
+        self.decoder.weight, self.decoder.bias = embeddings.weight, self.bias
+
+    def forward(self, x):
+        return self.decoder(self.transform(x))
+
+
+class TextEncoder(nn.Module):
+    """BERT in three uses: of a text alone, of a text's tokens with an image's, and of a text's ids with an image's.
+
+    ``ids`` are [B, L], ``mask`` [B, L] is 1 at words and 0 at padding, ``image_tokens`` are [B, N, image width]; each use returns
+    tokens [B, L, D], the first of which stands for the whole.
+    """
+
+    def __init__(self, shape):
+        super().__init__()
+        self.shape = shape
+        self.bert = Bert(shape)
+        self.cls = nn.ModuleDict({'predictions': Predictions(shape, self.bert.embeddings.word_embeddings)})
+        self.grad_checkpoint = False
+        self.apply(initialise)
+
+    def encode(self, ids, mask):
+        """The text alone: the lower layers."""
+        return self._run(self.bert.encoder.layer[:self.shape.fusion_layer], self.bert.embeddings(ids), mask)
+
+    def fuse(self, text_tokens, mask, image_tokens):
+        """A text's tokens with an image's: the upper layers."""
+        return self._run(self.bert.encoder.layer[self.shape.fusion_layer:], text_tokens, mask, image_tokens)
+
+    def read(self, ids, mask, image_tokens):
+        """A text's ids with an image's tokens: all layers."""
+        return self.fuse(self.encode(ids, mask), mask, image_tokens)
+
+    def predict(self, tokens):
+        """Tokens [M, D] -> the words' scores [M, V]."""
+        return self.cls['predictions'](tokens)
+
+    def _run(self, layers, x, mask, image_tokens=None):
+        mask = (1.0 - mask[:, None, None, :].float()) * HIDDEN          # [B, 1, 1, L]
+        for layer in layers:
+            if self.grad_checkpoint and self.training:
+                x = checkpoint(layer, x, mask, image_tokens, use_reentrant=False)
+            else:
+                x = layer(x, mask, image_tokens)
+        return x
+
+
+def initialise(part):
+    """BERT's: normal with deviation 0.02, no bias, and nothing for padding."""
+    if isinstance(part, (nn.Linear, nn.Embedding)):
+        nn.init.normal_(part.weight, std=0.02)
+        if isinstance(part, nn.Embedding) and part.padding_idx is not None:
+            with torch.no_grad():
+                part.weight[part.padding_idx].zero_()
+        elif isinstance(part, nn.Linear):
+            nn.init.zeros_(part.bias)

@@ -1,0 +1,163 @@
+"""APTM's encoders and losses against the released implementation's."""
+import pytest
+import torch
+from torch import nn
+
+from model import objectives
+from model.bert import BertShape, TextEncoder
+from model.swin import SwinTransformer
+from tests.support import golden, golden_files, golden_weight
+from utils.reranking import rerank
+
+RELATIVE = 1e-5
+EDA, ATTRIBUTES, SMOOTHING = 0.8, 3, 0.4
+
+
+class Released(nn.Module):
+    """The released model's parts under the released names."""
+
+    def __init__(self, description):
+        super().__init__()
+        vision, text, config = description['vision'], description['text'], description['config']
+        patch = description['official_keys']['vision_encoder.patch_embed.proj.weight'][0][-1]
+        self.vision_encoder = SwinTransformer((vision['h'], vision['w']), patch, vision['embed_dim'], vision['depths'],
+                                              vision['num_heads'], vision['window_size'])
+        width = text['hidden_size']
+        self.text_encoder = TextEncoder(BertShape(
+            text['vocab_size'], width, text['num_hidden_layers'], text['fusion_layer'], text['num_attention_heads'],
+            text['intermediate_size'], text['max_position_embeddings'], text['encoder_width'], eps=text['layer_norm_eps']))
+        self.vision_proj = nn.Linear(self.vision_encoder.width, config['embed_dim'])
+        self.text_proj = nn.Linear(width, config['embed_dim'])
+        self.itm_head = nn.Sequential(nn.Linear(width, 2 * width), nn.LayerNorm(2 * width), nn.GELU(), nn.Linear(2 * width, 2))
+        self.temp = nn.Parameter(torch.tensor(config['temp']))
+
+    def fill(self):
+        """The reference's weights; of the tied pair the decoder's, which state_dict names last."""
+        with torch.no_grad():
+            for name, value in self.state_dict().items():
+                if value.is_floating_point() and name != 'temp' and not name.endswith('attn_mask'):
+                    value.copy_(golden_weight(name, tuple(value.shape)))
+        return self.eval()
+
+    def features(self, ids, mask):
+        tokens = self.text_encoder.encode(ids, mask)
+        return tokens, self.text_proj(tokens[:, 0])
+
+    def match(self, text_tokens, mask, image_tokens):
+        return self.itm_head(self.text_encoder.fuse(text_tokens, mask, image_tokens)[:, 0])
+
+    def contrast_and_match(self, ids, mask, image_tokens, pids):
+        tokens, text = self.features(ids, mask)
+        image = self.vision_proj(image_tokens[:, 0])
+        texts, images = objectives.hard_negatives(image, text, pids, temperature=self.temp)
+        logits = self.match(torch.cat([tokens, tokens[texts], tokens]), torch.cat([mask, mask[texts], mask]),
+                            torch.cat([image_tokens, image_tokens, image_tokens[images]]))
+        matches = torch.cat([torch.ones(len(ids)), torch.zeros(2 * len(ids))]).long()
+        return (objectives.itc_by_identity(image, text, pids, temperature=self.temp),
+                objectives.image_text_matching(logits, matches))
+
+    def predict_words(self, ids, mask, places, labels, image_tokens):
+        tokens = self.text_encoder.read(ids, mask, image_tokens)
+        tokens = tokens.gather(1, places[..., None].expand(-1, -1, tokens.shape[-1]))
+        chosen = labels != -100
+        return objectives.masked_language_modelling(self.text_encoder.predict(tokens[chosen]), labels[chosen])
+
+    def attributes(self, vectors, kind, labels, image_tokens, sample, smoothing):
+        """The three losses of a kind of prompts: 'attr' (MALS) or 'pa' (PA-100K)."""
+        ids, mask, masked, places, words = (
+            vectors[f'in/{kind}_{name}'] for name in ('ids', 'atts', 'masked_ids', 'masked_pos', 'mlm_labels'))
+        tokens, prompts = self.features(ids, mask)
+        contrast = objectives.attribute_contrast(self.vision_proj(image_tokens[:, 0]), prompts, labels, temperature=self.temp,
+                                                 smoothing=smoothing)
+        holds, matching = objectives.prompt_holds(labels), []
+        for prompt in sample:
+            known = labels[:, prompt // 2] >= 0
+            count = int(known.sum())
+            logits = self.match(tokens[prompt].expand(count, -1, -1), mask[prompt].expand(count, -1), image_tokens[known])
+            matching.append(objectives.smoothed_binary(logits, holds[known, prompt].long(), smoothing=smoothing))
+        true = holds.any(dim=0)
+        example = holds.float().t()[true].argmax(dim=1)
+        words = self.predict_words(masked[true], mask[true], places[true], words[true], image_tokens[example])
+        return contrast, torch.stack(matching).mean(), words
+
+
+@pytest.fixture(scope='module', params=golden_files('aptm_*'))
+def reference(request):
+    vectors, description = golden(request.param)
+    model = Released(description)
+    return model.fill(), vectors, description
+
+
+@pytest.fixture
+def most_likely(monkeypatch):
+    """The reference drew the likeliest negative."""
+    monkeypatch.setattr(torch, 'multinomial', lambda chances, count, generator=None: chances.argmax(dim=-1, keepdim=True))
+
+
+def close(value, expected):
+    value = value.detach()
+    assert (value - expected).abs().max() <= RELATIVE * expected.abs().max(), (value, expected)
+
+
+def test_state_dict_has_the_released_names_shapes_and_types(reference):
+    model, _, description = reference
+    assert {name: [list(value.shape), str(value.dtype).removeprefix('torch.')] for name, value in model.state_dict().items()} == \
+        description['official_keys']
+
+
+def test_tokens_and_features(reference):
+    model, vectors, _ = reference
+    images, (tokens, text) = model.vision_encoder(vectors['in/images']), model.features(vectors['in/text_ids'], vectors['in/text_atts'])
+    close(images, vectors['out/image_tokens'])
+    close(tokens, vectors['out/text_tokens'])
+    close(model.vision_proj(images[:, 0]), vectors['out/image_feat'])
+    close(text, vectors['out/text_feat'])
+    fused = model.text_encoder.fuse(tokens, vectors['in/text_atts'], images)
+    close(fused, vectors['out/cross_tokens'])
+    close(model.itm_head(fused[:, 0]), vectors['out/itm_logits'])
+
+
+def test_losses_and_gradients_of_finetuning(reference, most_likely):
+    model, vectors, _ = reference
+    model.zero_grad()
+    images = model.vision_encoder(vectors['in/images'])
+    first, second = (model.contrast_and_match(vectors[f'in/{kind}_ids'], vectors[f'in/{kind}_atts'], images, vectors['in/idx'])
+                     for kind in ('text', 'eda_text'))
+    words = model.predict_words(vectors['in/masked_text_ids'], vectors['in/text_atts'], vectors['in/masked_pos'], vectors['in/masked_ids'],
+                                images)
+    itc, itm = (one + EDA * other for one, other in zip(first, second))
+    for name, loss in (('finetune/itc', itc), ('finetune/itm', itm), ('finetune/mlm', words), ('pretrain/itc', first[0]),
+                       ('pretrain/itm', first[1]), ('pretrain/mlm', words)):
+        close(loss, vectors[f'out/{name}'])
+    (itc + itm + words).backward()
+    parameters = dict(model.named_parameters())
+    norms = {name: norm for name, norm in vectors.items() if name.startswith('grad/finetune/')}
+    assert norms
+    for name, norm in norms.items():
+        close(parameters[name.removeprefix('grad/finetune/')].grad.norm(), norm)
+
+
+def test_losses_of_attributes(reference):
+    model, vectors, description = reference
+    with torch.no_grad():
+        images = model.vision_encoder(vectors['in/images'])
+        pretraining = model.attributes(vectors, 'attr', vectors['in/attr_labels'], images, description['attr_sample'], SMOOTHING)
+        count = len(vectors['in/pa_ids'])
+        pa100k = model.attributes(vectors, 'pa', vectors['in/pa_labels'], images, [i % count for i in description['attr_sample']], 0.0)
+    close(sum(pretraining) / ATTRIBUTES, vectors['out/pretrain/attr'])
+    for name, loss in zip(('itc', 'itm', 'mlm'), pa100k):
+        close(loss, vectors[f'out/pa100k/{name}'])
+
+
+def test_reranked_scores(reference):
+    model, vectors, description = reference
+    with torch.no_grad():
+        images = model.vision_encoder(vectors['in/images'])
+        mask = vectors['in/text_atts']
+        tokens, text = model.features(vectors['in/text_ids'], mask)
+        cosine = objectives.cosine_similarity(text, model.vision_proj(images[:, 0]))
+
+        def match(caption, best):
+            count = len(best)
+            return model.match(tokens[caption].expand(count, -1, -1), mask[caption].expand(count, -1), images[best])[:, 1]
+        close(rerank(cosine, description['config']['k_test'], match, 'released'), vectors['out/rerank/score_t2i'])
