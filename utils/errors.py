@@ -53,6 +53,18 @@ WORKER_DEATHS = {
 }
 
 
+def readable(message, word=300, most=900):
+    """An error's message as one line for a terminal: what cannot be printed is written as Python writes it (a name may hold a newline or
+    an escape sequence), and words above ``word`` and messages above ``most`` characters are cut.
+
+    >>> readable('no file a\\nb: give another one')
+    'no file a\\\\nb: give another one'
+    """
+    text = ''.join(character if character.isprintable() else ascii(character)[1:-1] for character in str(message))
+    text = re.sub(r'\S{%d,}' % (word + 1), lambda found: f'{found[0][:word // 2]}... ({len(found[0])} characters)', text)
+    return text if len(text) <= most else f'{text[:most * 2 // 3]} ... {text[-most // 3:]}'
+
+
 def run(main):
     """Run a program's ``main()`` and exit with its status; a :class:`UserError` becomes one line and status 2."""
     program = os.path.basename(sys.argv[0])
@@ -60,7 +72,7 @@ def run(main):
     try:
         status = main()
     except UserError as error:
-        print(f'{program}: error: {error}', file=sys.stderr)
+        print(f'{program}: error: {readable(error)}', file=sys.stderr)
         status = 2
     except KeyboardInterrupt:
         print(f'{program}: interrupted', file=sys.stderr)
