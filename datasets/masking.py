@@ -19,6 +19,13 @@ def mask_tokens(ids, rng, mask_id, masked_rate=0.8, unchanged_rate=0.1, chances=
 
     Returns:
         The masked ids, and the labels: the original id where a token was chosen, else 0.
+
+    >>> import random
+    >>> ids = [49406, 320, 736, 7356, 49407, 0, 0]     # start, 'a red coat', end, padding
+    >>> mask_tokens(ids, random.Random(0), mask_id=49405)
+    ([49406, 49405, 736, 7356, 49407, 0, 0], [0, 320, 0, 0, 0, 0, 0])
+    >>> mask_tokens(ids, random.Random(0), mask_id=49405, masked_rate=1.0, unchanged_rate=0.0, chances=[0.9] * 7)
+    ([49406, 49405, 49405, 49405, 49407, 0, 0], [0, 320, 736, 7356, 0, 0, 0])
     """
     ids, labels = list(ids), [0] * len(ids)
     chances = chances or [CHOSEN] * len(ids)
@@ -43,7 +50,11 @@ def hidden(token, rng, mask_id, masked_rate, unchanged_rate):
 
 
 def noun_chances(parts):
-    """The chance of each token to be chosen with ``--mlm_masking noun``, from its word's part of speech."""
+    """The chance of each token to be chosen with ``--mlm_masking noun``, from its word's part of speech.
+
+    >>> noun_chances([0, ADJECTIVE, NOUN])
+    [0.05, 0.3, 0.3]
+    """
     return [CHOSEN_NAMING if part in (NOUN, ADJECTIVE) else CHOSEN_REST for part in parts]
 
 
@@ -54,6 +65,10 @@ def keep_naming(ids, parts, mask_id):
     Args:
         ids: a list of token ids, zeros at its end.
         parts: of each, its word's part of speech (:func:`datasets.attributes.annotate`).
+
+    >>> ids = [49406, 320, 736, 7356, 49407, 0]     # start, 'a red coat', end, padding
+    >>> keep_naming(ids, [0, 0, ADJECTIVE, NOUN, 0, 0], mask_id=49405)
+    [0, 2, 3, 4]
     """
     whole = [place for place, token in enumerate(ids) if token]
     named = [place for place in whole if ids[place] > mask_id or parts[place] in (NOUN, ADJECTIVE, PRONOUN)]

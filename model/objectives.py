@@ -22,12 +22,22 @@ def full_precision(loss):
 
 
 def cosine_similarity(a, b):
-    """[A, D], [B, D] -> [A, B]."""
+    """[A, D], [B, D] -> [A, B].
+
+    >>> cosine_similarity(torch.tensor([[3., 4.]]), torch.tensor([[1., 0.], [0., 2.]]))
+    tensor([[0.6000, 0.8000]])
+    """
     return F.normalize(a, dim=-1) @ F.normalize(b, dim=-1).t()
 
 
 def same_identity(pids):
-    """[B] -> [B, B], 1. where two samples have the same pid."""
+    """[B] -> [B, B], 1. where two samples have the same pid.
+
+    >>> same_identity(torch.tensor([7, 7, 9]))
+    tensor([[1., 1., 0.],
+            [1., 1., 0.],
+            [0., 0., 1.]])
+    """
     return (pids[:, None] == pids[None, :]).float()
 
 
@@ -39,7 +49,16 @@ def matching_divergence(logits, target, eps=1e-8):
 
 @full_precision
 def sdm(image_embedding, text_embedding, pids, *, scale):
-    """Similarity distribution matching (IRRA, CVPR 2023, eq. 6-8): both directions added."""
+    """Similarity distribution matching (IRRA, CVPR 2023, eq. 6-8): both directions added.
+
+    >>> image, text = torch.eye(3), torch.eye(3)     # three pairs, each caption as its image
+    >>> round(sdm(image, text, torch.tensor([0, 1, 2]), scale=1).item(), 4)
+    21.6474
+    >>> round(sdm(image, text, torch.tensor([0, 1, 2]), scale=5).item(), 4)
+    1.1
+    >>> round(sdm(image, text, torch.tensor([0, 1, 1]), scale=50).item(), 4)    # the last two show one person and are told apart
+    0.9242
+    """
     labels = same_identity(pids)
     target = labels / labels.sum(dim=1, keepdim=True)
     logits = scale * cosine_similarity(image_embedding, text_embedding)
@@ -49,7 +68,12 @@ def sdm(image_embedding, text_embedding, pids, *, scale):
 @full_precision
 def itc(image_embedding, text_embedding, *, scale):
     """InfoNCE of CLIP (Radford et al., ICML 2021): each pair against the batch, mean of both directions. Other images of the
-    same identity count as negatives."""
+    same identity count as negatives.
+
+    >>> image, text = torch.eye(3), torch.eye(3)
+    >>> round(itc(image, text, scale=1).item(), 4), round(itc(image, text, scale=50).item(), 4)
+    (0.5514, 0.0)
+    """
     logits = scale * cosine_similarity(image_embedding, text_embedding)
     target = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.t(), target)) / 2
@@ -57,7 +81,13 @@ def itc(image_embedding, text_embedding, *, scale):
 
 @full_precision
 def cmpm(image_embedding, text_embedding, pids):
-    """Cross-modal projection matching (Zhang and Lu, ECCV 2018, eq. 1-5): no temperature, both directions added."""
+    """Cross-modal projection matching (Zhang and Lu, ECCV 2018, eq. 1-5): no temperature, both directions added.
+
+    >>> round(cmpm(torch.eye(3), torch.eye(3), torch.tensor([0, 1, 2])).item(), 4)
+    13.6658
+    >>> round(cmpm(10 * torch.eye(3), 10 * torch.eye(3), torch.tensor([0, 1, 2])).item(), 4)    # lengths count
+    0.0013
+    """
     target = F.normalize(same_identity(pids), dim=1)
     image_on_text = image_embedding @ F.normalize(text_embedding, dim=-1).t()
     text_on_image = text_embedding @ F.normalize(image_embedding, dim=-1).t()
@@ -65,19 +95,35 @@ def cmpm(image_embedding, text_embedding, pids):
 
 
 def cmt(image_embedding, text_embedding, *, scale, temperature=0.2):
-    """AGM's contrastive loss: :func:`itc` with its logits divided by a further ``temperature``."""
+    """AGM's contrastive loss: :func:`itc` with its logits divided by a further ``temperature``.
+
+    >>> image, text = torch.eye(3), torch.eye(3)
+    >>> cmt(image, text, scale=1) == itc(image, text, scale=5)
+    tensor(True)
+    """
     return itc(image_embedding, text_embedding, scale=scale / temperature)
 
 
 @full_precision
 def identity(image_logits, text_logits, pids):
-    """Mean of both modalities' cross-entropy over the training identities. [B, C], [B, C], [B] -> scalar."""
+    """Mean of both modalities' cross-entropy over the training identities. [B, C], [B, C], [B] -> scalar.
+
+    >>> logits = torch.tensor([[4., 0.], [0., 4.]])
+    >>> round(identity(logits, logits, torch.tensor([0, 1])).item(), 4)
+    0.0181
+    """
     return (F.cross_entropy(image_logits, pids) + F.cross_entropy(text_logits, pids)) / 2
 
 
 @full_precision
 def masked_language_modelling(logits, labels):
-    """Mean cross-entropy of the chosen tokens, [M, V], [M] -> scalar; 0 where a batch has none."""
+    """Mean cross-entropy of the chosen tokens, [M, V], [M] -> scalar; 0 where a batch has none.
+
+    >>> round(masked_language_modelling(torch.zeros(2, 8), torch.tensor([3, 5])).item(), 4)    # log 8
+    2.0794
+    >>> masked_language_modelling(torch.zeros(0, 8), torch.zeros(0, dtype=torch.long))
+    tensor(0.)
+    """
     return F.cross_entropy(logits, labels, reduction='sum') / max(len(labels), 1)
 
 
@@ -87,6 +133,11 @@ def attribute_matching(logits, matches, there):
     and the mean over the captions that have any (0 if none does).
 
     ``logits`` [B, K, 2], ``matches`` int64 [B]: 1 where image and caption are a pair, ``there`` bool [B, K]: which attributes exist.
+
+    >>> logits = torch.tensor([[[0., 2.], [0., 0.]], [[3., 0.], [0., 0.]]])     # two captions, of two attributes at most
+    >>> there = torch.tensor([[True, False], [True, True]])
+    >>> round(attribute_matching(logits, torch.tensor([1, 0]), there).item(), 4)
+    0.2489
     """
     losses = F.cross_entropy(logits.flatten(0, 1), matches.repeat_interleave(there.shape[1]), reduction='none').view_as(there)
     counts = there.sum(dim=1)                                          # [B]
@@ -100,6 +151,11 @@ def detail(image_details, text_details, pids, *, tau=100.0, margin=0.1):
 
     A row's positive is the mean of its same-identity cosines weighted by their softmax at temperature ``tau``, its negative the
     largest cosine, where those of the same identity count as 0.
+
+    >>> detail(torch.eye(3), torch.eye(3), torch.tensor([0, 1, 2]))
+    tensor(0.)
+    >>> detail(torch.ones(3, 4), torch.ones(3, 4), torch.tensor([0, 1, 2]))    # nothing is told apart: the margin, six times
+    tensor(0.6000)
     """
     scores, same = cosine_similarity(text_details, image_details), same_identity(pids)
 
@@ -111,14 +167,24 @@ def detail(image_details, text_details, pids, *, tau=100.0, margin=0.1):
 
 
 def accuracy(logits, labels):
-    """Share of rows whose largest logit is at the label, [M, C], [M] -> scalar; 0 where there is none."""
+    """Share of rows whose largest logit is at the label, [M, C], [M] -> scalar; 0 where there is none.
+
+    >>> accuracy(torch.tensor([[2., 1.], [0., 3.], [5., 4.]]), torch.tensor([0, 1, 1]))
+    tensor(0.6667)
+    """
     return (logits.argmax(dim=1) == labels).float().sum() / max(len(labels), 1)
 
 
 @full_precision
 def tri(image_embedding, text_embedding, pids, *, margin=0.05):
     """Triplets of each pair with the most similar image, and text, of another identity (SEN, 2024): the mean hinge, both
-    directions added. A batch of one identity has no negatives and gives 0."""
+    directions added. A batch of one identity has no negatives and gives 0.
+
+    >>> tri(torch.eye(3), torch.eye(3), torch.tensor([0, 1, 2]))
+    tensor(0.)
+    >>> tri(torch.ones(3, 4), torch.ones(3, 4), torch.tensor([0, 1, 2]))    # the margin, in both directions
+    tensor(0.1000)
+    """
     cosine = cosine_similarity(text_embedding, image_embedding)            # [B texts, B images]
     same = same_identity(pids).bool()
     other = cosine.masked_fill(same, float('-inf'))
@@ -129,14 +195,24 @@ def tri(image_embedding, text_embedding, pids, *, margin=0.05):
 
 @full_precision
 def restoration(restored, target, scored):
-    """Mean squared error of the scored patches (SEN, 2024). [B, P, C], [B, P, C], [B, P] of 0 and 1 -> scalar."""
+    """Mean squared error of the scored patches (SEN, 2024). [B, P, C], [B, P, C], [B, P] of 0 and 1 -> scalar.
+
+    >>> restored, target = torch.zeros(1, 2, 3), torch.tensor([[[1., 1., 1.], [9., 9., 9.]]])
+    >>> restoration(restored, target, torch.tensor([[1, 0]]))    # the second patch was seen
+    tensor(1.)
+    """
     return ((restored - target).square().mean(dim=-1) * scored).sum() / scored.sum()
 
 
 @full_precision
 def load_balance(gate_logits, chosen):
     """How unevenly tokens and experts find each other (PHP, 2025-26; Shazeer et al., ICLR 2017): sum over experts of the mean
-    probability that the gate gives one times the share of tokens that choose it. [..., E], [..., E] of 0 and 1 -> scalar."""
+    probability that the gate gives one times the share of tokens that choose it. [..., E], [..., E] of 0 and 1 -> scalar.
+
+    >>> chosen = torch.tensor([[1., 0.], [0., 1.]])
+    >>> load_balance(torch.zeros(2, 2), chosen), load_balance(torch.zeros(2, 2), torch.ones(2, 2))
+    (tensor(0.5000), tensor(1.))
+    """
     probability = gate_logits.softmax(dim=-1).flatten(0, -2).mean(dim=0)    # [E]
     return (probability * chosen.flatten(0, -2).mean(dim=0)).sum()
 
@@ -161,7 +237,13 @@ LARGEST_LOG = math.log(1e36)   # the release clamps its sum of exponentials ther
 @full_precision
 def tal(image_embedding, text_embedding, pids, *, tau=0.015, margin=0.1):
     """Triplet alignment (RDE, eq. 4): the hinge of a pair's identity against the log-sum-exp of all others at temperature ``tau``,
-    [B]. A row without another identity gives 0."""
+    [B]. A row without another identity gives 0.
+
+    >>> tal(torch.eye(3), torch.eye(3), torch.tensor([0, 1, 2]))
+    tensor([0., 0., 0.])
+    >>> tal(torch.ones(3, 4), torch.ones(3, 4), torch.tensor([5, 5, 5]))    # one identity: no negatives
+    tensor([0., 0., 0.])
+    """
     same = same_identity(pids).bool()
     alone = same.all(dim=1)                                                # [B] no negative
 
@@ -175,7 +257,11 @@ def tal(image_embedding, text_embedding, pids, *, tau=0.015, margin=0.1):
 
 @full_precision
 def trl(image_embedding, text_embedding, pids, *, tau=0.015, margin=0.1):
-    """:func:`tal` with the hardest negative alone (RDE's TRL), [B]; positives count as a similarity of 0 among the negatives."""
+    """:func:`tal` with the hardest negative alone (RDE's TRL), [B]; positives count as a similarity of 0 among the negatives.
+
+    >>> trl(torch.eye(3), torch.eye(3), torch.tensor([0, 1, 2]))
+    tensor([0., 0., 0.])
+    """
     same = same_identity(pids).bool()
 
     def one_way(scores):
@@ -202,7 +288,12 @@ def sdm_per_pair(image_embedding, text_embedding, pids, *, scale):
 
 
 def of_clean_pairs(losses, clean, mean):
-    """The losses [B] of the pairs that count, by ``clean`` [B] of 0 and 1: their sum or, with ``mean``, their mean; 0 where none does."""
+    """The losses [B] of the pairs that count, by ``clean`` [B] of 0 and 1: their sum or, with ``mean``, their mean; 0 where none does.
+
+    >>> losses, clean = torch.tensor([1., 2., 6.]), torch.tensor([1., 1., 0.])
+    >>> of_clean_pairs(losses, clean, mean=False), of_clean_pairs(losses, clean, mean=True)
+    (tensor(3.), tensor(1.5000))
+    """
     total = (losses * clean).sum()
     return total / clean.sum().clamp(min=1) if mean else total
 
@@ -216,7 +307,13 @@ def clamped_scale(log_scale, most=100.0):
 
 
 def identity_shares(pids):
-    """[B] -> [B, B]: each row's samples of its own identity, with equal shares that add up to 1."""
+    """[B] -> [B, B]: each row's samples of its own identity, with equal shares that add up to 1.
+
+    >>> identity_shares(torch.tensor([7, 7, 9]))
+    tensor([[0.5000, 0.5000, 0.0000],
+            [0.5000, 0.5000, 0.0000],
+            [0.0000, 0.0000, 1.0000]])
+    """
     labels = same_identity(pids)
     return labels / labels.sum(dim=1, keepdim=True)
 
@@ -397,7 +494,11 @@ def attribute_contrast(image_embedding, prompt_embedding, labels, *, temperature
 
 
 def prompt_holds(labels):
-    """Labels [B, A] of 1, 0 and -1 -> bool [B, 2A]: whether each of the attributes' prompts is true of an image."""
+    """Labels [B, A] of 1, 0 and -1 -> bool [B, 2A]: whether each of the attributes' prompts is true of an image.
+
+    >>> prompt_holds(torch.tensor([[1, 0, -1]]))
+    tensor([[False,  True,  True, False, False, False]])
+    """
     return torch.stack([labels == 0, labels == 1], dim=-1).flatten(1)
 
 

@@ -22,7 +22,13 @@ class UserError(Exception):
 
 
 def nearest(name, known):
-    """``'; did you mean x?'`` for the known name closest to ``name``, or the list of known names if none is close."""
+    """``'; did you mean x?'`` for the known name closest to ``name``, or the list of known names if none is close.
+
+    >>> nearest('mml', ['sdm', 'id', 'mlm'])
+    '; did you mean mlm?'
+    >>> nearest('x', ['sdm', 'id', 'mlm'])
+    '; known: id, mlm, sdm'
+    """
     known = sorted(str(k) for k in known)
     lower = {k.lower(): k for k in known}
     close = difflib.get_close_matches(str(name).lower(), lower, n=1, cutoff=0.5)

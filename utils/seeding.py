@@ -7,7 +7,13 @@ import torch
 
 def derive_seed(*keys):
     """A 63-bit seed from non-negative integers such as (seed, epoch, sample index): the same keys, the same seed, on any
-    machine; keys that differ anywhere give unrelated seeds."""
+    machine; keys that differ anywhere give unrelated seeds.
+
+    >>> derive_seed(1, 7, 42)
+    4872264341039337367
+    >>> derive_seed(1, 7, 42) == derive_seed(1, 7, 43)
+    False
+    """
     # The number of keys goes in, too: NumPy takes (1, 2) and (1, 2, 0) for the same.
     words = np.random.SeedSequence([len(keys), *keys]).generate_state(2, np.uint32)
     return int(words[0]) << 31 | int(words[1]) >> 1

@@ -23,7 +23,11 @@ def byte_characters():
 
 
 def clean(text):
-    """Repaired encoding, no HTML entities, single spaces, lower case."""
+    """Repaired encoding, no HTML entities, single spaces, lower case.
+
+    >>> clean('A  woman &amp; a dog ')
+    'a woman & a dog'
+    """
     text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return ' '.join(text.split()).lower()
 
@@ -55,12 +59,20 @@ class SimpleTokenizer:
         self.cache = {token: [self.encoder[token]] for token in (MASK, START, END)}
 
     def encode(self, text):
-        """The token ids of a text, without start and end."""
+        """The token ids of a text, without start and end.
+
+        >>> SimpleTokenizer().encode('a red coat')
+        [320, 736, 7356]
+        """
         return [number for word in self.pattern.findall(clean(text)) for number in self.word_ids(word)]
 
     def encode_with_offsets(self, text):
         """``(ids, spans, cleaned text)``: the ids that ``encode`` gives, and of each the ``(start, end)`` of its characters in
-        the cleaned, lower-case text. Tokens that share a character's bytes both span the character."""
+        the cleaned, lower-case text. Tokens that share a character's bytes both span the character.
+
+        >>> SimpleTokenizer().encode_with_offsets('A  red raincoat')
+        ([320, 736, 3128, 7356], [(0, 1), (2, 5), (6, 10), (10, 14)], 'a red raincoat')
+        """
         text = clean(text)
         ids, spans = [], []
         for match in self.pattern.finditer(text):
@@ -75,7 +87,11 @@ class SimpleTokenizer:
         return ids, spans, text
 
     def decode(self, ids):
-        """The text of token ids; words are followed by a space."""
+        """The text of token ids; words are followed by a space.
+
+        >>> SimpleTokenizer().decode([320, 736, 7356])
+        'a red coat '
+        """
         text = ''.join(self.decoder[int(number)] for number in ids)
         return bytes(self.byte_decoder[c] for c in text).decode('utf-8', errors='replace').replace('</w>', ' ')
 
