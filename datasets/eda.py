@@ -25,7 +25,7 @@ def augmented(caption, rng, synonyms=None):
 
     >>> import random
     >>> augmented("A man's red, red shirt", random.Random(3))
-    'a red mans red shirt'
+    'a shirt red red mans'
     """
     words = only_letters(caption).split()
     if not words:

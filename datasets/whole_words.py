@@ -18,7 +18,7 @@ def mask_whole_words(ids, rng, mask_id, continues, vocab_size):
 
     >>> import random
     >>> mask_whole_words([101, 7, 8, 9], random.Random(0), 103, {8}, 300)[1][:2]
-    [3, 0]
+    [1, 0]
     """
     count = min(MOST, max(1, round(CHOSEN * len(ids))))
     places = draw_places(ids, rng, count, continues)

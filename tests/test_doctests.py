@@ -27,7 +27,7 @@ def modules_with_examples():
                             yield os.path.relpath(path, ROOT)[:-len('.py')].replace(os.sep, '.').removesuffix('.__init__')
 
 
-@pytest.mark.parametrize('module', modules_with_examples())
+@pytest.mark.parametrize('module', list(modules_with_examples()))
 def test_examples_run(module, tmp_path, monkeypatch):
     module = importlib.import_module(module)
     monkeypatch.chdir(tmp_path)
