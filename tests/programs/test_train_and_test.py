@@ -13,7 +13,6 @@ import yaml
 
 import test as test_program
 import train as train_program
-from tests.support import options
 from utils.checkpoint import read_checkpoint
 from utils.errors import UserError
 
@@ -414,7 +413,3 @@ def test_irras_own_training_script(command, tmp_path):
     checkpointer.load(f=os.path.join(args.output_dir, 'best.pth'))
     top1 = do_inference(model, test_img_loader, test_txt_loader)
     assert top1 == pytest.approx(read_checkpoint(os.path.join(args.output_dir, 'best.pth'))['metrics']['R1'])
-
-
-def test_default_options_are_complete():
-    assert options().batch_fields == ('mlm_labels',)
