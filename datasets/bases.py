@@ -1,8 +1,10 @@
 """What all datasets share: the annotation and its checks, and the torch Datasets that the loaders read."""
 import functools
+import html
 import logging
 import os
 import random
+import unicodedata
 from collections import defaultdict
 
 import torch
@@ -15,7 +17,7 @@ from datasets.transforms import draw_view
 from utils.errors import UserError, unknown
 from utils.iotools import read_image, read_json
 from utils.seeding import derive_seed
-from utils.simple_tokenizer import END, MASK, START, SimpleTokenizer
+from utils.simple_tokenizer import END, MASK, START, SimpleTokenizer, clean
 
 logger = logging.getLogger('Pedestal.dataset')
 
@@ -59,6 +61,11 @@ class BaseDataset:
             pid, found = next(iter(shared.items()))
             logger.warning('%s: %d identities are in more than one split, the first of them, %d, in %s',
                            self.anno_path, len(shared), pid, ' and '.join(found))
+        special = special_captions(entries)
+        if special:
+            number, token = special[0]
+            logger.warning("%s: %d captions hold %s or the like as text, which the tokenizer takes for a token of its own, the first of "
+                           'them in entry %d (counted from 0)', self.anno_path, len(special), token, number)
         self.train_annos, self.val_annos, self.test_annos = (
             [entry for entry in entries if entry['split'] == split] for split in SPLITS)
         left_out = {path for split in SPLITS if split in splits for path in self._missing(split, skip_broken)}
@@ -166,13 +173,50 @@ def entry_problem(entry, image_key):
     for number, caption in enumerate(entry['captions'], start=1):
         if not isinstance(caption, str):
             return f'has a caption {number} that is a {type(caption).__name__} instead of text'
-        if not caption.strip():
-            return f'has an empty caption (number {number})'
+        if problem := caption_problem(caption):
+            return f'has {problem} (number {number})'
     return path_problem(entry[image_key], image_key)
 
 
+LONGEST = 10_000     # characters of a caption: byte pairs of one long word take the square of its length
+INVISIBLE = {'Cc', 'Cf', 'Cs', 'Zs', 'Zl', 'Zp', 'Mn', 'Me'}   # Unicode's categories of what leaves no trace by itself
+
+
+def caption_problem(caption):
+    """What is wrong with a caption, or None."""
+    if len(caption) > LONGEST:
+        return f'a caption of {len(caption):,} characters, and at most {LONGEST:,} are read'
+    if all(unicodedata.category(character) in INVISIBLE for character in html.unescape(html.unescape(caption))):
+        return 'an empty caption'
+    if not encodable(caption):
+        return 'a caption with half of a character (a lone surrogate)'
+    return None
+
+
+def encodable(text):
+    """Whether a text can be written: JSON's escapes can say what no character is."""
+    try:
+        text.encode('utf-8')
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def special_tokens(caption):
+    """Those of the tokenizer's own tokens that a caption holds as text, which it would take for its own: a list of names."""
+    if '<' not in caption and '&' not in caption:   # quick, as nearly all are
+        return []
+    text = clean(caption)
+    return [token for token in (START, MASK, END) if token in text]
+
+
+def special_captions(entries):
+    """``[(number of the entry, token), ...]`` of captions that hold one of the tokenizer's own tokens as text."""
+    return [(number, token) for number, entry in enumerate(entries) for caption in entry['captions'] for token in special_tokens(caption)]
+
+
 def path_problem(path, image_key):
-    if not path.strip() or '\0' in path:
+    if not path.strip() or '\0' in path or not encodable(path):
         return f"has an empty or impossible '{image_key}': {path!r}"
     if os.path.isabs(path) or os.path.normpath(path).split(os.sep)[0] == os.pardir:
         return f"has a '{image_key}' outside of imgs/: {path}"
@@ -227,8 +271,11 @@ def default_tokenizer():
 def tokenize(caption, tokenizer, text_length=77, truncate=True):
     """A caption as start, token ids, end and zeros: int64 [text_length].
 
-    A longer caption is cut and its last id is the end; with ``truncate=False`` it raises :class:`UserError`.
+    A longer caption is cut and its last id is the end; with ``truncate=False`` it raises :class:`UserError`, and so does one of more
+    than 10,000 characters.
     """
+    if len(caption) > LONGEST:
+        raise UserError(f"caption of {len(caption):,} characters, and at most {LONGEST:,} are read: '{caption[:50]}...'")
     ids = [tokenizer.encoder[START], *tokenizer.encode(caption), tokenizer.encoder[END]]
     if len(ids) > text_length:
         if not truncate:

@@ -5,6 +5,7 @@ that were written), reads every image, and lists all that is wrong. Exit status:
 """
 import argparse
 import hashlib
+import operator
 import os
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
@@ -12,10 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from prettytable import PrettyTable
 from tqdm import tqdm
 
-from datasets.bases import SPLITS, entry_problem, missing_files, read_entries, shared_identities, split_counts
+from datasets.bases import SPLITS, entry_problem, missing_files, read_entries, shared_identities, special_captions, split_counts
 from datasets.build import dataset_class
 from utils.errors import UserError, run
-from utils.iotools import read_image, read_json
+from utils.iotools import read_image, read_json, refuse_irregular
 
 # {dataset: {split: (identities, images, captions)}} as published
 PUBLISHED = {
@@ -32,7 +33,7 @@ def expected_counts(name, folder):
     if os.path.exists(mark):
         try:
             counts, kinds = read_json(mark)['counts'], ('ids', 'images', 'captions')
-            return {split: tuple(counts[split][kind] for kind in kinds) for split in SPLITS}, 'synthpedes.json'
+            return {split: tuple(operator.index(counts[split][kind]) for kind in kinds) for split in SPLITS}, 'synthpedes.json'
         except (KeyError, TypeError):
             raise UserError(f'{mark} does not hold the counts that datasets.synthpedes writes') from None
     return PUBLISHED.get(name, {}), 'published' if name in PUBLISHED else ''
@@ -54,11 +55,17 @@ def compare(counts, expected, source):
 
 def examine(path):
     """(digest of the file's bytes, what is wrong with the image or None)."""
+    digest = hashlib.sha256()
     try:
+        refuse_irregular(path)
         with open(path, 'rb') as file:
-            digest = hashlib.sha256(file.read()).digest()
+            while block := file.read(2 ** 20):
+                digest.update(block)
     except OSError as error:
         return None, f'{path} cannot be read: {error.strerror}'
+    except UserError as error:
+        return None, str(error)
+    digest = digest.digest()
     try:
         read_image(path)
     except UserError as error:
@@ -106,6 +113,9 @@ def check(name, root, workers):
     problems = {'annotation': [f'entry {number} (counted from 0) {problem}' for number, entry in enumerate(entries)
                                if (problem := entry_problem(entry, dataset.image_key))]}
     entries = [entry for entry in entries if not entry_problem(entry, dataset.image_key)]
+
+    problems["captions that hold the tokenizer's own tokens as text"] = [
+        f'{entries[number][dataset.image_key]}: {token}' for number, token in special_captions(entries)]
 
     expected, source = expected_counts(name, folder)
     counts = {split: split_counts([entry for entry in entries if entry['split'] == split]) for split in SPLITS}

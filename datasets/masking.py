@@ -63,13 +63,14 @@ def keep_naming(ids, parts, mask_id):
     and pronouns. A caption without any of these keeps all its tokens.
 
     Args:
-        ids: a list of token ids, zeros at its end.
+        ids: a list of token ids, zeros behind its end.
         parts: of each, its word's part of speech (:func:`datasets.attributes.annotate`).
 
     >>> ids = [49406, 320, 736, 7356, 49407, 0]     # start, 'a red coat', end, padding
     >>> keep_naming(ids, [0, 0, ADJECTIVE, NOUN, 0, 0], mask_id=49405)
     [0, 2, 3, 4]
     """
-    whole = [place for place, token in enumerate(ids) if token]
+    ends = [place for place, token in enumerate(ids) if token > mask_id]   # start and end: the id 0 pads, but it is a word, too
+    whole = range(ends[-1] + 1 if ends else len(ids))
     named = [place for place in whole if ids[place] > mask_id or parts[place] in (NOUN, ADJECTIVE, PRONOUN)]
-    return named if any(ids[place] < mask_id for place in named) else whole
+    return named if any(ids[place] < mask_id for place in named) else list(whole)

@@ -75,6 +75,8 @@ def run(main):
     """Run a program's ``main()`` and exit with its status; a :class:`UserError` becomes one line and status 2."""
     program = os.path.basename(sys.argv[0])
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if hasattr(sys.stdout, 'reconfigure'):
+        sys.stdout.reconfigure(errors='backslashreplace')   # a file's name may hold bytes that are no text
     try:
         status = main()
     except UserError as error:

@@ -2,6 +2,7 @@
 import contextlib
 import json
 import os
+import stat
 
 import yaml
 from PIL import Image, UnidentifiedImageError
@@ -10,10 +11,31 @@ from utils import options
 from utils.errors import UserError
 
 
+MOST_PIXELS = 50_000_000        # of an image: 150 MB once it is decoded
+MOST_JSON = 2 * 1024 ** 3       # bytes
+
+
+def refuse_irregular(path, most=None):
+    """Raise :class:`UserError` for a pipe or a device, which may never end, and for a file of more than ``most`` bytes. One that is not
+    there passes: whoever opens it says so."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+        raise UserError(f'{path} is not a regular file (but a pipe, a socket or a device)')
+    if most is not None and status.st_size > most:
+        raise UserError(f'{path} has {status.st_size:,} bytes; at most {most:,} are read')
+
+
 def read_image(path):
-    """An image file as a fully decoded RGB ``PIL.Image``. Missing, truncated or not an image: :class:`UserError`."""
+    """An image file as a fully decoded RGB ``PIL.Image``. Missing, truncated, not an image or enormous: :class:`UserError`."""
+    refuse_irregular(path)
     try:
         with Image.open(path) as image:
+            width, height = image.size
+            if width * height > MOST_PIXELS:   # a few bytes can claim any size
+                raise ValueError(f'it has {width}x{height} pixels, and at most {MOST_PIXELS:,} are decoded')
             return image.convert('RGB')  # a copy, or decoded in place: whole either way
     except FileNotFoundError:
         raise UserError(f'no image {path}') from None
@@ -26,16 +48,26 @@ def read_image(path):
 
 
 def read_json(path):
-    """A JSON file's content. Missing or not JSON: :class:`UserError`."""
+    """A JSON file's content. Missing, not JSON, or with a key twice in one mapping: :class:`UserError`."""
+    refuse_irregular(path, MOST_JSON)
     try:
         with open(path, encoding='utf-8') as file:
-            return json.load(file)
+            return json.load(file, object_pairs_hook=without_duplicates)
     except FileNotFoundError:
         raise UserError(f'no file {path}') from None
     except OSError as error:
         raise UserError(f'{path} cannot be read: {error.strerror}') from None
     except (ValueError, RecursionError) as error:
         raise UserError(f'{path} is not JSON: {error}') from None
+
+
+def without_duplicates(pairs):
+    """A mapping of JSON. Python would keep the last of equal keys, in silence."""
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f'a mapping has the key {next(key for key in keys if keys.count(key) > 1)!r} more than once')
+    return mapping
 
 
 @contextlib.contextmanager

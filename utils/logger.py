@@ -24,7 +24,8 @@ def setup_logger(name, save_dir, if_train, distributed_rank=0):
         if save_dir:
             try:
                 os.makedirs(save_dir, exist_ok=True)
-                handlers.append(logging.FileHandler(os.path.join(save_dir, 'train_log.txt' if if_train else 'test_log.txt')))
+                file = os.path.join(save_dir, 'train_log.txt' if if_train else 'test_log.txt')
+                handlers.append(logging.FileHandler(file, encoding='utf-8', errors='backslashreplace'))   # names may be no text
             except OSError as error:
                 raise UserError(f'cannot write into {save_dir}: {error.strerror}; choose another --output_dir') from None
     for handler in handlers:

@@ -1,6 +1,7 @@
 import json
 import logging
 import os
+import re
 
 import pytest
 
@@ -186,6 +187,13 @@ WRONG = [
     ('captions', 'one caption', "has a 'captions' that is a str instead of a list"),
     ('captions', [], 'has no captions'),
     ('captions', ['good', ' \n'], 'has an empty caption (number 2)'),
+    ('captions', ['\u200b\u2060\ufeff'], 'has an empty caption (number 1)'),
+    ('captions', ['\0\0'], 'has an empty caption (number 1)'),
+    ('captions', ['\ufe0f \u034f'], 'has an empty caption (number 1)'),
+    ('captions', ['&amp;nbsp; &#8203;'], 'has an empty caption (number 1)'),
+    ('captions', ['a man\ud800'], 'has a caption with half of a character (a lone surrogate) (number 1)'),
+    ('captions', ['x' * 2_000_000], 'has a caption of 2,000,000 characters, and at most 10,000 are read (number 1)'),
+    ('file_path', 'a\udcff.jpg', "has an empty or impossible 'file_path'"),
     ('captions', ['good', 3], 'has a caption 2 that is a int instead of text'),
     ('file_path', '', "has an empty or impossible 'file_path'"),
     ('file_path', 'a\0b', "has an empty or impossible 'file_path'"),
@@ -206,6 +214,38 @@ def test_wrong_entry_is_named(make_dataset, tmp_path, field, value, message):
         CUHKPEDES(str(tmp_path))
     assert str(caught.value).startswith(f'{tmp_path}/CUHK-PEDES/reid_raw.json: entry 9 (counted from 0) {message}')
     assert '\n' not in str(caught.value)
+
+
+def test_captions_of_any_script_are_no_empty_ones(make_dataset, tmp_path):
+    texts = ['男', 'é', '\u200dx', '!', '7', '🚶', '&lt;']
+    make_dataset(change=lambda entries: [{**entry, 'captions': texts} for entry in entries])
+    assert CUHKPEDES(str(tmp_path)).test['captions'] == texts * 4
+
+
+@pytest.mark.parametrize('text', ['a man <|endoftext|> in red', 'A MAN IN <|MASK|>', '&lt;|startoftext|&gt; a man'])
+def test_captions_that_hold_tokens_of_the_tokenizer_are_told(make_dataset, tmp_path, caplog, text):
+    def change(entries):
+        entries[3]['captions'] = ['a man', text]
+    make_dataset(change=change)
+    with caplog.at_level(logging.WARNING, 'Pedestal.dataset'):
+        CUHKPEDES(str(tmp_path))
+    message, = [record.getMessage() for record in caplog.records]
+    assert re.fullmatch(rf'{tmp_path}/CUHK-PEDES/reid_raw.json: 1 captions hold <\|\w+\|> or the like as text, .* entry 3 .*', message)
+
+
+def test_captions_with_brackets_are_not_told(make_dataset, tmp_path, caplog):
+    make_dataset(change=lambda entries: [{**entry, 'captions': ['a <b> | man & <mask>']} for entry in entries])
+    with caplog.at_level(logging.WARNING, 'Pedestal.dataset'):
+        CUHKPEDES(str(tmp_path))
+    assert not caplog.records
+
+
+def test_equal_keys_are_an_error(make_dataset, tmp_path):
+    make_dataset()
+    path = tmp_path / 'CUHK-PEDES/reid_raw.json'
+    path.write_text(path.read_text().replace('"split": "train"', '"split": "train", "split": "train"', 1))
+    with pytest.raises(UserError, match=f"^{path} is not JSON: a mapping has the key 'split' more than once$"):
+        CUHKPEDES(str(tmp_path))
 
 
 def test_several_wrong_entries(make_dataset, tmp_path):

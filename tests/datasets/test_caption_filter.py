@@ -93,6 +93,13 @@ def test_keep_naming_by_hand():
     assert keep_naming(ids, [OTHER] * 7, MASK) == [0, 1, 2, 3, 4, 5]
 
 
+def test_the_first_byte_of_the_vocabulary_is_a_word_and_no_padding():
+    """The '!' of '!/' has the id 0, as padding has: the end token tells where a caption ends."""
+    ids = tokenize('wow !/', default_tokenizer(), 8).tolist()
+    assert ids == [START, 2781, 0, 270, END, 0, 0, 0]
+    assert keep_naming(ids, [OTHER] * 8, MASK) == [0, 1, 2, 3, 4]
+
+
 def test_filtered_attributes_stay_on_their_words(tagged):
     sample = pairs(caption_filter=1.0, fields=('attributes_mask',))[0]
     grouped = [(default_tokenizer().decode([token]).strip(), group)

@@ -74,8 +74,32 @@ def test_folder_without_known_counts(folder):
     assert found == {} and 'ok' not in table
 
 
-def test_synthpedes_json_that_is_not_ours(folder):
-    (folder[0] / 'synthpedes.json').write_text('{}')
+def test_captions_that_hold_tokens_of_the_tokenizer(folder):
+    entries = folder[1]
+    entries[2]['captions'][0] = 'a man <|endoftext|> in red'
+    (folder[0] / 'reid_raw.json').write_text(json.dumps(entries))
+    assert problems(folder[0]) == {"captions that hold the tokenizer's own tokens as text": [f"{entries[2]['file_path']}: <|endoftext|>"]}
+
+
+def test_a_pipe_in_the_place_of_an_image(folder):
+    path = folder[0] / 'imgs' / folder[1][0]['file_path']
+    path.unlink()
+    os.mkfifo(path)
+    assert problems(folder[0]) == {'broken images': [f'{path} is not a regular file (but a pipe, a socket or a device)']}
+
+
+def test_names_that_are_no_text_are_printed(folder):
+    name = os.fsencode(folder[0]) + b'/imgs/a\xff.jpg'
+    open(name, 'w').close()
+    done = subprocess.run([sys.executable, '-m', 'datasets.check', '--dataset_name', 'synthpedes', '--root_dir', str(folder[0].parent)],
+                          capture_output=True, text=True, env={**os.environ, 'PYTHONIOENCODING': 'utf-8:strict'})
+    assert done.returncode == 1 and 'a\\udcff.jpg' in done.stdout and not done.stderr.count('Traceback')
+
+
+@pytest.mark.parametrize('content', ['{}', '[]', '3', '{"counts": []}', '{"counts": {"train": 3, "val": 3, "test": 3}}',
+                                     json.dumps({'counts': {s: dict(ids='a', images=[], captions=None) for s in ('train', 'val', 'test')}})])
+def test_synthpedes_json_that_is_not_ours(folder, content):
+    (folder[0] / 'synthpedes.json').write_text(content)
     with pytest.raises(UserError, match='synthpedes.json does not hold the counts'):
         problems(folder[0])
 

@@ -1,6 +1,8 @@
 import errno
 import io
 import os
+import struct
+import zlib
 
 import pytest
 from PIL import Image
@@ -34,6 +36,41 @@ def test_converts_other_modes(tmp_path, mode):
 def test_missing_image(tmp_path):
     with pytest.raises(UserError, match=f'^no image {tmp_path}/none.jpg$'):
         read_image(f'{tmp_path}/none.jpg')
+
+
+@pytest.mark.parametrize('read', [read_image, read_json])
+def test_a_pipe_or_a_device_is_not_waited_for(tmp_path, read):
+    os.mkfifo(tmp_path / 'pipe')
+    os.symlink('/dev/zero', tmp_path / 'endless')
+    for name in ('pipe', 'endless'):
+        with pytest.raises(UserError, match=f'^{tmp_path}/{name} is not a regular file'):
+            read(tmp_path / name)
+
+
+def test_an_image_that_claims_an_enormous_size(tmp_path):
+    def chunk(kind, content):
+        return struct.pack('>I', len(content)) + kind + content + struct.pack('>I', zlib.crc32(kind + content))
+    path = tmp_path / 'a.png'
+    for side in (8000, 100_000):
+        header = struct.pack('>IIBBBBB', side, side, 8, 2, 0, 0, 0)
+        path.write_bytes(b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', zlib.compress(b'')) + chunk(b'IEND', b''))
+        with pytest.raises(UserError, match=f'^image {path} cannot be read: .*(pixels|limit)'):
+            read_image(path)
+
+
+def test_a_json_file_that_is_too_large(tmp_path):
+    path = tmp_path / 'a.json'
+    with open(path, 'wb') as file:
+        file.truncate(3 * 1024 ** 3)   # takes no room on the disk
+    with pytest.raises(UserError, match=f'^{path} has 3,221,225,472 bytes; at most'):
+        read_json(path)
+
+
+@pytest.mark.parametrize('text', ['{"a": 1, "b": 2, "a": 1}', '[{"x": {"a": 1, "a": 2}}]'])
+def test_equal_keys_in_one_mapping(tmp_path, text):
+    (tmp_path / 'a.json').write_text(text)
+    with pytest.raises(UserError, match="a.json is not JSON: a mapping has the key 'a' more than once$"):
+        read_json(tmp_path / 'a.json')
 
 
 def test_not_an_image(tmp_path):
