@@ -288,12 +288,14 @@ def sdm_per_pair(image_embedding, text_embedding, pids, *, scale):
 
 
 def of_clean_pairs(losses, clean, mean):
-    """The losses [B] of the pairs that count, by ``clean`` [B] of 0 and 1: their sum or, with ``mean``, their mean; 0 where none does.
+    """The losses [B] of the pairs that count, by ``clean`` [B] of 0 and 1 (None: all do): their sum or, with ``mean``, their mean; 0
+    where none does.
 
     >>> losses, clean = torch.tensor([1., 2., 6.]), torch.tensor([1., 1., 0.])
     >>> of_clean_pairs(losses, clean, mean=False), of_clean_pairs(losses, clean, mean=True)
     (tensor(3.), tensor(1.5000))
     """
+    clean = torch.ones_like(losses) if clean is None else clean
     total = (losses * clean).sum()
     return total / clean.sum().clamp(min=1) if mean else total
 

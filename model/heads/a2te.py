@@ -99,25 +99,24 @@ class Detail(Head):
         rows, cols = model.base_model.grid
         self.patches = kept(args.pool_ratio, rows * cols, f'patches of an image (--img_size, --stride_size: {rows}x{cols})')
         self.words = kept(args.pool_ratio, args.text_length - 2, f'words of a caption (--text_length {args.text_length})')
-        self.visul_emb_layer = VisualDetails(model.embed_dim)
-        self.texual_emb_layer = TextDetails(model.embed_dim)
+        self.details = model.shared(DetailLayers, model.embed_dim)
 
     def forward(self, encoded, batch):
         ids = batch['caption_ids']
-        image = self.visul_emb_layer(encoded.image_tokens, encoded.image_attention, self.patches)        # [B, 1024]
-        text = self.texual_emb_layer(encoded.text_tokens, encoded.text_attention, ids, self.words)       # [B, 1024]
+        image = self.details.visul_emb_layer(encoded.image_tokens, encoded.image_attention, self.patches)        # [B, 1024]
+        text = self.details.texual_emb_layer(encoded.text_tokens, encoded.text_attention, ids, self.words)       # [B, 1024]
         return {'detail_loss': self.weight * objectives.detail(image, text, batch['pids'], tau=self.tau)}
 
     def why_whole(self):
         return 'it normalises its details over the whole batch'
 
 
-def kept(ratio, tokens, what):
+def kept(ratio, tokens, what, option='pool_ratio'):
     """How many of ``tokens`` the share ``ratio`` is, rounded down."""
     if not 0 < ratio <= 1:
-        raise UserError(f'--pool_ratio is a share above 0 and at most 1, and was {ratio:g}')
+        raise UserError(f'--{option} is a share above 0 and at most 1, and was {ratio:g}')
     if int(tokens * ratio) < 1:
-        raise UserError(f'--pool_ratio {ratio:g} keeps none of the {tokens} {what}; raise it')
+        raise UserError(f'--{option} {ratio:g} keeps none of the {tokens} {what}; raise it')
     return int(tokens * ratio)
 
 
@@ -127,21 +126,30 @@ class DetailMLP(nn.Module):
         self.layers = nn.ModuleList([nn.Linear(width, hidden), nn.Linear(hidden, out)])
         self.bns = nn.ModuleList([nn.BatchNorm1d(hidden), nn.BatchNorm1d(out)])  # the second is in checkpoints and unused
 
-    def forward(self, x):
-        """[M, width] -> [M, out]"""
+    def forward(self, x, fixed=False):
+        """[M, width] -> [M, out]. ``fixed``: normalised by the running statistics, in training, too, and these stay as they are."""
         x, norm = self.layers[0](x), self.bns[0]
-        if len(x) > 1 or not self.training:
+        if not fixed and (len(x) > 1 or not self.training):
             x = norm(x)
         else:   # one row has no variance
             x = F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
         return self.layers[1](x.relu())
 
 
-def embedded(tokens, places, mlp, linear):
+class DetailLayers(nn.Module):
+    """What turns details into one vector, of images and of captions: of A2TE's ``detail`` and of RDE's ``tse``."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.visul_emb_layer = VisualDetails(width)
+        self.texual_emb_layer = TextDetails(width)
+
+
+def embedded(tokens, places, mlp, linear, fixed):
     """What is pooled: [B, N, D], [B, k] -> [B, k, 1024]."""
     tokens = tokens.gather(1, places[:, :, None].expand(-1, -1, tokens.shape[2]))   # [B, k, D]
     tokens = F.normalize(tokens.float(), dim=-1)
-    return mlp(tokens.flatten(0, 1)).unflatten(0, places.shape) + linear(tokens)
+    return mlp(tokens.flatten(0, 1), fixed).unflatten(0, places.shape) + linear(tokens)
 
 
 class VisualDetails(nn.Module):
@@ -151,10 +159,10 @@ class VisualDetails(nn.Module):
         self.fc = nn.Linear(width, out)
         self.mlp = DetailMLP(width, out=out)
 
-    def forward(self, tokens, attention, k):
+    def forward(self, tokens, attention, k, fixed=False):
         """The ``k`` patches that the class token attends to most, pooled: [B, N, D], [B, N, N] -> [B, out]."""
         places = attention[:, 0, 1:].topk(k, dim=1).indices + 1                     # [B, k]
-        return embedded(tokens, places, self.mlp, self.fc).max(dim=1).values
+        return embedded(tokens, places, self.mlp, self.fc, fixed).max(dim=1).values
 
 
 class TextDetails(nn.Module):
@@ -163,11 +171,11 @@ class TextDetails(nn.Module):
         self.linear = nn.Linear(width, out)
         self.mlp = DetailMLP(width, out=out)
 
-    def forward(self, tokens, attention, caption_ids, k):
+    def forward(self, tokens, attention, caption_ids, k, fixed=False):
         """The ``k`` content tokens that the end token attends to most, pooled; all of them where there are fewer, and the end
         token where there is none: [B, L, D], [B, L, L], [B, L] -> [B, out]."""
         places, real = attended_words(attention, caption_ids, k)                    # [B, k]
-        details = embedded(tokens, places, self.mlp, self.linear)                   # [B, k, out]
+        details = embedded(tokens, places, self.mlp, self.linear, fixed)                   # [B, k, out]
         return details.masked_fill(~real[:, :, None], float('-inf')).max(dim=1).values
 
 

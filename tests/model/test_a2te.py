@@ -216,17 +216,17 @@ def plain_details(layer, linear, tokens):
 def test_details_of_long_short_and_empty_captions(small, ratio):
     model, batch = small(loss_names='detail', pool_ratio=ratio)
     encoded, head = encoded_batch(model, batch), model.heads[0]
-    texts = head.texual_emb_layer(encoded.text_tokens, encoded.text_attention, batch['caption_ids'], head.words)
-    images = head.visul_emb_layer(encoded.image_tokens, encoded.image_attention, head.patches)
+    texts = head.details.texual_emb_layer(encoded.text_tokens, encoded.text_attention, batch['caption_ids'], head.words)
+    images = head.details.visul_emb_layer(encoded.image_tokens, encoded.image_attention, head.patches)
     for row, words in enumerate((18, 6, 3, 0)):
         end = words + 1
         attention = encoded.text_attention[row, end].tolist()
         chosen = sorted(range(1, end), key=lambda place: -attention[place])[:int(18 * ratio)] or [end]
-        expected = plain_details(head.texual_emb_layer, head.texual_emb_layer.linear, encoded.text_tokens[row, chosen])
+        expected = plain_details(head.details.texual_emb_layer, head.details.texual_emb_layer.linear, encoded.text_tokens[row, chosen])
         torch.testing.assert_close(texts[row], expected, rtol=1e-4, atol=1e-5)
         attention = encoded.image_attention[row, 0].tolist()
         chosen = sorted(range(1, 13), key=lambda place: -attention[place])[:int(12 * ratio)]
-        expected = plain_details(head.visul_emb_layer, head.visul_emb_layer.fc, encoded.image_tokens[row, chosen])
+        expected = plain_details(head.details.visul_emb_layer, head.details.visul_emb_layer.fc, encoded.image_tokens[row, chosen])
         torch.testing.assert_close(images[row], expected, rtol=1e-4, atol=1e-5)
 
 
