@@ -1,0 +1,16 @@
+"""A small campaign of hostile cases, the same each time: ``python -m tests.campaign --minutes N`` is the long one."""
+import os
+import subprocess
+import sys
+
+import pytest
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+@pytest.mark.xfail(reason='what the campaign found is being mended')
+def test_every_case_ends_by_itself_with_success_or_a_sentence():
+    campaign = subprocess.run([sys.executable, '-m', 'tests.campaign', '--cases', '80', '--seed', '0', '--minutes', '8'], cwd=ROOT,
+                              capture_output=True, text=True)
+    assert campaign.returncode == 0, campaign.stdout + campaign.stderr
+    assert '80 cases' in campaign.stdout
