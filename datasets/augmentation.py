@@ -12,7 +12,8 @@ from utils.seeding import derive_seed
 
 # -- captions ----------------------------------------------------------------------------------------------------------
 
-DISTURBED, MASKED, REPLACED = 0.2, 0.6, 0.8   # the chance of a token; of the chosen ones up to here are masked, replaced, and the rest removed
+# The chance of a token; of the chosen ones up to here are masked, then replaced, and the rest removed.
+DISTURBED, MASKED, REPLACED = 0.2, 0.6, 0.8
 
 
 def disturb_tokens(ids, rng, mask_id):

@@ -605,7 +605,7 @@ def _grey(rng, low, high, colour=8):
 
 def _ground(draw, rng, width, height, horizon, ink):
     draw.rectangle([0, horizon, width, height], ink)
-    for i in range(3):
+    for _ in range(3):
         y = horizon + (height - horizon) * rng.random()
         draw.line([(0, y), (width, y + rng.uniform(-0.05, 0.05) * height)], _dark(ink, 0.12), max(1, height // 150))
 

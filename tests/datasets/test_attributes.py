@@ -198,7 +198,7 @@ def test_places_are_those_of_the_token_ids(tagger):
     decoded = [default_tokenizer().decode([number]).strip() for number in ids.tolist() if number]
     assert [word for word, group in zip(decoded, attributes) if group == 2] == ['small', 'bag']
     assert [word for word, part in zip(decoded, parts) if part == PRONOUN] == ['he']
-    assert {word: part for word, part in zip(decoded, parts)}['a'] == OTHER
+    assert dict(zip(decoded, parts))['a'] == OTHER
     assert attributes[0] == parts[0] == 0 and not any(parts[len(decoded) - 1:])
 
 

@@ -8,8 +8,11 @@ from utils.simple_tokenizer import SimpleTokenizer
 MASK, START, END = 49405, 49406, 49407
 
 
-def caption(length, padding=5, rng=random.Random(0)):
-    return [START] + [rng.randrange(1, MASK) for _ in range(length)] + [END] + [0] * padding
+WORDS = random.Random(0)
+
+
+def caption(length, padding=5):
+    return [START] + [WORDS.randrange(1, MASK) for _ in range(length)] + [END] + [0] * padding
 
 
 def kinds(ids, masked, labels):

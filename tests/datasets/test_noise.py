@@ -12,7 +12,8 @@ PAIRS = {'CUHK-PEDES': 68126, 'ICFG-PEDES': 34674, 'RSTPReid': 37010}
 CHANGED = {('CUHK-PEDES', 0.2): 13624, ('CUHK-PEDES', 0.5): 34062, ('CUHK-PEDES', 0.8): 54500,
            ('ICFG-PEDES', 0.2): 6933, ('ICFG-PEDES', 0.5): 17337, ('ICFG-PEDES', 0.8): 27737,
            ('RSTPReid', 0.2): 7400, ('RSTPReid', 0.5): 18505, ('RSTPReid', 0.8): 29605}
-SAMPLES = [(pid, image, f'{image}.png', f'caption {number}') for number, (pid, image) in enumerate([(0, 0), (0, 0), (1, 1), (1, 2), (2, 3)])]
+PAIRS = [(0, 0), (0, 0), (1, 1), (1, 2), (2, 3)]
+SAMPLES = [(pid, image, f'{image}.png', f'caption {number}') for number, (pid, image) in enumerate(PAIRS)]
 
 
 @pytest.mark.parametrize('dataset, rate', CHANGED)
@@ -46,7 +47,8 @@ def test_report_counts_what_changed(tmp_path):
 
 @pytest.mark.parametrize('content, message', [
     (np.arange(4), r'shape \[4\], and there are 5 training pairs'), (np.array([0, 1, 2, 3, 3]), 'is no permutation'),
-    (np.arange(5.0), 'is no permutation'), (np.array([None] * 5), 'is no NumPy array'), (b'words', 'is no NumPy array'), (None, 'there is no file')])
+    (np.arange(5.0), 'is no permutation'), (np.array([None] * 5), 'is no NumPy array'), (b'words', 'is no NumPy array'),
+     (None, 'there is no file')])
 def test_a_file_that_is_no_permutation(tmp_path, content, message):
     path = tmp_path / 'noise.npy'
     if isinstance(content, bytes):

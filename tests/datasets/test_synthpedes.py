@@ -206,7 +206,7 @@ def test_captions_are_of_people_s_length_and_true():
 
 def test_the_truth_check_can_fail():
     wrong = 0
-    for person, scene, caption in samples(100):
+    for _, scene, caption in samples(100):
         other = people.new_person(random.Random(99_999))
         wrong += bool(falsehoods(caption, other, scene.view))
     assert wrong > 270  # of 300 captions checked against somebody else's labels

@@ -116,7 +116,8 @@ def test_workers_survive_a_signal_to_the_group_while_they_start(start):
 
 @needs_proc
 def test_a_worker_that_the_system_kills_is_a_sentence(start):
-    with start(2, 'time.sleep(1); os.kill(int(children[0]), signal.SIGKILL); time.sleep(5); list(batches)', program=True) as (process, children):
+    killing = 'time.sleep(1); os.kill(int(children[0]), signal.SIGKILL); time.sleep(5); list(batches)'
+    with start(2, killing, program=True) as (process, children):
         _, errors = process.communicate(timeout=60)
         assert errors == (f'-c: error: a process that reads images (pid {children[0]}) was killed, most likely by the system because '
                           'memory ran out: lower --num_workers or --batch_size\n')

@@ -16,7 +16,7 @@ def archive(tmp_path_factory):
     return golden_archive(golden_json('irra_tiny'), tmp_path_factory.mktemp('archive') / 'clip.pt')
 
 
-ALL = sorted({name for name in registry()})
+ALL = sorted(set(registry()))
 
 
 # Losses that cannot fall to 0: aux is smallest where the experts are evenly used, efa compares rows of length 1. Each stands beside

@@ -31,7 +31,7 @@ def grid(common, tmp_path_factory):
     command = ['--loss_names', 'sdm', 'sdm+id', '--seeds', '1', '2', '--output_dir', str(folder), *common]
 
     def stop_the_second_run():
-        while not [path for path in folder.glob('sdm+id_seed1_*/CUHK-PEDES/*/last.pth')]:
+        while not list(folder.glob('sdm+id_seed1_*/CUHK-PEDES/*/last.pth')):
             time.sleep(0.02)
         os.kill(os.getpid(), signal.SIGINT)
 
@@ -219,7 +219,8 @@ def test_places_follow_from_what_is_trained(common, tmp_path):
 
 def test_every_combination_with_values_of_all_kinds(tmp_path):
     names, cells = cells_of(['--config_file', os.path.join(ROOT, 'configs/irra/rstpreid.yaml'), '--seeds', '1', '2',
-                             '--vary', 'MLM', 'true', 'false', '--vary', 'img_size', '384 128', '256 128', '--vary', 'lr', '1e-5', '3e-5', '1e-4'])
+                             '--vary', 'MLM', 'true', 'false', '--vary', 'img_size', '384 128', '256 128',
+                              '--vary', 'lr', '1e-5', '3e-5', '1e-4'])
     assert names == ('losses', 'MLM', 'img_size', 'lr') and len(cells) == len({cell.folder for cell in cells}) == 24
     assert [cell.seed for cell in cells] == [1] * 12 + [2] * 12                     # an interrupted grid has every setting
     of_one = {(c.args.MLM, c.args.img_size, c.args.lr) for c in cells if c.setting[1:] == ('false', '256 128', '3e-5')}

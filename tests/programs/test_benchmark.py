@@ -73,7 +73,7 @@ def test_same_weights_after_steps(batch):
         trainer.train_step(ours(batch))
         loss = released.train_step(batch)
     assert loss == pytest.approx(trainer.look()['loss'], rel=1e-4)
-    changed = {name: parameter for name, parameter in trainer.model.named_parameters()}
+    changed = dict(trainer.model.named_parameters())
     assert not torch.equal(changed['classifier.weight'], before)
     for name, parameter in released.model.named_parameters():
         assert same(parameter, changed[name], 1e-3), name

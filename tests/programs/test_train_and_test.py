@@ -363,7 +363,8 @@ def test_kept_checkpoints_and_those_that_no_split_chose(command, run_folder, cap
     folder = run_folder()
     assert {'epoch_1.pth', 'epoch_2.pth'} <= set(os.listdir(folder))
     config = ['--config_file', os.path.join(folder, 'configs.yaml')]
-    for name, said in (('last', 'epoch 2, chosen by no split'), ('epoch_1', 'epoch 1, chosen by no split'), ('best', 'chosen by the val split')):
+    for name, said in (('last', 'epoch 2, chosen by no split'), ('epoch_1', 'epoch 1, chosen by no split'),
+                       ('best', 'chosen by the val split')):
         capsys.readouterr()
         test_program.main(config + ['--checkpoint', os.path.join(folder, f'{name}.pth')])
         assert said in capsys.readouterr().out
