@@ -2,8 +2,8 @@
 import os
 import signal
 
-# Until run() below takes over: Ctrl-C while PyTorch loads ends the program without a traceback.
-signal.signal(signal.SIGINT, signal.SIG_DFL)
+if __name__ == '__main__':  # until run() below takes over: Ctrl-C while PyTorch loads ends the program without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import torch
 

@@ -5,8 +5,8 @@ import shutil
 import signal
 import time
 
-# Until run() below takes over: Ctrl-C while PyTorch loads ends the program without a traceback.
-signal.signal(signal.SIGINT, signal.SIG_DFL)
+if __name__ == '__main__':  # until run() below takes over: Ctrl-C while PyTorch loads ends the program without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from datasets import build_dataloader
 from datasets.build import dataset_class

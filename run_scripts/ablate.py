@@ -35,13 +35,10 @@ from datasets.synthpedes import is_synthetic  # noqa: E402
 from test import baselines  # noqa: E402
 from utils.errors import UserError, run, unknown  # noqa: E402
 from utils.iotools import atomic_write, read_json  # noqa: E402
-from utils.options import FREE_TO_CHANGE, WITHOUT_EFFECT, Parser, as_dict, build_parser, get_args, plain, whole  # noqa: E402
+from utils.options import Effect, Parser, as_dict, build_parser, get_args, plain, whole  # noqa: E402
 from utils.tables import FIGURES, as_latex, as_markdown, as_text  # noqa: E402
 
-# Beside what ablate.py decides for each run, flags that change nothing of a result.
-NOT_SETTINGS = set(FREE_TO_CHANGE + WITHOUT_EFFECT) - {'init_from'}
 OWN = {'loss_names': '--loss_names', 'seed': '--seeds', 'config_file': '--config_file', 'output_dir': '--output_dir'}
-NOT_FOR_A_GRID = ('resume', 'resume_ckpt_file', 'print_config', 'training')
 
 
 def main(argv=None):
@@ -149,7 +146,7 @@ def build_grid(args, after):
             cell_args = get_args(cell_argv)
         except UserError as error:
             raise UserError(f'{label}: {error}') from None
-        folder = os.path.join(args.output_dir, place(cell_args, parser.defaults_in_code))
+        folder = os.path.join(args.output_dir, place(cell_args, parser))
         cells.append(Cell(tuple(setting), label, cell_argv, cell_args, folder))
     by_folder = {}
     for cell in cells:
@@ -174,7 +171,7 @@ def varied_flags(groups, parser):
             raise UserError(f'--vary {name} is not for the grid: ablate.py has {OWN[name]} for it')
         if name not in parser.actions():
             raise unknown('flag', name, parser.actions())
-        if name in NOT_SETTINGS:
+        if name not in parser.having(Effect.RESULT):
             raise UserError(f'--vary {name}: the flag does not change what is trained')
         if name in varied:
             raise UserError(f'--vary {name} is given twice; name all its values in one')
@@ -190,7 +187,7 @@ def check_common(after, varied, parser):
     for name in sorted(given):
         if name in OWN:
             raise UserError(f'--{name} after -- would be the same for all: give it as {OWN[name]} before --')
-        if name in NOT_FOR_A_GRID:
+        if name in parser.having(Effect.CALL):
             raise UserError(f"{parser.actions()[name].option_strings[0]} after -- is not for a grid's runs; leave it out")
         if name in varied:
             raise UserError(f'--{name} is both varied and given after --; leave one out')
@@ -206,11 +203,11 @@ def as_words(action, value):
     return [flag, *(value.split() if action.nargs else [value])]
 
 
-def place(args, defaults):
+def place(args, parser):
     """A run's folder: its losses and seed, and a checksum of all that it is trained with. Only what differs from the defaults is
     in it, so that an option that later versions add moves nothing."""
-    options = {name: value for name, value in as_dict(args).items()
-               if name not in NOT_SETTINGS and name != 'batch_fields' and (name not in defaults or value != plain(defaults[name]))}
+    settings, defaults = parser.having(Effect.RESULT), parser.defaults_in_code
+    options = {name: value for name, value in as_dict(args).items() if name in settings and value != plain(defaults[name])}
     digest = hashlib.sha256(json.dumps(options, sort_keys=True, default=str).encode()).hexdigest()[:10]
     return f"{args.loss_names.replace(' ', '')}_seed{args.seed}_{digest}"
 

@@ -34,10 +34,7 @@ def files_of(room):
     return sorted(found)
 
 
-UPWARD = pytest.mark.xfail(strict=True, reason='the options of heads are not handed in yet')
-
-
-@pytest.mark.parametrize('room', [pytest.param('utils', marks=UPWARD), *(room for room in BELOW if room != 'utils')])
+@pytest.mark.parametrize('room', BELOW)
 def test_a_room_imports_from_below(room):
     upward = [f'{os.path.relpath(path, ROOT)} imports {name}' for path in files_of(room) for name in imported(path)
               if name.split('.')[0] in ROOMS - BELOW[room] - {room}]

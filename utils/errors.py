@@ -71,6 +71,17 @@ def readable(message, word=300, most=900):
     return text if len(text) <= most else f'{text[:most * 2 // 3]} ... {text[-most // 3:]}'
 
 
+# PyTorch's allocators raise RuntimeErrors. The GPU's has a type of its own; these are words of the others.
+ALLOCATORS = ('DefaultCPUAllocator: ', 'CUDA error: out of memory', 'CUDA error: CUBLAS_STATUS_ALLOC_FAILED')
+
+
+def is_out_of_memory(error):
+    """Whether an allocator raised ``error``. Other errors may speak of memory, too ("illegal memory access"), and a smaller batch would not
+    help them."""
+    of_allocator = type(error).__name__ == 'OutOfMemoryError' or any(words in str(error) for words in ALLOCATORS)
+    return isinstance(error, MemoryError) or of_allocator
+
+
 def run(main):
     """Run a program's ``main()`` and exit with its status; a :class:`UserError` becomes one line and status 2."""
     program = os.path.basename(sys.argv[0])
@@ -85,9 +96,9 @@ def run(main):
     except KeyboardInterrupt:
         print(f'{program}: interrupted', file=sys.stderr)
         status = 130
-    except (MemoryError, RuntimeError) as error:  # PyTorch's allocators raise RuntimeErrors, on the CPU and on the GPU
+    except (MemoryError, RuntimeError) as error:
         problem = worker_problem(error)
-        if not problem and not isinstance(error, MemoryError) and 'memory' not in str(error).lower():
+        if not problem and not is_out_of_memory(error):
             raise
         reason = f'{error}'.strip().split('\n')[0] or 'no more to be had'
         problem = problem or f'out of memory ({reason}); lower --batch_size, --test_batch_size or --img_size'

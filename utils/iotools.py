@@ -5,6 +5,7 @@ import os
 import stat
 
 import yaml
+from easydict import EasyDict
 from PIL import Image, UnidentifiedImageError
 
 from utils import options
@@ -107,5 +108,6 @@ def save_train_configs(path, args):
 
 
 def load_train_configs(path):
-    """A run's ``configs.yaml``, ours or a released one's, as options. Names that an older one lacks get what its code meant."""
-    return options.run_options(path)
+    """A run's ``configs.yaml``, ours or a released one's, as options: ``args.lr`` and ``args['lr']``. Names that an older one lacks get
+    what its code meant."""
+    return EasyDict(vars(options.run_options(path)))

@@ -1,133 +1,188 @@
-"""Options: the flags of the released command lines, recipes (YAML), and a run's ``configs.yaml``.
+"""Options: the flags of the released command lines, and what a program makes of them and of a recipe.
 
 Defaults are IRRA's. A recipe (``--config_file``) comes before the flags, so that a flag changes one thing of it. Every
 name is checked: a typo that trains another model in silence is the one thing this file must never let through.
+
+``option_types`` has the types and bounds, ``parser`` how a command line and a config's value are read, ``recipes`` the files. The rooms
+above hand in what they bring, as a :class:`Room`.
 """
 import argparse
-import math
+import importlib
 import os
-import re
 import sys
 
-import yaml
+from utils import recipes
+from utils.errors import UserError
+from utils.option_types import Effect, amount, count, decay, positive, share, up_to, weight, whole, yes_no
+from utils.parser import Parser
+from utils.recipes import FORKS, as_dict, plain, read_recipe, what_its_fork_meant, with_sen_captions
+from utils.safe_yaml import read_yaml
 
-from utils.errors import UserError, nearest
+__all__ = ['Effect', 'Parser', 'Room', 'amount', 'as_dict', 'build_parser', 'build_test_parser', 'complete', 'count', 'decay', 'dump',
+           'get_args', 'parse_test_options', 'plain', 'positive', 'read_yaml', 'register', 'run_options', 'share', 'up_to', 'weight',
+           'whole', 'yes_no']
 
-# Flags that the released code has and never reads, or that belong to parts that cannot run there: accepted, and said once.
-WITHOUT_EFFECT = ('distributed', 'img_res', 'queue_size', 'stage', 'need_MAE', 'need_limit', 'need_pseudo', 'fuse_loss_weight', 'MIM',
-                  'patch_dim', 'mim_loss_weight')
-# What describes one run rather than how to train: not taken over from another run's configs.yaml.
-OF_ONE_RUN = ('output_dir', 'resume', 'resume_ckpt_file', 'init_from', 'config_file', 'print_config', 'training', 'local_rank',
-              'distributed')
-# What changes nothing that is computed.
-FREE_TO_CHANGE = OF_ONE_RUN + ('num_workers', 'log_period', 'save_steps', 'save_period', 'device', 'test_batch_size', 'name',
-                               'image_cache', 'grad_checkpoint', 'micro_batch', 'compile')
-# What may differ between a run and its resumption: also how long, how often and where.
-FREE_AT_RESUME = FREE_TO_CHANGE + ('num_epoch', 'root_dir', 'eval_period', 'amp', 'skip_broken', 'trust_archive')
-
-
-# A released configs.yaml is told by the options that its fork alone has; what that code did without an option of ours, and the
-# fork's own defaults where an older config lacks the option.
-FORKS = {
-    'A2TE': ({'attribute_weight', 'pool_ratio'},
-             {'freeze_conv1': True, 'temperature': 0.01, 'img_aug': True, 'momentum': 0.995, 'alpha': 0.5}),
-    'SEN': ({'need_MAE', 'mask_ratio'}, {'sampler': 'idrannum', 'num_instance': 2}),
-    'PHP': ({'num_experts', 'moe_layers'},
-            {'php_attention': 'batch', 'itc_loss_weight': 5.0, 'batch_size': 64, 'test_batch_size': 64,
-             'transformer_lr_factor': 1.0, 'moe_lr_factor': 1.0}),  # the first release has no such factors
-}
+# Short names for the declarations below.
+NOTHING, RESULT, RUN, CALL = Effect.NOTHING, Effect.RESULT, Effect.RUN, Effect.CALL
+RESUMED, UNPUBLISHED, UNREAD = Effect.RESUMED, Effect.UNPUBLISHED, Effect.UNREAD
 
 
-class Parser(argparse.ArgumentParser):
-    """An argparse parser whose errors are sentences with the nearest known flag, and that remembers which head adds what."""
+# -- what the rooms above hand in ------------------------------------------------------------------------------------------
 
-    def __init__(self, **settings):
-        super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **settings)
-        self.readers = {}             # option -> the heads that read it; options that aren't here are read by all
-        self.defaults_in_code = {}    # option -> default before a recipe changes it
+class Room:
+    """What a room above (heads, backbones, datasets) brings to the options. It says so when it is imported: ``register(name, room)``."""
 
-    def parse(self, argv):
-        for word in argv:  # before argparse, which would first ask for what is missing
-            flag = word.split('=')[0]
-            if word.startswith('--') and flag not in self._option_string_actions:
-                raise UserError(f'unknown flag {flag}{nearest(flag, self._option_string_actions)}')
-        args, extra = self.parse_known_args(argv)
-        if extra:
-            raise UserError(f"'{extra[0]}' belongs to no flag")
-        return args
+    def add_options(self, parser):
+        """Add options to ``parser``, and to ``parser.readers`` what reads them."""
 
-    def error(self, message):
-        raise UserError(message)
+    def active(self, args):
+        """Those readers that ``args`` ask for."""
+        return []
 
-    def actions(self):
-        """{option: argparse action}"""
-        return {action.dest: action for action in self._actions if action.dest != 'help'}
+    def settle(self, args):
+        """Check the room's options together and fill in what depends on others. Raises :class:`~utils.errors.UserError`."""
 
-    def given(self, argv):
-        """The options that are on the command line."""
-        flags = {word.split('=')[0] for word in argv}
-        return {action.dest for flag, action in self._option_string_actions.items() if flag in flags}
+    def method(self, args):
+        """What makes a run one of a method, whatever its other options: published recipes are found by it."""
+
+    def notes(self, args):
+        """Lines for the start of the log."""
+        return []
 
 
-def positive(convert, least=0, strict=True, most=math.inf):
-    """An argparse type: a finite number above ``least`` (or from it, if not strict) and at most ``most``."""
-    def number(text):
-        value = convert(text)
-        if not (value > least if strict else value >= least) or value > most or value == math.inf:
-            raise argparse.ArgumentTypeError(
-                f"'{text}' must be {'above' if strict else 'at least'} {least}" + (f' and at most {most}' if most < math.inf else ''))
-        return value
-    number.__name__ = convert.__name__
-    return number
+USUAL = ('model.heads',)   # imported where a script asks for options and has imported none of them, as IRRA's users' do
+ROOMS = {}
 
 
-count = positive(int)                         # 1, 2, ...
-whole = positive(int, strict=False)           # 0, 1, ...
-amount = positive(float)                      # above 0
-weight = positive(float, strict=False)        # 0 or more
-share = positive(float, strict=False, most=1)  # 0 to 1
-decay = positive(float, strict=False, most=0.9999999)  # below 1
+def register(name, room):
+    ROOMS[name] = room
 
 
-def yes_no(group, name, default, text):
-    group.add_argument(name, action=argparse.BooleanOptionalAction, default=default, help=text)
+def rooms():
+    """The rooms in a fixed order: the usual ones first."""
+    for name in USUAL:
+        importlib.import_module(name)
+    return [ROOMS[name] for name in sorted(ROOMS, key=lambda name: (name not in USUAL, name))]
 
+
+# -- the options -----------------------------------------------------------------------------------------------------------
 
 def build_parser():
-    """The parser of train.py, with the options of every head in ``model/heads``."""
-    parser = Parser(prog='train.py', description='Train a text-to-image person retrieval model.')
+    """The parser of train.py, with the options that the rooms bring. What a first user needs comes first."""
+    parser = Parser(prog='train.py', abbreviations=True, usage='%(prog)s [--config_file RECIPE] [--<option> VALUE ...]',
+                    description='Train a text-to-image person retrieval model.')
+    for add in USUAL_OPTIONS:
+        add(parser)
+    for room in rooms():
+        room.add_options(parser)
+    add_unread_options(parser)
+    parser.defaults_in_code = {name: action.default for name, action in parser.actions().items()}
+    return parser
 
+
+def own_parser():
+    """A parser with the options of this file alone, by which a room sees what is taken."""
+    parser = Parser()
+    for add in (*USUAL_OPTIONS, add_unread_options):
+        add(parser)
+    return parser
+
+
+def add_run_options(parser):
     run = parser.add_argument_group('run')
-    run.add_argument('--config_file', default='', help='a recipe: YAML with these options by name; flags come after it')
-    yes_no(run, '--print_config', False, 'print the options that result, as a recipe, and leave')
-    run.add_argument('--name', default='baseline', help="the run's name")
-    run.add_argument('--output_dir', default='logs', help="where runs' folders are made: <output_dir>/<dataset>/<time>_<name>")
-    run.add_argument('--log_period', type=count, default=100, help='steps between lines of the log')
-    run.add_argument('--eval_period', type=count, default=1, help='epochs between evaluations')
-    run.add_argument('--val_dataset', default='test', choices=['test', 'val'], help='split that chooses the best epoch')
-    yes_no(run, '--resume', False, 'go on with the run of --resume_ckpt_file, in its folder')
-    run.add_argument('--resume_ckpt_file', default='', help='the last.pth to go on from')
-    run.add_argument('--init_from', default='', help='a checkpoint whose weights a new run starts from')
-    run.add_argument('--save_steps', type=whole, default=1000, help='steps between writes of last.pth; 0: at epoch ends only')
-    run.add_argument('--save_period', type=whole, default=0, help='epochs between kept checkpoints epoch_<n>.pth; 0: none')
-    run.add_argument('--seed', type=positive(int, strict=False, most=2 ** 63 - 1), default=1, help='of everything random')
-    run.add_argument('--device', default='auto', help='auto, cpu, cuda or cuda:<n>')
-    run.add_argument('--amp', default='auto', choices=['auto', 'bf16', 'fp16', 'off'], help='precision of the forward pass')
-    run.add_argument('--test', dest='training', action='store_false', default=True, help="IRRA's way to say: not for training")
-    run.add_argument('--local_rank', type=int, default=0, help='set by torchrun; one GPU is used')
+    run.add_argument('--config_file', default='', effect=CALL, help='a recipe: YAML with these options by name; flags come after it')
+    yes_no(run, '--print_config', False, 'print the options that result, as a recipe, and leave', effect=CALL)
+    run.add_argument('--name', default='baseline', effect=NOTHING, help="the run's name")
+    run.add_argument('--output_dir', default='logs', effect=RUN,
+                     help="where runs' folders are made: <output_dir>/<dataset>/<time>_<name>")
+    run.add_argument('--log_period', type=up_to(10 ** 9), default=100, effect=NOTHING, help='steps between lines of the log')
+    run.add_argument('--eval_period', type=count, default=1, effect=RESULT | RESUMED | UNPUBLISHED, help='epochs between evaluations')
+    run.add_argument('--val_dataset', default='test', choices=['test', 'val'], effect=RESULT | UNPUBLISHED,
+                     help='split that chooses the best epoch')
+    yes_no(run, '--resume', False, 'go on with the run of --resume_ckpt_file, in its folder', effect=CALL)
+    run.add_argument('--resume_ckpt_file', default='', effect=CALL, help='the last.pth to go on from')
+    run.add_argument('--init_from', default='', effect=RESULT | RUN, help='a checkpoint whose weights a new run starts from')
+    run.add_argument('--save_steps', type=positive(int, strict=False, most=10 ** 9), default=1000, effect=NOTHING,
+                     help='steps between writes of last.pth; 0: at epoch ends only')
+    run.add_argument('--save_period', type=whole, default=0, effect=NOTHING,
+                     help='epochs between kept checkpoints epoch_<n>.pth; 0: none')
+    run.add_argument('--seed', type=positive(int, strict=False, most=2 ** 63 - 1), default=1, effect=RESULT | UNPUBLISHED,
+                     help='of everything random')
+    run.add_argument('--device', default='auto', effect=NOTHING, help='auto, cpu, cuda or cuda:<n>')
+    run.add_argument('--amp', default='auto', choices=['auto', 'bf16', 'fp16', 'off'], effect=RESULT | RESUMED | UNPUBLISHED,
+                     help='precision of the forward pass')
+    run.add_argument('--test', dest='training', action='store_false', default=True, effect=CALL,
+                     help="IRRA's way to say: not for training")
+    run.add_argument('--local_rank', type=int, default=0, effect=CALL, help='set by torchrun; one GPU is used')
 
+
+def add_data_options(parser):
+    data = parser.add_argument_group('data')
+    data.add_argument('--dataset_name', default='CUHK-PEDES', help='CUHK-PEDES, ICFG-PEDES, RSTPReid or synthpedes')
+    data.add_argument('--root_dir', default='./data', effect=RESULT | RESUMED | UNPUBLISHED, help="the folder with the datasets' folders")
+    data.add_argument('--batch_size', type=count, default=128, help='captions a step, each with its image')
+    data.add_argument('--test_batch_size', type=count, default=512, effect=NOTHING, help='samples encoded at a time by test.py')
+    data.add_argument('--num_workers', type=positive(int, strict=False, most=1024), default=8, effect=NOTHING,
+                      help='processes that load data')
+    yes_no(data, '--img_aug', False, 'pad and crop, erase; without it training images are only flipped')
+    data.add_argument('--sampler', default='random', help='random, identity or idrannum')
+    data.add_argument('--num_instance', type=count, default=4, help='captions of an identity in a batch, for identity and idrannum')
+    data.add_argument('--limit_train', type=up_to(10 ** 9), default=None, help='train on the first so many captions only')
+    yes_no(data, '--skip_broken', False, 'leave out training images that cannot be read, and say how many', effect=RESULT | RESUMED)
+
+
+def add_model_options(parser):
     model = parser.add_argument_group('model')
+    model.add_argument('--loss_names', default='sdm+id+mlm', help='which heads train the model, joined by +')
     model.add_argument('--pretrain_choice', default='ViT-B/16',
                        help='an OpenAI CLIP, a file with weights, or scratch:<shape> of configs/clip')
-    yes_no(model, '--trust_archive', False, 'load a TorchScript archive that is not one of OpenAI; it can carry code')
-    model.add_argument('--loss_names', default='sdm+id+mlm', help='which heads train the model, joined by +')
+    yes_no(model, '--trust_archive', False, 'load a TorchScript archive that is not one of OpenAI; it can carry code',
+           effect=RESULT | RESUMED)
     model.add_argument('--temperature', type=amount, default=0.02, help='of the similarities, constant')
-    model.add_argument('--img_size', type=count, nargs=2, default=(384, 128), metavar=('HEIGHT', 'WIDTH'), help='pixels')
-    model.add_argument('--stride_size', type=count, default=16, help="pixels between patches; below the patch's size they overlap")
-    model.add_argument('--text_length', type=positive(int, least=2), default=77, help='tokens a caption, start and end included')
-
+    model.add_argument('--img_size', type=up_to(10_000), nargs=2, default=(384, 128), metavar=('HEIGHT', 'WIDTH'), help='pixels')
+    model.add_argument('--stride_size', type=up_to(10_000), default=16,
+                       help="pixels between patches; below the patch's size they overlap")
+    model.add_argument('--text_length', type=positive(int, least=2, most=10_000), default=77,
+                       help='tokens a caption, start and end included')
     yes_no(model, '--freeze_conv1', False, "keep the patch convolution as pretrained (A2TE)")
 
+
+def add_solver_options(parser):
+    solver = parser.add_argument_group('solver')
+    solver.add_argument('--num_epoch', type=count, default=60, effect=RESULT | RESUMED, help='epochs in all')
+    solver.add_argument('--optimizer', default='Adam', help='Adam, AdamW or SGD')
+    solver.add_argument('--lr', type=positive(float, strict=False, most=1e30), default=1e-5, help='base learning rate')
+    solver.add_argument('--lr_factor', type=weight, default=5.0, help='on lr for what is made anew: cross encoder, classifier, mlm_head')
+    solver.add_argument('--bias_lr_factor', type=weight, default=2.0, help='on lr for biases')
+    solver.add_argument('--momentum', type=share, default=0.9, help='of SGD')
+    solver.add_argument('--weight_decay', type=weight, default=4e-5, help='of all but biases')
+    solver.add_argument('--weight_decay_bias', type=weight, default=0.0, help='of biases')
+    solver.add_argument('--alpha', type=decay, default=0.9, help="Adam's first beta")
+    solver.add_argument('--beta', type=decay, default=0.999, help="Adam's second beta")
+    solver.add_argument('--lrscheduler', default='cosine', choices=['step', 'exp', 'poly', 'cosine', 'linear'],
+                        help='how lr changes from epoch to epoch')
+    solver.add_argument('--milestones', type=count, nargs='+', default=(20, 50), help='epochs, for step')
+    solver.add_argument('--gamma', type=weight, default=0.1, help='factor at each milestone, for step')
+    solver.add_argument('--warmup_factor', type=weight, default=0.1, help='on lr at the start')
+    solver.add_argument('--warmup_epochs', type=whole, default=5, help='epochs before the schedule proper')
+    solver.add_argument('--warmup_method', default='linear', choices=['linear', 'constant'], help='how lr starts')
+    solver.add_argument('--target_lr', type=weight, default=0.0, help='at the end, for cosine and poly')
+    solver.add_argument('--power', type=weight, default=0.9, help='for exp and poly')
+
+
+def add_speed_options(parser):
+    speed = parser.add_argument_group('speed and memory', 'none of these changes what is computed, up to what is drawn at random')
+    speed.add_argument('--image_cache', nargs='?', const='auto', default='', metavar='FOLDER', effect=NOTHING,
+                       help="decode and resize each image once and keep them in FOLDER (without one: in the dataset's folder)")
+    yes_no(speed, '--grad_checkpoint', False, 'of each block of the encoders and the cross encoder keep the input alone, and compute the '
+           'rest again for the gradient', effect=NOTHING)
+    # Not NOTHING: heads that draw at random in a step (mae's patches, dropout) draw anew for each piece.
+    speed.add_argument('--micro_batch', type=count, default=None, effect=RESULT | RESUMED | UNPUBLISHED,
+                       help='samples whose activations are held at a time; the losses still compare the whole batch')
+    yes_no(speed, '--compile', False, 'compile the transformer blocks (torch.compile; takes a minute at the start)', effect=NOTHING)
+
+
+def add_caption_options(parser):
     captions = parser.add_argument_group('captions')
     yes_no(captions, '--MLM', False, 'mask captions in place, as the released code does: --caption_masking inplace')
     captions.add_argument('--caption_masking', choices=['inplace', 'clean'], default=None,
@@ -139,81 +194,29 @@ def build_parser():
     captions.add_argument('--attribute_tagger', choices=['textblob', 'spacy'], default='textblob', help='finds parts of speech')
     captions.add_argument('--masked_token_rate', type=share, default=0.8, help='share of the chosen tokens that become the mask')
     captions.add_argument('--masked_token_unchanged_rate', type=share, default=0.1, help='share of the chosen tokens that stay')
-
-    solver = parser.add_argument_group('solver')
-    solver.add_argument('--optimizer', default='Adam', help='Adam, AdamW or SGD')
-    solver.add_argument('--lr', type=positive(float, strict=False, most=1e30), default=1e-5, help='base learning rate')
-    solver.add_argument('--lr_factor', type=weight, default=5.0, help='on lr for what is made anew: cross encoder, classifier, mlm_head')
-    solver.add_argument('--bias_lr_factor', type=weight, default=2.0, help='on lr for biases')
-    solver.add_argument('--momentum', type=share, default=0.9, help='of SGD')
-    solver.add_argument('--weight_decay', type=weight, default=4e-5, help='of all but biases')
-    solver.add_argument('--weight_decay_bias', type=weight, default=0.0, help='of biases')
-    solver.add_argument('--alpha', type=decay, default=0.9, help="Adam's first beta")
-    solver.add_argument('--beta', type=decay, default=0.999, help="Adam's second beta")
-    solver.add_argument('--num_epoch', type=count, default=60, help='epochs in all')
-    solver.add_argument('--lrscheduler', default='cosine', choices=['step', 'exp', 'poly', 'cosine', 'linear'],
-                        help='how lr changes from epoch to epoch')
-    solver.add_argument('--milestones', type=count, nargs='+', default=(20, 50), help='epochs, for step')
-    solver.add_argument('--gamma', type=weight, default=0.1, help='factor at each milestone, for step')
-    solver.add_argument('--warmup_factor', type=weight, default=0.1, help='on lr at the start')
-    solver.add_argument('--warmup_epochs', type=whole, default=5, help='epochs before the schedule proper')
-    solver.add_argument('--warmup_method', default='linear', choices=['linear', 'constant'], help='how lr starts')
-    solver.add_argument('--target_lr', type=weight, default=0.0, help='at the end, for cosine and poly')
-    solver.add_argument('--power', type=weight, default=0.9, help='for exp and poly')
-
-    speed = parser.add_argument_group('speed and memory', 'none of these changes what is computed, up to what is drawn at random')
-    speed.add_argument('--image_cache', nargs='?', const='auto', default='', metavar='FOLDER',
-                       help="decode and resize each image once and keep them in FOLDER (without one: in the dataset's folder)")
-    yes_no(speed, '--grad_checkpoint', False, 'of each block of the encoders and the cross encoder keep the input alone, and compute the rest '
-           'again for the gradient')
-    speed.add_argument('--micro_batch', type=count, default=None,
-                       help='samples whose activations are held at a time; the losses still compare the whole batch')
-    yes_no(speed, '--compile', False, 'compile the transformer blocks (torch.compile; takes a minute at the start)')
-
-    data = parser.add_argument_group('data')
-    data.add_argument('--dataset_name', default='CUHK-PEDES', help='CUHK-PEDES, ICFG-PEDES, RSTPReid or synthpedes')
-    data.add_argument('--root_dir', default='./data', help="the folder with the datasets' folders")
-    data.add_argument('--batch_size', type=count, default=128, help='captions a step, each with its image')
-    data.add_argument('--test_batch_size', type=count, default=512, help='samples encoded at a time by test.py')
-    data.add_argument('--num_workers', type=whole, default=8, help='processes that load data')
-    yes_no(data, '--img_aug', False, 'pad and crop, erase; without it training images are only flipped')
-    data.add_argument('--sampler', default='random', help='random, identity or idrannum')
-    data.add_argument('--num_instance', type=count, default=4, help='captions of an identity in a batch, for identity and idrannum')
-    data.add_argument('--limit_train', type=count, default=None, help='train on the first so many captions only')
-    yes_no(data, '--skip_broken', False, 'leave out training images that cannot be read, and say how many')
-
-    nothing = parser.add_argument_group('without effect', 'flags of the released command lines that their code never reads, or whose code '
-                                        'cannot run')
-    yes_no(nothing, '--distributed', False, 'IRRA')
-    nothing.add_argument('--img_res', type=int, default=16, help='A2TE')
-    nothing.add_argument('--queue_size', type=int, default=65536, help='A2TE')
-    nothing.add_argument('--stage', default='first', help='A2TE')
-    yes_no(nothing, '--need_MAE', False, 'SEN; the loss mae needs no flag here')
-    yes_no(nothing, '--need_limit', False, 'SEN')
-    yes_no(nothing, '--need_pseudo', False, 'SEN')
-    nothing.add_argument('--fuse_loss_weight', type=weight, default=1.0, help='SEN')
-    yes_no(nothing, '--MIM', False, 'AGM')
-    nothing.add_argument('--patch_dim', type=int, default=64, help='AGM')
-    nothing.add_argument('--mim_loss_weight', type=weight, default=1.0, help='AGM')
-
-    add_head_options(parser)
-    parser.defaults_in_code = {name: action.default for name, action in parser.actions().items()}
-    return parser
+    yes_no(captions, '--need_MAE', False, "SEN's captions, filtered and masked in place: --caption_masking inplace --mlm_masking noun "
+           '--caption_filter 0.2; the loss mae does not need it')
 
 
-def add_head_options(parser):
-    # The one place where utils looks up to model: the heads bring their own options.
-    from model.heads import head_classes
-    for head in head_classes():
-        before = set(parser.actions())
-        head.add_options(parser.add_argument_group(f"losses: {', '.join(head.names)}"))
-        for name in set(parser.actions()) - before:
-            parser.readers[name] = [head]
-    for head in head_classes():
-        for name in head.reads:
-            if name in parser.readers:
-                parser.readers[name].append(head)
+USUAL_OPTIONS = (add_run_options, add_data_options, add_model_options, add_solver_options, add_speed_options, add_caption_options)
 
+
+def add_unread_options(parser):
+    unread = parser.add_argument_group('without effect', 'flags of the released command lines that their code never reads, or whose code '
+                                       'cannot run')
+    yes_no(unread, '--distributed', False, 'IRRA', effect=UNREAD | CALL)
+    unread.add_argument('--img_res', type=int, default=16, effect=UNREAD, help='A2TE')
+    unread.add_argument('--queue_size', type=int, default=65536, effect=UNREAD, help='A2TE')
+    unread.add_argument('--stage', default='first', effect=UNREAD, help='A2TE')
+    yes_no(unread, '--need_limit', False, 'SEN', effect=UNREAD)
+    yes_no(unread, '--need_pseudo', False, 'SEN', effect=UNREAD)
+    unread.add_argument('--fuse_loss_weight', type=weight, default=1.0, effect=UNREAD, help='SEN')
+    yes_no(unread, '--MIM', False, 'AGM', effect=UNREAD)
+    unread.add_argument('--patch_dim', type=int, default=64, effect=UNREAD, help='AGM')
+    unread.add_argument('--mim_loss_weight', type=weight, default=1.0, effect=UNREAD, help='AGM')
+
+
+# -- train.py's ------------------------------------------------------------------------------------------------------------
 
 def get_args(argv=None):
     """The options of a training run from the command line (``argv``, by default the program's own) and the recipe that it
@@ -222,29 +225,32 @@ def get_args(argv=None):
     parser = build_parser()
     first = parser.parse(argv)
     given = parser.given(argv)
-    check_files(first)
-    resumed = options_of_resumed_run(first.resume_ckpt_file, parser) if first.resume else {}
-    recipe = {**resumed, **(read_recipe(first.config_file, parser) if first.config_file else {})}
-    if 'MLM' in given and 'caption_masking' not in given:
-        recipe.pop('caption_masking', None)  # the flag decides it, also after a recipe that was printed in full
-    parser.set_defaults(**recipe)
-    args = complete(parser.parse(argv))
+    flags = with_sen_captions({name: getattr(first, name) for name in given})
+    recipe = read_recipe(first.config_file, parser) if first.config_file else {}
+    told = {**recipe, **flags}
+    check(argparse.Namespace(**{**parser.defaults_in_code, **told}))
+    resumed = options_of_resumed_run(told['resume_ckpt_file'], parser) if told.get('resume') else {}
+    settings = {**parser.defaults_in_code, **resumed, **told}
+    if 'MLM' in given and 'caption_masking' not in flags:
+        settings['caption_masking'] = None  # the flag decides it, also after a recipe that was printed in full
+    args = complete(argparse.Namespace(**settings))
     if resumed:
-        refuse_changes(args, complete(argparse.Namespace(**{**parser.defaults_in_code, **resumed})))
-    changed = {name for name, value in recipe.items() if plain(value) != plain(parser.defaults_in_code[name])}
-    args.notes = notes(args, parser, given | changed)
+        refuse_changes(args, complete(argparse.Namespace(**{**parser.defaults_in_code, **resumed})), parser)
+    args.notes = notes(args, parser, given, {**resumed, **told})
     if args.print_config:
         print(dump(args), end='')
         sys.exit(0)
     return args
 
 
-def check_files(args):
-    """What names files and folders must name some, before anything is made."""
+def check(args):
+    """What a run is started with, from flags and recipe alike: files and names, before anything is made."""
     if args.resume and args.init_from:
         raise UserError('--init_from starts a new run and --resume goes on with one: give one of them')
     if args.resume_ckpt_file and not args.resume:
         raise UserError('--resume_ckpt_file is read with --resume, which is missing')
+    if args.resume and not args.resume_ckpt_file:
+        raise UserError('--resume needs --resume_ckpt_file, the last.pth of the run to go on with')
     for path in (args.resume_ckpt_file, args.init_from):
         if path and not os.path.isfile(path):
             raise UserError(f'there is no file {path}')
@@ -252,150 +258,93 @@ def check_files(args):
         raise UserError(f"--name '{args.name}' becomes a part of a folder's name and cannot be empty or hold a /")
 
 
-def refuse_changes(args, run):
+def refuse_changes(args, run, parser):
     """A resumed run goes on as it was: options that change what is computed must be those of the run."""
+    fixed = parser.having(RESULT) & parser.without(RUN | CALL | RESUMED)
     changed = [f'{name} {plain(getattr(args, name))} (run: {plain(value)})' for name, value in sorted(vars(run).items())
-               if name not in FREE_AT_RESUME and plain(getattr(args, name)) != plain(value)]
+               if name in fixed and plain(getattr(args, name)) != plain(value)]
     if changed:
         raise UserError(f"--resume goes on with a run as it was, and these options differ: {', '.join(changed)}; leave them out, or start "
                         'a new run with --init_from')
 
 
+def options_of_resumed_run(checkpoint, parser):
+    """The options in the folder of the checkpoint that a run is resumed from; none if it keeps no configs.yaml."""
+    path = os.path.join(os.path.dirname(checkpoint), 'configs.yaml')
+    return read_recipe(path, parser) if os.path.exists(path) else {}
+
+
 def complete(args):
-    """Settle what depends on several options: caption masking, and what a sample must carry for the active heads."""
-    from model.heads import active_heads, head_classes
-    heads = active_heads(args)
+    """Settle what depends on several options: caption masking, and what each room has to settle."""
     args.img_size, args.milestones = tuple(args.img_size), tuple(args.milestones)
     if args.caption_masking is None:
         args.caption_masking = 'inplace' if args.MLM else 'clean'
     if args.masked_token_rate + args.masked_token_unchanged_rate > 1:
         raise UserError('--masked_token_rate and --masked_token_unchanged_rate are shares of the same tokens and add up to '
                         f'{args.masked_token_rate + args.masked_token_unchanged_rate:g}, above 1')
-    for head in head_classes():
-        head.settle(args, head in heads)
-    args.batch_fields = tuple(sorted({field for head in heads for field in head.fields}))
+    for room in rooms():
+        room.settle(args)
     return args
 
 
-def notes(args, parser, given):
-    """Lines for the start of the log: options that nobody reads, and differences from the method's published recipe."""
-    from model.heads import active_heads, parse_loss_names
-    lines = []
-    heads = active_heads(args)
-    named = parse_loss_names(args.loss_names)
-    lines += [f"'{head.names[0]}' is not among the losses and shapes the model all the same, by its options" for head in heads
-              if head not in named]
-    idle = sorted(name for name in given if name in parser.readers and not set(parser.readers[name]) & set(heads))
+# -- what is said at the start of a run ------------------------------------------------------------------------------------
+
+def notes(args, parser, given, told):
+    """Lines for the start of the log: options that nobody reads, what a released command means elsewhere, and differences from the
+    method's published recipe. ``given``: the options on the command line; ``told``: {option: value} of it and of the recipe."""
+    lines = [line for room in rooms() for line in room.notes(args)]
+    chosen = given | {name for name, value in told.items() if plain(value) != plain(parser.defaults_in_code[name])}
+    active = {reader for room in rooms() for reader in room.active(args)}
+    idle = {name for name in chosen if name in parser.readers and not active & set(parser.readers[name])}
     if idle:
-        lines.append(f"no active head reads {', '.join('--' + name for name in idle)} (--loss_names {args.loss_names})")
-    nothing = sorted(name for name in given if name in WITHOUT_EFFECT and getattr(args, name) != parser.defaults_in_code[name])
+        lines.append(f"no active head reads {', '.join('--' + name for name in sorted(idle))} (--loss_names {args.loss_names})")
+    nothing = sorted(name for name in chosen & parser.having(UNREAD) if getattr(args, name) != parser.defaults_in_code[name])
     if nothing:
         lines.append(f"without effect: {', '.join('--' + name for name in nothing)}")
+    if args.need_MAE and 'need_MAE' in given:
+        lines.append('--need_MAE: as in SEN, captions are filtered and masked in place: '
+                     + ', '.join(f'{name} {getattr(args, name)}' for name in recipes.SEN_CAPTIONS))
+    lines += [line for fork in FORKS if (line := what_its_release_does(fork, args, chosen - idle, told))]
     path, differences = recipe_differences(args, parser)
     if differences:
         lines.append(f"differs from {path}: {', '.join(differences)}")
     return lines
 
 
+def what_its_release_does(fork, args, chosen, told):
+    """A line where a command that is a released one computes something else here without a word in it; None elsewhere."""
+    if not fork.own & chosen and method(args) != method(argparse.Namespace(**{**vars(args), 'loss_names': fork.losses})):
+        return None
+    otherwise = [f'{name} {value} (here {getattr(args, name)})' for name, value in fork.unsaid.items()
+                 if name not in told and getattr(args, name) != value]
+    return f"the released {fork.name} trains with {', '.join(otherwise)}: name it to train as it does" if otherwise else None
+
+
+def method(args):
+    return [room.method(args) for room in rooms()]
+
+
 def recipe_differences(args, parser):
     """The published recipe (configs/<method>/<dataset>.yaml) with this run's losses and dataset, and how the run differs."""
-    from model.heads import parse_loss_names
     folder = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'configs')
     dataset = f'{args.dataset_name.lower()}.yaml'
-    losses = set(parse_loss_names(args.loss_names))
-    for method in sorted(set(os.listdir(folder)) - {'published'}):
-        path = os.path.join(folder, method, dataset)
+    # Losses are compared as a set, and MLM and need_MAE by what they stand for.
+    compared = parser.having(RESULT) & parser.without(RUN | CALL | UNPUBLISHED) - {'loss_names', 'MLM', 'need_MAE'}
+    for name in sorted(set(os.listdir(folder)) - {'published'}):
+        path = os.path.join(folder, name, dataset)
         if not os.path.exists(path):
             continue
-        recipe = {**parser.defaults_in_code, **read_recipe(path, parser)}
-        if set(parse_loss_names(recipe['loss_names'])) != losses:
+        recipe = argparse.Namespace(**{**parser.defaults_in_code, **read_recipe(path, parser)})
+        if method(recipe) != method(args):
             continue
-        recipe = vars(complete(argparse.Namespace(**recipe)))
-        ignored = FREE_TO_CHANGE + ('root_dir', 'loss_names', 'seed', 'MLM', 'eval_period', 'val_dataset', 'amp', 'notes')
-        differences = [f'{name} {plain(getattr(args, name))} (recipe {plain(value)})' for name, value in sorted(recipe.items())
-                       if name not in ignored and plain(getattr(args, name)) != plain(value)]
-        return f'configs/{method}/{dataset}', differences
+        recipe = complete(recipe)
+        differences = [f'{name} {plain(getattr(args, name))} (recipe {plain(value)})' for name, value in sorted(vars(recipe).items())
+                       if name in compared and plain(getattr(args, name)) != plain(value)]
+        return f'configs/{name}/{dataset}', differences
     return None, []
 
 
-class SafeLoader(yaml.SafeLoader):
-    """YAML without code. ``!!python/tuple``, which the released configs.yaml contain, is a tuple."""
-
-
-SafeLoader.add_constructor('tag:yaml.org,2002:python/tuple', lambda loader, node: tuple(loader.construct_sequence(node)))
-# YAML 1.1 reads 1e-5 as text; researchers mean a number.
-SafeLoader.add_implicit_resolver('tag:yaml.org,2002:float', re.compile(r'^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$'),
-                                 list('-+0123456789'))
-
-
-def read_yaml(path):
-    """A YAML file's mapping. Missing, malformed, not a mapping or with Python tags: :class:`UserError`."""
-    try:
-        with open(path, encoding='utf-8') as file:
-            content = yaml.load(file, Loader=SafeLoader)
-    except FileNotFoundError:
-        raise UserError(f'no config file {path}') from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f'cannot read {path}: {error}') from None
-    except yaml.constructor.ConstructorError as error:
-        mark = error.problem_mark
-        raise UserError(f'{path}, line {mark.line + 1}: {error.problem}; configs hold plain values only') from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise UserError(f'{path} must hold options as `name: value` lines')
-    return content
-
-
-def read_recipe(path, parser):
-    """A recipe's options with the flags' types. A key that is no option is an error with the nearest name. Of a run's
-    configs.yaml, what describes that run alone (its folder, its resumption) is left out."""
-    content = read_yaml(path)
-    actions = parser.actions()
-    of_a_run = os.path.basename(path) == 'configs.yaml'
-    options = what_its_fork_meant(content) if of_a_run else {}
-    for name, value in content.items():
-        if of_a_run and (name in OF_ONE_RUN or name == 'batch_fields'):
-            continue
-        if name not in actions:
-            raise UserError(f"{path}: unknown option '{name}'{nearest(name, actions)}")
-        options[name] = typed(actions[name], value, path)
-    return options
-
-
-def typed(action, value, path):
-    """A recipe's value as the flag would have read it."""
-    if value is None and action.default is None:
-        return None
-    try:
-        if isinstance(action, argparse.BooleanOptionalAction) or action.const in (True, False):
-            if not isinstance(value, bool):
-                raise argparse.ArgumentTypeError(f"'{value}' must be true or false")
-            return value
-        if action.nargs not in (None, '?'):
-            values = list(value) if isinstance(value, (list, tuple)) else str(value).split()
-            if isinstance(action.nargs, int) and len(values) != action.nargs:
-                raise argparse.ArgumentTypeError(f"'{value}' must be {action.nargs} numbers")
-            return tuple(action.type(str(item)) for item in values)
-        if isinstance(value, (list, tuple, dict, bool)):
-            raise argparse.ArgumentTypeError(f"'{value}' must be a single value")
-        value = action.type(str(value)) if action.type else str(value)
-        if action.choices and value not in action.choices:
-            raise argparse.ArgumentTypeError(f"'{value}' must be one of {', '.join(action.choices)}")
-        return value
-    except (argparse.ArgumentTypeError, ValueError) as error:
-        raise UserError(f'{path}, {action.dest}: {error}') from None
-
-
-def options_of_resumed_run(checkpoint, parser):
-    """The options in the folder of the checkpoint that a run is resumed from; none if it keeps no configs.yaml."""
-    if not checkpoint:
-        raise UserError('--resume needs --resume_ckpt_file, the last.pth of the run to go on with')
-    path = os.path.join(os.path.dirname(checkpoint), 'configs.yaml')
-    return read_recipe(path, parser) if os.path.exists(path) else {}
-
+# -- those of a run that is there ------------------------------------------------------------------------------------------
 
 def run_options(path):
     """The options of a run's configs.yaml, ours or a released one's, with what is missing there filled in as its code meant
@@ -405,24 +354,10 @@ def run_options(path):
     content = read_yaml(path)
     options = {**parser.defaults_in_code, **what_its_fork_meant(content)}
     for name, value in content.items():
-        options[name] = typed(actions[name], value, path) if name in actions else value
+        options[name] = parser.typed(name, value, path) if name in actions else value
     args = complete(argparse.Namespace(**options))
     args.notes = []
     return args
-
-
-def what_its_fork_meant(content):
-    """The options that a released configs.yaml's ``content`` lacks and that its code decided otherwise than our defaults do. Our own
-    configs hold every option, and are told by ``caption_masking``."""
-    if 'caption_masking' in content:
-        return {}
-    meant = {}
-    for own_options, decided in FORKS.values():
-        if own_options & set(content):
-            meant.update(decided)
-    if content.get('need_MAE'):  # SEN's dataset for it masks and filters every caption, whatever --MLM says
-        meant.update(caption_masking='inplace', mlm_masking='noun', caption_filter=0.2)
-    return {name: value for name, value in meant.items() if name not in content}
 
 
 def build_test_parser(program, description):
@@ -435,7 +370,7 @@ def build_test_parser(program, description):
     parser.add_argument('--i2t', action='store_true', help='image-to-text retrieval, too')
     parser.add_argument('--one_by_one', action='store_true', help='also embed everything in shuffled batches and in batches of one')
     parser.add_argument('--test_batch_size', type=count, help='samples encoded at a time')
-    parser.add_argument('--num_workers', type=whole, help='processes that load data')
+    parser.add_argument('--num_workers', type=positive(int, strict=False, most=1024), help='processes that load data')
     parser.add_argument('--device', help='auto, cpu, cuda or cuda:<n>')
     parser.add_argument('--amp', choices=['auto', 'bf16', 'fp16', 'off'], help='precision of the forward pass')
     parser.add_argument('--image_cache', nargs='?', const='auto', metavar='FOLDER',
@@ -466,19 +401,6 @@ def find_checkpoint(config_file, output_dir):
     raise UserError(f"no best.pth: neither {' nor '.join(candidates)} is there; name one with --checkpoint")
 
 
-def plain(value):
-    """A value as YAML holds it: tuples as lists."""
-    return list(value) if isinstance(value, (tuple, list)) else value
-
-
-def as_dict(args):
-    """The options as plain values, without what only describes this call."""
-    left_out = ('notes', 'config_file', 'print_config')
-    return {name: plain(value) for name, value in sorted(vars(args).items()) if name not in left_out}
-
-
 def dump(args):
     """The options as a recipe's text."""
-    left_out = ('batch_fields', 'training', 'local_rank', 'distributed', 'resume', 'resume_ckpt_file')
-    options = {name: value for name, value in as_dict(args).items() if name not in left_out}
-    return yaml.safe_dump(options, default_flow_style=None, sort_keys=True)
+    return recipes.dump(args, build_parser())

@@ -6,9 +6,11 @@ walks through a complete one.
 import functools
 import importlib
 import pkgutil
+import sys
 
 from torch import nn
 
+from utils import options
 from utils.errors import UserError, nearest
 
 
@@ -82,29 +84,78 @@ REFUSED = {
 
 
 def files():
-    """The modules of this folder."""
-    return [importlib.import_module(f'{__name__}.{name}') for name in sorted(m.name for m in pkgutil.iter_modules(__path__))]
+    """The modules of this folder. One that cannot be imported is left out, and named once."""
+    modules = []
+    for name in sorted(m.name for m in pkgutil.iter_modules(__path__)):
+        try:
+            modules.append(importlib.import_module(f'{__name__}.{name}'))
+        except (Exception, SystemExit) as error:  # whatever a file that somebody is writing may raise
+            leave_out(name, error)
+    return modules
+
+
+LEFT_OUT = {}   # file -> why
+CLAIMED = {}    # loss name that several files claim -> the sentence that refuses it
+
+
+def leave_out(file, error):
+    """Name a file that is broken, once. Everything else works without it; only its losses are missing."""
+    if file not in LEFT_OUT:
+        kind = '' if isinstance(error, UserError) else f'{type(error).__name__}: '
+        LEFT_OUT[file] = ' '.join(f'{kind}{error}'.split())
+        print(f'model/heads/{file}.py is left out, and its losses with it: {LEFT_OUT[file]}', file=sys.stderr, flush=True)
+
+
+@functools.lru_cache(maxsize=None)
+def registry():
+    """{loss name: Head class} of every sound file in this folder."""
+    heads, parser = {}, options.own_parser()
+    for module in files():
+        try:
+            check_aliases(module)
+            heads.update(heads_of(module, heads, parser))
+        except (Exception, SystemExit) as error:
+            leave_out(module.__name__.rsplit('.', 1)[1], error)
+    return heads
+
+
+def heads_of(module, others, parser):
+    """{loss name: Head class} of one file. What would disturb the heads of the ``others``, such as an option that is in ``parser`` already,
+    raises."""
+    heads, alone = {}, options.Parser(prog=module.__name__)
+    for head in vars(module).values():
+        if not (isinstance(head, type) and issubclass(head, Head) and head.names) or head.__module__ != module.__name__:
+            continue    # no head, or imported from its own file
+        check_names(head, {**others, **heads})
+        heads.update(dict.fromkeys(head.names, head))
+        head.add_options(alone.add_argument_group(head.__name__))
+        head.add_options(parser.add_argument_group(head.__name__))
+    alone.format_help()     # a stray % in a help text would show up when somebody asks for help
+    return heads
+
+
+def check_names(head, others):
+    if not isinstance(head.names, (tuple, list)) or not all(isinstance(name, str) and name.isprintable() for name in head.names):
+        raise UserError(f"{head.__name__}.names must be a tuple of texts, such as names = ('pull',)")
+    for name in head.names:
+        if not name or set(name) & set('+ '):
+            raise UserError(f"{head.__name__} cannot be called '{name}': --loss_names joins names with + and ignores blanks")
+        if name in others and others[name] is not head:
+            CLAIMED[name] = f"the loss name '{name}' is claimed by both {others[name].__module__} and {head.__module__}; rename one"
+            raise UserError(CLAIMED[name])
+
+
+def check_aliases(module):
+    of_file = getattr(module, 'ALIASES', {})
+    if not isinstance(of_file, dict) or not all(isinstance(text, str) for pair in of_file.items() for text in pair):
+        raise UserError("ALIASES must be a dict of texts, such as {'amm': 'mlm+attribute'}")
 
 
 @functools.lru_cache(maxsize=None)
 def aliases():
     """{name: the losses that it stands for, joined by +} of every file's ``ALIASES``."""
-    return {name: losses for module in files() for name, losses in getattr(module, 'ALIASES', {}).items()}
-
-
-@functools.lru_cache(maxsize=None)
-def registry():
-    """{loss name: Head class} of every file in this folder."""
-    heads = {}
-    for module in files():
-        for head in vars(module).values():
-            if not (isinstance(head, type) and issubclass(head, Head) and head.names):
-                continue
-            for name in head.names:
-                other = heads.setdefault(name, head)
-                if other is not head:
-                    raise UserError(f"the loss name '{name}' is claimed by both {other.__module__} and {head.__module__}")
-    return heads
+    modules = dict.fromkeys(sys.modules[head.__module__] for head in head_classes())
+    return {name: losses for module in modules for name, losses in getattr(module, 'ALIASES', {}).items()}
 
 
 def head_classes():
@@ -123,12 +174,52 @@ def parse_loss_names(loss_names):
     alias stands for may be named beside it and counts once."""
     heads, seen, known = [], set(), {**registry(), **aliases()}
     for name in str(loss_names).replace(' ', '').split('+'):
-        if name in REFUSED:
-            raise UserError(REFUSED[name])
+        if name in REFUSED or name in CLAIMED:
+            raise UserError(REFUSED.get(name) or CLAIMED[name])
         if name not in known:
             raise UserError(f"unknown loss '{name}' in --loss_names '{loss_names}'{nearest(name, known)}")
         if name in seen:
             raise UserError(f"the loss '{name}' is named twice in --loss_names '{loss_names}'")
         seen.add(name)
-        heads += [registry()[loss] for loss in aliases().get(name, name).split('+')]
+        for loss in aliases().get(name, name).split('+'):
+            if loss not in registry():
+                raise UserError(f"the loss '{name}' stands for '{aliases()[name]}', and '{loss}' is missing")
+            heads.append(registry()[loss])
     return list(dict.fromkeys(heads))
+
+
+class HeadOptions(options.Room):
+    """What the heads bring to the options."""
+
+    def add_options(self, parser):
+        for head in head_classes():
+            before = set(parser.actions())
+            head.add_options(parser.add_argument_group(f"losses: {', '.join(head.names)}"))
+            for name in set(parser.actions()) - before:
+                parser.readers[name] = [head]
+        for head in head_classes():
+            for name in head.reads:
+                if name in parser.readers:
+                    parser.readers[name].append(head)
+
+    def active(self, args):
+        return active_heads(args)
+
+    def settle(self, args):
+        heads = active_heads(args)
+        for head in head_classes():
+            head.settle(args, head in heads)
+        args.batch_fields = tuple(sorted({field for head in heads for field in head.fields}))
+
+    def method(self, args):
+        """The losses, whatever their order, also where a file with one of them is broken."""
+        names = str(args.loss_names).replace(' ', '').split('+')
+        return {loss for name in names for loss in aliases().get(name, name).split('+')}
+
+    def notes(self, args):
+        named = parse_loss_names(args.loss_names)
+        return [f"'{head.names[0]}' is not among the losses and shapes the model all the same, by its options"
+                for head in active_heads(args) if head not in named]
+
+
+options.register(__name__, HeadOptions())

@@ -7,7 +7,7 @@ from model import objectives
 from model.heads import Head
 from model.heads.mlm import CrossEncoder
 from utils.errors import UserError
-from utils.options import positive
+from utils.option_types import positive, weight
 
 ALIASES = {'amm': 'mlm+attribute'}
 
@@ -21,7 +21,7 @@ class Attribute(Head):
 
     @staticmethod
     def add_options(parser):
-        parser.add_argument('--attribute_weight', type=positive(float, strict=False), default=1.0, help='weight of attribute')
+        parser.add_argument('--attribute_weight', type=weight, default=1.0, help='weight of attribute')
 
     def __init__(self, args, model):
         super().__init__()
@@ -87,7 +87,7 @@ class Detail(Head):
     def add_options(parser):
         parser.add_argument('--pool_ratio', type=positive(float, most=1), default=0.3,
                             help='share of patches and words that are details')
-        parser.add_argument('--detail_loss_weight', type=positive(float, strict=False), default=0.01, help='weight of detail')
+        parser.add_argument('--detail_loss_weight', type=weight, default=0.01, help='weight of detail')
 
     @staticmethod
     def learning_rate(name, lr, weight_decay, args):

@@ -3,6 +3,7 @@ from torch import nn
 
 from model import objectives
 from model.heads import Head
+from utils.option_types import weight
 
 
 class ID(Head):
@@ -10,7 +11,7 @@ class ID(Head):
 
     @staticmethod
     def add_options(parser):
-        parser.add_argument('--id_loss_weight', type=float, default=1.0, help='weight of id')
+        parser.add_argument('--id_loss_weight', type=weight, default=1.0, help='weight of id')
 
     def __init__(self, args, model):
         super().__init__()

@@ -1,6 +1,7 @@
 """CLIP's InfoNCE (Radford et al., ICML 2021)."""
 from model import objectives
 from model.heads import Head
+from utils.option_types import weight
 
 
 class ITC(Head):
@@ -9,7 +10,7 @@ class ITC(Head):
 
     @staticmethod
     def add_options(parser):
-        parser.add_argument('--itc_loss_weight', type=float, default=1.0, help='weight of itc (PHP: 5)')
+        parser.add_argument('--itc_loss_weight', type=weight, default=1.0, help='weight of itc (PHP: 5)')
 
     def __init__(self, args, model):
         super().__init__()

@@ -7,7 +7,7 @@ from model import objectives
 from model.clip_model import Attention, LayerNorm, QuickGELU, Transformer
 from model.heads import Head
 from utils.errors import UserError
-from utils.options import count
+from utils.option_types import up_to, weight
 from model.masking import mask_attended
 
 
@@ -56,9 +56,9 @@ class MLM(Head):
 
     @staticmethod
     def add_options(parser):
-        parser.add_argument('--mlm_loss_weight', type=float, default=1.0, help='weight of mlm')
-        parser.add_argument('--cmt_depth', type=count, default=4, help='blocks of the cross encoder')
-        parser.add_argument('--vocab_size', type=count, default=49408, help='words that mlm chooses from')
+        parser.add_argument('--mlm_loss_weight', type=weight, default=1.0, help='weight of mlm')
+        parser.add_argument('--cmt_depth', type=up_to(200), default=4, help='blocks of the cross encoder')
+        parser.add_argument('--vocab_size', type=up_to(1_000_000), default=49408, help='words that mlm chooses from')
 
     def __init__(self, args, model):
         super().__init__()

@@ -11,7 +11,7 @@ from model import objectives
 from model.clip_model import MLP, Attention, LayerNorm
 from model.heads import Head
 from utils.errors import UserError
-from utils.options import count, weight
+from utils.option_types import up_to, weight
 
 PARTS = ('base', 'crfm', 'efp', 'crfm+efp')
 ATTENTIONS = ('slots', 'batch')
@@ -152,15 +152,15 @@ class PHP(Head):
                             help='what of PHP makes the embedding (default: crfm+efp with the loss aux, otherwise nothing)')
         parser.add_argument('--php_attention', choices=ATTENTIONS, default=None,
                             help="EFP attends across a sample's slots, or across the batch, as PHP's released code does (default: slots)")
-        parser.add_argument('--num_experts', type=count, default=6, help='experts a block')
-        parser.add_argument('--topk', type=count, default=2, help='experts a token')
-        parser.add_argument('--reduction', type=count, default=8, help="an expert is this much narrower than the embedding")
-        parser.add_argument('--moe_layers', type=count, default=6, help='blocks of EFP')
-        parser.add_argument('--moe_heads', type=count, default=8, help='attention heads of EFP')
+        parser.add_argument('--num_experts', type=up_to(256), default=6, help='experts a block')
+        parser.add_argument('--topk', type=up_to(256), default=2, help='experts a token')
+        parser.add_argument('--reduction', type=up_to(8192), default=8, help="an expert is this much narrower than the embedding")
+        parser.add_argument('--moe_layers', type=up_to(200), default=6, help='blocks of EFP')
+        parser.add_argument('--moe_heads', type=up_to(1024), default=8, help='attention heads of EFP')
         parser.add_argument('--moe_lr_factor', type=weight, default=10.0, help='on lr for experts and gates')
         parser.add_argument('--transformer_lr_factor', type=weight, default=2.0, help='on lr for the rest of EFP')
         parser.add_argument('--aux_factor', type=weight, default=0.5, help='weight of aux')
-        parser.add_argument('--cnum', type=count, default=9, help='slots that CRFM parses tokens into')
+        parser.add_argument('--cnum', type=up_to(10_000), default=9, help='slots that CRFM parses tokens into')
 
     @staticmethod
     def wanted(args):

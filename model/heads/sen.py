@@ -1,7 +1,5 @@
 """SEN (Text-guided Image Restoration and Semantic Enhancement, 2024): restore a colour image from a few of its patches in
 grey and the caption, and keep each pair closer than its hardest negatives."""
-import argparse
-
 import torch
 from torch import nn
 
@@ -10,16 +8,9 @@ from model.clip_model import Attention, LayerNorm, Transformer
 from model.heads import Head
 from model.heads.mlm import output_std
 from utils.errors import UserError
+from utils.option_types import open_share, weight
 
 GREY = (0.2989, 0.5870, 0.1140)   # of red, green and blue (ITU-R 601)
-
-
-def open_share(text):
-    """An argparse type: a number between 0 and 1, both excluded."""
-    value = float(text)
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' must be above 0 and below 1")
-    return value
 
 
 class MAE(Head):
@@ -35,7 +26,7 @@ class MAE(Head):
     def add_options(parser):
         parser.add_argument('--mask_ratio', type=open_share, default=0.8,
                             help='share of the image tokens that mae hides (SEN: 0.7)')
-        parser.add_argument('--mae_loss_weight', type=float, default=1.0, help='weight of mae (SEN: 10)')
+        parser.add_argument('--mae_loss_weight', type=weight, default=1.0, help='weight of mae (SEN: 10)')
 
     def __init__(self, args, model):
         super().__init__()
@@ -117,7 +108,7 @@ class Tri(Head):
 
     @staticmethod
     def add_options(parser):
-        parser.add_argument('--tri_loss_weight', type=float, default=1.0, help='weight of tri (SEN: 10)')
+        parser.add_argument('--tri_loss_weight', type=weight, default=1.0, help='weight of tri (SEN: 10)')
 
     def __init__(self, args, model):
         super().__init__()

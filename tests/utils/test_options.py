@@ -48,7 +48,7 @@ def test_types_that_work():
 
 @pytest.mark.parametrize('argv, message', [
     (['--batchsize', '3'], 'unknown flag --batchsize; did you mean --batch_size'),
-    (['--batch', '3'], 'unknown flag --batch'),                          # no prefixes
+    (['--warmup', '3'], 'unknown flag --warmup, which could be --warmup_epochs or --warmup_factor or --warmup_method'),
     (['--batch_size', 'many'], "argument --batch_size: invalid int value: 'many'"),
     (['--batch_size', '0'], 'must be above 0'),
     (['--lr', 'nan'], 'must be at least 0'),
