@@ -12,8 +12,8 @@ PAIRS = {'CUHK-PEDES': 68126, 'ICFG-PEDES': 34674, 'RSTPReid': 37010}
 CHANGED = {('CUHK-PEDES', 0.2): 13624, ('CUHK-PEDES', 0.5): 34062, ('CUHK-PEDES', 0.8): 54500,
            ('ICFG-PEDES', 0.2): 6933, ('ICFG-PEDES', 0.5): 17337, ('ICFG-PEDES', 0.8): 27737,
            ('RSTPReid', 0.2): 7400, ('RSTPReid', 0.5): 18505, ('RSTPReid', 0.8): 29605}
-PAIRS = [(0, 0), (0, 0), (1, 1), (1, 2), (2, 3)]
-SAMPLES = [(pid, image, f'{image}.png', f'caption {number}') for number, (pid, image) in enumerate(PAIRS)]
+IDENTITIES_AND_IMAGES = [(0, 0), (0, 0), (1, 1), (1, 2), (2, 3)]
+SAMPLES = [(pid, image, f'{image}.png', f'caption {number}') for number, (pid, image) in enumerate(IDENTITIES_AND_IMAGES)]
 
 
 @pytest.mark.parametrize('dataset, rate', CHANGED)
