@@ -10,6 +10,7 @@ identities' differences; with several, of Student's t. Holm's correction is over
 the other doesn't.
 """
 import csv
+import functools
 import glob
 import itertools
 import os
@@ -22,13 +23,19 @@ from run_scripts import start
 from utils.checkpoint import sha256_of
 from utils.errors import UserError, unknown
 from utils.iotools import atomic_write, read_json
-from utils.options import FREE_TO_CHANGE, Parser, whole
+from utils.options import Effect, Parser, build_parser, whole
 from utils.queries import Queries, read_queries
 from utils.statistics import difference, holm, interval
 from utils.tables import FIGURES, FORMATS
 
-# What may differ between the seeds of a model: nothing that is computed.
-OF_A_SEED = {*FREE_TO_CHANGE, 'seed', 'root_dir', 'checkpoint', 'i2t', 'one_by_one', 'eval_period', 'log_period', 'amp'}
+# What may differ between the seeds of a model, beside the options without an effect on a result.
+OF_A_SEED = {'seed', 'root_dir', 'checkpoint', 'i2t', 'one_by_one', 'eval_period', 'amp', 'micro_batch', 'init_from'}
+
+
+@functools.lru_cache(maxsize=None)
+def may_differ():
+    """The options that say nothing of a model."""
+    return OF_A_SEED | build_parser().without(Effect.RESULT)
 
 
 @dataclass
@@ -41,7 +48,7 @@ class Run:
 
     @property
     def options(self):
-        return {name: value for name, value in self.produced_by.get('options', {}).items() if name not in OF_A_SEED}
+        return {name: value for name, value in self.produced_by.get('options', {}).items() if name not in may_differ()}
 
 
 @dataclass
