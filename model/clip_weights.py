@@ -20,8 +20,9 @@ import yaml
 from tqdm import tqdm
 
 from model.clip_model import CLIP, ClipShape
-from utils.checkpoint import read_torch_file, sha256_of, some
+from utils.checkpoint import misfits
 from utils.errors import UserError, unknown
+from utils.weight_files import check_archive, check_weights, read_torch_file, sha256_of, some
 
 log = logging.getLogger('Pedestal.weights')
 
@@ -192,7 +193,9 @@ def _read(path, trust_archive):
 
 
 def in_float32(value):
-    return value.detach().float() if value.is_floating_point() else value
+    """A copy that shares its memory with no other entry: the model keeps it and learns in it."""
+    dtype = torch.float32 if value.is_floating_point() else value.dtype
+    return value.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)
 
 
 def load_entries(path, trust_archive):
@@ -216,6 +219,8 @@ def load_torchscript(path, trust_archive):
     if not trust_archive and sha256_of(path) not in OPENAI_SHA256.values():
         raise UserError(f"{path} is a TorchScript archive, which can carry code, and none of OpenAI's known files; "
                         'if you trust where it comes from, load it with --trust_archive')
+    with open(path, 'rb') as file:
+        check_archive(file, path)
     with warnings.catch_warnings():     # PyTorch deprecates TorchScript; OpenAI's files stay what they are
         warnings.simplefilter('ignore', FutureWarning)
         warnings.simplefilter('ignore', DeprecationWarning)
@@ -227,6 +232,7 @@ def load_safetensors(path):
         from safetensors.torch import load_file
     except ImportError:
         raise UserError(f'reading {path} needs the safetensors library: pip install safetensors') from None
+    log.info('%s is of a format without checksums: damage to its numbers would not be seen', path)
     return load_file(path)
 
 
@@ -235,13 +241,8 @@ def tensors_in(entries, path):
     for key in ('state_dict', 'model'):
         if isinstance(entries, dict) and isinstance(entries.get(key), dict):
             entries = entries[key]
-    if not isinstance(entries, dict) or not all(isinstance(name, str) for name in entries):
-        raise UserError(f'{path} holds no state dict')
-    tensors = {name: value for name, value in entries.items() if isinstance(value, torch.Tensor)}
-    if len(tensors) < len(entries):
-        other = [name for name in entries if name not in tensors]
-        raise UserError(f'{path} holds entries that are no weights: {some(other)}')
-    return tensors
+    check_weights(entries, path)
+    return entries
 
 
 # ----------------------------------------------------------------------------------------------------- naming dialects
@@ -398,9 +399,8 @@ def check_entries(state, clip, path):
             state.setdefault(name, torch.zeros_like(value, device='cpu'))
     missing = [name for name in expected if name not in state]
     unexpected = [name for name in state if name not in expected]
-    other = [f'{name} {list(state[name].shape)} for {list(value.shape)}' for name, value in expected.items()
-             if name in state and state[name].shape != value.shape]
+    other = misfits(expected, state)
     found = [f'{what}: {some(names)}' for what, names in
-             (('missing', missing), ('unexpected', unexpected), ('of another size', other)) if names]
+             (('missing', missing), ('unexpected', unexpected), ('of another size or type', other)) if names]
     if found:
         raise UserError(f'{path} does not hold the parameters of a CLIP that Pedestal knows ({"; ".join(found)})')

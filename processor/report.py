@@ -10,7 +10,7 @@ import torchvision
 from torch.utils.data import DataLoader
 
 from model import build_model
-from utils.checkpoint import read_checkpoint, sha256_of
+from utils.checkpoint import read_checkpoint
 from utils.comm import pick_device
 from utils.errors import UserError
 from utils.iotools import atomic_write
@@ -46,7 +46,7 @@ class Report:
 
 def load_trained(args, num_classes):
     """(the trained model on its device, the rest of its checkpoint) of ``args.checkpoint``."""
-    checkpoint = read_checkpoint(args.checkpoint)
+    checkpoint = read_checkpoint(args.checkpoint, hashed=True)
     classifier = checkpoint['model'].get('classifier.weight')
     if classifier is not None:  # over the identities that it was trained on, whatever it is tested on
         num_classes = len(classifier)
@@ -112,7 +112,7 @@ def how_chosen(args, checkpoint):
 def produced_by(args, checkpoint, images, captions):
     """Everything that a figure hangs on."""
     return {
-        'options': as_dict(args), 'checkpoint': os.path.abspath(args.checkpoint), 'checkpoint_sha256': sha256_of(args.checkpoint),
+        'options': as_dict(args), 'checkpoint': os.path.abspath(args.checkpoint), 'checkpoint_sha256': checkpoint.get('sha256'),
         'trained_for': age(checkpoint), 'chosen_by_split': chosen_by(args, checkpoint),
         'trained_on': args.trained_on, 'dataset': args.dataset_name, 'images': len(images), 'captions': len(captions),
         'identities': len(set(map(int, images.image_pids))), 'seed': args.seed,

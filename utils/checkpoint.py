@@ -1,74 +1,40 @@
 """Checkpoints: official parameter names on disk, loaded strictly, written atomically, read without running code."""
-import hashlib
 import logging
+import math
 import os
-import re
 
 import torch
 
 from utils.errors import UserError
 from utils.iotools import atomic_write
+from utils.resumption import COUNTERS, UNUSED, check_values, moments_of
+from utils.weight_files import check_weights, plain_name, read_torch_file, sha256_of, some  # noqa: F401 (sha256_of: for others)
 
 logger = logging.getLogger('Pedestal.checkpoint')
 
-# Entries of published checkpoints that nothing reads, by the beginning of their names.
-UNUSED = ('base_model.logit_scale', 'base_model_m.',)
-# What later PHP releases count in its blocks, anywhere in a name.
-COUNTERS = ('expert_count_accum', 'token_count_accum')
 # Names of SEN's code for what every other fork calls by IRRA's.
 RENAMED = {'cross_attn_mlm.': 'cross_attn.', 'cross_modal_transformer_mlm.': 'cross_modal_transformer.'}
 
 
-def read_torch_file(path):
-    """What ``torch.save`` wrote, on the CPU, by ``weights_only`` loading. Missing, truncated, foreign or code-carrying files
-    raise :class:`UserError`."""
-    if not os.path.isfile(path):
-        raise UserError(f'there is no file {path}')
-    try:
-        return torch.load(path, map_location='cpu', weights_only=True)
-    except MemoryError:
-        raise
-    except OSError as error:
-        raise UserError(f'cannot read {path}: {error.strerror or error}') from None
-    except Exception as error:  # unpickling arbitrary bytes raises nearly anything
-        if re.search('unsupported (global|class)|trying to (call|instantiate)', str(error), re.IGNORECASE):
-            raise UserError(f'{path} holds pickled objects other than tensors, which can carry code, and is not loaded: '
-                            'save its state dict alone') from None
-        raise UserError(f'{path} is truncated or no file of weights') from None
-
-
-def read_checkpoint(path):
-    """A checkpoint's dict with the trained weights under ``'model'``, names without DistributedDataParallel's ``module.``."""
-    checkpoint = read_torch_file(path)
+def read_checkpoint(path, hashed=False):
+    """A checkpoint's dict with the trained weights under ``'model'``, names without DistributedDataParallel's ``module.``; with
+    ``hashed`` also ``'sha256'``, of the file that was read. Weights that are no plain tensors raise :class:`UserError`."""
+    checkpoint, digest = read_torch_file(path, hashed=True) if hashed else (read_torch_file(path), None)
     if not isinstance(checkpoint, dict):
         raise UserError(f'{path} is not a checkpoint: it holds a {type(checkpoint).__name__}')
     if 'model' not in checkpoint:
         if not all(isinstance(value, torch.Tensor) for value in checkpoint.values()) or not checkpoint:
             raise UserError(f"{path} is not a checkpoint: it has no 'model', only {', '.join(map(str, list(checkpoint)[:5]))}")
         checkpoint = {'model': checkpoint}
+    check_weights(checkpoint['model'], path)
     checkpoint['model'] = renamed({name.removeprefix('module.'): value for name, value in checkpoint['model'].items()})
-    return checkpoint
+    return {**checkpoint, 'sha256': digest} if hashed else checkpoint
 
 
 def renamed(weights):
     """A state dict under the names that Pedestal reads."""
     return {next((new + name[len(old):] for old, new in RENAMED.items() if name.startswith(old)), name): value
             for name, value in weights.items()}
-
-
-def sha256_of(path):
-    """A file's checksum, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, 'rb') as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def some(names, most=5):
-    """The first few names and how many more there are."""
-    names = list(names)
-    return ', '.join(names[:most]) + (f' and {len(names) - most} more' if len(names) > most else '')
 
 
 def is_unused(name):
@@ -83,20 +49,25 @@ def load_weights(model, weights, source='the checkpoint'):
     weights = {name: value for name, value in weights.items() if name not in unused}
     missing = [name for name in own if name not in weights]
     extra = [name for name in weights if name not in own]
-    shapes = wrong_shapes(own, weights)
+    shapes = misfits(own, weights)
     problems = [f'{len(missing)} entries are missing ({some(missing)})'] * bool(missing)
     problems += [f'{len(extra)} have no place in the model ({some(extra)})'] * bool(extra)
-    problems += [f'{len(shapes)} have another shape ({some(shapes)})'] * bool(shapes)
+    problems += [f'{len(shapes)} have another shape or type ({some(shapes)})'] * bool(shapes)
     if problems:
         raise UserError(f"{source} does not fit the model that the options describe: {'; '.join(problems)}")
     model.load_state_dict(weights)
     logger.info('loaded %d entries from %s%s', len(weights), source, f', dropped unused {some(unused)}' if unused else '')
 
 
-def wrong_shapes(own, weights):
-    """``['classifier.weight: [10, 512] for [20, 512]', ...]``"""
-    return [f'{name}: {list(value.shape)} for {list(own[name].shape)}' for name, value in weights.items()
-            if name in own and value.shape != own[name].shape]
+def misfits(own, weights):
+    """``['classifier.weight: [10, 512] for [20, 512]', 'ln.bias: int64 for float32', ...]``"""
+    found = []
+    for name, value in weights.items():
+        if name in own and value.shape != own[name].shape:
+            found.append(f'{name}: {list(value.shape)} for {list(own[name].shape)}')
+        elif name in own and value.is_floating_point() != own[name].is_floating_point():
+            found.append(f'{name}: {plain_name(value.dtype)} for {plain_name(own[name].dtype)}')
+    return found
 
 
 def start_from(model, path):
@@ -106,12 +77,12 @@ def start_from(model, path):
     encoder = {name: value for name, value in weights.items() if name.startswith('base_model.') and not name.startswith(UNUSED)}
     missing = [name for name in own if name.startswith('base_model.') and name not in encoder]
     extra = [name for name in encoder if name not in own]
-    shapes = wrong_shapes(own, encoder)
+    shapes = misfits(own, encoder)
     if missing or extra or shapes:
         raise UserError(f'{path} has another encoder than the options describe: {some(shapes + missing + extra)}')
-    fitting = {name: value for name, value in weights.items() if name in own and value.shape == own[name].shape}
+    fitting = {name: value for name, value in weights.items() if name in own and not misfits(own, {name: value})}
     anew = [name for name in own if name not in fitting]
-    left_out = [name for name in weights if name not in own]
+    left_out = [name for name in weights if name not in own and not is_unused(name)]
     model.load_state_dict({**own, **fitting})
     logger.info('started from %s: %d entries taken%s%s', path, len(fitting),
                 f'; made anew: {some(anew)}' if anew else '', f'; left out: {some(left_out)}' if left_out else '')
@@ -133,12 +104,15 @@ class Checkpointer:
         return os.path.join(self.save_dir, f'{name}.pth')
 
     def save(self, name, training_state=False, **extra):
-        """Write a checkpoint whole or not at all. No disk space, no permission: :class:`UserError`, the old file is kept."""
+        """Write a checkpoint whole or not at all. What is not finite is not saved; no disk space, no permission: in each case
+        :class:`UserError`, and the old file is kept."""
         if not self.save_dir or not self.save_to_disk:
             return
-        content = {'model': self.model.state_dict(), **extra}
+        content = {'model': self.weights(), **extra}
         if training_state:
             content.update(optimizer=self.optimizer.state_dict(), scheduler=self.scheduler.state_dict())
+            content['moments'] = len(content['optimizer']['state'])
+        self.refuse_not_finite(content)
         path = self.path(name)
         try:
             with atomic_write(path, 'wb') as file:
@@ -148,50 +122,83 @@ class Checkpointer:
                 raise error.__context__ or error
             raise UserError(f'cannot write {path}: {error.__context__.strerror}; what was there is kept') from None
 
+    def weights(self):
+        """The model's state dict, with the copies that a released loader asks for (``model.released_copies``: {beginning of the copy's
+        name: of the original's}). They share its memory, and take no room in the file."""
+        weights = dict(self.model.state_dict())
+        for copy, original in getattr(self.model, 'released_copies', {}).items():
+            weights.update({copy + name[len(original):]: value for name, value in list(weights.items()) if name.startswith(original)})
+        return weights
+
+    def refuse_not_finite(self, content):
+        bad = not_finite(content)
+        if bad:
+            what = 'weights are' if any(name.startswith('model: ') for name in bad) else "the optimizer's state or the run's is"
+            where = ''.join(f'{key} {content[key]}, ' for key in ('epoch', 'step') if key in content)
+            raise UserError(f'at {where}{what} not finite any more ({some(bad, 2)}): lower --lr; {self.last_good()}')
+
+    def last_good(self):
+        """Where a run that breaks can be gone on with, in words."""
+        path = self.path('last')
+        return f'the last good checkpoint is {path}' if os.path.isfile(path) else 'nothing was saved before'
+
     def load(self, f=None):
         """Load a checkpoint's weights, strictly, and return the rest of it."""
         checkpoint = read_checkpoint(f)
         load_weights(self.model, checkpoint.pop('model'), f)
         return checkpoint
 
-    def resume(self, f=None):
-        """Load model, optimizer and schedule, and return the rest, with ``'epoch'`` the epoch to go on with.
+    def resume(self, f=None, checkpoint=None):
+        """Load model, optimizer and schedule, and return the rest, with ``'epoch'`` the epoch to go on with. ``checkpoint``: what
+        :func:`read_checkpoint` made of the file, where it was read already.
 
-        A released checkpoint's epoch was finished when it was written, and so it goes on with the next one.
+        A released checkpoint's epoch was finished when it was written, and so it goes on with the next one. Everything is
+        checked before anything is loaded; what doesn't fit raises :class:`UserError`.
         """
-        checkpoint = read_checkpoint(f)
+        checkpoint = dict(read_checkpoint(f) if checkpoint is None else checkpoint)
         for part in ('optimizer', 'scheduler'):
             if part not in checkpoint:
                 raise UserError(f'{f} holds no {part}; resume from a last.pth, or start a new run with --init_from {f}')
-        weights = checkpoint.pop('model')
+        check_values(checkpoint, f)
+        weights, state = checkpoint.pop('model'), checkpoint.pop('optimizer')
+        bad = not_finite({'model': weights})
+        if bad:
+            raise UserError(f'{f} holds weights that are not finite ({some(bad)}) and cannot be gone on with')
+        if checkpoint.get('moments', len(state['state'])) != len(state['state']):
+            raise UserError(f"the optimizer in {f} holds moments of {len(state['state'])} parameters and was saved with {checkpoint['moments']}")
+        state = moments_of(state, weights, self.model, self.optimizer, f)
         load_weights(self.model, weights, f)
-        state = checkpoint.pop('optimizer')
-        try:
-            if 'step' not in checkpoint and len(state['param_groups']) != len(self.optimizer.param_groups):
-                state = regrouped(state, list(weights), self.model, self.optimizer)
-            for group, own in zip(state['param_groups'], self.optimizer.param_groups):
-                if 'fused' in own:  # how a step is computed is of this program and machine, not of the run
-                    group['fused'] = own['fused']
-            self.optimizer.load_state_dict(state)
-        except (ValueError, KeyError) as error:
-            raise UserError(f'the optimizer in {f} does not fit these options: {error}') from None
+        self.optimizer.load_state_dict(state)
         self.scheduler.load_state_dict(checkpoint.pop('scheduler'))
-        if 'step' not in checkpoint:
+        if is_released(checkpoint):
             checkpoint['epoch'] = checkpoint.get('epoch', 0) + 1
         self.resumed = checkpoint
         return checkpoint
 
 
-def regrouped(state, names, model, optimizer):
-    """A released optimizer's state, one group a parameter in the order of ``names``, in our groups."""
-    name_of = {id(parameter): name for name, parameter in model.named_parameters()}
-    names = [name for name in names if name in set(name_of.values())]  # a state dict lists buffers too
-    numbers = {name: group['params'][0] for name, group in zip(names, state['param_groups'])}
-    ours, groups = {}, []
-    for group in optimizer.state_dict()['param_groups']:
-        parameters = optimizer.param_groups[len(groups)]['params']
-        for number, parameter in zip(group['params'], parameters):
-            if numbers[name_of[id(parameter)]] in state['state']:
-                ours[number] = state['state'][numbers[name_of[id(parameter)]]]
-        groups.append(group)
-    return {'state': ours, 'param_groups': groups}
+def is_released(checkpoint):
+    """Whether a checkpoint was written by IRRA's code or a fork's: those keep no step."""
+    return 'step' not in checkpoint
+
+
+def not_finite(content, place=''):
+    """The places in nested dicts and lists with a number that is not finite: ``['model: classifier.weight', ...]``."""
+    numbers = list(leaves(content, place))
+    tensors = [(name, value) for name, value in numbers if isinstance(value, torch.Tensor) and value.is_floating_point()]
+    plain = [name for name, value in numbers if isinstance(value, float) and not math.isfinite(value)]
+    by_device = {}
+    for name, value in tensors:
+        by_device.setdefault(value.device, []).append((name, value.isfinite().all()))
+    for found in by_device.values():   # one look at each device
+        plain += [name for (name, _), good in zip(found, torch.stack([good for _, good in found]).tolist()) if not good]
+    return plain
+
+
+def leaves(content, place):
+    """(place, value) of everything in nested dicts and lists."""
+    items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, (list, tuple)) else None
+    if items is None:
+        yield place, content
+        return
+    for name, value in items:
+        yield from leaves(value, f'{place}{": " if place else ""}{name}')

@@ -216,7 +216,8 @@ def test_truncated_archive(archive, tmp_path):
     for i, broken in enumerate([content[:len(content) // 2], content[:2000] + bytes(20000) + content[22000:]]):
         path = tmp_path / f'{i}.pt'
         path.write_bytes(broken)
-        assert refused(str(path), trust_archive=True) == f'{path} is truncated or no file of weights'
+        said = 'is damaged: its part ViT-tiny/data/0' if i else 'is truncated or no file of weights'
+        assert refused(str(path), trust_archive=True).startswith(f'{path} {said}')
 
 
 # ----------------------------------------------------------------------------------------------------- OpenAI's files
@@ -396,7 +397,7 @@ def test_missing_unexpected_and_misshapen_entries_are_named(weights, saved, dial
     message = refused(saved(state))
     assert 'missing: visual.transformer.resblocks.1.mlp.c_fc.bias, transformer.resblocks.1.mlp.c_fc.bias;' in message
     assert 'unexpected: adapter.0.weight, ' in message and 'adapter.4.weight and 2 more;' in message
-    assert 'of another size: visual.ln_post.bias [3] for [64]' in message
+    assert 'of another size or type: visual.ln_post.bias: [3] for [64]' in message
 
 
 def test_a_third_of_a_projection_is_reported(weights, saved):
@@ -431,10 +432,11 @@ def test_truncated_and_corrupt_files(weights, tmp_path, zipped):
     torch.save(weights, path, _use_new_zipfile_serialization=zipped)
     content = path.read_bytes()
     assert same(build_clip(str(path), BIG, 16, 20).state_dict(), weights)
-    for broken in (content[:len(content) // 2], content[:100], content[:-30],
-                   content[:100] + bytes(200) + content[300:], b'', b'<html>404</html>'):
+    damaged = content[:100] + bytes(200) + content[300:]
+    for broken in (content[:len(content) // 2], content[:100], content[:-30], damaged, b'', b'<html>404</html>'):
         path.write_bytes(broken)
-        assert refused(str(path)) == f'{path} is truncated or no file of weights'
+        said = 'is damaged: its part clip/data.pkl' if zipped and broken == damaged else 'is truncated or no file of weights'
+        assert refused(str(path)).startswith(f'{path} {said}')
 
 
 class Code:
@@ -464,3 +466,66 @@ def test_unreadable_file(weights, saved, monkeypatch):
     path = saved(weights)
     monkeypatch.setattr(torch, 'load', forbidden)
     assert refused(path) == f'cannot read {path}: Permission denied'
+
+
+def flipped(content, start, step):
+    """Copies of a file with one bit flipped: another one in each, from ``start`` on."""
+    for number, position in enumerate(range(start, len(content), step)):
+        damaged = bytearray(content)
+        damaged[position] ^= 1 << number % 8
+        yield bytes(damaged)
+
+
+@pytest.mark.parametrize('torchscript', [True, False])
+def test_a_flipped_bit_is_seen_or_changes_nothing(archive, weights, tmp_path, torchscript):
+    """In the archive's own padding a bit may flip unseen."""
+    path = tmp_path / 'clip.pt'
+    if torchscript:
+        path.write_bytes(archive.read_bytes())
+    else:
+        torch.save(weights, path)
+    content, seen = path.read_bytes(), 0
+    before = build_clip(str(path), BIG, 16, 20, trust_archive=True).state_dict()
+    damaged = list(flipped(content, 17, len(content) // 40))
+    for broken in damaged:
+        path.write_bytes(broken)
+        try:
+            assert same(build_clip(str(path), BIG, 16, 20, trust_archive=True).state_dict(), before)
+        except UserError as error:
+            assert 'is damaged: its part' in str(error) or 'truncated' in str(error)
+            seen += 1
+    assert seen > 0.7 * len(damaged)
+
+
+NOT_PLAIN = [
+    (lambda value: value[:1].expand(len(value), *value.shape[1:]), r'a tensor of shape \[.*\] expanded from fewer numbers'),
+    (lambda value: torch.empty_like(value, device='meta'), r'a tensor without values \(meta\)'),
+    (lambda value: value.to_sparse(), 'a sparse tensor'),
+    (lambda value: torch.quantize_per_tensor(value, 0.1, 0, torch.qint8), 'a quantized tensor'),
+    (lambda value: value.to(torch.complex64), 'a tensor of complex64'),
+    (lambda value: value.tolist(), 'a list'),
+]
+
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('changed, message', NOT_PLAIN)
+def test_entries_that_are_no_plain_tensors_are_named(weights, tmp_path, changed, message):
+    weights = {**weights, 'visual.conv1.weight': changed(weights['visual.conv1.weight'])}
+    torch.save(weights, tmp_path / 'clip.pt')
+    with pytest.raises(UserError, match=f'no weights: visual.conv1.weight is {message}'):
+        build_clip(str(tmp_path / 'clip.pt'), BIG, 16, 20)
+
+
+def test_whole_numbers_are_no_weights(weights, tmp_path):
+    torch.save({**weights, 'visual.conv1.weight': weights['visual.conv1.weight'].long()}, tmp_path / 'clip.pt')
+    with pytest.raises(UserError, match='size or type: visual.conv1.weight: int64 for float32'):
+        build_clip(str(tmp_path / 'clip.pt'), BIG, 16, 20)
+
+
+def test_entries_that_share_memory_learn_each_for_itself(weights, tmp_path):
+    shared = {**weights, 'ln_final.weight': weights['ln_final.bias']}
+    torch.save(shared, tmp_path / 'clip.pt')
+    clip = build_clip(str(tmp_path / 'clip.pt'), BIG, 16, 20)
+    with torch.no_grad():
+        clip.ln_final.bias += 1
+    assert torch.equal(clip.ln_final.weight, weights['ln_final.bias'])

@@ -8,7 +8,7 @@ from torch import nn
 
 from solver import build_lr_scheduler, build_optimizer
 from tests.support import options
-from utils.checkpoint import Checkpointer, load_weights, read_checkpoint, start_from
+from utils.checkpoint import Checkpointer, load_weights, read_checkpoint, sha256_of, start_from
 from utils.errors import UserError
 
 
@@ -197,3 +197,81 @@ def test_start_from_another_encoder_is_refused(tmp_path):
     torch.save({'model': Model(width=6).state_dict()}, tmp_path / 'best.pth')
     with pytest.raises(UserError, match='another encoder.*base_model.weight'):
         start_from(Model(), str(tmp_path / 'best.pth'))
+
+
+# -- damage and entries of other kinds -----------------------------------------------------------------------------------
+
+def test_a_flipped_bit_in_any_weight_is_seen(tmp_path):
+    path = tmp_path / 'best.pth'
+    model = Model(width=64)
+    torch.save({'model': model.state_dict(), 'epoch': 1}, path)
+    content = path.read_bytes()
+    weights = content.index(model.base_model.weight.detach().numpy().tobytes())
+    for position in range(weights, weights + 4 * model.base_model.weight.numel(), 37):
+        damaged = bytearray(content)
+        damaged[position] ^= 1 << position % 8
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match='best.pth is damaged: its part best/data/0 has not the checksum.*copy or download it again'):
+            read_checkpoint(path)
+
+
+def test_files_without_checksums_are_read_and_said_to_have_none(tmp_path, caplog):
+    model = Model()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({'model': model.state_dict()}, tmp_path / 'unchecked.pth')
+    finally:
+        torch.serialization.set_crc32_options(True)
+    torch.save({'model': model.state_dict()}, tmp_path / 'old.pth', _use_new_zipfile_serialization=False)
+    for name in ('unchecked', 'old'):
+        with caplog.at_level('INFO', logger='Pedestal'):
+            assert equal(read_checkpoint(tmp_path / f'{name}.pth')['model'], model.state_dict())
+        assert 'without checksums' in caplog.text and 'damage to' in caplog.text
+        caplog.clear()
+
+
+def test_the_checksum_is_of_the_file_that_was_read(tmp_path, monkeypatch):
+    """A run replaces its best.pth while it is being read."""
+    old, new, path = Model(), Model(), tmp_path / 'best.pth'
+    for model, name in ((old, 'best.pth'), (new, 'new.pth')):
+        torch.save({'model': model.state_dict()}, tmp_path / name)
+    load = torch.load
+
+    def replaced_meanwhile(*inputs, **settings):
+        content = load(*inputs, **settings)
+        if (tmp_path / 'new.pth').exists():
+            os.replace(tmp_path / 'new.pth', path)
+        return content
+    monkeypatch.setattr(torch, 'load', replaced_meanwhile)
+    checkpoint = read_checkpoint(path, hashed=True)
+    assert equal(checkpoint['model'], new.state_dict()) and checkpoint['sha256'] == sha256_of(path)
+
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('changed, message', [
+    (lambda value: value.expand(2, *value.shape), 'expanded from fewer numbers'),
+    (lambda value: torch.empty_like(value, device='meta'), 'without values'),
+    (lambda value: value.to_sparse(), 'a sparse tensor'),
+    (lambda value: torch.quantize_per_tensor(value, 0.1, 0, torch.qint8), 'a quantized tensor'),
+    (lambda value: value.to(torch.complex64), 'a tensor of complex64'),
+    (lambda value: 'text', 'a str'), (lambda value: None, 'a NoneType'),
+])
+def test_model_entries_that_are_no_plain_tensors(tmp_path, changed, message):
+    weights = Model().state_dict()
+    torch.save({'model': {**weights, 'classifier.weight': changed(weights['classifier.weight'])}}, tmp_path / 'best.pth')
+    with pytest.raises(UserError, match=f'entries that are no weights: classifier.weight is .*{message}'):
+        read_checkpoint(tmp_path / 'best.pth')
+
+
+@pytest.mark.parametrize('model', [None, [torch.zeros(1)], torch.zeros(1), {3: torch.zeros(1)}])
+def test_a_model_that_is_no_state_dict(tmp_path, model):
+    torch.save({'model': model}, tmp_path / 'best.pth')
+    with pytest.raises(UserError, match='holds no state dict'):
+        read_checkpoint(tmp_path / 'best.pth')
+
+
+def test_whole_numbers_do_not_become_weights():
+    weights = Model().state_dict()
+    weights['classifier.bias'] = weights['classifier.bias'].long()
+    with pytest.raises(UserError, match='1 have another shape or type .classifier.bias: int64 for float32'):
+        load_weights(Model(), weights)
