@@ -1,0 +1,64 @@
+"""A run's evaluations while it trained: the best epoch, the last one, and the mean of the last five.
+
+The best of 60 epochs on the split that chose it is a maximum of 60 noisy figures: it lies above what the run reaches as a rule. The
+last epoch was chosen by nothing, and the mean of the last five has less noise.
+"""
+import json
+import os
+import statistics
+
+MEAN_OF = 5   # epochs at the end
+
+
+def read_evaluations(folder):
+    """The evaluations in a run's ``metrics.jsonl``, by epoch: ``[{'epoch', 'split', 'R1', ...}]``; none for a run of other code."""
+    evaluations = {}
+    try:
+        with open(os.path.join(folder, 'metrics.jsonl'), encoding='utf-8') as file:
+            for line in file:
+                try:
+                    entry = json.loads(line)
+                    if entry['kind'] == 'evaluation':
+                        evaluations[entry['epoch']] = {name: value for name, value in entry.items() if name not in ('kind', 'step')}
+                except (ValueError, KeyError, TypeError):   # the line that a kill cut short
+                    continue
+    except OSError:
+        return []
+    return [evaluations[epoch] for epoch in sorted(evaluations)]
+
+
+def best_last_mean(evaluations):
+    """``{'split', 'best': metrics, 'last': metrics, 'mean': metrics}``, each with its ``epochs``; {} without evaluations.
+
+    The best is the first of equals by Rank-1, as ``best.pth`` is. The mean is of the evaluations in the last five epochs.
+
+    >>> runs = [{'epoch': epoch, 'split': 'test', 'R1': r1} for epoch, r1 in enumerate((10.0, 40.0, 61.0, 59.0, 62.0, 58.0, 60.0), 1)]
+    >>> found = best_last_mean(runs)
+    >>> found['best'], found['last'], found['mean']
+    ({'R1': 62.0, 'epochs': [5]}, {'R1': 60.0, 'epochs': [7]}, {'R1': 60.0, 'epochs': [3, 4, 5, 6, 7]})
+    """
+    if not evaluations:
+        return {}
+    best, last = max(evaluations, key=lambda one: one['R1']), evaluations[-1]
+    ending = [one for one in evaluations if one['epoch'] > last['epoch'] - MEAN_OF]
+    return {'split': last.get('split'), 'best': mean_of([best]), 'last': mean_of([last]), 'mean': mean_of(ending)}
+
+
+def mean_of(evaluations):
+    """The mean of each metric that all the evaluations have, and their ``epochs``."""
+    names = [name for name, value in evaluations[0].items() if name != 'epoch' and isinstance(value, (int, float))
+             and all(name in one for one in evaluations)]
+    means = {name: statistics.fmean(one[name] for one in evaluations) for name in names}
+    return {**means, 'epochs': [one['epoch'] for one in evaluations]}
+
+
+def in_words(found):
+    """A line for the log and under the table; '' without evaluations."""
+    if not found:
+        return ''
+    best, last, mean = found['best'], found['last'], found['mean']
+    line = f"while training, on the {found['split']} split: best Rank-1 {best['R1']:.3f} at epoch {best['epochs'][0]}"
+    line += f", last {last['R1']:.3f} at epoch {last['epochs'][0]}"
+    if len(mean['epochs']) > 1:
+        line += f", mean of epochs {mean['epochs'][0]} to {mean['epochs'][-1]} {mean['R1']:.3f}"
+    return line
