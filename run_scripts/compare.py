@@ -29,7 +29,7 @@ from utils.statistics import difference, holm, interval
 from utils.tables import FIGURES, FORMATS
 
 # What may differ between the seeds of a model, beside the options without an effect on a result.
-OF_A_SEED = {'seed', 'root_dir', 'checkpoint', 'i2t', 'one_by_one', 'eval_period', 'amp', 'micro_batch', 'init_from'}
+OF_A_SEED = {'seed', 'root_dir', 'checkpoint', 'i2t', 'one_by_one', 'eval_period', 'amp', 'micro_batch'}
 
 
 @functools.lru_cache(maxsize=None)
