@@ -6,7 +6,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from utils.errors import UserError, unknown
 
-SCHEDULES = ('step', 'exp', 'poly', 'cosine', 'linear')
+SCHEDULES = ('step', 'exp', 'poly', 'cosine', 'linear', 'step_cosine')
 WARMUPS = ('linear', 'constant')
 
 
@@ -77,9 +77,8 @@ class StepSchedule(WarmupSchedule):
     def __init__(self, optimizer, *settings, **named):
         self.done = 0, 1   # steps that came before, and steps of an epoch
         super().__init__(optimizer, *settings, **named)
-        if (self.mode, self.warmup_method) != ('cosine', 'linear'):
-            raise UserError('--schedule_by step is made of a linear --warmup_method and a cosine --lrscheduler; with '
-                            f"'{self.warmup_method}' and '{self.mode}' learning rates change by the epoch")
+        if self.warmup_method != 'linear':
+            raise UserError(f"--lrscheduler step_cosine begins with a linear --warmup_method, which is '{self.warmup_method}'")
 
     def before_step(self, epoch, step, steps):
         """The rates of step ``step`` (from 1) of ``steps`` in epoch ``epoch`` (from 1), for the optimizer's groups."""
@@ -99,6 +98,6 @@ class StepSchedule(WarmupSchedule):
 
 def build_lr_scheduler(args, optimizer):
     """The schedule that ``args`` name, at the first epoch."""
-    schedule = StepSchedule if getattr(args, 'schedule_by', 'epoch') == 'step' else WarmupSchedule
+    schedule = StepSchedule if args.lrscheduler == 'step_cosine' else WarmupSchedule
     return schedule(optimizer, args.milestones, args.gamma, args.warmup_factor, args.warmup_epochs, args.warmup_method,
                     args.num_epoch, args.target_lr, args.power, args.lrscheduler)

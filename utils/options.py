@@ -159,8 +159,8 @@ def add_solver_options(parser):
     solver.add_argument('--weight_decay_bias', type=weight, default=0.0, help='of biases')
     solver.add_argument('--alpha', type=decay, default=0.9, help="Adam's first beta")
     solver.add_argument('--beta', type=decay, default=0.999, help="Adam's second beta")
-    solver.add_argument('--lrscheduler', default='cosine', choices=['step', 'exp', 'poly', 'cosine', 'linear'],
-                        help='how lr changes from epoch to epoch')
+    solver.add_argument('--lrscheduler', default='cosine', choices=['step', 'exp', 'poly', 'cosine', 'linear', 'step_cosine'],
+                        help='how lr changes from epoch to epoch; step_cosine: a cosine that moves with every step (TBPS-CLIP)')
     solver.add_argument('--milestones', type=count, nargs='+', default=(20, 50), help='epochs, for step')
     solver.add_argument('--gamma', type=weight, default=0.1, help='factor at each milestone, for step')
     solver.add_argument('--warmup_factor', type=weight, default=0.1, help='on lr at the start')

@@ -95,8 +95,7 @@ def test_unknown_names_name_the_nearest(model):
 def test_schedule_by_the_step_is_that_of_tbps_clip():
     """5 epochs of 4 steps: from 1e-6 to 1e-4 in the first one, then a cosine to 5e-6 over the other 16."""
     optimizer = torch.optim.SGD([{'params': [torch.nn.Parameter(torch.zeros(1))], 'lr': lr} for lr in (1e-4, 2e-4)])
-    args = options(lr=1e-4, num_epoch=5, warmup_epochs=1, warmup_factor=0.01, target_lr=5e-6, lrscheduler='cosine')
-    args.schedule_by = 'step'
+    args = options(lr=1e-4, num_epoch=5, warmup_epochs=1, warmup_factor=0.01, target_lr=5e-6, lrscheduler='step_cosine')
     schedule = build_lr_scheduler(args, optimizer)
     rates = []
     for epoch in range(1, 6):
@@ -113,9 +112,7 @@ def test_schedule_by_the_step_is_that_of_tbps_clip():
     assert optimizer.param_groups[0]['lr'] == rates[9]
 
 
-def test_other_schedules_change_by_the_epoch():
+def test_schedule_by_the_step_warms_up_linearly():
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
-    args = options(lrscheduler='poly')
-    args.schedule_by = 'step'
-    with pytest.raises(UserError, match='--schedule_by step'):
-        build_lr_scheduler(args, optimizer)
+    with pytest.raises(UserError, match='step_cosine begins with a linear --warmup_method'):
+        build_lr_scheduler(options(lrscheduler='step_cosine', warmup_method='constant'), optimizer)
