@@ -25,7 +25,11 @@ LARGEST = {int: 10 ** 6, float: 1e30}   # the latter is finite in float32, and s
 
 def positive(convert, least=0, strict=True, most=None):
     """An argparse type: a finite number above ``least`` (or from it, if not strict) and at most ``most``, by default a million
-    for ``int`` and 1e30 for ``float``."""
+    for ``int`` and 1e30 for ``float``.
+
+    >>> positive(int)('3'), positive(float, strict=False)('0')
+    (3, 0.0)
+    """
     most = LARGEST[convert] if most is None else most
 
     def number(text):
@@ -54,7 +58,11 @@ integer = positive(int, least=-2 ** 31, strict=False, most=2 ** 63 - 1)
 
 
 def up_to(most):
-    """1, 2, ..., ``most``: a number of layers, heads or the like, whose largest sensible value is small."""
+    """1, 2, ..., ``most``: a number of layers, heads or the like, whose largest sensible value is small.
+
+    >>> up_to(12)('4')
+    4
+    """
     return positive(int, most=most)
 
 

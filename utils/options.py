@@ -220,7 +220,12 @@ def add_unread_options(parser):
 
 def get_args(argv=None):
     """The options of a training run from the command line (``argv``, by default the program's own) and the recipe that it
-    names. Raises :class:`UserError`; ``--help`` and ``--print_config`` print and leave."""
+    names. Raises :class:`UserError`; ``--help`` and ``--print_config`` print and leave.
+
+    >>> args = get_args(['--loss_names', 'sdm+id', '--img_size', '256', '128'])
+    >>> args.img_size, args.lr, args.caption_masking
+    ((256, 128), 1e-05, 'clean')
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = build_parser()
     first = parser.parse(argv)
