@@ -1,7 +1,14 @@
 """How programs say what is wrong."""
+import os
+import runpy
+import signal
+
 import pytest
+import torch
 
 from utils.errors import UserError, run
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
 def printed_by(message, capsys):
@@ -29,3 +36,32 @@ def test_what_is_said_of_a_name_is_not_lost_behind_it(capsys):
     assert len(line) < 300 and line.startswith('no image xxx') and line.endswith('... (1000001 characters) put it there')
     line = printed_by(f"unknown value '{'word ' * 5000}'; give another one", capsys)
     assert len(line) < 1000 and line.startswith("unknown value 'word") and line.endswith('give another one')
+
+
+@pytest.mark.parametrize('message', ['CUDA error: an illegal memory access was encountered', 'Pin memory thread exited unexpectedly',
+                                     'shape of memory_mask is wrong'])
+def test_errors_that_only_speak_of_memory_keep_their_traceback(message):
+    def main():
+        raise RuntimeError(message)
+    with pytest.raises(RuntimeError, match=message):
+        run(main)
+
+
+@pytest.mark.parametrize('allocate', [
+    lambda: torch.empty(2 ** 50), lambda: bytearray(2 ** 60),
+    lambda: (_ for _ in ()).throw(torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 20.00 GiB')),
+    lambda: (_ for _ in ()).throw(RuntimeError('CUDA error: out of memory\nCUDA kernel errors might be reported later'))])
+def test_what_an_allocator_raises_is_out_of_memory(allocate, capsys):
+    with pytest.raises(SystemExit) as left:
+        run(allocate)
+    assert left.value.code == 2
+    line, = capsys.readouterr().err.splitlines()
+    assert 'out of memory' in line and 'lower --batch_size' in line
+
+
+@pytest.mark.parametrize('program', ['train.py', 'test.py'])
+def test_importing_a_program_leaves_ctrl_c_alone(program):
+    """A notebook or pytest that imports it would end without a word."""
+    before = signal.getsignal(signal.SIGINT)
+    runpy.run_path(os.path.join(ROOT, program), run_name='imported')
+    assert signal.getsignal(signal.SIGINT) is before

@@ -4,6 +4,7 @@ import os
 import pytest
 import yaml
 
+from utils import iotools, options
 from utils.errors import UserError
 from utils.options import build_parser, get_args, run_options
 
@@ -205,3 +206,158 @@ def test_saved_options_are_plain_yaml(tmp_path):
     loaded = load_train_configs(str(tmp_path / 'configs.yaml'))
     assert {name: value for name, value in vars(loaded).items() if name != 'config_file'} == \
         {name: value for name, value in vars(args).items() if name != 'config_file'}
+
+
+# -- flags and recipes pass the same checks ------------------------------------------------------------------------------------
+
+WEIGHTS = sorted(name for name in build_parser().actions() if name.endswith('_weight')) + ['aux_factor', 'lr_factor', 'moe_lr_factor']
+
+
+def told_both_ways(tmp_path, name, value):
+    """The option on the command line and in a recipe: the argv of each."""
+    return [f'--{name}={value}'], ['--config_file', recipe(tmp_path, f'{name}: {value}\n')]
+
+
+@pytest.mark.parametrize('name', WEIGHTS)
+@pytest.mark.parametrize('value', ['nan', 'inf', '-inf', '1e400', '-1', '.nan', '.inf'])
+def test_weights_are_numbers_of_at_least_0(tmp_path, name, value):
+    for argv in told_both_ways(tmp_path, name, value):
+        with pytest.raises(UserError, match=name):
+            get_args(argv)
+
+
+def test_every_number_is_finite_and_bounded(tmp_path):
+    """Also those of options that a later file brings: none may be asked for without bounds."""
+    numbers = [action for action in build_parser().actions().values() if action.type and not isinstance(action.default, str)]
+    assert len(numbers) > 40
+    for action in numbers:
+        for value in ('nan', 'inf', '1e400', '9' * 40):
+            argv = [f'--{action.dest}', *[value] * (action.nargs if isinstance(action.nargs, int) else 1)]
+            with pytest.raises(UserError, match=action.dest):
+                get_args(argv)
+
+
+@pytest.mark.parametrize('name', ['num_experts', 'topk', 'moe_layers', 'moe_heads', 'cnum', 'reduction', 'cmt_depth', 'vocab_size', 'batch_size',
+                                  'num_workers', 'text_length', 'stride_size', 'micro_batch', 'num_epoch'])
+def test_counts_have_a_largest_value(tmp_path, name):
+    for argv in told_both_ways(tmp_path, name, 99999999999):
+        with pytest.raises(UserError, match=f'{name}.*at most'):
+            get_args(argv)
+
+
+@pytest.mark.parametrize('name, value, message', [
+    ('name', '../../x', 'cannot be empty or hold a /'),
+    ('name', '""', 'cannot be empty'),
+    ('init_from', 'no.pth', 'there is no file no.pth'),
+    ('resume_ckpt_file', 'no.pth', 'is read with --resume'),
+    ('resume', 'true', 'needs --resume_ckpt_file'),
+    ('lrscheduler', 'cosin', 'cosin'),
+    ('name', 'null', 'must be a single value'),
+])
+def test_a_recipe_passes_what_is_asked_of_a_run(tmp_path, name, value, message):
+    with pytest.raises(UserError, match=message):
+        get_args(['--config_file', recipe(tmp_path, f'{name}: {value}\n')])
+
+
+@pytest.mark.parametrize('name', ['name', 'output_dir', 'root_dir', 'pretrain_choice', 'image_cache', 'dataset_name', 'config_file'])
+@pytest.mark.parametrize('said, written', [('a\0b', '"a\\0b"'), ('a\udcff', '"a\\udcff"')])
+def test_names_that_no_file_can_have(tmp_path, name, said, written):
+    flag, in_recipe = told_both_ways(tmp_path, name, written)
+    for argv in ([f'--{name}', said], in_recipe):
+        with pytest.raises(UserError, match='holds a byte 0 or bytes that are not UTF-8|is not YAML'):
+            get_args(argv)
+
+
+# -- released command lines ----------------------------------------------------------------------------------------------------
+
+PHP_COMMAND = ('--name php --img_aug --batch_size 64 --loss_names sdm+itc+aux --lr 3e-6 --num_epoch 60 --num_experts 4 --topk 2 '
+               '--reduction 8 --moe_layers 4 --moe_heads 8 --moe_lr_factor 2 --transformer_lr_factor 1 --aux_factor 0.5').split()
+SEN_COMMAND = ('--name sen --img_aug --batch_size 128 --loss_names sdm+mae+id+tri --num_epoch 60 --need_MAE --mask_ratio 0.7 '
+               '--mae_loss_weight 10 --tri_loss_weight 10 --sampler idrannum --num_instance 2 --distributed False').split()
+
+
+@pytest.mark.parametrize('dataset', ['ICFG-PEDES', 'RSTPReid', 'synthpedes'])
+def test_phps_command_says_where_its_release_trains_something_else(dataset):
+    said = [note for note in get_args([*PHP_COMMAND, '--dataset_name', dataset]).notes if 'released PHP' in note]
+    assert said == ['the released PHP trains with php_attention batch (here slots), test_batch_size 64 (here 512): name it to train as it does']
+
+
+def test_what_is_named_is_no_difference():
+    argv = [*PHP_COMMAND, '--dataset_name', 'RSTPReid', '--php_attention', 'slots', '--test_batch_size', '512', '--itc_loss_weight', '5']
+    assert not [note for note in get_args(argv).notes if 'released PHP' in note]
+    assert get_args(['--config_file', os.path.join(ROOT, 'configs/php/rstpreid.yaml')]).notes == []
+    ablation = get_args(['--loss_names', 'sdm+aux', '--num_experts', '4']).notes     # not its recipe's losses, and a flag of its own
+    assert any('released PHP trains with php_attention batch' in note for note in ablation)
+
+
+def test_sens_command_trains_on_its_captions_and_says_so():
+    args = get_args(SEN_COMMAND + ['--dataset', 'RSTPReid'])
+    assert (args.dataset_name, args.distributed) == ('RSTPReid', False)
+    assert (args.caption_masking, args.mlm_masking, args.caption_filter) == ('inplace', 'noun', 0.2)
+    assert not any('without effect' in note for note in args.notes)
+    assert any(note.startswith('--need_MAE: as in SEN') and 'caption_filter 0.2' in note for note in args.notes)
+    assert any('the released SEN trains with seed 42 (here 1)' in note for note in args.notes)
+    assert get_args(SEN_COMMAND + ['--caption_filter', '0', '--MLM']).caption_filter == 0
+    recipe_of_it = get_args(['--config_file', os.path.join(ROOT, 'configs/sen/rstpreid.yaml')])
+    differing = {name for name in vars(args) if getattr(args, name) != getattr(recipe_of_it, name)}
+    assert differing == {'seed', 'need_MAE', 'config_file', 'notes'}
+
+
+@pytest.mark.parametrize('argv, expected', [
+    (['--dataset', 'RSTPReid'], {'dataset_name': 'RSTPReid'}), (['--dataset=RSTPReid'], {'dataset_name': 'RSTPReid'}),
+    (['--batch', '3'], {'batch_size': 3}), (['--lr', '1'], {'lr': 1.0}), (['--name', 'x'], {'name': 'x'}),
+    (['--distributed', 'False'], {'distributed': False}), (['--distributed', 'True', '--MLM'], {'distributed': True, 'MLM': True}),
+    (['--distributed=true'], {'distributed': True}), (['--img_aug', 'false', '--lr', '1'], {'img_aug': False, 'lr': 1.0}),
+])
+def test_spellings_of_released_scripts(argv, expected):
+    args = vars(get_args(argv))
+    assert {name: args[name] for name in expected} == expected
+
+
+def test_help_begins_with_what_a_first_user_needs():
+    text = build_parser().format_help()
+    usage, _, rest = text.partition('\n\n')
+    assert usage == 'usage: train.py [--config_file RECIPE] [--<option> VALUE ...]'
+    places = [rest.index(f'\n{group}:') for group in ('run', 'data', 'model', 'solver', 'captions', 'losses: mlm', 'without effect')]
+    assert places == sorted(places)
+
+
+# -- an option is declared once ------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def sharpness(monkeypatch):
+    """``sharpness(effect=...)`` declares an option of that name, as a file would: one call."""
+    def declare(**declared):
+        def add(parser):
+            parser.add_argument_group('more').add_argument('--sharpness', type=float, default=1.0, help='of images', **declared)
+        monkeypatch.setattr(options, 'USUAL_OPTIONS', (*options.USUAL_OPTIONS, add))
+    return declare
+
+
+@pytest.mark.parametrize('declared, of_a_grid, at_resume', [
+    ({}, True, False), ({'effect': options.Effect.RESULT | options.Effect.RESUMED}, True, True),
+    ({'effect': options.Effect.NOTHING}, False, True), ({'effect': options.Effect.RUN}, False, True)])
+def test_an_option_is_declared_in_one_place(sharpness, tmp_path, declared, of_a_grid, at_resume):
+    from run_scripts.ablate import place
+    sharpness(**declared)
+    changed = get_args(['--sharpness', '2'])
+    assert changed.sharpness == get_args(['--config_file', recipe(tmp_path, 'sharpness: 2')]).sharpness == 2.0
+    with pytest.raises(UserError, match='sharpness'):
+        get_args(['--sharpness', 'nan'])
+    parser = build_parser()
+    assert (place(changed, parser) != place(get_args([]), parser)) is of_a_grid
+    iotools.save_train_configs(str(tmp_path), get_args([]))
+    (tmp_path / 'last.pth').write_bytes(b'')
+    argv = ['--resume', '--resume_ckpt_file', str(tmp_path / 'last.pth'), '--sharpness', '2']
+    if at_resume:
+        assert get_args(argv).sharpness == 2.0
+    else:
+        with pytest.raises(UserError, match='these options differ: sharpness 2.0 .run: 1.0.'):
+            get_args(argv)
+
+
+def test_what_draws_at_random_is_no_switch_without_effect():
+    """mae draws its patches anew for each piece of --micro_batch, and PHP its dropout."""
+    parser = build_parser()
+    assert 'micro_batch' in parser.having(options.Effect.RESULT)
+    assert {'grad_checkpoint', 'compile', 'num_workers'} <= parser.without(options.Effect.RESULT)

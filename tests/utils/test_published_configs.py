@@ -28,9 +28,9 @@ FORKS = {
             'moe_lr_factor': '2.0', 'transformer_lr_factor': '1.0', 'aux_factor': '0.5', 'cnum': '9', 'test_batch_size': '64'}}
 
 
-def write(tmp_path, fork, without=(), **changes):
+def write(tmp_path, fork, without=(), file='configs.yaml', **changes):
     content = {**IRRA, **FORKS[fork], **changes}
-    path = tmp_path / 'configs.yaml'
+    path = tmp_path / file
     path.write_text(''.join(f'{name}: {value}\n' for name, value in sorted(content.items()) if name not in without))
     return str(path)
 
@@ -75,3 +75,24 @@ def test_a_key_of_ours_wins(tmp_path):
 def test_a_published_config_as_a_recipe_trains_as_it_did(tmp_path):
     args = get_args(['--config_file', write(tmp_path, 'php')])
     assert (args.php_attention, args.itc_loss_weight, args.output_dir) == ('batch', 5.0, 'logs')
+
+
+@pytest.mark.parametrize('file', ['configs.yaml', 'php.yaml'])
+def test_content_decides_and_not_the_files_name(tmp_path, file):
+    args = get_args(['--config_file', write(tmp_path, 'php', file=file)])
+    assert (args.php_attention, args.itc_loss_weight, args.num_experts, args.output_dir) == ('batch', 5.0, 4, 'logs')
+
+
+def test_a_recipe_of_that_name_is_a_recipe(tmp_path):
+    path = tmp_path / 'configs.yaml'
+    path.write_text('loss_names: sdm+itc+aux\nnum_experts: 4\nmoe_layers: 4\noutput_dir: mine\n')
+    args = get_args(['--config_file', str(path)])
+    assert (args.php_attention, args.itc_loss_weight, args.output_dir) == ('slots', 1.0, 'mine')
+
+
+def test_a_loaded_config_is_read_by_attribute_and_by_key(tmp_path):
+    args = load_train_configs(write(tmp_path, 'sen'))
+    assert args.mask_ratio == args['mask_ratio'] == 0.7
+    args.training = False
+    assert args['training'] is False and vars(args)['training'] is False
+    assert args.img_size == (384, 128) and 'lr' in args
