@@ -51,11 +51,14 @@ class BaseDataset:
     annotations = ()         # file names of the annotation; the first one that is there is read
     image_key = 'file_path'
     first_pid = 0            # where the training identities' numbers begin
+    published = {}           # {split: (identities, images, captions)} as its paper gives them, for datasets.check
+    captions_per_image = 2   # of a stand-in that datasets.synthpedes writes in this format
+    has_val = True           # does a stand-in have a val split?
 
     def __init__(self, root='', verbose=True, splits=SPLITS, skip_broken=False):
         self.dataset_dir, self.anno_path = self.locate(root)
         self.img_dir = os.path.join(self.dataset_dir, 'imgs')
-        entries = read_annotation(self.anno_path, self.image_key)
+        entries = self.entries(self.anno_path)
         shared = shared_identities(entries)
         if shared:
             pid, found = next(iter(shared.items()))
@@ -91,6 +94,17 @@ class BaseDataset:
             if os.path.exists(path):
                 return folder, path
         raise UserError(f"no annotation {' or '.join(paths)}: put it beside imgs/, {stand_in}")
+
+    @classmethod
+    def read(cls, path):
+        """The annotation as a list of ``{id, split, captions, <image_key>}``, yet unchecked. A dataset whose file has another form turns
+        it into this one here."""
+        return read_entries(path)
+
+    @classmethod
+    def entries(cls, path):
+        """The annotation's entries; :class:`UserError` where one is not of the right form."""
+        return checked(cls.read(path), path, cls.image_key)
 
     def path(self, entry):
         return os.path.join(self.img_dir, entry[self.image_key])
@@ -133,9 +147,8 @@ def split_counts(entries):
     return len({entry['id'] for entry in entries}), len(entries), sum(len(entry['captions']) for entry in entries)
 
 
-def read_annotation(path, image_key):
-    """The annotation's entries, each of the right form; the first that isn't raises :class:`UserError`."""
-    entries = read_entries(path)
+def checked(entries, path, image_key):
+    """An annotation's entries, each of the right form; the first that isn't raises :class:`UserError`."""
     problems = [(number, problem) for number, entry in enumerate(entries)
                 if (problem := entry_problem(entry, image_key))]
     if problems:

@@ -6,25 +6,14 @@ import torch
 from torch.utils.data import DataLoader
 
 from datasets.bases import SPLITS, ImageDataset, ImageTextDataset, TextDataset, collate, first_captions
-from datasets.cuhkpedes import CUHKPEDES, SynthPedes
-from datasets.icfgpedes import ICFGPEDES
 from datasets.image_cache import open_store
-from datasets.rstpreid import RSTPReid
+from datasets.registry import dataset_class
 from datasets.sampler import build_batch_sampler
 from datasets.transforms import build_transforms
 from datasets.workers import Loader, start_worker
 from utils.errors import UserError, unknown
 
 logger = logging.getLogger('Pedestal.dataset')
-
-__factory = {dataset.name: dataset for dataset in (CUHKPEDES, ICFGPEDES, RSTPReid, SynthPedes)}
-
-
-def dataset_class(name):
-    """The class of the dataset that ``--dataset_name`` names."""
-    if name not in __factory:
-        raise unknown('dataset', name, __factory)
-    return __factory[name]
 
 
 def build_dataset(name, root, verbose=True, splits=SPLITS, skip_broken=False):

@@ -13,17 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from prettytable import PrettyTable
 from tqdm import tqdm
 
-from datasets.bases import SPLITS, entry_problem, missing_files, read_entries, shared_identities, special_captions, split_counts
-from datasets.build import dataset_class
+from datasets.bases import SPLITS, entry_problem, missing_files, shared_identities, special_captions, split_counts
+from datasets.registry import dataset_class, names
 from utils.errors import UserError, run
 from utils.iotools import read_image, read_json, refuse_irregular
 
-# {dataset: {split: (identities, images, captions)}} as published
-PUBLISHED = {
-    'CUHK-PEDES': {'train': (11003, 34054, 68126), 'val': (1000, 3078, 6158), 'test': (1000, 3074, 6156)},
-    'ICFG-PEDES': {'train': (3102, 34674, 34674), 'val': (0, 0, 0), 'test': (1000, 19848, 19848)},
-    'RSTPReid': {'train': (3701, 18505, 37010), 'val': (200, 1000, 2000), 'test': (200, 1000, 2000)},
-}
 IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.tif', '.tiff', '.webp')
 
 
@@ -36,7 +30,8 @@ def expected_counts(name, folder):
             return {split: tuple(operator.index(counts[split][kind]) for kind in kinds) for split in SPLITS}, 'synthpedes.json'
         except (KeyError, TypeError):
             raise UserError(f'{mark} does not hold the counts that datasets.synthpedes writes') from None
-    return PUBLISHED.get(name, {}), 'published' if name in PUBLISHED else ''
+    published = dataset_class(name).published
+    return published, 'published' if published else ''
 
 
 def compare(counts, expected, source):
@@ -85,12 +80,12 @@ def examine_all(paths, workers):
 def files_below(folder):
     """All image files below a folder, hidden ones left out. Follows links, but into no folder twice."""
     found, seen = [], set()
-    for place, folders, names in os.walk(folder, followlinks=True):
+    for place, folders, files in os.walk(folder, followlinks=True):
         if os.path.realpath(place) in seen:
             folders.clear()
             continue
         seen.add(os.path.realpath(place))
-        found += [os.path.join(place, name) for name in sorted(names)
+        found += [os.path.join(place, name) for name in sorted(files)
                   if name.lower().endswith(IMAGES) and not name.startswith('.')]
     return found
 
@@ -109,7 +104,7 @@ def check(name, root, workers):
     dataset = dataset_class(name)
     folder, annotation = dataset.locate(root)
     images = os.path.join(folder, 'imgs')
-    entries = read_entries(annotation)
+    entries = dataset.read(annotation)
     problems = {'annotation': [f'entry {number} (counted from 0) {problem}' for number, entry in enumerate(entries)
                                if (problem := entry_problem(entry, dataset.image_key))]}
     entries = [entry for entry in entries if not entry_problem(entry, dataset.image_key)]
@@ -137,7 +132,7 @@ def check(name, root, workers):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(prog='datasets.check', description=__doc__.split('\n')[0])
-    parser.add_argument('--dataset_name', default='CUHK-PEDES', help='CUHK-PEDES, ICFG-PEDES, RSTPReid or synthpedes')
+    parser.add_argument('--dataset_name', default='CUHK-PEDES', help=names())
     parser.add_argument('--root_dir', default='./data', help="the folder with the datasets' folders")
     parser.add_argument('--workers', type=int, default=os.cpu_count() or 1, help='threads that read images')
     args = parser.parse_args(argv)

@@ -7,8 +7,10 @@ class CUHKPEDES(BaseDataset):
     name = 'CUHK-PEDES'
     annotations = ('reid_raw.json',)
     first_pid = 1
+    published = {'train': (11003, 34054, 68126), 'val': (1000, 3078, 6158), 'test': (1000, 3074, 6156)}
 
 
 class SynthPedes(CUHKPEDES):
     """What ``python -m datasets.synthpedes`` writes by default."""
     name = 'synthpedes'
+    published = {}

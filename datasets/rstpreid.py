@@ -7,3 +7,4 @@ class RSTPReid(BaseDataset):
     name = 'RSTPReid'
     annotations = ('data_captions.json',)
     image_key = 'img_path'
+    published = {'train': (3701, 18505, 37010), 'val': (200, 1000, 2000), 'test': (200, 1000, 2000)}

@@ -84,7 +84,8 @@ def is_out_of_memory(error):
 
 def run(main):
     """Run a program's ``main()`` and exit with its status; a :class:`UserError` becomes one line and status 2."""
-    program = os.path.basename(sys.argv[0])
+    folder, program = os.path.split(sys.argv[0])
+    program = os.path.basename(folder) if program == '__main__.py' else program   # python -m <package>
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if hasattr(sys.stdout, 'reconfigure'):
         sys.stdout.reconfigure(errors='backslashreplace')   # a file's name may hold bytes that are no text

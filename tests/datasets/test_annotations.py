@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from datasets.build import __factory as factory
+from datasets.registry import datasets as known_datasets
 from datasets.build import build_dataset
 from datasets.bases import first_captions, missing_files, renumbered
 from datasets.cuhkpedes import CUHKPEDES
@@ -19,7 +19,7 @@ KEYS = {'CUHK-PEDES': 'file_path', 'ICFG-PEDES': 'file_path', 'RSTPReid': 'img_p
 @pytest.mark.parametrize('name', NAMES)
 def test_formats(make_dataset, tmp_path, name):
     entries = make_dataset(name)
-    dataset = factory[name](root=str(tmp_path))
+    dataset = known_datasets()[name](root=str(tmp_path))
     train = [entry for entry in entries if entry['split'] == 'train']
     first = train[0]['id']
     assert first == (1 if name in ('CUHK-PEDES', 'synthpedes') else 0)

@@ -1,4 +1,5 @@
 """synthpedes: what is written, that it repeats, that sentences are true, and that nobody's data is ever touched."""
+import hashlib
 import json
 import os
 import random
@@ -15,8 +16,9 @@ import pytest
 from PIL import Image
 
 from datasets import synthpedes
-from datasets import synthpedes_people as people
-from datasets.synthpedes_draw import Palette, new_scene, photo
+from datasets.synthpedes import baselines, people, writing
+from datasets.synthpedes.__main__ import main
+from datasets.synthpedes.drawing import Palette, new_scene, photo
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,6 +60,15 @@ def test_same_files_whatever_the_workers_and_the_process(tmp_path):
     assert other.wait() == 0, other.stderr.read()
     assert contents(tmp_path / 'b' / 'synthpedes') == alone
     assert contents(make(tmp_path / 'c', seed=1))['reid_raw.json'] != alone['reid_raw.json']
+
+
+def test_a_seed_gives_what_it_always_gave(tmp_path):
+    """The sentences and labels to the letter; the images' mean colour, for another Pillow may round otherwise."""
+    folder = make(tmp_path)
+    digests = [hashlib.sha256((folder / name).read_bytes()).hexdigest()[:16] for name in ('reid_raw.json', 'attributes.json')]
+    assert digests == ['d346f09085352571', '1019e6af8cbf4503']
+    means = np.mean([np.asarray(Image.open(path), float).mean((0, 1)) for path in (folder / 'imgs').rglob('*.jpg')], axis=0)
+    assert np.abs(means - (121.66, 114.76, 112.17)).max() < 0.5
 
 
 def test_workers_change_nothing_in_process(tmp_path):
@@ -259,16 +270,16 @@ def test_twins_differ_in_exactly_one_label(tmp_path):
 
 
 def test_twins_knob_is_a_share():
-    settings = synthpedes._settings(2000, 1, 1, (48, 24), 0, 'synthpedes', 0, 400, {'twins': 0.3})
-    twins = sum(synthpedes._identity(settings, i, 0, 1600)[2] is not None for i in range(1600))
+    settings = writing.settle(2000, 1, 1, (48, 24), 0, 'synthpedes', 0, 400, {'twins': 0.3})
+    twins = sum(writing._identity(settings, i, 0, 1600)[2] is not None for i in range(1600))
     assert 190 < twins < 290  # 0.15 x 1600 pairs
     settings['twins'] = 0.0
-    assert all(synthpedes._identity(settings, i, 0, 1600)[2] is None for i in range(200))
+    assert all(writing._identity(settings, i, 0, 1600)[2] is None for i in range(200))
 
 
 def test_a_twin_looks_the_same_but_for_its_change():
-    settings = synthpedes._settings(40, 1, 1, (48, 24), 0, 'synthpedes', 0, 1, {'twins': 1.0})
-    (one, look, _), (two, same_look, leader) = (synthpedes._identity(settings, i, 0, 39) for i in (4, 5))
+    settings = writing.settle(40, 1, 1, (48, 24), 0, 'synthpedes', 0, 1, {'twins': 1.0})
+    (one, look, _), (two, same_look, leader) = (writing._identity(settings, i, 0, 39) for i in (4, 5))
     assert leader == 4 and look == same_look and one != two
 
 
@@ -325,13 +336,13 @@ def test_empty_folder_is_taken_and_a_link_is_not(tmp_path):
                                          (OSError(28, 'No space left on device'), UserError)])
 def test_interruption_leaves_nothing(tmp_path, monkeypatch, error, seen):
     kept = contents(make(tmp_path / 'old'))
-    plain = synthpedes._write_identity
+    plain = writing._write_identity
 
     def stop(task):
         if task[3] == 4:
             raise error
         return plain(task)
-    monkeypatch.setattr(synthpedes, '_write_identity', stop)
+    monkeypatch.setattr(writing, '_write_identity', stop)
     with pytest.raises(seen):
         make(tmp_path / 'new')
     with pytest.raises(seen):
@@ -351,6 +362,86 @@ def test_signal_stops_workers_and_leaves_nothing(tmp_path, number):
     assert 'interrupted' in running.stderr.read() and os.listdir(tmp_path) == []
 
 
+def first_image_of(tmp_path, *arguments):
+    """A generation into ``tmp_path`` that has just begun to write."""
+    running = program('--out', tmp_path, '--ids', 20000, '--size', 64, 32, '--workers', 2, *arguments)
+    deadline = time.time() + 60
+    while not list(tmp_path.rglob('*.jpg')) and time.time() < deadline:
+        time.sleep(0.05)
+    return running
+
+
+def test_two_generations_at_once_do_not_replace_each_other(tmp_path):
+    running = first_image_of(tmp_path)
+    try:
+        for overwrite in (False, True):
+            with pytest.raises(UserError, match=f'^another run is writing {tmp_path}/synthpedes: wait until it is done'):
+                make(tmp_path, overwrite=overwrite)
+        other = make(tmp_path, format='RSTPReid')       # another format is another folder
+        assert running.poll() is None and sorted(os.listdir(tmp_path)) == ['.synthpedes.new', other.name]
+    finally:
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(30) == 130
+    assert os.listdir(tmp_path) == ['RSTPReid']
+    make(tmp_path)
+
+
+def test_the_slower_of_two_generations_replaces_nothing(tmp_path, monkeypatch):
+    """It looked before the quicker one was done, and looks again when it is its turn."""
+    locked = writing._locked
+
+    def late(*arguments):
+        monkeypatch.setattr(writing, '_locked', locked)
+        make(tmp_path, seed=1)
+        return locked(*arguments)
+    monkeypatch.setattr(writing, '_locked', late)
+    with pytest.raises(UserError, match='was made with other settings'):
+        make(tmp_path, seed=2)
+    assert read(tmp_path / 'synthpedes', 'synthpedes.json')['settings']['seed'] == 1 and os.listdir(tmp_path) == ['synthpedes']
+
+
+def test_what_a_killed_generation_left_goes_with_the_next(tmp_path):
+    running = first_image_of(tmp_path)
+    running.kill()
+    running.wait()
+    assert os.listdir(tmp_path) == ['.synthpedes.new']
+    deadline = time.time() + 20
+    while time.time() < deadline:    # its workers notice within a second or two
+        try:
+            folder = make(tmp_path)
+            break
+        except UserError:
+            time.sleep(0.2)
+    assert os.listdir(tmp_path) == ['synthpedes'] and contents(folder) == contents(make(tmp_path / 'b'))
+
+
+def test_what_was_replaced_comes_back_after_a_kill_between_the_renames(tmp_path):
+    folder = make(tmp_path)
+    kept = contents(folder)
+    folder.rename(tmp_path / '.synthpedes.old')
+    (tmp_path / '.synthpedes.new' / 'imgs').mkdir(parents=True)
+    with pytest.raises(UserError, match='was made with other settings'):
+        make(tmp_path, seed=1)
+    assert os.listdir(tmp_path) == ['synthpedes'] and contents(folder) == kept
+
+
+@pytest.mark.parametrize('content', ['[]', '3', '{"made_by": "datasets.synthpedes"}', '{"made_by": "datasets.synthpedes", "settings": 3}'])
+def test_synthpedes_json_of_other_content_is_a_sentence(tmp_path, content):
+    folder = make(tmp_path)
+    (folder / 'synthpedes.json').write_text(content)
+    with pytest.raises(UserError, match='was not made by synthpedes|was made with other settings'):
+        make(tmp_path)
+
+
+def test_out_is_a_file(tmp_path):
+    (tmp_path / 'a').write_text('mine')
+    with pytest.raises(UserError, match='cannot write .*: Not a directory'):
+        make(tmp_path / 'a')
+    with pytest.raises(UserError, match='cannot write the contact sheet'):
+        main(['--contact_sheet', str(tmp_path)])
+    assert (tmp_path / 'a').read_text() == 'mine' and os.listdir(tmp_path) == ['a']
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason='root may write anywhere')
 def test_unwritable_out(tmp_path):
     tmp_path.chmod(0o500)
@@ -368,9 +459,9 @@ def test_out_below_a_file(tmp_path):
 
 def test_baselines_agree_with_a_plain_recomputation(tmp_path):
     folder = make(tmp_path, ids=40, test_ids=30, val_ids=0, size=(96, 48), images_per_id=3)
-    captions, caption_pids, paths, image_pids = synthpedes.read_split(str(folder), 'test')
+    captions, caption_pids, paths, image_pids = baselines.read_split(str(folder), 'test')
     assert (len(captions), len(paths)) == (180, 90)
-    scores = synthpedes.baselines(str(folder), 'test', 2, 10, seed=4)
+    scores = baselines.baseline_scores(str(folder), 'test', 2, 10, seed=4)
     rank1 = {'whole image': [], 'garment bands': []}
     for group in synthpedes.galleries(image_pids, 2, 10, seed=4):
         queries = [i for i, p in enumerate(caption_pids) if p in group]
@@ -387,7 +478,7 @@ def test_baselines_agree_with_a_plain_recomputation(tmp_path):
 
 
 def test_colour_words_go_to_their_garment():
-    whole, upper, lower = synthpedes.caption_colours(
+    whole, upper, lower = baselines.caption_colours(
         'A man with brown hair wears a navy blue and white striped shirt, a pair of black trousers and red shoes. '
         'His skirt is khaki.')
     names = people.COLOURS
@@ -402,13 +493,13 @@ def test_image_colours_look_in_the_bands(tmp_path):
     pixels = np.zeros((90, 30, 3), np.uint8)
     pixels[:46], pixels[46:] = people.TONES['red'][0], people.TONES['green'][0]
     Image.fromarray(pixels).save(tmp_path / 'a.png')
-    whole, upper, lower = synthpedes.image_colours(str(tmp_path / 'a.png'))
+    whole, upper, lower = baselines.image_colours(str(tmp_path / 'a.png'))
     red, green = people.COLOURS.index('red'), people.COLOURS.index('green')
     assert upper[red] == 1 and lower[green] == 1
     assert whole[red] + whole[green] == pytest.approx(1) and 0.45 < whole[red] < 0.55
     (tmp_path / 'b.jpg').write_bytes(b'no image')
     with pytest.raises(UserError, match='b.jpg'):
-        synthpedes.image_colours(str(tmp_path / 'b.jpg'))
+        baselines.image_colours(str(tmp_path / 'b.jpg'))
 
 
 def test_galleries_are_disjoint_and_repeat():
@@ -438,10 +529,11 @@ def test_galleries_are_disjoint_and_repeat():
     ('--out X --ids 10 --workers -1', 'workers must be'),
     ('--out X --ids 10 --tints 1', '--tints'),
     ('--contact_sheet X/there/sheet.png', 'cannot write the contact sheet'),
+    ('--contact_sheet X --images_per_id 1000 --size 2048 2048', 'is too large'),
     ('--baselines X', 'none of the annotations')])
 def test_bad_arguments_are_one_sentence(tmp_path, arguments, message):
     with pytest.raises(UserError, match=message):
-        synthpedes.main(arguments.replace('X', str(tmp_path / 'new')).split())
+        main(arguments.replace('X', str(tmp_path / 'new')).split())
     assert os.listdir(tmp_path) == []
 
 
@@ -449,7 +541,7 @@ def test_program_says_it_in_one_line(tmp_path):
     running = program('--out', tmp_path, '--ids', 10, '--size', 4, 4)
     assert running.wait() == 2
     said = running.stderr.read().strip()
-    assert said == 'synthpedes.py: error: size (height) must be a whole number from 32 to 2048, not 4'
+    assert said == 'synthpedes: error: size (height) must be a whole number from 32 to 2048, not 4'
 
 
 def test_unknown_knob():
@@ -458,12 +550,12 @@ def test_unknown_knob():
 
 
 def test_contact_sheet_and_baselines_on_the_command_line(tmp_path, capsys):
-    assert synthpedes.main(['--contact_sheet', str(tmp_path / 'sheet.png'), '--size', '96', '48']) == 0
+    assert main(['--contact_sheet', str(tmp_path / 'sheet.png'), '--size', '96', '48']) == 0
     with Image.open(tmp_path / 'sheet.png') as sheet:
         assert sheet.width > 4 * 48 and sheet.height > 6 * 96
     folder = make(tmp_path, ids=20, test_ids=10)
-    assert synthpedes.main(['--baselines', str(folder), '--galleries', '2', '--ids_per_gallery', '5']) == 0
+    assert main(['--baselines', str(folder), '--galleries', '2', '--ids_per_gallery', '5']) == 0
     said = capsys.readouterr().out
     assert 'garment bands' in said and 'whole image' in said and 'mean of 2 galleries of 5' in said
     with pytest.raises(UserError, match="no entries in split 'dev'"):
-        synthpedes.baselines(str(folder), 'dev')
+        baselines.baseline_scores(str(folder), 'dev')

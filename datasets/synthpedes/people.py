@@ -1,7 +1,7 @@
 """Who walks through synthpedes: identities as plain labels, and the sentences that people would write about them.
 
 A *person* is a nested dict of labels (what ``attributes.json`` holds), a *tone* is a colour's name with its shade
-(``'dark blue'``), a *scene* says how one image shows the person (see ``synthpedes_draw.Scene``).
+(``'dark blue'``), a *scene* says how one image shows the person (see ``drawing.Scene``).
 """
 import copy
 

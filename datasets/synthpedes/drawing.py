@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from datasets.synthpedes_people import HAIR, SKIN, TONES
+from datasets.synthpedes.people import HAIR, SKIN, TONES
 from utils.seeding import derive_seed
 
 BACKGROUNDS = ('street', 'wall', 'grass', 'crossing', 'indoor')

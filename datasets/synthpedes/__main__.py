@@ -1,0 +1,81 @@
+"""``python -m datasets.synthpedes``: make a dataset of procedural pedestrians, or look at one."""
+import argparse
+import signal
+
+from datasets.registry import datasets
+from datasets.synthpedes.baselines import baseline_scores
+from datasets.synthpedes.sheet import contact_sheet
+from datasets.synthpedes.writing import KNOBS, generate, settle
+from utils.errors import UserError, run
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise UserError(message)
+
+
+def _parser():
+    parser = _Parser(prog='synthpedes', description='Make a dataset of procedural pedestrians, or look at one.')
+    parser.add_argument('--out', help='root folder; the dataset becomes <out>/<format>')
+    parser.add_argument('--ids', type=int, help='number of identities, of all splits together')
+    parser.add_argument('--images_per_id', type=int, default=4)
+    parser.add_argument('--captions_per_image', type=int, help="the format's own by default: 1 for ICFG-PEDES, else 2")
+    parser.add_argument('--size', type=int, nargs=2, default=(384, 128), metavar=('H', 'W'),
+                        help='image size in pixels')
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--format', default='synthpedes', help=f'one of {", ".join(datasets())}')
+    parser.add_argument('--val_ids', type=int,
+                        help='identities of the val split, by default a tenth (ICFG-PEDES: none)')
+    parser.add_argument('--test_ids', type=int, help='identities of the test split, by default a fifth')
+    parser.add_argument('--workers', type=int,
+                        help='processes, by default as many as cores; they change nothing in the result')
+    parser.add_argument('--overwrite', action='store_true',
+                        help='replace a folder that synthpedes made with other settings')
+    for name, (default, low, high, what) in KNOBS.items():
+        parser.add_argument(f'--{name}', type=type(default), default=default,
+                            help=f'{what} ({low} to {high}, default {default})')
+    parser.add_argument('--contact_sheet', metavar='FILE',
+                        help='only draw a few identities with a caption under each image')
+    parser.add_argument('--baselines', metavar='FOLDER',
+                        help='only rate the baselines without learning on a dataset folder')
+    parser.add_argument('--split', default='test', help='of --baselines')
+    parser.add_argument('--galleries', type=int, default=5, help='of --baselines: mean over so many disjoint galleries')
+    parser.add_argument('--ids_per_gallery', type=int, default=100)
+    return parser
+
+
+def _print_baselines(args):
+    scores = baseline_scores(args.baselines, args.split, args.galleries, args.ids_per_gallery, args.seed)
+    print(f'{args.baselines}, {args.split}: mean of {args.galleries} galleries of {args.ids_per_gallery} identities, '
+          'text to image')
+    print(f'{"baseline":<16}' + ''.join(f'{k:>8}' for k in ('R1', 'R5', 'R10', 'mAP')))
+    for name, score in scores.items():
+        print(f'{name:<16}' + ''.join(f'{score[k]:8.2f}' for k in ('R1', 'R5', 'R10', 'mAP')))
+
+
+def _terminate(signum, frame):
+    raise KeyboardInterrupt
+
+
+def main(argv=None):
+    args = _parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, _terminate)  # cleans up as Ctrl-C does
+    if args.baselines:
+        _print_baselines(args)
+        return 0
+    knobs = {name: getattr(args, name) for name in KNOBS}
+    if args.contact_sheet:
+        settings = settle(args.ids or 60, args.images_per_id, args.captions_per_image, args.size, args.seed,
+                             args.format, None, None, knobs)
+        contact_sheet(args.contact_sheet, settings)
+        return 0
+    if args.out is None or args.ids is None:
+        raise UserError('--out and --ids are needed (or --baselines, or --contact_sheet)')
+    folder = generate(args.out, args.ids, args.images_per_id, args.captions_per_image, tuple(args.size), args.seed,
+                      args.format, args.val_ids, args.test_ids, args.workers, args.overwrite, **knobs)
+    print(f'synthpedes: {folder}')
+    return 0
+
+
+if __name__ == '__main__':
+    run(main)

@@ -1,0 +1,76 @@
+"""A dataset is one file in ``datasets/``, found by itself."""
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from datasets.registry import dataset_class, datasets, names
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+
+def test_what_there_is():
+    assert set(datasets()) >= {'CUHK-PEDES', 'ICFG-PEDES', 'RSTPReid', 'synthpedes'}
+    assert all(name == cls.name and cls.annotations for name, cls in datasets().items())
+    assert dataset_class('RSTPReid').image_key == 'img_path'
+    assert all(name in names() for name in datasets())
+
+
+NEW = '''
+    from datasets.bases import BaseDataset
+    from utils.iotools import read_json
+
+    class UFine(BaseDataset):
+        """Its annotation has a form of its own."""
+        name = 'UFine6926'
+        annotations = ('ufine.json',)
+        published = {'train': (1, 1, 1), 'val': (0, 0, 0), 'test': (1, 1, 1)}
+
+        @classmethod
+        def read(cls, path):
+            return [{'id': int(pid), 'split': split, 'captions': [text], 'file_path': file}
+                    for split, people in read_json(path).items() for pid, (file, text) in people.items()]
+'''
+
+
+@pytest.fixture
+def house(tmp_path):
+    """A copy of what datasets need, to add files to."""
+    import shutil
+    for room in ('datasets', 'utils', 'data'):
+        shutil.copytree(os.path.join(ROOT, room), tmp_path / room, ignore=lambda folder, names: [
+            name for name in names if name == '__pycache__' or os.path.basename(folder) == 'data' and not name.endswith('.gz')])
+    return tmp_path
+
+
+def run(house, code):
+    return subprocess.run([sys.executable, '-c', textwrap.dedent(code)], cwd=house, capture_output=True, text=True, timeout=120)
+
+
+def test_a_new_dataset_is_one_file(house):
+    """It is trained on, checked, and told of in the help, and nothing else was changed."""
+    (house / 'datasets' / 'ufine.py').write_text(textwrap.dedent(NEW))
+    (house / 'datasets' / 'broken.py').write_text('import nothing_of_this_name')
+    (house / 'UFine6926' / 'imgs').mkdir(parents=True)
+    (house / 'UFine6926' / 'ufine.json').write_text('{"train": {"4": ["a.jpg", "a man"]}, "test": {"5": ["b.jpg", "a woman"]}}')
+    done = run(house, '''
+        import sys
+        from PIL import Image
+        for name, colour in (('a', 'red'), ('b', 'blue')):
+            Image.new('RGB', (8, 16), colour).save(f'UFine6926/imgs/{name}.jpg')
+        from datasets.build import build_dataset
+        dataset = build_dataset('UFine6926', '.')
+        assert dataset.train == [(0, 0, './UFine6926/imgs/a.jpg', 'a man')] and dataset.test['captions'] == ['a woman']
+        from datasets.check import main
+        assert main(['--dataset_name', 'UFine6926', '--root_dir', '.', '--workers', '1']) == 0
+        try:
+            main(['--help'])
+        except SystemExit:
+            pass
+        assert 'model' not in sys.modules
+    ''')
+    assert done.returncode == 0, done.stderr
+    assert 'UFine6926' in done.stdout.split('--dataset_name')[-1] and 'UFine6926: whole' in done.stdout
+    assert done.stderr.count('datasets.broken cannot be imported') == 1
