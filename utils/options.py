@@ -309,20 +309,24 @@ def notes(args, parser, given, told):
     if args.need_MAE and 'need_MAE' in given:
         lines.append('--need_MAE: as in SEN, captions are filtered and masked in place: '
                      + ', '.join(f'{name} {getattr(args, name)}' for name in recipes.SEN_CAPTIONS))
-    lines += [line for fork in FORKS if (line := what_its_release_does(fork, args, chosen - idle, told))]
     path, differences = recipe_differences(args, parser)
+    unread = {name for name, readers in parser.readers.items() if not active & set(readers)}
+    fork = fork_of(args, chosen - idle)
+    otherwise = [f'{name} {value} (here {getattr(args, name)})' for name, value in (fork.unsaid if fork else {}).items()
+                 if name not in {*told, *unread, *differences} and getattr(args, name) != value]
+    if otherwise:
+        lines.append(f"the released {fork.name} trains with {', '.join(otherwise)}: name it to train as it does")
     if differences:
-        lines.append(f"differs from {path}: {', '.join(differences)}")
+        lines.append(f"differs from {path}: {', '.join(differences.values())}")
     return lines
 
 
-def what_its_release_does(fork, args, chosen, told):
-    """A line where a command that is a released one computes something else here without a word in it; None elsewhere."""
-    if not fork.own & chosen and method(args) != method(argparse.Namespace(**{**vars(args), 'loss_names': fork.losses})):
-        return None
-    otherwise = [f'{name} {value} (here {getattr(args, name)})' for name, value in fork.unsaid.items()
-                 if name not in told and getattr(args, name) != value]
-    return f"the released {fork.name} trains with {', '.join(otherwise)}: name it to train as it does" if otherwise else None
+def fork_of(args, chosen):
+    """The released codebase whose command this may be: one whose recipe has these losses, or the one whose own options are ``chosen``."""
+    by_losses = [fork for fork in FORKS if method(args) == method(argparse.Namespace(**{**vars(args), 'loss_names': fork.losses}))]
+    by_options = [fork for fork in FORKS if fork.own & chosen]
+    found = by_losses or by_options
+    return found[0] if len(found) == 1 else None
 
 
 def method(args):
@@ -330,7 +334,7 @@ def method(args):
 
 
 def recipe_differences(args, parser):
-    """The published recipe (configs/<method>/<dataset>.yaml) with this run's losses and dataset, and how the run differs."""
+    """The published recipe (configs/<method>/<dataset>.yaml) with this run's losses and dataset, and {option: how the run differs}."""
     folder = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'configs')
     dataset = f'{args.dataset_name.lower()}.yaml'
     # Losses are compared as a set, and MLM and need_MAE by what they stand for.
@@ -343,10 +347,10 @@ def recipe_differences(args, parser):
         if method(recipe) != method(args):
             continue
         recipe = complete(recipe)
-        differences = [f'{name} {plain(getattr(args, name))} (recipe {plain(value)})' for name, value in sorted(vars(recipe).items())
-                       if name in compared and plain(getattr(args, name)) != plain(value)]
+        differences = {name: f'{name} {plain(getattr(args, name))} (recipe {plain(value)})' for name, value in sorted(vars(recipe).items())
+                       if name in compared and plain(getattr(args, name)) != plain(value)}
         return f'configs/{name}/{dataset}', differences
-    return None, []
+    return None, {}
 
 
 # -- those of a run that is there ------------------------------------------------------------------------------------------

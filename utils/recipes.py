@@ -18,17 +18,20 @@ class Fork:
     own: set                                          # its options that no other fork has
     losses: str                                       # of its recipe
     decided: dict = field(default_factory=dict)       # what its code did where its config lacks the option
-    unsaid: dict = field(default_factory=dict)        # what its command computes without being told, and ours does not
+    unsaid: dict = field(default_factory=dict)        # what its command trains with where it does not say otherwise, and ours does not
 
 
 FORKS = (
     Fork('A2TE', {'attribute_weight', 'pool_ratio'}, 'sdm+id+amm+detail',
-         decided={'freeze_conv1': True, 'temperature': 0.01, 'img_aug': True, 'momentum': 0.995, 'alpha': 0.5}),
-    Fork('SEN', {'need_MAE', 'mask_ratio'}, 'sdm+mae+id+tri', decided={'sampler': 'idrannum', 'num_instance': 2}, unsaid={'seed': 42}),
+         decided={'freeze_conv1': True, 'temperature': 0.01, 'img_aug': True, 'momentum': 0.995, 'alpha': 0.5},
+         unsaid={'freeze_conv1': True, 'temperature': 0.01, 'img_aug': True, 'alpha': 0.5}),
+    Fork('SEN', {'need_MAE', 'mask_ratio'}, 'sdm+mae+id+tri',
+         decided={'sampler': 'idrannum', 'num_instance': 2},
+         unsaid={'sampler': 'idrannum', 'num_instance': 2, 'seed': 42}),
     Fork('PHP', {'num_experts', 'moe_layers'}, 'sdm+itc+aux',
          decided={'php_attention': 'batch', 'itc_loss_weight': 5.0, 'batch_size': 64, 'test_batch_size': 64,
                   'transformer_lr_factor': 1.0, 'moe_lr_factor': 1.0},    # the first release has no such factors
-         unsaid={'php_attention': 'batch', 'test_batch_size': 64}),
+         unsaid={'php_attention': 'batch', 'itc_loss_weight': 5.0, 'batch_size': 64, 'test_batch_size': 64}),
 )
 
 # SEN's dataset for --need_MAE masks and filters every caption, whatever --MLM says.

@@ -237,8 +237,8 @@ def test_every_number_is_finite_and_bounded(tmp_path):
                 get_args(argv)
 
 
-@pytest.mark.parametrize('name', ['num_experts', 'topk', 'moe_layers', 'moe_heads', 'cnum', 'reduction', 'cmt_depth', 'vocab_size', 'batch_size',
-                                  'num_workers', 'text_length', 'stride_size', 'micro_batch', 'num_epoch'])
+@pytest.mark.parametrize('name', ['num_experts', 'topk', 'moe_layers', 'moe_heads', 'cnum', 'reduction', 'cmt_depth', 'vocab_size',
+                                  'batch_size', 'num_workers', 'text_length', 'stride_size', 'micro_batch', 'num_epoch'])
 def test_counts_have_a_largest_value(tmp_path, name):
     for argv in told_both_ways(tmp_path, name, 99999999999):
         with pytest.raises(UserError, match=f'{name}.*at most'):
@@ -276,10 +276,12 @@ SEN_COMMAND = ('--name sen --img_aug --batch_size 128 --loss_names sdm+mae+id+tr
                '--mae_loss_weight 10 --tri_loss_weight 10 --sampler idrannum --num_instance 2 --distributed False').split()
 
 
-@pytest.mark.parametrize('dataset', ['ICFG-PEDES', 'RSTPReid', 'synthpedes'])
-def test_phps_command_says_where_its_release_trains_something_else(dataset):
+@pytest.mark.parametrize('dataset, weight', [('ICFG-PEDES', ''), ('RSTPReid', ''), ('synthpedes', ', itc_loss_weight 5.0 (here 1.0)')])
+def test_phps_command_says_where_its_release_trains_something_else(dataset, weight):
+    """The weight, too, where no recipe is there that says so."""
     said = [note for note in get_args([*PHP_COMMAND, '--dataset_name', dataset]).notes if 'released PHP' in note]
-    assert said == ['the released PHP trains with php_attention batch (here slots), test_batch_size 64 (here 512): name it to train as it does']
+    assert said == [f'the released PHP trains with php_attention batch (here slots){weight}, test_batch_size 64 (here 512): '
+                    'name it to train as it does']
 
 
 def test_what_is_named_is_no_difference():
@@ -288,6 +290,13 @@ def test_what_is_named_is_no_difference():
     assert get_args(['--config_file', os.path.join(ROOT, 'configs/php/rstpreid.yaml')]).notes == []
     ablation = get_args(['--loss_names', 'sdm+aux', '--num_experts', '4']).notes     # not its recipe's losses, and a flag of its own
     assert any('released PHP trains with php_attention batch' in note for note in ablation)
+
+
+def test_a_command_of_several_methods_is_nobodys():
+    notes = get_args('--loss_names sdm+detail+mae+aux --pool_ratio 0.2 --mask_ratio 0.7 --num_experts 4'.split()).notes
+    assert not any('released' in note for note in notes)
+    notes = get_args('--loss_names sdm+mlm+amm+detail --pool_ratio 0.3 --temperature 0.01 --MLM --img_aug'.split()).notes
+    assert notes == ['the released A2TE trains with freeze_conv1 True (here False), alpha 0.5 (here 0.9): name it to train as it does']
 
 
 def test_sens_command_trains_on_its_captions_and_says_so():
