@@ -1,49 +1,33 @@
 """Evaluate a run's best checkpoint, ours or a published one's: ``python test.py --config_file <run>/configs.yaml``."""
-import os
 import signal
 
 if __name__ == '__main__':  # until run() below takes over: Ctrl-C while PyTorch loads ends the program without a traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-import torch
-
-from datasets import build_dataloader
-from datasets.synthpedes import baseline_similarities, is_synthetic
-from processor.moe_report import moe_report, refuse_without_experts
-from processor.report import beside_checkpoint, evaluate, load_trained, save_results
+from processor.head_reports import add_report_flags, heads_asked, write_report
+from processor.report import baselines, beside_checkpoint, evaluate, save_results
+from processor.runs import Split, open_run
 from utils.errors import run
 from utils.logger import setup_logger
-from utils.metrics import summary
-from utils.options import parse_test_options, build_test_parser
+from utils.options import build_test_parser, parse_test_options
 
 DEPENDENT = 3  # exit status where embeddings depend on their neighbours in the batch
 
 
 def main(argv=None):
     parser = build_test_parser('test.py', __doc__)
-    parser.add_argument('--moe_report', action='store_true', help="also report how PHP's experts are used: table, JSON and figure")
+    add_report_flags(parser)
     args = parse_test_options(parser, argv)
     setup_logger('Pedestal', save_dir='', if_train=False)
-    img_loader, txt_loader, num_classes = build_dataloader(args)
-    model, checkpoint = load_trained(args, num_classes)
-    if args.moe_report:
-        refuse_without_experts(model)
-    report = evaluate(args, model, img_loader, txt_loader, checkpoint)
-    report.baselines = baselines(args, img_loader.dataset, txt_loader.dataset)
+    opened = open_run(args)
+    asked = heads_asked(args, opened.model)
+    report = evaluate(args, opened.model, opened.images, opened.captions, opened.checkpoint)
+    report.baselines = baselines(args, opened.images.dataset, opened.captions.dataset)
     save_results(report, args)
     print(report.text)
-    if args.moe_report:
-        print(moe_report(model, img_loader, txt_loader, beside_checkpoint(args, 'moe_report')))
+    for head in asked:
+        print(write_report(head, Split(args, opened), beside_checkpoint(args, head.report_flag)))
     return 0 if report.independent else DEPENDENT
-
-
-def baselines(args, images, captions):
-    """{name: summary} of what colour words against colours reach without learning, on synthetic pedestrians; else empty."""
-    if not is_synthetic(os.path.join(args.root_dir, args.dataset_name)):
-        return {}
-    similarities = baseline_similarities(captions.captions, images.img_paths)
-    return {name: summary(torch.as_tensor(similarity), captions.caption_pids, images.image_pids)
-            for name, similarity in similarities.items()}
 
 
 if __name__ == '__main__':

@@ -9,13 +9,15 @@ import torch
 import torchvision
 from torch.utils.data import DataLoader
 
+from datasets.synthpedes import baseline_similarities, is_synthetic
 from model import build_model
 from utils.checkpoint import read_checkpoint
 from utils.comm import pick_device
 from utils.errors import UserError
-from utils.iotools import atomic_write
-from utils.metrics import Evaluator, check_independence, retrieval_results, table
+from utils.iotools import atomic_write, read_json
+from utils.metrics import Evaluator, check_independence, retrieval_results, summary, table
 from utils.options import as_dict
+from utils.tables import METRICS
 
 logger = logging.getLogger('Pedestal.test')
 
@@ -75,6 +77,16 @@ def evaluate(args, model, img_loader, txt_loader, checkpoint):
     return report
 
 
+def baselines(args, images, captions):
+    """{name: summary} of what colour words against colours reach without learning, on synthetic pedestrians; else empty. ``images``
+    and ``captions`` are datasets, or hold the same attributes."""
+    if not is_synthetic(os.path.join(args.root_dir, args.dataset_name)):
+        return {}
+    similarities = baseline_similarities(captions.captions, images.img_paths)
+    return {name: summary(torch.as_tensor(similarity), captions.caption_pids, images.image_pids)
+            for name, similarity in similarities.items()}
+
+
 def embed_split(model, img_loader, txt_loader):
     """``(qfeats [Q, D], gfeats [G, D], qids [Q], gids [G])``"""
     return Evaluator(img_loader, txt_loader)._compute_embedding(model)
@@ -131,10 +143,22 @@ def beside_checkpoint(args, name):
 def save_results(report, args):
     """``metrics.json`` beside the checkpoint (``metrics_<dataset>.json`` for another dataset than it was trained on)."""
     path = f"{beside_checkpoint(args, 'metrics')}.json"
-    content = {'results': report.tables, 'baselines': report.baselines, 'independence': {'holds': report.independent, **vars(report.independence)},
-               'produced_by': report.produced_by}
+    content = {'results': report.tables, 'baselines': report.baselines,
+               'independence': {'holds': report.independent, **vars(report.independence)}, 'produced_by': report.produced_by}
     try:
         with atomic_write(path) as file:
             json.dump(content, file, indent=1, default=str)
     except UserError as error:
         logger.warning('the results are not saved: %s', error)
+
+
+def read_results(path, checksum):
+    """(dataset, {how: {task: summary}}, independent) that :func:`save_results` wrote; None if it is not whole or of another checkpoint."""
+    try:
+        content = read_json(path)
+        of_this = content['produced_by']['checkpoint_sha256'] == checksum
+        dataset, tables, independent = content['produced_by']['dataset'], content['results'], content['independence']['holds']
+        whole = all(metric in table['t2i'] for table in tables.values() for metric in METRICS)
+    except (UserError, KeyError, TypeError, AttributeError):  # there is none, or it is of another time or program
+        return None
+    return (dataset, tables, independent) if of_this and tables and whole and (independent or ONE_BY_ONE in tables) else None

@@ -1,4 +1,8 @@
-"""What people run: shell recipes and tools. A tool runs both ways, ``python -m run_scripts.retrieve`` and ``python run_scripts/retrieve.py``."""
+"""What people run: shell recipes and tools.
+
+A tool runs as a file and as a module: ``python run_scripts/retrieve.py`` and ``python -m run_scripts.retrieve``. For that its
+first import of ours is ``run_scripts``.
+"""
 import os
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))

@@ -27,16 +27,15 @@ from dataclasses import dataclass
 from datetime import timedelta
 from textwrap import shorten
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path.insert(0, ROOT)
-
-from datasets.build import build_dataset  # noqa: E402
-from datasets.synthpedes import is_synthetic  # noqa: E402
-from test import baselines  # noqa: E402
-from utils.errors import UserError, run, unknown  # noqa: E402
-from utils.iotools import atomic_write, read_json  # noqa: E402
-from utils.options import Effect, Parser, as_dict, build_parser, get_args, plain, whole  # noqa: E402
-from utils.tables import FIGURES, as_latex, as_markdown, as_text  # noqa: E402
+from run_scripts import ROOT, start
+from datasets.build import build_dataset
+from datasets.synthpedes import is_synthetic
+from processor.report import baselines, read_results
+from utils.checkpoint import sha256_of
+from utils.errors import UserError, unknown
+from utils.iotools import atomic_write, read_json
+from utils.options import Effect, Parser, as_dict, build_parser, get_args, plain, whole
+from utils.tables import METRICS, as_latex, as_markdown, as_text
 
 OWN = {'loss_names': '--loss_names', 'seed': '--seeds', 'config_file': '--config_file', 'output_dir': '--output_dir'}
 
@@ -113,7 +112,7 @@ class Cell:
             content = read_json(self.path('result.json'))
         except UserError:
             return {}
-        whole_one = isinstance(content, dict) and ('error' in content or set(FIGURES) <= set(content.get('metrics') or ()))
+        whole_one = isinstance(content, dict) and ('error' in content or set(METRICS) <= set(content.get('metrics') or ()))
         return content if whole_one else {}
 
     @property
@@ -394,8 +393,9 @@ class Table:
 
     def write(self):
         """Write the four files; returns the text."""
-        header = [*self.names, 'n', *FIGURES, 'note']
-        lines = [*map(self.line, self.settings), *map(self.baseline_line, self.baselines)]
+        header = [*self.names, 'n', *METRICS, 'note']
+        elsewhere = [line for setting in self.settings for line in self.lines_elsewhere(setting)]
+        lines = [*map(self.line, self.settings), *elsewhere, *map(self.baseline_line, self.baselines)]
         writers = {'table.txt': as_text, 'table.md': as_markdown, 'table.tex': as_latex}
         contents = {name: writer(self.heading, header, lines) for name, writer in writers.items()}
         try:
@@ -411,12 +411,20 @@ class Table:
 
     def line(self, setting):
         metrics = self.metrics(setting)
-        figures = [mean_and_spread([one[figure] for one in metrics]) for figure in FIGURES]
-        return [*setting, str(len(metrics)), *figures, self.note(setting)]
+        return [*setting, str(len(metrics)), *means_and_spreads(metrics), self.note(setting)]
+
+    def lines_elsewhere(self, setting):
+        """A line for each other dataset that test.py --dataset_name was run on with the setting's checkpoints."""
+        found = {}
+        for cell in self.settings[setting]:
+            for dataset, metrics in results_elsewhere(cell).items():
+                found.setdefault(dataset, []).append(metrics)
+        for dataset, metrics in sorted(found.items()):
+            yield [*setting, str(len(metrics)), *means_and_spreads(metrics), f'tested on {dataset}, test split']
 
     def baseline_line(self, row):
         name, metrics, note = row
-        figures = [f'{metrics[figure]:.2f}' if metrics else '-' for figure in FIGURES]
+        figures = [f'{metrics[metric]:.2f}' if metrics else '-' for metric in METRICS]
         return [name, *[''] * len(self.names), *figures, note]
 
     def metrics(self, setting):
@@ -424,29 +432,45 @@ class Table:
         return [result['metrics'] for result in (cell.result for cell in self.settings[setting]) if 'metrics' in result]
 
     def note(self, setting):
-        """Why seeds are missing: 'seeds 1, 2: there is no file x'."""
+        """Why there is a -: 'seeds 1, 2: there is no file x', or a single seed."""
         seeds = {}
         for cell in self.settings[setting]:
             seeds.setdefault(shorten(why_missing(cell), 200, placeholder=' ...'), []).append(str(cell.seed))
-        return '; '.join(f"seed{'s' * (len(which) > 1)} {', '.join(which)}: {why}" for why, which in seeds.items() if why)
+        reasons = [f"seed{'s' * (len(which) > 1)} {', '.join(which)}: {why}" for why, which in seeds.items() if why]
+        return '; '.join(['one seed has no deviation'] * (len(self.metrics(setting)) == 1) + reasons)
 
     def csv_lines(self):
         """Rows of kind mean (with standard deviations), run (with seed, best epoch and folder) and baseline, in full precision."""
-        spreads = [f'{figure}_std' for figure in FIGURES]
-        yield ['kind', *self.names, 'seed', 'n', *FIGURES, *spreads, 'epoch', 'folder', 'note']
+        spreads = [f'{metric}_std' for metric in METRICS]
+        yield ['kind', *self.names, 'seed', 'n', *METRICS, *spreads, 'epoch', 'folder', 'note']
         for setting in self.settings:
-            columns = [[one[figure] for one in self.metrics(setting)] for figure in FIGURES]
+            columns = [[one[metric] for one in self.metrics(setting)] for metric in METRICS]
             means = [statistics.mean(column) if column else '' for column in columns]
             deviations = [statistics.stdev(column) if len(column) > 1 else '' for column in columns]
             yield ['mean', *setting, '', len(columns[0]), *means, *deviations, '', '', self.note(setting)]
         for cell in self.cells:
             result = cell.result
-            figures = [result.get('metrics', {}).get(figure, '') for figure in FIGURES]
-            yield ['run', *cell.setting, cell.seed, '', *figures, *[''] * len(FIGURES), result.get('epoch', ''), cell.folder,
+            figures = [result.get('metrics', {}).get(metric, '') for metric in METRICS]
+            yield ['run', *cell.setting, cell.seed, '', *figures, *[''] * len(METRICS), result.get('epoch', ''), cell.folder,
                    why_missing(cell)]
         for name, metrics, note in self.baselines:
-            yield ['baseline', name, *[''] * (len(self.names) - 1), '', '', *(metrics.get(figure, '') for figure in FIGURES),
-                   *[''] * len(FIGURES), '', '', note]
+            yield ['baseline', name, *[''] * (len(self.names) - 1), '', '', *(metrics.get(metric, '') for metric in METRICS),
+                   *[''] * len(METRICS), '', '', note]
+
+
+def results_elsewhere(cell):
+    """{dataset: metrics} that test.py wrote beside the best.pth of a finished run, for other datasets than it was trained on."""
+    found = {}
+    for path in sorted(glob.glob(os.path.join(glob.escape(cell.folder), '*', '*', 'metrics_*.json'))) if cell.finished else ():
+        checkpoint = os.path.join(os.path.dirname(path), 'best.pth')
+        kept = read_results(path, sha256_of(checkpoint)) if os.path.exists(checkpoint) else None
+        if kept and kept[0] != cell.args.dataset_name:
+            found[kept[0]] = next(iter(kept[1].values()))['t2i']
+    return found
+
+
+def means_and_spreads(metrics):
+    return [mean_and_spread([one[metric] for one in metrics]) for metric in METRICS]
 
 
 def mean_and_spread(values):
@@ -477,4 +501,4 @@ def baseline_rows(args):
 
 
 if __name__ == '__main__':
-    run(main)
+    start(main)

@@ -5,21 +5,17 @@ pedestrians the two baselines that learn nothing (colour words against colours) 
 """
 import os
 import statistics
-import sys
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import torch
+from prettytable import PrettyTable
 
-import torch  # noqa: E402
-from prettytable import PrettyTable  # noqa: E402
-
-from datasets import build_dataloader  # noqa: E402
-from datasets.synthpedes import baseline_similarities, galleries, is_synthetic  # noqa: E402
-from processor.report import load_trained  # noqa: E402
-from utils.errors import UserError, run  # noqa: E402
-from utils.metrics import embed, retrieval_results, summary  # noqa: E402
-from utils.options import build_test_parser, count, parse_test_options, whole  # noqa: E402
-
-FIGURES = ('R1', 'R5', 'R10', 'mAP', 'mINP')
+from run_scripts import start
+from datasets.synthpedes import baseline_similarities, galleries, is_synthetic
+from processor.runs import open_run
+from utils.errors import UserError
+from utils.metrics import embed, retrieval_results, summary
+from utils.options import build_test_parser, count, parse_test_options, whole
+from utils.tables import METRICS
 
 
 def main(argv=None):
@@ -28,28 +24,28 @@ def main(argv=None):
     parser.add_argument('--ids_per_gallery', type=count, default=100, help='identities in each')
     parser.add_argument('--gallery_seed', type=whole, default=0, help='which identities come together')
     args = parse_test_options(parser, argv)
-    img_loader, txt_loader, num_classes = build_dataloader(args)
-    images, captions = img_loader.dataset, txt_loader.dataset
+    run = open_run(args)
+    images, captions = run.images.dataset, run.captions.dataset
     available = len(set(map(int, images.image_pids)))
     if available < args.galleries * args.ids_per_gallery:
         raise UserError(f'{args.galleries} galleries of {args.ids_per_gallery} identities need {args.galleries * args.ids_per_gallery}, '
                         f'and the test split of {args.dataset_name} has {available}')
-    model, _ = load_trained(args, num_classes)
     q_pids, g_pids = torch.as_tensor(captions.caption_pids), torch.as_tensor(images.image_pids)
-    rankings = {'model': by_model(model, img_loader, txt_loader)}
+    rankings = {'model': by_model(run)}
     if is_synthetic(os.path.join(args.root_dir, args.dataset_name)):
         baselines = baseline_similarities(captions.captions, images.img_paths)
-        rankings.update({f'colour words, {name}': by_similarity(torch.as_tensor(value), q_pids, g_pids) for name, value in baselines.items()})
+        rankings.update({f'colour words, {name}': by_similarity(torch.as_tensor(value), q_pids, g_pids)
+                         for name, value in baselines.items()})
     groups = galleries(sorted(set(g_pids.tolist())), args.galleries, args.ids_per_gallery, args.gallery_seed)
     print(f'{args.galleries} galleries of {args.ids_per_gallery} identities, mean (standard deviation); '
           f'chance: Rank-1 {100 / args.ids_per_gallery:.1f}')
     print(table({name: in_galleries(ranked, q_pids, g_pids, groups) for name, ranked in rankings.items()}))
 
 
-def by_model(model, img_loader, txt_loader):
+def by_model(run):
     """The summary of some of the test split's queries [Q] and gallery [G], both chosen by masks, as the model ranks them."""
-    qfeats, qids = embed(model.encode_text, txt_loader, model)
-    gfeats, gids = embed(model.encode_image, img_loader, model)
+    qfeats, qids = embed(run.model.encode_text, run.captions, run.model)
+    gfeats, gids = embed(run.model.encode_image, run.images, run.model)
     return lambda queries, gallery: retrieval_results(qfeats[queries], gfeats[gallery], qids[queries], gids[gallery])['t2i']
 
 
@@ -65,12 +61,12 @@ def in_galleries(ranked, q_pids, g_pids, groups):
 
 
 def table(results):
-    shown = PrettyTable(['', *FIGURES])
+    shown = PrettyTable(['', *METRICS])
     for name, rows in results.items():
-        columns = [[row[figure] for row in rows] for figure in FIGURES]
+        columns = [[row[metric] for row in rows] for metric in METRICS]
         shown.add_row([name, *(f'{statistics.mean(column):.2f} ({statistics.pstdev(column):.2f})' for column in columns)])
     return shown.get_string()
 
 
 if __name__ == '__main__':
-    run(main)
+    start(main)

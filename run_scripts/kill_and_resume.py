@@ -16,12 +16,10 @@ import sys
 import tempfile
 import time
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path.insert(0, ROOT)
+import torch
 
-import torch  # noqa: E402
-
-from utils.errors import UserError, run  # noqa: E402
+from run_scripts import ROOT, start
+from utils.errors import UserError
 
 DEFAULTS = ['--dataset_name', 'synthpedes', '--loss_names', 'sdm+mlm+id', '--pretrain_choice', 'scratch:tiny', '--img_size', '96', '48',
             '--img_aug', '--MLM', '--batch_size', '16', '--num_epoch', '3', '--save_steps', '2', '--num_workers', '0', '--log_period', '1',
@@ -50,14 +48,14 @@ def compare(args, folder):
     command = [sys.executable, os.path.join(ROOT, 'train.py'), *DEFAULTS, '--root_dir', data, *args.train_options]
 
     whole_output, output = os.path.join(folder, 'whole'), os.path.join(folder, 'killed')
-    finish(start([*command, '--output_dir', whole_output]))
+    finish(launch([*command, '--output_dir', whole_output]))
     steps = journal(only(whole_output))[-1]['step']
     print(f'undisturbed: {steps} steps')
 
     draw, kills = random.Random(args.seed), 0
     # Moments: a step by which the process is killed, and a fraction of a second more, to hit any part of a step or a write.
     for step in sorted(draw.randrange(steps * 9 // 10) for _ in range(args.kills)):
-        process, resumed = start([*command, '--output_dir', output, *resumption(output)]), bool(resumption(output))
+        process, resumed = launch([*command, '--output_dir', output, *resumption(output)]), bool(resumption(output))
         wait_for(step, output, process)
         time.sleep(draw.uniform(0, 0.4))
         ended_itself = process.poll() is not None
@@ -67,14 +65,14 @@ def compare(args, folder):
             break
         kills += 1
         print(f"kill {kills} of {'a resumed' if resumed else 'the new'} run at step {last_step(output)}", flush=True)
-    finish(start([*command, '--output_dir', output, *resumption(output)]))
+    finish(launch([*command, '--output_dir', output, *resumption(output)]))
 
     differences = list(different(only(whole_output), only(output)))
     print('\n'.join(differences) or f'the same weights, best checkpoint and metrics after {kills} kills')
     return 1 if differences else 0
 
 
-def start(command):
+def launch(command):
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
@@ -85,7 +83,7 @@ def finish(process):
 
 
 def call(command):
-    finish(start(command))
+    finish(launch(command))
 
 
 def resumption(output):
@@ -152,4 +150,4 @@ def journal(folder):
 
 
 if __name__ == '__main__':
-    run(main)
+    start(main)

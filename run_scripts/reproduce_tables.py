@@ -2,48 +2,50 @@
 
 Every folder below --logs with a configs.yaml is a run. Its best.pth is evaluated on the test split of its own dataset (or its
 metrics.json is taken, if that is of the same checkpoint) and set beside the row of configs/published/<dataset>.yaml with its
-losses and backbone. A run whose embeddings depend on the batch has a second row: the same, one by one. A folder that cannot be
-evaluated is a row that says why.
+losses and backbone; where no such row is published, the note says so. A run whose embeddings depend on the batch has a second row: the
+same, one by one. What test.py --dataset_name found on other datasets (metrics_<dataset>.json) is a row in that dataset's table. A folder
+that cannot be evaluated is a row that says why.
 """
 import argparse
+import glob
 import os
 import re
 import sys
 from dataclasses import dataclass, field
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from run_scripts import ROOT, start
+from model.heads import parse_loss_names
+from processor.report import ONE_BY_ONE, evaluate, read_results, save_results
+from processor.runs import open_run
+from utils.checkpoint import sha256_of
+from utils.errors import UserError
+from utils.options import build_test_parser, parse_test_options, read_yaml
+from utils.tables import FORMATS, METRICS
 
-from datasets import build_dataloader  # noqa: E402
-from model.heads import parse_loss_names  # noqa: E402
-from processor.report import ONE_BY_ONE, evaluate, load_trained, save_results  # noqa: E402
-from utils.checkpoint import sha256_of  # noqa: E402
-from utils.errors import UserError, run  # noqa: E402
-from utils.iotools import read_json  # noqa: E402
-from utils.options import build_test_parser, parse_test_options, read_yaml  # noqa: E402
-from utils.tables import FIGURES, FORMATS  # noqa: E402
-
-PUBLISHED = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'configs', 'published')
-HEADER = ['run', 'method', *FIGURES, 'note']
+PUBLISHED = os.path.join(ROOT, 'configs', 'published')
+DEPENDS = 'EMBEDDINGS DEPEND ON THE BATCH'
+HEADER = ['run', 'method', 'losses', *METRICS, 'note']
 
 
 @dataclass
 class Row:
     run: str
     dataset: str = 'not evaluated'
-    method: str = ''                                  # as the published row names it; '' where there is none
+    method: str = ''                                  # as the published row names it; '' where there is none: the note says why
+    losses: str = ''
     measured: dict = field(default_factory=dict)      # {'R1': percent, ...}
     published: dict = field(default_factory=dict)     # the same, without what the paper doesn't give
     note: str = ''
 
-    def cell(self, figure):
+    def cell(self, metric):
         """'measured / published (difference)', as far as there are such."""
-        if figure not in self.measured:
+        if metric not in self.measured:
             return '-'
-        measured, published = self.measured[figure], self.published.get(figure)
+        measured, published = self.measured[metric], self.published.get(metric)
         return f'{measured:.2f}' if published is None else f'{measured:.2f} / {published:.2f} ({measured - published:+.2f})'
 
     def cells(self):
-        return [self.run, self.method or '-', *map(self.cell, FIGURES), self.note]
+        return [self.run, self.method or '-', self.losses or '-', *map(self.cell, METRICS), self.note]
 
 
 def main(argv=None):
@@ -75,45 +77,52 @@ def run_folders(logs):
 
 
 def rows_of(folder, logs, overrides=()):
-    """A run's row; two where its embeddings depend on the batch; or the one that says why there are no figures."""
+    """A run's rows: what its test found, once more one by one where its embeddings depend on the batch, and what was found on other
+    datasets; or the one that says why there are no figures."""
     row = Row(os.path.relpath(folder, logs))
     try:
         args = parse_test_options(build_test_parser('reproduce_tables.py', ''),
                                   ['--config_file', os.path.join(folder, 'configs.yaml'), *overrides])
-        row.dataset = args.dataset_name
+        row.dataset, row.losses = args.dataset_name, args.loss_names
         published = published_row(args)
         row.method = published.get('method', '')
-        row.published = {figure: value for figure, value in zip(FIGURES, published.get('values', ())) if value is not None}
+        row.published = {metric: value for metric, value in zip(METRICS, published.get('values', ())) if value is not None}
         tables, independent = kept_results(args) or evaluated(args)
+        elsewhere = results_elsewhere(args)
     except Exception as error:  # one broken run must not cost the table of all the others
         row.note = str(error) if isinstance(error, UserError) else f'{type(error).__name__}: {error}'
         return [row]
+    row.note = '' if row.method else why_unpublished(args)
+    others = [Row(f'{row.run}, trained on {args.trained_on}', dataset, losses=row.losses, measured=found['t2i'], note=note)
+              for dataset, found, note in elsewhere]
     row.measured = next(iter(tables.values()))['t2i']
     if independent:
-        return [row]
-    row.note = 'EMBEDDINGS DEPEND ON THE BATCH'
-    return [row, Row(f'{row.run}, one by one', row.dataset, row.method, tables[ONE_BY_ONE]['t2i'], row.published)]
+        return [row, *others]
+    row.note = '; '.join(filter(None, [DEPENDS, row.note]))
+    alone = Row(f'{row.run}, one by one', row.dataset, row.method, row.losses, tables[ONE_BY_ONE]['t2i'], row.published)
+    return [row, alone, *others]
 
 
 def kept_results(args):
     """({how: {task: summary}}, independent) of the metrics.json beside the checkpoint if it is of that checkpoint; else None."""
-    try:
-        content = read_json(os.path.join(os.path.dirname(args.checkpoint), 'metrics.json'))
-        of_this = (content['produced_by']['checkpoint_sha256'], content['produced_by']['dataset']) == \
-            (sha256_of(args.checkpoint), args.dataset_name)
-        tables, independent = content['results'], content['independence']['holds']
-        whole = all(figure in table['t2i'] for table in tables.values() for figure in FIGURES)
-    except (UserError, KeyError, TypeError, AttributeError):  # there is none, or it is of another time or program
-        return None
-    return (tables, independent) if of_this and tables and whole and (independent or ONE_BY_ONE in tables) else None
+    kept = read_results(os.path.join(os.path.dirname(args.checkpoint), 'metrics.json'), sha256_of(args.checkpoint))
+    return kept[1:] if kept and kept[0] == args.dataset_name else None
+
+
+def results_elsewhere(args):
+    """[(dataset, {task: summary}, note)] of the checkpoint on other datasets than the run's own, as far as test.py was run on them."""
+    paths = sorted(glob.glob(os.path.join(glob.escape(os.path.dirname(args.checkpoint)), 'metrics_*.json')))
+    checksum = sha256_of(args.checkpoint) if paths else None
+    found = [kept for path in paths if (kept := read_results(path, checksum)) and kept[0] != args.trained_on]
+    note = 'another dataset than it was trained on, which no row is published for'
+    return [(dataset, next(iter(tables.values())), note if independent else f'{DEPENDS}; {note}') for dataset, tables, independent in found]
 
 
 def evaluated(args):
     """({how: {task: summary}}, independent) of the checkpoint on the test split, kept as metrics.json."""
     print(f'evaluating {args.checkpoint} on {args.dataset_name}', file=sys.stderr)
-    img_loader, txt_loader, num_classes = build_dataloader(args)
-    model, checkpoint = load_trained(args, num_classes)
-    report = evaluate(args, model, img_loader, txt_loader, checkpoint)
+    run = open_run(args)
+    report = evaluate(args, run.model, run.images, run.captions, run.checkpoint)
     save_results(report, args)
     return report.tables, report.independent
 
@@ -135,6 +144,15 @@ def published_row(args):
     return {}
 
 
+def why_unpublished(args):
+    """Why a run has no published row."""
+    path = os.path.join('configs', 'published', f'{args.dataset_name.lower()}.yaml')
+    if not os.path.exists(os.path.join(ROOT, path)):
+        return f'nothing is published on {args.dataset_name}'
+    parts = f' and PHP {args.php_parts}' if args.php_parts else ''
+    return f'no row in {path} with these losses, {args.pretrain_choice}{parts}'
+
+
 def php_parts(row):
     return row.get('php_parts', 'crfm+efp' if row['key'] == 'php' else None)
 
@@ -146,4 +164,4 @@ def backbone(pretrain_choice):
 
 
 if __name__ == '__main__':
-    run(main)
+    start(main)

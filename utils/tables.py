@@ -1,7 +1,7 @@
 """One table as text, Markdown and LaTeX: a heading, a header and lines of texts."""
 from prettytable import PrettyTable
 
-FIGURES = ('R1', 'R5', 'R10', 'mAP', 'mINP')
+METRICS = ('R1', 'R5', 'R10', 'mAP', 'mINP')
 
 
 def as_text(heading, header, lines):
@@ -18,7 +18,7 @@ def as_markdown(heading, header, lines):
 def as_latex(heading, header, lines):
     lines = [' & '.join(map(escaped, cells)) + r' \\' for cells in [header, *lines]]
     lines[0] += r' \hline'
-    columns = ''.join('r' if name in ('n', *FIGURES) else 'l' for name in header)
+    columns = ''.join('r' if name in ('n', *METRICS) else 'l' for name in header)
     body = '\n'.join([f'\\begin{{tabular}}{{{columns}}}', *lines, r'\end{tabular}'])
     return f'% {heading}\n{body}'
 

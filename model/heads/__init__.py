@@ -7,11 +7,20 @@ import functools
 import importlib
 import pkgutil
 import sys
+from collections.abc import Callable
+from typing import NamedTuple
 
 from torch import nn
 
 from utils import options
 from utils.errors import UserError, nearest
+
+
+class HeadReport(NamedTuple):
+    """What :meth:`Head.report` makes of a trained model."""
+    text: str             # is printed
+    content: dict         # becomes <report_flag>.json
+    draw: Callable        # draw() is the matplotlib figure that becomes <report_flag>.png
 
 
 class Head(nn.Module):
@@ -29,6 +38,10 @@ class Head(nn.Module):
     needs = ()     # of Encoded, beside the embeddings: 'image_tokens', 'text_tokens', 'masked_text_tokens', 'image_attention', ...
     fields = ()    # what it reads from the batch beside pids, image_ids, images and caption_ids
     reads = ()     # options it reads that another file adds
+
+    report_flag = None   # the flag of test.py, without dashes, that asks for report()
+    report_help = ''     # the flag's line in test.py --help
+    report_needs = ''    # what a run lacks that cannot have the report: '<flag>: this run has no <report_needs>'
 
     @staticmethod
     def add_options(parser):
@@ -65,6 +78,18 @@ class Head(nn.Module):
         if type(self).refine is not Head.refine:
             return 'it refines embeddings and does not say (why_whole) that its losses do without what that leaves behind'
         return 'it reads tokens and defines no share(piece, batch)' if self.needs and self.share is None else None
+
+    def has_report(self):
+        """Whether this head, as it was built, can make its report."""
+        return self.report_flag is not None
+
+    def report(self, split):
+        """An analysis of the trained model for test.py, which prints it and writes it beside the checkpoint: a :class:`HeadReport`.
+
+        ``split`` is a test split: ``split.embed_images()`` and ``split.embed_captions()`` pass one side through the model,
+        ``split.entries`` are its annotated images, which ``split.load_images(entries)`` and ``split.tokens(captions)`` make inputs of.
+        """
+        raise NotImplementedError
 
     def refine(self, embedding, tokens, extras):
         """Change the retrieval embedding, in training and in evaluation alike.

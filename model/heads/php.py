@@ -3,15 +3,19 @@
 Tokens are parsed into a few slots (CRFM), the slots pass blocks with a mixture of experts (EFP), and their mean is added to
 the class or end-of-text token. Images and captions share both modules. ``aux`` keeps the experts evenly used.
 """
+from collections import defaultdict
+
 import torch
 import torch.nn.functional as F
+from prettytable import PrettyTable
 from torch import nn
 
 from model import objectives
 from model.clip_model import MLP, Attention, LayerNorm
-from model.heads import Head
+from model.heads import Head, HeadReport
 from utils.errors import UserError
 from utils.option_types import up_to, weight
+from utils.pictures import pyplot
 
 PARTS = ('base', 'crfm', 'efp', 'crfm+efp')
 ATTENTIONS = ('slots', 'batch')
@@ -145,6 +149,9 @@ class ExpertTransformer(nn.Module):
 
 class PHP(Head):
     names = ('aux',)
+    report_flag = 'moe_report'
+    report_help = "also report how PHP's experts are used: table, JSON and figure"
+    report_needs = 'experts; they come with PHP (--php_parts efp or crfm+efp)'
 
     @staticmethod
     def add_options(parser):
@@ -221,6 +228,20 @@ class PHP(Head):
             return "it balances the experts' load over the whole batch"
         return 'with --php_attention batch its embeddings depend on each other' if self.across_batch else None
 
+    def has_report(self):
+        return self.shared_transformer is not None
+
+    def report(self, split):
+        """How often each expert is chosen, over both sides of the split."""
+        mixtures = [block.feed_forward for block in self.shared_transformer.resblocks]
+        usage = {'image': expert_usage(mixtures, split.embed_images), 'text': expert_usage(mixtures, split.embed_captions)}
+        blocks = {side: [{'block': number, 'usage': shares.tolist(), 'entropy': entropy(shares)} for number, shares in enumerate(found)]
+                  for side, found in usage.items()}
+        most = torch.tensor(float(len(usage['image'][0]))).log2().item()
+        text = f'experts: percent of all choices, entropy in bits (at most {most:.3f})\n{usage_table(blocks)}'
+        content = {'usage_is': "each expert's share of all choices", 'entropy_is': 'bits', 'largest_entropy': most, **blocks}
+        return HeadReport(text, content, lambda: draw_usage(usage))
+
 
 def refuse_misfits(args, model):
     width = model.embed_dim
@@ -230,3 +251,62 @@ def refuse_misfits(args, model):
     for flag, parts in (('moe_heads', args.moe_heads), ('reduction', args.reduction)):
         if width % parts:
             raise UserError(f"--{flag} {parts} does not divide the embedding's width of {width}")
+
+
+# -- the report of how experts are used ----------------------------------------------------------------------------------
+
+def expert_usage(mixtures, pass_samples):
+    """For each :class:`ExpertMixture` the share of its choices that went to each expert, [E], while ``pass_samples()`` passes samples."""
+    counts = defaultdict(float)
+
+    def counting(number):
+        def count_chosen(module, inputs, outputs):
+            chosen = outputs[2]                                                      # [B, S, E]
+            counts[number] = counts[number] + chosen.sum(dim=(0, 1), dtype=torch.float64)
+        return count_chosen
+    hooks = [mixture.register_forward_hook(counting(number)) for number, mixture in enumerate(mixtures)]
+    try:
+        pass_samples()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [(counts[number] / counts[number].sum()).cpu() for number in sorted(counts)]
+
+
+def entropy(shares):
+    """Bits: 0 where one expert does everything, log2 E where all are used alike."""
+    return torch.special.entr(shares).sum().item() / torch.tensor(2.0).log().item()
+
+
+def usage_table(blocks):
+    experts = len(blocks['image'][0]['usage'])
+    shown = PrettyTable(['side', 'block', *(f'expert {number}' for number in range(experts)), 'entropy'])
+    for side, rows in blocks.items():
+        for row in rows:
+            shown.add_row([side, row['block'], *(f'{100 * share:.1f}' for share in row['usage']), f"{row['entropy']:.3f}"])
+    return shown.get_string()
+
+
+def draw_usage(usage):
+    """Bars for each block: how often each expert is chosen for images and for captions, beside an even use of all."""
+    blocks, experts = len(usage['image']), len(usage['image'][0])
+    columns = min(blocks, 4)
+    rows = -(-blocks // columns)
+    width = max(3.2, 0.45 * experts)
+    figure, axes = pyplot().subplots(rows, columns, figsize=(width * columns, 2.6 * rows + 0.4), squeeze=False, sharey=True)
+    for number, axis in enumerate(axes.flat):
+        if number >= blocks:
+            axis.axis('off')
+            continue
+        for shift, (side, shares) in zip((-0.2, 0.2), usage.items()):
+            axis.bar([expert + shift for expert in range(experts)], (100 * shares[number]).tolist(), width=0.4, label=f'{side}s')
+        axis.axhline(100 / experts, color='grey', linestyle=':', label='even use')
+        axis.set_xticks(range(experts))
+        axis.set_xlabel('expert', fontsize=8)
+        axis.set_title(f'block {number}', fontsize=9)
+    for axis in axes[:, 0]:
+        axis.set_ylabel('% of choices', fontsize=8)
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc='lower center', ncols=3)
+    figure.tight_layout(rect=(0, 0.18 / rows, 1, 1))
+    return figure

@@ -1,14 +1,17 @@
 """SEN (Text-guided Image Restoration and Semantic Enhancement, 2024): restore a colour image from a few of its patches in
 grey and the caption, and keep each pair closer than its hardest negatives."""
+import textwrap
+
 import torch
 from torch import nn
 
 from model import objectives
 from model.clip_model import Attention, LayerNorm, Transformer
-from model.heads import Head
+from model.heads import Head, HeadReport
 from model.heads.mlm import output_std
 from utils.errors import UserError
 from utils.option_types import open_share, weight
+from utils.pictures import pyplot
 
 GREY = (0.2989, 0.5870, 0.1140)   # of red, green and blue (ITU-R 601)
 
@@ -16,9 +19,12 @@ GREY = (0.2989, 0.5870, 0.1140)   # of red, green and blue (ITU-R 601)
 class MAE(Head):
     """Text-guided restoration: a masked autoencoder (He et al., CVPR 2022) of the image in grey, with the caption's help.
 
-    ``draw_order`` chooses the patches and ``restore`` restores; run_scripts/restoration.py draws pictures with them.
+    ``draw_order`` chooses the patches and ``restore`` restores; ``report`` draws pictures with them.
     """
     names = ('mae',)
+    report_flag = 'restoration'
+    report_help = 'also report what SEN restores: errors of hidden patches with right and wrong captions, JSON and figure'
+    report_needs = "restoration; it comes with SEN (the loss 'mae')"
     needs = ('image_tokens', 'text_tokens')
     reads = ('cmt_depth',)
 
@@ -102,6 +108,20 @@ class MAE(Head):
         return self.decoder_pred(self.norm_7(x))[:, 1:]
 
 
+    def report(self, split, number=6):
+        """Restorations of ``number`` images, spread over the split, with their own captions and with another person's."""
+        chosen = spread(split.entries, number)
+        captions = [entry['captions'][0] for entry in chosen]
+        wrong = [other_persons_caption(entry, split.entries) for entry in chosen]
+        views, errors = restorations(self, split.run.model, split.load_images(chosen), [split.tokens(captions), split.tokens(wrong)],
+                                     split.seed)
+        text = (f"mean squared error of hidden patches: {errors[0]:.4f} with the image's own caption, "
+                f'{errors[1]:.4f} with a wrong one')
+        content = {'error_is': 'mean squared error of hidden patches, in normalised colours', 'own_caption': errors[0],
+                   'wrong_caption': errors[1], 'images': len(chosen)}
+        return HeadReport(text, content, lambda: draw_restorations(split.colours(views), captions, wrong))
+
+
 class Tri(Head):
     """SEN's semantic enhancement: a triplet loss on the hardest negatives of the batch."""
     names = ('tri',)
@@ -171,3 +191,62 @@ def sine_cosine_table(grid, width):
     by_col, by_row = by_col.expand(grid[0], -1, -1), by_row[:, None].expand(-1, grid[1], -1)
     table = torch.cat([by_col, by_row], dim=-1).flatten(0, 1)                               # [rows*cols, width]
     return torch.cat([torch.zeros(1, width), table.float()])
+
+
+# -- the report of what is restored --------------------------------------------------------------------------------------
+
+COLUMNS = ('original', 'what SEN sees:\na few patches, grey', 'restored with\nthe own caption', "restored with\nanother's caption")
+
+
+def spread(entries, number):
+    """``number`` of the entries, evenly over all."""
+    if not entries:
+        raise UserError('the test split has no entries: there is nothing to restore')
+    places = torch.linspace(0, len(entries) - 1, min(number, len(entries))).long().tolist()
+    return [entries[place] for place in places]
+
+
+def other_persons_caption(entry, entries):
+    """The first caption, behind the entry and then from the start, of another identity."""
+    start = entries.index(entry)
+    for other in entries[start:] + entries[:start]:
+        if other['id'] != entry['id']:
+            return other['captions'][0]
+    raise UserError('the test split has one identity only: there is no wrong caption to restore with')
+
+
+@torch.no_grad()
+def restorations(head, model, images, captions, seed):
+    """The pictures of ``COLUMNS`` for images [K, 3, H, W], [K, 4, 3, H, W] in their normalised colours, and for each of the token ids
+    [K, L] in ``captions`` the error that the loss would see. All captions get the same patches, drawn with ``seed``."""
+    grid, size = model.base_model.grid, head.patch_size
+    torch.manual_seed(seed)
+    order = head.draw_order(images)
+    hidden = (order.argsort(dim=1)[:, 1:] >= head.keep).float()                         # [K, N-1]
+    hidden = unpatch(hidden[..., None].expand(-1, -1, 3 * size * size), size, grid)     # [K, 3, H, W]
+    views, errors = [images, grey(images) * (1 - hidden)], []
+    for ids in captions:
+        with model.autocast():
+            restored = head.restore(model.base_model, images, model.base_model.encode_text(ids)[0], order).float()
+        errors.append(objectives.restoration(restored, patches(images, size), head.scored(order)).item())
+        views.append(torch.where(hidden > 0, unpatch(restored, size, grid), grey(images)))
+    return torch.stack(views, dim=1), errors
+
+
+def draw_restorations(views, captions, wrong):
+    """A figure with a row for each image: its own caption, the pictures [K, 4, 3, H, W] in colours from 0 to 1, the wrong caption."""
+    rows, columns = views.shape[:2]
+    figure, axes = pyplot().subplots(rows, columns + 2, figsize=(6 + 1.3 * columns, 2.9 * rows + 0.5), squeeze=False,
+                                     width_ratios=[2.4] + [1] * columns + [2.4])
+    for row, pictures, own, other in zip(axes, views, captions, wrong):
+        for axis, text in ((row[0], own), (row[-1], other)):
+            axis.text(0.02, 0.5, textwrap.fill(text, 34), va='center', ha='left', fontsize=8, transform=axis.transAxes,
+                      parse_math=False)
+        for axis in row:
+            axis.axis('off')
+        for axis, picture in zip(row[1:-1], pictures):
+            axis.imshow(picture.permute(1, 2, 0).numpy())
+    for axis, title in zip(axes[0], ('the own caption', *COLUMNS, "another's caption")):
+        axis.set_title(title, fontsize=8)
+    figure.tight_layout(pad=0.3)
+    return figure

@@ -1,4 +1,5 @@
 """The honest evaluation: the check that embeddings don't depend on the batch, the table three ways, and the experts' report."""
+import argparse
 import json
 import os
 
@@ -8,11 +9,14 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from model import build_model
-from processor.moe_report import entropy, moe_report
+from model.heads.php import draw_usage, entropy
+from processor.head_reports import heads_asked, write_report
 from processor.report import ONE_BY_ONE, evaluate
+from processor.runs import Run, Split
 from tests.support import golden_archive, golden_json, options
 from utils import precision
 from utils.errors import UserError
+from utils.pictures import pyplot
 from utils.metrics import SAMPLES, Evaluator, check_independence, neighbours, retrieval_results
 
 PRECISIONS = ['off', 'bf16', 'fp16']
@@ -180,6 +184,12 @@ def test_three_tables_on_request_are_the_same(archive, tmp_path):
 
 # -- experts -------------------------------------------------------------------------------------------------------------
 
+def moe_report(model, images, texts, path):
+    """As test.py --moe_report makes it."""
+    head, = heads_asked(argparse.Namespace(moe_report=True, restoration=False), model)
+    return write_report(head, Split(argparse.Namespace(seed=1), Run(model, images, texts, {})), path)
+
+
 def test_moe_report(archive, tmp_path):
     model = make(archive).eval()
     images, texts = loaders(16)
@@ -217,3 +227,15 @@ def test_moe_report_that_cannot_be_saved_is_still_told(archive, tmp_path, caplog
 def test_moe_report_without_experts(archive, tmp_path):
     with pytest.raises(UserError, match='no experts.*PHP'):
         moe_report(make(archive, php_parts='crfm'), *loaders(8), str(tmp_path / 'moe_report'))
+
+
+@pytest.mark.parametrize('experts', [4, 13])
+def test_four_experts_have_a_bar_each(experts):
+    """On a radar the two that are hardly used would fall onto the others' line."""
+    usage = {side: [torch.tensor([0.5, 0.5] + [0.0] * (experts - 2))] * 5 for side in ('image', 'text')}
+    figure = draw_usage(usage)
+    shown = [axis for axis in figure.axes if axis.axison]
+    assert [axis.get_title() for axis in shown] == [f'block {number}' for number in range(5)]
+    for axis in shown:
+        assert [bar.get_height() for bar in axis.patches] == 2 * ([50.0, 50.0] + [0.0] * (experts - 2))
+    pyplot().close(figure)

@@ -10,7 +10,7 @@ import pytest
 import test as test_program
 import train as train_program
 from run_scripts import reproduce_tables
-from run_scripts.reproduce_tables import FIGURES, Row, backbone, main, published_row, rows_of
+from run_scripts.reproduce_tables import METRICS, Row, backbone, main, published_row, rows_of
 from utils.errors import UserError
 from utils.options import read_yaml
 
@@ -89,6 +89,29 @@ def test_every_run_found_has_its_row(runs, data, capsys):
     assert f"{measured['mAP']:.2f}" in line
 
 
+def test_a_row_says_its_losses_and_why_no_method_is_beside_it(runs, data, capsys):
+    main(['--logs', str(runs), '--root_dir', data])
+    line, = (line for line in capsys.readouterr().out.splitlines() if '_irra' in line)
+    cells = [cell.strip() for cell in line.split('|')[1:-1]]
+    assert cells[1:3] == ['-', 'sdm+id']
+    assert cells[-1].startswith('no row in configs/published/cuhk-pedes.yaml with these losses, ')
+    assert reproduce_tables.why_unpublished(run_of('sdm+id', 'synthpedes')) == 'nothing is published on synthpedes'
+
+
+def test_results_on_other_datasets_are_rows_of_theirs(runs, data, capsys):
+    folder = folder_of(runs, 'irra')
+    test_program.main(['--config_file', os.path.join(folder, 'configs.yaml'), '--dataset_name', 'RSTPReid', '--root_dir', data])
+    with open(os.path.join(folder, 'metrics_RSTPReid.json')) as file:
+        measured = next(iter(json.load(file)['results'].values()))['t2i']
+    own, other = rows_of(folder, runs, ['--root_dir', data])
+    assert (own.dataset, other.dataset, other.losses, other.published) == ('CUHK-PEDES', 'RSTPReid', 'sdm+id', {})
+    assert other.measured == measured and other.run.endswith('_irra, trained on CUHK-PEDES')
+    assert 'another dataset than it was trained on' in other.note
+    with open(os.path.join(folder, 'best.pth'), 'ab') as file:
+        file.write(b'another checkpoint')
+    assert all(row.dataset != 'RSTPReid' for row in rows_of(folder, runs, ['--root_dir', data]))
+
+
 def test_results_of_the_same_checkpoint_are_taken_and_others_are_not(runs, data, monkeypatch):
     folder = folder_of(runs, 'irra')
     overrides = ['--root_dir', data]
@@ -136,7 +159,7 @@ def test_no_runs(tmp_path):
 
 
 def row():
-    return Row('a_run|1', 'RSTPReid', 'IRRA', dict(R1=60.65, R5=80.0, R10=88.0, mAP=47.0, mINP=25.0),
+    return Row('a_run|1', 'RSTPReid', 'IRRA', 'sdm+mlm+id', dict(R1=60.65, R5=80.0, R10=88.0, mAP=47.0, mINP=25.0),
                dict(R1=60.2, R5=81.3, R10=88.2, mAP=47.17))
 
 
@@ -145,15 +168,15 @@ def test_formats():
     text, markdown, latex = (write('RSTPReid', reproduce_tables.HEADER, [row().cells()]) for write in reproduce_tables.FORMATS.values())
     assert '60.65 / 60.20 (+0.45)' in text
     header, rule, line = markdown.splitlines()[2:]
-    assert header.count('|') == rule.count('|') == line.replace(r'\|', '').count('|') == 9 and r'a_run\|1' in line
-    assert r'a\_run|1 & IRRA & 60.65 / 60.20 (+0.45) &' in latex and latex.count('&') == 14 and latex.endswith(r'\end{tabular}')
+    assert header.count('|') == rule.count('|') == line.replace(r'\|', '').count('|') == 10 and r'a_run\|1' in line
+    assert r'a\_run|1 & IRRA & sdm+mlm+id & 60.65 / 60.20 (+0.45) &' in latex and latex.count('&') == 16 and latex.endswith(r'\end{tabular}')
 
 
 def test_the_program_prints_each_format(runs, data, monkeypatch, capsys):
     monkeypatch.setattr(sys, 'argv', ['reproduce_tables.py'])
     main(['--logs', os.path.join(runs, 'CUHK-PEDES'), '--root_dir', data, '--device', 'cpu', '--format', 'text', 'markdown', 'latex'])
     printed = capsys.readouterr().out
-    assert '| run | method |' in printed and r'\begin{tabular}' in printed and '+---' in printed
+    assert '| run | method | losses |' in printed and r'\begin{tabular}' in printed and '+---' in printed
 
 
 # -- published rows ------------------------------------------------------------------------------------------------------
@@ -184,7 +207,7 @@ def test_published_tables_are_whole(dataset):
     content = read_yaml(os.path.join(reproduce_tables.PUBLISHED, f'{dataset.lower()}.yaml'))
     assert content['dataset'] == dataset
     for entry in content['results']:
-        assert entry['key'] in content['sources'] and entry['method'] and entry['backbone'] and len(entry['values']) == len(FIGURES)
+        assert entry['key'] in content['sources'] and entry['method'] and entry['backbone'] and len(entry['values']) == len(METRICS)
         given = [value for value in entry['values'] if value is not None]
         assert all(0 < value <= 100 for value in given) and given[0] <= given[1]
     irra, = (entry for entry in content['results'] if entry['method'] == 'IRRA')

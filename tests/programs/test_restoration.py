@@ -1,16 +1,20 @@
-"""run_scripts/restoration.py on small runs: the picture, what is in it, and what it refuses."""
+"""SEN's report of what it restores, by run_scripts/restoration.py and by test.py: the picture, what is in it, what is refused."""
+import json
 import os
 
 import pytest
 import torch
 
+import test as test_program
 import train as train_program
-from datasets.transforms import MEAN, STD
+from datasets.bases import default_tokenizer, tokenize
 from model import build_model
+from model.heads import sen
 from model.heads.sen import grey
 from run_scripts import restoration
 from tests.support import options
 from utils.errors import UserError
+from utils.pictures import pyplot
 
 
 @pytest.fixture
@@ -27,6 +31,11 @@ def test_a_picture_of_a_run(sen_command, run_folder, tmp_path, capsys):
     assert open(out, 'rb').read(8) == b'\x89PNG\r\n\x1a\n'
     printed = capsys.readouterr().out
     assert f'wrote {out}' in printed and 'with a wrong one' in printed
+    assert test_program.main(['--config_file', os.path.join(run_folder(), 'configs.yaml'), '--restoration']) == 0
+    assert 'mean squared error of hidden patches' in capsys.readouterr().out
+    with open(os.path.join(run_folder(), 'restoration.json')) as file:
+        assert json.load(file)['own_caption'] > 0
+    assert os.path.getsize(os.path.join(run_folder(), 'restoration.png')) > 1000
     with pytest.raises(UserError, match='cannot write the picture'):
         restoration.main(['--config_file', os.path.join(run_folder(), 'configs.yaml'), '--out', str(tmp_path / 'no' / 'x.png')])
 
@@ -41,25 +50,30 @@ def test_a_run_without_mae(tmp_path):
 def test_what_is_in_the_picture(clip):
     args = options(loss_names='mae', mask_ratio=0.5, pretrain_choice=clip, img_size=(64, 32), cmt_depth=1, amp='off', seed=3)
     model = build_model(args, 0).eval()
-    images = torch.randn(3, 3, 64, 32) / 2
-    views, errors = restoration.restorations(model, images, [['a red coat'] * 3, ['a red coat'] * 3], args)
+    images, coat, jeans = torch.randn(3, 3, 64, 32) / 2, *(torch.stack([tokenize(text, default_tokenizer(), 77)] * 3)
+                                                           for text in ('a red coat', 'blue jeans and shoes'))
+    views, errors = sen.restorations(model.heads[0], model, images, [coat, coat], args.seed)
     assert views.shape == (3, 4, 3, 64, 32) and errors[0] == errors[1]
-    assert torch.equal(views[:, 2], views[:, 3])
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
-    colours, greys = ((x * std + mean).clamp(0, 1) for x in (images, grey(images)))
-    torch.testing.assert_close(views[:, 0], colours)
-    seen = (views[:, 1] == greys).all(dim=1, keepdim=True).expand(-1, 3, -1, -1)
+    assert torch.equal(views[:, 2], views[:, 3]) and torch.equal(views[:, 0], images)
+    seen = (views[:, 1] == grey(images)).all(dim=1, keepdim=True).expand(-1, 3, -1, -1)
     assert seen.float().mean().item() == pytest.approx(3 / 8, abs=0.01)     # 9 tokens, 4 kept, one of them the class token
-    torch.testing.assert_close(views[:, 2][seen], greys[seen])
-    different, _ = restoration.restorations(model, images, [['a red coat'] * 3, ['blue jeans and shoes'] * 3], args)
+    torch.testing.assert_close(views[:, 2][seen], grey(images)[seen])
+    different, _ = sen.restorations(model.heads[0], model, images, [coat, jeans], args.seed)
     assert torch.equal(different[:, :3], views[:, :3]) and not torch.equal(different[:, 3], views[:, 3])
+
+
+def test_the_picture_says_that_sen_sees_grey():
+    figure = sen.draw_restorations(torch.rand(1, 4, 3, 64, 32), ['a red coat'], ['blue jeans'])
+    titles = [axis.get_title() for axis in figure.axes]
+    assert 'what SEN sees' in titles[2] and 'grey' in titles[2]
+    pyplot().close(figure)
 
 
 def test_wrong_captions_are_of_others():
     entries = [{'id': pid, 'captions': [f'{pid} {number}']} for pid, number in ((1, 0), (1, 1), (2, 0), (2, 1))]
-    assert [restoration.other_persons_caption(entry, entries) for entry in entries] == ['2 0', '2 0', '1 0', '1 0']
+    assert [sen.other_persons_caption(entry, entries) for entry in entries] == ['2 0', '2 0', '1 0', '1 0']
     with pytest.raises(UserError, match='one identity only'):
-        restoration.other_persons_caption(entries[0], entries[:2])
-    assert restoration.spread(entries, 2) == [entries[0], entries[3]]
+        sen.other_persons_caption(entries[0], entries[:2])
+    assert sen.spread(entries, 2) == [entries[0], entries[3]]
     with pytest.raises(UserError, match='no entries'):
-        restoration.spread([], 2)
+        sen.spread([], 2)

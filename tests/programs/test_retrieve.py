@@ -1,0 +1,109 @@
+"""run_scripts/retrieve.py on a small run: the picture, the ranking that is printed beside it, and what is refused."""
+import os
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import train as train_program
+from processor.runs import embed_queries, open_run
+from run_scripts import retrieve
+from utils.errors import UserError
+from utils.options import build_test_parser, parse_test_options
+from utils.pictures import pyplot, save_picture
+
+
+@pytest.fixture(scope='module')
+def trained(data, clip, tmp_path_factory):
+    """The configs.yaml of a run on CUHK-PEDES."""
+    logs = tmp_path_factory.mktemp('logs')
+    train_program.main(['--name', 'small', '--loss_names', 'sdm', '--dataset_name', 'CUHK-PEDES', '--root_dir', data, '--num_epoch', '1',
+                        '--pretrain_choice', clip, '--img_size', '64', '32', '--batch_size', '8', '--num_workers', '0', '--device', 'cpu',
+                        '--output_dir', str(logs)])
+    folder, = os.listdir(logs / 'CUHK-PEDES')
+    return str(logs / 'CUHK-PEDES' / folder / 'configs.yaml')
+
+
+@pytest.fixture(scope='module')
+def run(trained):
+    return open_run(parse_test_options(build_test_parser('', ''), ['--config_file', trained]))
+
+
+def test_what_is_retrieved(run):
+    """The images with the largest cosine similarity to the caption, the best first."""
+    queries = retrieve.split_queries(run.captions.dataset, 2)
+    rows = retrieve.retrieved(run, queries, top=3)
+    assert [(caption, pid) for caption, pid, _ in rows] == [(caption, pid) for caption, pid, _ in queries]
+    gallery = run.images.dataset
+    with torch.no_grad():
+        images = torch.cat([run.model.eval().encode_image(gallery[i][1][None]) for i in range(len(gallery))])
+    for (_, _, ids), (_, _, found) in zip(queries, rows):
+        expected = F.cosine_similarity(embed_queries(run.model, [ids]), images).tolist()
+        order = sorted(range(len(gallery)), key=lambda i: -expected[i])[:3]
+        assert [score for *_, score in found] == pytest.approx([expected[i] for i in order], abs=1e-5)
+        assert [(path, pid) for path, pid, _ in found] == [(gallery.img_paths[i], gallery.image_pids[i]) for i in order]
+
+
+def test_queries_are_spread_over_the_split(run):
+    dataset = run.captions.dataset
+    chosen = [caption for caption, _, _ in retrieve.split_queries(dataset, 3)]
+    assert chosen == [dataset.captions[i] for i in (0, (len(dataset) - 1) // 2, len(dataset) - 1)]
+    assert len(retrieve.split_queries(dataset, 10_000)) == len(dataset)
+
+
+def test_the_picture_and_what_is_printed(trained, run, tmp_path, capsys):
+    out = str(tmp_path / 'found.png')
+    retrieve.main(['--config_file', trained, '--out', out, '--captions', '2', '--top', '4'])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == f'wrote {out}' and open(out, 'rb').read(8) == b'\x89PNG\r\n\x1a\n'
+    told = lines[-11:-1]
+    assert [told[0], told[5]] == [caption for caption, _, _ in retrieve.split_queries(run.captions.dataset, 2)]
+    for images in (told[1:5], told[6:10]):
+        found = [re.fullmatch(r'  (-?\d\.\d{4})  (right|wrong)  (.+\.jpg)', line).groups() for line in images]
+        scores = [float(score) for score, _, _ in found]
+        assert scores == sorted(scores, reverse=True) and all(os.path.isfile(path) for *_, path in found)
+
+
+def test_scores_and_frames_are_on_the_picture(run):
+    (caption, _, ids), = retrieve.split_queries(run.captions.dataset, 1)
+    for pid, colours in ((7, {retrieve.GREEN, retrieve.RED}), (None, {retrieve.GREY})):
+        path = run.images.dataset.img_paths[0]
+        figure = retrieve.draw([(caption, pid, [(path, 7, 0.5125), (path, 8, -0.25)])])
+        text, *images = figure.axes
+        assert [axis.get_title() for axis in images] == ['0.512', '-0.250']
+        assert {axis.patches[0].get_edgecolor() for axis in images} == {pyplot().matplotlib.colors.to_rgba(colour) for colour in colours}
+        assert text.texts[0].get_text().split() == caption.split()
+        pyplot().close(figure)
+
+
+def test_a_caption_of_ones_own(trained, tmp_path, capsys):
+    out = str(tmp_path / 'own.pdf')
+    retrieve.main(['--config_file', trained, '--out', out, '--caption', 'a $man$ in a red coat', '--top', '2'])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-4] == 'a $man$ in a red coat' and 'right' not in lines[-3] + lines[-2] and open(out, 'rb').read(4) == b'%PDF'
+
+
+@pytest.mark.parametrize('words, sentence', [
+    (['--captions', '0'], '--captions.*must be above 0'), (['--captions', '-1'], '--captions.*must be above 0'),
+    (['--top', '0'], '--top.*must be above 0'), (['--top', '-1'], '--top.*must be above 0'), (['--caption', ' '], '--caption is empty'),
+    (['--out', '{folder}'], 'cannot write the picture .*it is a folder'), (['--out', 'x'], "its ending tells the format"),
+    (['--out', 'x.doc'], "'doc' is none"), (['--out', '{folder}/no/x.png'], 'there is no folder')])
+def test_what_is_refused(trained, tmp_path, monkeypatch, words, sentence):
+    """Before anything is embedded, and nothing is written."""
+    monkeypatch.setattr(retrieve, 'embed', lambda *_: pytest.fail('images were embedded'))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=sentence):
+        retrieve.main(['--config_file', trained, *(word.format(folder=tmp_path) for word in words)])
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_picture_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    plt = pyplot()
+    path = str(tmp_path / 'x.png')
+    save_picture(plt.subplots()[0], path)
+    before, figure = open(path, 'rb').read(), plt.subplots()[0]
+    monkeypatch.setattr(type(figure), 'savefig', lambda figure, file, **_: file.write(b'half') and (_ for _ in ()).throw(OSError(28, 'No space')))
+    with pytest.raises(UserError, match='No space'):
+        save_picture(figure, path)
+    assert open(path, 'rb').read() == before and os.listdir(tmp_path) == ['x.png'] and not plt.get_fignums()

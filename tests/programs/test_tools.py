@@ -1,0 +1,43 @@
+"""Every tool runs as a file and as a module, from any folder."""
+import ast
+import os
+import subprocess
+import sys
+
+import pytest
+
+from run_scripts import ROOT
+
+TOOLS = sorted(name.removesuffix('.py') for name in os.listdir(os.path.join(ROOT, 'run_scripts'))
+               if name.endswith('.py') and name not in ('__init__.py', 'run_scripts.py'))
+
+
+def program(*words, cwd=ROOT):
+    return subprocess.run([sys.executable, *words], cwd=cwd, capture_output=True, text=True, timeout=120)
+
+
+def test_every_tool_that_is_told_of_is_there():
+    assert {'ablate', 'benchmark', 'galleries', 'kill_and_resume', 'reproduce_tables', 'restoration', 'retrieve'} <= set(TOOLS)
+
+
+@pytest.mark.parametrize('tool', TOOLS)
+def test_a_tools_first_import_of_ours_makes_the_others_found(tool):
+    """run_scripts/run_scripts.py does, where the tool runs as a file; two tools are run so below."""
+    with open(os.path.join(ROOT, 'run_scripts', f'{tool}.py'), encoding='utf-8') as file:
+        imports = [node for node in ast.parse(file.read()).body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    modules = [node.module if isinstance(node, ast.ImportFrom) else node.names[0].name for node in imports]
+    ours = [name for name in modules if os.path.exists(os.path.join(ROOT, name.split('.')[0]))]
+    assert ours[0] == 'run_scripts'
+
+
+@pytest.mark.parametrize('tool', ['retrieve', 'benchmark'])
+def test_a_tool_runs_as_a_file_and_as_a_module(tool, tmp_path):
+    as_file = program(os.path.join(ROOT, 'run_scripts', f'{tool}.py'), '--help', cwd=tmp_path)
+    assert as_file.returncode == 0 and f'usage: {tool}.py' in as_file.stdout, as_file.stderr
+    as_module = program('-m', f'run_scripts.{tool}', '--help')
+    assert as_module.returncode == 0 and as_module.stdout == as_file.stdout, as_module.stderr
+
+
+def test_an_error_is_a_sentence():
+    told = program('run_scripts/retrieve.py', '--config_fiel', 'x')
+    assert told.returncode == 2 and 'did you mean --config_file' in told.stderr and 'Traceback' not in told.stderr
