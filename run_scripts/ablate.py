@@ -437,7 +437,7 @@ class Table:
         for cell in self.settings[setting]:
             seeds.setdefault(shorten(why_missing(cell), 200, placeholder=' ...'), []).append(str(cell.seed))
         reasons = [f"seed{'s' * (len(which) > 1)} {', '.join(which)}: {why}" for why, which in seeds.items() if why]
-        return '; '.join(['one seed has no deviation'] * (len(self.metrics(setting)) == 1) + reasons)
+        return '; '.join(reasons) or 'one seed has no deviation' * (len(self.metrics(setting)) == 1)
 
     def csv_lines(self):
         """Rows of kind mean (with standard deviations), run (with seed, best epoch and folder) and baseline, in full precision."""

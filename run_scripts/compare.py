@@ -26,7 +26,7 @@ from utils.iotools import atomic_write, read_json
 from utils.options import Effect, Parser, build_parser, whole
 from utils.queries import Queries, read_queries
 from utils.statistics import difference, holm, interval
-from utils.tables import FIGURES, FORMATS
+from utils.tables import METRICS, FORMATS
 
 # What may differ between the seeds of a model, beside the options without an effect on a result.
 OF_A_SEED = {'seed', 'root_dir', 'checkpoint', 'i2t', 'one_by_one', 'eval_period', 'amp', 'micro_batch'}
@@ -85,7 +85,7 @@ def build_compare_parser():
     parser.add_argument('--results', default='metrics.json', help="the file in runs' folders: metrics_<dataset>.json for another dataset's")
     parser.add_argument('--how', default='as loaded', help='whose rankings: as loaded, shuffled, one by one or reranked')
     parser.add_argument('--task', default='t2i', choices=['t2i', 'i2t'], help='captions look for images, or images for captions')
-    parser.add_argument('--figures', nargs='+', choices=FIGURES, default=['R1', 'mAP'], help='what is compared')
+    parser.add_argument('--figures', nargs='+', choices=METRICS, default=['R1', 'mAP'], help='what is compared')
     parser.add_argument('--all_pairs', action='store_true', help='each model with each other, not only with the first')
     parser.add_argument('--captions', type=whole, default=3, help='how many of the captions that only one finds are shown')
     parser.add_argument('--out', metavar='FILE', help='write every caption and the share of seeds that find it, as CSV')

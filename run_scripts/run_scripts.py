@@ -6,4 +6,4 @@ import sys
 sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 del sys.modules['run_scripts']
 
-import run_scripts  # noqa: E402, F401 - the folder, which takes this module's place
+import run_scripts  # noqa: F401 - the folder, which takes this module's place

@@ -142,7 +142,8 @@ SHARE = [('ms', milliseconds), ('share', percent('share'))]
 COLUMNS = {   # of each table: (title, from a row to its text)
     'step': [WAY, ('samples/s', number('per_second')), ('ms', milliseconds), SPEED, *MEMORY, ('MFU', percent('mfu')), NOTE],
     'memory': [WAY, ('weights, gradients, Adam', size('state_bytes')), ('kept once', size('once_bytes')),
-               ('kept a sample', size('sample_bytes')), ('samples held', number('held')), ('in all', size('total_bytes')), ('times as large', ratio('memory')), NOTE],
+               ('kept a sample', size('sample_bytes')), ('samples held', number('held')), ('in all', size('total_bytes')),
+               ('times as large', ratio('memory')), NOTE],
     'parts': [('part', lambda row: row['group']), *SHARE, NOTE],
     'operators': [('operator', lambda row: row['group']), ('what', lambda row: row['what']), *SHARE, ('calls', number('calls'))],
     'data': [('images', lambda row: row['way']), ('samples/s', number('per_second')), SPEED, ('stored a sample', kilobytes('stored_bytes')),

@@ -49,7 +49,8 @@ def step_rows(setting):
 
 def memory_rows(setting):
     ways = [Way('ours'), Way('ours, activations kept', switch=switches.keep_activations),
-            Way('ours, --grad_checkpoint', ('--grad_checkpoint',)), Way('ours, --micro_batch 16', ('--micro_batch', '16')), Way(RELEASED, released=True)]
+            Way('ours, --grad_checkpoint', ('--grad_checkpoint',)), Way('ours, --micro_batch 16', ('--micro_batch', '16')),
+            Way(RELEASED, released=True)]
     for way in ways:
         say(f'memory: {way.name}')
         yield {'way': way.name, **in_child(count_memory, way, setting)}

@@ -11,8 +11,8 @@ import time
 import pytest
 
 from run_scripts import ablate
-from run_scripts.ablate import FIGURES, ROOT, build_ablation_parser, build_grid, mean_and_spread, split_at_dashes, why_broken
-from utils.checkpoint import read_checkpoint
+from run_scripts.ablate import METRICS, ROOT, build_ablation_parser, build_grid, mean_and_spread, split_at_dashes, why_broken
+from utils.checkpoint import read_checkpoint, sha256_of
 from utils.errors import UserError
 
 
@@ -92,7 +92,7 @@ def test_the_table_holds_mean_and_sample_deviation(grid, capsys, monkeypatch):
     runs = {(cell.setting[0], cell.seed): cell.result['metrics'] for cell in cells_of(grid['command'])[1]}
     for losses in ('sdm', 'sdm+id'):
         expected = []
-        for figure in FIGURES:
+        for figure in METRICS:
             a, b = runs[losses, 1][figure], runs[losses, 2][figure]
             expected.append(f'{(a + b) / 2:.2f} ± {abs(a - b) / 2 ** 0.5:.2f}')
         assert line_of(before, losses) == [losses, '2', *expected, '']
@@ -162,6 +162,22 @@ def test_what_a_finished_run_leaves(common, tmp_path, monkeypatch, capsys, keep,
     assert line_of((tmp_path / 'out' / 'table.txt').read_text(), 'sdm')[1:3] == ['1', '30.00 ± -']
     without_training(monkeypatch)
     assert ablate.main(command) == 0
+
+
+def test_a_single_seed_and_results_on_other_datasets_are_told(common, tmp_path, monkeypatch, capsys):
+    stub(monkeypatch, tmp_path, FINISHED)
+    command = ['--loss_names', 'sdm', '--output_dir', str(tmp_path / 'out'), *common]
+    assert ablate.main(command) == 0
+    assert line_of(capsys.readouterr().out, 'sdm')[-1] == 'one seed has no deviation'
+    best, = (tmp_path / 'out').glob('*/CUHK-PEDES/run/best.pth')
+    elsewhere = dict.fromkeys(METRICS, 12.5)
+    for dataset, checksum in (('RSTPReid', sha256_of(best)), ('ICFG-PEDES', 'of other weights'), ('CUHK-PEDES', sha256_of(best))):
+        content = {'results': {'test': {'t2i': elsewhere}}, 'independence': {'holds': True},
+                   'produced_by': {'dataset': dataset, 'checkpoint_sha256': checksum}}
+        best.with_name(f'metrics_{dataset}.json').write_text(json.dumps(content))
+    assert ablate.main(['--table_only', *command]) == 0
+    own, other = (line for line in capsys.readouterr().out.splitlines() if line.startswith('| sdm '))
+    assert '30.00 ± -' in own and '12.50 ± -' in other and 'tested on RSTPReid, test split' in other
 
 
 @pytest.mark.parametrize('code, why', [

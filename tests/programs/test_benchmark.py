@@ -290,7 +290,7 @@ def test_memory_that_is_counted():
     a_sample = {way: row['sample_bytes'] for way, row in counted.items()}
     assert a_sample['checkpoint'] < a_sample['ours'] < a_sample['kept'] < a_sample[RELEASED]
     assert counted['pieces'] == {**ours, 'held': 16, 'total_bytes': ours['total_bytes'] - 48 * ours['sample_bytes']}
-    # Of each block: x before both LayerNorms in float32, and in bf16 what is multiplied with weights, queries, keys, values, the hidden layer
+    # Of each block: x before both LayerNorms in float32; in bf16 what is multiplied with weights, queries, keys, values, the hidden layer
     shape = shape_named('scratch:tiny')
     block = (24 * 8 + 1) * shape.vision_width * (2 * 4 + 2 * (1 + 3 + 1 + 1 + 4))
     assert a_sample['ours'] > shape.vision_layers * block
@@ -378,7 +378,8 @@ def test_quick_run(monkeypatch, tmp_path, capsys):
 
     printed = capsys.readouterr()
     tables = {row.get('table', row['part']) for row in told}
-    assert printed.out.count('QUICK, which stands for no real run') == len(tables) > len(rows.PARTS) and '--img_size 1 1 is too small' in printed.out
+    assert printed.out.count('QUICK, which stands for no real run') == len(tables) > len(rows.PARTS)
+    assert '--img_size 1 1 is too small' in printed.out
     assert 'step: ours, twice' in printed.err and 'Traceback' not in printed.err
     assert '| ours, twice |' in markdown.read_text() and not list(tmp_path.glob('*.tmp'))
 

@@ -17,9 +17,9 @@ def trained(clip, tmp_path_factory):
     """The configs.yaml of a run on synthetic pedestrians."""
     root, logs = tmp_path_factory.mktemp('data'), tmp_path_factory.mktemp('logs')
     generate(str(root), 20, images_per_id=2, size=(64, 32), val_ids=0, test_ids=8, workers=1)
-    train_program.main(['--name', 'small', '--loss_names', 'sdm', '--dataset_name', 'synthpedes', '--root_dir', str(root), '--num_epoch', '1',
-                        '--pretrain_choice', clip, '--img_size', '64', '32', '--batch_size', '8', '--num_workers', '0', '--device', 'cpu',
-                        '--output_dir', str(logs)])
+    train_program.main(['--name', 'small', '--loss_names', 'sdm', '--dataset_name', 'synthpedes', '--root_dir', str(root),
+                        '--num_epoch', '1', '--pretrain_choice', clip, '--img_size', '64', '32', '--batch_size', '8',
+                        '--num_workers', '0', '--device', 'cpu', '--output_dir', str(logs)])
     folder, = os.listdir(logs / 'synthpedes')
     return str(logs / 'synthpedes' / folder / 'configs.yaml')
 
@@ -45,7 +45,7 @@ def test_each_gallery_is_ranked_on_its_own():
 
 
 def test_the_table_holds_mean_and_deviation():
-    rows = [{metric: value for metric in galleries.METRICS} for value in (10.0, 20.0, 60.0)]
+    rows = [dict.fromkeys(galleries.METRICS, value) for value in (10.0, 20.0, 60.0)]
     assert f'30.00 ({statistics.pstdev([10, 20, 60]):.2f})' in galleries.table({'model': rows})
 
 

@@ -103,7 +103,11 @@ def test_a_picture_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     path = str(tmp_path / 'x.png')
     save_picture(plt.subplots()[0], path)
     before, figure = open(path, 'rb').read(), plt.subplots()[0]
-    monkeypatch.setattr(type(figure), 'savefig', lambda figure, file, **_: file.write(b'half') and (_ for _ in ()).throw(OSError(28, 'No space')))
+
+    def fill_the_disk(figure, file, **_):
+        file.write(b'half')
+        raise OSError(28, 'No space')
+    monkeypatch.setattr(type(figure), 'savefig', fill_the_disk)
     with pytest.raises(UserError, match='No space'):
         save_picture(figure, path)
     assert open(path, 'rb').read() == before and os.listdir(tmp_path) == ['x.png'] and not plt.get_fignums()
