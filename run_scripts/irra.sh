@@ -1,7 +1,11 @@
 #!/usr/bin/env bash
-# IRRA (CVPR 2023) on CUHK-PEDES, ICFG-PEDES or RSTPReid: bash run_scripts/irra.sh RSTPReid [further flags]
+# IRRA (Jiang and Ye, CVPR 2023) on CUHK-PEDES, ICFG-PEDES or RSTPReid, by its own command: bash run_scripts/irra.sh RSTPReid [further flags]
+# The same as train.py --config_file configs/irra/<dataset>.yaml: copy it and change what you like.
 set -eu
 cd "$(dirname "$0")/.."
 dataset=${1:-CUHK-PEDES}
 [ $# -gt 0 ] && shift
-exec python train.py --config_file "configs/irra/$(echo "$dataset" | tr '[:upper:]' '[:lower:]').yaml" "$@"
+exec "${PYTHON:-python}" train.py --name irra \
+    --img_aug --batch_size 64 --MLM --loss_names 'sdm+mlm+id' \
+    --temperature 0.02 --num_epoch 60 --optimizer Adam --lr 1e-5 --lrscheduler cosine --warmup_epochs 5 \
+    --dataset_name "$dataset" "$@"
