@@ -341,9 +341,10 @@ def recipe_differences(args, parser):
     compared = parser.having(RESULT) & parser.without(RUN | CALL | UNPUBLISHED) - {'loss_names', 'MLM', 'need_MAE'}
     for name in sorted(set(os.listdir(folder)) - {'published'}):
         path = os.path.join(folder, name, dataset)
-        if not os.path.exists(path):
+        try:
+            recipe = argparse.Namespace(**{**parser.defaults_in_code, **read_recipe(path, parser)})
+        except UserError:   # no recipe for this dataset, or the head that brings its options is broken: it is not this run's
             continue
-        recipe = argparse.Namespace(**{**parser.defaults_in_code, **read_recipe(path, parser)})
         if method(recipe) != method(args):
             continue
         recipe = complete(recipe)

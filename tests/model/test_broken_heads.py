@@ -79,3 +79,14 @@ def test_weights_of_heads_that_say_float_are_weights(beside, tmp_path, value):
     (tmp_path / 'recipe.yaml').write_text(f'loss_names: sdm+sound\nsound_weight: {value}\n')
     with pytest.raises(UserError, match='recipe.yaml, sound_weight.*must be at least 0'):
         get_args(['--config_file', str(tmp_path / 'recipe.yaml')])
+
+
+@pytest.mark.parametrize('names', [('aux',), ('mlm', 'attribute', 'detail'), ('mae', 'tri'), ('id',)])
+def test_recipes_of_a_broken_head_disturb_no_other_run(monkeypatch, names):
+    """Also where the file of a released head is what somebody broke."""
+    for name in names:
+        monkeypatch.delitem(registry(), name)
+    args = get_args(['--loss_names', 'sdm+itc'])
+    assert args.notes == [] and 'losses: ' + names[0] not in build_parser().format_help()
+    with pytest.raises(UserError, match=f"unknown loss '{names[0]}'"):
+        get_args(['--loss_names', f'sdm+{names[0]}'])
