@@ -1,4 +1,5 @@
 """What is spoilt, and which program meets it. A case is a function of its random numbers and of its own copy of the base folder."""
+import json
 import os
 import shutil
 
@@ -21,6 +22,8 @@ RESUME = ['train.py', '--resume', '--resume_ckpt_file', 'run/last.pth', '--num_e
 CHECK = ['-m', 'datasets.check', '--root_dir', 'data', '--workers', '1']
 RETRIEVE = ['run_scripts/retrieve.py', '--config_file', 'run/configs.yaml', '--root_dir', 'data', '--num_workers', '0', '--captions', '1',
             '--top', '2', '--out', 'picture.png']
+REPRODUCE = ['run_scripts/reproduce_tables.py', '--logs', '.', '--root_dir', 'data']
+COMPARE = ['run_scripts/compare.py', 'run', 'other']
 GENERATE = ['-m', 'datasets.synthpedes', '--out', 'data', '--ids', '4', '--images_per_id', '1', '--size', '32', '16', '--workers', '1']
 ANNOTATION = 'data/CUHK-PEDES/reid_raw.json'
 IMAGES = 'data/CUHK-PEDES/imgs'
@@ -39,17 +42,22 @@ PATHS = ['output_dir', 'root_dir', 'init_from', 'pretrain_choice', 'image_cache'
 
 
 def make_base(folder):
-    """A dataset of 16 identities, a small CLIP and a run of one epoch."""
+    """A dataset of 16 identities, a small CLIP, and a run of one epoch with its results."""
     generate(os.path.join(folder, 'data'), 16, images_per_id=2, size=(64, 32), format='CUHK-PEDES', test_ids=4, val_ids=2, workers=1)
     small_archive(os.path.join(folder, 'clip.pt'))
-    status, output, errors, _ = launch(TRAIN, folder, 300)
-    if status != 0:
-        raise SystemExit(f'the base run ended with status {status}:\n{output}\n{errors}')
+    must_succeed(TRAIN, folder)
     runs = os.path.join(folder, 'logs', 'CUHK-PEDES')
     shutil.move(os.path.join(runs, *os.listdir(runs)), os.path.join(folder, 'run'))
+    must_succeed(TEST, folder)
     for name in ('logs', 'output', 'errors'):
         path = os.path.join(folder, name)
         shutil.rmtree(path) if os.path.isdir(path) else os.remove(path)
+
+
+def must_succeed(words, folder):
+    status, output, errors, _ = launch(words, folder, 300)
+    if status != 0:
+        raise SystemExit(f'{words[0]} ended with status {status} before anything was spoilt:\n{output}\n{errors}')
 
 
 def copy_base(base, folder):
@@ -228,7 +236,8 @@ def training_state(rng, folder):
     """What lies beside the weights of last.pth, and the files of the run's folder that a resumed run reads."""
     if rng.random() < 0.3:
         name = rng.choice(['metrics.jsonl', 'best.pth', 'configs.yaml'])
-        return f'{name}: {mutate.spoil_file(rng, os.path.join(folder, "run", name))}', RESUME, False
+        what = mutate.spoil_file(rng, os.path.join(folder, 'run', name))
+        return f'{name}: {what}', rng.choice([RESUME, RESUME, TEST, REPRODUCE]), False
     path = os.path.join(folder, 'run', 'last.pth')
     content = torch.load(path, map_location='cpu', weights_only=True)
     if rng.random() < 0.3:
@@ -250,4 +259,23 @@ def swapped_moments(rng, content):
     return f'moments of {one} and {other} exchanged'
 
 
-KINDS = [annotation, image, recipe, flags, flags, paths, tools, checkpoint, checkpoint, training_state]
+def results(rng, folder):
+    """What test.py wrote, and the programs that read it."""
+    shutil.copytree(os.path.join(folder, 'run'), os.path.join(folder, 'other'), copy_function=os.link)
+    name = rng.choice(sorted(name for name in os.listdir(os.path.join(folder, 'run')) if name.endswith(('.json', '.csv'))))
+    path = os.path.join(folder, 'run', name)
+    what = spoilt_mapping(rng, path) if name.endswith('.json') and rng.random() < 0.6 else mutate.spoil_file(rng, path)
+    return f'{name}: {what}', rng.choice([COMPARE, COMPARE, REPRODUCE]), False
+
+
+def spoilt_mapping(rng, path):
+    """Give one entry of a JSON mapping an odd value."""
+    content = read_json(path)
+    place = mutate.some_place(rng, content)
+    value = rng.choice([value for value in mutate.ODD if not isinstance(value, torch.Tensor)])
+    mutate.holder_of(content, place)[place[-1]] = value
+    mutate.write(path, json.dumps(content).encode())
+    return f'{".".join(map(str, place))} is {mutate.short(value)}'
+
+
+KINDS = [annotation, image, recipe, flags, flags, paths, tools, checkpoint, checkpoint, training_state, results]
