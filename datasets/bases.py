@@ -12,7 +12,7 @@ from prettytable import PrettyTable
 from torch.utils.data import Dataset, default_collate
 
 from datasets.attributes import annotate_all, load_tagger
-from datasets.masking import keep_naming, mask_tokens, noun_chances
+from datasets.fields import FIELDS, CaptionSample
 from datasets.transforms import draw_view
 from utils.errors import UserError, unknown
 from utils.iotools import read_image, read_json
@@ -22,7 +22,6 @@ from utils.simple_tokenizer import END, MASK, START, SimpleTokenizer, clean
 logger = logging.getLogger('Pedestal.dataset')
 
 SPLITS = ('train', 'val', 'test')
-FIELDS = ('mlm_ids', 'mlm_labels', 'attributes_mask')   # what ImageTextDataset.text_fields can add to a sample
 
 
 # -- annotations -------------------------------------------------------------------------------------------------------
@@ -346,7 +345,7 @@ class ImageTextDataset(Dataset):
         dataset: list of ``(pid, image_id, image path, caption)``.
         transform: from a PIL image to a tensor.
         text_length, truncate: see :func:`tokenize`.
-        fields: names of further fields that the active heads read, out of ``FIELDS``.
+        fields: names of further fields that the active heads read, out of :data:`datasets.fields.FIELDS`.
         caption_masking: 'inplace': ``caption_ids`` themselves are masked, as in IRRA's released training, and
             ``mlm_ids`` would be the same; 'clean': captions stay whole and ``mlm_ids`` goes with ``mlm_labels``.
         masked_token_rate, masked_token_unchanged_rate: see :func:`datasets.masking.mask_tokens`.
@@ -381,12 +380,14 @@ class ImageTextDataset(Dataset):
         if 'mlm_labels' in self.fields and not self.inplace:
             self.fields.add('mlm_ids')
         self.mlm_masking, self.caption_filter = mlm_masking, caption_filter
-        self.masks = mlm_masking != 'attention' and bool(self.inplace or self.fields & {'mlm_ids', 'mlm_labels'})
+        self.masks = mlm_masking != 'attention' and (self.inplace or any(FIELDS[name].masks for name in self.fields))
+        self.made = [name for name, field in FIELDS.items()
+                     if (name == 'caption_ids' or name in self.fields) and (self.masks or not field.masks)]
         self.rates = masked_token_rate, masked_token_unchanged_rate
         self.mask_id = default_tokenizer().encoder[MASK]
         captions = [caption for *_, caption in dataset]
         self.tokens = tokenize_all(captions, text_length, truncate)
-        if 'attributes_mask' in self.fields or caption_filter or self.masks and mlm_masking == 'noun':
+        if any(FIELDS[name].tags for name in self.made) or caption_filter or self.masks and mlm_masking == 'noun':
             self.attributes, self.parts = annotate_all(captions, default_tokenizer(), load_tagger(attribute_tagger), text_length)
 
     def __len__(self):
@@ -418,28 +419,9 @@ class ImageTextDataset(Dataset):
             return self.transform(image)
 
     def text_fields(self, index, rng):
-        """What a sample carries of its caption. A new field is computed here and named in ``FIELDS``."""
-        ids = self.tokens[index].long()                                        # [L]
-        kept = slice(None)
-        if self.caption_filter and rng.random() < self.caption_filter:
-            kept = keep_naming(ids.tolist(), self.parts[index].tolist(), self.mask_id)
-            ids = moved_up(ids, kept)
-        fields = {'caption_ids': ids}
-        if self.masks:
-            chances = noun_chances(moved_up(self.parts[index], kept).tolist()) if self.mlm_masking == 'noun' else None
-            masked, labels = map(torch.tensor, mask_tokens(ids.tolist(), rng, self.mask_id, *self.rates, chances))
-            fields.update(caption_ids=masked if self.inplace else ids, mlm_ids=masked, mlm_labels=labels)
-        if 'attributes_mask' in self.fields:
-            fields['attributes_mask'] = moved_up(self.attributes[index], kept).long()
-        return {name: value for name, value in fields.items() if name == 'caption_ids' or name in self.fields}
-
-
-def moved_up(row, places):
-    """The values at some places of a caption's row [L], in order, and zeros behind them: [L]."""
-    result = torch.zeros_like(row)
-    values = row[places]
-    result[:len(values)] = values
-    return result
+        """What a sample carries of its caption: see :mod:`datasets.fields`."""
+        sample = CaptionSample(self, index, rng)
+        return {name: FIELDS[name](sample) for name in self.made}
 
 
 # IRRA's name for the pairs that its --MLM trains on.

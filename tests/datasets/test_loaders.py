@@ -270,6 +270,22 @@ def test_each_caption_is_tokenised_once(args, monkeypatch):
     assert len(calls) == 16 + 8
 
 
+def test_a_new_batch_field_is_one_function(args, monkeypatch):
+    from datasets import fields
+    monkeypatch.setattr(fields, 'FIELDS', dict(fields.FIELDS))
+    monkeypatch.setattr('datasets.bases.FIELDS', fields.FIELDS)
+
+    @fields.field
+    def words(sample):
+        return torch.tensor(len(sample.caption.split()))
+    changed = args(loss_names='sdm+mlm')
+    plain = epoch(build_dataloader(changed)[0])
+    changed.batch_fields += ('words',)
+    batches = epoch(build_dataloader(changed)[0])
+    assert batches[0]['words'].tolist() == [14] * 6   # 'person 1 in view 0, sentence 0, wearing ...'
+    same(plain, [{name: value for name, value in batch.items() if name != 'words'} for batch in batches])
+
+
 # -- few samples, few splits -------------------------------------------------------------------------------------------
 
 def test_limit_train(args, caplog):

@@ -1,0 +1,80 @@
+"""The batch fields: what a training sample carries of its caption. A new field is one function here, and nothing else changes."""
+import functools
+
+import torch
+
+from datasets.masking import keep_naming, mask_tokens, noun_chances
+
+FIELDS = {}   # name: function of a CaptionSample that returns a tensor, in the order in which a sample's fields are made
+
+
+def field(function=None, *, masks=False, tags=False):
+    """Put a function into :data:`FIELDS` under its own name.
+
+    Args:
+        masks: it reads ``sample.masked``; with ``--mlm_masking attention`` the model makes such a field, and no sample has it.
+        tags: it reads ``sample.dataset.attributes`` or ``.parts``, for which all captions are tagged at start.
+    """
+    if function is None:
+        return functools.partial(field, masks=masks, tags=tags)
+    function.masks, function.tags = masks, tags
+    FIELDS[function.__name__] = function
+    return function
+
+
+class CaptionSample:
+    """A training pair's caption as one epoch sees it.
+
+    Attributes:
+        dataset: the :class:`datasets.bases.ImageTextDataset`, with its settings.
+        index: the pair's place in it.
+        rng: a ``random.Random``, for whatever the sample draws. A field that draws stands at the end of this file, so that
+            the fields before it are the same without it.
+        ids: int64 [L], the token ids, cut down where ``--caption_filter`` says so.
+    """
+
+    def __init__(self, dataset, index, rng):
+        self.dataset, self.index, self.rng = dataset, index, rng
+        self.ids, self.kept = dataset.tokens[index].long(), slice(None)
+        if dataset.caption_filter and rng.random() < dataset.caption_filter:
+            self.kept = keep_naming(self.ids.tolist(), dataset.parts[index].tolist(), dataset.mask_id)
+            self.ids = self.cut(self.ids)
+
+    @property
+    def caption(self):
+        """The caption as text."""
+        return self.dataset.dataset[self.index][3]
+
+    def cut(self, row):
+        """What is left of a row [L], which says something of each token, where the caption was cut down: the rest is zeros."""
+        result = torch.zeros_like(row)
+        values = row[self.kept]
+        result[:len(values)] = values
+        return result
+
+    @functools.cached_property
+    def masked(self):
+        """``(masked ids [L], labels [L])``: see :func:`datasets.masking.mask_tokens`."""
+        dataset = self.dataset
+        chances = noun_chances(self.cut(dataset.parts[self.index]).tolist()) if dataset.mlm_masking == 'noun' else None
+        return tuple(map(torch.tensor, mask_tokens(self.ids.tolist(), self.rng, dataset.mask_id, *dataset.rates, chances)))
+
+
+@field
+def caption_ids(sample):
+    return sample.masked[0] if sample.dataset.masks and sample.dataset.inplace else sample.ids
+
+
+@field(masks=True)
+def mlm_ids(sample):
+    return sample.masked[0]
+
+
+@field(masks=True)
+def mlm_labels(sample):
+    return sample.masked[1]
+
+
+@field(tags=True)
+def attributes_mask(sample):
+    return sample.cut(sample.dataset.attributes[sample.index]).long()
