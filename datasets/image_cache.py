@@ -103,6 +103,7 @@ def open_store(folder, name, paths, root, img_size, workers=1, skip_broken=False
     Raises:
         UserError: an image cannot be read, the disk is too small, the folder cannot be written.
     """
+    remove_leftovers(folder)
     paths = sorted(set(paths))
     kind = os.path.join(folder, f'{name}_{img_size[0]}x{img_size[1]}')
     file = f'{kind}_{key_of(paths, root, img_size)}.npy'
@@ -158,7 +159,6 @@ def make(file, paths, img_size, workers, skip_broken):
     temporary = f'{file}.{socket.gethostname()}.{os.getpid()}.tmp'   # another process may be at it, too
     try:
         os.makedirs(folder, exist_ok=True)
-        remove_leftovers(folder)
         refuse_small_disk(folder, size_of(paths, img_size))
         broken = fill(temporary, paths, img_size, workers, skip_broken)
         if broken:

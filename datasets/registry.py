@@ -6,6 +6,7 @@ import os
 import pkgutil
 
 from datasets.bases import BaseDataset
+from utils import options
 from utils.errors import unknown
 
 logger = logging.getLogger('Pedestal.dataset')
@@ -39,3 +40,13 @@ def dataset_class(name):
     if name not in datasets():
         raise unknown('dataset', name, datasets())
     return datasets()[name]
+
+
+class DatasetOptions(options.Room):
+    """What datasets bring to the options: their names."""
+
+    def add_options(self, parser):
+        parser.actions()['dataset_name'].help = names()
+
+
+options.register(__name__, DatasetOptions())

@@ -118,7 +118,7 @@ def add_run_options(parser):
 
 def add_data_options(parser):
     data = parser.add_argument_group('data')
-    data.add_argument('--dataset_name', default='CUHK-PEDES', help='CUHK-PEDES, ICFG-PEDES, RSTPReid or synthpedes')
+    data.add_argument('--dataset_name', default='CUHK-PEDES', help='one of the datasets in datasets/')
     data.add_argument('--root_dir', default='./data', effect=RESULT | RESUMED | UNPUBLISHED, help="the folder with the datasets' folders")
     data.add_argument('--batch_size', type=count, default=128, help='captions a step, each with its image')
     data.add_argument('--test_batch_size', type=count, default=512, effect=NOTHING, help='samples encoded at a time by test.py')

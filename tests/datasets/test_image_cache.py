@@ -286,6 +286,12 @@ def test_what_killed_processes_left_is_removed(store_of, tmp_path, ended):
     assert listing(tmp_path) == sorted([os.path.basename(file), *kept])
 
 
+def test_what_killed_processes_left_is_removed_where_another_finished(store_of, tmp_path, ended):
+    file = store_of().file
+    (tmp_path / 'cache' / f'x.npy.{socket.gethostname()}.{ended}.tmp').write_text('half')
+    assert store_of().file == file and listing(tmp_path) == [os.path.basename(file)]
+
+
 def test_two_processes_at_once(store_of, images, tmp_path, monkeypatch):
     context = multiprocessing.get_context('fork')
     both, results = context.Barrier(2), context.Queue()

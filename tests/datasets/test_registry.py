@@ -7,6 +7,7 @@ import textwrap
 import pytest
 
 from datasets.registry import dataset_class, datasets, names
+from utils.options import build_parser
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -18,14 +19,19 @@ def test_what_there_is():
     assert all(name in names() for name in datasets())
 
 
+def test_the_help_of_the_programs_names_them():
+    text = ' '.join(build_parser().format_help().split())
+    assert f'--dataset_name DATASET_NAME {names()} (default: CUHK-PEDES)' in text
+
+
 NEW = '''
     from datasets.bases import BaseDataset
     from utils.iotools import read_json
 
-    class UFine(BaseDataset):
+    class MyPeople(BaseDataset):
         """Its annotation has a form of its own."""
-        name = 'UFine6926'
-        annotations = ('ufine.json',)
+        name = 'MyPeople'
+        annotations = ('my_people.json',)
         published = {'train': (1, 1, 1), 'val': (0, 0, 0), 'test': (1, 1, 1)}
 
         @classmethod
@@ -51,20 +57,20 @@ def run(house, code):
 
 def test_a_new_dataset_is_one_file(house):
     """It is trained on, checked, and told of in the help, and nothing else was changed."""
-    (house / 'datasets' / 'ufine.py').write_text(textwrap.dedent(NEW))
+    (house / 'datasets' / 'my_people.py').write_text(textwrap.dedent(NEW))
     (house / 'datasets' / 'broken.py').write_text('import nothing_of_this_name')
-    (house / 'UFine6926' / 'imgs').mkdir(parents=True)
-    (house / 'UFine6926' / 'ufine.json').write_text('{"train": {"4": ["a.jpg", "a man"]}, "test": {"5": ["b.jpg", "a woman"]}}')
+    (house / 'MyPeople' / 'imgs').mkdir(parents=True)
+    (house / 'MyPeople' / 'my_people.json').write_text('{"train": {"4": ["a.jpg", "a man"]}, "test": {"5": ["b.jpg", "a woman"]}}')
     done = run(house, '''
         import sys
         from PIL import Image
         for name, colour in (('a', 'red'), ('b', 'blue')):
-            Image.new('RGB', (8, 16), colour).save(f'UFine6926/imgs/{name}.jpg')
+            Image.new('RGB', (8, 16), colour).save(f'MyPeople/imgs/{name}.jpg')
         from datasets.build import build_dataset
-        dataset = build_dataset('UFine6926', '.')
-        assert dataset.train == [(0, 0, './UFine6926/imgs/a.jpg', 'a man')] and dataset.test['captions'] == ['a woman']
+        dataset = build_dataset('MyPeople', '.')
+        assert dataset.train == [(0, 0, './MyPeople/imgs/a.jpg', 'a man')] and dataset.test['captions'] == ['a woman']
         from datasets.check import main
-        assert main(['--dataset_name', 'UFine6926', '--root_dir', '.', '--workers', '1']) == 0
+        assert main(['--dataset_name', 'MyPeople', '--root_dir', '.', '--workers', '1']) == 0
         try:
             main(['--help'])
         except SystemExit:
@@ -72,5 +78,5 @@ def test_a_new_dataset_is_one_file(house):
         assert 'model' not in sys.modules
     ''')
     assert done.returncode == 0, done.stderr
-    assert 'UFine6926' in done.stdout.split('--dataset_name')[-1] and 'UFine6926: whole' in done.stdout
+    assert 'MyPeople' in done.stdout.split('--dataset_name')[-1] and 'MyPeople: whole' in done.stdout
     assert done.stderr.count('datasets.broken cannot be imported') == 1
