@@ -41,9 +41,11 @@ class Parser(Declaring, argparse.ArgumentParser):
     def parse(self, argv):
         words = self.in_full(argv)
         for word in words:  # before argparse, which would first ask for what is missing
-            flag = word.split('=')[0]
+            flag, _, value = word.partition('=')
             if word.startswith('--') and flag not in self._option_string_actions:
                 raise UserError(f'unknown flag {flag}{nearest(flag, self._option_string_actions)}')
+            if value == '--':  # argparse would make an empty list of it
+                raise UserError(f"{flag} needs a value, and '--' is none")
         args, extra = self.parse_known_args(words)
         if extra:
             raise UserError(f"'{extra[0]}' belongs to no flag")

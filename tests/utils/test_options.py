@@ -57,6 +57,7 @@ def test_types_that_work():
     (['--img_size', '384'], 'expected 2 arguments'),
     (['--lrscheduler', 'cosin'], 'invalid choice'),
     (['--loss_names', 'sdm+idd'], "unknown loss 'idd'.*did you mean id"),
+    (['--root_dir=--'], '--root_dir needs a value'),
     (['stray'], "'stray' belongs to no flag"),
     (['--masked_token_rate', '0.8', '--masked_token_unchanged_rate', '0.3'], 'add up to 1.1'),
     (['--resume'], 'needs --resume_ckpt_file'),
