@@ -13,10 +13,10 @@ from datasets.build import dataset_class
 from model import build_model
 from processor.processor import do_train
 from solver import build_lr_scheduler, build_optimizer
-from utils.checkpoint import Checkpointer, start_from
+from utils.checkpoint import Checkpointer, is_released, read_checkpoint, start_from
 from utils.comm import pick_device, refuse_several_gpus
 from utils.errors import UserError, run
-from utils.iotools import save_train_configs
+from utils.iotools import lock_folder, save_train_configs
 from utils.logger import setup_logger
 from utils.metrics import Evaluator
 from utils.options import get_args
@@ -31,13 +31,18 @@ def main(argv=None):
         raise UserError('--test is not for train.py; use: python test.py --config_file <run folder>/configs.yaml')
     refuse_several_gpus()
     device = pick_device(args.device)
-    if args.resume:
-        args.output_dir = os.path.dirname(os.path.abspath(args.resume_ckpt_file))
-        return train(args, device)
     dataset_class(args.dataset_name)  # an unknown one makes no folder
+    resumed = None
+    if args.resume:
+        folder = os.path.dirname(os.path.abspath(args.resume_ckpt_file))
+        resumed = read_checkpoint(args.resume_ckpt_file)
+        if not is_released(resumed):
+            args.output_dir = folder
+            return train(args, device, resumed)
+        args.notes.append(f'{folder} is of a released run and stays as it is: the run goes on in a new folder')
     args.output_dir = new_folder(os.path.join(args.output_dir, args.dataset_name), args.name)
     try:
-        train(args, device)
+        train(args, device, resumed)
     finally:
         if not os.path.exists(os.path.join(args.output_dir, 'last.pth')):
             remove_folder(args.output_dir)  # nothing was trained: leave no litter
@@ -68,7 +73,13 @@ def remove_folder(folder):
             return
 
 
-def train(args, device):
+def train(args, device, resumed=None):
+    """``resumed``: the content of ``args.resume_ckpt_file``."""
+    with lock_folder(args.output_dir, 'is the run going on there already? Wait for it, or stop it'):
+        train_alone(args, device, resumed)
+
+
+def train_alone(args, device, resumed):
     setup_logger('Pedestal', save_dir=args.output_dir, if_train=True)
     logger.info('run folder %s, device %s', args.output_dir, device)
     for line in args.notes:
@@ -88,8 +99,8 @@ def train(args, device):
     evaluator = Evaluator(val_img_loader, val_txt_loader)
     start_epoch = 1
     if args.resume:
-        start_epoch = checkpointer.resume(args.resume_ckpt_file)['epoch']
-    if start_epoch <= args.num_epoch:
+        start_epoch = checkpointer.resume(args.resume_ckpt_file, resumed)['epoch']
+    if start_epoch <= args.num_epoch or not os.path.exists(os.path.join(args.output_dir, 'configs.yaml')):
         save_train_configs(args.output_dir, args)
     do_train(start_epoch, args, model, train_loader, evaluator, optimizer, scheduler, checkpointer)
 

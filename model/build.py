@@ -59,6 +59,7 @@ class RetrievalModel(nn.Module):
         for head in self.heads:
             self._register(head)
         self.needs = {need for head in self.heads for need in head.needs}
+        self.released_copies = {copy: name for head in self.heads for copy, name in head.released_copies.items()}
         self.refines = any(type(head).refine is not Head.refine for head in self.heads)
         self.reads_padding = self.refines or self.masks_in_place or bool(
             self.needs & {'text_tokens', 'masked_text_tokens', 'text_attention'})

@@ -1,6 +1,8 @@
 """The training loop and the inference loop."""
 import logging
 import math
+import os
+import time
 
 import torch
 
@@ -9,8 +11,10 @@ from processor.interrupt import Interrupt, Stopped
 from processor.micro_batch import backward_in_pieces
 from processor.progress import Bar, Journal, Means
 from utils import precision
+from utils.checkpoint import is_released
 from utils.errors import UserError
 from utils.metrics import Evaluator
+from utils.resumption import OF_A_RUN
 from utils.seeding import derive_seed, random_states, restore_random_states, seed_all
 
 logger = logging.getLogger('Pedestal.train')
@@ -41,13 +45,14 @@ class Trainer:
         self.means = Means()
         self.unseen = []   # (step, image ids, names, results) of steps whose losses nobody has looked at yet
         self.skipped = 0
+        self.seconds_per_step = self.seconds_per_evaluation = 0.0
 
     # -- the run ---------------------------------------------------------------------------------------------------------
 
     def run(self, start_epoch):
         self.epoch = start_epoch
         self.restore(self.checkpointer.resumed)
-        self.journal = Journal(self.args.output_dir, self.total_steps)
+        self.journal = Journal(self.args.output_dir, self.total_steps, self.unevaluated)
         try:
             with Interrupt() as self.interrupt:
                 if not self.total_steps:
@@ -57,21 +62,26 @@ class Trainer:
                     self.train_epoch()
                     self.evaluate()
             if self.best['epoch']:
-                logger.info('done: best Rank-1 %.3f at epoch %d (%s split)', self.best['R1'], self.best['epoch'], self.args.val_dataset)
+                logger.info('done: best Rank-1 %.3f at epoch %d (%s split): %s', self.best['R1'], self.best['epoch'],
+                            self.args.val_dataset, self.checkpointer.path('best'))
         except Stopped:
             self.leave()
         finally:
             self.journal.close()
 
     def leave(self):
-        logger.info('stopped; go on with: python train.py --resume --resume_ckpt_file %s', self.checkpointer.path('last'))
+        last = self.checkpointer.path('last')
+        if os.path.isfile(last):
+            logger.info('stopped; go on with: python train.py --resume --resume_ckpt_file %s', last)
+        else:
+            logger.info('stopped before anything was saved')
         raise SystemExit(128 + (self.interrupt.requested or 2))
 
     def train_epoch(self):
         self.model.train()
         if hasattr(self.loader.batch_sampler, 'set_epoch'):
             self.loader.batch_sampler.set_epoch(self.epoch, self.step)
-        bar = Bar(self.epoch, self.args.num_epoch, len(self.loader), self.step)
+        bar, first = Bar(self.epoch, self.args.num_epoch, len(self.loader), self.step), self.step
         for batch in self.loader:
             self.report_skipped(batch.pop('skipped', ()))
             self.step += 1
@@ -83,6 +93,7 @@ class Trainer:
             self.save_between_steps()
         bar.close()
         self.look()
+        self.seconds_per_step = bar.seconds / max(self.step - first, 1)
         self.end_epoch(bar.samples_per_second)
 
     def train_step(self, batch):
@@ -111,7 +122,7 @@ class Trainer:
             raise UserError('none of the training images could be read; python -m datasets.check lists them')
         values = {**self.means.read(), 'lr': self.lr, 'samples_per_second': samples_per_second}
         self.journal.write('epoch', self.epoch, self.total_steps, values)
-        logger.info('epoch %d/%d: %s', self.epoch, self.args.num_epoch, in_words(values))
+        logger.info('epoch %d/%d: %s, %s left', self.epoch, self.args.num_epoch, in_words(values), duration(self.seconds_left()))
         if self.skipped:
             logger.warning('epoch %d left out %d broken images', self.epoch, self.skipped)
         self.scheduler.step()
@@ -122,6 +133,12 @@ class Trainer:
         if self.args.save_period and (self.epoch - 1) % self.args.save_period == 0:
             self.checkpointer.save(f'epoch_{self.epoch - 1}', epoch=self.epoch - 1, val_dataset=None)  # no split chose it
 
+    def seconds_left(self):
+        """About how long the epochs after this one take, with their evaluations and the one that is due."""
+        epochs, period = self.args.num_epoch - self.epoch, self.args.eval_period
+        evaluations = 1 + self.args.num_epoch // period - self.epoch // period
+        return epochs * len(self.loader) * self.seconds_per_step + evaluations * self.seconds_per_evaluation
+
     def evaluate(self):
         """The evaluation that is due, if one is. It may be stopped at any moment: a resumed run does it again."""
         if self.unevaluated is None:
@@ -130,7 +147,9 @@ class Trainer:
         self.interrupt.at_once = True
         if self.interrupt.requested:
             raise Stopped
+        began = time.perf_counter()
         top1 = self.evaluator.eval(self.model)
+        self.seconds_per_evaluation = time.perf_counter() - began
         self.interrupt.at_once = False
         figures = dict(getattr(self.evaluator, 'results', {}).get('t2i', {'R1': float(top1)}))
         self.journal.write('evaluation', epoch, self.total_steps, {**figures, 'split': self.args.val_dataset})
@@ -180,7 +199,7 @@ class Trainer:
     def stop_at(self, step, image_ids, values):
         bad = ', '.join(f'{name} is {value}' for name, value in values.items() if not math.isfinite(value))
         raise UserError(f'at epoch {self.epoch}, step {step}, {bad}; the batch: {self.name_samples(image_ids)}; '
-                        f"the last good checkpoint is {self.checkpointer.path('last')}")
+                        f'{self.checkpointer.last_good()}')
 
     def name_samples(self, image_ids):
         """The image files of a batch."""
@@ -198,28 +217,55 @@ class Trainer:
 
     def save_last(self):
         self.look()
-        if not torch.stack([parameter.isfinite().all() for parameter in self.model.parameters()]).all():
-            raise UserError(f'at epoch {self.epoch}, step {self.step}, weights are not finite any more: lower --lr; '
-                            f"the last good checkpoint is {self.checkpointer.path('last')}")
         self.checkpointer.save(
             'last', training_state=True, epoch=self.epoch, step=self.step, total_steps=self.total_steps, best=self.best,
             unevaluated=self.unevaluated, means=self.means.state_dict(), skipped=self.skipped, scaler=self.scaler.state_dict(),
             random_states=random_states())
 
     def restore(self, state):
-        """Go on from what :meth:`save_last` kept; a released checkpoint has no more than its epoch."""
+        """Go on from what :meth:`save_last` kept. A released checkpoint has no more than its epoch: how good it is is measured before
+        the first step."""
         if not state:
             return
-        self.step, self.total_steps = state.get('step', 0), state.get('total_steps', 0)
-        self.unevaluated, self.best = state.get('unevaluated'), state.get('best', self.best)
+        if is_released(state):
+            self.unevaluated = self.epoch - 1 or None
+            logger.info('going on with a released run after its epoch %d, which is evaluated first', self.epoch - 1)
+            return
+        missing = [name for name in OF_A_RUN if name not in state]
+        if missing:
+            raise UserError(f"{', '.join(missing)}: missing from the checkpoint, which is none that this training loop wrote; start a new "
+                            'run from its weights with --init_from')
+        if state['step'] > len(self.loader):
+            raise UserError(f"the checkpoint is {state['step']} steps into an epoch, and the training set gives {len(self.loader)}: "
+                            'it is of other data, or damaged')
+        self.step, self.total_steps = state['step'], state['total_steps']
+        self.unevaluated, self.best = state['unevaluated'], state['best']
         self.skipped = state.get('skipped', 0)
-        if 'means' in state:
-            self.means.load_state_dict(state['means'])
+        self.means.load_state_dict(state['means'])
         if state.get('scaler'):
             self.scaler.load_state_dict(state['scaler'])
-        if 'random_states' in state:
-            restore_random_states(state['random_states'])
+        restore_random_states(state['random_states'])
+        self.miss_best()
         logger.info('resumed at epoch %d after %d of its steps; best Rank-1 so far %.3f', self.epoch, self.step, max(self.best['R1'], 0))
+
+    def miss_best(self):
+        """Where best.pth is gone, its weights are, too: the best of what follows takes its place, beginning with what there is."""
+        path = self.checkpointer.path('best')
+        if not self.best['epoch'] or os.path.isfile(path):
+            return
+        logger.warning('there is no %s any more, of epoch %d with Rank-1 %.3f: the best from here on becomes best.pth', path,
+                       self.best['epoch'], self.best['R1'])
+        self.best = {'R1': -1.0, 'epoch': 0}
+        if not self.step:
+            self.unevaluated = self.epoch - 1 or None
+
+
+def duration(seconds):
+    """Seconds in words: '2 h 05 min', '7 min', '40 s'."""
+    minutes = round(seconds / 60)
+    if minutes >= 60:
+        return f'{minutes // 60} h {minutes % 60:02d} min'
+    return f'{minutes} min' if seconds >= 90 else f'{seconds:.0f} s'
 
 
 def in_words(values):

@@ -38,28 +38,33 @@ class Means:
 
 class Journal:
     """``metrics.jsonl`` and TensorBoard events in a run's folder. A resumed run first takes back what was written after
-    the checkpoint that it goes on from, so that each step is in them once."""
+    the checkpoint that it goes on from, so that each step is in them once; and the evaluation of epoch ``unevaluated``, which it is
+    going to do (again, if a kill came between an evaluation and the checkpoint that says so)."""
 
-    def __init__(self, folder, step=0):
+    def __init__(self, folder, step=0, unevaluated=None):
         self.path = os.path.join(folder, 'metrics.jsonl')
-        self._take_back(step)
+        self._take_back(step, unevaluated)
         try:
             self.board = SummaryWriter(folder, purge_step=step + 1 if step else None)
         except OSError as error:
             raise UserError(f'cannot write into {folder}: {error.strerror}') from None
 
-    def _take_back(self, step):
+    def _take_back(self, step, unevaluated):
         if not os.path.exists(self.path):
             return
-        kept = []
-        with open(self.path, encoding='utf-8') as file:
+        if not os.path.isfile(self.path):
+            raise UserError(f'{self.path} is no file, and the metrics go there; move it away')
+        kept, foreign = [], 0
+        with open(self.path, 'rb') as file:
             for line in file:
-                try:
-                    if json.loads(line)['step'] <= step:
-                        kept.append(line)
-                except (ValueError, KeyError):  # the line that a kill cut short
-                    continue
-        with atomic_write(self.path) as file:
+                fact = fact_of(line)
+                if fact is None:
+                    foreign += line.endswith(b'\n')  # the line that a kill cut short has no end
+                elif fact['step'] <= step and (fact['kind'] != 'evaluation' or fact['epoch'] != unevaluated):
+                    kept.append(line)
+        if foreign:
+            logger.warning('left out of %s: %d lines that this program did not write', self.path, foreign)
+        with atomic_write(self.path, 'wb') as file:
             file.writelines(kept)
 
     def write(self, kind, epoch, step, values):
@@ -78,6 +83,17 @@ class Journal:
         self.board.close()
 
 
+def fact_of(line):
+    """The dict in a line of ``metrics.jsonl``; None if it is no such line."""
+    try:
+        fact = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(fact, dict) or not all(type(fact.get(name)) is int for name in ('epoch', 'step')) or 'kind' not in fact:
+        return None
+    return fact
+
+
 class Bar:
     """An epoch's progress bar on a terminal: losses, learning rate, samples a second, time left."""
 
@@ -91,8 +107,13 @@ class Bar:
         self.bar.update()
 
     @property
+    def seconds(self):
+        """Since the epoch, or what was left of it, began."""
+        return max(time.perf_counter() - self.began, 1e-9)
+
+    @property
     def samples_per_second(self):
-        return self.samples / max(time.perf_counter() - self.began, 1e-9)
+        return self.samples / self.seconds
 
     def show(self, values, lr):
         losses = ' '.join(f"{name.removesuffix('_loss')} {value:.3f}" for name, value in values.items() if name.endswith('loss'))

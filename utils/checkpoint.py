@@ -165,7 +165,8 @@ class Checkpointer:
         if bad:
             raise UserError(f'{f} holds weights that are not finite ({some(bad)}) and cannot be gone on with')
         if checkpoint.get('moments', len(state['state'])) != len(state['state']):
-            raise UserError(f"the optimizer in {f} holds moments of {len(state['state'])} parameters and was saved with {checkpoint['moments']}")
+            raise UserError(f"the optimizer in {f} holds moments of {len(state['state'])} parameters and was saved with "
+                            f"{checkpoint['moments']}")
         state = moments_of(state, weights, self.model, self.optimizer, f)
         load_weights(self.model, weights, f)
         self.optimizer.load_state_dict(state)

@@ -1,5 +1,7 @@
 """Reading and writing files, with errors that say which file and why."""
 import contextlib
+import errno
+import fcntl
 import json
 import os
 import stat
@@ -99,6 +101,26 @@ def atomic_write(path, mode='w'):
             kept = '; what was there is kept' if os.path.exists(path) else ''
             raise UserError(f'cannot write {path}: {error.strerror or error}{kept}') from None
         raise
+
+
+@contextlib.contextmanager
+def lock_folder(folder, advice):
+    """``with lock_folder(folder, 'what to do'):`` keeps other programs out that ask so, too: they get a :class:`UserError`.
+
+    The system takes the lock (of ``<folder>/.lock``) back when the process ends, by whatever way; processes that it started do not
+    hold it. Where the file system knows no locks, there is none.
+    """
+    try:
+        file = open(os.path.join(folder, '.lock'), 'a')
+    except OSError as error:
+        raise UserError(f'cannot write into {folder}: {error.strerror or error}') from None
+    with file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise UserError(f'another program is at work in {folder}: {advice}') from None
+        yield
 
 
 def save_train_configs(path, args):

@@ -99,8 +99,8 @@ def add_run_options(parser):
     run.add_argument('--eval_period', type=count, default=1, effect=RESULT | RESUMED | UNPUBLISHED, help='epochs between evaluations')
     run.add_argument('--val_dataset', default='test', choices=['test', 'val'], effect=RESULT | UNPUBLISHED,
                      help='split that chooses the best epoch')
-    yes_no(run, '--resume', False, 'go on with the run of --resume_ckpt_file, in its folder', effect=CALL)
-    run.add_argument('--resume_ckpt_file', default='', effect=CALL, help='the last.pth to go on from')
+    yes_no(run, '--resume', False, 'go on with the run of --resume_ckpt_file, in its folder; --resume FOLDER names it at once', effect=CALL)
+    run.add_argument('--resume_ckpt_file', default='', effect=CALL, help='the last.pth to go on from, or the folder that it is in')
     run.add_argument('--init_from', default='', effect=RESULT | RUN, help='a checkpoint whose weights a new run starts from')
     run.add_argument('--save_steps', type=positive(int, strict=False, most=10 ** 9), default=1000, effect=NOTHING,
                      help='steps between writes of last.pth; 0: at epoch ends only')
@@ -226,26 +226,42 @@ def get_args(argv=None):
     >>> args.img_size, args.lr, args.caption_masking
     ((256, 128), 1e-05, 'clean')
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    argv = with_run_named(list(sys.argv[1:] if argv is None else argv))
     parser = build_parser()
     first = parser.parse(argv)
     given = parser.given(argv)
     flags = with_sen_captions({name: getattr(first, name) for name in given})
     recipe = read_recipe(first.config_file, parser) if first.config_file else {}
     told = {**recipe, **flags}
+    if os.path.isdir(told.get('resume_ckpt_file', '')):
+        told['resume_ckpt_file'] = os.path.join(told['resume_ckpt_file'], 'last.pth')
     check(argparse.Namespace(**{**parser.defaults_in_code, **told}))
     resumed = options_of_resumed_run(told['resume_ckpt_file'], parser) if told.get('resume') else {}
     settings = {**parser.defaults_in_code, **resumed, **told}
     if 'MLM' in given and 'caption_masking' not in flags:
         settings['caption_masking'] = None  # the flag decides it, also after a recipe that was printed in full
     args = complete(argparse.Namespace(**settings))
-    if resumed:
-        refuse_changes(args, complete(argparse.Namespace(**{**parser.defaults_in_code, **resumed})), parser)
     args.notes = notes(args, parser, given, {**resumed, **told})
+    if resumed:
+        run = complete(argparse.Namespace(**{**parser.defaults_in_code, **resumed}))
+        refuse_changes(args, run, parser)
+        args.notes += [f'resumed with another {name}: {plain(getattr(run, name))} -> {plain(getattr(args, name))}'
+                       for name in sorted(parser.having(RESUMED)) if plain(getattr(run, name)) != plain(getattr(args, name))]
     if args.print_config:
         print(dump(args), end='')
         sys.exit(0)
     return args
+
+
+def with_run_named(argv):
+    """``--resume logs/<dataset>/<run>`` is ``--resume --resume_ckpt_file`` with the last.pth in that folder."""
+    words = []
+    for word in argv:
+        if word.startswith('--resume='):
+            word, words = word[len('--resume='):], [*words, '--resume']
+        named = words[-1:] == ['--resume'] and not word.startswith('-') and word.lower() not in ('true', 'false')
+        words += ['--resume_ckpt_file', word] if named else [word]
+    return words
 
 
 def check(args):

@@ -118,15 +118,16 @@ def moments_of(state, weights, model, optimizer, source):
         pairs = released_pairs([group[0] for group in numbers], state, weights, own_names(model, optimizer), source)
         of_parameter = [entry_of(state, pairs[name]) for name in own_names(model, optimizer)]
     else:
-        raise UserError(f'the optimizer in {source} does not fit these options: its groups hold {list(map(len, numbers))} parameters, and the '
-                        f"model's {[len(group['params']) for group in own['param_groups']]}")
+        raise UserError(f'the optimizer in {source} does not fit these options: its groups hold {list(map(len, numbers))} parameters, '
+                        f"and the model's {[len(group['params']) for group in own['param_groups']]}")
     parameters = [parameter for group in optimizer.param_groups for parameter in group['params']]
     names = own_names(model, optimizer)
     kept = {number: checked_moments(entry, parameter, type(optimizer), f'{name} in {source}')
             for number, (entry, parameter, name) in enumerate(zip(of_parameter, parameters, names)) if entry is not None}
-    groups = [{**group, 'lr': saved.get('lr') if is_number(saved.get('lr')) else group['lr']} if len(numbers) == len(own['param_groups']) else group
-              for group, saved in zip(own['param_groups'], state['param_groups'])]
-    return {'state': kept, 'param_groups': groups}
+    if len(numbers) == len(own['param_groups']):  # the rate may be a schedule's that is not ours
+        for group, saved in zip(own['param_groups'], state['param_groups']):
+            group['lr'] = saved['lr'] if is_number(saved.get('lr')) else group['lr']
+    return {'state': kept, 'param_groups': own['param_groups']}
 
 
 def own_names(model, optimizer):
@@ -161,15 +162,16 @@ def released_pairs(numbers, state, weights, learned, source):
     for count in range(len(doubtful) + 1):
         for left_out in itertools.combinations(doubtful, count):
             names = [name for name in registered if not name.startswith(left_out)] if left_out else registered
-            if len(names) == len(numbers) and all(shapes_fit(entry_of(state, number), weights[name]) for name, number in zip(names, numbers)):
-                pairs = dict(zip(names, numbers))
+            pairs = dict(zip(names, numbers))
+            if len(names) == len(numbers) and all(shapes_fit(entry_of(state, number), weights[name]) for name, number in pairs.items()):
                 found.append({name: pairs.get(name) for name in learned})
     if not found or any(other != found[0] for other in found):
-        raise UserError(f'the optimizer in {source} has {len(numbers)} groups, and they cannot be paired with its {len(registered)} weights '
-                        f'{"in one way alone" if found else "by number and shape"}; start a new run with --init_from')
+        raise UserError(f'the optimizer in {source} has {len(numbers)} groups, and they cannot be paired with its {len(registered)} '
+                        f'weights {"in one way alone" if found else "by number and shape"}; start a new run with --init_from')
     lacking = [name for name, number in found[0].items() if number is None]
     if lacking:
-        raise UserError(f'the optimizer in {source} has no group for what these options train: {some(lacking)}; start a new run with --init_from')
+        raise UserError(f'the optimizer in {source} has no group for what these options train: {some(lacking)}; start a new run with '
+                        '--init_from')
     without = [name for name, number in found[0].items() if entry_of(state, number) is None]
     logger.info('moments of %d parameters from %s%s', len(learned) - len(without), source,
                 f'; it has none for {some(without)}' if without else '')

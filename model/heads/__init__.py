@@ -38,6 +38,7 @@ class Head(nn.Module):
     needs = ()     # of Encoded, beside the embeddings: 'image_tokens', 'text_tokens', 'masked_text_tokens', 'image_attention', ...
     fields = ()    # what it reads from the batch beside pids, image_ids, images and caption_ids
     reads = ()     # options it reads that another file adds
+    released_copies = {}   # {beginning of a name: of another}: entries that checkpoints hold twice, for the released code to read
 
     report_flag = None   # the flag of test.py, without dashes, that asks for report()
     report_help = ''     # the flag's line in test.py --help

@@ -10,6 +10,9 @@ from utils.errors import UserError
 from utils.option_types import positive, weight
 
 ALIASES = {'amm': 'mlm+attribute'}
+# A2TE's own loader matches names by their ends: without the copy that its model has of the encoders, and never reads, it takes other
+# parameters for it, and stops at the cross encoder's ln_post.
+A2TE_COPIES = {'base_model_m.': 'base_model.'}
 
 
 class Attribute(Head):
@@ -18,6 +21,7 @@ class Attribute(Head):
     needs = ('image_tokens', 'text_tokens')
     fields = ('attributes_mask',)
     reads = ('cmt_depth', 'attribute_tagger')
+    released_copies = A2TE_COPIES
 
     @staticmethod
     def add_options(parser):
@@ -81,6 +85,7 @@ class Detail(Head):
     """Images and captions compared by those patches and words that their embeddings are made of."""
     names = ('detail',)
     needs = ('image_tokens', 'text_tokens', 'image_attention', 'text_attention')
+    released_copies = A2TE_COPIES
     reads = ('temperature',)
 
     @staticmethod
