@@ -119,12 +119,13 @@ def test_a_released_run_goes_on_in_a_new_folder_from_what_it_is_worth(trained, t
     moments = {number: {'step': torch.tensor(2.0), 'exp_avg': torch.zeros_like(value), 'exp_avg_sq': torch.zeros_like(value)}
                for number, value in enumerate(ours['model'].values())}
     groups = [{'params': [number], 'lr': 1e-3, 'weight_decay': 0.0} for number in moments]
-    torch.save({'model': ours['model'], 'optimizer': {'state': moments, 'param_groups': groups}, 'scheduler': {'last_epoch': 1}, 'epoch': 1},
-               released / 'best.pth')
+    torch.save({'model': ours['model'], 'epoch': 1, 'optimizer': {'state': moments, 'param_groups': groups},
+                'scheduler': {'last_epoch': 1, 'milestones': (20, 50)}}, released / 'best.pth')
     before = {path.name: path.read_bytes() for path in released.iterdir()}
     worth = read_checkpoint(os.path.join(trained, 'best.pth'))['metrics']['R1']
 
-    train_program.main(['--resume', '--resume_ckpt_file', str(released / 'best.pth'), '--num_epoch', '2', '--output_dir', str(tmp_path / 'new')])
+    train_program.main(['--resume', '--resume_ckpt_file', str(released / 'best.pth'), '--num_epoch', '2',
+                        '--output_dir', str(tmp_path / 'new')])
     assert before == {path.name: path.read_bytes() for path in released.iterdir()}
     folder, = (tmp_path / 'new' / 'CUHK-PEDES').iterdir()
     assert {'best.pth', 'last.pth', 'configs.yaml'} <= set(os.listdir(folder))
