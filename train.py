@@ -11,6 +11,7 @@ if __name__ == '__main__':  # until run() below takes over: Ctrl-C while PyTorch
 from datasets import build_dataloader
 from datasets.build import dataset_class
 from model import build_model
+from processor.evaluation import Evaluator
 from processor.processor import do_train
 from solver import build_lr_scheduler, build_optimizer
 from utils.checkpoint import Checkpointer, is_released, read_checkpoint, start_from
@@ -18,7 +19,6 @@ from utils.comm import pick_device, refuse_several_gpus
 from utils.errors import UserError, run
 from utils.iotools import lock_folder, save_train_configs
 from utils.logger import setup_logger
-from utils.metrics import Evaluator
 from utils.options import get_args
 from utils.seeding import seed_all
 

@@ -330,6 +330,11 @@ class TextDataset(Dataset):
         self.caption_pids, self.captions = caption_pids, captions
         self.tokens = tokenize_all(captions, text_length, truncate)
 
+    @property
+    def lengths(self):
+        """[S] tokens of each caption, start and end included. The end of text has the largest id; the id 0 pads, and is a word too."""
+        return self.tokens.argmax(dim=1) + 1
+
     def __len__(self):
         return len(self.caption_pids)
 
@@ -352,12 +357,12 @@ class ImageTextDataset(Dataset):
         attribute_tagger: finds parts of speech, for ``attributes_mask`` and the next two
             (:func:`datasets.attributes.load_tagger`).
         mlm_masking: which tokens are masked: 'random': any; 'noun': nouns and adjectives above all, as SEN does;
-            'attention': the model chooses them (:mod:`model.masking`), and captions stay whole here.
+            'attention': the model chooses them (:mod:`model.heads.agm`), and captions stay whole here.
         caption_filter: the chance of a caption to be cut down to its nouns, adjectives and pronouns, out of what the text
             length leaves of it and before it is masked (SEN).
         skip_broken: a sample whose image cannot be read becomes ``{'skipped': path}`` for :func:`collate` to leave out.
         store: a :class:`datasets.image_cache.ImageStore` to take the images from, instead of reading and transforming them:
-            ``images`` are uint8 [3, H, W] then, and ``views`` is what :func:`utils.views.finish` is to do with them.
+            ``images`` are uint8 [3, H, W] then, and ``views`` is what :func:`datasets.views.finish` is to do with them.
         img_aug: what ``views`` are drawn for: see :func:`datasets.transforms.build_transforms`.
 
     Raises:

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 from datasets.bases import SPLITS, ImageDataset, ImageTextDataset, TextDataset, collate, first_captions
 from datasets.image_cache import open_store
 from datasets.registry import dataset_class
-from datasets.sampler import build_batch_sampler
+from datasets.sampler import CaptionSampler, build_batch_sampler
 from datasets.transforms import build_transforms
 from datasets.workers import Loader, start_worker
 from utils.errors import UserError, unknown
@@ -30,7 +30,7 @@ def build_dataloader(args):
         (:class:`datasets.bases.ImageTextDataset`); its ``batch_sampler.set_epoch(epoch, first_step)`` chooses what
         comes next. The others iterate ``(pids [B], images [B, 3, H, W])`` and ``(pids [B], caption_ids [B, L])`` in the
         annotation's order. A test needs no training entries; without them ``num_classes`` is 0. With ``args.image_cache``,
-        images are uint8, for :func:`utils.views.finish`.
+        images are uint8, for :func:`datasets.views.finish`.
 
     Raises:
         UserError: an unknown dataset or sampler, data that isn't whole, an empty split, a batch that doesn't fit, an image cache
@@ -75,7 +75,7 @@ def evaluation_loaders(args, dataset, split, batch_size):
     captions = TextDataset(content['caption_pids'], content['captions'], args.text_length)
     # captions are tokenised already: workers would only carry them around
     return (Loader(images, batch_size, **reading(args)),
-            DataLoader(captions, batch_size, generator=torch.Generator()))
+            DataLoader(captions, batch_size, sampler=CaptionSampler(captions.lengths), generator=torch.Generator()))
 
 
 def image_store(args, dataset, split, paths, skip_broken=False):

@@ -1,6 +1,9 @@
-"""Which training samples make up which batch: a function of the seed and the epoch alone."""
+"""Which training samples make up which batch, a function of the seed and the epoch alone; and the order of an evaluation's captions."""
 import random
 from collections import Counter, defaultdict
+
+import torch
+from torch.utils.data import Sampler
 
 from utils.errors import UserError, unknown
 from utils.seeding import derive_seed
@@ -114,3 +117,25 @@ def build_batch_sampler(args, pids):
     if args.sampler == 'random':
         return RandomBatches(pids, args.batch_size, args.seed)
     return SAMPLERS[args.sampler](pids, args.batch_size, args.num_instance, args.seed)
+
+
+class CaptionSampler(Sampler):
+    """A split's captions in the annotation's order, or, while ``by_length`` is set, the longest first: then batches hold little padding,
+    and the one that takes most memory comes at once.
+
+    Args:
+        lengths: [S] tokens of each caption.
+
+    Attributes:
+        order: [S] the captions by falling length, equal ones in the annotation's order.
+    """
+
+    def __init__(self, lengths):
+        self.order = torch.as_tensor(lengths).argsort(descending=True, stable=True)
+        self.by_length = False
+
+    def __len__(self):
+        return len(self.order)
+
+    def __iter__(self):
+        return iter(self.order.tolist() if self.by_length else range(len(self.order)))

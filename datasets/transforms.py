@@ -2,7 +2,7 @@
 import torch
 from torchvision import transforms as T
 
-from utils.views import MEAN, PADDING, STD
+from datasets.views import MEAN, PADDING, STD
 
 FLIPPED = ERASED = 0.5                                     # the chance of each
 RECTANGLE = {'scale': (0.02, 0.4), 'ratio': (0.3, 3.3)}    # what is erased: share of the area, height over width
@@ -13,7 +13,7 @@ def build_transforms(img_size=(384, 128), aug=False, is_train=True):
 
     Evaluation resizes only, training also flips, and with ``aug`` pads, crops and erases as IRRA's released code does:
     the erased rectangle is filled after normalising, with the mean's numbers, which are a light grey there and not the
-    mean. Behind the resizing, :func:`draw_view` and :func:`utils.views.finish` do the same to a batch.
+    mean. Behind the resizing, :func:`draw_view` and :func:`datasets.views.finish` do the same to a batch.
     """
     img_size = tuple(img_size)
     steps = [T.Resize(img_size)]
@@ -28,7 +28,7 @@ def build_transforms(img_size=(384, 128), aug=False, is_train=True):
 
 
 def draw_view(img_size, aug, seed):
-    """The draws of ``build_transforms(img_size, aug)`` under ``torch.manual_seed(seed)``, for :func:`utils.views.finish`.
+    """The draws of ``build_transforms(img_size, aug)`` under ``torch.manual_seed(seed)``, for :func:`datasets.views.finish`.
 
     Returns:
         int32 [7]: mirrored or not (0, 1); top and left of the crop in the padded image (10, 10: not moved); top, left, height

@@ -5,14 +5,12 @@ from typing import Optional
 import torch
 from torch import nn
 
-from model.clip_model import ResidualAttentionBlock, Transformer
+from model.clip_model import MLP, ResidualAttentionBlock, Transformer
 from model.clip_weights import build_clip, empty_clip, shape_named, shape_of
-from model.heads import Head, active_heads
-from model.masking import mask_attended
+from model.heads import Head, active_heads, parse_loss_names
 from utils import precision
 from utils.comm import pick_device
 from utils.errors import UserError
-from utils.views import finish
 
 VARIANTS = 64   # of a block that may be compiled: images, captions, cross encoder; learning or not; with maps; last, smaller batches
 
@@ -50,44 +48,52 @@ class RetrievalModel(nn.Module):
         self.amp = args.amp
         self.mask_id = clip.vocab_size - 3   # below start and end
         self.masked_token_rates = args.masked_token_rate, args.masked_token_unchanged_rate
-        self.masks_in_place = args.mlm_masking == 'attention' and args.caption_masking == 'inplace'
         self._shared = {}
         classes = active_heads(args)
         self._refuse_missing_tokens(classes)
+        named = parse_loss_names(args.loss_names)
         # A plain tuple: what the heads own is registered below, under names without the head's.
         self.heads = tuple(head(args, self) for head in classes)
         for head in self.heads:
+            head.is_named = type(head) in named
             self._register(head)
         self.needs = {need for head in self.heads for need in head.needs}
         self.released_copies = {copy: name for head in self.heads for copy, name in head.released_copies.items()}
         self.refines = any(type(head).refine is not Head.refine for head in self.heads)
-        self.reads_padding = self.refines or self.masks_in_place or bool(
+        self.reads_padding = self.refines or any(head.reads_padding for head in self.heads) or bool(
             self.needs & {'text_tokens', 'masked_text_tokens', 'text_attention'})
         if args.micro_batch and args.training:
             self._refuse_pieces()
         for part in self.modules():
             if isinstance(part, Transformer):
                 part.grad_checkpoint = args.grad_checkpoint
+            if isinstance(part, MLP):
+                part.lean = True
 
     def shared(self, cls, *settings):
         """The one ``cls(*settings)`` of this model, for heads that share a part."""
         if cls not in self._shared:
-            self._shared[cls] = (settings, cls(*settings))
-            self._register(self._shared[cls][1])
+            part = cls(*settings)
+            self._register(part)
+            self._shared[cls] = settings, part
         made_with, part = self._shared[cls]
         assert made_with == settings, f'{cls.__name__} is shared, with {made_with}; asked for with {settings}'
         return part
 
     def _register(self, owner):
-        shared = {id(part) for _, part in self._shared.values()}
+        shared = {id(part) for _, whole in self._shared.values() for part in (whole, *whole.children())}
         for name, part in [*owner.named_children(), *owner.named_parameters(recurse=False)]:
-            if id(part) in shared:
-                continue
-            if hasattr(self, name):
-                raise ValueError(f'{type(owner).__name__}.{name}: the model has another part of that name')
-            setattr(self, name, part)
+            if id(part) not in shared:
+                if hasattr(self, name):
+                    raise ValueError(f'{type(owner).__name__}.{name}: the model has another part of that name')
+                setattr(self, name, part)
         if any(True for _ in owner.buffers(recurse=False)):
             raise ValueError(f'{type(owner).__name__} keeps a buffer of its own; put it into a module that the head owns')
+
+    def owners_of(self, name):
+        """The active heads whose own or shared part the parameter ``name`` is; none for the encoders'."""
+        part = getattr(self, name.split('.')[0])
+        return [head for head in self.heads if any(part is own for own in owned_by(head))]
 
     def _refuse_missing_tokens(self, classes):
         if self.base_model.has_image_tokens:
@@ -108,8 +114,8 @@ class RetrievalModel(nn.Module):
                                 '(--grad_checkpoint saves memory with every loss)')
 
     def train(self, mode=True):
-        for head in self.heads:
-            head.training = mode
+        for part in [*self.heads, *(part for _, part in self._shared.values())]:   # whose children are the model's own
+            part.training = mode
         return super().train(mode)
 
     def autocast(self):
@@ -137,23 +143,15 @@ class RetrievalModel(nn.Module):
         in training, no refined embedding in evaluation. Exact, for a text token attends to those before it alone."""
         if self.reads_padding if self.training else self.refines:
             return caption_ids
-        longest = int((caption_ids != 0).any(dim=0).sum())
+        longest = int(caption_ids.argmax(dim=1).max()) + 1     # the end of text has the largest id; 0 is a word, too
         return caption_ids[:, :min(-(-longest // 8) * 8, caption_ids.shape[1])]
-
-    def prepare(self, batch):
-        """A loader's batch, still on the CPU, as a step is quickest with it: captions without padding, and what the heads look up
-        on the host. Leaving this out changes no result."""
-        batch = {**batch, 'caption_ids': self.without_padding(batch['caption_ids'])}
-        return {**batch, **self.looked_up(batch)}
 
     def looked_up(self, batch):
         """What :meth:`Head.look_up` of all heads finds in a batch that is still on the CPU."""
         return {name: value for head in self.heads for name, value in head.look_up(batch).items()}
 
     def encode_image(self, images):
-        """Images [B, 3, H, W], or uint8 ones of the image cache, -> embeddings [B, D], float32, not normalised."""
-        if images.dtype == torch.uint8:
-            images = finish(images)
+        """Normalised images [B, 3, H, W] -> embeddings [B, D], float32, not normalised."""
         with self.autocast():
             return self.image_embedding(self.base_model.encode_image(images)[0])
 
@@ -180,32 +178,40 @@ class RetrievalModel(nn.Module):
             text_tokens=text_tokens if 'text_tokens' in self.needs else None, masked_text_tokens=masked_text_tokens,
             image_attention=image_attention, text_attention=text_attention, encoder=self.base_model)
 
-    def ready(self, batch):
-        """The batch as encoders and heads read it: images of the cache augmented and normalised, captions masked where the
-        model chooses the words."""
-        if batch['images'].dtype == torch.uint8:
-            batch = {name: value for name, value in batch.items() if name != 'views'} | {
-                'images': finish(batch['images'], batch.get('views'))}
-        return self.masked_in_place(batch) if self.masks_in_place else batch
-
-    def masked_in_place(self, batch):
-        """The batch with captions masked by the attention that a pass over the whole ones pays (AGM), for every head."""
-        # Under an autocast of its own: its cache must not hand weights cast here, without gradient, to the pass that learns.
-        with torch.no_grad(), self.autocast():
-            _, attention = self.base_model.encode_text(batch['caption_ids'], need_map=True)
-        ids, labels = mask_attended(batch['caption_ids'], attention, self.mask_id, *self.masked_token_rates)
-        kept = {name: value for name, value in batch.items() if name != 'mlm_ids'}
-        return {**kept, 'caption_ids': ids, 'mlm_labels': labels}
+    def rewritten(self, batch):
+        """The batch as :meth:`Head.rewrite` of all heads leaves it."""
+        for head in self.heads:
+            batch = head.rewrite(batch, self)
+        return batch
 
     def forward(self, batch):
         """A batch's losses and read-outs: ``{'sdm_loss': ..., 'img_acc': ..., 'temperature': ...}``, all scalars."""
-        batch = self.ready(batch)
+        batch = self.rewritten(batch)
         with self.autocast():
             encoded = self.encode(batch)
             results = {'temperature': torch.full((), self.temperature)}
             for head in self.heads:
-                results.update(head(encoded, batch))
+                add_results(results, head, head(encoded, batch))
         return results
+
+
+def owned_by(head):
+    """A head's parts, and those of what it shares with others."""
+    children = list(head.children())
+    return [*children, *head.parameters(recurse=False), *(part for child in children for part in child.children())]
+
+
+def add_results(results, head, own):
+    """Add a head's results to a step's; a name that is there already, or a loss that was asked for and is missing, raises
+    :class:`UserError`."""
+    again = sorted(results.keys() & own.keys())
+    if again:
+        raise UserError(f"{type(head).__module__}.{type(head).__name__} returns '{again[0]}', which another head returns too: one of them "
+                        'must call it otherwise')
+    if head.is_named and not any(name.endswith('_loss') for name in own):
+        raise UserError(f"the loss '{head.names[0]}' is named in --loss_names, and {type(head).__module__} returns nothing whose name ends "
+                        f"in _loss, only {', '.join(own) or 'nothing'}")
+    results.update(own)
 
 
 def total_loss(results):

@@ -91,16 +91,29 @@ class SiLULinear(torch.autograd.Function):
 class MLP(nn.Sequential):
     """Linear, QuickGELU, Linear, four times as wide in between.
 
-    QuickGELU's two factors go into the weights on either side of it, which are smaller than what is between them.
+    ``lean``: computes the same up to rounding, in less time and memory. QuickGELU's two factors go into the weights on either side of
+    it, which are smaller than what is between them, and the gradient keeps the first layer's output alone. Layers that somebody hooked,
+    wrapped or exchanged are called one after the other as ever.
     """
+    lean = False
 
     def __init__(self, width):
         super().__init__(OrderedDict(c_fc=nn.Linear(width, 4 * width), gelu=QuickGELU(), c_proj=nn.Linear(4 * width, width)))
 
     def forward(self, x):
+        if not (self.lean and is_plain(self.c_fc, nn.Linear) and is_plain(self.gelu, QuickGELU) and is_plain(self.c_proj, nn.Linear)):
+            return super().forward(x)
         x = F.linear(x, SHARPNESS * self.c_fc.weight, SHARPNESS * self.c_fc.bias)   # [B, L, 4 D]
         weight, bias = self.c_proj.weight / SHARPNESS, self.c_proj.bias
         return SiLULinear.apply(x, weight.to(x.dtype), bias.to(x.dtype))
+
+
+HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
+
+
+def is_plain(layer, kind):
+    """Whether calling the layer is the same as computing with its parameters: no other class, no hooks, no forward of its own."""
+    return type(layer) is kind and 'forward' not in vars(layer) and not any(getattr(layer, hooks) for hooks in HOOKS)
 
 
 class Attention(nn.Module):

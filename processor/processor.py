@@ -7,13 +7,12 @@ import time
 import torch
 
 from model.build import total_loss
+from processor.evaluation import Evaluator
 from processor.interrupt import Interrupt, Stopped
-from processor.micro_batch import backward_in_pieces
 from processor.progress import Bar, Journal, Means
-from utils import precision
+from processor.step import Step
 from utils.checkpoint import is_released
 from utils.errors import UserError
-from utils.metrics import Evaluator
 from utils.resumption import OF_A_RUN
 from utils.seeding import derive_seed, random_states, restore_random_states, seed_all
 
@@ -36,9 +35,8 @@ class Trainer:
     def __init__(self, args, model, train_loader, evaluator, optimizer, scheduler, checkpointer):
         self.args, self.model, self.loader, self.evaluator = args, model, train_loader, evaluator
         self.optimizer, self.scheduler, self.checkpointer = optimizer, scheduler, checkpointer
-        self.device = next(model.parameters()).device
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision.amp_dtype(args.amp, self.device) is torch.float16)
-        self.look_every = LOOK_EVERY if self.device.type == 'cuda' else 1
+        self.learn = Step(model, optimizer, args.micro_batch)
+        self.look_every = LOOK_EVERY if next(model.parameters()).is_cuda else 1
         # Where the run is: the epoch to go on with, the steps done in it, all steps done, the epoch still to be evaluated.
         self.epoch, self.step, self.total_steps, self.unevaluated = 1, 0, 0, None
         self.best = {'R1': -1.0, 'epoch': 0}
@@ -99,22 +97,10 @@ class Trainer:
     def train_step(self, batch):
         # What is random in a step follows from its place in the run, so that a resumed run repeats it.
         seed_all(derive_seed(self.args.seed, self.epoch, self.step))
-        self.optimizer.zero_grad(set_to_none=True)
-        results = self.backward(batch)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        results = self.learn(batch)
         results = {'loss': total_loss(results), **{name: value for name, value in results.items() if name != 'temperature'}}
-        values = torch.stack([value.detach().float() for value in results.values()])   # stays on the device until somebody looks
+        values = torch.stack([value.float() for value in results.values()])   # stays on the device until somebody looks
         self.unseen.append((self.step, batch['image_ids'], tuple(results), values))
-
-    def backward(self, batch):
-        """The model's results on a loader's batch; leaves the gradient of their total with the parameters."""
-        size = self.args.micro_batch
-        if size and size < len(batch['pids']):
-            return backward_in_pieces(self.model, batch, size, self.scaler.scale)
-        results = self.model({name: value.to(self.device, non_blocking=True) for name, value in self.model.prepare(batch).items()})
-        self.scaler.scale(total_loss(results)).backward()
-        return results
 
     def end_epoch(self, samples_per_second):
         """The epoch's means into the log, the schedule's step, and a checkpoint that goes on with the next epoch."""
@@ -219,7 +205,7 @@ class Trainer:
         self.look()
         self.checkpointer.save(
             'last', training_state=True, epoch=self.epoch, step=self.step, total_steps=self.total_steps, best=self.best,
-            unevaluated=self.unevaluated, means=self.means.state_dict(), skipped=self.skipped, scaler=self.scaler.state_dict(),
+            unevaluated=self.unevaluated, means=self.means.state_dict(), skipped=self.skipped, scaler=self.learn.scaler.state_dict(),
             random_states=random_states())
 
     def restore(self, state):
@@ -243,7 +229,7 @@ class Trainer:
         self.skipped = state.get('skipped', 0)
         self.means.load_state_dict(state['means'])
         if state.get('scaler'):
-            self.scaler.load_state_dict(state['scaler'])
+            self.learn.scaler.load_state_dict(state['scaler'])
         restore_random_states(state['random_states'])
         self.miss_best()
         logger.info('resumed at epoch %d after %d of its steps; best Rank-1 so far %.3f', self.epoch, self.step, max(self.best['R1'], 0))

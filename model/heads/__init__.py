@@ -38,6 +38,7 @@ class Head(nn.Module):
     needs = ()     # of Encoded, beside the embeddings: 'image_tokens', 'text_tokens', 'masked_text_tokens', 'image_attention', ...
     fields = ()    # what it reads from the batch beside pids, image_ids, images and caption_ids
     reads = ()     # options it reads that another file adds
+    reads_padding = False   # whether captions must keep their padding in training; true of heads that need text tokens anyway
     released_copies = {}   # {beginning of a name: of another}: entries that checkpoints hold twice, for the released code to read
 
     report_flag = None   # the flag of test.py, without dashes, that asks for report()
@@ -68,10 +69,21 @@ class Head(nn.Module):
         waiting for it. Loops other than ours may leave this out."""
         return {}
 
-    # A head with needs sees --micro_batch's pieces one at a time. It defines share(piece, batch) as a method that returns a scalar (a
-    # number or a tensor). The piece's results are multiplied by it, and the sum over all pieces is then the batch's result. It stays
-    # None in a head whose results over pieces don't add up in this way.
+    def rewrite(self, batch, model):
+        """Change a batch on its device, before encoders and heads read it, and return it: ``batch`` is the whole one, however the
+        step splits it. AGM masks captions here."""
+        return batch
+
+    # share(piece, batch) is for --micro_batch and heads with ``needs``. ``piece`` holds some of the batch's samples. The head's results
+    # on the piece are multiplied by the share, a number or a scalar tensor, so that those of all pieces add up to the batch's. A head
+    # whose results do not add up like that leaves it None, and trains on whole batches only.
     share = None
+
+    @property
+    def reads_the_pass(self):
+        """Whether it reads more of a pass through the encoders than embeddings, or changes them. Others always get the whole batch's
+        embeddings, in however many pieces it was encoded."""
+        return bool(self.needs) or type(self).refine is not Head.refine
 
     def why_whole(self):
         """Why ``--micro_batch`` cannot split a batch for this head, in words; None where it can: the head reads embeddings alone, and
@@ -185,8 +197,11 @@ def aliases():
 
 
 def head_classes():
-    """Every head, each once, in a fixed order."""
-    return list(dict.fromkeys(registry().values()))
+    """Every head, each once, in a fixed order: those with a loss, and then those beside them that options alone ask for (``wanted``)."""
+    named = list(dict.fromkeys(registry().values()))
+    modules = dict.fromkeys(sys.modules[head.__module__] for head in named)
+    return named + [head for module in modules for head in vars(module).values() if isinstance(head, type) and issubclass(head, Head)
+                    and head.__module__ == module.__name__ and not head.names and head.wanted is not Head.wanted]
 
 
 def active_heads(args):

@@ -6,9 +6,9 @@ from torch import nn
 from model import objectives
 from model.clip_model import Attention, LayerNorm, QuickGELU, Transformer
 from model.heads import Head
+from model.heads.agm import mask_attended
 from utils.errors import UserError
 from utils.option_types import up_to, weight
-from model.masking import mask_attended
 
 
 class CrossEncoder(nn.Module):

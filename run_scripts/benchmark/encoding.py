@@ -5,11 +5,12 @@ import torch
 from torch.utils.data import DataLoader
 
 from datasets.bases import TextDataset
+from datasets.sampler import CaptionSampler
+from datasets.views import finish
+from processor.evaluation import embed
 from run_scripts.benchmark import released_way
 from run_scripts.benchmark.machine import timed
 from run_scripts.benchmark.workload import captions, new_model, new_released_model, pinned, recipe
-from utils.metrics import embed
-from utils.views import finish
 
 
 def measure_encoding(side, kind, setting):
@@ -22,7 +23,7 @@ def measure_encoding(side, kind, setting):
     else:
         encode, loader = model.encode_text, caption_loader(args, setting)
     if kind == 'order':
-        loader = list(loader)                                  # of which embed() does not know that it may choose the order
+        loader = DataLoader(loader.dataset, loader.batch_size)
     if kind == 'whole':
         model.without_padding = lambda caption_ids: caption_ids
     if kind == 'released':
@@ -45,4 +46,5 @@ def image_batches(args, setting, cached):
 def caption_loader(args, setting):
     texts = captions(setting.captions, random.Random(0))
     batch_size = min(args.test_batch_size, len(texts) // 4 or 1)   # several, for their order to matter
-    return DataLoader(TextDataset([0] * len(texts), texts, args.text_length), batch_size)
+    dataset = TextDataset([0] * len(texts), texts, args.text_length)
+    return DataLoader(dataset, batch_size, sampler=CaptionSampler(dataset.lengths))

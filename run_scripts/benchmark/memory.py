@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import torch
 
-from run_scripts.benchmark.workload import new_released_model, new_trainer, recipe, synthetic_batches
+from run_scripts.benchmark.workload import Training, new_released_model, recipe, synthetic_batches
 
 HELD = 64   # samples whose memory is added up: the recipe's batch
 
@@ -13,7 +13,7 @@ def count_memory(way, setting):
     what the forward pass keeps for the gradient: once, and for each sample."""
     setting = replace(setting, device='cpu', amp='bf16', batches=1)
     args = recipe(setting, *way.flags)
-    model = new_released_model(args).half_weights() if way.released else new_trainer(args, way.switch).model
+    model = new_released_model(args).half_weights() if way.released else Training(args, way.switch).model
     few, more = (kept_bytes(model, *synthetic_batches(replace(setting, batch_size=size), way)) for size in (2, 6))
     sample = (more - few) // 4
     once, held = few - 2 * sample, args.micro_batch or HELD

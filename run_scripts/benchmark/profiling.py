@@ -5,19 +5,20 @@ import time
 
 import torch
 
+from processor import step
 from run_scripts.benchmark.machine import wait_for
-from run_scripts.benchmark.workload import new_trainer, recipe, synthetic_batches
+from run_scripts.benchmark.workload import Training, recipe, synthetic_batches
 
 
 def measure_profile(setting):
     """``{'parts': [...], 'operators': [...]}``: a step's time by part, on the device's own clock, and its work by operator."""
-    trainer, batches = new_trainer(recipe(setting)), synthetic_batches(setting)
+    trainer, batches = Training(recipe(setting)), synthetic_batches(setting)
     steps = max(setting.steps, setting.repeats)
     for batch in batches[:3]:
-        trainer.train_step(batch)
+        trainer(batch)
     watch = Watch(trainer)
     for batch in itertools.islice(itertools.cycle(batches), steps):
-        trainer.train_step(batch)
+        trainer(batch)
     parts = {name: seconds / steps for name, seconds in watch.parts().items()}
     watch.leave()
     operators = by_operator(trainer, batches[:3], setting)
@@ -33,15 +34,16 @@ class Watch:
     """Notes when the parts of a trainer's steps begin and end: on a GPU by events in its stream, for which nothing waits."""
 
     def __init__(self, trainer):
-        self.on_gpu, self.spans, self.watched = trainer.device.type == 'cuda', {}, []
+        self.on_gpu, self.spans, self.watched = torch.device(trainer.args.device).type == 'cuda', {}, []
         model = trainer.model
-        self.watch('step', trainer, 'train_step')
-        self.watch('passes', trainer, 'backward')
-        self.watch('forward', model, 'forward')
+        self.watch('step', Training, '__call__')
+        for name in ('in_pieces', 'encode', 'learn_together', 'learn_from_piece'):
+            self.watch(name, step, name)
         self.watch('image encoder', model.base_model, 'encode_image')
         self.watch('text encoder', model.base_model, 'encode_text')
         self.watch('cross encoder', next(head.cross for head in model.heads if hasattr(head, 'cross')), 'forward')
-        self.watch('optimizer', trainer.optimizer, 'step')
+        self.watch('backward', torch.Tensor, 'backward')
+        self.watch('optimizer', trainer.step.optimizer, 'step')
 
     def watch(self, name, owner, method):
         real = getattr(owner, method)
@@ -52,12 +54,15 @@ class Watch:
             result = real(*arguments, **settings)
             self.spans.setdefault(name, []).append((began, self.now()))
             return result
+        self.watched.append((owner, method, vars(owner).get(method)))
         setattr(owner, method, noted)
-        self.watched.append((owner, method))
 
     def leave(self):
-        for owner, method in self.watched:
-            delattr(owner, method)
+        for owner, method, own in self.watched:
+            if own is None:
+                delattr(owner, method)
+            else:
+                setattr(owner, method, own)
 
     def now(self):
         if not self.on_gpu:
@@ -66,21 +71,21 @@ class Watch:
         event.record()
         return event
 
-    def between(self, one, end, other, other_end):
-        """Seconds from the beginning (0) or end (1) of all spans ``one`` to that of the spans ``other``."""
-        pairs = zip(self.spans[one], self.spans[other])
+    def seconds(self, name):
+        """Of all spans of a name."""
         if not self.on_gpu:
-            return sum(b[other_end] - a[end] for a, b in pairs)
+            return sum(end - began for began, end in self.spans[name])
         torch.cuda.synchronize()
-        return sum(a[end].elapsed_time(b[other_end]) for a, b in pairs) / 1000
+        return sum(began.elapsed_time(end) for began, end in self.spans[name]) / 1000
 
     def parts(self):
         """``{part: seconds}``, which add up to those of the steps."""
-        inside = {name: self.between(name, 0, name, 1) for name in ('image encoder', 'text encoder', 'cross encoder')}
-        found = {'preparing and moving the batch': self.between('passes', 0, 'forward', 0), **inside,
-                 'heads and losses': self.between('forward', 0, 'forward', 1) - sum(inside.values()),
-                 'backward': self.between('forward', 1, 'passes', 1), 'optimizer': self.between('optimizer', 0, 'optimizer', 1)}
-        return {**found, 'the rest': self.between('step', 0, 'step', 1) - sum(found.values())}
+        inside = {name: self.seconds(name) for name in ('image encoder', 'text encoder', 'cross encoder')}
+        backward = self.seconds('backward')
+        passes = sum(map(self.seconds, ('encode', 'learn_together', 'learn_from_piece')))
+        found = {'preparing and moving the batch': self.seconds('in_pieces'), **inside,
+                 'heads and losses': passes - sum(inside.values()) - backward, 'backward': backward, 'optimizer': self.seconds('optimizer')}
+        return {**found, 'the rest': self.seconds('step') - sum(found.values())}
 
 
 def by_operator(trainer, batches, setting):
@@ -88,8 +93,8 @@ def by_operator(trainer, batches, setting):
     activities = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA] * setting.on_gpu
     with torch.profiler.profile(activities=activities) as profile:
         for batch in batches:
-            trainer.train_step(batch)
-        wait_for(trainer.device)
+            trainer(batch)
+        wait_for(trainer.args.device)
     # Kernels are listed again beside the operators that started them.
     events = [event for event in profile.key_averages() if event.device_type == torch.autograd.DeviceType.CPU]
     found = [(event.key, (event.self_device_time_total if setting.on_gpu else event.self_cpu_time_total) / 1e6 / len(batches),

@@ -2,9 +2,10 @@
 import torch
 import torch.nn.functional as F
 
+from processor.evaluation import retrieval_results
 from run_scripts.benchmark import released_way
 from run_scripts.benchmark.machine import peak_bytes, timed
-from utils.metrics import retrieval_results, summary
+from utils.metrics import summary
 
 DIMENSIONS = 512        # of the embeddings that are ranked
 

@@ -34,7 +34,7 @@ def ways_to_train(setting):
         Way('ours, a group a parameter, not fused', switch=switches.group_each_parameter),
         Way('ours, activations kept', switch=switches.keep_activations),
         Way('ours, activations kept, QuickGELU as a product', switch=switches.multiply_sigmoid),
-        Way('ours, chosen words found on the GPU', switch=switches.prepare_nothing, gpu_only=True),
+        Way('ours, chosen words found on the GPU', switch=switches.look_nothing_up, gpu_only=True),
         Way('ours, read and synchronised each step', switch=switches.read_each_step, gpu_only=True),
         Way('ours, --amp off', ('--amp', 'off'), gpu_only=True),
         Way(RELEASED, released=True)]

@@ -5,7 +5,7 @@ import statistics
 from model.clip_weights import shape_named
 from run_scripts.benchmark.machine import peak_bytes, timed
 from run_scripts.benchmark.released_way import ReleasedTrainer
-from run_scripts.benchmark.workload import IDENTITIES, new_released_model, new_trainer, recipe, synthetic_batches
+from run_scripts.benchmark.workload import IDENTITIES, Training, new_released_model, recipe, synthetic_batches
 
 
 def measure_step(way, setting):
@@ -24,14 +24,7 @@ def measure_step(way, setting):
 
 def our_step(setting, way):
     """A function that trains on a batch, as :meth:`Trainer.train_epoch` does."""
-    trainer = new_trainer(recipe(setting, *way.flags), way.switch)
-
-    def step(batch):
-        trainer.step += 1
-        trainer.train_step(batch)
-        if trainer.step % trainer.look_every == 0:
-            trainer.look()
-    return step
+    return Training(recipe(setting, *way.flags), way.switch)
 
 
 def released_step(setting, way):

@@ -1,8 +1,6 @@
 """Optimisations, each taken out of one of our trainers again. None of them changes a number."""
 import functools
 
-from torch import nn
-
 from model.clip_model import MLP, Attention, QuickGELU, attention_weights
 from run_scripts.benchmark import released_way
 
@@ -23,12 +21,7 @@ def mlm_everywhere(head, encoded, batch):
 
 def pass_twice(trainer):
     """A text pass for mlm beside the one for retrieval, although both read the same masked captions."""
-    prepare = trainer.model.prepare
-
-    def with_mlm_ids(batch):
-        batch = prepare(batch)
-        return {**batch, 'mlm_ids': batch['caption_ids']}
-    trainer.model.prepare = with_mlm_ids
+    trainer.model.rewritten = lambda batch: {**batch, 'mlm_ids': batch['caption_ids']}
 
 
 def attend_by_maps(trainer):
@@ -44,14 +37,14 @@ def attention_by_map(attention, query, keys=None, values=None, causal=False, nee
 
 
 def group_each_parameter(trainer):
-    trainer.optimizer = released_way.build_optimizer(trainer.args, trainer.model)
+    trainer.step.optimizer = released_way.build_optimizer(trainer.args, trainer.model)
 
 
 def keep_activations(trainer):
     """What is between a block's two linear layers is kept for the gradient instead of being computed again."""
     for part in trainer.model.modules():
         if isinstance(part, MLP):
-            part.forward = functools.partial(nn.Sequential.forward, part)
+            part.lean = False
 
 
 def multiply_sigmoid(trainer):
@@ -62,16 +55,15 @@ def multiply_sigmoid(trainer):
             part.forward = functools.partial(released_way.QuickGELU.forward, part)
 
 
-def prepare_nothing(trainer):
+def look_nothing_up(trainer):
     """What could be looked up on the host is found on the device, which has to be waited for."""
-    trainer.model.prepare = lambda batch: batch
+    trainer.model.looked_up = lambda batch: {}
 
 
 def read_each_step(trainer):
-    train_step = trainer.train_step
+    look = trainer.look
 
-    def then_read(batch):
-        train_step(batch)
-        *_, values = trainer.unseen[-1]
-        released_way.read_and_wait(values[0])
-    trainer.train_step = then_read
+    def wait_and_look():
+        released_way.read_and_wait(trainer.unseen[-1][0])
+        look()
+    trainer.look_every, trainer.look = 1, wait_and_look

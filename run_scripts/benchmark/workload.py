@@ -8,15 +8,17 @@ import torch
 from datasets.bases import TextDataset, default_tokenizer
 from datasets.masking import mask_tokens
 from datasets.transforms import draw_view
+from datasets.views import finish
 from model import build_model
-from processor.processor import Trainer
+from model.build import total_loss
+from processor.processor import LOOK_EVERY
+from processor.step import Step
 from run_scripts import ROOT
 from run_scripts.benchmark import released_way
 from solver import build_optimizer
 from utils.options import get_args
-from utils.seeding import seed_all
+from utils.seeding import derive_seed, seed_all
 from utils.simple_tokenizer import MASK
-from utils.views import finish
 
 RECIPE = os.path.join(ROOT, 'configs', 'irra', 'cuhk-pedes.yaml')
 IDENTITIES = 11003      # of CUHK-PEDES' training split
@@ -72,12 +74,30 @@ def new_model(args):
     return build_model(args, IDENTITIES).to(args.device)
 
 
-def new_trainer(args, switch=None):
-    model = new_model(args).train()
-    trainer = Trainer(args, model, None, None, build_optimizer(args, model), None, None)
-    if switch:
-        switch(trainer)
-    return trainer
+class Training:
+    """Steps of a new model, whose losses are read as often as a run reads them."""
+
+    def __init__(self, args, switch=None):
+        self.args, self.model = args, new_model(args).train()
+        self.step = Step(self.model, build_optimizer(args, self.model), args.micro_batch)
+        self.look_every = LOOK_EVERY if torch.device(args.device).type == 'cuda' else 1
+        self.done, self.unseen = 0, []
+        if switch:
+            switch(self)
+
+    def __call__(self, batch):
+        self.done += 1
+        seed_all(derive_seed(self.args.seed, 1, self.done))
+        results = self.step(batch)
+        self.names = ('loss', *results)
+        self.unseen.append(torch.stack([total_loss(results), *results.values()]))
+        if self.done % self.look_every == 0:
+            self.look()
+
+    def look(self):
+        """Read the results of the steps since the last look; ``latest`` is {name: value} of the newest."""
+        self.latest = dict(zip(self.names, torch.stack(self.unseen).tolist()[-1]))
+        self.unseen = []
 
 
 def new_released_model(args):

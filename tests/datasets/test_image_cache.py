@@ -24,7 +24,7 @@ from datasets.transforms import build_transforms
 from tests.support import options
 from utils.errors import UserError
 from utils.iotools import read_image
-from utils.views import finish
+from datasets.views import finish
 
 SIZE = (24, 8)
 

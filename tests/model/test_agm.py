@@ -6,7 +6,7 @@ import torch
 
 from model import build_model
 from model.build import total_loss
-from model.masking import attention_to_content, mask_attended, masking_chances
+from model.heads.agm import attention_to_content, mask_attended, masking_chances
 from tests.support import golden_archive, golden_json, options
 from utils.options import get_args
 

@@ -3,10 +3,10 @@ import pytest
 import torch
 
 from model.build import total_loss
-from processor.processor import Trainer
+from processor.step import Step
 from solver import build_optimizer
 from tests.support import golden_archive, golden_json, options, small_batch, small_model
-from utils.views import finish
+from datasets.views import finish
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 
@@ -18,22 +18,22 @@ def archive(tmp_path_factory):
     return golden_archive(golden_json('irra_tiny'), tmp_path_factory.mktemp('archive') / 'clip.pt')
 
 
-def trainer(archive, loss_names, **changes):
-    model = small_model(archive, loss_names, **changes).train().cuda()
+def new_step(archive, loss_names, device='cuda', **changes):
+    model = small_model(archive, loss_names, **changes).train().to(device)
     args = options(loss_names=loss_names, text_length=20, **changes)
-    return Trainer(args, model, None, None, build_optimizer(args, model), None, None)
+    return Step(model, build_optimizer(args, model), args.micro_batch)
 
 
 @pytest.mark.parametrize('amp', ['bf16', 'fp16'])
 @pytest.mark.parametrize('loss_names', RECIPES)
 def test_no_step_waits_for_the_gpu(archive, loss_names, amp):
-    run = trainer(archive, loss_names, amp=amp)
+    step = new_step(archive, loss_names, amp=amp)
     batch = {name: value.pin_memory() for name, value in small_batch().items()}
-    run.train_step(batch)     # libraries and the optimizer's state are made in the first step
+    step(batch)     # libraries and the optimizer's state are made in the first step
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode('error')
     try:
-        run.train_step(batch)
+        step(batch)
     finally:
         torch.cuda.set_sync_debug_mode('default')
 
@@ -43,14 +43,9 @@ def test_a_step_on_the_gpu_is_the_cpus(archive, settings):
     batch, losses, weights = small_batch(), [], []
     for device in ('cpu', 'cuda'):
         changes = settings if device == 'cuda' else {}
-        run = trainer(archive, 'sdm+mlm+id', amp='off', lr=1e-3, **changes)
-        if device == 'cpu':
-            run.model.cpu()
-            run.device = torch.device('cpu')
-            run.optimizer = build_optimizer(options(loss_names='sdm+mlm+id', lr=1e-3), run.model)
-        run.train_step(batch)
-        losses.append(run.look())
-        weights.append([parameter.detach().cpu() for parameter in run.model.parameters()])
+        step = new_step(archive, 'sdm+mlm+id', device, amp='off', lr=1e-3, **changes)
+        losses.append({name: float(value) for name, value in step(batch).items()})
+        weights.append([parameter.detach().cpu() for parameter in step.model.parameters()])
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     for one, other in zip(*weights):
         torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-4)
@@ -73,11 +68,11 @@ def test_images_are_finished_on_the_gpu_as_on_the_cpu():
 def test_less_memory(archive):
     peaks = []
     for settings in ({}, {'micro_batch': 8}, {'grad_checkpoint': True}):
-        run = trainer(archive, 'sdm+mlm+id', **settings)
+        step = new_step(archive, 'sdm+mlm+id', **settings)
         batch = {name: value.repeat(8, *[1] * (value.ndim - 1)) for name, value in small_batch().items()}
-        run.train_step(batch)
+        step(batch)
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        run.train_step(batch)
+        step(batch)
         peaks.append(torch.cuda.max_memory_allocated() - before)
     assert peaks[1] < 0.6 * peaks[0] and peaks[2] < 0.8 * peaks[0]

@@ -4,7 +4,7 @@ import torch
 
 from model.build import total_loss
 from model.heads import Head, registry
-from processor.micro_batch import backward_in_pieces
+from processor.step import backward
 from tests.support import golden_archive, golden_json, small_batch, small_model
 from utils.errors import UserError
 
@@ -27,7 +27,7 @@ def whole_batch(model, batch):
 
 def in_pieces(model, batch, size, **settings):
     model.zero_grad()
-    return backward_in_pieces(model, batch, size, **settings), gradients(model)
+    return backward(model, batch, size, **settings), gradients(model)
 
 
 def assert_same(one, other):
@@ -97,7 +97,7 @@ def test_dropout_in_the_embedding_is_drawn_once(archive):
     seen = []
     model.safl.feed[3].register_forward_hook(lambda module, inputs, output: seen.append((output == 0).float()))
     torch.manual_seed(3)
-    backward_in_pieces(model, batch, 2)
+    backward(model, batch, 2)
     first, second = seen[:6], seen[6:]     # three pieces, images and captions of each
     assert len(first) == len(second) == 6 and all(map(torch.equal, first, second))
     assert not torch.equal(first[0], first[2])   # and each piece its own
@@ -119,7 +119,7 @@ def test_activations_of_one_piece_at_a_time(archive):
     model, batch = small_model(archive, 'sdm+mlm+id'), small_batch()
     sizes = []
     model.base_model.visual.register_forward_hook(lambda module, inputs, output: sizes.append((len(inputs[0]), torch.is_grad_enabled())))
-    backward_in_pieces(model, batch, 4)
+    backward(model, batch, 4)
     assert sizes == [(4, False), (2, False), (4, True), (2, True)]
 
 

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from model import build_model
 from model.build import total_loss
 from model.heads.a2te import race
-from processor.processor import Trainer
+from processor.step import Step, backward
 from run_scripts.benchmark.memory import kept_bytes
 from solver import build_optimizer
 from solver.build import parameter_settings
@@ -40,23 +40,23 @@ class HostReads(TorchDispatchMode):
         return operation(*args, **(kwargs or {}))
 
 
-def trainer(archive, loss_names, **changes):
+def new_step(archive, loss_names, **changes):
     model = small_model(archive, loss_names, **changes).train()
     args = options(loss_names=loss_names, text_length=20, **changes)
-    return Trainer(args, model, None, None, build_optimizer(args, model), None, None)
+    return Step(model, build_optimizer(args, model), args.micro_batch)
 
 
 @pytest.mark.parametrize('loss_names, micro_batch', [
     ('sdm+mlm+id', None), ('sdm+mlm+id', 2), ('sdm+mlm+id+cmt+itc+cmpm', None), ('sdm+mae+id+tri', None), ('sdm+mae+id+tri', 2),
     ('sdm+itc+aux', None), ('sdm+id+detail', None)])
 def test_no_step_reads_from_the_device(archive, loss_names, micro_batch, monkeypatch):
-    run, batch = trainer(archive, loss_names, micro_batch=micro_batch), small_batch()
-    run.train_step(batch)     # the optimizer makes its state in its first step
+    step, batch = new_step(archive, loss_names, micro_batch=micro_batch), small_batch()
+    step(batch)     # the optimizer makes its state in its first step
     # What a step does with a batch before that reaches the device is the host's own business.
     for on_the_host in ('without_padding', 'looked_up'):
-        monkeypatch.setattr(run.model, on_the_host, outside(getattr(run.model, on_the_host)))
+        monkeypatch.setattr(step.model, on_the_host, outside(getattr(step.model, on_the_host)))
     with HostReads() as reads:
-        run.train_step(batch)
+        step(batch)
     assert reads.found == []
 
 
@@ -94,6 +94,14 @@ def losses_and_gradients(model, batch):
     return {name: value.detach() for name, value in results.items()}, grads
 
 
+def step_and_gradients(model, batch):
+    """The same by the way that a training step takes."""
+    torch.manual_seed(1)
+    model.zero_grad()
+    results = backward(model, batch)
+    return results, {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
 def assert_close(found, expected, tolerance=1e-5):
     for values, wanted in zip(found, expected):
         assert values.keys() == wanted.keys()
@@ -124,16 +132,16 @@ def test_scores_at_masked_positions_alone(archive):
     shapes = []
     model.mlm_head.register_forward_hook(lambda module, inputs, output: shapes.append(output.shape))
     expected = losses_and_gradients(model, batch)
-    assert_close(losses_and_gradients(model, model.prepare(batch)), expected)
+    assert_close(step_and_gradients(model, batch), expected)
     assert shapes == [(6, 512)] * 2
-    assert set(model.prepare(batch)) - set(batch) == {'mlm_places'}
+    assert set(model.looked_up(batch)) == {'mlm_places'}
 
 
 @pytest.mark.parametrize('masking', ['clean', 'inplace'])
 def test_words_chosen_by_the_model_are_not_looked_up_before(archive, masking):
     model = small_model(archive, 'sdm+mlm', mlm_masking='attention', caption_masking=masking)
     batch = small_batch()    # with labels, which are not those that will count
-    assert_close(losses_and_gradients(model, model.prepare(batch)), losses_and_gradients(model, batch))
+    assert_close(step_and_gradients(model, batch), losses_and_gradients(model, batch))
 
 
 @pytest.mark.parametrize('optimizer', ['Adam', 'AdamW', 'SGD'])

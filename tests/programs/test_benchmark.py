@@ -15,19 +15,20 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from datasets import build_dataloader
+from datasets.views import finish
 from model.build import RetrievalModel, total_loss
 from model.clip_model import SiLULinear
 from model.clip_weights import shape_named
+from processor.evaluation import embed
+from processor.step import backward
 from run_scripts.benchmark import __main__ as program
 from run_scripts.benchmark import encoding, machine, memory, profiling, ranking, released_way, report, rows, step, switches
 from run_scripts.benchmark.__main__ import QUICK
 from run_scripts.benchmark.child import in_child
 from run_scripts.benchmark.ranking import synthetic_embeddings
 from run_scripts.benchmark.rows import RELEASED, disagreement, ways_to_train
-from run_scripts.benchmark.workload import Way, new_model, new_released_model, new_trainer, recipe, synthetic_batches
+from run_scripts.benchmark.workload import Training, Way, new_model, new_released_model, recipe, synthetic_batches
 from utils.errors import UserError
-from utils.metrics import embed
-from utils.views import finish
 
 SMALL = replace(QUICK, batch_size=3, batches=1, repeats=2, images=3, captions=5, ids=3, rankings=(('small', 20, 30, 5),))
 
@@ -51,8 +52,8 @@ def same(a, b, tolerance=1e-4):
 # -- the released way computes what ours does ----------------------------------------------------------------------------
 
 def test_same_losses_and_gradients(batch):
-    trainer = new_trainer(recipe(SMALL))
-    results = trainer.backward(ours(batch))
+    trainer = Training(recipe(SMALL))
+    results = backward(trainer.model, ours(batch))
     released = released_way.ReleasedIRRA(trainer.args, trainer.model).train()
     released_results = released(batch)
     total_loss(released_results).backward()
@@ -66,13 +67,13 @@ def test_same_losses_and_gradients(batch):
 
 
 def test_same_weights_after_steps(batch):
-    trainer, args = new_trainer(recipe(SMALL)), recipe(SMALL)
+    trainer, args = Training(recipe(SMALL)), recipe(SMALL)
     released = released_way.ReleasedTrainer(args, new_released_model(args).train())
     before = trainer.model.classifier.weight.clone()
     for _ in range(2):
-        trainer.train_step(ours(batch))
+        trainer(ours(batch))
         loss = released.train_step(batch)
-    assert loss == pytest.approx(trainer.look()['loss'], rel=1e-4)
+    assert loss == pytest.approx(trainer.latest['loss'], rel=1e-4)
     changed = dict(trainer.model.named_parameters())
     assert not torch.equal(changed['classifier.weight'], before)
     for name, parameter in released.model.named_parameters():
@@ -150,12 +151,12 @@ def test_released_loader_yields_what_ours_does(data):
 
 def observed(way, batch, monkeypatch):
     """(results of a step, how it was computed)"""
-    trainer = new_trainer(recipe(SMALL, *way.flags))
+    trainer = Training(recipe(SMALL, *way.flags))
     if way.switch:
         way.switch(trainer)
     seen = {'text passes': 0, 'kernels of attention': False, 'SiLUs': False, 'activated again': False, 'reads': 0}
-    encode_text, forward, sdpa, silu, read = (trainer.model.base_model.encode_text, trainer.model.forward, F.scaled_dot_product_attention,
-                                              F.silu, released_way.read_and_wait)
+    mlm = next(head for head in trainer.model.heads if 'mlm' in head.names)
+    encode_text, sdpa, silu, read = trainer.model.base_model.encode_text, F.scaled_dot_product_attention, F.silu, released_way.read_and_wait
 
     def note(real, **changes):
         def noted(*arguments, **settings):
@@ -163,17 +164,17 @@ def observed(way, batch, monkeypatch):
             return real(*arguments, **settings)
         return noted
     trainer.model.base_model.encode_text = note(encode_text, **{'text passes': 1})
-    trainer.model.forward = note(forward, **{'places known': lambda batch: 'mlm_places' in batch})
+    mlm.forward = note(mlm.forward, **{'places known': lambda encoded, batch: 'mlm_places' in batch})
     trainer.model.mlm_head.fc.register_forward_pre_hook(lambda _, inputs: seen.update(scored=inputs[0][..., 0].numel()))
     with monkeypatch.context() as patched:
         patched.setattr(F, 'scaled_dot_product_attention', note(sdpa, **{'kernels of attention': lambda *_: True}))
         patched.setattr(F, 'silu', note(silu, SiLUs=lambda *_: True))
         patched.setattr(SiLULinear, 'apply', note(SiLULinear.apply, **{'activated again': lambda *_: True}))
         patched.setattr(released_way, 'read_and_wait', note(read, reads=1))
-        trainer.train_step(ours(batch))
-    groups = trainer.optimizer.param_groups
+        trainer(ours(batch))
+    groups = trainer.step.optimizer.param_groups
     seen.update({'groups': len(groups), 'fused': all(group['fused'] for group in groups)})
-    return trainer.look(), seen
+    return trainer.latest, seen
 
 
 @pytest.fixture(scope='module')
@@ -193,7 +194,7 @@ def parameters():
     (switches.group_each_parameter, lambda: {'groups': parameters(), 'fused': False}),
     (switches.keep_activations, lambda: {'activated again': False}),
     (switches.multiply_sigmoid, lambda: {'activated again': False, 'SiLUs': False}),
-    (switches.prepare_nothing, lambda: {'places known': False}),
+    (switches.look_nothing_up, lambda: {'places known': False}),
     (switches.read_each_step, lambda: {'reads': 1}),
 ])
 def test_a_switch_takes_out_one_thing(switch, changed, usual, batch, monkeypatch):
@@ -232,9 +233,9 @@ def test_all_ways_train_on_the_same_samples():
 # -- what is counted -----------------------------------------------------------------------------------------------------
 
 def test_flops_are_those_of_a_step(batch):
-    trainer = new_trainer(recipe(SMALL))
+    trainer = Training(recipe(SMALL))
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):   # whose backward computes nothing again
-        trainer.backward(ours(batch))
+        backward(trainer.model, ours(batch))
     assert sum(step.step_flops(recipe(SMALL), step.words_chosen([batch])).values()) == counter.get_total_flops()
 
 

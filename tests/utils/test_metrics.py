@@ -7,10 +7,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
+from processor.evaluation import retrieval_results
+from processor.independence import check_independence
 from tests.support import golden, golden_cases
-from utils import metrics
+from utils import ranking
 from utils.errors import UserError
-from utils.metrics import Evaluator, check_independence, rank, rank_embeddings, rank_relevant, retrieval_results, summary
+from utils.metrics import Evaluator, rank, summary
+from utils.ranking import rank_embeddings, rank_relevant
 
 
 @pytest.mark.parametrize('file, case', golden_cases('metrics*', 'similarity'))
@@ -56,7 +59,7 @@ def test_blocks_do_not_change_the_figures(monkeypatch):
     similarity, g_pids = torch.rand(50, 20, generator=generator), torch.arange(20) % 5
     q_pids = torch.arange(50) % 5
     whole = summary(similarity, q_pids, g_pids)
-    monkeypatch.setattr(metrics, 'BLOCK', 60)
+    monkeypatch.setattr(ranking, 'BLOCK', 60)
     assert summary(similarity, q_pids, g_pids) == whole
 
 
@@ -118,8 +121,8 @@ def test_embeddings_in_slabs_rank_as_a_plain_sort_does(monkeypatch, slab, block,
     q_pids = g_pids[torch.randint(0, gallery, (queries,), generator=generator)]
     qfeats = exact_embeddings(queries, generator, width)
     similarity = qfeats @ gfeats.t() / width
-    monkeypatch.setattr(metrics, 'SLAB', slab)
-    monkeypatch.setattr(metrics, 'BLOCK', block)
+    monkeypatch.setattr(ranking, 'SLAB', slab)
+    monkeypatch.setattr(ranking, 'BLOCK', block)
     expected = plain_ranking(similarity, q_pids, g_pids)
     assert as_lists(rank_embeddings(qfeats, gfeats, q_pids, g_pids)) == expected
     scale = 2.0 ** torch.randint(-4, 5, (gallery, 1), generator=generator)
@@ -169,19 +172,19 @@ class Watch(TorchDispatchMode):
 
 def test_a_large_gallery_is_ranked_without_a_similarity_matrix(monkeypatch):
     """32 MB of similarities, in slabs of 4 MB; nothing is larger than the embeddings."""
-    monkeypatch.setattr(metrics, 'SLAB', 1 << 20)
+    monkeypatch.setattr(ranking, 'SLAB', 1 << 20)
     generator = torch.Generator().manual_seed(0)
     gfeats, g_pids = exact_embeddings(200_000, generator, width=16), torch.arange(200_000) // 2
     chosen = torch.arange(0, 200_000, 5000)
     qfeats, q_pids = gfeats[chosen], g_pids[chosen]
     tracemalloc.start()
-    ranking = rank_embeddings(qfeats, gfeats, q_pids, g_pids)
+    ranked = rank_embeddings(qfeats, gfeats, q_pids, g_pids)
     peak = tracemalloc.get_traced_memory()[1]    # of NumPy
     tracemalloc.stop()
     with Watch() as watch:
         rank_embeddings(qfeats, gfeats, q_pids, g_pids)
     assert watch.largest <= gfeats.nbytes < 16 << 20 and peak <= 16 << 20
-    assert as_lists(ranking) == as_lists(rank_relevant(qfeats @ gfeats.t() / 16, q_pids, g_pids))
+    assert as_lists(ranked) == as_lists(rank_relevant(qfeats @ gfeats.t() / 16, q_pids, g_pids))
 
 
 @pytest.mark.parametrize('allowed', ['highest', 'high', 'medium'])
@@ -206,7 +209,7 @@ def test_full_precision_whichever_way_it_was_lowered():
     before = matmul.fp32_precision
     matmul.fp32_precision = 'tf32'
     try:
-        with metrics.full_precision():
+        with ranking.full_precision():
             assert matmul.fp32_precision == 'ieee'
         assert matmul.fp32_precision == 'tf32'
     finally:

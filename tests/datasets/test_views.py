@@ -8,7 +8,7 @@ from torchvision import transforms as T
 
 from datasets.transforms import build_transforms, draw_view
 from utils.seeding import derive_seed
-from utils.views import MEAN, STD, finish
+from datasets.views import MEAN, STD, finish
 
 NOTHING = torch.tensor([[0, 10, 10, 0, 0, 0, 0]])   # neither mirrored nor moved nor erased
 DRAWS = 4000

@@ -1,8 +1,53 @@
-"""Attention-guided masking (AGM's idea, after the Attention-Guided Mask of AGA, arXiv 2412.15106): hide the words that the
-text encoder attends to rather than any words. Everything is drawn on the tensors' device from PyTorch's generator."""
+"""AGM (AGMfIRRA, 2025): its contrastive loss, and attention-guided masking.
+
+The masking hides the words that the text encoder attends to rather than any words (the idea is AGA's Attention-Guided Mask, arXiv
+2412.15106). Everything is drawn on the tensors' device from PyTorch's generator.
+"""
 import torch
 
+from model import objectives
+from model.heads import Head
+
 BASE, GUIDED, TEMPERATURE = 0.1, 0.9 * 0.95, 0.02   # chance = BASE + GUIDED * softmax(weight / TEMPERATURE)
+
+
+class CMT(Head):
+    names = ('cmt',)
+    reads = ('temperature',)
+
+    def __init__(self, args, model):
+        super().__init__()
+        self.scale = 1 / args.temperature
+
+    def forward(self, encoded, batch):
+        return {'cmt_loss': objectives.cmt(encoded.image, encoded.text, scale=self.scale)}
+
+
+class MaskedInPlace(Head):
+    """``--mlm_masking attention --caption_masking inplace``: every head reads captions in which attended words are hidden."""
+    reads_padding = True   # draws are made for all of a caption's places
+
+    @staticmethod
+    def wanted(args):
+        in_place = args.caption_masking == 'inplace' or (args.caption_masking is None and args.MLM)
+        return args.mlm_masking == 'attention' and in_place
+
+    def __init__(self, args, model):
+        super().__init__()
+        self.mask_id, self.rates = model.mask_id, model.masked_token_rates
+
+    @torch.no_grad()
+    def rewrite(self, batch, model):
+        # Under an autocast of its own: its cache must not hand weights cast here, without gradient, to the pass that learns.
+        with model.autocast():
+            _, attention = model.base_model.encode_text(batch['caption_ids'], need_map=True)
+        ids, labels = mask_attended(batch['caption_ids'], attention, self.mask_id, *self.rates)
+        kept = {name: value for name, value in batch.items() if name != 'mlm_ids'}
+        return {**kept, 'caption_ids': ids, 'mlm_labels': labels}
+
+    def forward(self, encoded, batch):
+        return {}
+
 
 
 @torch.no_grad()

@@ -1,13 +1,15 @@
-"""Captions are embedded the longest first, and nobody can tell from the embeddings."""
+"""Captions are embedded the longest first where the loader's sampler can, and nobody can tell from the embeddings."""
 import pytest
 import torch
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, default_collate
 
 from datasets.bases import TextDataset
+from datasets.sampler import CaptionSampler
 from model import build_model
 from tests.support import options, small_archive
 from utils.errors import UserError
-from utils.metrics import Evaluator, check_independence, embed
+from processor.evaluation import Evaluator, embed
+from processor.independence import check_independence
 
 WORDS = 'a man in a long dark red coat with blue jeans and a small black bag over his left shoulder walks past'.split()
 CAPTIONS = [' '.join(WORDS[:length]) for length in (3, 18, 6, 12, 4, 20, 5, 3, 9, 16, 7, 3, 14)]
@@ -60,9 +62,16 @@ def in_given_order(batches, ids):
     return lengths(batches) == lengths([ids]) and torch.equal(torch.cat([part[:, :5] for part in batches]), ids[:, :5])
 
 
+def by_length(dataset):
+    """A loader as an evaluation's."""
+    return DataLoader(dataset, 4, sampler=CaptionSampler(dataset.lengths))
+
+
 def test_the_longest_first_and_back_in_order(plain_model, encoded):
     dataset = TextDataset(PIDS, CAPTIONS)
-    feats, pids, batches = encoded(plain_model, DataLoader(dataset, 4))
+    loader = by_length(dataset)
+    feats, pids, batches = encoded(plain_model, loader)
+    assert torch.equal(torch.cat([ids for _, ids in loader]), dataset.tokens)   # others who iterate it get the annotation's order
     torch.testing.assert_close(feats, one_by_one(plain_model, dataset), rtol=1e-5, atol=1e-5)
     assert pids.tolist() == PIDS
     assert lengths(batches) == sorted(lengths([dataset.tokens]), reverse=True)
@@ -94,6 +103,7 @@ def shuffled(dataset):
 
 
 LOADERS = {
+    'as it comes': lambda dataset: DataLoader(dataset, 4),
     'shuffled': shuffled,
     'chosen': lambda dataset: DataLoader(dataset, 4, sampler=[5, 0, 1, 9]),
     'batch sampler': lambda dataset: DataLoader(
@@ -102,7 +112,7 @@ LOADERS = {
     'one by one, not batched': lambda dataset: DataLoader(dataset, None, collate_fn=lambda sample: default_collate([sample])),
     'own iteration': lambda dataset: Prefetching(dataset, 4),
     'list of batches': lambda dataset: list(DataLoader(dataset, 4)),
-    'lengths untold': lambda dataset: DataLoader(Untold(dataset.caption_pids, dataset.captions), 4)}
+    'own dataset': lambda dataset: DataLoader(Untold(dataset.caption_pids, dataset.captions), 4)}
 
 
 @pytest.mark.parametrize('name', LOADERS)
@@ -119,7 +129,7 @@ def test_refined_embeddings_keep_order_and_padding(archive, encoded):
     """PHP's attention across the batch makes neighbours matter: the published numbers are of the annotation's order."""
     model = make(archive, loss_names='sdm+itc+aux', php_attention='batch', moe_heads=2, moe_layers=1)
     dataset = TextDataset(PIDS, CAPTIONS)
-    _, pids, batches = encoded(model, DataLoader(dataset, 4))
+    _, pids, batches = encoded(model, by_length(dataset))
     assert torch.equal(torch.cat(batches), dataset.tokens) and pids.tolist() == PIDS
 
 
@@ -150,7 +160,7 @@ class Bags(torch.nn.Module):
 @pytest.mark.parametrize('leaks', [False, True])
 def test_the_independence_check_is_of_these_embeddings(leaks):
     """It finds a leak among the neighbours by length, and its sample is compared with its own embeddings."""
-    texts, images = DataLoader(TextDataset(PIDS, CAPTIONS), 4), DataLoader(list(zip(PIDS, torch.eye(len(PIDS)))), 4)
+    texts, images = by_length(TextDataset(PIDS, CAPTIONS)), DataLoader(list(zip(PIDS, torch.eye(len(PIDS)))), 4)
     model = Bags(leaks)
     qfeats, gfeats, _, _ = Evaluator(images, texts)._compute_embedding(model)
     assert check_independence(model, images, texts, (qfeats, gfeats)).holds is not leaks
