@@ -260,7 +260,7 @@ class HeadOptions(options.Room):
     def notes(self, args):
         named = parse_loss_names(args.loss_names)
         return [f"'{head.names[0]}' is not among the losses and shapes the model all the same, by its options"
-                for head in active_heads(args) if head not in named]
+                for head in active_heads(args) if head.names and head not in named]
 
 
 options.register(__name__, HeadOptions())
