@@ -11,11 +11,13 @@ from torch.utils.data import DataLoader
 
 from datasets.synthpedes import baseline_similarities, is_synthetic
 from model import build_model
+from processor.evaluation import Evaluator, retrieval_results
+from processor.independence import check_independence
 from utils.checkpoint import read_checkpoint
 from utils.comm import pick_device
 from utils.errors import UserError
 from utils.iotools import atomic_write, read_json
-from utils.metrics import Evaluator, check_independence, retrieval_results, summary, table
+from utils.metrics import summary, table
 from utils.options import as_dict
 from utils.tables import METRICS
 

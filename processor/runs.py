@@ -10,9 +10,9 @@ from datasets import build_dataloader
 from datasets.bases import default_tokenizer, tokenize
 from datasets.build import build_dataset
 from datasets.transforms import MEAN, STD, build_transforms
+from processor.evaluation import embed
 from processor.report import load_trained
 from utils.iotools import read_image
-from utils.metrics import embed
 
 
 class Run(NamedTuple):

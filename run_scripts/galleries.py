@@ -13,7 +13,8 @@ from run_scripts import start
 from datasets.synthpedes import baseline_similarities, galleries, is_synthetic
 from processor.runs import open_run
 from utils.errors import UserError
-from utils.metrics import embed, retrieval_results, summary
+from processor.evaluation import embed, retrieval_results
+from utils.metrics import summary
 from utils.options import build_test_parser, count, parse_test_options, whole
 from utils.tables import METRICS
 

@@ -14,7 +14,7 @@ from datasets.bases import default_tokenizer, tokenize
 from processor.runs import embed_queries, open_run
 from utils.errors import UserError
 from utils.iotools import read_image
-from utils.metrics import embed
+from processor.evaluation import embed
 from utils.options import build_test_parser, count, parse_test_options
 from utils.pictures import check_picture, pyplot, save_picture
 

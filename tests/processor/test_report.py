@@ -17,7 +17,8 @@ from tests.support import golden_archive, golden_json, options
 from utils import precision
 from utils.errors import UserError
 from utils.pictures import pyplot
-from utils.metrics import SAMPLES, Evaluator, check_independence, neighbours, retrieval_results
+from processor.evaluation import Evaluator, retrieval_results
+from processor.independence import SAMPLES, check_independence, neighbours
 
 PRECISIONS = ['off', 'bf16', 'fp16']
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'

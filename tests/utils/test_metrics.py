@@ -12,7 +12,8 @@ from processor.independence import check_independence
 from tests.support import golden, golden_cases
 from utils import ranking
 from utils.errors import UserError
-from utils.metrics import Evaluator, rank, summary
+from processor.evaluation import Evaluator
+from utils.metrics import rank, summary
 from utils.ranking import rank_embeddings, rank_relevant
 
 
