@@ -293,13 +293,15 @@ def draw_usage(usage):
     columns = min(blocks, 4)
     rows = -(-blocks // columns)
     width = max(3.2, 0.45 * experts)
-    figure, axes = pyplot().subplots(rows, columns, figsize=(width * columns, 2.6 * rows + 0.4), squeeze=False, sharey=True)
+    figure, axes = pyplot().subplots(rows, columns, figsize=(max(width * columns, 4), 2.6 * rows + 0.4), squeeze=False, sharey=True)
     for number, axis in enumerate(axes.flat):
         if number >= blocks:
             axis.axis('off')
             continue
-        for shift, (side, shares) in zip((-0.2, 0.2), usage.items()):
-            axis.bar([expert + shift for expert in range(experts)], (100 * shares[number]).tolist(), width=0.4, label=f'{side}s')
+        for shift, side in ((-0.2, 'image'), (0.2, 'text')):
+            shares = usage[side]
+            places = [expert + shift for expert in range(experts)]
+            axis.bar(places, (100 * shares[number]).tolist(), width=0.4, label={'image': 'images', 'text': 'captions'}[side])
         axis.axhline(100 / experts, color='grey', linestyle=':', label='even use')
         axis.set_xticks(range(experts))
         axis.set_xlabel('expert', fontsize=8)
@@ -307,6 +309,6 @@ def draw_usage(usage):
     for axis in axes[:, 0]:
         axis.set_ylabel('% of choices', fontsize=8)
     handles, labels = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc='lower center', ncols=3)
-    figure.tight_layout(rect=(0, 0.18 / rows, 1, 1))
+    figure.legend(handles, labels, loc='lower center', ncols=3, fontsize=8)
+    figure.tight_layout(rect=(0, 0.12 / rows, 1, 1))
     return figure

@@ -246,7 +246,7 @@ def draw_restorations(views, captions, wrong):
             axis.axis('off')
         for axis, picture in zip(row[1:-1], pictures):
             axis.imshow(picture.permute(1, 2, 0).numpy())
-    for axis, title in zip(axes[0], ('the own caption', *COLUMNS, "another's caption")):
+    for axis, title in zip(axes[0][1:-1], COLUMNS):
         axis.set_title(title, fontsize=8)
     figure.tight_layout(pad=0.3)
     return figure
