@@ -93,8 +93,8 @@ class MLM(Head):
         return {'mlm_places': chosen_places(batch['mlm_labels'])} if known else {}
 
     def why_whole(self):
-        return ('with --mlm_masking attention and clean captions it chooses words in the middle of the step (--caption_masking inplace does '
-                'before it)') if self.chooses else None
+        return ('with --mlm_masking attention and clean captions it chooses words in the middle of the step (--caption_masking inplace '
+                'does before it)') if self.chooses else None
 
     def share(self, piece, batch):
         chosen, in_all = ((samples['mlm_labels'] > 0).sum() for samples in (piece, batch))
