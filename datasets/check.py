@@ -136,8 +136,8 @@ def main(argv=None):
     parser.add_argument('--root_dir', default='./data', help="the folder with the datasets' folders")
     parser.add_argument('--workers', type=int, default=os.cpu_count() or 1, help='threads that read images')
     args = parser.parse_args(argv)
-    if args.workers < 1:
-        raise UserError(f'--workers must be at least 1, not {args.workers}')
+    if not 1 <= args.workers <= 1024:
+        raise UserError(f'--workers must be from 1 to 1024, not {args.workers}')
     table, problems = check(args.dataset_name, args.root_dir, args.workers)
     print(table)
     for kind, lines in problems.items():

@@ -198,7 +198,8 @@ def test_everything_is_in_the_output(folder, capsys):
 @pytest.mark.parametrize('argv, message', [
     (['--root_dir', 'nowhere'], 'no dataset folder nowhere/CUHK-PEDES'),
     (['--dataset_name', 'CUHK'], "unknown dataset 'CUHK'; did you mean CUHK-PEDES?"),
-    (['--workers', '0'], '--workers must be at least 1, not 0'),
+    (['--workers', '0'], '--workers must be from 1 to 1024, not 0'),
+    (['--workers', '99999999999'], '--workers must be from 1 to 1024, not 99999999999'),
 ])
 def test_what_cannot_be_checked(argv, message):
     with pytest.raises(UserError) as caught:

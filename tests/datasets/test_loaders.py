@@ -270,6 +270,13 @@ def test_each_caption_is_tokenised_once(args, monkeypatch):
     assert len(calls) == 16 + 8
 
 
+def test_captions_beyond_any_sentence():
+    """Byte pairs of one word take the square of its length: 100 MB without a blank would take years."""
+    with pytest.raises(UserError, match="^caption of 100,000,000 characters, and at most 10,000 are read: 'xxx"):
+        tokenize('x' * 100_000_000, default_tokenizer())
+    assert tokenize('x' * 10_000, default_tokenizer())[-1] == 49407
+
+
 def test_a_new_batch_field_is_one_function(args, monkeypatch):
     from datasets import fields
     monkeypatch.setattr(fields, 'FIELDS', dict(fields.FIELDS))
