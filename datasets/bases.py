@@ -285,6 +285,10 @@ def tokenize(caption, tokenizer, text_length=77, truncate=True):
 
     A longer caption is cut and its last id is the end; with ``truncate=False`` it raises :class:`UserError`, and so does one of more
     than 10,000 characters.
+
+    >>> from utils.simple_tokenizer import SimpleTokenizer
+    >>> tokenize('a red coat', SimpleTokenizer(), text_length=8)
+    tensor([49406,   320,   736,  7356, 49407,     0,     0,     0])
     """
     if len(caption) > LONGEST:
         raise UserError(f"caption of {len(caption):,} characters, and at most {LONGEST:,} are read: '{caption[:50]}...'")

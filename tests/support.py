@@ -93,7 +93,8 @@ def golden_model(name, tmp_path, **changes):
     config = description['config']
     known = build_parser().defaults_in_code
     settings = {key: value for key, value in description['args'].items() if key in known}
-    settings.update(loss_names=changes.get('loss_names') or description['loss_names'], text_length=config['text_length'], img_size=tuple(config['img_size']),
+    settings.update(loss_names=changes.get('loss_names') or description['loss_names'], text_length=config['text_length'],
+                    img_size=tuple(config['img_size']),
                     stride_size=config['stride'],
                     pretrain_choice=golden_archive(description, tmp_path / 'clip.pt'), amp='off')
     settings.update(changes)

@@ -119,7 +119,7 @@ class Checkpointer:
                 torch.save(content, file)
         except RuntimeError as error:  # torch's writer, when the file's own error (a full disk) stopped it halfway
             if not isinstance(error.__context__, OSError):
-                raise error.__context__ or error
+                raise error.__context__ or error from None
             raise UserError(f'cannot write {path}: {error.__context__.strerror}; what was there is kept') from None
 
     def weights(self):

@@ -30,6 +30,16 @@ def rank(similarity, q_pids, g_pids, max_rank=10, get_mAP=True):
 
     Raises:
         UserError: NaN in the similarities, or a query without a relevant gallery item.
+
+    >>> similarity = torch.tensor([[0.9, 0.1, 0.3], [0.2, 0.5, 0.4]])      # two captions, three images
+    >>> cmc, mAP, mINP, indices = rank(similarity, [7, 8], [8, 7, 8], max_rank=3)
+    >>> cmc
+    tensor([  0.,  50., 100.])
+    >>> round(float(mAP), 2), round(float(mINP), 2)
+    (45.83, 50.0)
+    >>> indices
+    tensor([[0, 2, 1],
+            [1, 2, 0]])
     """
     ranking = rank_relevant(similarity, q_pids, g_pids, max_rank)
     cmc = cumulative_matches(ranking, max_rank)

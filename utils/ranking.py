@@ -61,6 +61,14 @@ def rank_embeddings(qfeats, gfeats, q_pids, g_pids, max_rank=10):
 
     Raises:
         UserError: an embedding is NaN or infinite, a query has no relevant gallery item, or numbers don't agree.
+
+    >>> captions, images = torch.tensor([[1., 0.], [0., 2.]]), torch.tensor([[3., 0.], [1., 1.], [0., 1.]])
+    >>> found = rank_embeddings(captions, images, [7, 8], [7, 8, 8], max_rank=2)
+    >>> found.top     # of each caption the images ranked first
+    tensor([[0, 1],
+            [2, 1]])
+    >>> found.ranks   # of the matches, counted from 0: image 0 for the first caption, images 2 and 1 for the second
+    tensor([0, 0, 1])
     """
     q_pids, g_pids = as_tensor(q_pids), as_tensor(g_pids)
     if len(qfeats) != len(q_pids) or len(gfeats) != len(g_pids):
