@@ -25,10 +25,11 @@ def parameter_settings(name, args, heads=None):
 
 def parameter_groups(args, model):
     """The learning parameters of ``model`` in one group for each (lr, weight decay)."""
+    owners_of = getattr(model, 'owners_of', lambda name: None)   # a script's own model does not say which head owns what
     groups = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            settings = parameter_settings(name, args, model.owners_of(name))
+            settings = parameter_settings(name, args, owners_of(name))
             groups.setdefault(settings, []).append(parameter)
     return [{'params': parameters, 'lr': lr, 'weight_decay': weight_decay} for (lr, weight_decay), parameters in groups.items()]
 
