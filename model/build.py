@@ -118,6 +118,14 @@ class RetrievalModel(nn.Module):
             part.training = mode
         return super().train(mode)
 
+    def _apply(self, fn, recurse=True):
+        """What moves and casts parameters. Where it makes new ones, heads are to keep reading the model's."""
+        super()._apply(fn, recurse)
+        for head in self.heads:
+            for name in head._parameters:
+                head._parameters[name] = self._parameters[name]
+        return self
+
     def autocast(self):
         """The precision of the forward pass, for the device that the parameters are on."""
         device = self.base_model.positional_embedding.device

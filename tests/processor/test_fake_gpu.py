@@ -1,0 +1,67 @@
+"""What of a GPU can be known without one: every tensor of a step is where the model is, and no value is read by the host.
+
+Whole steps (forward, backward, optimizer) run on the meta device, which has shapes, types and a place, and no values. PyTorch's CUDA build
+can neither record gradients of fake CUDA tensors nor index them where there is no driver, and there is no autocast for the meta device: so
+half precision and the kernels themselves stay for tests/processor/test_gpu.py.
+"""
+import contextlib
+
+import pytest
+import torch
+
+from processor.step import Step, moved
+from solver import build_optimizer
+from tests.support import golden_archive, golden_json, options, small_batch, small_model
+
+# A2TE's attribute draws by values on anything but a CUDA device.
+RECIPES = ['sdm+mlm+id', 'sdm+mlm+id+cmt', 'sdm+id+mlm+detail', 'sdm+mae+id+tri', 'sdm+itc+aux', 'itc+cmpm']
+
+
+@pytest.fixture(scope='module')
+def archive(tmp_path_factory):
+    return golden_archive(golden_json('irra_tiny'), tmp_path_factory.mktemp('archive') / 'clip.pt')
+
+
+@pytest.fixture
+def without_autocast(monkeypatch):
+    """There is none for the meta device."""
+    monkeypatch.setattr(torch, 'autocast', lambda *_, **__: contextlib.nullcontext())
+
+
+def step_on_meta(archive, loss_names, **changes):
+    model = small_model(archive, loss_names, **changes).train().to('meta')
+    args = options(loss_names=loss_names, text_length=20, optimizer='SGD', **changes)    # PyTorch's fused ones know no meta device
+    step = Step(model, build_optimizer(args, model), args.micro_batch)
+    batch = small_batch()
+    batch['caption_ids'] = model.without_padding(batch['caption_ids'])
+    on_host = model.looked_up(batch)
+    model.looked_up, model.without_padding = (lambda fields: {}), (lambda ids: ids)
+    return step, moved({**batch, **on_host}, 'meta')
+
+
+@pytest.mark.parametrize('loss_names', RECIPES)
+def test_a_whole_step_without_values(archive, without_autocast, loss_names):
+    step, batch = step_on_meta(archive, loss_names)
+    results = step(batch)
+    assert all(value.device.type == 'meta' for name, value in results.items() if name != 'temperature')
+    learning = [parameter for parameter in step.model.parameters() if parameter.grad is not None]
+    assert learning and all(parameter.grad.device.type == 'meta' for parameter in learning)
+    assert all(value.device.type == 'meta' for state in step.optimizer.state.values() for value in state.values() if value.ndim)
+
+
+def test_a_value_that_is_read_is_found(archive, without_autocast):
+    step, batch = step_on_meta(archive, 'sdm')
+    head, = step.model.heads
+    forward = head.forward
+    head.forward = lambda encoded, results: {name: value * float(value) for name, value in forward(encoded, results).items()}
+    with pytest.raises(RuntimeError):
+        step(batch)
+
+
+def test_a_tensor_left_on_the_cpu_is_found(archive, without_autocast):
+    step, batch = step_on_meta(archive, 'sdm')
+    head, = step.model.heads
+    forward = head.forward
+    head.forward = lambda encoded, fields: {name: (value * torch.ones(2)).sum() for name, value in forward(encoded, fields).items()}
+    with pytest.raises(RuntimeError, match='device'):
+        step(batch)
