@@ -234,7 +234,7 @@ def get_args(argv=None):
     recipe = read_recipe(first.config_file, parser) if first.config_file else {}
     told = {**recipe, **flags}
     if os.path.isdir(told.get('resume_ckpt_file', '')):
-        told['resume_ckpt_file'] = os.path.join(told['resume_ckpt_file'], 'last.pth')
+        told['resume_ckpt_file'] = newest_state(told['resume_ckpt_file'])
     check(argparse.Namespace(**{**parser.defaults_in_code, **told}))
     resumed = options_of_resumed_run(told['resume_ckpt_file'], parser) if told.get('resume') else {}
     settings = {**parser.defaults_in_code, **resumed, **told}
@@ -262,6 +262,12 @@ def with_run_named(argv):
         named = words[-1:] == ['--resume'] and not word.startswith('-') and word.lower() not in ('true', 'false')
         words += ['--resume_ckpt_file', word] if named else [word]
     return words
+
+
+def newest_state(folder):
+    """The checkpoint in a run's folder to go on from: last.pth; a released run has best.pth alone."""
+    last, best = (os.path.join(folder, name) for name in ('last.pth', 'best.pth'))
+    return best if os.path.isfile(best) and not os.path.exists(last) else last
 
 
 def check(args):

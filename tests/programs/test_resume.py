@@ -124,8 +124,7 @@ def test_a_released_run_goes_on_in_a_new_folder_from_what_it_is_worth(trained, t
     before = {path.name: path.read_bytes() for path in released.iterdir()}
     worth = read_checkpoint(os.path.join(trained, 'best.pth'))['metrics']['R1']
 
-    train_program.main(['--resume', '--resume_ckpt_file', str(released / 'best.pth'), '--num_epoch', '2',
-                        '--output_dir', str(tmp_path / 'new')])
+    train_program.main(['--resume', str(released), '--num_epoch', '2', '--output_dir', str(tmp_path / 'new')])
     assert before == {path.name: path.read_bytes() for path in released.iterdir()}
     folder, = (tmp_path / 'new' / 'CUHK-PEDES').iterdir()
     assert {'best.pth', 'last.pth', 'configs.yaml'} <= set(os.listdir(folder))
