@@ -9,7 +9,7 @@ import http.client
 import logging
 import os
 import re
-import urllib.request
+import socket
 import warnings
 import zipfile
 from dataclasses import MISSING, fields
@@ -17,7 +17,6 @@ from dataclasses import MISSING, fields
 import torch
 import torch.nn.functional as F
 import yaml
-from tqdm import tqdm
 
 from model.clip_model import CLIP, ClipShape
 from utils.checkpoint import misfits
@@ -26,6 +25,7 @@ from utils.weight_files import check_archive, check_weights, read_torch_file, sh
 
 log = logging.getLogger('Pedestal.weights')
 
+PATIENCE = 30   # seconds that a download's server may stay silent
 OPENAI_URL = 'https://openaipublic.azureedge.net/clip/models'
 OPENAI_SHA256 = {       # published as a part of each file's URL
     'RN50': 'afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762',
@@ -137,9 +137,7 @@ def openai_file(name, download_root=None):
     part = f'{path}.{os.getpid()}.part'
     try:
         os.makedirs(folder, exist_ok=True)
-        download(url, part)
-        if sha256_of(part) != OPENAI_SHA256[name]:
-            raise OSError('what came has a wrong checksum')
+        download(url, part, OPENAI_SHA256[name])
         os.replace(part, path)
     except (OSError, http.client.HTTPException) as error:
         raise UserError(
@@ -152,13 +150,16 @@ def openai_file(name, download_root=None):
     return path
 
 
-def download(url, path):
-    with urllib.request.urlopen(url, timeout=30) as answer, open(path, 'wb') as file:
-        total = int(answer.headers.get('Content-Length') or 0) or None
-        with tqdm(total=total, unit='B', unit_scale=True, desc=os.path.basename(url)) as bar:
-            while chunk := answer.read(1 << 20):
-                file.write(chunk)
-                bar.update(len(chunk))
+def download(url, path, checksum):
+    """Fetch a file whole, with a progress bar. A server that stays silent is an error, for which PyTorch alone would wait for ever."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(PATIENCE)
+    try:
+        torch.hub.download_url_to_file(url, path, hash_prefix=checksum)
+    except RuntimeError:
+        raise OSError('what came has a wrong checksum') from None
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 # ------------------------------------------------------------------------------------------------------ reading files

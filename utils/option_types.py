@@ -1,7 +1,7 @@
 """What an option is: the type of its value, with bounds, and what depends on it. Heads, backbones and datasets declare theirs with it.
 
 >>> parser = argparse.ArgumentParser()
->>> action = parser.add_argument('--pool_ratio', type=share, default=0.3, help='share of the patches')
+>>> action = parser.add_argument('--pool_ratio', type=fraction, default=0.3, help='share of the patches')
 >>> parser.parse_args(['--pool_ratio', '0.5']).pool_ratio
 0.5
 """
@@ -51,7 +51,7 @@ count = positive(int)                                        # 1, 2, ...
 whole = positive(int, strict=False)                          # 0, 1, ...
 amount = positive(float)                                     # above 0
 weight = positive(float, strict=False)                       # 0 or more
-share = positive(float, strict=False, most=1)                # 0 to 1
+fraction = positive(float, strict=False, most=1)             # 0 to 1
 decay = positive(float, strict=False, most=0.9999999)        # below 1
 finite = positive(float, least=-1e30, strict=False)          # any number that is one
 integer = positive(int, least=-2 ** 31, strict=False, most=2 ** 63 - 1)
@@ -66,7 +66,7 @@ def up_to(most):
     return positive(int, most=most)
 
 
-def open_share(text):
+def open_fraction(text):
     """A number between 0 and 1, both excluded."""
     value = float(text)
     if not 0 < value < 1:

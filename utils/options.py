@@ -13,13 +13,13 @@ import sys
 
 from utils import recipes
 from utils.errors import UserError
-from utils.option_types import Effect, amount, count, decay, positive, share, up_to, weight, whole, yes_no
+from utils.option_types import Effect, amount, count, decay, positive, fraction, up_to, weight, whole, yes_no
 from utils.parser import Parser
 from utils.recipes import FORKS, as_dict, plain, read_recipe, what_its_fork_meant, with_sen_captions
 from utils.safe_yaml import read_yaml
 
 __all__ = ['Effect', 'Parser', 'Room', 'amount', 'as_dict', 'build_parser', 'build_test_parser', 'complete', 'count', 'decay', 'dump',
-           'get_args', 'parse_test_options', 'plain', 'positive', 'read_yaml', 'register', 'run_options', 'share', 'up_to', 'weight',
+           'get_args', 'parse_test_options', 'plain', 'positive', 'read_yaml', 'register', 'run_options', 'fraction', 'up_to', 'weight',
            'whole', 'yes_no']
 
 # Short names for the declarations below.
@@ -154,7 +154,7 @@ def add_solver_options(parser):
     solver.add_argument('--lr', type=positive(float, strict=False, most=1e30), default=1e-5, help='base learning rate')
     solver.add_argument('--lr_factor', type=weight, default=5.0, help='on lr for what is made anew: cross encoder, classifier, mlm_head')
     solver.add_argument('--bias_lr_factor', type=weight, default=2.0, help='on lr for biases')
-    solver.add_argument('--momentum', type=share, default=0.9, help='of SGD')
+    solver.add_argument('--momentum', type=fraction, default=0.9, help='of SGD')
     solver.add_argument('--weight_decay', type=weight, default=4e-5, help='of all but biases')
     solver.add_argument('--weight_decay_bias', type=weight, default=0.0, help='of biases')
     solver.add_argument('--alpha', type=decay, default=0.9, help="Adam's first beta")
@@ -189,11 +189,11 @@ def add_caption_options(parser):
                           help='inplace: every loss reads the masked caption; clean: only mlm does (default: inplace with --MLM)')
     captions.add_argument('--mlm_masking', choices=['random', 'attention', 'noun'], default='random',
                           help="which tokens are masked: any, those the text encoder attends to (AGM), or nouns and adjectives (SEN)")
-    captions.add_argument('--caption_filter', type=share, default=0.0,
+    captions.add_argument('--caption_filter', type=fraction, default=0.0,
                           help='share of the captions of which only pronouns, nouns and adjectives are kept (SEN: 0.2)')
     captions.add_argument('--attribute_tagger', choices=['textblob', 'spacy'], default='textblob', help='finds parts of speech')
-    captions.add_argument('--masked_token_rate', type=share, default=0.8, help='share of the chosen tokens that become the mask')
-    captions.add_argument('--masked_token_unchanged_rate', type=share, default=0.1, help='share of the chosen tokens that stay')
+    captions.add_argument('--masked_token_rate', type=fraction, default=0.8, help='share of the chosen tokens that become the mask')
+    captions.add_argument('--masked_token_unchanged_rate', type=fraction, default=0.1, help='share of the chosen tokens that stay')
     yes_no(captions, '--need_MAE', False, "SEN's captions, filtered and masked in place: --caption_masking inplace --mlm_masking noun "
            '--caption_filter 0.2; the loss mae does not need it')
 

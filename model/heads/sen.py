@@ -10,7 +10,7 @@ from model.clip_model import Attention, LayerNorm, Transformer
 from model.heads import Head, HeadReport
 from model.heads.mlm import output_std
 from utils.errors import UserError
-from utils.option_types import open_share, weight
+from utils.option_types import open_fraction, weight
 from utils.pictures import pyplot
 
 GREY = (0.2989, 0.5870, 0.1140)   # of red, green and blue (ITU-R 601)
@@ -30,7 +30,7 @@ class MAE(Head):
 
     @staticmethod
     def add_options(parser):
-        parser.add_argument('--mask_ratio', type=open_share, default=0.8,
+        parser.add_argument('--mask_ratio', type=open_fraction, default=0.8,
                             help='share of the image tokens that mae hides (SEN: 0.7)')
         parser.add_argument('--mae_loss_weight', type=weight, default=1.0, help='weight of mae (SEN: 10)')
 

@@ -2,6 +2,7 @@
 import builtins
 import hashlib
 import os
+import socket
 import pickle
 import warnings
 
@@ -265,6 +266,14 @@ def test_without_network_the_message_says_which_file_to_put_where(server, tmp_pa
                  'scratch:ViT-B-16'):
         assert part in message
     assert os.listdir(tmp_path / 'cache') == []
+
+
+def test_a_server_that_stays_silent_is_not_waited_for(monkeypatch, tmp_path):
+    monkeypatch.setattr(clip_weights, 'PATIENCE', 0.2)
+    with socket.create_server(('127.0.0.1', 0)) as silent:
+        monkeypatch.setattr(clip_weights, 'OPENAI_URL', f'http://127.0.0.1:{silent.getsockname()[1]}')
+        assert 'timed out' in refused('ViT-B/16', download_root=str(tmp_path / 'cache'))
+    assert os.listdir(tmp_path / 'cache') == [] and socket.getdefaulttimeout() is None
 
 
 def test_cache_folder_that_cannot_be_made(server, tmp_path):
