@@ -3,14 +3,11 @@ import os
 import subprocess
 import sys
 
-import pytest
-
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
-@pytest.mark.xfail(reason='what the campaign found is being mended')
 def test_every_case_ends_by_itself_with_success_or_a_sentence():
-    campaign = subprocess.run([sys.executable, '-m', 'tests.campaign', '--cases', '80', '--seed', '0', '--minutes', '8'], cwd=ROOT,
+    campaign = subprocess.run([sys.executable, '-m', 'tests.campaign', '--cases', '80', '--seed', '0', '--seconds', '120'], cwd=ROOT,
                               capture_output=True, text=True)
     assert campaign.returncode == 0, campaign.stdout + campaign.stderr
     assert '80 cases' in campaign.stdout

@@ -78,6 +78,7 @@ def prepared(folder):
     if not os.path.isdir(base):
         os.makedirs(base)
         cases.make_base(base)
+        cases.try_unspoilt(base, os.path.join(folder, 'case'))
     return base
 
 

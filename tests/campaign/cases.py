@@ -54,6 +54,19 @@ def make_base(folder):
         shutil.rmtree(path) if os.path.isdir(path) else os.remove(path)
 
 
+def try_unspoilt(base, folder):
+    """Every program succeeds on what is whole: a case that is refused is refused for what was spoilt."""
+    for words in (RESUME, CHECK, RETRIEVE, REPRODUCE, GENERATE, *(TRAIN + ['--loss_names', *losses.split(' ')] for losses in LOSSES)):
+        copy_base(base, folder)
+        with_another_run(folder)
+        must_succeed(words, folder)
+        shutil.rmtree(folder)
+
+
+def with_another_run(folder):
+    shutil.copytree(os.path.join(folder, 'run'), os.path.join(folder, 'other'), copy_function=os.link)
+
+
 def must_succeed(words, folder):
     status, output, errors, _ = launch(words, folder, 300)
     if status != 0:
@@ -261,7 +274,7 @@ def swapped_moments(rng, content):
 
 def results(rng, folder):
     """What test.py wrote, and the programs that read it."""
-    shutil.copytree(os.path.join(folder, 'run'), os.path.join(folder, 'other'), copy_function=os.link)
+    with_another_run(folder)
     name = rng.choice(sorted(name for name in os.listdir(os.path.join(folder, 'run')) if name.endswith(('.json', '.csv'))))
     path = os.path.join(folder, 'run', name)
     what = spoilt_mapping(rng, path) if name.endswith('.json') and rng.random() < 0.6 else mutate.spoil_file(rng, path)
