@@ -40,14 +40,19 @@ class Evaluator:
 
 def retrieval_results(qfeats, gfeats, qids, gids, i2t_metric=False):
     """``{'t2i': summary}``, and ``'i2t'`` if asked, of embeddings [Q, D] and [G, D] compared by cosine similarity."""
+    return {task: retrieval_metrics(ranking) for task, ranking in rankings(qfeats, gfeats, qids, gids, i2t_metric).items()}
+
+
+def rankings(qfeats, gfeats, qids, gids, i2t_metric=False):
+    """``{'t2i': Ranking}``, and ``'i2t'`` if asked, of embeddings [Q, D] and [G, D] compared by cosine similarity."""
     broken = [f'{int(bad)} of {len(feats)} {side}' for side, feats in (('caption', qfeats), ('image', gfeats))
               if (bad := (~feats.norm(dim=1).isfinite()).sum())]
     if broken:
         raise UserError(f"{' and '.join(broken)} embeddings are NaN or infinite; nothing is ranked")
-    results = {'t2i': retrieval_metrics(rank_embeddings(qfeats, gfeats, qids, gids))}
+    found = {'t2i': rank_embeddings(qfeats, gfeats, qids, gids)}
     if i2t_metric:
-        results['i2t'] = retrieval_metrics(rank_embeddings(gfeats, qfeats, gids, qids))
-    return results
+        found['i2t'] = rank_embeddings(gfeats, qfeats, gids, qids)
+    return found
 
 
 @torch.no_grad()

@@ -8,6 +8,8 @@ import torch
 
 from model.build import total_loss
 from processor.evaluation import Evaluator
+from processor.history import best_last_mean, read_evaluations
+from processor.history import in_words as history_in_words
 from processor.interrupt import Interrupt, Stopped
 from processor.progress import Bar, Journal, Means
 from processor.step import Step
@@ -62,6 +64,7 @@ class Trainer:
             if self.best['epoch']:
                 logger.info('done: best Rank-1 %.3f at epoch %d (%s split): %s', self.best['R1'], self.best['epoch'],
                             self.args.val_dataset, self.checkpointer.path('best'))
+                logger.info('%s', history_in_words(best_last_mean(read_evaluations(self.args.output_dir))))
         except Stopped:
             self.leave()
         finally:

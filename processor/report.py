@@ -1,4 +1,6 @@
 """What test.py reports: the table, how far it can be trusted, and a file that says what produced it."""
+import argparse
+import hashlib
 import json
 import logging
 import os
@@ -7,18 +9,22 @@ from dataclasses import dataclass, field
 
 import torch
 import torchvision
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, RandomSampler
 
 from datasets.synthpedes import baseline_similarities, is_synthetic
 from model import build_model
-from processor.evaluation import Evaluator, retrieval_results
+from model.clip_weights import OPENAI_SHA256, file_stem, shape_named
+from processor.evaluation import Evaluator, rankings
+from processor.history import best_last_mean, in_words, read_evaluations
 from processor.independence import check_independence
-from utils.checkpoint import read_checkpoint
+from utils.checkpoint import read_checkpoint, sha256_of
 from utils.comm import pick_device
 from utils.errors import UserError
 from utils.iotools import atomic_write, read_json
-from utils.metrics import summary, table
+from utils.metrics import retrieval_metrics, summary, table
 from utils.options import as_dict
+from utils.queries import Queries, write_queries
+from utils.statistics import interval
 from utils.tables import METRICS
 
 logger = logging.getLogger('Pedestal.test')
@@ -28,13 +34,27 @@ ONE_BY_ONE = 'the same, embedded one by one'
 
 @dataclass
 class Report:
-    """An evaluation: ``tables`` is {how the samples were embedded: {task: summary}}, ``baselines`` {name: summary} of methods
-    that learn nothing."""
+    """An evaluation: ``tables`` is {how the samples were embedded: {task: summary}}, ``intervals`` of the same form holds 95%
+    intervals, ``queries`` is {(how in short, task): what each query reaches}, ``baselines`` {name: summary} of methods that learn
+    nothing, and ``training`` the run's best, last and mean of its last evaluations."""
     tables: dict = field(default_factory=dict)
+    intervals: dict = field(default_factory=dict)
+    queries: dict = field(default_factory=dict)
     baselines: dict = field(default_factory=dict)
     independence: object = None
     lines: list = field(default_factory=list)
     produced_by: dict = field(default_factory=dict)
+    training: dict = field(default_factory=dict)
+
+    def add(self, title, how, found, asked):
+        """Add a table of ``{task: Ranking}``, under its ``title`` and in short ``how``. ``asked``: the (pids, names, order) of captions
+        and of images, as :meth:`utils.queries.Queries.of` takes them."""
+        self.tables[title] = {task: retrieval_metrics(ranking) for task, ranking in found.items()}
+        self.intervals[title] = {}
+        for (task, ranking), of in zip(found.items(), asked):   # captions look for images, then images for captions
+            queries = self.queries[how, task] = Queries.of(ranking, *of)
+            if len(set(queries.pids.tolist())) > 1:
+                self.intervals[title][task] = {metric: interval(queries.reaches(metric), queries.pids) for metric in ('R1', 'mAP')}
 
     @property
     def independent(self):
@@ -42,14 +62,16 @@ class Report:
 
     @property
     def text(self):
-        tables = [f'{how}\n{table(results)}' for how, results in self.tables.items()]
+        tables = [f'{how}\n{table(results, self.intervals[how])}' for how, results in self.tables.items()]
         if self.baselines:
             tables.append(f'without learning: colour words against the colours of ...\n{table(self.baselines)}')
         return '\n'.join([*tables, str(self.independence), *self.lines])
 
 
 def load_trained(args, num_classes):
-    """(the trained model on its device, the rest of its checkpoint) of ``args.checkpoint``."""
+    """(the trained model on its device, the rest of its checkpoint) of ``args.checkpoint``; without one, of the pretrained CLIP."""
+    if args.checkpoint is None:
+        return load_untrained(args)
     checkpoint = read_checkpoint(args.checkpoint, hashed=True)
     classifier = checkpoint['model'].get('classifier.weight')
     if classifier is not None:  # over the identities that it was trained on, whatever it is tested on
@@ -58,25 +80,50 @@ def load_trained(args, num_classes):
     return model.to(pick_device(args.device)), checkpoint
 
 
+def load_untrained(args):
+    """(the CLIP of ``args.pretrain_choice`` on its device, what is known of its file)."""
+    if args.stride_size is None:
+        args.stride_size = shape_named(args.pretrain_choice, args.trust_archive).vision_patch_size or 16
+    model = build_model(argparse.Namespace(**{**vars(args), 'training': True}), 1)
+    path = os.path.expanduser(args.pretrain_choice)
+    checksum = sha256_of(path) if os.path.isfile(path) else OPENAI_SHA256.get(args.pretrain_choice)
+    return model.to(pick_device(args.device)), {'sha256': checksum}
+
+
 def evaluate(args, model, img_loader, txt_loader, checkpoint):
     """Embed the test split (captions by length where that is exact), rank it, and check that no embedding depends on its
     neighbours. Where one does, or with ``args.one_by_one``, rank the embeddings of shuffled batches and of batches of one, too: what
     the table loses there came from the neighbours."""
     report = Report()
+    names = names_of(args, img_loader.dataset, txt_loader.dataset)
     qfeats, gfeats, qids, gids = embed_split(model, img_loader, txt_loader)
-    how = f'{args.dataset_name} test: {len(qids)} captions, {len(gids)} images'
-    report.tables[how] = retrieval_results(qfeats, gfeats, qids, gids, args.i2t)
+    first = f'{args.dataset_name} test: {len(qids)} captions, {len(gids)} images'
+    report.add(first, 'as loaded', rankings(qfeats, gfeats, qids, gids, args.i2t), zip((qids, gids), names))
     report.independence = check_independence(model, img_loader, txt_loader, (qfeats, gfeats))
     if args.one_by_one or not report.independent:
-        for again, settings in ((f'the same, shuffled (seed {args.seed})', {'shuffle': True}), (ONE_BY_ONE, {'batch_size': 1})):
+        for again, how, settings in ((f'the same, shuffled (seed {args.seed})', 'shuffled', {'shuffle': True}),
+                                     (ONE_BY_ONE, 'one by one', {'batch_size': 1})):
             loaders = [reordered(loader, args.seed, **settings) for loader in (img_loader, txt_loader)]
-            report.tables[again] = retrieval_results(*embed_split(model, *loaders), args.i2t)
-    ties = report.tables[how]['t2i']['ties']
+            embeddings = embed_split(model, *loaders)
+            orders = [getattr(loader.sampler, 'order', None) for loader in reversed(loaders)]
+            report.add(again, how, rankings(*embeddings, args.i2t), zip(embeddings[2:], names, orders))
+    ties = report.tables[first]['t2i']['ties']
     if ties:
         report.lines.append(f'ties decide the ranking of {ties} captions; equal similarities are ranked in gallery order')
     report.lines.append(how_chosen(args, checkpoint))
-    report.produced_by = produced_by(args, checkpoint, img_loader.dataset, txt_loader.dataset)
+    if args.checkpoint:
+        report.training = best_last_mean(read_evaluations(os.path.dirname(args.checkpoint)))
+        report.lines += [in_words(report.training)] * bool(report.training)
+    report.produced_by = produced_by(args, checkpoint, img_loader.dataset, txt_loader.dataset, names)
     return report
+
+
+def names_of(args, images, captions):
+    """(what captions are called: their text, what images are called: their file in the dataset's folder)."""
+    folder = os.path.join(args.root_dir, args.dataset_name)
+    paths = getattr(images, 'img_paths', None) or map(str, range(len(images)))
+    return (list(getattr(captions, 'captions', None) or map(str, range(len(captions)))),
+            [os.path.relpath(path, folder) if os.path.isabs(path) == os.path.isabs(folder) else path for path in paths])
 
 
 def baselines(args, images, captions):
@@ -94,20 +141,32 @@ def embed_split(model, img_loader, txt_loader):
     return Evaluator(img_loader, txt_loader)._compute_embedding(model)
 
 
-def reordered(loader, seed, **settings):
+class Shuffled(RandomSampler):
+    """Remembers the order that it gave."""
+
+    def __iter__(self):
+        self.order = list(super().__iter__())
+        return iter(self.order)
+
+
+def reordered(loader, seed, shuffle=False, **settings):
     """A loader of the same samples, shuffled by ``seed`` or in other batches."""
+    generator = torch.Generator().manual_seed(seed)
     return DataLoader(loader.dataset, **{
         'batch_size': loader.batch_size, 'num_workers': loader.num_workers, 'pin_memory': loader.pin_memory,
-        'worker_init_fn': loader.worker_init_fn, 'generator': torch.Generator().manual_seed(seed), **settings})
+        'worker_init_fn': loader.worker_init_fn, 'generator': generator,
+        'sampler': Shuffled(loader.dataset, generator=generator) if shuffle else None, **settings})
 
 
 def chosen_by(args, checkpoint):
     """The split whose Rank-1 chose the checkpoint's epoch; None for one that nothing chose (last.pth, epoch_<n>.pth)."""
-    return None if 'step' in checkpoint else checkpoint.get('val_dataset', args.val_dataset)
+    return None if 'step' in checkpoint or not args.checkpoint else checkpoint.get('val_dataset', args.val_dataset)
 
 
-def age(checkpoint):
+def age(args, checkpoint):
     """How long a checkpoint was trained, in words; last.pth holds the epoch to go on with."""
+    if args.checkpoint is None:
+        return 'not at all'
     if 'step' not in checkpoint:
         return f"epoch {checkpoint.get('epoch', 'unknown')}"
     steps = f" and {checkpoint['step']} steps" if checkpoint['step'] else ''
@@ -116,41 +175,60 @@ def age(checkpoint):
 
 def how_chosen(args, checkpoint):
     """Which checkpoint this is, and which split chose it."""
+    if args.checkpoint is None:
+        return f'{args.pretrain_choice}: before any training'
     split = chosen_by(args, checkpoint)
     if split is None:
-        return f'{args.checkpoint}: {age(checkpoint)}, chosen by no split'
+        return f'{args.checkpoint}: {age(args, checkpoint)}, chosen by no split'
     warning = ', the split it is tested on' if split == 'test' and args.trained_on == args.dataset_name else ''
-    return f'{args.checkpoint}: {age(checkpoint)}, chosen by the {split} split of {args.trained_on}{warning}'
+    return f'{args.checkpoint}: {age(args, checkpoint)}, chosen by the {split} split of {args.trained_on}{warning}'
 
 
-def produced_by(args, checkpoint, images, captions):
+def produced_by(args, checkpoint, images, captions, names):
     """Everything that a figure hangs on."""
     return {
-        'options': as_dict(args), 'checkpoint': os.path.abspath(args.checkpoint), 'checkpoint_sha256': checkpoint.get('sha256'),
-        'trained_for': age(checkpoint), 'chosen_by_split': chosen_by(args, checkpoint),
+        'options': as_dict(args), 'checkpoint': os.path.abspath(args.checkpoint) if args.checkpoint else args.pretrain_choice,
+        'checkpoint_sha256': checkpoint.get('sha256'),
+        'trained_for': age(args, checkpoint), 'chosen_by_split': chosen_by(args, checkpoint),
         'trained_on': args.trained_on, 'dataset': args.dataset_name, 'images': len(images), 'captions': len(captions),
-        'identities': len(set(map(int, images.image_pids))), 'seed': args.seed,
+        'identities': len(set(map(int, images.image_pids))), 'split_sha256': split_sha256(images, captions, names), 'seed': args.seed,
         'versions': {'python': platform.python_version(), 'torch': torch.__version__, 'torchvision': torchvision.__version__},
         'machine': torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()}
 
 
+def split_sha256(images, captions, names):
+    """What tells a test split from others: of all captions and images, in order, with their identities."""
+    sides = zip((captions.caption_pids, images.image_pids), names)
+    content = json.dumps([[[int(pid), name] for pid, name in zip(pids, called)] for pids, called in sides])
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
 def beside_checkpoint(args, name):
     """Where a result goes, without extension: the checkpoint's folder; the name says which checkpoint if it isn't best.pth, and
-    which dataset if it is another one than it was trained on."""
+    which dataset if it is another one than it was trained on. For a CLIP before training a folder as if it were a run."""
+    if args.checkpoint is None:
+        weights = args.pretrain_choice
+        weights = os.path.splitext(os.path.basename(weights))[0] if os.path.isfile(weights) else file_stem(weights.replace(':', '-'))
+        return os.path.join(args.output_dir, args.dataset_name, f'zero-shot_{weights}', name)
     stem = os.path.splitext(os.path.basename(args.checkpoint))[0]
     parts = [name] + [stem] * (stem != 'best') + [args.dataset_name] * (args.dataset_name != args.trained_on)
     return os.path.join(os.path.dirname(args.checkpoint), '_'.join(parts))
 
 
 def save_results(report, args):
-    """``metrics.json`` beside the checkpoint (``metrics_<dataset>.json`` for another dataset than it was trained on)."""
-    path = f"{beside_checkpoint(args, 'metrics')}.json"
-    content = {'results': report.tables, 'baselines': report.baselines,
-               'independence': {'holds': report.independent, **vars(report.independence)}, 'produced_by': report.produced_by}
+    """``metrics.json`` and ``queries.csv`` beside the checkpoint (``metrics_<dataset>.json``, ``queries_<dataset>.csv`` for another
+    dataset than it was trained on)."""
+    path, queries = f"{beside_checkpoint(args, 'metrics')}.json", f"{beside_checkpoint(args, 'queries')}.csv"
+    content = {'results': report.tables, 'intervals': report.intervals, 'baselines': report.baselines,
+               'independence': {'holds': report.independent, **vars(report.independence)}, 'training': report.training,
+               'produced_by': report.produced_by}
     try:
+        os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
+        write_queries(queries, report.queries)
+        content['queries'] = {'file': os.path.basename(queries), 'sha256': sha256_of(queries)}
         with atomic_write(path) as file:
             json.dump(content, file, indent=1, default=str)
-    except UserError as error:
+    except (UserError, OSError) as error:
         logger.warning('the results are not saved: %s', error)
 
 

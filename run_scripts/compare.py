@@ -6,7 +6,7 @@
 A RUN is a folder with the metrics.json that test.py wrote, or such a file. A folder with several below it, a quoted pattern, or names
 with commas between them are the seeds of one model. Each model is compared with the first, caption by caption: the difference, its 95%
 interval (identities are drawn anew with all their captions, and so are seeds), and p: with one seed of each, of flipping the sign of
-identities' differences; with several, of Student's t. Holm's correction is over the pairs of a figure. Then: which captions one finds and
+identities' differences; with several, of Student's t. Holm's correction is over the pairs of a metric. Then: which captions one finds and
 the other doesn't.
 """
 import csv
@@ -57,9 +57,9 @@ class Model:
     name: str
     runs: list
 
-    def reaches(self, figure):
+    def reaches(self, metric):
         """[S, Q] in percent."""
-        return np.stack([run.queries.reaches(figure) for run in self.runs])
+        return np.stack([run.queries.reaches(metric) for run in self.runs])
 
     def finds(self):
         """[Q] whether at least half of the seeds rank a match first."""
@@ -85,7 +85,7 @@ def build_compare_parser():
     parser.add_argument('--results', default='metrics.json', help="the file in runs' folders: metrics_<dataset>.json for another dataset's")
     parser.add_argument('--how', default='as loaded', help='whose rankings: as loaded, shuffled, one by one or reranked')
     parser.add_argument('--task', default='t2i', choices=['t2i', 'i2t'], help='captions look for images, or images for captions')
-    parser.add_argument('--figures', nargs='+', choices=METRICS, default=['R1', 'mAP'], help='what is compared')
+    parser.add_argument('--metrics', nargs='+', choices=METRICS, default=['R1', 'mAP'], help='what is compared')
     parser.add_argument('--all_pairs', action='store_true', help='each model with each other, not only with the first')
     parser.add_argument('--captions', type=whole, default=3, help='how many of the captions that only one finds are shown')
     parser.add_argument('--out', metavar='FILE', help='write every caption and the share of seeds that find it, as CSV')
@@ -164,26 +164,26 @@ def in_words(run):
 # -- what is told --------------------------------------------------------------------------------------------------------
 
 def tables(args, models, pairs, pids):
-    """The tables in each format: each model's figures, and the differences."""
+    """The tables in each format: each model's metrics, and the differences."""
     by = models[0].runs[0].produced_by
     sides = f"{by['dataset']}: {len(pids)} {'captions' if args.task == 't2i' else 'images'} of {len(set(pids.tolist()))} identities"
-    figures = [[model.name, str(len(model.runs)), *(figure_cell(model, figure, pids) for figure in args.figures)] for model in models]
-    differences = [row for figure in args.figures for row in difference_rows(figure, pairs, pids)]
-    heading = 'differences in percent points, 95% intervals; p, and p after Holm over the pairs of a figure'
+    metrics = [[model.name, str(len(model.runs)), *(metric_cell(model, metric, pids) for metric in args.metrics)] for model in models]
+    differences = [row for metric in args.metrics for row in difference_rows(metric, pairs, pids)]
+    heading = 'differences in percent points, 95% intervals; p, and p after Holm over the pairs of a metric'
     for name in args.format:
-        yield FORMATS[name](f'{sides}; {args.how}, in percent with 95% intervals', ['model', 'n', *args.figures], figures)
-        yield FORMATS[name](heading, ['models', 'figure', 'difference', 'interval', 'p', 'p (Holm)'], differences)
+        yield FORMATS[name](f'{sides}; {args.how}, in percent with 95% intervals', ['model', 'n', *args.metrics], metrics)
+        yield FORMATS[name](heading, ['models', 'metric', 'difference', 'interval', 'p', 'p (Holm)'], differences)
 
 
-def figure_cell(model, figure, pids):
-    values = model.reaches(figure)
+def metric_cell(model, metric, pids):
+    values = model.reaches(metric)
     return '{:.2f} [{:.2f}, {:.2f}]'.format(values.mean(), *interval(values, pids))
 
 
-def difference_rows(figure, pairs, pids):
+def difference_rows(metric, pairs, pids):
     """A row for each pair: what the second has more than the first."""
-    found = [difference(b.reaches(figure), a.reaches(figure), pids) for a, b in pairs]
-    return [[f'{b.name} - {a.name}', figure, f'{one.value:+.2f}', f'[{one.low:+.2f}, {one.high:+.2f}]', as_p(one.p), as_p(adjusted)]
+    found = [difference(b.reaches(metric), a.reaches(metric), pids) for a, b in pairs]
+    return [[f'{b.name} - {a.name}', metric, f'{one.value:+.2f}', f'[{one.low:+.2f}, {one.high:+.2f}]', as_p(one.p), as_p(adjusted)]
             for (a, b), one, adjusted in zip(pairs, found, holm([one.p for one in found]))]
 
 

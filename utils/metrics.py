@@ -53,19 +53,28 @@ def cumulative_matches(ranking, max_rank):
     return torch.stack([(ranking.first < k).float().mean() for k in range(1, max_rank + 1)]) * 100
 
 
-def mean_average_precision(ranking):
-    """Percent: mean over queries of the mean over relevant items of (relevant items so far) / rank."""
+def average_precision(ranking):
+    """[Q] from 0 to 1: the mean over a query's relevant items of (relevant items so far) / rank."""
     starts = ranking.counts.cumsum(0) - ranking.counts
     query = torch.repeat_interleave(torch.arange(len(ranking.counts)), ranking.counts)      # [M]
     so_far = torch.arange(len(ranking.ranks)) - starts[query] + 1                           # [M]
     precision = so_far.double() / (ranking.ranks + 1)
-    per_query = torch.zeros(len(ranking.counts), dtype=torch.float64).index_add_(0, query, precision) / ranking.counts
-    return (per_query.mean() * 100).float()
+    return torch.zeros(len(ranking.counts), dtype=torch.float64).index_add_(0, query, precision) / ranking.counts
+
+
+def inverse_negative_penalty(ranking):
+    """[Q] from 0 to 1: (number of relevant items) / rank of the last one."""
+    return ranking.counts.double() / (ranking.last + 1)
+
+
+def mean_average_precision(ranking):
+    """Percent: the mean over queries of :func:`average_precision`."""
+    return (average_precision(ranking).mean() * 100).float()
 
 
 def mean_inverse_negative_penalty(ranking):
-    """Percent: mean over queries of (number of relevant items) / rank of the last one."""
-    return ((ranking.counts.double() / (ranking.last + 1)).mean() * 100).float()
+    """Percent: the mean over queries of :func:`inverse_negative_penalty`."""
+    return (inverse_negative_penalty(ranking).mean() * 100).float()
 
 
 def summary(similarity, q_pids, g_pids):
@@ -80,9 +89,11 @@ def retrieval_metrics(ranking):
             'mINP': mean_inverse_negative_penalty(ranking).item(), 'ties': ranking.ties}
 
 
-def table(results):
-    """``{task: summary}`` as the table that papers print."""
-    shown = PrettyTable(['task', 'R1', 'R5', 'R10', 'mAP', 'mINP'])
+def table(results, intervals=None):
+    """``{task: summary}`` as the table that papers print, with the 95% ``intervals`` (``{task: {'R1': (low, high), ...}}``), if given."""
+    metrics, known = ['R1', 'R5', 'R10', 'mAP', 'mINP'], [name for name in ('R1', 'mAP') if intervals]
+    shown = PrettyTable(['task', *metrics, *(f'{name}, 95%' for name in known)])
     for task, values in results.items():
-        shown.add_row([task] + [f"{values[name]:.3f}" for name in shown.field_names[1:]])
+        bounds = ['{:.2f} to {:.2f}'.format(*intervals[task][name]) if task in intervals else '' for name in known]
+        shown.add_row([task, *(f'{values[name]:.3f}' for name in metrics), *bounds])
     return shown.get_string()

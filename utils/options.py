@@ -393,9 +393,10 @@ def run_options(path):
 
 
 def build_test_parser(program, description):
-    """What evaluating programs have in common: a run, and what may be different from when it was trained."""
+    """What evaluating programs have in common: a run, and what may be different from when it was trained; or a CLIP before any
+    training."""
     parser = Parser(prog=program, description=description)
-    parser.add_argument('--config_file', required=True, help="a run's configs.yaml")
+    parser.add_argument('--config_file', help="a run's configs.yaml")
     parser.add_argument('--checkpoint', help='instead of the best.pth beside it')
     parser.add_argument('--dataset_name', help='another dataset than the run was trained on')
     parser.add_argument('--root_dir', help="the folder with the datasets' folders")
@@ -407,12 +408,31 @@ def build_test_parser(program, description):
     parser.add_argument('--amp', choices=['auto', 'bf16', 'fp16', 'off'], help='precision of the forward pass')
     parser.add_argument('--image_cache', nargs='?', const='auto', metavar='FOLDER',
                         help="keep decoded and resized images in FOLDER (without one: in the dataset's folder)")
+    untrained = parser.add_argument_group('instead of --config_file', 'a CLIP before any training')
+    untrained.add_argument('--pretrain_choice', help='an OpenAI CLIP, a file with weights, or scratch:<shape> of configs/clip')
+    untrained.add_argument('--img_size', type=up_to(10_000), nargs=2, metavar=('HEIGHT', 'WIDTH'), help='pixels (default: 384 128)')
+    untrained.add_argument('--stride_size', type=up_to(10_000), help="pixels between patches (default: the patch's size)")
+    untrained.add_argument('--text_length', type=positive(int, least=2, most=10_000), help='tokens a caption (default: 77)')
+    untrained.add_argument('--output_dir', help='results go to <output_dir>/<dataset>/zero-shot_<weights> (default: logs)')
+    untrained.add_argument('--trust_archive', action='store_true', default=None, help='load a TorchScript archive that is not OpenAI'"'"'s')
     return parser
 
 
+# What describes a CLIP before training; a run has its own.
+OF_UNTRAINED = ('pretrain_choice', 'img_size', 'stride_size', 'text_length', 'output_dir', 'trust_archive')
+
+
 def parse_test_options(parser, argv=None):
-    """The options of the run that --config_file names, under those of the command line, and ``checkpoint``, the file to test."""
+    """The options of the run that --config_file names, under those of the command line, and ``checkpoint``, the file to test: None
+    for the CLIP of --pretrain_choice before any training."""
     given = parser.parse(sys.argv[1:] if argv is None else argv)
+    if not given.config_file:
+        return untrained_options(given)
+    for name in OF_UNTRAINED:
+        if getattr(given, name) is not None:
+            raise UserError(f'--{name} is of the run that --config_file names: leave it out, or leave out --config_file to test a CLIP '
+                            'before any training')
+        delattr(given, name)
     args = run_options(given.config_file)
     args.training = False
     args.trained_on = args.dataset_name
@@ -421,6 +441,22 @@ def parse_test_options(parser, argv=None):
             setattr(args, name, value)
     args.image_cache = given.image_cache or ''   # a folder of the machine that trained need not be on this one
     args.checkpoint = given.checkpoint or find_checkpoint(given.config_file, args.output_dir)
+    return args
+
+
+def untrained_options(given):
+    """The options of a CLIP before any training: both embeddings as they are, without a head."""
+    if not given.pretrain_choice:
+        raise UserError("name a run with --config_file <run's folder>/configs.yaml, or a CLIP before any training with --pretrain_choice")
+    if given.checkpoint:
+        raise UserError("--checkpoint needs --config_file, its run's configs.yaml; weights without a run are for --pretrain_choice")
+    args = complete(argparse.Namespace(**{**build_parser().defaults_in_code, 'loss_names': 'itc', 'training': False}))
+    args.notes = []
+    stride_size = given.stride_size   # by default the patch's, which the weights tell
+    for name, value in vars(given).items():
+        if value is not None or not hasattr(args, name):
+            setattr(args, name, value)
+    args.img_size, args.stride_size, args.checkpoint, args.trained_on = tuple(args.img_size), stride_size, None, None
     return args
 
 

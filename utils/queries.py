@@ -13,9 +13,11 @@ import csv
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from utils.errors import UserError
 from utils.iotools import atomic_write
+from utils.metrics import average_precision, inverse_negative_penalty
 
 COLUMNS = ('how', 'task', 'pid', 'first_rank', 'AP', 'INP', 'query')
 
@@ -29,11 +31,19 @@ class Queries:
     INP: np.ndarray          # [Q] percent
     names: list              # Q captions or image files
 
-    def reaches(self, figure):
-        """[Q] in percent, whose mean is the figure: R<k>, mAP or mINP."""
-        if figure in ('mAP', 'mINP'):
-            return getattr(self, figure.removeprefix('m'))
-        return 100.0 * (self.first_rank <= int(figure.removeprefix('R')))
+    @classmethod
+    def of(cls, ranking, pids, names, order=None):
+        """What the queries of a :class:`utils.ranking.Ranking` reach, whose identities are ``pids`` [Q]. ``names`` are those of the split;
+        ``order`` [Q] says which of the split's samples each query is, by default in their order."""
+        back = slice(None) if order is None else np.argsort(order)
+        columns = (torch.as_tensor(pids), ranking.first + 1, average_precision(ranking) * 100, inverse_negative_penalty(ranking) * 100)
+        return cls(*(column.numpy()[back] for column in columns), list(names))
+
+    def reaches(self, metric):
+        """[Q] in percent, whose mean is the metric: R<k>, mAP or mINP."""
+        if metric in ('mAP', 'mINP'):
+            return getattr(self, metric.removeprefix('m'))
+        return 100.0 * (self.first_rank <= int(metric.removeprefix('R')))
 
 
 def write_queries(path, rankings):
@@ -42,7 +52,7 @@ def write_queries(path, rankings):
         writer = csv.writer(file, lineterminator='\n')
         writer.writerow(COLUMNS)
         for (how, task), one in rankings.items():
-            columns = (one.pids, one.first_rank, one.AP.round(6), one.INP.round(6))
+            columns = (one.pids, one.first_rank, one.AP.round(6), one.INP.round(6))   # a millionth of a percent is no difference
             rows = zip(*(column.tolist() for column in columns), one.names, strict=True)
             writer.writerows((how, task, *row) for row in rows)
 

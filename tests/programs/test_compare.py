@@ -84,9 +84,9 @@ def test_several_seeds_are_one_model(runs, capsys):
 
 def test_holms_correction_is_over_the_pairs(runs, capsys):
     names = [str(runs / name) for name in ('a_seed1', 'b_seed1', 'b_seed2')]
-    main([*names, '--figures', 'R1'])
+    main([*names, '--metrics', 'R1'])
     rows = [line_of(capsys.readouterr().out, f'{other} - {names[0]}', 'R1') for other in names[1:2]]
-    main([*names, '--figures', 'R1', '--all_pairs'])
+    main([*names, '--metrics', 'R1', '--all_pairs'])
     printed = capsys.readouterr().out
     rows = [line_of(printed, pair, 'R1') for pair in (f'{names[1]} - {names[0]}', f'{names[2]} - {names[0]}', f'{names[2]} - {names[1]}')]
     smallest = min(rows, key=lambda row: float(row[4]))
@@ -130,7 +130,7 @@ def test_what_the_figures_cannot_say(runs, tmp_path, capsys):
     (['a_seed1,a_seed1', 'b_seed1'], 'are of the same weights'),
     (['a_seed1', 'b_seed1', '--how', 'one by one'], "unknown ranking in .*'one by one, t2i'"),
     (['a_seed1', 'b_seed1', '--task', 'i2t'], "unknown ranking in .*'as loaded, i2t'"),
-    (['a_seed1', 'b_seed1', '--figure', 'R1'], 'unknown flag --figure; did you mean --figures')])
+    (['a_seed1', 'b_seed1', '--metric', 'R1'], 'unknown flag --metric; did you mean --metrics')])
 def test_what_cannot_be_compared_is_a_sentence(runs, words, sentence, monkeypatch):
     monkeypatch.chdir(runs)
     os.makedirs('empty')

@@ -1,0 +1,184 @@
+"""From a training to what its figures are worth: per-caption results, intervals, best and last, other datasets, and before training."""
+import csv
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+
+import test as test_program
+import train as train_program
+from datasets import build_dataloader
+from model.clip_weights import build_clip
+from processor.evaluation import retrieval_results
+from run_scripts import compare, matrix
+from utils.errors import UserError
+from utils.options import build_test_parser, parse_test_options
+from utils.queries import read_queries
+from utils.statistics import interval
+
+
+@pytest.fixture(scope='module')
+def run(data, clip, tmp_path_factory):
+    """The folder of a run of two epochs on RSTPReid, tested."""
+    logs = tmp_path_factory.mktemp('logs')
+    train_program.main(['--name', 'short', '--loss_names', 'sdm+id', '--dataset_name', 'RSTPReid', '--root_dir', data, '--num_epoch', '2',
+                        '--pretrain_choice', clip, '--img_size', '64', '32', '--batch_size', '8', '--num_workers', '0', '--device', 'cpu',
+                        '--lr', '1e-3', '--output_dir', str(logs)])
+    folder, = (logs / 'RSTPReid').iterdir()
+    assert test_program.main(['--config_file', str(folder / 'configs.yaml'), '--i2t', '--one_by_one']) == 0
+    return folder
+
+
+def metrics_of(folder, name='metrics.json'):
+    with open(os.path.join(folder, name)) as file:
+        return json.load(file)
+
+
+def test_what_each_query_reaches_adds_up_to_the_tables(run):
+    content, rankings = metrics_of(run), read_queries(run / 'queries.csv')
+    assert list(rankings) == [(how, task) for how in ('as loaded', 'shuffled', 'one by one') for task in ('t2i', 'i2t')]
+    for (how, task), queries in rankings.items():
+        table = content['results'][list(content['results'])[('as loaded', 'shuffled', 'one by one').index(how)]]
+        for metric in ('R1', 'R5', 'R10', 'mAP', 'mINP'):
+            assert queries.reaches(metric).mean() == pytest.approx(table[task][metric], abs=1e-4), (how, task, metric)
+
+
+def test_shuffled_queries_are_in_the_splits_order(run):
+    """The model is independent of the batch, and so each query reaches the same however it was embedded."""
+    rankings = read_queries(run / 'queries.csv')
+    for task in ('t2i', 'i2t'):
+        for how in ('shuffled', 'one by one'):
+            assert rankings[how, task].names == rankings['as loaded', task].names
+            assert rankings[how, task].pids.tolist() == rankings['as loaded', task].pids.tolist()
+            assert rankings[how, task].AP == pytest.approx(rankings['as loaded', task].AP, abs=1e-3)
+    with open(run / 'queries.csv', newline='') as file:
+        rows = list(csv.DictReader(file))
+    assert rows[0]['query'].count(' ') > 3 and rows[-1]['query'].startswith('imgs')
+
+
+def test_intervals_and_the_course_of_the_training_stand_beside_the_figures(run, capsys):
+    content, queries = metrics_of(run), read_queries(run / 'queries.csv')['as loaded', 't2i']
+    first = next(iter(content['intervals'].values()))
+    for metric in ('R1', 'mAP'):
+        assert first['t2i'][metric] == pytest.approx(interval(queries.reaches(metric), queries.pids), abs=1e-3)
+    with open(run / 'metrics.jsonl') as file:
+        evaluations = [line for line in map(json.loads, file) if line['kind'] == 'evaluation']
+    assert content['training']['last']['R1'] == evaluations[-1]['R1'] and content['training']['last']['epochs'] == [2]
+    assert content['training']['mean']['mAP'] == pytest.approx(np.mean([line['mAP'] for line in evaluations]))
+    log = (run / 'train_log.txt').read_text()
+    assert f"last {evaluations[-1]['R1']:.3f} at epoch 2, mean of epochs 1 to 2 " in log
+    assert test_program.main(['--config_file', str(run / 'configs.yaml')]) == 0
+    printed = capsys.readouterr().out
+    assert 'R1, 95%' in printed and '{:.2f} to {:.2f}'.format(*first['t2i']['mAP']) in printed
+    assert 'while training, on the test split: best Rank-1' in printed
+
+
+def test_runs_are_compared_by_what_test_py_wrote(run, clip, data, capsys, tmp_path):
+    """A run with the CLIP that it started from."""
+    words = ['--pretrain_choice', clip, '--dataset_name', 'RSTPReid', '--root_dir', data, '--img_size', '64', '32', '--device', 'cpu']
+    assert test_program.main([*words, '--output_dir', str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert f'{clip}: before any training' in printed and '| t2i  |' in printed
+    untrained = tmp_path / 'RSTPReid' / 'zero-shot_clip'
+    by = metrics_of(untrained)['produced_by']
+    assert (by['trained_for'], by['trained_on'], by['chosen_by_split']) == ('not at all', None, None) and len(by['checkpoint_sha256']) == 64
+    compare.main([str(untrained), str(run)])
+    printed = capsys.readouterr().out
+    gain = metrics_of(run)['results']['RSTPReid test: 24 captions, 12 images']['t2i']['R1'] - next(
+        iter(metrics_of(untrained)['results'].values()))['t2i']['R1']
+    assert f'{gain:+.2f}' in printed and '24 captions of 6 identities' in printed
+
+
+def test_a_clip_before_training_has_the_metrics_of_its_own_embeddings(clip, data, tmp_path):
+    """Its class and end tokens, projected, without a head, at the resolution that is asked for."""
+    words = ['--pretrain_choice', clip, '--dataset_name', 'RSTPReid', '--root_dir', data, '--img_size', '64', '32', '--device', 'cpu']
+    args = parse_test_options(build_test_parser('test.py', ''), [*words, '--output_dir', str(tmp_path)])
+    images, captions, _ = build_dataloader(args)
+    encoders = build_clip(clip, (64, 32), 16).eval()
+    with torch.no_grad():
+        gallery = torch.cat([encoders.encode_image(batch)[0][:, 0] for _, batch in images])
+        ids = captions.dataset.tokens
+        queries = encoders.encode_text(ids)[0][torch.arange(len(ids)), ids.argmax(dim=1)]
+    expected = retrieval_results(queries, gallery, torch.tensor(captions.dataset.caption_pids), torch.tensor(images.dataset.image_pids))
+    assert test_program.main([*words, '--output_dir', str(tmp_path)]) == 0
+    table, = metrics_of(tmp_path / 'RSTPReid' / 'zero-shot_clip')['results'].values()
+    assert table['t2i'] == pytest.approx(expected['t2i'], abs=1e-4)
+
+
+@pytest.mark.parametrize('words, sentence', [
+    ([], 'name a run with --config_file .* or a CLIP before any training with --pretrain_choice'),
+    (['--pretrain_choice', 'ViT-B/17'], 'ViT-B/17.*did you mean ViT-B/1'),
+    (['--pretrain_choice', 'scratch:tiny', '--checkpoint', 'best.pth'], '--checkpoint needs --config_file'),
+    (['--config_file', 'RUN', '--pretrain_choice', 'ViT-B/16'], '--pretrain_choice is of the run that --config_file names'),
+    (['--config_file', 'RUN', '--img_size', '64', '32'], '--img_size is of the run')])
+def test_what_test_py_cannot_do_is_a_sentence(run, data, words, sentence):
+    words = [str(run / 'configs.yaml') if word == 'RUN' else word for word in words]
+    with pytest.raises(UserError, match=sentence):
+        test_program.main([*words, '--root_dir', data, '--dataset_name', 'RSTPReid'])
+
+
+# -- across datasets -----------------------------------------------------------------------------------------------------
+
+def cell_of(text, row, column):
+    header, line = (next(line for line in text.splitlines() if name in line) for name in ('| run ', row))
+    return [cell.strip() for cell in line.split('|')][[cell.strip() for cell in header.split('|')].index(column)]
+
+
+def test_each_cell_of_the_matrix_is_evaluated_once(run, data, tmp_path, capsys, monkeypatch):
+    words = ['--runs', str(run.parent), '--root_dir', data, '--out', str(tmp_path / 'matrix')]
+    assert matrix.main([*words, '--datasets', 'RSTPReid', 'CUHK-PEDES']) == 0
+    first = capsys.readouterr()
+    assert first.err.count('evaluating') == 1                                         # test.py had been run on its own dataset
+    calls = []
+    monkeypatch.setattr(matrix, 'evaluate', lambda *_: calls.append(1))
+    assert matrix.main([*words, '--datasets', 'RSTPReid', 'CUHK-PEDES']) == 0
+    again = capsys.readouterr()
+    assert not calls and first.out.endswith(again.out)
+    elsewhere = metrics_of(run, 'metrics_CUHK-PEDES.json')
+    how, = elsewhere['results']
+    low, high = elsewhere['intervals'][how]['t2i']['R1']
+    assert cell_of(first.out, run.name, 'CUHK-PEDES') == f"{elsewhere['results'][how]['t2i']['R1']:.2f} [{low:.2f}, {high:.2f}]"
+    with open(tmp_path / 'matrix.csv', newline='') as file:
+        rows = list(csv.DictReader(file))
+    assert [(row['trained_on'], row['tested_on']) for row in rows] == [('RSTPReid', 'RSTPReid'), ('RSTPReid', 'CUHK-PEDES')]
+    assert float(rows[1]['mAP']) == elsewhere['results'][how]['t2i']['mAP'] and float(rows[1]['R1_low']) == low
+    assert r'\begin{tabular}' in (tmp_path / 'matrix.tex').read_text() and '| --- |' in (tmp_path / 'matrix.md').read_text()
+    assert (tmp_path / 'matrix.txt').read_text() == again.out
+
+
+def test_a_matrix_that_was_interrupted_goes_on(run, data, monkeypatch, capsys):
+    for name in ('metrics_CUHK-PEDES.json', 'metrics_ICFG-PEDES.json'):
+        if (run / name).exists():
+            os.remove(run / name)
+    real, seen = matrix.evaluate, []
+
+    def stopped_in_the_second(args, *rest):
+        if seen:
+            raise KeyboardInterrupt
+        seen.append(args.dataset_name)
+        return real(args, *rest)
+    monkeypatch.setattr(matrix, 'evaluate', stopped_in_the_second)
+    words = ['--runs', str(run), '--root_dir', data, '--datasets', 'CUHK-PEDES', 'ICFG-PEDES']
+    with pytest.raises(KeyboardInterrupt):
+        matrix.main(words)
+    seen.clear()
+    assert matrix.main(words) == 0 and seen == ['ICFG-PEDES']
+
+
+@pytest.mark.parametrize('words, sentence', [
+    (['--datasets', 'CUHK-PEDES', 'ICFG'], "unknown dataset 'ICFG'; did you mean ICFG-PEDES"),
+    (['--datasets', 'synthpedes'], 'synthpedes'), (['--datasets', 'RSTPReid', '--runs', 'nowhere'], 'no folder nowhere')])
+def test_a_dataset_that_is_not_there_is_told_before_anything_is_evaluated(run, data, words, sentence, capsys, monkeypatch):
+    monkeypatch.setattr(matrix, 'evaluate', lambda *_: pytest.fail('something was evaluated'))
+    with pytest.raises(UserError, match=sentence):
+        matrix.main(['--runs', str(run), '--root_dir', data, *words])
+
+
+def test_a_run_without_weights_is_a_row_that_says_why(run, data, tmp_path, capsys):
+    (tmp_path / 'empty').mkdir()
+    (tmp_path / 'empty' / 'configs.yaml').write_text('batch_size: 8\n')
+    assert matrix.main(['--runs', str(tmp_path), str(run), '--root_dir', data, '--datasets', 'RSTPReid']) == 1
+    printed = capsys.readouterr().out
+    assert cell_of(printed, 'empty', 'RSTPReid') == '-' and 'empty on RSTPReid: no best.pth' in printed
