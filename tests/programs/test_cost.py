@@ -1,0 +1,62 @@
+"""What recipes cost, on the smallest model."""
+import csv
+
+import pytest
+
+from model import build_model
+from model.clip_weights import shape_named
+from run_scripts.cost import build_cost_parser, cells_of, main, measure
+from utils.errors import UserError
+from utils.options import get_args
+
+IRRA, A2TE = 'configs/irra/cuhk-pedes.yaml', 'configs/a2te/icfg-pedes.yaml'
+TINY = ['--pretrain_choice', 'scratch:tiny', '--img_size', '96', '48', '--cmt_depth', '1']
+
+
+@pytest.fixture(scope='module')
+def row():
+    return measure(IRRA, TINY, build_cost_parser().parse(['--batch_size', '4', '--repeats', '1']), 'cpu')
+
+
+def test_parameters_are_the_models(row):
+    model = build_model(get_args(['--config_file', IRRA, *TINY]), 11003)
+    assert row['parameters'] == row['trained'] == sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_flops_are_those_of_the_encoders_worked_out_by_hand(row):
+    """24 n w^2 + 4 n^2 w a block of n tokens, the patches' convolution and the projection."""
+    shape = shape_named('scratch:tiny')
+
+    def encoder(layers, tokens, width):
+        return layers * (24 * tokens * width ** 2 + 4 * tokens ** 2 * width) + 2 * tokens * width * shape.embed_dim
+    patch = shape.vision_patch_size
+    places = ((96 - patch) // 16 + 1) * ((48 - patch) // 16 + 1)
+    image = encoder(shape.vision_layers, 1 + places, shape.vision_width) + 2 * places * 3 * patch ** 2 * shape.vision_width
+    assert row['image_flops'] == pytest.approx(image, rel=0.01)
+    assert row['caption_flops'] == pytest.approx(encoder(shape.text_layers, 77, shape.text_width), rel=0.01)
+
+
+def test_times_and_memory_are_there(row):
+    assert row['batch'] == 4 and 0 < row['query_seconds'] < row['step_seconds'] and 0 <= row['query_bytes'] <= row['step_bytes']
+
+
+def test_each_recipe_is_a_row_and_a_broken_one_says_why(tmp_path, capsys):
+    broken = tmp_path / 'broken.yaml'
+    broken.write_text('loss_names: sdn\n')
+    csv_file = tmp_path / 'cost.csv'
+    assert main(['--recipes', A2TE, str(broken), '--repeats', '1', '--batch_size', '2', '--csv', str(csv_file), '--', *TINY]) == 1
+    printed = capsys.readouterr().out
+    assert A2TE in printed and "unknown loss 'sdn'" in printed and 'GFLOPs an image' in printed
+    with open(csv_file, newline='') as file:
+        first, second = csv.DictReader(file)
+    assert int(first['trained']) < int(first['parameters']) and second['error']      # A2TE keeps the patch convolution
+
+
+def test_a_recipe_of_own_data_has_no_sizes():
+    with pytest.raises(UserError, match='synthpedes has no published sizes'):
+        measure('configs/synthpedes/quickstart.yaml', [], build_cost_parser().parse([]), 'cpu')
+
+
+def test_a_row_in_units(row):
+    cells = cells_of({'recipe': 'x', **row})
+    assert cells[2] == f"{row['parameters'] / 1e6:.2f}" and cells[6] == f"{1000 * row['step_seconds']:.2f}"
