@@ -37,6 +37,7 @@ def ways_to_train(setting):
         Way('ours, chosen words found on the GPU', switch=switches.look_nothing_up, gpu_only=True),
         Way('ours, read and synchronised each step', switch=switches.read_each_step, gpu_only=True),
         Way('ours, --amp off', ('--amp', 'off'), gpu_only=True),
+        *([Way('ours, --amp bf16', ('--amp', 'bf16'))] if not setting.on_gpu and machine.cpu_has_bf16() else []),
         Way(RELEASED, released=True)]
     return [way for way in ways if (setting.on_gpu or not way.gpu_only) and not (setting.quick and '--compile' in way.flags)]
 

@@ -207,7 +207,16 @@ def test_a_switch_takes_out_one_thing(switch, changed, usual, batch, monkeypatch
     assert results == pytest.approx(expected, rel=1e-4)
 
 
-def test_every_optimisation_has_a_way(batch):
+@pytest.mark.parametrize('has_bf16', [False, True])
+def test_a_cpu_that_multiplies_in_bf16_is_measured_in_it(monkeypatch, has_bf16):
+    monkeypatch.setattr(machine, 'cpu_has_bf16', lambda: has_bf16)
+    flags = [way.flags for way in ways_to_train(SMALL)]
+    assert (('--amp', 'bf16') in flags) is has_bf16
+    assert ('--amp', 'bf16') not in [way.flags for way in ways_to_train(replace(SMALL, device='cuda'))]
+
+
+def test_every_optimisation_has_a_way(batch, monkeypatch):
+    monkeypatch.setattr(machine, 'cpu_has_bf16', lambda: False)
     on_gpu, on_cpu, quick = (ways_to_train(replace(SMALL, device=device, quick=quick)) for device, quick in
                              (('cuda', False), ('cpu', False), ('cpu', True)))
     assert [way.name for way in on_gpu][::len(on_gpu) - 1] == ['ours', RELEASED]
