@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, default_collate
 
 from datasets.attributes import annotate_all, load_tagger
 from datasets.fields import FIELDS, CaptionSample
-from datasets.transforms import draw_view
+from datasets.transforms import as_tensor, draw_rand_view, draw_view
 from utils.errors import UserError, unknown
 from utils.iotools import read_image, read_json
 from utils.seeding import derive_seed
@@ -104,6 +104,10 @@ class BaseDataset:
     def entries(cls, path):
         """The annotation's entries; :class:`UserError` where one is not of the right form."""
         return checked(cls.read(path), path, cls.image_key)
+
+    def attributes(self, split):
+        """``(labels int8 [images, A] of 1, 0 and -1 for unknown, [(prompt where a label is 0, where it is 1)])`` of a split's images, in
+        the order of ``<split>_annos``; None of a dataset without attributes."""
 
     def path(self, entry):
         return os.path.join(self.img_dir, entry[self.image_key])
@@ -292,21 +296,21 @@ def tokenize(caption, tokenizer, text_length=77, truncate=True):
     """
     if len(caption) > LONGEST:
         raise UserError(f"caption of {len(caption):,} characters, and at most {LONGEST:,} are read: '{caption[:50]}...'")
-    ids = [tokenizer.encoder[START], *tokenizer.encode(caption), tokenizer.encoder[END]]
-    if len(ids) > text_length:
-        if not truncate:
-            raise UserError(f"caption of {len(ids)} tokens is longer than the text length {text_length}: '{caption}'")
-        ids = ids[:text_length - 1] + ids[-1:]
+    ids = tokenizer.encode(caption)
+    if not truncate and len(tokenizer.framed(ids, LONGEST + 2)) > text_length:
+        raise UserError(f"caption of {len(tokenizer.framed(ids, LONGEST + 2))} tokens is longer than the text length {text_length}: "
+                        f"'{caption}'")
+    ids = tokenizer.framed(ids, text_length)
     result = torch.zeros(text_length, dtype=torch.long)
     result[:len(ids)] = torch.tensor(ids)
     return result
 
 
-def tokenize_all(captions, text_length, truncate=True):
+def tokenize_all(captions, text_length, truncate=True, tokenizer=None):
     """All captions, once and before workers start: int32 [S, L], which they then share."""
     tokens = torch.zeros(len(captions), text_length, dtype=torch.int32)
     for row, caption in zip(tokens, captions):
-        row.copy_(tokenize(caption, default_tokenizer(), text_length, truncate))
+        row.copy_(tokenize(caption, tokenizer or default_tokenizer(), text_length, truncate))
     return tokens
 
 
@@ -330,14 +334,15 @@ class ImageDataset(Dataset):
 class TextDataset(Dataset):
     """Queries: ``dataset[i]`` is ``(pid, token ids [L])``."""
 
-    def __init__(self, caption_pids, captions, text_length=77, truncate=True):
+    def __init__(self, caption_pids, captions, text_length=77, truncate=True, tokenizer=None):
         self.caption_pids, self.captions = caption_pids, captions
-        self.tokens = tokenize_all(captions, text_length, truncate)
+        self.tokenizer = tokenizer or default_tokenizer()
+        self.tokens = tokenize_all(captions, text_length, truncate, self.tokenizer)
 
     @property
     def lengths(self):
-        """[S] tokens of each caption, start and end included. The end of text has the largest id; the id 0 pads, and is a word too."""
-        return self.tokens.argmax(dim=1) + 1
+        """[S] tokens of each caption, start and end included."""
+        return self.tokenizer.lengths(self.tokens)
 
     def __len__(self):
         return len(self.caption_pids)
@@ -368,6 +373,10 @@ class ImageTextDataset(Dataset):
         store: a :class:`datasets.image_cache.ImageStore` to take the images from, instead of reading and transforming them:
             ``images`` are uint8 [3, H, W] then, and ``views`` is what :func:`datasets.views.finish` is to do with them.
         img_aug: what ``views`` are drawn for: see :func:`datasets.transforms.build_transforms`.
+        tokenizer: CLIP's unless another is given.
+        rand_aug: a function that resizes a PIL image, for APTM's augmentation instead of ``transform``'s: images are uint8 with their
+            ``views``, as out of a ``store``.
+        labels: int8 [S, A] of each pair's image, for the field ``attribute_labels``.
 
     Raises:
         UserError: an unknown field; at indexing, an image that cannot be read.
@@ -375,7 +384,7 @@ class ImageTextDataset(Dataset):
 
     def __init__(self, dataset, transform=None, text_length=77, truncate=True, fields=(), caption_masking='clean',
                  masked_token_rate=0.8, masked_token_unchanged_rate=0.1, skip_broken=False, attribute_tagger='textblob',
-                 mlm_masking='random', caption_filter=0.0, store=None, img_aug=False):
+                 mlm_masking='random', caption_filter=0.0, store=None, img_aug=False, tokenizer=None, rand_aug=None, labels=None):
         for field in fields:
             if field not in FIELDS:
                 raise unknown('batch field, asked for by a head and made by no dataset:', field, FIELDS)
@@ -384,7 +393,8 @@ class ImageTextDataset(Dataset):
         if mlm_masking not in ('random', 'attention', 'noun'):
             raise unknown('mlm masking', mlm_masking, ('random', 'attention', 'noun'))
         self.dataset, self.transform, self.skip_broken = dataset, transform, skip_broken
-        self.store, self.img_aug = store, img_aug
+        self.store, self.img_aug, self.rand_aug, self.labels = store, img_aug, rand_aug, labels
+        self.tokenizer, self.text_length = tokenizer or default_tokenizer(), text_length
         self.fields, self.inplace = set(fields), caption_masking == 'inplace'
         if 'mlm_labels' in self.fields and not self.inplace:
             self.fields.add('mlm_ids')
@@ -393,9 +403,9 @@ class ImageTextDataset(Dataset):
         self.made = [name for name, field in FIELDS.items()
                      if (name == 'caption_ids' or name in self.fields) and (self.masks or not field.masks)]
         self.rates = masked_token_rate, masked_token_unchanged_rate
-        self.mask_id = default_tokenizer().encoder[MASK]
+        self.mask_id = self.tokenizer.mask
         captions = [caption for *_, caption in dataset]
-        self.tokens = tokenize_all(captions, text_length, truncate)
+        self.tokens = tokenize_all(captions, text_length, truncate, self.tokenizer)
         if any(FIELDS[name].tags for name in self.made) or caption_filter or self.masks and mlm_masking == 'noun':
             self.attributes, self.parts = annotate_all(captions, default_tokenizer(), load_tagger(attribute_tagger), text_length)
 
@@ -415,6 +425,9 @@ class ImageTextDataset(Dataset):
 
     def image_fields(self, path, seed):
         """What a sample carries of its image."""
+        if self.rand_aug is not None:
+            image = self.store[path] if self.store is not None else as_tensor(self.rand_aug(read_image(path)))
+            return dict(zip(('images', 'views'), draw_rand_view(image, seed)))
         if self.store is None:
             return {'images': self.view(read_image(path), seed)}
         return {'images': self.store[path], 'views': draw_view(self.store.img_size, self.img_aug, seed)}
@@ -426,6 +439,10 @@ class ImageTextDataset(Dataset):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPU, too
             return self.transform(image)
+
+    def ids_of(self, caption):
+        """A caption's token ids, int64 [L]."""
+        return tokenize(caption, self.tokenizer, self.text_length)
 
     def text_fields(self, index, rng):
         """What a sample carries of its caption: see :mod:`datasets.fields`."""

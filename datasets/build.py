@@ -7,10 +7,12 @@ from torch.utils.data import DataLoader
 
 from datasets.bases import SPLITS, ImageDataset, ImageTextDataset, TextDataset, collate, first_captions
 from datasets.image_cache import open_store
+from datasets.prompts import WithPrompts, read_prompts
 from datasets.registry import dataset_class
 from datasets.sampler import CaptionSampler, build_batch_sampler
-from datasets.transforms import build_transforms
+from datasets.transforms import build_transforms, resize
 from datasets.workers import Loader, start_worker
+from utils import options
 from utils.errors import UserError, unknown
 
 logger = logging.getLogger('Pedestal.dataset')
@@ -41,38 +43,50 @@ def build_dataloader(args):
     samples, pids = dataset.train, dataset.train_id_container
     if args.limit_train:
         samples, pids = first_captions(samples, args.limit_train, dataset.anno_path)
+    tokenizer = family(args).tokenizer(args, lambda: [caption for *_, caption in samples])
     if not args.training:
-        return (*evaluation_loaders(args, dataset, 'test', args.test_batch_size), len(pids))
+        return (*evaluation_loaders(args, dataset, 'test', args.test_batch_size, tokenizer), len(pids))
     if not samples:
         raise empty(dataset, 'train')
-    evaluation = evaluation_loaders(args, dataset, args.val_dataset, args.batch_size)
+    evaluation = evaluation_loaders(args, dataset, args.val_dataset, args.batch_size, tokenizer)
     # of all training images, however many --limit_train leaves
     store = image_store(args, dataset, 'train', [sample[2] for sample in dataset.train], args.skip_broken)
-    return (training_loader(args, samples, store), *evaluation, len(pids))
+    attributes = attributes_of(args, dataset) if 'attribute_labels' in args.batch_fields else None
+    return (training_loader(args, samples, store, tokenizer, attributes), *evaluation, len(pids))
 
 
-def training_loader(args, samples, store=None):
+def family(args):
+    """The backbone that ``args`` name: its tokenizer and how its images are prepared. It hands itself in, as its options."""
+    return options.room('model.backbones').of(args)
+
+
+def training_loader(args, samples, store=None, tokenizer=None, attributes=None):
+    """``attributes``: ``(labels int8 [images, A], pairs of prompts)`` of the dataset, where a head asks for them."""
+    pixels = family(args).pixels(args)
     pairs = ImageTextDataset(
-        samples, build_transforms(args.img_size, args.img_aug, is_train=True), args.text_length,
+        samples, build_transforms(args.img_size, args.img_aug, is_train=True, pixels=pixels), args.text_length,
         fields=getattr(args, 'batch_fields', ()), caption_masking=args.caption_masking,
         masked_token_rate=args.masked_token_rate, masked_token_unchanged_rate=args.masked_token_unchanged_rate,
         skip_broken=args.skip_broken, attribute_tagger=getattr(args, 'attribute_tagger', 'textblob'),
         mlm_masking=getattr(args, 'mlm_masking', 'random'), caption_filter=getattr(args, 'caption_filter', 0.0),
-        store=store, img_aug=args.img_aug)
+        store=store, img_aug=args.img_aug, tokenizer=tokenizer, rand_aug=resize(args.img_size, pixels) if args.rand_aug else None,
+        labels=attributes and attributes[0][[image_id for _, image_id, *_ in samples]])
     sampler = build_batch_sampler(args, [sample[0] for sample in samples])
-    return Loader(pairs, batch_sampler=sampler, collate_fn=collate, **reading(args))
+    together = WithPrompts(attributes[1], pairs.tokenizer) if attributes else collate
+    return Loader(pairs, batch_sampler=sampler, collate_fn=together, **reading(args))
 
 
-def evaluation_loaders(args, dataset, split, batch_size):
+def evaluation_loaders(args, dataset, split, batch_size, tokenizer=None):
     """(images, captions) of a split, neither augmented nor shuffled."""
     if split not in SPLITS:
         raise unknown('split', split, SPLITS)
     content = getattr(dataset, split)
     if not content['captions']:
         raise empty(dataset, split)
-    images = ImageDataset(content['image_pids'], content['img_paths'], build_transforms(args.img_size, is_train=False),
+    transform = build_transforms(args.img_size, is_train=False, pixels=family(args).pixels(args))
+    images = ImageDataset(content['image_pids'], content['img_paths'], transform,
                           image_store(args, dataset, split, content['img_paths']))
-    captions = TextDataset(content['caption_pids'], content['captions'], args.text_length)
+    captions = TextDataset(content['caption_pids'], content['captions'], args.text_length, tokenizer=tokenizer)
     # captions are tokenised already: workers would only carry them around
     return (Loader(images, batch_size, **reading(args)),
             DataLoader(captions, batch_size, sampler=CaptionSampler(captions.lengths), generator=torch.Generator()))
@@ -84,7 +98,17 @@ def image_store(args, dataset, split, paths, skip_broken=False):
     if not folder:
         return None
     folder = os.path.join(dataset.dataset_dir, 'image_cache') if folder == 'auto' else folder
-    return open_store(folder, f'{dataset.name}_{split}', paths, dataset.img_dir, args.img_size, workers(args), skip_broken)
+    return open_store(folder, f'{dataset.name}_{split}', paths, dataset.img_dir, args.img_size, workers(args), skip_broken,
+                      family(args).pixels(args).interpolation)
+
+
+def attributes_of(args, dataset):
+    """``(labels int8 [images, A], pairs of prompts)`` of the training images."""
+    found = dataset.attributes('train')
+    if found is None:
+        raise UserError(f"the loss 'attr' needs images with attributes, and {dataset.name} has none: leave it out of --loss_names")
+    labels, prompts = found
+    return labels, read_prompts(args.prompt_file, labels.shape[1]) if args.prompt_file else prompts
 
 
 def empty(dataset, split):

@@ -3,7 +3,9 @@ import functools
 
 import torch
 
+from datasets.eda import augmented, wordnet
 from datasets.masking import keep_naming, mask_tokens, noun_chances
+from datasets.whole_words import mask_whole_words
 
 FIELDS = {}   # name: function of a CaptionSample that returns a tensor, in the order in which a sample's fields are made
 
@@ -60,6 +62,14 @@ class CaptionSample:
         return tuple(map(torch.tensor, mask_tokens(self.ids.tolist(), self.rng, dataset.mask_id, *dataset.rates, chances)))
 
 
+    @functools.cached_property
+    def masked_words(self):
+        """``(masked ids [L], places [M], labels [M])``: see :func:`datasets.whole_words.mask_whole_words`."""
+        tokenizer = self.dataset.tokenizer
+        return tuple(map(torch.tensor, mask_whole_words(self.ids.tolist(), self.rng, tokenizer.mask, tokenizer.continues,
+                                                        tokenizer.vocab_size)))
+
+
 @field
 def caption_ids(sample):
     return sample.masked[0] if sample.dataset.masks and sample.dataset.inplace else sample.ids
@@ -78,3 +88,36 @@ def mlm_labels(sample):
 @field(tags=True)
 def attributes_mask(sample):
     return sample.cut(sample.dataset.attributes[sample.index]).long()
+
+
+@field
+def bert_mlm_ids(sample):
+    return sample.masked_words[0]
+
+
+@field
+def bert_mlm_places(sample):
+    return sample.masked_words[1]
+
+
+@field
+def bert_mlm_labels(sample):
+    return sample.masked_words[2]
+
+
+@field
+def eda_ids(sample):
+    """Of the caption as easy data augmentation changes it (:mod:`datasets.eda`)."""
+    return sample.dataset.ids_of(augmented(sample.caption, sample.rng, wordnet()))
+
+
+@field
+def attribute_labels(sample):
+    """int64 [A]: 1, 0, or -1 for unknown."""
+    return sample.dataset.labels[sample.index].long()
+
+
+@field
+def prompt_seed(sample):
+    """What the words of the attributes' prompts are masked by, once a batch: see :class:`datasets.prompts.WithPrompts`."""
+    return torch.tensor(sample.rng.getrandbits(62))

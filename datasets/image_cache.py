@@ -87,7 +87,7 @@ def broken_rows(file, count):
     return rows
 
 
-def open_store(folder, name, paths, root, img_size, workers=1, skip_broken=False):
+def open_store(folder, name, paths, root, img_size, workers=1, skip_broken=False, interpolation='bilinear'):
     """The :class:`ImageStore` of the images at ``paths`` in ``<folder>/<name>_<H>x<W>_<key>.npy``, which is made where it is not
     there whole. The key follows from the images' names, sizes and times: when one changes, another file is made.
 
@@ -98,6 +98,7 @@ def open_store(folder, name, paths, root, img_size, workers=1, skip_broken=False
         root: the folder that they are in; the key knows them by their path below it.
         img_size: (H, W).
         workers: how many threads decode images.
+        interpolation: how images are resized.
         skip_broken: note images that cannot be read, for the store to raise when they are asked for, instead of raising now.
 
     Raises:
@@ -105,23 +106,25 @@ def open_store(folder, name, paths, root, img_size, workers=1, skip_broken=False
     """
     remove_leftovers(folder)
     paths = sorted(set(paths))
-    kind = os.path.join(folder, f'{name}_{img_size[0]}x{img_size[1]}')
-    file = f'{kind}_{key_of(paths, root, img_size)}.npy'
+    resized = '' if interpolation == 'bilinear' else f'{interpolation}_'
+    kind = os.path.join(folder, f'{name}_{resized}{img_size[0]}x{img_size[1]}')
+    file = f'{kind}_{key_of(paths, root, img_size, interpolation)}.npy'
     others = sorted(set(glob.glob(f'{glob.escape(kind)}_*.npy')) - {file})
     if others:
         logger.warning('the images have changed since %s was made (%s); unless another copy of the dataset uses it, it can be deleted',
                        ', '.join(others), in_words(sum(map(os.path.getsize, others))))
     store = found(file, paths, img_size, skip_broken)
     if store is None:
-        make(file, paths, img_size, workers, skip_broken)
+        make(file, paths, img_size, workers, skip_broken, interpolation)
         store = ImageStore(file, paths, img_size)
     return store
 
 
-def key_of(paths, root, img_size):
+def key_of(paths, root, img_size, interpolation='bilinear'):
     """16 hexadecimal digits that differ when the images do."""
     images = [(os.path.relpath(path, root), *size_and_time(path)) for path in paths]
-    return hashlib.sha256(json.dumps([VERSION, *img_size, images]).encode()).hexdigest()[:16]
+    resized = [] if interpolation == 'bilinear' else [interpolation]
+    return hashlib.sha256(json.dumps([VERSION, *img_size, *resized, images]).encode()).hexdigest()[:16]
 
 
 def size_and_time(path):
@@ -152,7 +155,7 @@ def found(file, paths, img_size, skip_broken):
     return store
 
 
-def make(file, paths, img_size, workers, skip_broken):
+def make(file, paths, img_size, workers, skip_broken, interpolation='bilinear'):
     """Write a cache file, whole or not at all."""
     logger.info('image cache %s: %s', file, contents(paths, img_size))
     folder, began = os.path.dirname(file), time.perf_counter()
@@ -160,7 +163,7 @@ def make(file, paths, img_size, workers, skip_broken):
     try:
         os.makedirs(folder, exist_ok=True)
         refuse_small_disk(folder, size_of(paths, img_size))
-        broken = fill(temporary, paths, img_size, workers, skip_broken)
+        broken = fill(temporary, paths, img_size, workers, skip_broken, interpolation)
         if broken:
             with atomic_write(broken_file(file)) as record:   # first: there must be no file with empty rows and no record of them
                 json.dump(broken, record)
@@ -177,13 +180,13 @@ def make(file, paths, img_size, workers, skip_broken):
     logger.info('image cache written in %.1f s, %.0f images a second', seconds, len(paths) / seconds)
 
 
-def fill(file, paths, img_size, workers, skip_broken):
+def fill(file, paths, img_size, workers, skip_broken, interpolation='bilinear'):
     """Write the images into a new file and wait until they are on the disk; returns the rows of those that cannot be read."""
     images = np.lib.format.open_memmap(file, 'w+', np.uint8, (len(paths), 3, *img_size))
     if hasattr(os, 'posix_fallocate'):  # a full disk shows now: on writing into a map, it would end the process
         with open(file, 'r+b') as whole:
             os.posix_fallocate(whole.fileno(), 0, os.path.getsize(file))
-    resize = T.Resize(tuple(img_size))
+    resize = T.Resize(tuple(img_size), T.InterpolationMode(interpolation))
 
     def store(row):
         """Whether the image could be read."""

@@ -2,6 +2,12 @@
 
 The sentences are the released ones, word for word with their slips, for released weights know them.
 """
+import random
+
+import torch
+
+from datasets.bases import collate, tokenize
+from datasets.whole_words import mask_whole_words
 from utils.errors import UserError
 from utils.iotools import read_json
 
@@ -64,3 +70,25 @@ def read_prompts(path, count):
 def sentences(prompts):
     """Pairs -> one list, ``[..., where label a is 0, where it is 1, ...]``."""
     return [text for pair in prompts for text in pair]
+
+
+class WithPrompts:
+    """Collates samples, and adds the attributes' prompts to their batch: ``prompt_ids`` [2A, L], and with masked words ``prompt_mlm_ids``
+    [2A, L], ``prompt_mlm_places`` and ``prompt_mlm_labels`` [2A, M].
+
+    Prompts are as long as the longest of them. Their words are masked anew for each batch, by the first sample's ``prompt_seed``.
+    """
+
+    def __init__(self, prompts, tokenizer):
+        self.tokenizer, texts = tokenizer, sentences(prompts)
+        length = max(len(tokenizer.framed(ids, None)) for ids in tokenizer.encode_all(texts))
+        self.ids = torch.stack([tokenize(text, tokenizer, length) for text in texts])
+
+    def __call__(self, samples):
+        batch = collate(samples)
+        if 'prompt_seed' not in batch:      # every image was broken
+            return batch
+        rng, tokenizer = random.Random(int(batch.pop('prompt_seed')[0])), self.tokenizer
+        masked = [mask_whole_words(row, rng, tokenizer.mask, tokenizer.continues, tokenizer.vocab_size) for row in self.ids.tolist()]
+        ids, places, labels = (torch.tensor(part) for part in zip(*masked))
+        return {**batch, 'prompt_ids': self.ids.clone(), 'prompt_mlm_ids': ids, 'prompt_mlm_places': places, 'prompt_mlm_labels': labels}

@@ -2,29 +2,37 @@
 import torch
 from torchvision import transforms as T
 
-from datasets.views import MEAN, PADDING, STD
+from datasets.rand_augment import draw_erased, rand_augment
+from datasets.views import PADDING
+from utils import pixels as known_pixels
+
+MEAN, STD = known_pixels.CLIP.mean, known_pixels.CLIP.std   # under IRRA's users' names
 
 FLIPPED = ERASED = 0.5                                     # the chance of each
 RECTANGLE = {'scale': (0.02, 0.4), 'ratio': (0.3, 3.3)}    # what is erased: share of the area, height over width
 
 
-def build_transforms(img_size=(384, 128), aug=False, is_train=True):
-    """A ``Compose`` from a PIL image to a float tensor [3, H, W] with CLIP's mean and deviation.
+def build_transforms(img_size=(384, 128), aug=False, is_train=True, pixels=known_pixels.CLIP):
+    """A ``Compose`` from a PIL image to a float tensor [3, H, W] with a backbone's mean and deviation.
 
     Evaluation resizes only, training also flips, and with ``aug`` pads, crops and erases as IRRA's released code does:
     the erased rectangle is filled after normalising, with the mean's numbers, which are a light grey there and not the
     mean. Behind the resizing, :func:`draw_view` and :func:`datasets.views.finish` do the same to a batch.
     """
     img_size = tuple(img_size)
-    steps = [T.Resize(img_size)]
+    steps = [resize(img_size, pixels)]
     if is_train:
         steps += [T.RandomHorizontalFlip(FLIPPED)]
     if is_train and aug:
         steps += [T.Pad(PADDING), T.RandomCrop(img_size)]
-    steps += [T.ToTensor(), T.Normalize(MEAN, STD)]
+    steps += [T.ToTensor(), T.Normalize(pixels.mean, pixels.std)]
     if is_train and aug:
-        steps += [T.RandomErasing(p=ERASED, **RECTANGLE, value=MEAN)]
+        steps += [T.RandomErasing(p=ERASED, **RECTANGLE, value=pixels.fill)]
     return T.Compose(steps)
+
+
+def resize(img_size, pixels):
+    return T.Resize(tuple(img_size), T.InterpolationMode(pixels.interpolation))
 
 
 def draw_view(img_size, aug, seed):
@@ -46,6 +54,25 @@ def draw_view(img_size, aug, seed):
             # torchvision gives up after ten rectangles that don't fit, and names the whole image for none
             rectangle = found if found[2] < height else rectangle
     return torch.tensor([mirrored, *crop, *rectangle], dtype=torch.int32)
+
+
+def as_tensor(image):
+    """A PIL image -> uint8 [3, H, W]."""
+    return T.functional.pil_to_tensor(image)
+
+
+def draw_rand_view(image, seed):
+    """APTM's augmentation of a resized image, uint8 [3, H, W]: ``(the flipped and augmented image, its view)``.
+
+    The view, for :func:`datasets.views.finish`, is what is to be erased; see :func:`draw_view`. torch's global generator is as it was
+    afterwards.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        if torch.rand(1) < FLIPPED:
+            image = image.flip(-1)
+        image = rand_augment(image)
+        return image, torch.tensor([0, PADDING, PADDING, *draw_erased(*image.shape[1:])], dtype=torch.int32)
 
 
 def blank(height, width):

@@ -4,18 +4,18 @@ import functools
 import torch
 import torch.nn.functional as F
 
-MEAN = (0.48145466, 0.4578275, 0.40821073)   # of CLIP's training images
-STD = (0.26862954, 0.26130258, 0.27577711)
+from utils import pixels as known_pixels
+
 PADDING = 10   # black pixels around an image before it is cropped
 
 
 @functools.lru_cache(maxsize=None)
-def constants(device):
-    """CLIP's mean and deviation, [3, 1, 1] each. Made once for a device: a copy to it waits for it."""
-    return tuple(torch.tensor(values, device=device).view(3, 1, 1) for values in (MEAN, STD))
+def constants(device, pixels):
+    """Mean, deviation and what is put where something is erased, [3, 1, 1] each. Made once for a device: a copy to it waits for it."""
+    return tuple(torch.tensor(values, device=device).view(3, 1, 1) for values in (pixels.mean, pixels.std, pixels.fill))
 
 
-def finish(images, views=None):
+def finish(images, views=None, pixels=known_pixels.CLIP):
     """What :func:`datasets.transforms.build_transforms` does behind the resizing, on the CPU to the same bits.
 
     Nothing here reads a value back to the host, so a GPU is not waited for.
@@ -25,13 +25,13 @@ def finish(images, views=None):
         views: the samples' own draws, whole numbers [B, 7] of :func:`datasets.transforms.draw_view`; None: as they are.
 
     Returns:
-        float32 [B, 3, H, W] on the images' device, with CLIP's mean and deviation.
+        float32 [B, 3, H, W] on the images' device, with the mean and deviation of ``pixels``.
     """
-    mean, std = constants(images.device)
+    mean, std, fill = constants(images.device, pixels)
     if views is None:
         return normalised(images, mean, std)
     flip, top, left, *rectangle = views.long().unbind(1)                     # [B] each
-    return erased(normalised(cropped(images, flip, top, left), mean, std), *rectangle, mean)
+    return erased(normalised(cropped(images, flip, top, left), mean, std), *rectangle, fill)
 
 
 def normalised(images, mean, std):
@@ -50,14 +50,14 @@ def cropped(images, flip, top, left):
     return padded.flatten(2).gather(2, places).view_as(images)
 
 
-def erased(pixels, top, left, height, width, mean):
+def erased(pixels, top, left, height, width, fill):
     """float32 [B, 3, H, W] with a rectangle of each image filled in place; the released code fills it with the mean's numbers
     although the pixels are normalised."""
     rows, columns = (torch.arange(size, device=pixels.device) for size in pixels.shape[2:])
     rows = (rows >= top[:, None]) & (rows < (top + height)[:, None])         # [B, H]
     columns = (columns >= left[:, None]) & (columns < (left + width)[:, None])   # [B, W]
     inside = rows[:, None, :, None] & columns[:, None, None, :]              # [B, 1, H, W]
-    return torch.where(inside, mean, pixels, out=pixels)
+    return torch.where(inside, fill, pixels, out=pixels)
 
 
 def span(start, size):

@@ -5,8 +5,8 @@ from typing import Optional
 import torch
 from torch import nn
 
+from model.backbones import backbone_class, refuse_other_family
 from model.clip_model import MLP, ResidualAttentionBlock, Transformer
-from model.clip_weights import build_clip, empty_clip, shape_named, shape_of
 from model.heads import Head, active_heads, parse_loss_names
 from utils import precision
 from utils.comm import pick_device
@@ -26,32 +26,35 @@ class Encoded:
     masked_text_tokens: Optional[torch.Tensor] = None  # [B, L, D] of the caption with masks for words
     image_attention: Optional[torch.Tensor] = None     # [B, N, N] last block, mean over heads
     text_attention: Optional[torch.Tensor] = None      # [B, L, L] last block, mean over heads
-    encoder: Optional[nn.Module] = None                # the CLIP itself, for a head with a pass of its own
+    encoder: Optional[nn.Module] = None                # the encoders themselves, for a head with a pass of its own
     image_extras: dict = field(default_factory=dict)   # what Head.refine left there when the images were embedded
     text_extras: dict = field(default_factory=dict)    # and the captions
 
 
 class RetrievalModel(nn.Module):
-    """Parameters carry the official names: the encoders are ``base_model.*``, a head's part is named as in its file.
+    """Parameters carry the official names: the encoders' are their backbone's (CLIP's are ``base_model.*``), a head's part is named as in
+    its file.
 
-    ``num_classes`` counts the training identities, ``clip`` is a :class:`~model.clip_model.CLIP`.
+    ``num_classes`` counts the training identities, ``backbone`` is a :class:`~model.backbones.Backbone`.
     """
 
-    def __init__(self, args, num_classes, clip):
+    def __init__(self, args, num_classes, backbone):
         super().__init__()
-        self.base_model = clip
+        self._shared = {}
+        self.__dict__['backbone'] = backbone     # no part: its parts are the model's, under names without the backbone's
+        self._register(backbone)
         if args.freeze_conv1:
-            clip.visual.conv1.requires_grad_(False)
-        self.embed_dim = clip.embed_dim
+            backbone.freeze_patches()
+        self.embed_dim, self.image_width, self.text_width = backbone.embed_dim, backbone.image_width, backbone.text_width
+        self.vocab_size, self.mask_id, self.pixels = backbone.vocab_size, backbone.mask_id, backbone.pixels(args)
         self.num_classes = num_classes
         self.temperature = args.temperature
         self.amp = args.amp
-        self.mask_id = clip.vocab_size - 3   # below start and end
         self.masked_token_rates = args.masked_token_rate, args.masked_token_unchanged_rate
-        self._shared = {}
         classes = active_heads(args)
-        self._refuse_missing_tokens(classes)
-        named = parse_loss_names(args.loss_names)
+        for head in classes:
+            self._refuse_misfit(head)
+        named = parse_loss_names(args.loss_names, backbone.name)
         # A plain tuple: what the heads own is registered below, under names without the head's.
         self.heads = tuple(head(args, self) for head in classes)
         for head in self.heads:
@@ -64,8 +67,9 @@ class RetrievalModel(nn.Module):
             self.needs & {'text_tokens', 'masked_text_tokens', 'text_attention'})
         if args.micro_batch and args.training:
             self._refuse_pieces()
+        backbone.set_grad_checkpoint(args.grad_checkpoint)
         for part in self.modules():
-            if isinstance(part, Transformer):
+            if isinstance(part, Transformer):       # the heads' cross encoder, too
                 part.grad_checkpoint = args.grad_checkpoint
             if isinstance(part, MLP):
                 part.lean = True
@@ -95,18 +99,24 @@ class RetrievalModel(nn.Module):
         part = getattr(self, name.split('.')[0])
         return [head for head in self.heads if any(part is own for own in owned_by(head))]
 
-    def _refuse_missing_tokens(self, classes):
-        if self.base_model.has_image_tokens:
-            return
-        for head in classes:
-            if {'image_tokens', 'image_attention'} & set(head.needs):
-                raise UserError(f"the loss '{head.names[0]}' reads image tokens and a ResNet gives one vector an image: "
-                                'leave it out of --loss_names or use a ViT as --pretrain_choice')
+    def _refuse_misfit(self, head):
+        """Raise UserError where a head needs what the backbone doesn't give."""
+        loss, name = f"the loss '{head.names[0] if head.names else head.__name__}'", self.backbone.name
+        missing = [need for need in head.needs if need not in self.backbone.gives]
+        if missing:
+            why = self.backbone.lacks.get(missing[0], f'the backbone {name} gives none')
+            raise UserError(f"{loss} reads {missing[0].replace('_', ' ')} and {why}: leave it out of --loss_names or use "
+                            f'{self.backbone.instead}')
+        reads_tokens = bool(head.needs) or head.refine is not Head.refine
+        if reads_tokens and not head.any_width and {self.image_width, self.text_width} != {self.embed_dim}:
+            raise UserError(f"{loss} reads tokens in the embeddings' space and the backbone {name} has image tokens {self.image_width}, "
+                            f'text tokens {self.text_width} and embeddings {self.embed_dim} wide: leave it out of --loss_names or use '
+                            f'{self.backbone.instead}')
 
     def _refuse_pieces(self):
-        if not self.base_model.has_image_tokens:
-            raise UserError('--micro_batch cannot split a batch for a ResNet, which normalises over all of its images: leave it out or '
-                            'use a ViT as --pretrain_choice')
+        reason = self.backbone.why_whole()
+        if reason:
+            raise UserError(f'--micro_batch cannot split a batch for {reason}')
         for head in self.heads:
             reason = head.why_whole()
             if reason:
@@ -128,18 +138,17 @@ class RetrievalModel(nn.Module):
 
     def autocast(self):
         """The precision of the forward pass, for the device that the parameters are on."""
-        device = self.base_model.positional_embedding.device
+        device = next(self.parameters()).device
         dtype = precision.amp_dtype(self.amp, device)
         return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
     def image_embedding(self, tokens, extras=None):
-        """[B, N, D] -> [B, D] float32: the class token, as the heads refine it."""
-        return self._refined(tokens[:, 0].float(), tokens[:, 1:], extras)
+        """[B, N, D] -> [B, D] float32: the backbone's embedding, as the heads refine it."""
+        return self._refined(self.backbone.image_embedding(tokens), tokens[:, 1:], extras)
 
     def text_embedding(self, tokens, caption_ids, extras=None):
-        """[B, L, D], [B, L] -> [B, D] float32: the end-of-text token, which has the largest id, as the heads refine it."""
-        end = tokens[torch.arange(len(tokens), device=tokens.device), caption_ids.argmax(dim=-1)]
-        return self._refined(end.float(), tokens, extras)
+        """[B, L, D], [B, L] -> [B, D] float32: the backbone's embedding, as the heads refine it."""
+        return self._refined(self.backbone.text_embedding(tokens, caption_ids), tokens, extras)
 
     def _refined(self, embedding, tokens, extras):
         for head in self.heads:
@@ -148,10 +157,10 @@ class RetrievalModel(nn.Module):
 
     def without_padding(self, caption_ids):
         """Captions [B, L], on the CPU, cut to the batch's longest (to a multiple of 8) where nothing reads padding: no active head
-        in training, no refined embedding in evaluation. Exact, for a text token attends to those before it alone."""
+        in training, no refined embedding in evaluation. Exact, for no word attends to padding."""
         if self.reads_padding if self.training else self.refines:
             return caption_ids
-        longest = int(caption_ids.argmax(dim=1).max()) + 1     # the end of text has the largest id; 0 is a word, too
+        longest = int(self.backbone.lengths(caption_ids).max())
         return caption_ids[:, :min(-(-longest // 8) * 8, caption_ids.shape[1])]
 
     def looked_up(self, batch):
@@ -161,30 +170,30 @@ class RetrievalModel(nn.Module):
     def encode_image(self, images):
         """Normalised images [B, 3, H, W] -> embeddings [B, D], float32, not normalised."""
         with self.autocast():
-            return self.image_embedding(self.base_model.encode_image(images)[0])
+            return self.image_embedding(self.backbone.encode_image(images)[0])
 
     def encode_text(self, caption_ids):
         """Token ids [B, L] -> embeddings [B, D], float32, not normalised."""
         with self.autocast():
-            return self.text_embedding(self.base_model.encode_text(caption_ids)[0], caption_ids)
+            return self.text_embedding(self.backbone.encode_text(caption_ids)[0], caption_ids)
 
     def encode(self, batch):
         """The batch's :class:`Encoded`: each encoder once, and a second text pass only where captions are kept whole
         beside their masked copy ``mlm_ids``."""
-        image_tokens, image_attention = self.base_model.encode_image(batch['images'], 'image_attention' in self.needs)
-        text_tokens, text_attention = self.base_model.encode_text(batch['caption_ids'], 'text_attention' in self.needs)
+        image_tokens, image_attention = self.backbone.encode_image(batch['images'], 'image_attention' in self.needs)
+        text_tokens, text_attention = self.backbone.encode_text(batch['caption_ids'], 'text_attention' in self.needs)
         masked_text_tokens = None
         if 'masked_text_tokens' in self.needs:
             masked_text_tokens = text_tokens
             if 'mlm_ids' in batch:
-                masked_text_tokens, _ = self.base_model.encode_text(batch['mlm_ids'])
+                masked_text_tokens, _ = self.backbone.encode_text(batch['mlm_ids'])
         image_extras, text_extras = {}, {}
         return Encoded(
             image=self.image_embedding(image_tokens, image_extras), image_extras=image_extras,
             text=self.text_embedding(text_tokens, batch['caption_ids'], text_extras), text_extras=text_extras,
             image_tokens=image_tokens if 'image_tokens' in self.needs else None,
             text_tokens=text_tokens if 'text_tokens' in self.needs else None, masked_text_tokens=masked_text_tokens,
-            image_attention=image_attention, text_attention=text_attention, encoder=self.base_model)
+            image_attention=image_attention, text_attention=text_attention, encoder=self.backbone.encoder)
 
     def rewritten(self, batch):
         """The batch as :meth:`Head.rewrite` of all heads leaves it."""
@@ -237,10 +246,12 @@ def compile_blocks(model, device):
         raise UserError(f'--compile: PyTorch cannot compile here ({reason}); leave it out, or install a C++ compiler') from None
     limits = torch._dynamo.config
     limits.cache_size_limit = max(limits.cache_size_limit, VARIANTS)
-    of_images = set(model.base_model.visual.modules())
+    encoders = dict(model.backbone.blocks())
+    for block, changes_length in encoders.items():
+        block.compile(dynamic=True if changes_length else None)
     for part in model.modules():
-        if isinstance(part, ResidualAttentionBlock):
-            part.compile(dynamic=None if part in of_images else True)
+        if isinstance(part, ResidualAttentionBlock) and part not in encoders:      # the heads' cross encoder
+            part.compile(dynamic=True)
 
 
 def build_model(args, num_classes, state_dict=None):
@@ -250,14 +261,10 @@ def build_model(args, num_classes, state_dict=None):
     to fill them, so only their shape is looked up. With ``state_dict``, a trained model's, the shape is read off it and
     its weights are loaded, strictly.
     """
+    backbone = backbone_class(args)
     if state_dict is not None:
-        clip_state = {name[len('base_model.'):]: value for name, value in state_dict.items() if name.startswith('base_model.')}
-        clip = empty_clip(shape_of(clip_state), args.img_size, args.stride_size, args.text_length)
-    elif args.training:
-        clip = build_clip(args.pretrain_choice, args.img_size, args.stride_size, args.text_length, args.trust_archive)
-    else:
-        clip = empty_clip(shape_named(args.pretrain_choice, args.trust_archive), args.img_size, args.stride_size, args.text_length)
-    model = RetrievalModel(args, num_classes, clip)
+        refuse_other_family(backbone, state_dict, getattr(args, 'checkpoint', None) or 'the checkpoint')
+    model = RetrievalModel(args, num_classes, backbone.build(args, state_dict))
     if args.compile and args.training:
         compile_blocks(model, pick_device(args.device))
     if state_dict is not None:

@@ -453,13 +453,13 @@ def hard_negatives(image_embedding, text_embedding, pids, *, temperature, genera
     """For each image another identity's caption, and for each caption another identity's image, the likelier the more similar.
 
     Returns ``(texts, images)``, two int64 [B]: the row of the caption drawn for image i, and of the image drawn for caption i. The
-    chances are softmax(cosine / temperature) + 1e-5 without the own identity's. A batch of one identity has no negatives: -1 everywhere.
+    chances are softmax(cosine / temperature) + 1e-5 without the own identity's. Where one identity is all
+    of the batch there are none: ``(None, None)``.
     """
     cosine = cosine_similarity(image_embedding.float(), text_embedding.float()) / temperature
     same = same_identity(pids).bool()
     if bool(same.all(dim=1).any()):
-        none = torch.full_like(pids, -1, dtype=torch.long)
-        return none, none
+        return None, None
     of_images, of_texts = ((logits.softmax(dim=1) + 1e-5).masked_fill(same, 0) for logits in (cosine, cosine.t()))
     return tuple(torch.multinomial(chances, 1, generator=generator).squeeze(1) for chances in (of_images, of_texts))
 

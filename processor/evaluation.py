@@ -5,6 +5,7 @@ import logging
 import torch
 
 from processor.step import ready
+from utils import pixels as known_pixels
 from utils.errors import UserError
 from utils.metrics import retrieval_metrics, table
 from utils.ranking import rank_embeddings
@@ -65,14 +66,14 @@ def embed(encode, loader, model):
     device, was_training = next(model.parameters()).device, model.training
     of_captions = encode == model.encode_text
     cut = getattr(model, 'without_padding', None) if of_captions else None
-    field = 'caption_ids' if of_captions else 'images'
+    field, pixels = 'caption_ids' if of_captions else 'images', getattr(model, 'pixels', known_pixels.CLIP)
     pids, feats = [], []
     model.eval()
     try:
         with longest_first(loader, cut is not None and not model.refines) as order:
             for pid, sample in loader:
                 pids.append(torch.as_tensor(pid).flatten())
-                feats.append(encode(ready({field: sample}, device, cut)[field]).float())
+                feats.append(encode(ready({field: sample}, device, cut, pixels)[field]).float())
     finally:
         model.train(was_training)
     if not feats:

@@ -7,9 +7,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from datasets import build_dataloader
-from datasets.bases import default_tokenizer, tokenize
+from datasets.bases import tokenize
 from datasets.build import build_dataset
-from datasets.transforms import MEAN, STD, build_transforms
+from datasets.transforms import build_transforms
 from processor.evaluation import embed
 from processor.report import load_trained
 from utils.iotools import read_image
@@ -71,17 +71,18 @@ class Split:
 
     def load_images(self, entries):
         """The images of some entries, normalised, on the model's device: [K, 3, H, W]."""
-        transform = build_transforms(self.args.img_size, is_train=False)
+        transform = build_transforms(self.args.img_size, is_train=False, pixels=self.run.model.pixels)
         return torch.stack([transform(read_image(self.dataset.path(entry))) for entry in entries]).to(self.device)
 
     def colours(self, images):
         """Normalised images [..., 3, H, W] -> colours from 0 to 1, on the CPU."""
-        mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (MEAN, STD))
+        pixels = self.run.model.pixels
+        mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (pixels.mean, pixels.std))
         return (images * std + mean).clamp(0, 1).cpu()
 
     def tokens(self, captions):
         """Token ids of some captions, on the model's device: [K, L]."""
-        return torch.stack([tokenize(caption, default_tokenizer(), self.args.text_length) for caption in captions]).to(self.device)
+        return torch.stack([tokenize(caption, self.run.captions.dataset.tokenizer, self.args.text_length) for caption in captions]).to(self.device)
 
     @property
     def device(self):

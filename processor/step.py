@@ -7,6 +7,7 @@ import torch
 
 from datasets.views import finish
 from model.build import Encoded, add_results, total_loss
+from utils import pixels as known_pixels
 from utils import precision
 from utils.seeding import derive_seed
 
@@ -36,17 +37,17 @@ class Step:
         return results
 
 
-def ready(batch, device, cut=None):
+def ready(batch, device, cut=None, pixels=known_pixels.CLIP):
     """A loader's batch on ``device``, as the encoders read it; with a dataset's ``pids, caption_ids, images, ...`` or some of them.
 
     Images of the image cache (uint8) are augmented by their own ``views`` and normalised there. ``cut``: what shortens captions while
-    they are on the host, where reading their lengths is free.
+    they are on the host, where reading their lengths is free. ``pixels``: the images' mean and deviation.
     """
     if cut is not None and 'caption_ids' in batch:
         batch = {**batch, 'caption_ids': cut(batch['caption_ids'])}
     batch = moved(batch, device)
     if 'images' in batch and batch['images'].dtype == torch.uint8:
-        batch['images'] = finish(batch['images'], batch.pop('views', None))
+        batch['images'] = finish(batch['images'], batch.pop('views', None), pixels)
     return batch
 
 
@@ -76,7 +77,7 @@ def backward(model, batch, size=None, scale=lambda loss: loss):
     seed = torch.initial_seed() if len(pieces) > 1 else None
     first = [encode(model, piece, seed, number) for number, piece in enumerate(pieces)]
     image, text = (torch.cat([getattr(encoded, side).detach() for encoded in first]).requires_grad_() for side in ('image', 'text'))
-    results = learn_together(model, Encoded(image=image, text=text, encoder=model.base_model), whole, scale)
+    results = learn_together(model, Encoded(image=image, text=text, encoder=model.backbone.encoder), whole, scale)
     for number, piece in enumerate(pieces):
         encoded = first[0] if seed is None else encode(model, piece, seed, number, learning=True)
         start = number * len(pieces[0]['pids'])
@@ -92,7 +93,7 @@ def in_pieces(model, batch, size):
     device, count = next(model.parameters()).device, len(batch['pids'])
     size = min(size or count, count)
     batch = {**batch, 'caption_ids': model.without_padding(batch['caption_ids'])}
-    whole = model.rewritten(ready(batch, device))
+    whole = model.rewritten(ready(batch, device, pixels=model.pixels))
     pieces = []
     for start in range(0, count, size):
         on_host, on_device = ({name: value[start:start + size] for name, value in fields.items()} for fields in (batch, whole))

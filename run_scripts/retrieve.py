@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from run_scripts import start
-from datasets.bases import default_tokenizer, tokenize
+from datasets.bases import tokenize
 from processor.runs import embed_queries, open_run
 from utils.errors import UserError
 from utils.iotools import read_image
@@ -30,7 +30,7 @@ def main(argv=None):
     args = parse_test_options(parser, argv)
     check_picture(args.out)
     run = open_run(args)
-    queries = own_queries(args.caption, args) if args.caption else split_queries(run.captions.dataset, args.captions)
+    queries = own_queries(args.caption, args, run.captions.dataset.tokenizer) if args.caption else split_queries(run.captions.dataset, args.captions)
     rows = retrieved(run, queries, args.top)
     print(in_words(rows))
     save_picture(draw(rows), args.out)
@@ -43,10 +43,10 @@ def split_queries(dataset, number):
     return [(dataset.captions[i], int(dataset.caption_pids[i]), dataset[i][1]) for i in chosen]
 
 
-def own_queries(captions, args):
+def own_queries(captions, args, tokenizer):
     if not all(caption.strip() for caption in captions):
         raise UserError('--caption is empty; describe somebody')
-    return [(caption, None, tokenize(caption, default_tokenizer(), text_length=args.text_length)) for caption in captions]
+    return [(caption, None, tokenize(caption, tokenizer, text_length=args.text_length)) for caption in captions]
 
 
 def retrieved(run, queries, top):

@@ -1,23 +1,17 @@
 """The optimizer: each parameter learns at the rate that the published rules give its name, in few groups."""
 import torch
 
+from model.backbones.clip import Clip
 from model.heads import active_heads
 from utils.errors import unknown
 
 OPTIMIZERS = ('Adam', 'AdamW', 'SGD')
 
 
-def parameter_settings(name, args, heads=None):
-    """(lr, weight decay) of a parameter: IRRA's rules on its name, the later ones winning, then those of the ``heads`` that it belongs
-    to (by default all that ``args`` ask for)."""
-    lr, weight_decay = args.lr, args.weight_decay
-    part, last = name.split('.')[0], name.split('.')[-1]
-    if part.startswith(('cross_attn', 'cross_modal_transformer')):
-        lr = args.lr * args.lr_factor
-    if last.endswith('bias'):
-        lr, weight_decay = args.lr * args.bias_lr_factor, args.weight_decay_bias
-    if part in ('classifier', 'mlm_head', 'itm_head'):
-        lr = args.lr * args.lr_factor
+def parameter_settings(name, args, heads=None, backbone=None):
+    """(lr, weight decay) of a parameter: the backbone's rules on its name (IRRA's for CLIP), then those of the ``heads`` that it belongs to
+    (by default all that ``args`` ask for)."""
+    lr, weight_decay = (backbone or Clip).learning_rate(name, args)
     for head in active_heads(args) if heads is None else heads:
         lr, weight_decay = head.learning_rate(name, lr, weight_decay, args)
     return lr, weight_decay
@@ -29,7 +23,7 @@ def parameter_groups(args, model):
     groups = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            settings = parameter_settings(name, args, owners_of(name))
+            settings = parameter_settings(name, args, owners_of(name), getattr(model, 'backbone', None))
             groups.setdefault(settings, []).append(parameter)
     return [{'params': parameters, 'lr': lr, 'weight_decay': weight_decay} for (lr, weight_decay), parameters in groups.items()]
 

@@ -50,12 +50,18 @@ class Room:
         return []
 
 
-USUAL = ('model.heads',)   # imported where a script asks for options and has imported none of them, as IRRA's users' do
+USUAL = ('model.backbones', 'model.heads')   # imported where a script asks for options and has imported none of them, as IRRA's users' do
 ROOMS = {}
 
 
 def register(name, room):
     ROOMS[name] = room
+
+
+def room(name):
+    """The room that is registered under a module's name; imports it where nothing has."""
+    importlib.import_module(name)
+    return ROOMS[name]
 
 
 def rooms():

@@ -58,6 +58,35 @@ class SimpleTokenizer:
             regex.IGNORECASE)
         self.cache = {token: [self.encoder[token]] for token in (MASK, START, END)}
 
+    pad = 0                     # a word's id, too: "!"
+    key = 'clip'                # of what is kept of its ids
+    continues = frozenset()     # no id says that it goes on with a word
+
+    @property
+    def start(self):
+        return self.encoder[START]
+
+    @property
+    def end(self):
+        return self.encoder[END]
+
+    @property
+    def mask(self):
+        return self.encoder[MASK]
+
+    def encode_all(self, texts):
+        """:meth:`encode` for many texts."""
+        return [self.encode(text) for text in texts]
+
+    def framed(self, ids, length):
+        """A caption's ids between start and end, cut to ``length`` without losing the end."""
+        ids = [self.start, *ids, self.end]
+        return ids if len(ids) <= length else ids[:length - 1] + ids[-1:]
+
+    def lengths(self, tokens):
+        """How many tokens each caption has, start and end included: [S, L] -> [S]. The end has the largest id."""
+        return tokens.argmax(dim=1) + 1
+
     def encode(self, text):
         """The token ids of a text, without start and end.
 

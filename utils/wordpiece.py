@@ -1,4 +1,5 @@
 """BERT's WordPiece tokenizer, by the ``tokenizers`` library, which only it needs."""
+import hashlib
 import os
 from functools import cached_property
 
@@ -48,6 +49,19 @@ class WordPiece:
     def encode_all(self, captions):
         """:meth:`encode` for a list of captions, by several threads."""
         return [encoding.ids for encoding in self._tokenizer.encode_batch(list(captions), add_special_tokens=False)]
+
+    def framed(self, ids, length):
+        """A caption's ids with the start, cut to ``length`` (None: not cut); there is no end."""
+        return [self.start, *ids][:length]
+
+    def lengths(self, tokens):
+        """How many tokens each caption has: [S, L] -> [S]. Padding is no word here."""
+        return (tokens != self.pad).sum(dim=1)
+
+    @property
+    def key(self):
+        """What differs between vocabularies, for what is kept of their ids."""
+        return hashlib.sha256('\n'.join(self.words).encode()).hexdigest()[:16]
 
     def decode(self, ids):
         """The text of token ids, special pieces left out."""

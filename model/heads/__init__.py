@@ -35,9 +35,11 @@ class Head(nn.Module):
     """
 
     names = ()     # the loss names it answers to
+    backbone = ''  # the one backbone that it is made for, where it goes before another head of its names; '' for any
     needs = ()     # of Encoded, beside the embeddings: 'image_tokens', 'text_tokens', 'masked_text_tokens', 'image_attention', ...
     fields = ()    # what it reads from the batch beside pids, image_ids, images and caption_ids
     reads = ()     # options it reads that another file adds
+    any_width = False   # whether tokens may be of another width than embeddings, and images' of another than captions'
     reads_padding = False   # whether captions must keep their padding in training; true of heads that need text tokens anyway
     released_copies = {}   # {beginning of a name: of another}: entries that checkpoints hold twice, for the released code to read
 
@@ -144,10 +146,14 @@ def leave_out(file, error):
         print(f'model/heads/{file}.py is left out, and its losses with it: {LEFT_OUT[file]}', file=sys.stderr, flush=True)
 
 
+OWN = {}        # {backbone: {loss name: Head class}} of heads that are made for one
+
+
 @functools.lru_cache(maxsize=None)
 def registry():
-    """{loss name: Head class} of every sound file in this folder."""
+    """{loss name: Head class} of every sound file in this folder, for any backbone; fills ``OWN`` with the others."""
     heads, parser = {}, options.own_parser()
+    OWN.clear()
     for module in files():
         try:
             check_aliases(module)
@@ -158,14 +164,15 @@ def registry():
 
 
 def heads_of(module, others, parser):
-    """{loss name: Head class} of one file. What would disturb the heads of the ``others``, such as an option that is in ``parser`` already,
-    raises."""
+    """{loss name: Head class} of one file, without those in ``OWN``. What would disturb the heads of the ``others``, such as an option
+    that is in ``parser`` already, raises."""
     heads, alone = {}, options.Parser(prog=module.__name__)
     for head in vars(module).values():
         if not (isinstance(head, type) and issubclass(head, Head) and head.names) or head.__module__ != module.__name__:
             continue    # no head, or imported from its own file
-        check_names(head, {**others, **heads})
-        heads.update(dict.fromkeys(head.names, head))
+        own = OWN.setdefault(head.backbone, {}) if head.backbone else heads
+        check_names(head, own if head.backbone else {**others, **heads})
+        own.update(dict.fromkeys(head.names, head))
         head.add_options(alone.add_argument_group(head.__name__))
         head.add_options(parser.add_argument_group(head.__name__))
     alone.format_help()     # a stray % in a help text would show up when somebody asks for help
@@ -198,34 +205,47 @@ def aliases():
 
 def head_classes():
     """Every head, each once, in a fixed order: those with a loss, and then those beside them that options alone ask for (``wanted``)."""
-    named = list(dict.fromkeys(registry().values()))
+    everywhere = registry().values()
+    named = list(dict.fromkeys([*everywhere, *(head for own in OWN.values() for head in own.values())]))
     modules = dict.fromkeys(sys.modules[head.__module__] for head in named)
     return named + [head for module in modules for head in vars(module).values() if isinstance(head, type) and issubclass(head, Head)
                     and head.__module__ == module.__name__ and not head.names and head.wanted is not Head.wanted]
 
 
+def heads_on(backbone):
+    """{loss name: Head class} on a backbone."""
+    everywhere = registry()
+    return {**everywhere, **OWN.get(backbone, {})}
+
+
 def active_heads(args):
     """The Head classes that ``args`` ask for: those of ``--loss_names`` in its order, then those wanted by other options."""
-    named = parse_loss_names(args.loss_names)
-    return named + [head for head in head_classes() if head not in named and head.wanted(args)]
+    backbone = getattr(args, 'backbone', 'clip')
+    named = parse_loss_names(args.loss_names, backbone)
+    return named + [head for head in head_classes() if head not in named and head.backbone in ('', backbone) and head.wanted(args)]
 
 
-def parse_loss_names(loss_names):
-    """``'sdm+mlm+id'`` -> its Head classes in that order. Unknown and repeated names raise :class:`UserError`; a loss that an
-    alias stands for may be named beside it and counts once."""
-    heads, seen, known = [], set(), {**registry(), **aliases()}
+def parse_loss_names(loss_names, backbone='clip'):
+    """``'sdm+mlm+id'`` -> its Head classes on a backbone, in that order. Unknown and repeated names raise :class:`UserError`; a loss that
+    an alias stands for may be named beside it and counts once."""
+    heads, seen, here = [], set(), heads_on(backbone)
+    known = {**here, **aliases()}
     for name in str(loss_names).replace(' ', '').split('+'):
         if name in REFUSED or name in CLAIMED:
             raise UserError(REFUSED.get(name) or CLAIMED[name])
+        elsewhere = [other for other, own in OWN.items() if name in own]
+        if name not in known and elsewhere:
+            raise UserError(f"the loss '{name}' runs on the backbone {' or '.join(elsewhere)} alone, and --backbone is {backbone}: leave "
+                            'it out of --loss_names, or choose the other backbone')
         if name not in known:
             raise UserError(f"unknown loss '{name}' in --loss_names '{loss_names}'{nearest(name, known)}")
         if name in seen:
             raise UserError(f"the loss '{name}' is named twice in --loss_names '{loss_names}'")
         seen.add(name)
         for loss in aliases().get(name, name).split('+'):
-            if loss not in registry():
+            if loss not in here:
                 raise UserError(f"the loss '{name}' stands for '{aliases()[name]}', and '{loss}' is missing")
-            heads.append(registry()[loss])
+            heads.append(here[loss])
     return list(dict.fromkeys(heads))
 
 
@@ -258,7 +278,7 @@ class HeadOptions(options.Room):
         return {loss for name in names for loss in aliases().get(name, name).split('+')}
 
     def notes(self, args):
-        named = parse_loss_names(args.loss_names)
+        named = parse_loss_names(args.loss_names, getattr(args, 'backbone', 'clip'))
         return [f"'{head.names[0]}' is not among the losses and shapes the model all the same, by its options"
                 for head in active_heads(args) if head.names and head not in named]
 

@@ -7,6 +7,7 @@ import torch
 
 from model import objectives
 from model.heads import Head
+from utils.errors import UserError
 
 BASE, GUIDED, TEMPERATURE = 0.1, 0.9 * 0.95, 0.02   # chance = BASE + GUIDED * softmax(weight / TEMPERATURE)
 
@@ -34,13 +35,16 @@ class MaskedInPlace(Head):
 
     def __init__(self, args, model):
         super().__init__()
+        if 'text_attention' not in model.backbone.gives:
+            raise UserError(f'--mlm_masking attention chooses words by attention, of which the backbone {model.backbone.name} gives none: '
+                            'leave it out')
         self.mask_id, self.rates = model.mask_id, model.masked_token_rates
 
     @torch.no_grad()
     def rewrite(self, batch, model):
         # Under an autocast of its own: its cache must not hand weights cast here, without gradient, to the pass that learns.
         with model.autocast():
-            _, attention = model.base_model.encode_text(batch['caption_ids'], need_map=True)
+            _, attention = model.backbone.encode_text(batch['caption_ids'], need_map=True)
         ids, labels = mask_attended(batch['caption_ids'], attention, self.mask_id, *self.rates)
         kept = {name: value for name, value in batch.items() if name != 'mlm_ids'}
         return {**kept, 'caption_ids': ids, 'mlm_labels': labels}

@@ -63,9 +63,9 @@ class MLM(Head):
     def __init__(self, args, model):
         super().__init__()
         width = model.embed_dim
-        if args.vocab_size < model.base_model.vocab_size:
+        if args.vocab_size < model.vocab_size:
             raise UserError(f'--vocab_size {args.vocab_size} leaves out words of the captions: the text encoder knows '
-                            f'{model.base_model.vocab_size}')
+                            f'{model.vocab_size}')
         self.weight = args.mlm_loss_weight
         self.mask_id, self.rates = model.mask_id, model.masked_token_rates
         # With captions masked in place there is nothing to choose here: the model has done it.

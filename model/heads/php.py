@@ -245,7 +245,7 @@ class PHP(Head):
 
 def refuse_misfits(args, model):
     width = model.embed_dim
-    if not model.base_model.has_image_tokens:
+    if 'image_tokens' not in model.backbone.gives:
         raise UserError('PHP (the loss aux, --php_parts) parses image tokens and a ResNet gives one vector an image: leave PHP out or '
                         'use a ViT as --pretrain_choice')
     for flag, parts in (('moe_heads', args.moe_heads), ('reduction', args.reduction)):

@@ -6,9 +6,9 @@ import torch
 from PIL import Image
 from torchvision import transforms as T
 
-from datasets.transforms import build_transforms, draw_view
+from datasets.transforms import MEAN, STD, build_transforms, draw_view
 from utils.seeding import derive_seed
-from datasets.views import MEAN, STD, finish
+from datasets.views import finish
 
 NOTHING = torch.tensor([[0, 10, 10, 0, 0, 0, 0]])   # neither mirrored nor moved nor erased
 DRAWS = 4000

@@ -7,7 +7,7 @@ from model import objectives
 from model.bert import BertShape, TextEncoder
 from model.swin import SwinTransformer
 from tests.support import golden, golden_files, golden_weight
-from utils.reranking import rerank
+from utils.reranking import bounds_of, rescored, score_best
 
 RELATIVE = 1e-5
 EDA, ATTRIBUTES, SMOOTHING = 0.8, 3, 0.4
@@ -160,4 +160,6 @@ def test_reranked_scores(reference):
         def match(caption, best):
             count = len(best)
             return model.match(tokens[caption].expand(count, -1, -1), mask[caption].expand(count, -1), images[best])[:, 1]
-        close(rerank(cosine, description['config']['k_test'], match, 'released'), vectors['out/rerank/score_t2i'])
+        best, scores = score_best([cosine], description['config']['k_test'], len(images), match, progress=False)
+        reranked, = rescored([cosine], best, scores, 'released', bounds_of([cosine]))
+        close(reranked, vectors['out/rerank/score_t2i'])

@@ -1,0 +1,147 @@
+"""What a start needs of a large annotation, kept in memory-mapped arrays beside it, so that a million captions are neither read nor
+tokenised again."""
+import contextlib
+import glob
+import hashlib
+import json
+import logging
+import os
+import shutil
+import socket
+from collections.abc import Sequence
+
+import numpy as np
+
+logger = logging.getLogger('Pedestal.dataset')
+
+VERSION = 1           # of the files: another one's are not read
+WHOLE = 'whole.json'  # written last: what arrays there are, with their sizes
+
+
+class Strings(Sequence):
+    """Texts in one array of bytes: ``strings[i]``. Goes to other processes as it is, and takes no memory beside the map's."""
+
+    def __init__(self, blob, ends):
+        self.blob, self.ends = blob, ends      # uint8 [bytes], int64 [N]: where each text ends
+
+    @classmethod
+    def of(cls, texts):
+        parts = [text.encode() for text in texts]
+        return cls(np.frombuffer(b''.join(parts), np.uint8), np.cumsum([len(part) for part in parts], dtype=np.int64))
+
+    def __len__(self):
+        return len(self.ends)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        index %= len(self)
+        return bytes(self.blob[self.ends[index - 1] if index else 0:self.ends[index]]).decode()
+
+    def digest(self):
+        """16 hexadecimal digits that differ when a text does."""
+        found = hashlib.sha256(np.ascontiguousarray(self.ends).tobytes())
+        found.update(np.ascontiguousarray(self.blob))
+        return found.hexdigest()[:16]
+
+
+class Samples(Sequence):
+    """Training pairs ``(pid, image_id, image path, caption)`` out of arrays; a list of tuples in all but what it takes of memory.
+
+    Args:
+        pids, image_ids: int [S] of each pair.
+        paths: the images' paths below ``folder``, and ``images`` [S] which of them is each pair's.
+        captions: :class:`Strings`, [S].
+    """
+
+    def __init__(self, pids, image_ids, images, paths, captions, folder):
+        self.pids, self.image_ids, self.images, self.paths, self.captions, self.folder = pids, image_ids, images, paths, captions, folder
+
+    def __len__(self):
+        return len(self.pids)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return (int(self.pids[index]), int(self.image_ids[index]), os.path.join(self.folder, self.paths[int(self.images[index])]),
+                self.captions[index])
+
+
+def open_arrays(folder, name, key, make):
+    """``{what: array}`` of ``<folder>/<name>_<key>/``, memory-mapped; ``make()`` gives them where they are not there whole.
+
+    ``key`` follows from everything that they are made of: when that changes, others are made, and the old ones are named in the log. A
+    folder that cannot be written to is no error: the arrays are made anew at each start then, which the log says.
+    """
+    place = os.path.join(folder, f'{name}_{key}')
+    found = read_arrays(place)
+    if found is not None:
+        return found
+    others = sorted(set(glob.glob(f'{glob.escape(os.path.join(folder, name))}_*')) - {place})
+    others = [other for other in others if not other.endswith('.tmp')]
+    if others:
+        logger.warning('what %s was made of has changed; unless another copy of the dataset uses it, it can be deleted', ', '.join(others))
+    arrays = make()
+    try:
+        write_arrays(place, arrays)
+    except OSError as error:
+        logger.warning('%s cannot be written (%s): it is made anew at every start', place, error.strerror or error)
+        return arrays
+    return read_arrays(place) or arrays
+
+
+def read_arrays(place):
+    """The arrays in a folder; None if they aren't there, or not whole."""
+    try:
+        with open(os.path.join(place, WHOLE), encoding='utf-8') as file:
+            sizes = json.load(file)
+        if not isinstance(sizes, dict) or any(os.path.getsize(file_of(place, what)) != size for what, size in sizes.items()):
+            raise ValueError('another size')
+        return {what: np.load(file_of(place, what), mmap_mode='r', allow_pickle=False) for what in sizes}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, EOFError) as error:
+        logger.warning('%s is damaged (%s) and is made anew', place, error)
+        return None
+
+
+def write_arrays(place, arrays):
+    """Write a folder of arrays, whole or not at all."""
+    folder = os.path.dirname(place)
+    os.makedirs(folder, exist_ok=True)
+    remove_leftovers(folder)
+    temporary = f'{place}.{socket.gethostname()}.{os.getpid()}.tmp'
+    try:
+        os.mkdir(temporary)
+        for what, array in arrays.items():
+            np.save(file_of(temporary, what), array, allow_pickle=False)
+        with open(os.path.join(temporary, WHOLE), 'w', encoding='utf-8') as file:
+            json.dump({what: os.path.getsize(file_of(temporary, what)) for what in arrays}, file)
+        for file in os.listdir(temporary):
+            with open(os.path.join(temporary, file), 'rb+') as written:
+                os.fsync(written.fileno())
+        if os.path.isdir(place) and read_arrays(place) is None:
+            shutil.rmtree(place)
+        with contextlib.suppress(FileExistsError):     # another process was quicker
+            os.rename(temporary, place)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def file_of(place, what):
+    return os.path.join(place, f'{what}.npy')
+
+
+def remove_leftovers(folder):
+    """Remove what processes of this machine left when they were killed."""
+    for path in glob.glob(f'{glob.escape(folder)}/*.{glob.escape(socket.gethostname())}.*.tmp'):
+        pid = path.split('.')[-2]
+        if pid.isdecimal() and os.name == 'posix' and not os.path.exists(f'/proc/{pid}') and os.path.isdir('/proc/self'):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def digest_of(*parts):
+    """16 hexadecimal digits that follow from plain values."""
+    return hashlib.sha256(json.dumps([VERSION, *parts]).encode()).hexdigest()[:16]

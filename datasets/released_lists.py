@@ -1,0 +1,74 @@
+"""APTM's annotation format: JSON lists of ``{"image", "caption", "image_id", "label"}``, a row a caption or a row an image.
+
+What comes out are entries as of the other annotations: ``{id, split, captions, file_path}``, and ``label`` where there is one.
+"""
+import glob
+import os
+
+from utils.errors import UserError
+from utils.iotools import read_json
+
+VALUES = frozenset((1, 0, -1))
+
+
+def list_files(root, stem, splits=('train', 'val', 'test')):
+    """``{split: path}`` of the lists ``<root>/finetune/<stem>_<split>.json`` that are there."""
+    paths = {split: os.path.join(root, 'finetune', f'{stem}_{split}.json') for split in splits}
+    return {split: path for split, path in paths.items() if os.path.isfile(path)}
+
+
+def read_list(path, split, count=None, captioned=True):
+    """The entries of one list; neighbouring rows of one image are one entry with several captions.
+
+    Args:
+        split: what the entries are said to be of.
+        count: how many labels an image must have; None: none are read.
+        captioned: whether rows have captions; PA-100K's don't, and get an empty one.
+
+    Raises:
+        UserError: the first row that isn't as it should be, with its number.
+    """
+    rows = read_json(path)
+    if not isinstance(rows, list) or not rows:
+        raise UserError(f'{path} must hold a list of rows like {{"image": .., "caption": .., "image_id": ..}}')
+    entries, numbers = [], {}
+    for number, row in enumerate(rows):
+        problem = row_problem(row, count, captioned)
+        if problem:
+            raise UserError(f'{path}: row {number} (counted from 0) {problem}')
+        captions = row['caption'] if isinstance(row.get('caption'), list) else [row.get('caption', '')]
+        pid = row.get('image_id', number)
+        pid = pid if isinstance(pid, int) else numbers.setdefault(pid, len(numbers))       # 'c_g_a_0_0' and the like
+        label = row['label'] if count is not None else None
+        last = entries[-1] if entries else None
+        if last and last['file_path'] == row['image'] and last['id'] == pid:
+            last['captions'] += captions
+        else:
+            entries.append({'id': pid, 'split': split, 'captions': captions, 'file_path': row['image'], 'label': label})
+    return entries
+
+
+def row_problem(row, count, captioned):
+    """What is wrong with a row, or None."""
+    if not isinstance(row, dict) or not isinstance(row.get('image'), str):
+        return "has no 'image', the path of a picture"
+    caption = row.get('caption')
+    texts = caption if isinstance(caption, list) else [caption]
+    if captioned and not (texts and all(isinstance(text, str) and text.strip() for text in texts)):
+        return "has no 'caption', a sentence or a list of sentences"
+    if not isinstance(row.get('image_id', 0), (int, str)) or isinstance(row.get('image_id'), bool):
+        return "has an 'image_id' that is neither a number nor a name"
+    return None if count is None else label_problem(row.get('label'), count)
+
+
+def label_problem(label, count):
+    """What is wrong with an image's labels, or None."""
+    if not isinstance(label, list) or len(label) != count:
+        return f"has a 'label' that is no list of {count} numbers"
+    wrong = [value for value in label if isinstance(value, bool) or value not in VALUES]
+    return f"has the label {wrong[0]!r}: labels are 1, 0, or -1 for unknown" if wrong else None
+
+
+def pretraining_lists(root):
+    """MALS's lists below ``<root>/gene_attrs``, in a fixed order."""
+    return sorted(glob.glob(os.path.join(glob.escape(root), 'gene_attrs', '*_attrs.json')))

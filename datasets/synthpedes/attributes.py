@@ -1,0 +1,49 @@
+"""The labels that synthpedes writes into ``attributes.json``, as attributes of 1, 0 and -1 with prompts, so that attribute pretraining and
+recognition run without a download.
+
+Colours follow the person that was drawn: of the outer layer, which is what an image shows.
+"""
+from utils.errors import UserError
+
+COLOURS = ('black', 'white', 'blue', 'red', 'grey', 'green')
+
+
+def base(tone):
+    """``'dark blue'`` -> ``'blue'``"""
+    return tone.split()[-1]
+
+
+def wears(garment, colour):
+    return lambda person: int(base(outer(person, garment)['colour']) == colour)
+
+
+def outer(person, garment):
+    return person['jacket'] or person['upper'] if garment == 'upper' else person['lower'] or person['upper']
+
+
+# name: (prompt where the label is 0, where it is 1, the label of a person)
+ATTRIBUTES = {
+    'man': ('the person is a woman', 'the person is a man', lambda person: int(person['gender'] == 'man')),
+    'long hair': ('the person has no long hair', 'the person has long hair', lambda person: int(person['hair']['length'] == 'long')),
+    'jacket': ('the person wears no jacket or coat', 'the person wears a jacket or a coat', lambda person: int(bool(person['jacket']))),
+    'backpack': ('the person has no backpack', 'the person has a backpack',
+                 lambda person: int(bool(person['bag']) and person['bag']['kind'] == 'backpack')),
+    'bag': ('the person carries no bag', 'the person carries a bag', lambda person: int(bool(person['bag']))),
+    'hat': ('the person has no hat', 'the person has a hat', lambda person: int(bool(person['hat']))),
+    'glasses': ('the person has no glasses', 'the person has glasses', lambda person: int(bool(person['glasses']))),
+    'holds': ('the person holds nothing', 'the person holds something', lambda person: int(bool(person['held']))),
+    # Sleeves under a jacket cannot be seen.
+    'short sleeves': ('the person has long sleeves', 'the person has short sleeves',
+                      lambda person: -1 if person['jacket'] else int(person['upper']['sleeves'] != 'long')),
+    **{f'{colour} {garment}': (f'the {garment} clothes are not {colour}', f'the {garment} clothes are {colour}', wears(garment, colour))
+       for garment in ('upper', 'lower') for colour in COLOURS},
+}
+PROMPTS = [(zero, one) for zero, one, _ in ATTRIBUTES.values()]
+
+
+def labels_by_pid(people, source):
+    """``{pid: [1, 0 or -1 for each of ATTRIBUTES]}`` of ``attributes.json``'s content; UserError where it isn't that."""
+    try:
+        return {person['id']: [label(person) for *_, label in ATTRIBUTES.values()] for person in people}
+    except (KeyError, TypeError, AttributeError, IndexError):
+        raise UserError(f'{source} does not hold the labels that datasets.synthpedes writes') from None

@@ -1,0 +1,161 @@
+"""Backbones: one family of encoders each, one file each, chosen by ``--backbone`` and found by itself.
+
+A backbone owns what its family takes for granted: widths of tokens and embeddings, how tokens become an embedding, its tokenizer and its
+images, where weights come from, the names of parameters in checkpoints, and learning rates. ``docs/adding_a_method.md`` walks through one.
+"""
+import functools
+import importlib
+import pkgutil
+
+from torch import nn
+
+from utils import options
+from utils.errors import UserError, unknown
+
+
+class Backbone(nn.Module):
+    """An image and a text encoder. Its parts (``named_children``) become the model's under their own names, as checkpoints have them.
+
+    What a subclass sets in ``__init__``: ``image_width``, ``text_width`` (of tokens), ``embed_dim`` (of embeddings), ``vocab_size``,
+    ``mask_id``, and ``gives`` if that depends on the weights. Embeddings are float32; tokens have the precision of the forward pass.
+    """
+
+    name = ''                # for --backbone
+    gives = frozenset()      # what heads may need: 'image_tokens', 'text_tokens', 'masked_text_tokens', 'image_attention', ...
+    lacks = {}               # {a need: why it isn't given}, for the sentence that a head gets,
+    instead = 'another --backbone'     # and what to use instead
+
+    # -- before there is a model ------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def add_options(parser):
+        """Add the backbone's own options to ``parser`` (an argparse parser or group)."""
+
+    @staticmethod
+    def settle(args):
+        """Check the backbone's options together and fill in what depends on others. Raises :class:`~utils.errors.UserError`."""
+
+    @classmethod
+    def build(cls, args, state_dict=None):
+        """The backbone that ``args`` describe, on the CPU: for training with the weights of ``--pretrain_choice``, for testing
+        (``args.training`` false) with any. ``state_dict``: a trained model's, to read the shape off; its weights are loaded later."""
+        raise NotImplementedError
+
+    @staticmethod
+    def tokenizer(args, captions=None):
+        """What turns captions into ids: ``encode(text)``, ``framed(ids, length)``, ``lengths(ids)`` and the ids ``start``, ``mask`` and
+        ``pad``. ``captions()``: the training captions, for a vocabulary that has to be made of them."""
+        raise NotImplementedError
+
+    @staticmethod
+    def pixels(args):
+        """The :class:`utils.pixels.Pixels` of this run's images."""
+        raise NotImplementedError
+
+    @staticmethod
+    def is_of(state_dict):
+        """Whether a trained model's parameters are of this family, by their names."""
+        return False
+
+    def learning_rate(self, name, args):
+        """(lr, weight decay) of the parameter ``name``, before the head that it belongs to changes them."""
+        return args.lr, args.weight_decay
+
+    # -- encoding ---------------------------------------------------------------------------------------------------------------
+
+    @property
+    def encoder(self):
+        """What heads with a pass of their own get as ``encoded.encoder``."""
+        return self
+
+    def encode_image(self, images, need_map=False):
+        """Images [B, 3, H, W] -> (tokens [B, N, image_width], the one for the whole first; map [B, N, N] or None)."""
+        raise NotImplementedError
+
+    def encode_text(self, ids, need_map=False):
+        """Token ids [B, L] -> (tokens [B, L, text_width], map [B, L, L] or None)."""
+        raise NotImplementedError
+
+    def image_embedding(self, tokens):
+        """[B, N, image_width] -> [B, embed_dim] float32"""
+        raise NotImplementedError
+
+    def text_embedding(self, tokens, ids):
+        """[B, L, text_width], [B, L] -> [B, embed_dim] float32"""
+        raise NotImplementedError
+
+    def lengths(self, ids):
+        """How many tokens each caption has, start and end included: [B, L] -> [B]."""
+        raise NotImplementedError
+
+    # -- the switches for speed and memory ----------------------------------------------------------------------------------------
+
+    def set_grad_checkpoint(self, wanted):
+        """Whether blocks keep their input alone for the gradient, and compute the rest again."""
+
+    def blocks(self):
+        """Blocks to compile, as ``(module, whether its inputs change their length)``."""
+        return []
+
+    def freeze_patches(self):
+        """``--freeze_conv1``: keep what makes patches of an image as pretrained."""
+        raise UserError(f'--freeze_conv1 is for CLIP, and --backbone is {self.name}: leave it out')
+
+    def why_whole(self):
+        """What ``--micro_batch`` cannot split a batch for, and why; None where it can."""
+
+
+@functools.lru_cache(maxsize=None)
+def registry():
+    """{name: Backbone class} of every file in this folder."""
+    found = {}
+    for info in sorted(pkgutil.iter_modules(__path__), key=lambda info: info.name):
+        for backbone in vars(importlib.import_module(f'{__name__}.{info.name}')).values():
+            if isinstance(backbone, type) and issubclass(backbone, Backbone) and backbone.name:
+                found[backbone.name] = backbone
+    return found
+
+
+def backbone_class(args):
+    """The class that ``--backbone`` names; CLIP for options without one, such as older runs'."""
+    name = getattr(args, 'backbone', 'clip')
+    if name not in registry():
+        raise unknown('--backbone', name, registry())
+    return registry()[name]
+
+
+def refuse_other_family(backbone, state_dict, source):
+    """Raise UserError where a trained model's parameters are of another backbone than the options name."""
+    for other in registry().values():
+        if other is not backbone and other.is_of(state_dict) and not backbone.is_of(state_dict):
+            raise UserError(f"{source} is of the backbone {other.name}, and the options name {backbone.name}: give --backbone "
+                            f'{other.name}, or another checkpoint')
+
+
+class BackboneOptions(options.Room):
+    """What the backbones bring to the options."""
+
+    def add_options(self, parser):
+        group = parser.add_argument_group('backbone')
+        group.add_argument('--backbone', default='clip', choices=sorted(registry()), help='the family of encoders')
+        for backbone in registry().values():
+            before = set(parser.actions())
+            backbone.add_options(group)
+            for name in set(parser.actions()) - before:
+                parser.readers[name] = [backbone]
+
+    def active(self, args):
+        return [backbone_class(args)]
+
+    def settle(self, args):
+        backbone_class(args).settle(args)
+
+    def method(self, args):
+        return args.backbone
+
+    def of(self, args):
+        """The class that ``args`` name, for what tokenises captions and prepares images."""
+        return backbone_class(args)
+
+
+options.register(__name__, BackboneOptions())

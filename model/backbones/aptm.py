@@ -1,0 +1,267 @@
+"""APTM (Yang et al., ACM MM 2023): a Swin image encoder, BERT as text and fusion encoder, and embeddings of their first tokens."""
+import os
+from dataclasses import MISSING, asdict, dataclass, fields
+
+import yaml
+from torch import nn
+
+from model import aptm_weights
+from model.backbones import Backbone
+from model.bert import BertShape, TextEncoder
+from model.swin import SwinTransformer, misfit
+from utils.errors import UserError, unknown
+from utils.option_types import weight, yes_no
+from utils.pixels import Pixels
+from utils.wordpiece import make_vocabulary, read_vocabulary
+
+SHAPES_FOLDER = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), 'configs', 'aptm', 'shapes')
+PUBLISHED = 'aptm-base'
+VOCABULARY = 'vocab.txt'     # beside a run's configs.yaml, where it was made of the captions
+
+# Mean and deviation of each dataset's training images, as released.
+STATISTICS = {
+    'MALS': ((.4417, .4181, .4237), (.3088, .2974, .3010)), 'CUHK-PEDES': ((.3890, .3652, .3484), (.2434, .2374, .2337)),
+    'ICFG-PEDES': ((.3094, .2896, .3035), (.2585, .2455, .2366)), 'RSTPReid': ((.2772, .2607, .3037), (.2610, .2508, .2529)),
+    'PA-100K': ((.4649, .4504, .4632), (.2509, .2461, .2424)),
+}
+
+LR_RULES = ('finetune', 'pretrain', 'none')
+UNDECAYED = ('LayerNorm.weight', 'norm.weight', 'norm1.weight', 'norm2.weight')
+TOKENS = frozenset({'image_tokens', 'text_tokens', 'masked_text_tokens', 'fusion'})
+
+
+@dataclass
+class AptmShape:
+    """The numbers that make an APTM; ``configs/aptm/shapes`` holds them by name."""
+    patch_size: int
+    vision_width: int
+    depths: tuple
+    vision_heads: tuple
+    window: int
+    vocab_size: int
+    text_width: int
+    text_layers: int
+    fusion_layer: int
+    text_heads: int
+    mlp_width: int
+    positions: int
+    embed_dim: int
+    drop_path: float = 0.1
+
+    @property
+    def image_width(self):
+        return self.vision_width * 2 ** (len(self.depths) - 1)
+
+    @property
+    def bert(self):
+        return BertShape(self.vocab_size, self.text_width, self.text_layers, self.fusion_layer, self.text_heads, self.mlp_width,
+                         self.positions, self.image_width)
+
+
+def read_shape(name):
+    """The shape in ``configs/aptm/shapes/<name>.yaml``."""
+    known = [os.path.splitext(file)[0] for file in os.listdir(SHAPES_FOLDER) if file.endswith('.yaml')]
+    if name not in known:
+        raise unknown('APTM shape', name, known)
+    path = os.path.join(SHAPES_FOLDER, f'{name}.yaml')
+    with open(path, encoding='utf-8') as file:
+        entries = yaml.safe_load(file)
+    names = {field.name for field in fields(AptmShape)}
+    lacking = [field.name for field in fields(AptmShape) if field.default is MISSING and field.name not in (entries or {})]
+    if not isinstance(entries, dict) or lacking or set(entries) - names:
+        raise UserError(f'{path} must hold exactly {", ".join(sorted(names))}')
+    return AptmShape(**entries)
+
+
+def shape_of(state, source='the state dict'):
+    """The :class:`AptmShape` that a state dict has. Heads of the text encoder are 64 wide, as all of BERT's."""
+    try:
+        width, _, patch, _ = state['vision_encoder.patch_embed.proj.weight'].shape
+        depths = [count(state, f'vision_encoder.layers.{stage}.blocks.') for stage in range(count(state, 'vision_encoder.layers.'))]
+        tables = [state[f'vision_encoder.layers.{stage}.blocks.0.attn.relative_position_bias_table'] for stage in range(len(depths))]
+        layers, text = count(state, 'text_encoder.bert.encoder.layer.'), 'text_encoder.bert.'
+        fusion = sum(f'{text}encoder.layer.{number}.crossattention.self.key.weight' not in state for number in range(layers))
+        words = state[f'{text}embeddings.word_embeddings.weight']
+        return AptmShape(
+            patch_size=patch, vision_width=width, depths=tuple(depths), vision_heads=tuple(table.shape[1] for table in tables),
+            window=(round(len(tables[0]) ** 0.5) + 1) // 2, vocab_size=len(words), text_width=words.shape[1], text_layers=layers,
+            fusion_layer=fusion, text_heads=words.shape[1] // 64, mlp_width=len(state[f'{text}encoder.layer.0.intermediate.dense.bias']),
+            positions=len(state[f'{text}embeddings.position_embeddings.weight']), embed_dim=len(state['vision_proj.bias']))
+    except KeyError as error:
+        raise UserError(f'{source} is no APTM that Pedestal knows: it lacks {error.args[0]}') from None
+    except (IndexError, ValueError):
+        raise UserError(f'{source} is no APTM that Pedestal knows: its tensors have other dimensions') from None
+
+
+def count(state, prefix):
+    """How many numbers follow ``prefix`` in the names."""
+    numbers = {name[len(prefix):].split('.')[0] for name in state if name.startswith(prefix)}
+    if not numbers:
+        raise KeyError(prefix + '*')
+    return len(numbers)
+
+
+class Aptm(Backbone):
+    """Image tokens are the mean of the last stage's places and those; text tokens are the lower BERT layers'. The parameters have the
+    released names: ``vision_encoder.*``, ``text_encoder.*``, ``vision_proj.*``, ``text_proj.*``.
+
+    ``fuse``, ``read`` and ``predict`` are for heads with a pass of their own: the fusion layers, and words from their tokens.
+    """
+
+    name = 'aptm'
+    gives = TOKENS
+    lacks = {**dict.fromkeys(('image_attention', 'text_attention'), "APTM's encoders give no attention maps"),
+             'clip': "APTM's encoders are not CLIP's"}
+
+    def __init__(self, shape, img_size):
+        super().__init__()
+        reason = misfit(img_size, shape.patch_size, len(shape.depths), shape.window)
+        if reason:
+            raise UserError(f'--img_size: {reason}')
+        self.shape, self.pad, self.mask_id = shape, 0, None
+        self.vision_encoder = SwinTransformer(img_size, shape.patch_size, shape.vision_width, shape.depths, shape.vision_heads,
+                                              shape.window, shape.drop_path)
+        self.text_encoder = TextEncoder(shape.bert)
+        self.vision_proj = nn.Linear(shape.image_width, shape.embed_dim)
+        self.text_proj = nn.Linear(shape.text_width, shape.embed_dim)
+        self.image_width, self.text_width, self.embed_dim = shape.image_width, shape.text_width, shape.embed_dim
+        self.vocab_size = shape.vocab_size
+        self.leftover = {}      # of a whole model's checkpoint that training starts from: the heads' parameters
+
+    # -- before there is a model ------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def add_options(parser):
+        parser.add_argument('--vocab_file', default='', help="BERT's vocab.txt or its folder; '': the run's own, made of the captions for "
+                            "a scratch: shape, or bert-base-uncased in Hugging Face's cache")
+        yes_no(parser, '--rand_aug', False, "APTM's augmentation of training images: flips, RandAugment, erasing")
+        parser.add_argument('--lr_mult', type=weight, default=2.0, help='on lr for some layers of APTM, see --lr_rule')
+        parser.add_argument('--lr_rule', choices=LR_RULES, default='finetune',
+                            help='which layers of APTM have --lr_mult: upper layers, projections and heads (finetune), or cross-attention '
+                            '(pretrain)')
+
+    @classmethod
+    def build(cls, args, state_dict=None):
+        if state_dict is not None:
+            return cls(shape_of(state_dict), args.img_size)
+        choice = args.pretrain_choice
+        if choice.startswith('scratch:'):
+            return cls(longer(read_shape(choice[len('scratch:'):]), args.text_length), args.img_size)
+        if choice == PUBLISHED or '+' in choice:
+            backbone = cls(read_shape(PUBLISHED), args.img_size)
+            return backbone.from_two_files(choice) if args.training else backbone
+        state = aptm_weights.read_weights(existing(choice))
+        backbone = cls(shape_of(state, choice), args.img_size)
+        if args.training:
+            own = backbone.state_dict()
+            backbone.leftover = {name: value for name, value in state.items() if name not in own}
+            aptm_weights.load_encoders(backbone, {name: value for name, value in state.items() if name in own}, choice)
+        return backbone
+
+    def from_two_files(self, choice):
+        """Swin's and BERT's own weights; the projections and cross-attention stay as they were made."""
+        swin, bert = choice.split('+', 1) if '+' in choice else (aptm_weights.swin_file(), aptm_weights.bert_folder())
+        state = {**aptm_weights.from_swin(aptm_weights.read_weights(os.path.expanduser(swin))),
+                 **aptm_weights.from_bert(aptm_weights.read_weights(aptm_weights.bert_file(os.path.expanduser(bert))))}
+        aptm_weights.load_encoders(self, state, f'{swin} and {bert}', lambda name: '.crossattention.' in name or '_proj.' in name[:12])
+        return self
+
+    @staticmethod
+    def tokenizer(args, captions=None):
+        """BERT's vocabulary: the file that is named, the run's own, one made of the training captions for a ``scratch:`` shape, or
+        bert-base-uncased's."""
+        if args.vocab_file:
+            return read_vocabulary(os.path.expanduser(args.vocab_file))
+        checkpoint = getattr(args, 'checkpoint', None)
+        folders = [args.output_dir, *([os.path.dirname(checkpoint)] if checkpoint else [])]
+        for path in (os.path.join(folder, VOCABULARY) for folder in folders):
+            if os.path.isfile(path):
+                return read_vocabulary(path)
+        if args.pretrain_choice.startswith('scratch:') and captions is not None:
+            made = make_vocabulary(captions(), read_shape(args.pretrain_choice[len('scratch:'):]).vocab_size)
+            made.save(os.path.join(args.output_dir, VOCABULARY))
+            return made
+        if args.pretrain_choice.startswith('scratch:'):
+            raise UserError(f"there is no vocabulary: neither {' nor '.join(os.path.join(folder, VOCABULARY) for folder in folders)} is "
+                            'there; name the one that the run was trained with by --vocab_file')
+        return read_vocabulary(aptm_weights.bert_folder())
+
+    @staticmethod
+    def pixels(args):
+        trained_on = getattr(args, 'trained_on', args.dataset_name)
+        return Pixels(*STATISTICS.get(trained_on, STATISTICS['CUHK-PEDES']), fill=(0.0, 0.0, 0.0), interpolation='bicubic')
+
+    @staticmethod
+    def is_of(state_dict):
+        return 'vision_encoder.patch_embed.proj.weight' in state_dict
+
+    def learning_rate(self, name, args):
+        bare = 'bias' in name or name.endswith(UNDECAYED)
+        return args.lr * (args.lr_mult if name.startswith(self.multiplied(args.lr_rule)) else 1), 0.0 if bare else args.weight_decay
+
+    def multiplied(self, rule):
+        """What the names of parameters begin with that learn at ``--lr_mult`` times the rate. Of the published sizes these are, in
+        fine-tuning, Swin's stages 2 and 3 and BERT's layers 4, 5, 10 and 11: the last two of each half."""
+        shape, layer = self.shape, 'text_encoder.bert.encoder.layer.'
+        if rule == 'pretrain':
+            return tuple(f'{layer}{number}.crossattention.' for number in range(shape.fusion_layer, shape.text_layers))
+        if rule == 'none':
+            return ()
+        stages, last = len(shape.depths), [*range(shape.fusion_layer)[-2:], *range(shape.fusion_layer, shape.text_layers)[-2:]]
+        return ('vision_proj.', 'text_proj.', 'itm_head.', 'text_encoder.cls.',
+                *(f'vision_encoder.layers.{stage}.' for stage in range(stages)[-2:]), *(f'{layer}{number}.' for number in last))
+
+    # -- encoding ---------------------------------------------------------------------------------------------------------------
+
+    def encode_image(self, images, need_map=False):
+        return self.vision_encoder(images), None
+
+    def encode_text(self, ids, need_map=False):
+        return self.text_encoder.encode(ids, self.mask_of(ids)), None
+
+    def mask_of(self, ids):
+        """1 at words and 0 at padding: [B, L] -> [B, L]."""
+        return (ids != self.pad).long()
+
+    def image_embedding(self, tokens):
+        return self.vision_proj(tokens[:, 0]).float()
+
+    def text_embedding(self, tokens, ids):
+        return self.text_proj(tokens[:, 0]).float()
+
+    def lengths(self, ids):
+        return (ids != self.pad).sum(dim=1)
+
+    def fuse(self, text_tokens, mask, image_tokens):
+        """A caption's tokens with an image's: [B, L, text_width], [B, L], [B, N, image_width] -> [B, L, text_width]."""
+        return self.text_encoder.fuse(text_tokens, mask, image_tokens)
+
+    def read(self, ids, mask, image_tokens):
+        """All layers on a caption's ids: [B, L], [B, L], [B, N, image_width] -> [B, L, text_width]."""
+        return self.text_encoder.read(ids, mask, image_tokens)
+
+    def predict(self, tokens):
+        """[M, text_width] -> the words' scores [M, vocab_size]"""
+        return self.text_encoder.predict(tokens)
+
+    # -- the switches for speed and memory ----------------------------------------------------------------------------------------
+
+    def set_grad_checkpoint(self, wanted):
+        self.vision_encoder.grad_checkpoint = self.text_encoder.grad_checkpoint = wanted
+
+    def blocks(self):
+        return ([(block, False) for stage in self.vision_encoder.layers for block in stage.blocks]
+                + [(layer, True) for layer in self.text_encoder.bert.encoder.layer])
+
+
+def longer(shape, text_length):
+    """The shape with room for captions of ``text_length`` tokens."""
+    return AptmShape(**{**asdict(shape), 'positions': max(shape.positions, text_length)})
+
+
+def existing(choice):
+    path = os.path.expanduser(choice)
+    if not os.path.isfile(path):
+        raise UserError(f'--pretrain_choice: there is no file {choice}; the backbone aptm takes a checkpoint, <Swin file>+<BERT folder>, '
+                        f'{PUBLISHED}, or scratch:<shape> of configs/aptm/shapes')
+    return path

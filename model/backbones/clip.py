@@ -1,0 +1,105 @@
+"""CLIP (Radford et al., ICML 2021), as IRRA and its children use it."""
+import functools
+
+import torch
+
+from model.backbones import Backbone
+from model.clip_model import ResidualAttentionBlock, Transformer
+from model.clip_weights import build_clip, empty_clip, shape_named, shape_of
+from utils import pixels
+from utils.simple_tokenizer import SimpleTokenizer
+
+TOKENS = frozenset({'image_tokens', 'text_tokens', 'masked_text_tokens', 'image_attention', 'text_attention', 'clip'})
+
+
+@functools.lru_cache(maxsize=None)
+def clip_tokenizer():
+    return SimpleTokenizer()
+
+
+class Clip(Backbone):
+    """Two towers with tokens in the embeddings' space; the parameters are ``base_model.*``."""
+
+    name = 'clip'
+    lacks = dict.fromkeys(('image_tokens', 'image_attention', 'clip'), 'a ResNet gives one vector an image')
+    instead = 'a ViT as --pretrain_choice'
+
+    def __init__(self, clip):
+        super().__init__()
+        self.base_model = clip
+        self.image_width = self.text_width = self.embed_dim = clip.embed_dim
+        self.vocab_size, self.mask_id = clip.vocab_size, clip.vocab_size - 3      # below start and end
+        self.gives = TOKENS if clip.has_image_tokens else TOKENS - self.lacks.keys()
+
+    @classmethod
+    def build(cls, args, state_dict=None):
+        sizes = args.img_size, args.stride_size, args.text_length
+        if state_dict is not None:
+            of_clip = {name[len('base_model.'):]: value for name, value in state_dict.items() if name.startswith('base_model.')}
+            return cls(empty_clip(shape_of(of_clip), *sizes))
+        if args.training:
+            return cls(build_clip(args.pretrain_choice, *sizes, args.trust_archive))
+        return cls(empty_clip(shape_named(args.pretrain_choice, args.trust_archive), *sizes))
+
+    @staticmethod
+    def tokenizer(args, captions=None):
+        return clip_tokenizer()
+
+    @staticmethod
+    def pixels(args):
+        return pixels.CLIP
+
+    @staticmethod
+    def is_of(state_dict):
+        return 'base_model.token_embedding.weight' in state_dict
+
+    @staticmethod
+    def learning_rate(name, args):
+        """IRRA's rules, the later ones winning."""
+        lr, weight_decay = args.lr, args.weight_decay
+        part, last = name.split('.')[0], name.split('.')[-1]
+        if part.startswith(('cross_attn', 'cross_modal_transformer')):
+            lr = args.lr * args.lr_factor
+        if last.endswith('bias'):
+            lr, weight_decay = args.lr * args.bias_lr_factor, args.weight_decay_bias
+        if part in ('classifier', 'mlm_head', 'itm_head'):
+            lr = args.lr * args.lr_factor
+        return lr, weight_decay
+
+    @property
+    def encoder(self):
+        return self.base_model
+
+    def encode_image(self, images, need_map=False):
+        return self.base_model.encode_image(images, need_map)
+
+    def encode_text(self, ids, need_map=False):
+        return self.base_model.encode_text(ids, need_map)
+
+    def image_embedding(self, tokens):
+        """The class token."""
+        return tokens[:, 0].float()
+
+    def text_embedding(self, tokens, ids):
+        """The end-of-text token, which has the largest id."""
+        return tokens[torch.arange(len(tokens), device=tokens.device), ids.argmax(dim=-1)].float()
+
+    def lengths(self, ids):
+        return ids.argmax(dim=1) + 1     # id 0 pads, and is a word, too
+
+    def set_grad_checkpoint(self, wanted):
+        for part in self.modules():
+            if isinstance(part, Transformer):
+                part.grad_checkpoint = wanted
+
+    def blocks(self):
+        of_images = set(self.base_model.visual.modules())
+        return [(part, part not in of_images) for part in self.modules() if isinstance(part, ResidualAttentionBlock)]
+
+    def freeze_patches(self):
+        self.base_model.visual.conv1.requires_grad_(False)
+
+    def why_whole(self):
+        if self.base_model.has_image_tokens:
+            return None
+        return 'a ResNet, which normalises over all of its images: leave it out or use a ViT as --pretrain_choice'

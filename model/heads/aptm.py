@@ -1,0 +1,225 @@
+"""APTM (Yang et al., ACM MM 2023): contrast by identity, matching with hard negatives, masked words, second captions and attribute prompts.
+
+These run on the backbone ``aptm``, whose fusion layers read a caption with an image.
+"""
+import torch
+from torch import nn
+
+from model import objectives
+from model.heads import Head
+from utils.option_types import amount, share, weight
+
+NO_LABEL = -100
+PROMPTS_MATCHED = 5      # of the attributes' prompts, a step
+
+
+class Temperature(nn.Module):
+    """What similarities are divided by: ``temp``, learned and not clamped."""
+
+    def __init__(self, start):
+        super().__init__()
+        self.temp = nn.Parameter(torch.tensor(float(start)))
+
+
+class Matching(nn.Module):
+    """Two scores of a fused first token, the second of which says that caption and image belong together: ``itm_head``."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.itm_head = nn.Sequential(nn.Linear(width, 2 * width), nn.LayerNorm(2 * width), nn.GELU(), nn.Linear(2 * width, 2))
+
+    def forward(self, encoder, text_tokens, mask, image_tokens):
+        """[P, L, D], [P, L], [P, N, K] -> [P, 2]"""
+        return self.itm_head(encoder.fuse(text_tokens, mask, image_tokens)[:, 0])
+
+
+class AptmHead(Head):
+    backbone = 'aptm'
+    any_width = True
+
+
+class SoftITC(AptmHead):
+    """InfoNCE whose targets are all samples of an identity."""
+    names = ('itc',)
+    reads = ('itc_loss_weight',)
+
+    @staticmethod
+    def add_options(parser):
+        parser.add_argument('--start_temperature', type=amount, default=0.07, help='of the similarities, learned from there on (aptm)')
+
+    def __init__(self, args, model):
+        super().__init__()
+        self.weight = args.itc_loss_weight
+        self.temperature = model.shared(Temperature, args.start_temperature)
+
+    def forward(self, encoded, batch):
+        temperature = self.temperature.temp
+        loss = objectives.itc_by_identity(encoded.image, encoded.text, batch['pids'], temperature=temperature)
+        return {'itc_loss': self.weight * loss, 'temp': temperature.detach()}
+
+
+class ITM(AptmHead):
+    """Does a caption belong to an image? Asked of the pairs and of two hard negatives for each."""
+    names = ('itm',)
+    needs = ('image_tokens', 'text_tokens', 'fusion')
+    reads = ('start_temperature',)
+
+    @staticmethod
+    def add_options(parser):
+        parser.add_argument('--itm_loss_weight', type=weight, default=1.0, help='weight of itm')
+
+    def __init__(self, args, model):
+        super().__init__()
+        self.weight = args.itm_loss_weight
+        self.temperature = model.shared(Temperature, args.start_temperature)
+        self.matching = model.shared(Matching, model.text_width)
+
+    def forward(self, encoded, batch):
+        mask = encoded.encoder.mask_of(batch['caption_ids'])
+        loss, accuracy = matching_loss(self.matching, encoded, encoded.text, encoded.text_tokens, mask, batch['pids'],
+                                       self.temperature.temp)
+        return {'itm_loss': self.weight * loss, 'itm_acc': accuracy}
+
+    def why_whole(self):
+        return 'it draws negatives out of the whole batch and reads their tokens'
+
+    def match(self, encoder, caption_ids, text_tokens, image_tokens):
+        """The scores that re-rank: of captions [P, L] with tokens [P, L, D] and images with tokens [P, N, K], [P]."""
+        return self.matching(encoder, text_tokens, encoder.mask_of(caption_ids), image_tokens)[:, 1].float()
+
+
+def matching_loss(matching, encoded, text, text_tokens, mask, pids, temperature):
+    """(loss, accuracy) over B pairs and 2 B hard negatives; the pairs alone where the batch holds one identity."""
+    texts, images = objectives.hard_negatives(encoded.image, text, pids, temperature=temperature)
+    pairs = [(text_tokens, mask, encoded.image_tokens)]
+    if texts is not None:
+        pairs += [(text_tokens[texts], mask[texts], encoded.image_tokens), (text_tokens, mask, encoded.image_tokens[images])]
+    logits = matching(encoded.encoder, *(torch.cat(parts) for parts in zip(*pairs)))                 # [3B, 2]
+    matches = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
+    matches[:len(pids)] = 1
+    return objectives.image_text_matching(logits, matches), objectives.accuracy(logits, matches)
+
+
+class BertMLM(AptmHead):
+    """Predict a caption's masked words from it and the image, by all of BERT's layers."""
+    names = ('mlm',)
+    needs = ('image_tokens', 'fusion')
+    fields = ('bert_mlm_ids', 'bert_mlm_places', 'bert_mlm_labels')
+    reads = ('mlm_loss_weight',)
+
+    def __init__(self, args, model):
+        super().__init__()
+        self.weight = args.mlm_loss_weight
+
+    def forward(self, encoded, batch):
+        mask = encoded.encoder.mask_of(batch['caption_ids'])
+        loss, accuracy = word_loss(encoded.encoder, batch['bert_mlm_ids'], mask, batch['bert_mlm_places'], batch['bert_mlm_labels'],
+                                   encoded.image_tokens)
+        return {'mlm_loss': self.weight * loss, 'mlm_acc': accuracy}
+
+    reads_padding = True
+
+    def share(self, piece, batch):
+        chosen, in_all = ((samples['bert_mlm_labels'] != NO_LABEL).sum() for samples in (piece, batch))
+        return chosen / in_all.clamp(min=1)
+
+
+def word_loss(encoder, ids, mask, places, labels, image_tokens):
+    """(loss, accuracy) of the words at ``places`` [B, M] of masked captions ``ids`` [B, L]; where ``labels`` [B, M] are -100 is none."""
+    tokens = encoder.read(ids, mask, image_tokens)                                                   # [B, L, D]
+    tokens = tokens.gather(1, places[..., None].expand(-1, -1, tokens.shape[-1])).flatten(0, 1)     # [B M, D]
+    labels = labels.flatten()
+    chosen = (labels != NO_LABEL).nonzero().squeeze(1)
+    logits = encoder.predict(tokens.index_select(0, chosen))
+    labels = labels.index_select(0, chosen)
+    return objectives.masked_language_modelling(logits, labels), objectives.accuracy(logits, labels)
+
+
+class EDA(AptmHead):
+    """The losses itc and itm once more, of each caption's changed copy."""
+    names = ('eda',)
+    needs = ('image_tokens', 'fusion')
+    fields = ('eda_ids',)
+    reads = ('start_temperature',)
+
+    @staticmethod
+    def add_options(parser):
+        parser.add_argument('--eda_loss_weight', type=weight, default=0.8, help='weight of what eda adds')
+
+    def __init__(self, args, model):
+        super().__init__()
+        self.weight = args.eda_loss_weight
+        self.temperature = model.shared(Temperature, args.start_temperature)
+        self.matching = model.shared(Matching, model.text_width) if 'itm' in args.loss_names.replace(' ', '').split('+') else None
+
+    def forward(self, encoded, batch):
+        encoder, ids, pids = encoded.encoder, batch['eda_ids'], batch['pids']
+        tokens, _ = encoder.encode_text(ids)
+        text = encoder.text_embedding(tokens, ids)
+        loss = objectives.itc_by_identity(encoded.image, text, pids, temperature=self.temperature.temp)
+        if self.matching is not None:
+            loss = loss + matching_loss(self.matching, encoded, text, tokens, encoder.mask_of(ids), pids, self.temperature.temp)[0]
+        return {'eda_loss': self.weight * loss}
+
+    def why_whole(self):
+        return 'it compares the whole batch and reads its tokens'
+
+
+class Attributes(AptmHead):
+    """Images against sentences about their attributes: contrast, matching and masked words of prompts."""
+    names = ('attr',)
+    needs = ('image_tokens', 'fusion')
+    fields = ('attribute_labels', 'prompt_seed')     # the batch has prompts for it, too
+    reads = ('start_temperature',)
+
+    @staticmethod
+    def add_options(parser):
+        parser.add_argument('--attr_loss_weight', type=weight, default=0.8, help='weight of attr, the mean of its three losses')
+        parser.add_argument('--attr_smoothing', type=share, default=0.4, help='of the labels in the contrast and matching of attr')
+        parser.add_argument('--prompt_file', default='', help="the attributes' prompts instead of the dataset's own: a JSON list of "
+                            '["where the label is 0", "where it is 1"]')
+
+    def __init__(self, args, model):
+        super().__init__()
+        self.weight, self.smoothing = args.attr_loss_weight, args.attr_smoothing
+        self.temperature = model.shared(Temperature, args.start_temperature)
+        self.matching = model.shared(Matching, model.text_width)
+
+    def forward(self, encoded, batch):
+        contrast, matching, words = attribute_losses(self, encoded, batch)
+        return {'attr_loss': self.weight * (contrast + matching + words) / 3}
+
+    def why_whole(self):
+        return 'its prompts are matched with images of the whole batch'
+
+
+def attribute_losses(head, encoded, batch):
+    """(contrast, matching, words) of the batch's prompts and images."""
+    encoder, ids, labels = encoded.encoder, batch['prompt_ids'], batch['attribute_labels']           # [2A, L], [B, A]
+    mask, (tokens, _) = encoder.mask_of(ids), encoder.encode_text(ids)
+    contrast = objectives.attribute_contrast(encoded.image, encoder.text_embedding(tokens, ids), labels, smoothing=head.smoothing,
+                                             temperature=head.temperature.temp)
+    holds = objectives.prompt_holds(labels)                                                          # [B, 2A]
+    losses = [match_prompt(head, encoded, tokens[prompt], mask[prompt], labels[:, prompt // 2], holds[:, prompt])
+              for prompt in torch.randperm(len(ids))[:PROMPTS_MATCHED].tolist()]
+    return contrast, torch.stack(losses).mean(), prompt_words(encoded, batch, mask, holds)
+
+
+def match_prompt(head, encoded, tokens, mask, labels, holds):
+    """Whether one prompt is true of each image that is labelled: tokens [L, D], mask [L], labels [B], holds [B] -> scalar."""
+    known = (labels >= 0).nonzero().squeeze(1)
+    count = len(known)
+    if not count:
+        return encoded.image.new_zeros(())
+    logits = head.matching(encoded.encoder, tokens.expand(count, -1, -1), mask.expand(count, -1), encoded.image_tokens[known])
+    return objectives.smoothed_binary(logits, holds[known].long(), smoothing=head.smoothing)
+
+
+def prompt_words(encoded, batch, mask, holds):
+    """The masked words of each prompt that some image satisfies, read with one of those images, which is drawn."""
+    true = holds.any(dim=0).nonzero().squeeze(1)                                                     # [P] of 2A
+    if not len(true):
+        return encoded.image.new_zeros(())
+    images = torch.multinomial(holds.t()[true].float(), 1).squeeze(1)
+    ids, places, labels = (batch[f'prompt_mlm_{part}'][true] for part in ('ids', 'places', 'labels'))
+    return word_loss(encoded.encoder, ids, mask[true], places, labels, encoded.image_tokens[images])[0]

@@ -1,0 +1,89 @@
+"""Arrays beside an annotation."""
+import logging
+import os
+import pickle
+
+import numpy as np
+import pytest
+
+from datasets.listing import Samples, Strings, digest_of, open_arrays
+
+TEXTS = ['a man', '', 'Grüße 👋', 'x' * 1000]
+
+
+def test_strings():
+    strings = Strings.of(TEXTS)
+    for other in (strings, pickle.loads(pickle.dumps(strings))):
+        assert list(other) == TEXTS and other[-1] == TEXTS[-1] and other[1:3] == TEXTS[1:3] and len(other) == 4
+    with pytest.raises(IndexError):
+        strings[4]
+    assert len({Strings.of(texts).digest() for texts in (TEXTS, TEXTS[:3], ['a', ' man'], ['a ', 'man'], [])}) == 5
+    assert list(Strings.of([])) == []
+
+
+def test_samples_are_tuples():
+    samples = Samples(np.array([3, 3]), np.array([0, 0]), np.array([0, 0]), Strings.of(['a/1.jpg']), Strings.of(['one', 'two']), 'imgs')
+    assert list(samples) == [(3, 0, os.path.join('imgs', 'a/1.jpg'), 'one'), (3, 0, os.path.join('imgs', 'a/1.jpg'), 'two')]
+    assert samples[:1] == [samples[0]] and [type(value) for value in samples[0]] == [int, int, str, str]
+
+
+@pytest.fixture
+def made():
+    return []
+
+
+def arrays(folder, made, key='k1', values=(1, 2, 3)):
+    def make():
+        made.append(key)
+        return {'numbers': np.array(values), 'others': np.zeros((2, 0), np.uint8)}
+    return open_arrays(str(folder), 'tokens', key, make)
+
+
+def test_made_once_and_mapped(tmp_path, made):
+    first, second = arrays(tmp_path, made), arrays(tmp_path, made)
+    assert made == ['k1'] and isinstance(second['numbers'], np.memmap)
+    assert first['numbers'].tolist() == second['numbers'].tolist() == [1, 2, 3] and second['others'].shape == (2, 0)
+
+
+def test_another_key_makes_another_and_says_so(tmp_path, made, caplog):
+    arrays(tmp_path, made)
+    with caplog.at_level(logging.WARNING, 'Pedestal.dataset'):
+        assert arrays(tmp_path, made, 'k2', (4,))['numbers'].tolist() == [4]
+    assert made == ['k1', 'k2'] and 'tokens_k1' in caplog.text
+
+
+@pytest.mark.parametrize('damage', [lambda path: os.truncate(path / 'numbers.npy', 20), lambda path: (path / 'numbers.npy').unlink(),
+                                    lambda path: (path / 'whole.json').write_text('{'), lambda path: (path / 'whole.json').unlink()])
+def test_what_is_not_whole_is_made_anew(tmp_path, made, damage):
+    arrays(tmp_path, made)
+    damage(tmp_path / 'tokens_k1')
+    assert arrays(tmp_path, made)['numbers'].tolist() == [1, 2, 3] and made == ['k1', 'k1']
+    arrays(tmp_path, made)
+    assert made == ['k1', 'k1']
+
+
+def test_a_stopped_write_leaves_nothing(tmp_path, made, monkeypatch):
+    monkeypatch.setattr(np, 'save', lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        arrays(tmp_path, made)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_killed_write_is_cleared_away(tmp_path, made):
+    import socket
+    left = tmp_path / f'tokens_k0.{socket.gethostname()}.99999999.tmp'
+    left.mkdir()
+    arrays(tmp_path, made)
+    assert sorted(os.listdir(tmp_path)) == ['tokens_k1']
+
+
+def test_a_folder_that_cannot_be_written(tmp_path, made, caplog):
+    (tmp_path / 'file').touch()
+    with caplog.at_level(logging.WARNING, 'Pedestal.dataset'):
+        for _ in range(2):
+            assert arrays(tmp_path / 'file' / 'cache', made)['numbers'].tolist() == [1, 2, 3]
+    assert made == ['k1', 'k1'] and 'made anew at every start' in caplog.text
+
+
+def test_digests():
+    assert digest_of(1, 'a') == digest_of(1, 'a') != digest_of('1', 'a') and len(digest_of()) == 16
