@@ -168,9 +168,9 @@ def test_formats():
     text, markdown, latex = (write('RSTPReid', reproduce_tables.HEADER, [row().cells()]) for write in reproduce_tables.FORMATS.values())
     assert '60.65 / 60.20 (+0.45)' in text
     header, rule, line = markdown.splitlines()[2:]
-    assert header.count('|') == rule.count('|') == line.replace(r'\|', '').count('|') == 10 and r'a_run\|1' in line
+    assert header.count('|') == rule.count('|') == line.replace(r'\|', '').count('|') == 12 and r'a_run\|1' in line
     assert r'a\_run|1 & IRRA & sdm+mlm+id & 60.65 / 60.20 (+0.45) &' in latex
-    assert latex.count('&') == 16 and latex.endswith(r'\end{tabular}')
+    assert latex.count('&') == 20 and latex.endswith(r'\end{tabular}')
 
 
 def test_the_program_prints_each_format(runs, data, monkeypatch, capsys):
@@ -182,8 +182,9 @@ def test_the_program_prints_each_format(runs, data, monkeypatch, capsys):
 
 # -- published rows ------------------------------------------------------------------------------------------------------
 
-def run_of(loss_names, dataset='CUHK-PEDES', pretrain_choice='ViT-B/16', php_parts=None):
-    return argparse.Namespace(loss_names=loss_names, dataset_name=dataset, pretrain_choice=pretrain_choice, php_parts=php_parts)
+def run_of(loss_names, dataset='CUHK-PEDES', pretrain_choice='ViT-B/16', php_parts=None, init_from=''):
+    return argparse.Namespace(loss_names=loss_names, dataset_name=dataset, pretrain_choice=pretrain_choice, php_parts=php_parts,
+                              init_from=init_from)
 
 
 @pytest.mark.parametrize('run, method', [
@@ -193,7 +194,11 @@ def run_of(loss_names, dataset='CUHK-PEDES', pretrain_choice='ViT-B/16', php_par
     (run_of('sdm+itc+aux', php_parts='crfm+efp'), 'PHP'), (run_of('sdm+itc', php_parts='crfm+efp'), 'PHP without aux'),
     (run_of('sdm+itc', php_parts='base'), 'PHP base'), (run_of('sdm+itc+aux', php_parts='efp'), 'PHP efp'),
     (run_of('sdm+itc'), None), (run_of('sdm+mlm+id', pretrain_choice='scratch:tiny'), None), (run_of('sdm+id', 'synthpedes'), None),
-    (run_of('sdm+mlm+id', pretrain_choice='/weights/ViT-B-16.pt'), 'IRRA')])
+    (run_of('sdm+mlm+id', pretrain_choice='/weights/ViT-B-16.pt'), 'IRRA'),
+    (run_of('sdm+mlm+id', init_from='weights/HAM/best0.pth'), 'HAM + IRRA'), (run_of('sdm+mlm+id', init_from='ham_irra.pth'), 'HAM + IRRA'),
+    (run_of('sdm+mlm+id', 'RSTPReid', pretrain_choice='weights/nam.pth'), 'NAM + IRRA'), (run_of('a-sdm+mlm+id+efa'), 'FMFA'),
+    (run_of('sdm+mlm+id', init_from='logs/champion/best.pth'), 'IRRA'), (run_of('itc', init_from='ham.pth'), None),
+    (run_of('sdm+tri'), None)])
 def test_which_row_a_run_belongs_to(run, method):
     assert published_row(run).get('method') == method
 
@@ -209,7 +214,32 @@ def test_published_tables_are_whole(dataset):
     assert content['dataset'] == dataset
     for entry in content['results']:
         assert entry['key'] in content['sources'] and entry['method'] and entry['backbone'] and len(entry['values']) == len(METRICS)
-        given = [value for value in entry['values'] if value is not None]
-        assert all(0 < value <= 100 for value in given) and given[0] <= given[1]
+        given, ranks = ([value for value in entry['values'][:end] if value is not None] for end in (5, 3))
+        assert entry['values'][0] and all(0 < value <= 100 for value in given) and ranks == sorted(ranks)
     irra, = (entry for entry in content['results'] if entry['method'] == 'IRRA')
     assert irra['values'][0] == {'CUHK-PEDES': 73.38, 'ICFG-PEDES': 63.46, 'RSTPReid': 60.20}[dataset]
+
+
+def test_all_that_is_published_is_listed_on_request(runs, data, capsys):
+    main(['--logs', os.path.join(runs, 'RSTPReid'), '--root_dir', data, '--published'])
+    printed = capsys.readouterr().out
+    line, = (line for line in printed.splitlines() if '| HAM + IRRA ' in line)
+    assert '| / 71.35 ' in line and '| published ' in line and '| 2025 ' in line
+    assert '| / 65.35 ' in next(line for line in printed.splitlines() if '| RDE ' in line)
+
+
+def test_last_and_mean_stand_beside_the_best(runs, data):
+    """Figures of the journal; none where another split was looked at while training."""
+    folder = folder_of(runs, 'irra')
+    with open(os.path.join(folder, 'metrics.jsonl')) as file:
+        last = [line for line in map(json.loads, file) if line['kind'] == 'evaluation'][-1]
+    more = [{**last, 'epoch': epoch, 'R1': r1} for epoch, r1 in ((2, 90.0), (3, 12.0), (4, 14.0), (5, 16.0), (6, 18.0), (7, 20.0))]
+    with open(os.path.join(folder, 'metrics.jsonl'), 'a') as file:
+        file.writelines(json.dumps(line) + '\n' for line in more)
+    row, = rows_of(folder, runs, ['--root_dir', data])
+    assert dict(zip(reproduce_tables.HEADER, row.cells()))['R1 last'] == '20.00'
+    assert dict(zip(reproduce_tables.HEADER, row.cells()))['R1 mean of last 5'] == '16.00'
+    with open(os.path.join(folder, 'metrics.jsonl'), 'a') as file:
+        file.write(json.dumps({**last, 'epoch': 8, 'split': 'val'}) + '\n')
+    row, = rows_of(folder, runs, ['--root_dir', data])
+    assert row.cells()[-3:-1] == ['-', '-']
