@@ -385,7 +385,9 @@ def fit_tables(state, clip, fitted, path):
     if fitted and len(state[name]) != 1 + places:
         raise UserError(f'{path} is of a model trained with {len(state[name]) - 1} image positions, and --img_size and '
                         f'--stride_size give {clip.grid[0]}x{clip.grid[1]} = {places}: give those it was trained with')
-    state[name] = fit_positions(state[name], clip.grid, old_grid=clip.grid if fitted else None)
+    # A CLIP that was pretrained on pedestrians has their grid, which makes no square.
+    of_this_grid = fitted or len(state[name]) == 1 + places and square_side(state[name]) is None
+    state[name] = fit_positions(state[name], clip.grid, old_grid=clip.grid if of_this_grid else None)
     length = len(state['positional_embedding'])
     if clip.text_length > length:
         raise UserError(f'--text_length {clip.text_length} is more than the {length} positions that {path} has')

@@ -22,6 +22,8 @@ def read_checkpoint(path, hashed=False):
     checkpoint, digest = read_torch_file(path, hashed=True) if hashed else (read_torch_file(path), None)
     if not isinstance(checkpoint, dict):
         raise UserError(f'{path} is not a checkpoint: it holds a {type(checkpoint).__name__}')
+    if 'model' not in checkpoint and isinstance(checkpoint.get('state_dict'), dict):   # open_clip's and others' name for it
+        checkpoint['model'] = checkpoint.pop('state_dict')
     if 'model' not in checkpoint:
         if not all(isinstance(value, torch.Tensor) for value in checkpoint.values()) or not checkpoint:
             raise UserError(f"{path} is not a checkpoint: it has no 'model', only {', '.join(map(str, list(checkpoint)[:5]))}")
@@ -71,21 +73,29 @@ def misfits(own, weights):
 
 
 def start_from(model, path):
-    """``--init_from``: start a new run from another one's weights. The encoders must fit; heads that the checkpoint lacks and a
-    classifier over other identities stay as they were made, heads that only it has are left out, and the log says so."""
-    weights, own = read_checkpoint(path)['model'], model.state_dict()
+    """``--init_from``: start a new run from another one's weights, or from a CLIP's, such as those that were pretrained on generated
+    pedestrians. The encoders must fit; heads that the checkpoint lacks and a classifier over other identities stay as they were made,
+    heads that only it has are left out, and the log says so."""
+    weights, own = as_a_runs(read_checkpoint(path)['model']), model.state_dict()
     encoder = {name: value for name, value in weights.items() if name.startswith('base_model.') and not name.startswith(UNUSED)}
     missing = [name for name in own if name.startswith('base_model.') and name not in encoder]
     extra = [name for name in encoder if name not in own]
     shapes = misfits(own, encoder)
     if missing or extra or shapes:
-        raise UserError(f'{path} has another encoder than the options describe: {some(shapes + missing + extra)}')
+        raise UserError(f'{path} has another encoder than the options describe: {some(shapes + missing + extra)}; a CLIP for another '
+                        '--img_size, or with names other than its own, is for --pretrain_choice')
     fitting = {name: value for name, value in weights.items() if name in own and not misfits(own, {name: value})}
     anew = [name for name in own if name not in fitting]
     left_out = [name for name in weights if name not in own and not is_unused(name)]
     model.load_state_dict({**own, **fitting})
     logger.info('started from %s: %d entries taken%s%s', path, len(fitting),
                 f'; made anew: {some(anew)}' if anew else '', f'; left out: {some(left_out)}' if left_out else '')
+
+
+def as_a_runs(weights):
+    """A CLIP's own state dict under the names that it has in a run's checkpoint; a run's as it is."""
+    of_a_clip = 'visual.conv1.weight' in weights and not any(name.startswith('base_model.') for name in weights)
+    return {f'base_model.{name}': value for name, value in weights.items()} if of_a_clip else weights
 
 
 class Checkpointer:
