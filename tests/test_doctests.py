@@ -12,7 +12,7 @@ PUBLIC = [
     'datasets.bases.tokenize', 'datasets.masking.keep_naming', 'datasets.masking.mask_tokens', 'model.objectives.cmpm',
     'model.objectives.cmt', 'model.objectives.detail', 'model.objectives.identity', 'model.objectives.itc', 'model.objectives.sdm',
     'model.objectives.tal', 'model.objectives.tri', 'utils.errors.nearest', 'utils.iotools.atomic_write',
-    'utils.metrics.rank', 'utils.ranking.rank_embeddings',
+    'utils.metrics.rank', 'utils.nearest.nearest', 'utils.ranking.rank_embeddings',
     'utils.options.get_args', 'utils.seeding.derive_seed', 'utils.simple_tokenizer.SimpleTokenizer.encode',
     'utils.simple_tokenizer.SimpleTokenizer.decode']
 

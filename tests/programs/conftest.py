@@ -3,6 +3,7 @@ import os
 
 import pytest
 
+import train as train_program
 from datasets.synthpedes import generate
 from tests.support import small_archive
 
@@ -20,6 +21,17 @@ def data(tmp_path_factory):
 @pytest.fixture(scope='session')
 def clip(tmp_path_factory):
     return small_archive(tmp_path_factory.mktemp('clip') / 'clip.pt')
+
+
+@pytest.fixture(scope='session')
+def trained(data, clip, tmp_path_factory):
+    """The configs.yaml of a run on CUHK-PEDES, which tests read and do not change."""
+    logs = tmp_path_factory.mktemp('trained')
+    train_program.main(['--name', 'small', '--loss_names', 'sdm', '--dataset_name', 'CUHK-PEDES', '--root_dir', data, '--num_epoch', '1',
+                        '--pretrain_choice', clip, '--img_size', '64', '32', '--batch_size', '8', '--num_workers', '0', '--device', 'cpu',
+                        '--output_dir', str(logs)])
+    folder, = os.listdir(logs / 'CUHK-PEDES')
+    return str(logs / 'CUHK-PEDES' / folder / 'configs.yaml')
 
 
 @pytest.fixture

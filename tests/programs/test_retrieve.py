@@ -6,23 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import train as train_program
 from processor.runs import embed_queries, open_run
 from run_scripts import retrieve
 from utils.errors import UserError
 from utils.options import build_test_parser, parse_test_options
 from utils.pictures import pyplot, save_picture
-
-
-@pytest.fixture(scope='module')
-def trained(data, clip, tmp_path_factory):
-    """The configs.yaml of a run on CUHK-PEDES."""
-    logs = tmp_path_factory.mktemp('logs')
-    train_program.main(['--name', 'small', '--loss_names', 'sdm', '--dataset_name', 'CUHK-PEDES', '--root_dir', data, '--num_epoch', '1',
-                        '--pretrain_choice', clip, '--img_size', '64', '32', '--batch_size', '8', '--num_workers', '0', '--device', 'cpu',
-                        '--output_dir', str(logs)])
-    folder, = os.listdir(logs / 'CUHK-PEDES')
-    return str(logs / 'CUHK-PEDES' / folder / 'configs.yaml')
 
 
 @pytest.fixture(scope='module')

@@ -1,0 +1,243 @@
+"""pedestal.py and run_scripts/search.py: what is found, what is kept between searches, and what is refused."""
+import glob
+import json
+import os
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+import pedestal
+from processor import photos as photos_module
+from processor.photos import Photos
+from run_scripts import search
+from utils.errors import UserError
+from utils.nearest import nearest
+
+TEXT = 'a woman in a red coat'
+
+
+@pytest.fixture(scope='module')
+def people(trained):
+    return pedestal.load(os.path.dirname(trained), device='cpu')
+
+
+@pytest.fixture
+def folder(data, tmp_path):
+    """Ten photos, two of them in a folder below."""
+    place = tmp_path / 'photos'
+    (place / 'more').mkdir(parents=True)
+    for number, path in enumerate(sorted(glob.glob(os.path.join(data, 'CUHK-PEDES', 'imgs', '**', '*.jpg'), recursive=True))[:10]):
+        shutil.copy(path, place / ('more' if number < 2 else '') / f'{number}.jpg')
+    return str(place)
+
+
+def embedded(people, monkeypatch):
+    """Fills up with how many photos are embedded at a time."""
+    counts, embed = [], people.embed
+    monkeypatch.setattr(people, 'embed', lambda images: counts.append(len(images)) or embed(images))
+    return counts
+
+
+def test_embeddings_are_the_models_own_at_length_one(people, folder):
+    paths = sorted(glob.glob(f'{folder}/*.jpg'))
+    images = people.encode_images(paths)
+    with torch.no_grad():
+        expected = people.model.encode_image(torch.stack([people.read(path) for path in paths]))
+    assert images.dtype == torch.float32 and torch.allclose(images, F.normalize(expected, dim=1), atol=1e-6)
+    assert torch.equal(people.encode_images([Image.open(paths[0])]), people.encode_images(paths[:1]))
+    captions = people.encode_captions([TEXT, 'a man'])
+    assert torch.allclose(captions.norm(dim=1), torch.ones(2)) and torch.equal(captions[1:], people.encode_captions(['a man']))
+
+
+def test_search_is_by_cosine_and_the_same_from_paths_and_from_a_folder(people, folder):
+    paths = sorted(glob.glob(f'{folder}/**/*.jpg', recursive=True))
+    scores = (people.encode_images(paths) @ people.encode_captions([TEXT])[0]).tolist()
+    expected = sorted(zip(paths, scores), key=lambda pair: -pair[1])[:4]
+    for images in (paths, folder, people.photos(folder)):
+        found = people.search(TEXT, images=images, top=4)
+        assert [path for path, _ in found] == [path for path, _ in expected]
+        assert [score for _, score in found] == pytest.approx([score for _, score in expected], abs=1e-6)
+    assert len(people.search(TEXT, folder, top=99)) == 10
+
+
+def test_only_what_is_new_or_changed_is_embedded_again(people, folder, monkeypatch):
+    counts = embedded(people, monkeypatch)
+    people.search(TEXT, folder)
+    assert people.search(TEXT, folder) and counts == [10]
+    os.remove(f'{folder}/5.jpg')
+    shutil.copy(f'{folder}/6.jpg', f'{folder}/new.jpg')
+    Image.new('RGB', (20, 40), 'red').save(f'{folder}/7.jpg')
+    found = dict(people.search(TEXT, folder, top=99))
+    assert counts == [10, 2] and f'{folder}/5.jpg' not in found and len(found) == 10
+    assert found[f'{folder}/new.jpg'] == pytest.approx(found[f'{folder}/6.jpg'], abs=1e-6)
+    expected = people.encode_images([f'{folder}/7.jpg']) @ people.encode_captions([TEXT]).T
+    assert found[f'{folder}/7.jpg'] == pytest.approx(expected.item(), abs=1e-6)
+
+
+def test_an_index_of_photos_that_are_mostly_gone_is_written_anew(people, folder):
+    before = people.photos(folder)
+    for number in range(2, 9):
+        os.remove(f'{folder}/{number}.jpg')
+    shutil.copy(f'{folder}/9.jpg', f'{folder}/new.jpg')
+    after = people.photos(folder)
+    assert len(after.paths) == after.held == 4 and after.generation == before.generation + 1
+    assert not os.path.exists(before.vectors_path)
+    assert dict(people.search(TEXT, after)) == pytest.approx(dict(people.search(TEXT, sorted(os.path.join(folder, p) for p in after.paths))))
+
+
+def test_an_interrupted_index_goes_on(people, folder, monkeypatch):
+    """Whatever was cut short is put right: rows without their line, half a line, lines without their row."""
+    whole = pytest.approx(dict(people.search(TEXT, folder, top=99)), abs=1e-6)
+    shutil.rmtree(f'{folder}/.pedestal')
+    monkeypatch.setattr(photos_module, 'CHUNK', 4)
+    counts, embed = [], people.embed
+
+    def interrupted(images):
+        if len(counts) == 2:
+            raise KeyboardInterrupt
+        counts.append(len(images))
+        return embed(images)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(people, 'embed', interrupted)
+        people.photos(folder)
+    index = Photos(folder, *people.identity, people.width)
+    assert len(index.paths) == 8 and len(index.new) == 2
+    with open(index.vectors_path, 'ab') as file:
+        file.write(b'\1' * 100)
+    with open(index.lines_path, 'ab') as file:
+        file.write(b'["half a li')
+    assert dict(people.search(TEXT, folder, top=99)) == whole
+    os.truncate(index.vectors_path, 5 * people.width * 4 + 3)
+    assert dict(people.search(TEXT, folder, top=99)) == whole
+
+
+def test_broken_photos_are_named_and_left_out(people, folder, trained, capsys, tmp_path):
+    with open(f'{folder}/broken.jpg', 'w') as file:
+        file.write('no image')
+    out = str(tmp_path / 'found.json')
+    search.main(['--config_file', trained, '--images', folder, '--caption', TEXT, '--caption', 'a man', '--top', '3', '--out', out])
+    told = capsys.readouterr().out
+    assert f'left out: {folder}/broken.jpg is not an image' in told and '10 photos, ' in told
+    with open(out) as file:
+        first, second = json.load(file)
+    assert first['caption'] == TEXT and {one['path']: one['score'] for one in first['photos']} == pytest.approx(
+        dict(people.search(TEXT, folder, top=3)), abs=1e-6)
+    assert second['photos'][0]['path'] in told
+
+
+def test_a_picture(folder, trained, tmp_path):
+    out = str(tmp_path / 'found.png')
+    search.main(['--config_file', trained, '--images', folder, '--caption', TEXT, '--top', '3', '--out', out])
+    assert open(out, 'rb').read(8) == b'\x89PNG\r\n\x1a\n'
+
+
+def test_another_model_has_an_index_of_its_own_and_never_reads_this_one(people, folder):
+    index = people.photos(folder)
+    model, key = people.identity
+    other = {**model, 'sha256': 'f' * 64}
+    assert len(Photos(folder, other, 'another', people.width).new) == 10
+    assert Photos(folder, other, 'another', people.width).others == [key]
+    with pytest.raises(UserError, match=f'an index of another model .checkpoint {model["sha256"][:8]}, and this is ffffffff'):
+        Photos(folder, other, key, people.width)
+    assert os.path.exists(index.lines_path)
+
+
+def test_an_index_elsewhere(people, folder, tmp_path):
+    people.photos(folder, index=str(tmp_path / 'index'))
+    assert not os.path.exists(f'{folder}/.pedestal') and len(os.listdir(tmp_path / 'index')) == 3
+
+
+@pytest.mark.parametrize('words, sentence', [
+    (['--images', '{tmp}/none', '--caption', 'x'], 'there is no folder .*none'),
+    (['--images', '{tmp}', '--caption', 'x'], 'there are no photos below'),
+    (['--images', '{photos}', '--caption', ' '], 'a caption is empty'),
+    (['--images', '{photos}', '--caption', 'x', '--top', '0'], '--top.*must be above 0'),
+    (['--images', '{photos}', '--caption', 'x', '--out', 'x.doc'], "'doc' is none"),
+    (['--images', '{photos}', '--caption', 'x', '--index', '{photos}/2.jpg'], 'cannot write the index into .*--index')])
+def test_what_is_refused(trained, folder, tmp_path_factory, words, sentence):
+    with pytest.raises(UserError, match=sentence):
+        search.main(['--config_file', trained, *(word.format(tmp=tmp_path_factory.mktemp('empty'), photos=folder) for word in words)])
+    assert not os.path.exists(f'{folder}/.pedestal')
+
+
+@pytest.mark.parametrize('content', ['{"model": ', '[]\n', '{}\n7\n', 'nothing\n'])
+def test_a_damaged_index_is_told(people, folder, content):
+    index = people.photos(folder)
+    with open(index.lines_path, 'w') as file:
+        file.write(content)
+    if content.endswith('\n'):
+        with pytest.raises(UserError, match='remove it, and the photos are embedded again'):
+            people.photos(folder)
+    else:                                        # nothing of it is whole: it is begun anew
+        assert len(people.photos(folder).paths) == 10
+
+
+def test_a_folder_of_nothing_but_broken_photos(trained, tmp_path):
+    (tmp_path / 'x.png').write_bytes(b'')
+    with pytest.raises(UserError, match='none of the 1 photos'):
+        search.main(['--config_file', trained, '--images', str(tmp_path), '--caption', TEXT])
+
+
+def test_what_the_library_refuses(people, folder, tmp_path):
+    with pytest.raises(UserError, match='no images to encode'):
+        people.encode_images([])
+    with pytest.raises(UserError, match='no captions to encode'):
+        people.encode_captions([])
+    with pytest.raises(UserError, match='top must be above 0'):
+        people.search(TEXT, folder, top=0)
+    with pytest.raises(UserError, match='no image .*none.jpg'):
+        people.search(TEXT, ['none.jpg'])
+    with pytest.raises(UserError, match='configs.yaml'):
+        pedestal.load(str(tmp_path))
+
+
+def python_of(name):
+    """The Python of a document in docs/: a notebook's code but for its first cell, or the first block of a page."""
+    with open(os.path.join(os.path.dirname(pedestal.__file__), 'docs', name), encoding='utf-8') as file:
+        text = file.read()
+    if not name.endswith('.ipynb'):
+        return re.search(r'```python\n(.*?)```', text, flags=re.DOTALL)[1]
+    _, *cells = [cell for cell in json.loads(text)['cells'] if cell['cell_type'] == 'code']
+    return '\n'.join(''.join(cell['source']) for cell in cells)
+
+
+@pytest.mark.parametrize('name', ['desk.md', 'desk.ipynb'])
+def test_the_documented_python_runs(trained, folder, name):
+    run = os.path.dirname(trained)
+    names = {'run': run, 'photos': folder}
+    exec(python_of(name).replace("'logs/CUHK-PEDES/<run>'", repr(run)).replace("'photos'", repr(folder)), names)
+    assert len(names['found']) == 10
+    assert names['similarity'][:, 0].tolist() == pytest.approx([score for _, score in names['found']], abs=1e-6)
+
+
+@pytest.mark.parametrize('block', [1, 7, 1000])
+def test_nearest_block_by_block_is_exact(block):
+    rng = np.random.default_rng(0)
+    vectors, queries = rng.standard_normal((100, 8)).astype('float32'), torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
+    scores, rows = nearest(queries, vectors, 10, block)
+    expected = (queries @ torch.from_numpy(vectors).t()).topk(10)
+    assert torch.equal(rows, expected.indices) and torch.allclose(scores, expected.values)
+
+
+def test_nearest_refuses_what_is_no_number():
+    with pytest.raises(UserError, match='NaN or infinite'):
+        nearest(torch.ones(1, 2), np.array([[1, 0], [np.nan, 0]], 'float32'), 1)
+
+
+def test_faiss_finds_nearly_all_and_says_how_many(people, folder, trained, capsys):
+    pytest.importorskip('faiss', reason='FAISS is not installed: pip install faiss-cpu')
+    for _ in range(2):                           # made, and read back
+        search.main(['--config_file', trained, '--images', folder, '--caption', TEXT, '--faiss', '--top', '3'])
+        assert 'FAISS finds 100.0% of the 3 best' in capsys.readouterr().out
+    assert glob.glob(f'{folder}/.pedestal/*.faiss')
+
+
+def test_without_faiss_it_is_one_sentence(folder, trained, monkeypatch):
+    monkeypatch.setitem(__import__('sys').modules, 'faiss', None)
+    with pytest.raises(UserError, match='--faiss needs FAISS: pip install faiss-cpu'):
+        search.main(['--config_file', trained, '--images', folder, '--caption', TEXT, '--faiss'])
