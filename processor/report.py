@@ -238,7 +238,7 @@ def read_results(path, checksum):
         content = read_json(path)
         of_this = content['produced_by']['checkpoint_sha256'] == checksum
         dataset, tables, independent = content['produced_by']['dataset'], content['results'], content['independence']['holds']
-        whole = all(metric in table['t2i'] for table in tables.values() for metric in METRICS)
+        whole = all(isinstance(table['t2i'][metric], (int, float)) for table in tables.values() for metric in METRICS)
     except (UserError, KeyError, TypeError, AttributeError):  # there is none, or it is of another time or program
         return None
     return (dataset, tables, independent) if of_this and tables and whole and (independent or ONE_BY_ONE in tables) else None

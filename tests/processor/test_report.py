@@ -11,12 +11,13 @@ from torch.utils.data import DataLoader, Dataset
 from model import build_model
 from model.heads.php import draw_usage, entropy
 from processor.head_reports import heads_asked, write_report
-from processor.report import ONE_BY_ONE, evaluate
+from processor.report import ONE_BY_ONE, evaluate, read_results
 from processor.runs import Run, Split
 from tests.support import golden_archive, golden_json, options
 from utils import precision
 from utils.errors import UserError
 from utils.pictures import pyplot
+from utils.tables import METRICS
 from processor.evaluation import Evaluator, retrieval_results
 from processor.independence import SAMPLES, check_independence, neighbours
 
@@ -240,3 +241,12 @@ def test_four_experts_have_a_bar_each(experts):
     for axis in shown:
         assert [bar.get_height() for bar in axis.patches] == 2 * ([50.0, 50.0] + [0.0] * (experts - 2))
     pyplot().close(figure)
+
+
+@pytest.mark.parametrize('figure, whole', [(50.0, True), (50, True), ({'a': 1}, False), (None, False), ('50', False)])
+def test_results_whose_figures_are_no_numbers_are_not_taken(tmp_path, figure, whole):
+    figures = dict.fromkeys(METRICS, 40.0) | {'mINP': figure}
+    content = {'produced_by': {'checkpoint_sha256': 'abc', 'dataset': 'CUHK-PEDES'}, 'results': {'as loaded': {'t2i': figures}},
+               'independence': {'holds': True}}
+    (tmp_path / 'metrics.json').write_text(json.dumps(content))
+    assert (read_results(tmp_path / 'metrics.json', 'abc') is not None) is whole
