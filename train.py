@@ -91,7 +91,7 @@ def train_alone(args, device, resumed):
     if args.init_from and not args.resume:
         start_from(model, args.init_from)
     model.to(device)
-    logger.info('%.1fM parameters, losses %s', sum(p.numel() for p in model.parameters()) / 1e6, args.loss_names)
+    logger.info('%.1fM parameters, losses %s', parameter_count(model) / 1e6, args.loss_names)
 
     optimizer = build_optimizer(args, model)
     scheduler = build_lr_scheduler(args, optimizer)
@@ -103,6 +103,11 @@ def train_alone(args, device, resumed):
     if start_epoch <= args.num_epoch or not os.path.exists(os.path.join(args.output_dir, 'configs.yaml')):
         save_train_configs(args.output_dir, args)
     do_train(start_epoch, args, model, train_loader, evaluator, optimizer, scheduler, checkpointer)
+
+
+def parameter_count(model):
+    """How many numbers the model is made of, without those that training alone needs, such as a momentum encoder's."""
+    return sum(parameter.numel() for name, parameter in model.named_parameters() if name not in model.training_only)
 
 
 if __name__ == '__main__':

@@ -25,17 +25,19 @@ def disturb_tokens(ids, rng, mask_id):
         rng: a ``random.Random``.
 
     Returns:
-        A list as long as ``ids``: what stands behind a removed token moves up.
+        ``(ids, places)``: a list as long as ``ids``, in which what stands behind a removed token moves up, and the places in ``ids``
+        of those that are left.
     """
-    kept = []
-    for token in ids:
+    kept, places = [], []
+    for place, token in enumerate(ids):
         if 0 < token < mask_id and rng.random() < DISTURBED:
             draw = rng.random()
             if draw >= REPLACED:
                 continue
             token = mask_id if draw < MASKED else rng.randrange(1, mask_id)
         kept.append(token)
-    return kept + [0] * (len(ids) - len(kept))
+        places.append(place)
+    return kept + [0] * (len(ids) - len(kept)), places
 
 
 REMOVED_CHARACTERS = re.compile(r'[.!"()*#:;~]')

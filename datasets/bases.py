@@ -377,6 +377,7 @@ class ImageTextDataset(Dataset):
         rand_aug: a function that resizes a PIL image, for APTM's augmentation instead of ``transform``'s: images are uint8 with their
             ``views``, as out of a ``store``.
         labels: int8 [S, A] of each pair's image, for the field ``attribute_labels``.
+        txt_aug: mask, replace and remove words (:func:`datasets.augmentation.disturb_tokens`), before anything is masked for a head.
 
     Raises:
         UserError: an unknown field; at indexing, an image that cannot be read.
@@ -384,7 +385,8 @@ class ImageTextDataset(Dataset):
 
     def __init__(self, dataset, transform=None, text_length=77, truncate=True, fields=(), caption_masking='clean',
                  masked_token_rate=0.8, masked_token_unchanged_rate=0.1, skip_broken=False, attribute_tagger='textblob',
-                 mlm_masking='random', caption_filter=0.0, store=None, img_aug=False, tokenizer=None, rand_aug=None, labels=None):
+                 mlm_masking='random', caption_filter=0.0, store=None, img_aug=False, tokenizer=None, rand_aug=None, labels=None,
+                 txt_aug=False):
         for field in fields:
             if field not in FIELDS:
                 raise unknown('batch field, asked for by a head and made by no dataset:', field, FIELDS)
@@ -394,6 +396,7 @@ class ImageTextDataset(Dataset):
             raise unknown('mlm masking', mlm_masking, ('random', 'attention', 'noun'))
         self.dataset, self.transform, self.skip_broken = dataset, transform, skip_broken
         self.store, self.img_aug, self.rand_aug, self.labels = store, img_aug, rand_aug, labels
+        self.txt_aug = txt_aug
         self.tokenizer, self.text_length = tokenizer or default_tokenizer(), text_length
         self.fields, self.inplace = set(fields), caption_masking == 'inplace'
         if 'mlm_labels' in self.fields and not self.inplace:
@@ -421,7 +424,7 @@ class ImageTextDataset(Dataset):
             if not self.skip_broken:
                 raise
             return {'skipped': path}
-        return {'pids': pid, 'image_ids': image_id, **image, **self.text_fields(index, random.Random(seed))}
+        return {'pids': pid, 'image_ids': image_id, 'index': index, **image, **self.text_fields(index, random.Random(seed))}
 
     def image_fields(self, path, seed):
         """What a sample carries of its image."""

@@ -7,6 +7,7 @@ from torch.utils.data import DataLoader
 
 from datasets.bases import SPLITS, ImageDataset, ImageTextDataset, TextDataset, collate, first_captions
 from datasets.image_cache import open_store
+from datasets.noise import noisy_samples
 from datasets.prompts import WithPrompts, read_prompts
 from datasets.registry import dataset_class
 from datasets.sampler import CaptionSampler, build_batch_sampler
@@ -48,6 +49,9 @@ def build_dataloader(args):
         return (*evaluation_loaders(args, dataset, 'test', args.test_batch_size, tokenizer), len(pids))
     if not samples:
         raise empty(dataset, 'train')
+    samples, noise = noisy_samples(samples, args.noisy_rate, args.noisy_file)
+    if noise:
+        logger.info('of %d training pairs %d exchange captions, and %d stay clean', len(samples), noise['noisy'], noise['clean'])
     evaluation = evaluation_loaders(args, dataset, args.val_dataset, args.batch_size, tokenizer)
     # of all training images, however many --limit_train leaves
     store = image_store(args, dataset, 'train', [sample[2] for sample in dataset.train], args.skip_broken)
@@ -70,7 +74,8 @@ def training_loader(args, samples, store=None, tokenizer=None, attributes=None):
         skip_broken=args.skip_broken, attribute_tagger=getattr(args, 'attribute_tagger', 'textblob'),
         mlm_masking=getattr(args, 'mlm_masking', 'random'), caption_filter=getattr(args, 'caption_filter', 0.0),
         store=store, img_aug=args.img_aug, tokenizer=tokenizer, rand_aug=resize(args.img_size, pixels) if args.rand_aug else None,
-        labels=attributes and attributes[0][[image_id for _, image_id, *_ in samples]])
+        labels=attributes and attributes[0][[image_id for _, image_id, *_ in samples]],
+        txt_aug=getattr(args, 'txt_aug', False))
     sampler = build_batch_sampler(args, [sample[0] for sample in samples])
     together = WithPrompts(attributes[1], pairs.tokenizer) if attributes else collate
     return Loader(pairs, batch_sampler=sampler, collate_fn=together, **reading(args))

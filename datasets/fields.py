@@ -3,6 +3,7 @@ import functools
 
 import torch
 
+from datasets.augmentation import disturb_tokens
 from datasets.eda import augmented, wordnet
 from datasets.masking import keep_naming, mask_tokens, noun_chances
 from datasets.whole_words import mask_whole_words
@@ -32,7 +33,8 @@ class CaptionSample:
         index: the pair's place in it.
         rng: a ``random.Random``, for whatever the sample draws. A field that draws stands at the end of this file, so that
             the fields before it are the same without it.
-        ids: int64 [L], the token ids, cut down where ``--caption_filter`` says so.
+        ids: int64 [L], the token ids, cut down where ``--caption_filter`` says so, and with words masked, replaced and removed with
+            ``--txt_aug``.
     """
 
     def __init__(self, dataset, index, rng):
@@ -41,6 +43,10 @@ class CaptionSample:
         if dataset.caption_filter and rng.random() < dataset.caption_filter:
             self.kept = keep_naming(self.ids.tolist(), dataset.parts[index].tolist(), dataset.mask_id)
             self.ids = self.cut(self.ids)
+        if dataset.txt_aug:
+            disturbed, left = disturb_tokens(self.ids.tolist(), rng, dataset.mask_id)
+            places = range(len(self.ids)) if self.kept == slice(None) else self.kept
+            self.ids, self.kept = torch.tensor(disturbed), [places[place] for place in left if place < len(places)]
 
     @property
     def caption(self):

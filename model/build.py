@@ -1,8 +1,9 @@
 """The retrieval model: encoders, an embedding, and the heads that ``--loss_names`` asks for."""
 from dataclasses import dataclass, field
-from typing import Optional
+from typing import Callable, NamedTuple, Optional
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from model.backbones import backbone_class, refuse_other_family
@@ -27,8 +28,21 @@ class Encoded:
     image_attention: Optional[torch.Tensor] = None     # [B, N, N] last block, mean over heads
     text_attention: Optional[torch.Tensor] = None      # [B, L, L] last block, mean over heads
     encoder: Optional[nn.Module] = None                # the encoders themselves, for a head with a pass of its own
+    embed_image: Optional[Callable] = None             # images -> [B, D], for further images that are embedded like the batch's
+    embed_text: Optional[Callable] = None              # token ids -> [B, D]
+    added: dict = field(default_factory=dict)          # {name: (images' [B, E], captions' [B, E])} of embeddings that heads add
     image_extras: dict = field(default_factory=dict)   # what Head.refine left there when the images were embedded
     text_extras: dict = field(default_factory=dict)    # and the captions
+
+
+class Part(NamedTuple):
+    """One of several embeddings that make up the one that is ranked."""
+    name: str
+    columns: slice   # where it stands in it
+    weight: float    # of its cosine
+
+
+BASE = 'BGE'   # what RDE calls the embedding that all heads share, where another one stands beside it
 
 
 class RetrievalModel(nn.Module):
@@ -62,7 +76,10 @@ class RetrievalModel(nn.Module):
             self._register(head)
         self.needs = {need for head in self.heads for need in head.needs}
         self.released_copies = {copy: name for head in self.heads for copy, name in head.released_copies.items()}
-        self.refines = any(type(head).refine is not Head.refine for head in self.heads)
+        self.adding = tuple(head for head in self.heads if head.embedding)
+        self.parts = self._parts()
+        self.refines = any(type(head).refine is not Head.refine or head.embedding and head.embedding_reads_padding for head in self.heads)
+        self.attends = any(head.embedding_attention for head in self.adding)
         self.reads_padding = self.refines or any(head.reads_padding for head in self.heads) or bool(
             self.needs & {'text_tokens', 'masked_text_tokens', 'text_attention'})
         if args.micro_batch and args.training:
@@ -93,6 +110,29 @@ class RetrievalModel(nn.Module):
                 setattr(self, name, part)
         if any(True for _ in owner.buffers(recurse=False)):
             raise ValueError(f'{type(owner).__name__} keeps a buffer of its own; put it into a module that the head owns')
+
+    def _parts(self):
+        """Where the embeddings stand in the one that is ranked: a tuple of :class:`Part`, none where there is one embedding only."""
+        if not self.adding:
+            return ()
+        widths = [(BASE, self.embed_dim, 1.0)]
+        for head in self.adding:
+            if not isinstance(head.embedding_width, int):
+                raise UserError(f"{where(head)} adds the embedding '{head.embedding}' and does not say how wide it is (embedding_width)")
+            widths.append((head.embedding, head.embedding_width, head.embedding_weight))
+        ends = torch.tensor([width for _, width, _ in widths]).cumsum(0).tolist()
+        return tuple(Part(name, slice(end - width, end), weight) for (name, width, weight), end in zip(widths, ends))
+
+    @property
+    def training_only(self):
+        """The names in the state dict that training alone needs (:attr:`~model.heads.Head.training_only`)."""
+        parts = tuple(f'{part}.' for head in self.heads for part in head.training_only)
+        return {name for name in self.state_dict() if parts and f'{name}.'.startswith(parts)}
+
+    def weights_loaded(self):
+        """Tell the heads that a new run's weights are there."""
+        for head in self.heads:
+            head.weights_loaded(self)
 
     def owners_of(self, name):
         """The active heads whose own or shared part the parameter ``name`` is; none for the encoders'."""
@@ -152,8 +192,38 @@ class RetrievalModel(nn.Module):
 
     def _refined(self, embedding, tokens, extras):
         for head in self.heads:
-            embedding = head.refine(embedding, tokens, {} if extras is None else extras)
+            refined = head.refine(embedding, tokens, {} if extras is None else extras)
+            if refined.shape != embedding.shape:
+                raise UserError(f'{where(head)}: refine turns embeddings {list(embedding.shape)} into {list(refined.shape)}, which other '
+                                "heads cannot read: it keeps their shape; a head's own embedding is added beside them by embed()")
+            embedding = refined
         return embedding
+
+    def embed_image(self, images):
+        """Normalised images [B, 3, H, W] -> [B, D] float32: the embedding that all heads share, without those that heads add."""
+        return self.image_embedding(self.backbone.encode_image(images)[0])
+
+    def embed_text(self, caption_ids):
+        """Token ids [B, L] -> [B, D] float32: the embedding that all heads share, without those that heads add."""
+        return self.text_embedding(self.backbone.encode_text(caption_ids)[0], caption_ids)
+
+    def added(self, side, tokens, caption_ids=None, attention=None):
+        """{name: [B, E] float32} of the embeddings that heads add."""
+        embeddings = {}
+        for head in self.adding:
+            embedding = head.embed(side, tokens, caption_ids, attention if head.embedding_attention else None).float()
+            if embedding.shape != (len(tokens), head.embedding_width):
+                raise UserError(f"{where(head)}: embed gives {list(embedding.shape)} for a batch of {len(tokens)} {side}s, and its "
+                                f'embedding_width is {head.embedding_width}')
+            embeddings[head.embedding] = embedding
+        return embeddings
+
+    def joined(self, embedding, added):
+        """All embeddings of a sample in one, [B, D + E + ...]: the cosine of two of them is the weighted mean of the parts' cosines."""
+        if not added:
+            return embedding
+        parts = [embedding, *added.values()]
+        return torch.cat([part.weight ** 0.5 * F.normalize(value, dim=1) for part, value in zip(self.parts, parts)], dim=1)
 
     def without_padding(self, caption_ids):
         """Captions [B, L], on the CPU, cut to the batch's longest (to a multiple of 8) where nothing reads padding: no active head
@@ -170,30 +240,36 @@ class RetrievalModel(nn.Module):
     def encode_image(self, images):
         """Normalised images [B, 3, H, W] -> embeddings [B, D], float32, not normalised."""
         with self.autocast():
-            return self.image_embedding(self.backbone.encode_image(images)[0])
+            tokens, attention = self.backbone.encode_image(images, self.attends)
+            return self.joined(self.image_embedding(tokens), self.added('image', tokens, None, attention))
 
     def encode_text(self, caption_ids):
         """Token ids [B, L] -> embeddings [B, D], float32, not normalised."""
         with self.autocast():
-            return self.text_embedding(self.backbone.encode_text(caption_ids)[0], caption_ids)
+            tokens, attention = self.backbone.encode_text(caption_ids, self.attends)
+            return self.joined(self.text_embedding(tokens, caption_ids), self.added('text', tokens, caption_ids, attention))
 
     def encode(self, batch):
         """The batch's :class:`Encoded`: each encoder once, and a second text pass only where captions are kept whole
         beside their masked copy ``mlm_ids``."""
-        image_tokens, image_attention = self.backbone.encode_image(batch['images'], 'image_attention' in self.needs)
-        text_tokens, text_attention = self.backbone.encode_text(batch['caption_ids'], 'text_attention' in self.needs)
+        image_tokens, image_attention = self.backbone.encode_image(batch['images'], self.attends or 'image_attention' in self.needs)
+        text_tokens, text_attention = self.backbone.encode_text(batch['caption_ids'], self.attends or 'text_attention' in self.needs)
         masked_text_tokens = None
         if 'masked_text_tokens' in self.needs:
             masked_text_tokens = text_tokens
             if 'mlm_ids' in batch:
                 masked_text_tokens, _ = self.backbone.encode_text(batch['mlm_ids'])
         image_extras, text_extras = {}, {}
+        of_images = self.added('image', image_tokens, None, image_attention)
+        of_captions = self.added('text', text_tokens, batch['caption_ids'], text_attention)
         return Encoded(
             image=self.image_embedding(image_tokens, image_extras), image_extras=image_extras,
             text=self.text_embedding(text_tokens, batch['caption_ids'], text_extras), text_extras=text_extras,
             image_tokens=image_tokens if 'image_tokens' in self.needs else None,
             text_tokens=text_tokens if 'text_tokens' in self.needs else None, masked_text_tokens=masked_text_tokens,
-            image_attention=image_attention, text_attention=text_attention, encoder=self.backbone.encoder)
+            image_attention=image_attention, text_attention=text_attention, encoder=self.backbone.encoder,
+            embed_image=self.embed_image, embed_text=self.embed_text,
+            added={name: (of_images[name], of_captions[name]) for name in of_images})
 
     def rewritten(self, batch):
         """The batch as :meth:`Head.rewrite` of all heads leaves it."""
@@ -210,6 +286,11 @@ class RetrievalModel(nn.Module):
             for head in self.heads:
                 add_results(results, head, head(encoded, batch))
         return results
+
+
+def where(head):
+    """A head and its file, for messages."""
+    return f"{type(head).__module__.replace('.', '/')}.py: {type(head).__name__}"
 
 
 def owned_by(head):
@@ -265,6 +346,8 @@ def build_model(args, num_classes, state_dict=None):
     if state_dict is not None:
         refuse_other_family(backbone, state_dict, getattr(args, 'checkpoint', None) or 'the checkpoint')
     model = RetrievalModel(args, num_classes, backbone.build(args, state_dict))
+    if args.training and state_dict is None:
+        model.weights_loaded()
     if args.compile and args.training:
         compile_blocks(model, pick_device(args.device))
     if state_dict is not None:

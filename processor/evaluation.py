@@ -32,25 +32,27 @@ class Evaluator:
 
     def eval(self, model, i2t_metric=False):
         """Log the table of text-to-image and, if asked, image-to-text metrics; returns text-to-image Rank-1 in percent."""
-        self.results = retrieval_results(*self._compute_embedding(model), i2t_metric)
+        self.results = retrieval_results(*self._compute_embedding(model), i2t_metric, getattr(model, 'parts', ()))
         logger.info('\n%s', table(self.results))
         if self.results['t2i']['ties']:
             logger.warning('ties decide the ranking of %d queries (ranked in gallery order)', self.results['t2i']['ties'])
         return self.results['t2i']['R1']
 
 
-def retrieval_results(qfeats, gfeats, qids, gids, i2t_metric=False):
-    """``{'t2i': summary}``, and ``'i2t'`` if asked, of embeddings [Q, D] and [G, D] compared by cosine similarity."""
-    return {task: retrieval_metrics(ranking) for task, ranking in rankings(qfeats, gfeats, qids, gids, i2t_metric).items()}
+def retrieval_results(qfeats, gfeats, qids, gids, i2t_metric=False, parts=()):
+    """``{'t2i': summary}``, and ``'i2t'`` if asked, of embeddings [Q, D] and [G, D] compared by cosine similarity; see :func:`rankings`."""
+    return {task: retrieval_metrics(ranking) for task, ranking in rankings(qfeats, gfeats, qids, gids, i2t_metric, parts).items()}
 
 
-def rankings(qfeats, gfeats, qids, gids, i2t_metric=False):
-    """``{'t2i': Ranking}``, and ``'i2t'`` if asked, of embeddings [Q, D] and [G, D] compared by cosine similarity."""
+def rankings(qfeats, gfeats, qids, gids, i2t_metric=False, parts=()):
+    """``{'t2i': Ranking}``, and ``'i2t'`` if asked, of embeddings [Q, D] and [G, D] compared by cosine similarity. Of embeddings made of
+    several ``parts`` (:class:`model.build.Part`) each one's own comes before, as ``'<name>-t2i'``."""
     broken = [f'{int(bad)} of {len(feats)} {side}' for side, feats in (('caption', qfeats), ('image', gfeats))
               if (bad := (~feats.norm(dim=1).isfinite()).sum())]
     if broken:
         raise UserError(f"{' and '.join(broken)} embeddings are NaN or infinite; nothing is ranked")
-    found = {'t2i': rank_embeddings(qfeats, gfeats, qids, gids)}
+    found = {f'{part.name}-t2i': rank_embeddings(qfeats[:, part.columns], gfeats[:, part.columns], qids, gids) for part in parts}
+    found['t2i'] = rank_embeddings(qfeats, gfeats, qids, gids)
     if i2t_metric:
         found['i2t'] = rank_embeddings(gfeats, qfeats, gids, qids)
     return found

@@ -7,6 +7,7 @@ import time
 import torch
 
 from model.build import total_loss
+from processor.division import Division
 from processor.evaluation import Evaluator
 from processor.history import best_last_mean, read_evaluations
 from processor.history import in_words as history_in_words
@@ -38,6 +39,7 @@ class Trainer:
         self.args, self.model, self.loader, self.evaluator = args, model, train_loader, evaluator
         self.optimizer, self.scheduler, self.checkpointer = optimizer, scheduler, checkpointer
         self.learn = Step(model, optimizer, args.micro_batch)
+        self.division = Division(model, train_loader, args.seed)
         self.look_every = LOOK_EVERY if next(model.parameters()).is_cuda else 1
         # Where the run is: the epoch to go on with, the steps done in it, all steps done, the epoch still to be evaluated.
         self.epoch, self.step, self.total_steps, self.unevaluated = 1, 0, 0, None
@@ -79,6 +81,8 @@ class Trainer:
         raise SystemExit(128 + (self.interrupt.requested or 2))
 
     def train_epoch(self):
+        if not self.step:
+            self.division.begin(self.epoch, self.args.num_epoch, self.stop_if_asked)
         self.model.train()
         if hasattr(self.loader.batch_sampler, 'set_epoch'):
             self.loader.batch_sampler.set_epoch(self.epoch, self.step)
@@ -100,7 +104,10 @@ class Trainer:
     def train_step(self, batch):
         # What is random in a step follows from its place in the run, so that a resumed run repeats it.
         seed_all(derive_seed(self.args.seed, self.epoch, self.step))
-        results = self.learn(batch)
+        self.scheduler.before_step(self.epoch, self.step, len(self.loader))
+        for head in self.model.heads:
+            head.before_step(self.epoch, self.step, len(self.loader))
+        results = self.learn(self.division.mark(batch))
         results = {'loss': total_loss(results), **{name: value for name, value in results.items() if name != 'temperature'}}
         values = torch.stack([value.float() for value in results.values()])   # stays on the device until somebody looks
         self.unseen.append((self.step, batch['image_ids'], tuple(results), values))
@@ -197,6 +204,10 @@ class Trainer:
 
     # -- checkpoints -----------------------------------------------------------------------------------------------------
 
+    def stop_if_asked(self):
+        if self.interrupt.requested:
+            raise Stopped
+
     def save_between_steps(self):
         due = self.args.save_steps and self.step % self.args.save_steps == 0
         if (due or self.interrupt.requested) and self.step < len(self.loader):
@@ -208,8 +219,8 @@ class Trainer:
         self.look()
         self.checkpointer.save(
             'last', training_state=True, epoch=self.epoch, step=self.step, total_steps=self.total_steps, best=self.best,
-            unevaluated=self.unevaluated, means=self.means.state_dict(), skipped=self.skipped, scaler=self.learn.scaler.state_dict(),
-            random_states=random_states())
+            unevaluated=self.unevaluated, means=self.means.state_dict(), skipped=self.skipped, clean=self.division.clean,
+            scaler=self.learn.scaler.state_dict(), random_states=random_states())
 
     def restore(self, state):
         """Go on from what :meth:`save_last` kept. A released checkpoint has no more than its epoch: how good it is is measured before
@@ -229,7 +240,7 @@ class Trainer:
                             'it is of other data, or damaged')
         self.step, self.total_steps = state['step'], state['total_steps']
         self.unevaluated, self.best = state['unevaluated'], state['best']
-        self.skipped = state.get('skipped', 0)
+        self.skipped, self.division.clean = state.get('skipped', 0), state.get('clean')
         self.means.load_state_dict(state['means'])
         if state.get('scaler'):
             self.learn.scaler.load_state_dict(state['scaler'])

@@ -97,8 +97,8 @@ def fact_of(line):
 class Bar:
     """An epoch's progress bar on a terminal: losses, learning rate, samples a second, time left."""
 
-    def __init__(self, epoch, epochs, steps, first_step):
-        self.bar = tqdm(total=steps, initial=first_step, desc=f'epoch {epoch}/{epochs}', unit='step', disable=None,
+    def __init__(self, epoch, epochs, steps, first_step=0, what=''):
+        self.bar = tqdm(total=steps, initial=first_step, desc=f'epoch {epoch}/{epochs} {what}'.strip(), unit='step', disable=None,
                         dynamic_ncols=True, leave=False)
         self.began, self.samples = time.perf_counter(), 0
 

@@ -51,8 +51,9 @@ class Report:
         and of images, as :meth:`utils.queries.Queries.of` takes them."""
         self.tables[title] = {task: retrieval_metrics(ranking) for task, ranking in found.items()}
         self.intervals[title] = {}
-        for (task, ranking), of in zip(found.items(), asked):   # captions look for images, then images for captions
-            queries = self.queries[how, task] = Queries.of(ranking, *of)
+        captions, images = asked
+        for task, ranking in found.items():
+            queries = self.queries[how, task] = Queries.of(ranking, *(images if task == 'i2t' else captions))
             if len(set(queries.pids.tolist())) > 1:
                 self.intervals[title][task] = {metric: interval(queries.reaches(metric), queries.pids) for metric in ('R1', 'mAP')}
 
@@ -98,7 +99,7 @@ def evaluate(args, model, img_loader, txt_loader, checkpoint):
     names = names_of(args, img_loader.dataset, txt_loader.dataset)
     qfeats, gfeats, qids, gids = embed_split(model, img_loader, txt_loader)
     first = f'{args.dataset_name} test: {len(qids)} captions, {len(gids)} images'
-    report.add(first, 'as loaded', rankings(qfeats, gfeats, qids, gids, args.i2t), zip((qids, gids), names))
+    report.add(first, 'as loaded', rankings(qfeats, gfeats, qids, gids, args.i2t, model.parts), zip((qids, gids), names))
     report.independence = check_independence(model, img_loader, txt_loader, (qfeats, gfeats))
     if args.one_by_one or not report.independent:
         for again, how, settings in ((f'the same, shuffled (seed {args.seed})', 'shuffled', {'shuffle': True}),
@@ -106,7 +107,7 @@ def evaluate(args, model, img_loader, txt_loader, checkpoint):
             loaders = [reordered(loader, args.seed, **settings) for loader in (img_loader, txt_loader)]
             embeddings = embed_split(model, *loaders)
             orders = [getattr(loader.sampler, 'order', None) for loader in reversed(loaders)]
-            report.add(again, how, rankings(*embeddings, args.i2t), zip(embeddings[2:], names, orders))
+            report.add(again, how, rankings(*embeddings, args.i2t, model.parts), zip(embeddings[2:], names, orders))
     ties = report.tables[first]['t2i']['ties']
     if ties:
         report.lines.append(f'ties decide the ranking of {ties} captions; equal similarities are ranked in gallery order')

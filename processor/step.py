@@ -34,6 +34,8 @@ class Step:
         results = backward(self.model, batch, self.micro_batch, self.scaler.scale)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        for head in self.model.heads:
+            head.after_step(self.model)
         return results
 
 
@@ -77,7 +79,8 @@ def backward(model, batch, size=None, scale=lambda loss: loss):
     seed = torch.initial_seed() if len(pieces) > 1 else None
     first = [encode(model, piece, seed, number) for number, piece in enumerate(pieces)]
     image, text = (torch.cat([getattr(encoded, side).detach() for encoded in first]).requires_grad_() for side in ('image', 'text'))
-    results = learn_together(model, Encoded(image=image, text=text, encoder=model.backbone.encoder), whole, scale)
+    results = learn_together(model, Encoded(
+        image=image, text=text, encoder=model.backbone.encoder, embed_image=model.embed_image, embed_text=model.embed_text), whole, scale)
     for number, piece in enumerate(pieces):
         encoded = first[0] if seed is None else encode(model, piece, seed, number, learning=True)
         start = number * len(pieces[0]['pids'])
@@ -112,8 +115,8 @@ def encode(model, piece, seed, number, learning=False):
     if learning:
         with model.autocast():
             return model.encode(piece)
-    with torch.no_grad():
-        return Encoded(image=model.encode_image(piece['images']), text=model.encode_text(piece['caption_ids']))
+    with torch.no_grad(), model.autocast():
+        return Encoded(image=model.embed_image(piece['images']), text=model.embed_text(piece['caption_ids']))
 
 
 def learn_together(model, encoded, whole, scale):

@@ -43,13 +43,15 @@ def is_unused(name):
     return name.startswith(UNUSED) or any(counter in name for counter in COUNTERS)
 
 
-def load_weights(model, weights, source='the checkpoint'):
+def load_weights(model, weights, source='the checkpoint', resumed=False):
     """Load a state dict strictly: every entry must be there with its shape; dtypes are converted. Published entries that
-    nothing reads are dropped and listed. Anything else raises :class:`UserError` and leaves the model as it was."""
+    nothing reads are dropped and listed; entries that training alone needs may be missing unless a run is ``resumed``. Anything else
+    raises :class:`UserError` and leaves the model as it was."""
     own, weights = model.state_dict(), renamed(weights)
     unused = [name for name in weights if is_unused(name) and name not in own]
     weights = {name: value for name, value in weights.items() if name not in unused}
-    missing = [name for name in own if name not in weights]
+    spared = set() if resumed else getattr(model, 'training_only', set())
+    missing = [name for name in own if name not in weights and name not in spared]
     extra = [name for name in weights if name not in own]
     shapes = misfits(own, weights)
     problems = [f'{len(missing)} entries are missing ({some(missing)})'] * bool(missing)
@@ -57,7 +59,7 @@ def load_weights(model, weights, source='the checkpoint'):
     problems += [f'{len(shapes)} have another shape or type ({some(shapes)})'] * bool(shapes)
     if problems:
         raise UserError(f"{source} does not fit the model that the options describe: {'; '.join(problems)}")
-    model.load_state_dict(weights)
+    model.load_state_dict({**{name: own[name] for name in spared}, **weights})
     logger.info('loaded %d entries from %s%s', len(weights), source, f', dropped unused {some(unused)}' if unused else '')
 
 
@@ -88,6 +90,8 @@ def start_from(model, path):
     anew = [name for name in own if name not in fitting]
     left_out = [name for name in weights if name not in own and not is_unused(name)]
     model.load_state_dict({**own, **fitting})
+    if hasattr(model, 'weights_loaded'):
+        model.weights_loaded()
     logger.info('started from %s: %d entries taken%s%s', path, len(fitting),
                 f'; made anew: {some(anew)}' if anew else '', f'; left out: {some(left_out)}' if left_out else '')
 
@@ -119,6 +123,9 @@ class Checkpointer:
         if not self.save_dir or not self.save_to_disk:
             return
         content = {'model': self.weights(), **extra}
+        if not training_state:
+            for name in getattr(self.model, 'training_only', ()):
+                content['model'].pop(name, None)
         if training_state:
             content.update(optimizer=self.optimizer.state_dict(), scheduler=self.scheduler.state_dict())
             content['moments'] = len(content['optimizer']['state'])
@@ -178,7 +185,7 @@ class Checkpointer:
             raise UserError(f"the optimizer in {f} holds moments of {len(state['state'])} parameters and was saved with "
                             f"{checkpoint['moments']}")
         state = moments_of(state, weights, self.model, self.optimizer, f)
-        load_weights(self.model, weights, f)
+        load_weights(self.model, weights, f, resumed=True)
         self.optimizer.load_state_dict(state)
         self.scheduler.load_state_dict(checkpoint.pop('scheduler'))
         if is_released(checkpoint):

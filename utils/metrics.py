@@ -91,9 +91,11 @@ def retrieval_metrics(ranking):
 
 def table(results, intervals=None):
     """``{task: summary}`` as the table that papers print, with the 95% ``intervals`` (``{task: {'R1': (low, high), ...}}``), if given."""
+    parts = [task.removesuffix('-t2i') for task in results if task.endswith('-t2i')]   # of similarities that are sums
     metrics, known = ['R1', 'R5', 'R10', 'mAP', 'mINP'], [name for name in ('R1', 'mAP') if intervals]
     shown = PrettyTable(['task', *metrics, *(f'{name}, 95%' for name in known)])
     for task, values in results.items():
         bounds = ['{:.2f} to {:.2f}'.format(*intervals[task][name]) if task in intervals else '' for name in known]
-        shown.add_row([task, *(f'{values[name]:.3f}' for name in metrics), *bounds])
+        name = f"{'+'.join(parts)}-t2i" if parts and task == 't2i' else task
+        shown.add_row([name, *(f'{values[name]:.3f}' for name in metrics), *bounds])
     return shown.get_string()

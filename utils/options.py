@@ -131,6 +131,11 @@ def add_data_options(parser):
     data.add_argument('--num_workers', type=positive(int, strict=False, most=1024), default=8, effect=NOTHING,
                       help='processes that load data')
     yes_no(data, '--img_aug', False, 'pad and crop, erase; without it training images are only flipped')
+    yes_no(data, '--txt_aug', False, 'mask, replace and remove a fifth of the words of training captions (RDE)')
+    data.add_argument('--noisy_rate', type=fraction, default=0.0,
+                      help='share of the training pairs whose captions are exchanged: noise for experiments, as RDE made it')
+    data.add_argument('--noisy_file', default='', effect=RESULT | UNPUBLISHED,
+                      help='a NumPy file with the exchange to make, a permutation, instead of that of --noisy_rate')
     data.add_argument('--sampler', default='random', help='random, identity or idrannum')
     data.add_argument('--num_instance', type=count, default=4, help='captions of an identity in a batch, for identity and idrannum')
     data.add_argument('--limit_train', type=up_to(10 ** 9), default=None, help='train on the first so many captions only')

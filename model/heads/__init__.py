@@ -47,6 +47,16 @@ class Head(nn.Module):
     report_help = ''     # the flag's line in test.py --help
     report_needs = ''    # what a run lacks that cannot have the report: '<flag>: this run has no <report_needs>'
 
+    # An embedding of its own, beside the one that all heads share. Two samples are as similar as the weighted sum of the cosines of all
+    # embeddings says; a table has a row for each of them and one for the sum.
+    embedding = ''                   # its name in tables; a head that has one defines embed()
+    embedding_width = None           # how long its vectors are; set here or in __init__
+    embedding_weight = 1.0           # of its cosine in the sum; the shared embedding's is 1
+    embedding_attention = False      # whether embed() is given the attention of the last block
+    embedding_reads_padding = True   # whether embed() reads what stands behind a caption's end
+
+    training_only = ()   # names of parts that training alone needs (queues, momentum encoders): last.pth has them, best.pth does not
+
     @staticmethod
     def add_options(parser):
         """Add the head's own options to ``parser`` (an argparse parser or group)."""
@@ -76,6 +86,42 @@ class Head(nn.Module):
         step splits it. AGM masks captions here."""
         return batch
 
+    @classmethod
+    def fields_for(cls, args):
+        """The ``fields``, where they depend on options."""
+        return cls.fields
+
+    def embed(self, side, tokens, caption_ids, attention):
+        """The head's own embedding, [B, embedding_width], in training (``encoded.added[name]`` is the images' and the captions') and in
+        evaluation alike.
+
+        Args:
+            side: 'image' or 'text'.
+            tokens: [B, N, D] of images, class token first, or [B, L, D] of captions.
+            caption_ids: [B, L] of captions; None of images.
+            attention: [B, N, N] or [B, L, L], of the last block, the mean over its heads; None without ``embedding_attention``.
+        """
+        raise NotImplementedError
+
+    def pair_losses(self, encoded, batch):
+        """{name: [B]}: a loss for each pair of the batch, for heads that :meth:`divide` the training pairs."""
+        return {}
+
+    # divide(losses, coins) is called before each epoch, of the one head that defines it. ``losses`` is {name: [n]}: what pair_losses of
+    # all heads gave each of the n training pairs in one pass in evaluation mode (0 where the pass had none). ``coins`` is [n] of 0 and
+    # 1, drawn from the seed and the epoch. It returns float [n], on the CPU, and batches of the epoch carry it as ``batch['clean']``.
+    divide = None
+
+    def before_step(self, epoch, step, steps):
+        """Called before step ``step`` of ``steps`` (from 1) of epoch ``epoch`` (from 1)."""
+
+    def weights_loaded(self, model):
+        """Called once a new run's weights are there, pretrained or of ``--init_from``: now is the time to copy them. A resumed run gets the
+        head's parts from its checkpoint."""
+
+    def after_step(self, model):
+        """Called after each optimizer step: for momentum encoders and queues."""
+
     # share(piece, batch) is for --micro_batch and heads with ``needs``. ``piece`` holds some of the batch's samples. The head's results
     # on the piece are multiplied by the share, a number or a scalar tensor, so that those of all pieces add up to the batch's. A head
     # whose results do not add up like that leaves it None, and trains on whole batches only.
@@ -85,13 +131,15 @@ class Head(nn.Module):
     def reads_the_pass(self):
         """Whether it reads more of a pass through the encoders than embeddings, or changes them. Others always get the whole batch's
         embeddings, in however many pieces it was encoded."""
-        return bool(self.needs) or type(self).refine is not Head.refine
+        return bool(self.needs or self.embedding) or type(self).refine is not Head.refine
 
     def why_whole(self):
         """Why ``--micro_batch`` cannot split a batch for this head, in words; None where it can: the head reads embeddings alone, and
         gets those of the whole batch at once, or it has a ``share``."""
         if type(self).refine is not Head.refine:
             return 'it refines embeddings and does not say (why_whole) that its losses do without what that leaves behind'
+        if self.embedding and self.share is None:
+            return 'it adds an embedding and defines no share(piece, batch)'
         return 'it reads tokens and defines no share(piece, batch)' if self.needs and self.share is None else None
 
     def has_report(self):
@@ -255,7 +303,7 @@ class HeadOptions(options.Room):
     def add_options(self, parser):
         for head in head_classes():
             before = set(parser.actions())
-            head.add_options(parser.add_argument_group(f"losses: {', '.join(head.names)}"))
+            head.add_options(parser.add_argument_group(f"losses: {', '.join(head.names)}" if head.names else head.__name__))
             for name in set(parser.actions()) - before:
                 parser.readers[name] = [head]
         for head in head_classes():
@@ -270,7 +318,7 @@ class HeadOptions(options.Room):
         heads = active_heads(args)
         for head in head_classes():
             head.settle(args, head in heads)
-        args.batch_fields = tuple(sorted({field for head in heads for field in head.fields}))
+        args.batch_fields = tuple(sorted({field for head in heads for field in head.fields_for(args)}))
 
     def method(self, args):
         """The losses, whatever their order, also where a file with one of them is broken."""

@@ -11,5 +11,11 @@ class SDM(Head):
         super().__init__()
         self.scale = 1 / args.temperature
 
+    def pair_losses(self, encoded, batch):
+        return {'sdm': objectives.sdm_per_pair(encoded.image, encoded.text, batch['pids'], scale=self.scale)}
+
     def forward(self, encoded, batch):
+        if 'clean' in batch:   # a division leaves out noisy pairs
+            losses = self.pair_losses(encoded, batch)['sdm']
+            return {'sdm_loss': objectives.of_clean_pairs(losses, batch['clean'], mean=True)}
         return {'sdm_loss': objectives.sdm(encoded.image, encoded.text, batch['pids'], scale=self.scale)}

@@ -21,7 +21,8 @@ def image():
 def test_disturbed_tokens_are_masked_replaced_and_removed_as_often_as_released():
     rng, counts, total = random.Random(0), {'masked': 0, 'removed': 0, 'replaced': 0}, 0
     for _ in range(2000):
-        ids = disturb_tokens(CAPTION, rng, MASK)
+        ids, places = disturb_tokens(CAPTION, rng, MASK)
+        assert len(places) == len(CAPTION) - (20 - ids.index(49407) + 1)
         content = ids[1:ids.index(49407)]
         assert ids[0] == 49406 and len(ids) == len(CAPTION) and not any(ids[ids.index(49407) + 1:])
         counts['masked'] += content.count(MASK)
@@ -35,8 +36,8 @@ def test_disturbed_tokens_are_masked_replaced_and_removed_as_often_as_released()
 def test_disturbed_tokens_follow_from_the_seed_and_masks_are_left_alone():
     assert disturb_tokens(CAPTION, random.Random(3), MASK) == disturb_tokens(CAPTION, random.Random(3), MASK)
     masks = [49406, MASK, MASK, 49407, 0]
-    assert all(disturb_tokens(masks, random.Random(seed), MASK) == masks for seed in range(50))
-    assert any(disturb_tokens([49406, 5, 49407], random.Random(seed), MASK) == [49406, 49407, 0] for seed in range(200))
+    assert all(disturb_tokens(masks, random.Random(seed), MASK)[0] == masks for seed in range(50))
+    assert any(disturb_tokens([49406, 5, 49407], random.Random(seed), MASK)[0] == [49406, 49407, 0] for seed in range(200))
 
 
 def test_captions_are_cleaned():

@@ -75,7 +75,7 @@ def test_captions_that_may_not_be_cut(pairs):
 def test_pair_without_fields(pairs):
     transform = build_transforms((24, 8), is_train=False)
     sample = ImageTextDataset(pairs, transform)[5]
-    assert sorted(sample) == ['caption_ids', 'image_ids', 'images', 'pids']
+    assert sorted(sample) == ['caption_ids', 'image_ids', 'images', 'index', 'pids']
     assert (sample['pids'], sample['image_ids']) == pairs[5][:2]
     assert torch.equal(sample['images'], transform(read_image(pairs[5][2])))
     assert torch.equal(sample['caption_ids'], tokenize(pairs[5][3], default_tokenizer()))
@@ -93,7 +93,7 @@ def test_clean_captions_and_a_masked_copy(pairs):
         assert torch.equal(sample['caption_ids'], tokenize(pairs[4][3], default_tokenizer()))
         assert torch.equal(sample['mlm_ids'], masked) and torch.equal(sample['mlm_labels'], labels)
         assert sample['mlm_ids'].dtype == sample['mlm_labels'].dtype == torch.int64
-        assert len(sample) == 6
+        assert len(sample) == 7
 
 
 def test_masking_in_place(pairs):
@@ -170,8 +170,8 @@ def test_loaders_for_training(args):
     batches = epoch(train)
     assert [len(batch['pids']) for batch in batches] == [6, 6, 4]
     batch = batches[0]
-    assert sorted(batch) == ['caption_ids', 'image_ids', 'images', 'pids']
-    assert [batch[name].dtype for name in sorted(batch)] == [torch.int64, torch.int64, torch.float32, torch.int64]
+    assert sorted(batch) == ['caption_ids', 'image_ids', 'images', 'index', 'pids']
+    assert [batch[name].dtype for name in sorted(batch)] == [torch.int64, torch.int64, torch.float32, torch.int64, torch.int64]
     assert batch['images'].shape == (6, 3, 24, 8) and batch['caption_ids'].shape == (6, 32)
     assert torch.equal(batch['image_ids'] // 2, batch['pids'])
     assert sorted(torch.cat([batch['image_ids'] for batch in batches]).tolist()) == sorted(list(range(8)) * 2)
@@ -205,7 +205,7 @@ def test_loaders_for_testing(args):
     ('sdm+mlm', 'clean', {'mlm_ids', 'mlm_labels'}), ('sdm+mlm', 'inplace', {'mlm_labels'}), ('sdm', 'inplace', set())])
 def test_the_active_heads_decide_what_a_batch_carries(args, losses, masking, names):
     batch = epoch(build_dataloader(args(loss_names=losses, MLM=masking == 'inplace'))[0])[0]
-    assert set(batch) == {'pids', 'image_ids', 'images', 'caption_ids'} | names
+    assert set(batch) == {'pids', 'image_ids', 'images', 'caption_ids', 'index'} | names
     assert (batch['caption_ids'] == MASK).any() == (masking == 'inplace')
 
 

@@ -1,0 +1,150 @@
+"""RDE (Qin et al., CVPR 2024): alignment losses with one number a pair, a second embedding of the tokens attended to most (TSE), and
+the division of the training pairs into clean and noisy ones before each epoch (CCD)."""
+from functools import partial
+
+from model import division, objectives
+from model.heads import Head
+from model.heads.a2te import DetailLayers, kept
+from utils.errors import UserError
+from utils.option_types import amount, positive, weight, yes_no
+
+LEARNING_RATE = 1e-3   # of the TSE layers, whatever --lr
+
+
+def measures(args):
+    """{loss name: (function of (image, text, pids) to [B], is it averaged over the batch or summed)}"""
+    scale = 1 / args.temperature
+    return {
+        'tal': (partial(objectives.tal, tau=args.tau, margin=args.margin), False),
+        'trl': (partial(objectives.trl, tau=args.tau, margin=args.margin), False),
+        'infonce': (lambda image, text, pids: objectives.infonce_per_pair(image, text, scale=scale), True),
+        'sdm': (partial(objectives.sdm_per_pair, scale=scale), True)}
+
+
+def chosen(args):
+    """Those of :func:`measures` that ``--loss_names`` names."""
+    named = str(args.loss_names).replace(' ', '').split('+')
+    return {name: measure for name, measure in measures(args).items() if name in named}
+
+
+class PairLoss(Head):
+    """One number a pair; pairs that a division calls noisy don't count."""
+
+    def __init__(self, args, model):
+        super().__init__()
+        self.measure, self.mean = measures(args)[self.names[0]]
+
+    def pair_losses(self, encoded, batch):
+        return {self.names[0]: self.measure(encoded.image, encoded.text, batch['pids'])}
+
+    def forward(self, encoded, batch):
+        losses = self.pair_losses(encoded, batch)[self.names[0]]
+        return {f'{self.names[0]}_loss': objectives.of_clean_pairs(losses, batch.get('clean'), self.mean)}
+
+
+class TAL(PairLoss):
+    """Triplet alignment: a pair against all others, softly."""
+    names = ('tal',)
+
+    @staticmethod
+    def add_options(parser):
+        parser.add_argument('--tau', type=amount, default=0.015, help='temperature of tal and trl')
+        parser.add_argument('--margin', type=weight, default=0.1, help='margin of tal and trl')
+
+
+class TRL(PairLoss):
+    """Triplets with the hardest negative."""
+    names = ('trl',)
+    reads = ('tau', 'margin')
+
+
+class InfoNCE(PairLoss):
+    """itc as RDE computes it; beside others of this file."""
+    names = ('infonce',)
+    reads = ('temperature',)
+
+
+class TSE(Head):
+    """A second embedding, pooled from the tokens that the first one is made of, trained by the losses that train the first."""
+    names = ('tse',)
+    embedding = 'TSE'
+    embedding_width = 1024
+    embedding_attention = True
+    embedding_reads_padding = False
+    needs = ('image_tokens', 'text_tokens', 'image_attention', 'text_attention')
+    reads = ('tau', 'margin', 'temperature')
+
+    @staticmethod
+    def add_options(parser):
+        parser.add_argument('--select_ratio', type=positive(float, most=1), default=0.3,
+                            help='share of patches and words that tse pools')
+        parser.add_argument('--tse_mode', default='eval', choices=['eval', 'train'],
+                            help="tse's batch norm in training: eval: by its first running statistics, which never change (RDE's code up "
+                                 "to October 2024, and so its paper's figures); train: by the batch's")
+
+    @staticmethod
+    def learning_rate(name, lr, weight_decay, args):
+        return (LEARNING_RATE, weight_decay) if name.startswith(('visul_emb_layer', 'texual_emb_layer')) else (lr, weight_decay)
+
+    @staticmethod
+    def settle(args, active):
+        if active and not chosen(args):
+            raise UserError(f"the loss 'tse' trains its embedding by the losses beside it: add one of {', '.join(measures(args))} to "
+                            f"--loss_names '{args.loss_names}'")
+
+    def __init__(self, args, model):
+        super().__init__()
+        rows, cols = model.base_model.grid
+        ratio, size = args.select_ratio, f'(--img_size, --stride_size: {rows}x{cols})'
+        self.patches = kept(ratio, rows * cols, f'patches of an image {size}', 'select_ratio')
+        self.words = kept(ratio, args.text_length - 2, f'words of a caption (--text_length {args.text_length})', 'select_ratio')
+        self.details = model.shared(DetailLayers, model.embed_dim)
+        self.fixed, self.measures = args.tse_mode == 'eval', chosen(args)
+
+    def embed(self, side, tokens, caption_ids, attention):
+        if side == 'image':
+            return self.details.visul_emb_layer(tokens, attention, self.patches, self.fixed)              # [B, 1024]
+        return self.details.texual_emb_layer(tokens, attention, caption_ids, self.words, self.fixed)      # [B, 1024]
+
+    def pair_losses(self, encoded, batch):
+        image, text = encoded.added['TSE']
+        return {f'tse {name}': measure(image, text, batch['pids']) for name, (measure, _) in self.measures.items()}
+
+    def forward(self, encoded, batch):
+        losses = self.pair_losses(encoded, batch)
+        return {'tse_loss': sum(objectives.of_clean_pairs(losses[f'tse {name}'], batch.get('clean'), mean)
+                                for name, (_, mean) in self.measures.items())}
+
+    def why_whole(self):
+        return 'it compares the second embeddings of the whole batch'
+
+
+class Division(Head):
+    """Consensus division: before each epoch, pairs that all similarities call noisy are left out of that epoch's losses."""
+    reads = ('noisy_rate', 'dataset_name')
+
+    @staticmethod
+    def add_options(parser):
+        yes_no(parser, '--ccd', False, 'divide the training pairs into clean and noisy ones before each epoch, by the losses of tal, trl, '
+                                       'infonce, sdm and tse, and train on the clean ones (RDE)')
+
+    @staticmethod
+    def wanted(args):
+        return args.ccd
+
+    @staticmethod
+    def settle(args, active):
+        if active and not chosen(args):
+            raise UserError(f"--ccd divides pairs by a loss that has one number a pair: add one of {', '.join(measures(args))} to "
+                            f"--loss_names '{args.loss_names}'")
+
+    def __init__(self, args, model):
+        super().__init__()
+        thorough = args.noisy_rate > 0.4 or args.dataset_name == 'RSTPReid'
+        self.settings = division.THOROUGH if thorough else division.GENTLE
+
+    def divide(self, losses, coins):
+        return division.divide(list(losses.values()), coins, self.settings)
+
+    def forward(self, encoded, batch):
+        return {}
