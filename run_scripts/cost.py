@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from datasets import build_dataloader
-from datasets.check import PUBLISHED
+from datasets.build import dataset_class
 from datasets.synthpedes import generate
 from model import build_model
 from processor.processor import Trainer
@@ -37,6 +37,7 @@ from utils.tables import FORMATS
 COLUMNS = {'parameters': ('parameters, M', 1e6), 'trained': ('trained, M', 1e6), 'image_flops': ('GFLOPs an image', 1e9),
            'caption_flops': ('GFLOPs a caption', 1e9), 'step_seconds': ('ms a step', 1e-3), 'step_bytes': ('GiB a step', 2 ** 30),
            'query_seconds': ('ms a query', 1e-3), 'query_bytes': ('GiB a query', 2 ** 30)}
+DISTURBED = 0.1   # of the cores, taken by other programs
 ON_CPU = 4   # samples a step where the recipe's batch would take minutes
 
 
@@ -109,9 +110,10 @@ def peak(device):
 
 def sizes_of(dataset):
     """(training identities, images in the test gallery) as published."""
-    if dataset not in PUBLISHED:
-        raise UserError(f"{dataset} has no published sizes; name a recipe of {', '.join(PUBLISHED)}")
-    return PUBLISHED[dataset]['train'][0], PUBLISHED[dataset]['test'][1]
+    published = dataset_class(dataset).published
+    if not published:
+        raise UserError(f'{dataset} has no published sizes: name a recipe of a dataset that has')
+    return published['train'][0], published['test'][1]
 
 
 def random_weights(pretrain_choice):
@@ -160,7 +162,7 @@ def cost_of_step(model, options, batch, repeats):
         trainer.train_step(dict(batch))
         trainer.look()
     timing, _ = timed(step, next(model.parameters()).device, repeats, patience=120)
-    return {'step_seconds': statistics.median(timing['seconds'])}
+    return {'step_seconds': statistics.median(timing['seconds']), 'others': timing['others']}
 
 
 # -- the table -----------------------------------------------------------------------------------------------------------
@@ -168,12 +170,13 @@ def cost_of_step(model, options, batch, repeats):
 def cells_of(row):
     if 'error' in row:
         return [row['recipe'], *['-'] * (1 + len(COLUMNS)), row['error']]
-    return [row['recipe'], str(row['batch']), *(f'{row[name] / unit:.2f}' for name, (_, unit) in COLUMNS.items()), '']
+    note = f"other programs took {row['others']:.0%} of the cores: times are too long" if row['others'] > DISTURBED else ''
+    return [row['recipe'], str(row['batch']), *(f'{row[name] / unit:.2f}' for name, (_, unit) in COLUMNS.items()), note]
 
 
 def as_csv(rows):
     text = io.StringIO()
-    writer = csv.DictWriter(text, ['recipe', 'batch', *COLUMNS, 'error'], lineterminator='\n')
+    writer = csv.DictWriter(text, ['recipe', 'batch', *COLUMNS, 'others', 'error'], lineterminator='\n')
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()

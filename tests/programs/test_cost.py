@@ -59,4 +59,6 @@ def test_a_recipe_of_own_data_has_no_sizes():
 
 def test_a_row_in_units(row):
     cells = cells_of({'recipe': 'x', **row})
+    assert cells_of({'recipe': 'x', **row, 'others': 0.75})[-1].startswith('other programs took 75% of the cores')
+    assert cells_of({'recipe': 'x', **row, 'others': 0.01})[-1] == '' and cells_of({'recipe': 'x', 'error': 'why'})[-1] == 'why'
     assert cells[2] == f"{row['parameters'] / 1e6:.2f}" and cells[6] == f"{1000 * row['step_seconds']:.2f}"
