@@ -4,8 +4,8 @@
     python -m run_scripts.leak --init_from logs/synthpedes/<quickstart's run>/best.pth
 
 Trains the quickstart's losses alone and with PHP's parsing, whose attention runs within a sample (slots) or, as released, across the
-batch (batch), with three seeds each. Tests every run, and those whose embeddings depend on the batch three ways: as the loaders are ordered,
-which is by identity, shuffled, and one by one. Writes leak.md and leak.png: metrics and differences with 95% intervals, for which
+batch (batch), with three seeds each. Tests every run, and those whose embeddings depend on the batch three ways: as the loaders are
+ordered, which is by identity, shuffled, and one by one. Writes leak.md and leak.png: metrics and differences with 95% intervals, for which
 identities and seeds are drawn anew. What follows -- goes to every train.py. Interrupted, the same command goes on.
 """
 import glob

@@ -53,7 +53,7 @@ def peak_bytes(device='cpu'):
 
 
 def cpu_has_bf16():
-    """Whether the processor multiplies in bf16 (AVX512-BF16, AMX), so that ``--amp bf16`` is quicker on it; False where it can't be told."""
+    """Whether the processor multiplies in bf16 (AVX512-BF16, AMX), so that ``--amp bf16`` is quicker on it; False where none can tell."""
     with contextlib.suppress(OSError), open('/proc/cpuinfo', encoding='utf-8') as file:
         return not {'avx512_bf16', 'amx_bf16'}.isdisjoint(file.read().split())
     return False
