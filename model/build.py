@@ -1,6 +1,7 @@
 """The retrieval model: encoders, an embedding, and the heads that ``--loss_names`` asks for."""
 from dataclasses import dataclass, field
-from typing import Callable, NamedTuple, Optional
+from typing import NamedTuple, Optional
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F

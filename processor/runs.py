@@ -82,7 +82,8 @@ class Split:
 
     def tokens(self, captions):
         """Token ids of some captions, on the model's device: [K, L]."""
-        return torch.stack([tokenize(caption, self.run.captions.dataset.tokenizer, self.args.text_length) for caption in captions]).to(self.device)
+        tokenizer = self.run.captions.dataset.tokenizer
+        return torch.stack([tokenize(caption, tokenizer, self.args.text_length) for caption in captions]).to(self.device)
 
     @property
     def device(self):

@@ -30,7 +30,8 @@ def main(argv=None):
     args = parse_test_options(parser, argv)
     check_picture(args.out)
     run = open_run(args)
-    queries = own_queries(args.caption, args, run.captions.dataset.tokenizer) if args.caption else split_queries(run.captions.dataset, args.captions)
+    captions = run.captions.dataset
+    queries = own_queries(args.caption, args, captions.tokenizer) if args.caption else split_queries(captions, args.captions)
     rows = retrieved(run, queries, args.top)
     print(in_words(rows))
     save_picture(draw(rows), args.out)

@@ -1,4 +1,5 @@
-"""Find people in a folder of photos: ``python -m run_scripts.search --config_file <run>/configs.yaml --images photos --caption "a red coat"``.
+"""Find people in a folder of photos:
+``python -m run_scripts.search --config_file <run>/configs.yaml --images photos --caption "a red coat"``.
 
 Photos are embedded the first time and kept in ``<photos>/.pedestal``; later searches embed what is new. Interrupted, it goes on where it
 was. Photos that cannot be read are named and left out. The search is exact. ``--faiss`` makes a FAISS index of the embeddings and

@@ -7,7 +7,7 @@ from torch import nn
 
 from model import objectives
 from model.heads import Head
-from utils.option_types import amount, share, weight
+from utils.option_types import amount, fraction, weight
 
 NO_LABEL = -100
 PROMPTS_MATCHED = 5      # of the attributes' prompts, a step
@@ -175,7 +175,7 @@ class Attributes(AptmHead):
     @staticmethod
     def add_options(parser):
         parser.add_argument('--attr_loss_weight', type=weight, default=0.8, help='weight of attr, the mean of its three losses')
-        parser.add_argument('--attr_smoothing', type=share, default=0.4, help='of the labels in the contrast and matching of attr')
+        parser.add_argument('--attr_smoothing', type=fraction, default=0.4, help='of the labels in the contrast and matching of attr')
         parser.add_argument('--prompt_file', default='', help="the attributes' prompts instead of the dataset's own: a JSON list of "
                             '["where the label is 0", "where it is 1"]')
 

@@ -56,7 +56,8 @@ def make_base(folder):
 
 def try_unspoilt(base, folder):
     """Every program succeeds on what is whole: a case that is refused is refused for what was spoilt."""
-    for words in (RESUME, CHECK, RETRIEVE, REPRODUCE, COMPARE, GENERATE, *(TRAIN + ['--loss_names', *losses.split(' ')] for losses in LOSSES)):
+    trainings = [TRAIN + ['--loss_names', *losses.split(' ')] for losses in LOSSES]
+    for words in (RESUME, CHECK, RETRIEVE, REPRODUCE, COMPARE, GENERATE, *trainings):
         copy_base(base, folder)
         with_another_run(folder)
         must_succeed(words, folder)
