@@ -17,6 +17,7 @@ from model.clip_weights import OPENAI_SHA256, file_stem, shape_named
 from processor.evaluation import Evaluator, rankings
 from processor.history import best_last_mean, in_words, read_evaluations
 from processor.independence import check_independence
+from processor.second_stage import refuse_rerank, rerank
 from utils.checkpoint import read_checkpoint, sha256_of
 from utils.comm import pick_device
 from utils.errors import UserError
@@ -95,12 +96,20 @@ def evaluate(args, model, img_loader, txt_loader, checkpoint):
     """Embed the test split (captions by length where that is exact), rank it, and check that no embedding depends on its
     neighbours. Where one does, or with ``args.one_by_one``, rank the embeddings of shuffled batches and of batches of one, too: what
     the table loses there came from the neighbours."""
-    report = Report()
+    report, count = Report(), getattr(args, 'rerank', None)
+    if count:
+        refuse_rerank(model, count, len(img_loader.dataset))
     names = names_of(args, img_loader.dataset, txt_loader.dataset)
     qfeats, gfeats, qids, gids = embed_split(model, img_loader, txt_loader)
     first = f'{args.dataset_name} test: {len(qids)} captions, {len(gids)} images'
     report.add(first, 'as loaded', rankings(qfeats, gfeats, qids, gids, args.i2t, model.parts), zip((qids, gids), names))
     report.independence = check_independence(model, img_loader, txt_loader, (qfeats, gfeats))
+    if count:
+        second, report.independence.second_stage = rerank(model, (img_loader, txt_loader), (qfeats, gfeats, qids, gids), count,
+                                                          args.rerank_score)
+        over = ' as released, scaled over the whole split' if args.rerank_score == 'released' else ''
+        report.add(f"the same, each caption's {count} best re-ranked{over}", f're-ranked {count}{over}', {'t2i': second},
+                   [(qids, names[0]), (gids, names[1])])
     if args.one_by_one or not report.independent:
         for again, how, settings in ((f'the same, shuffled (seed {args.seed})', 'shuffled', {'shuffle': True}),
                                      (ONE_BY_ONE, 'one by one', {'batch_size': 1})):

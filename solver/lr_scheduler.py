@@ -1,4 +1,5 @@
 """Learning rates by epoch, with warm-up: IRRA's schedules."""
+import functools
 import math
 from bisect import bisect_right
 
@@ -6,7 +7,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from utils.errors import UserError, unknown
 
-SCHEDULES = ('step', 'exp', 'poly', 'cosine', 'linear', 'step_cosine')
+SCHEDULES = ('step', 'exp', 'poly', 'cosine', 'linear', 'step_cosine', 'step_linear', 'step_stairs')
 WARMUPS = ('linear', 'constant')
 
 
@@ -96,8 +97,45 @@ class StepSchedule(WarmupSchedule):
         return self.target_lr + (base - self.target_lr) * (1 + math.cos(math.pi * r)) / 2
 
 
+WARM_SHARE = 0.1                            # of the steps, where 'step_stairs' warms up
+STAIRS = ((7, 0.2), (4, 0.5))               # from so many warm-ups on, so much of the rate
+
+
+class AptmSchedule(StepSchedule):
+    """APTM's rates (Yang et al., ACM MM 2023). With s steps done of T in all and W of warm-up, the base rate is multiplied by s / W while
+    s < W; then
+
+    ``step_linear`` (W: ``warmup_steps``): by (T - s) / (T - W);
+    ``step_stairs`` (W = int(0.1 T)): by 1, by 0.5 from 4 W on, and by 0.2 from 7 W on.
+
+    The first step of a warm-up is one of no length, as released.
+    """
+
+    def __init__(self, optimizer, *settings, warmup_steps=0, **named):
+        self.warmup_steps = warmup_steps
+        super().__init__(optimizer, *settings, **named)
+
+    def before_step(self, epoch, step, steps):
+        total = self.total_epochs * steps
+        if self.mode == 'step_linear' and self.warmup_steps >= total:
+            raise UserError(f'--warmup_steps {self.warmup_steps} must be below the {total} steps of the whole training')
+        super().before_step(epoch, step, steps)
+
+    def lr_after(self, epochs, base):
+        done, steps = self.done
+        total = self.total_epochs * steps
+        warmup = int(WARM_SHARE * total) if self.mode == 'step_stairs' else self.warmup_steps
+        if done < warmup:
+            return base * done / warmup
+        if self.mode == 'step_stairs':
+            return base * next((factor for warmups, factor in STAIRS if warmup and done >= warmups * warmup), 1.0)
+        return base * max(total - done, 0) / max(total - warmup, 1)
+
+
 def build_lr_scheduler(args, optimizer):
     """The schedule that ``args`` name, at the first epoch."""
     schedule = StepSchedule if args.lrscheduler == 'step_cosine' else WarmupSchedule
+    if args.lrscheduler in ('step_linear', 'step_stairs'):
+        schedule = functools.partial(AptmSchedule, warmup_steps=args.warmup_steps)
     return schedule(optimizer, args.milestones, args.gamma, args.warmup_factor, args.warmup_epochs, args.warmup_method,
                     args.num_epoch, args.target_lr, args.power, args.lrscheduler)

@@ -16,6 +16,7 @@ from utils.errors import UserError
 from utils.option_types import Effect, amount, count, decay, positive, fraction, up_to, weight, whole, yes_no
 from utils.parser import Parser
 from utils.recipes import FORKS, as_dict, plain, read_recipe, what_its_fork_meant, with_sen_captions
+from utils.reranking import RERANK_SCORES
 from utils.safe_yaml import read_yaml
 
 __all__ = ['Effect', 'Parser', 'Room', 'amount', 'as_dict', 'build_parser', 'build_test_parser', 'complete', 'count', 'decay', 'dump',
@@ -170,10 +171,12 @@ def add_solver_options(parser):
     solver.add_argument('--weight_decay_bias', type=weight, default=0.0, help='of biases')
     solver.add_argument('--alpha', type=decay, default=0.9, help="Adam's first beta")
     solver.add_argument('--beta', type=decay, default=0.999, help="Adam's second beta")
-    solver.add_argument('--lrscheduler', default='cosine', choices=['step', 'exp', 'poly', 'cosine', 'linear', 'step_cosine'],
+    solver.add_argument('--lrscheduler', default='cosine', choices=['step', 'exp', 'poly', 'cosine', 'linear', 'step_cosine',
+                                                                         'step_linear', 'step_stairs'],
                         help='how lr changes from epoch to epoch; step_cosine: a cosine that moves with every step (TBPS-CLIP)')
     solver.add_argument('--milestones', type=count, nargs='+', default=(20, 50), help='epochs, for step')
     solver.add_argument('--gamma', type=weight, default=0.1, help='factor at each milestone, for step')
+    solver.add_argument('--warmup_steps', type=whole, default=0, help='optimizer steps before the schedule proper, for step_linear')
     solver.add_argument('--warmup_factor', type=weight, default=0.1, help='on lr at the start')
     solver.add_argument('--warmup_epochs', type=whole, default=5, help='epochs before the schedule proper')
     solver.add_argument('--warmup_method', default='linear', choices=['linear', 'constant'], help='how lr starts')
@@ -413,6 +416,9 @@ def build_test_parser(program, description):
     parser.add_argument('--root_dir', help="the folder with the datasets' folders")
     parser.add_argument('--i2t', action='store_true', help='image-to-text retrieval, too')
     parser.add_argument('--one_by_one', action='store_true', help='also embed everything in shuffled batches and in batches of one')
+    parser.add_argument('--rerank', type=count, metavar='K', help="also score each caption's K best images again, pair by pair (itm)")
+    parser.add_argument('--rerank_score', choices=RERANK_SCORES, default='caption',
+                        help="how both stages' scores are scaled: within each caption, or over the whole test split, as APTM's code does")
     parser.add_argument('--test_batch_size', type=count, help='samples encoded at a time')
     parser.add_argument('--num_workers', type=positive(int, strict=False, most=1024), help='processes that load data')
     parser.add_argument('--device', help='auto, cpu, cuda or cuda:<n>')

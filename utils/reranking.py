@@ -8,6 +8,11 @@ RERANK_SCORES = ('caption', 'released')
 COSINE_SHARE = 0.002       # what the first stage counts beside the second (APTM)
 
 
+def check_count(count, gallery):
+    if not 1 <= count <= gallery:
+        raise UserError(f'--rerank {count}: the gallery holds {gallery} images; give a number from 1 to {gallery}')
+
+
 def score_best(slabs, count, gallery, match, total=None, progress=True):
     """Score each caption's ``count`` best images: ``(images [Q, count], scores [Q, count])``, the images in the first stage's order.
 
@@ -21,8 +26,7 @@ def score_best(slabs, count, gallery, match, total=None, progress=True):
     Raises:
         UserError: ``count`` isn't between 1 and the size of the gallery.
     """
-    if not 1 <= count <= gallery:
-        raise UserError(f'--rerank {count}: the gallery holds {gallery} images; give a number from 1 to {gallery}')
+    check_count(count, gallery)
     best, scores = [], []
     with tqdm(total=total, desc='re-ranking', unit='caption', leave=False, disable=None if progress else True) as bar:
         for slab in slabs:

@@ -154,6 +154,10 @@ class Head(nn.Module):
         """
         raise NotImplementedError
 
+    # match(encoder, caption_ids [P, L], text_tokens [P, L, D], image_tokens [P, N, K]), of a head that scores pairs: float32 [P], larger
+    # where a caption and an image belong together. test.py --rerank orders each caption's best images by it. None: it scores none.
+    match = None
+
     def refine(self, embedding, tokens, extras):
         """Change the retrieval embedding, in training and in evaluation alike.
 
