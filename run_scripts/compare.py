@@ -158,7 +158,7 @@ def refuse_different_splits(runs):
 
 def in_words(run):
     by = run.produced_by
-    return f"{by['dataset']}: {by['images']} images, {by['captions']} captions, sha256 {by['split_sha256'][:8]}"
+    return f"{by['dataset']}: {by['images']} images, {by['captions']} captions, sha256 {str(by['split_sha256'])[:8]}"
 
 
 # -- what is told --------------------------------------------------------------------------------------------------------
