@@ -3,12 +3,12 @@
 What is random in a caption's follows from a ``random.Random``, what is random in an image's from torch's default generator, which the
 caller seeds (:func:`seeded`).
 """
-import re
-
 import torch
 from torchvision import transforms as T
 
+from utils.pixels import TBPS
 from utils.seeding import derive_seed
+from utils.simple_tokenizer import without_marks
 
 # -- captions ----------------------------------------------------------------------------------------------------------
 
@@ -40,21 +40,12 @@ def disturb_tokens(ids, rng, mask_id):
     return kept + [0] * (len(ids) - len(kept)), places
 
 
-REMOVED_CHARACTERS = re.compile(r'[.!"()*#:;~]')
-
-
-def clean_caption(caption, most_words=77):
-    """A caption as TBPS-CLIP reads it, in training and in evaluation: lower case, no ``. ! " ( ) * # : ; ~``, single spaces, the first
-    77 words."""
-    return ' '.join(REMOVED_CHARACTERS.sub(' ', caption.lower()).split()[:most_words])
-
-
 def tbps_caption(caption, rng, translated='', back_translation=0.1, deletion=0.05):
     """A training caption as TBPS-CLIP (Cao et al., AAAI 2024) draws it anew each time: replaced by its back-translation with the chance
     ``back_translation``, where there is one, and then each word deleted with the chance ``deletion``. One random word always stays,
     and a caption of one word stays as it is."""
     use = rng.random() < back_translation
-    words = clean_caption(translated if use and clean_caption(translated) else caption).split()
+    words = without_marks(translated if use and without_marks(translated) else caption).split()
     if len(words) < 2:
         return ' '.join(words)
     kept = [word for word in words if rng.random() >= deletion]
@@ -63,7 +54,7 @@ def tbps_caption(caption, rng, translated='', back_translation=0.1, deletion=0.0
 
 # -- images ------------------------------------------------------------------------------------------------------------
 
-IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)   # mean and deviation
+IMAGENET = TBPS.mean, TBPS.std
 
 
 class SomeDraws(torch.nn.Module):

@@ -10,10 +10,14 @@ from collections import defaultdict
 import torch
 from prettytable import PrettyTable
 from torch.utils.data import Dataset, default_collate
+from torchvision import transforms as T
+from torchvision.transforms.functional import to_pil_image
 
 from datasets.attributes import annotate_all, load_tagger
+from datasets.augmentation import seeded, simclr_transforms
 from datasets.fields import FIELDS, CaptionSample
 from datasets.transforms import as_tensor, draw_rand_view, draw_view
+from utils import pixels as known_pixels
 from utils.errors import UserError, unknown
 from utils.iotools import read_image, read_json
 from utils.seeding import derive_seed
@@ -22,6 +26,8 @@ from utils.simple_tokenizer import END, MASK, START, SimpleTokenizer, clean
 logger = logging.getLogger('Pedestal.dataset')
 
 SPLITS = ('train', 'val', 'test')
+IMAGE_FIELDS = 'second_images', 'simclr_images'   # what heads may ask for of a sample's image, beside datasets.fields
+SECOND, SIMCLR = 1, (2, 3)                         # what their draws' seeds are derived with
 
 
 # -- annotations -------------------------------------------------------------------------------------------------------
@@ -130,6 +136,11 @@ class BaseDataset:
                    for image_id, entry in enumerate(self.train_annos) if self.path(entry) not in left_out
                    for caption in entry['captions']]
         return renumbered(samples, self.anno_path)
+
+    def translations(self):
+        """{(image_id, caption): back-translation} of the training captions that have one (``captions_bt``)."""
+        return {(image_id, caption): translated for image_id, entry in enumerate(self.train_annos)
+                for caption, translated in zip(entry['captions'], entry.get('captions_bt', ()))}
 
     def _evaluation_samples(self, entries):
         texts = [(entry['id'], caption) for entry in entries for caption in entry['captions']]
@@ -377,7 +388,10 @@ class ImageTextDataset(Dataset):
         rand_aug: a function that resizes a PIL image, for APTM's augmentation instead of ``transform``'s: images are uint8 with their
             ``views``, as out of a ``store``.
         labels: int8 [S, A] of each pair's image, for the field ``attribute_labels``.
-        txt_aug: mask, replace and remove words (:func:`datasets.augmentation.disturb_tokens`), before anything is masked for a head.
+        txt_aug: mask, replace and remove words (:func:`datasets.augmentation.disturb_tokens`), before anything is masked for a head; with
+            the ``preparation`` 'tbps' delete words as TBPS-CLIP does (:func:`datasets.augmentation.tbps_caption`).
+        pixels: the mean and deviation of ``simclr_images``.
+        translations: {(image_id, caption): its back-translation}, for TBPS-CLIP.
 
     Raises:
         UserError: an unknown field; at indexing, an image that cannot be read.
@@ -386,23 +400,25 @@ class ImageTextDataset(Dataset):
     def __init__(self, dataset, transform=None, text_length=77, truncate=True, fields=(), caption_masking='clean',
                  masked_token_rate=0.8, masked_token_unchanged_rate=0.1, skip_broken=False, attribute_tagger='textblob',
                  mlm_masking='random', caption_filter=0.0, store=None, img_aug=False, tokenizer=None, rand_aug=None, labels=None,
-                 txt_aug=False):
+                 txt_aug=False, preparation='irra', pixels=known_pixels.CLIP, translations=None):
         for field in fields:
-            if field not in FIELDS:
-                raise unknown('batch field, asked for by a head and made by no dataset:', field, FIELDS)
+            if field not in FIELDS and field not in IMAGE_FIELDS:
+                raise unknown('batch field, asked for by a head and made by no dataset:', field, [*FIELDS, *IMAGE_FIELDS])
         if caption_masking not in ('inplace', 'clean'):
             raise unknown('caption masking', caption_masking, ('inplace', 'clean'))
         if mlm_masking not in ('random', 'attention', 'noun'):
             raise unknown('mlm masking', mlm_masking, ('random', 'attention', 'noun'))
         self.dataset, self.transform, self.skip_broken = dataset, transform, skip_broken
         self.store, self.img_aug, self.rand_aug, self.labels = store, img_aug, rand_aug, labels
-        self.txt_aug = txt_aug
+        self.txt_aug, self.preparation, self.translations = txt_aug, preparation, translations or {}
         self.tokenizer, self.text_length = tokenizer or default_tokenizer(), text_length
         self.fields, self.inplace = set(fields), caption_masking == 'inplace'
         if 'mlm_labels' in self.fields and not self.inplace:
             self.fields.add('mlm_ids')
         self.mlm_masking, self.caption_filter = mlm_masking, caption_filter
-        self.masks = mlm_masking != 'attention' and (self.inplace or any(FIELDS[name].masks for name in self.fields))
+        self.simclr = simclr_transforms(store.img_size if store is not None else size_of(transform), (pixels.mean, pixels.std)) \
+            if 'simclr_images' in self.fields else None
+        self.masks = mlm_masking != 'attention' and (self.inplace or any(FIELDS[name].masks for name in self.fields & FIELDS.keys()))
         self.made = [name for name, field in FIELDS.items()
                      if (name == 'caption_ids' or name in self.fields) and (self.masks or not field.masks)]
         self.rates = masked_token_rate, masked_token_unchanged_rate
@@ -410,6 +426,9 @@ class ImageTextDataset(Dataset):
         captions = [caption for *_, caption in dataset]
         self.tokens = tokenize_all(captions, text_length, truncate, self.tokenizer)
         if any(FIELDS[name].tags for name in self.made) or caption_filter or self.masks and mlm_masking == 'noun':
+            if preparation == 'tbps':
+                raise UserError('--preparation tbps cleans captions, and parts of speech (the loss attribute, --mlm_masking noun, '
+                                '--caption_filter) are those of captions as they are: leave one of the two out')
             self.attributes, self.parts = annotate_all(captions, default_tokenizer(), load_tagger(attribute_tagger), text_length)
 
     def __len__(self):
@@ -427,13 +446,27 @@ class ImageTextDataset(Dataset):
         return {'pids': pid, 'image_ids': image_id, 'index': index, **image, **self.text_fields(index, random.Random(seed))}
 
     def image_fields(self, path, seed):
-        """What a sample carries of its image."""
+        """What a sample carries of its image: one view, and further ones where a head asks for them."""
+        image = read_image(path) if self.store is None else self.store[path]
+        fields = self.one_view(image, seed)
+        if 'second_images' in self.fields:
+            second = self.one_view(image, derive_seed(seed, SECOND))
+            fields.update({f'second_{name}': value for name, value in second.items()})
+        if 'simclr_images' in self.fields:
+            whole = image if self.store is None else to_pil_image(image)
+            fields['simclr_images'] = torch.stack([seeded(self.simclr, whole, seed, number) for number in SIMCLR])   # [2, 3, H, W]
+        return fields
+
+    def one_view(self, image, seed):
+        """``images`` and, where they are finished on the device, ``views`` of a PIL image, or of a uint8 tensor out of the store."""
         if self.rand_aug is not None:
-            image = self.store[path] if self.store is not None else as_tensor(self.rand_aug(read_image(path)))
+            image = image if self.store is not None else as_tensor(self.rand_aug(image))
             return dict(zip(('images', 'views'), draw_rand_view(image, seed)))
         if self.store is None:
-            return {'images': self.view(read_image(path), seed)}
-        return {'images': self.store[path], 'views': draw_view(self.store.img_size, self.img_aug, seed)}
+            return {'images': self.view(image, seed)}
+        if self.preparation == 'tbps':   # its draws are not those of datasets.views
+            return {'images': self.view(to_pil_image(image), seed)}
+        return {'images': image, 'views': draw_view(self.store.img_size, self.img_aug, seed)}
 
     def view(self, image, seed):
         """The transformed image; torch's global generator is as it was afterwards."""
@@ -451,6 +484,11 @@ class ImageTextDataset(Dataset):
         """What a sample carries of its caption: see :mod:`datasets.fields`."""
         sample = CaptionSample(self, index, rng)
         return {name: FIELDS[name](sample) for name in self.made}
+
+
+def size_of(transform):
+    """(H, W) of the images that a ``Compose`` makes."""
+    return next(step.size for step in transform.transforms if isinstance(step, T.Resize))
 
 
 # IRRA's name for the pairs that its --MLM trains on.

@@ -11,7 +11,7 @@ from datasets.noise import noisy_samples
 from datasets.prompts import WithPrompts, read_prompts
 from datasets.registry import dataset_class
 from datasets.sampler import CaptionSampler, build_batch_sampler
-from datasets.transforms import build_transforms, resize
+from datasets.transforms import build_preparation, resize
 from datasets.workers import Loader, start_worker
 from utils import options
 from utils.errors import UserError, unknown
@@ -56,7 +56,7 @@ def build_dataloader(args):
     # of all training images, however many --limit_train leaves
     store = image_store(args, dataset, 'train', [sample[2] for sample in dataset.train], args.skip_broken)
     attributes = attributes_of(args, dataset) if 'attribute_labels' in args.batch_fields else None
-    return (training_loader(args, samples, store, tokenizer, attributes), *evaluation, len(pids))
+    return (training_loader(args, samples, store, tokenizer, attributes, dataset.translations()), *evaluation, len(pids))
 
 
 def family(args):
@@ -64,18 +64,19 @@ def family(args):
     return options.room('model.backbones').of(args)
 
 
-def training_loader(args, samples, store=None, tokenizer=None, attributes=None):
+def training_loader(args, samples, store=None, tokenizer=None, attributes=None, translations=None):
     """``attributes``: ``(labels int8 [images, A], pairs of prompts)`` of the dataset, where a head asks for them."""
     pixels = family(args).pixels(args)
     pairs = ImageTextDataset(
-        samples, build_transforms(args.img_size, args.img_aug, is_train=True, pixels=pixels), args.text_length,
+        samples, build_preparation(args, pixels, is_train=True), args.text_length,
         fields=getattr(args, 'batch_fields', ()), caption_masking=args.caption_masking,
         masked_token_rate=args.masked_token_rate, masked_token_unchanged_rate=args.masked_token_unchanged_rate,
         skip_broken=args.skip_broken, attribute_tagger=getattr(args, 'attribute_tagger', 'textblob'),
         mlm_masking=getattr(args, 'mlm_masking', 'random'), caption_filter=getattr(args, 'caption_filter', 0.0),
         store=store, img_aug=args.img_aug, tokenizer=tokenizer, rand_aug=resize(args.img_size, pixels) if args.rand_aug else None,
         labels=attributes and attributes[0][[image_id for _, image_id, *_ in samples]],
-        txt_aug=getattr(args, 'txt_aug', False))
+        txt_aug=getattr(args, 'txt_aug', False), preparation=getattr(args, 'preparation', 'irra'), pixels=pixels,
+        translations=translations)
     sampler = build_batch_sampler(args, [sample[0] for sample in samples])
     together = WithPrompts(attributes[1], pairs.tokenizer) if attributes else collate
     return Loader(pairs, batch_sampler=sampler, collate_fn=together, **reading(args))
@@ -88,7 +89,7 @@ def evaluation_loaders(args, dataset, split, batch_size, tokenizer=None):
     content = getattr(dataset, split)
     if not content['captions']:
         raise empty(dataset, split)
-    transform = build_transforms(args.img_size, is_train=False, pixels=family(args).pixels(args))
+    transform = build_preparation(args, family(args).pixels(args), is_train=False)
     images = ImageDataset(content['image_pids'], content['img_paths'], transform,
                           image_store(args, dataset, split, content['img_paths']))
     captions = TextDataset(content['caption_pids'], content['captions'], args.text_length, tokenizer=tokenizer)
@@ -103,8 +104,9 @@ def image_store(args, dataset, split, paths, skip_broken=False):
     if not folder:
         return None
     folder = os.path.join(dataset.dataset_dir, 'image_cache') if folder == 'auto' else folder
+    in_training = split == 'train' and getattr(args, 'preparation', 'irra') == 'tbps'   # TBPS-CLIP resizes training images otherwise
     return open_store(folder, f'{dataset.name}_{split}', paths, dataset.img_dir, args.img_size, workers(args), skip_broken,
-                      family(args).pixels(args).interpolation)
+                      'bilinear' if in_training else family(args).pixels(args).interpolation)
 
 
 def attributes_of(args, dataset):

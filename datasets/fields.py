@@ -3,7 +3,7 @@ import functools
 
 import torch
 
-from datasets.augmentation import disturb_tokens
+from datasets.augmentation import disturb_tokens, tbps_caption
 from datasets.eda import augmented, wordnet
 from datasets.masking import keep_naming, mask_tokens, noun_chances
 from datasets.whole_words import mask_whole_words
@@ -43,7 +43,10 @@ class CaptionSample:
         if dataset.caption_filter and rng.random() < dataset.caption_filter:
             self.kept = keep_naming(self.ids.tolist(), dataset.parts[index].tolist(), dataset.mask_id)
             self.ids = self.cut(self.ids)
-        if dataset.txt_aug:
+        if dataset.txt_aug and dataset.preparation == 'tbps':
+            _, image_id, _, caption = dataset.dataset[index]
+            self.ids = dataset.ids_of(tbps_caption(caption, rng, dataset.translations.get((image_id, caption), '')))
+        elif dataset.txt_aug:
             disturbed, left = disturb_tokens(self.ids.tolist(), rng, dataset.mask_id)
             places = range(len(self.ids)) if self.kept == slice(None) else self.kept
             self.ids, self.kept = torch.tensor(disturbed), [places[place] for place in left if place < len(places)]

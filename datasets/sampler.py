@@ -51,11 +51,16 @@ class BatchSampler:
 
 
 class RandomBatches(BatchSampler):
-    """Every caption once, in random order; the last batch may be smaller."""
+    """Every caption once, in random order; the last batch may be smaller, or is left out with ``drop_last``."""
+
+    def __init__(self, pids, batch_size, seed=1, drop_last=False):
+        self.whole = drop_last
+        super().__init__(pids, batch_size, seed)
 
     def plan(self, rng):
         order = rng.sample(range(self.size), self.size)
-        return [order[start:start + self.batch_size] for start in range(0, self.size, self.batch_size)]
+        end = self.size - self.size % self.batch_size if self.whole else self.size
+        return [order[start:start + self.batch_size] for start in range(0, end, self.batch_size)]
 
 
 class IdentityBatches(BatchSampler):
@@ -115,7 +120,7 @@ def build_batch_sampler(args, pids):
     if args.sampler not in SAMPLERS:
         raise unknown('sampler', args.sampler, SAMPLERS)
     if args.sampler == 'random':
-        return RandomBatches(pids, args.batch_size, args.seed)
+        return RandomBatches(pids, args.batch_size, args.seed, getattr(args, 'drop_last', False))
     return SAMPLERS[args.sampler](pids, args.batch_size, args.num_instance, args.seed)
 
 

@@ -2,6 +2,7 @@
 import torch
 from torchvision import transforms as T
 
+from datasets.augmentation import tbps_transforms
 from datasets.rand_augment import draw_erased, rand_augment
 from datasets.views import PADDING
 from utils import pixels as known_pixels
@@ -29,6 +30,13 @@ def build_transforms(img_size=(384, 128), aug=False, is_train=True, pixels=known
     if is_train and aug:
         steps += [T.RandomErasing(p=ERASED, **RECTANGLE, value=pixels.fill)]
     return T.Compose(steps)
+
+
+def build_preparation(args, pixels, is_train):
+    """The ``Compose`` that ``--preparation`` names."""
+    if getattr(args, 'preparation', 'irra') == 'tbps':
+        return tbps_transforms(args.img_size, args.img_aug, is_train)
+    return build_transforms(args.img_size, is_train and args.img_aug, is_train, pixels)
 
 
 def resize(img_size, pixels):

@@ -121,8 +121,10 @@ class Attention(nn.Module):
 
     ``forward(query [B, Lq, D], keys [B, Lk, D], values [B, Lk, D])`` gives ``(out [B, Lq, D], map)``. Without ``keys``
     it is self-attention, without ``values`` the keys are the values. The map is the attention averaged over the heads,
-    [B, Lq, Lk], and None unless ``need_map``. ``causal``: a position sees itself and those before it.
+    [B, Lq, Lk], and None unless ``need_map``. ``causal``: a position sees itself and those before it. ``dropout``: of the
+    attention weights, in training.
     """
+    dropout = 0.0
 
     def __init__(self, width, heads):
         super().__init__()
@@ -139,9 +141,10 @@ class Attention(nn.Module):
         q, k, v = (self._split(x) for x in self._project(query, keys, values))     # [B, H, L, D/H] each
         if need_map:
             weights = attention_weights(q, k, causal)                               # [B, H, Lq, Lk]
-            out, attention = weights.to(v.dtype) @ v, weights.mean(1)
+            out, attention = F.dropout(weights, self.dropout, self.training).to(v.dtype) @ v, weights.mean(1)
         else:
-            out, attention = F.scaled_dot_product_attention(q, k, v, is_causal=causal), None
+            dropout = self.dropout if self.training else 0.0
+            out, attention = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=causal), None
         out = out.transpose(1, 2).flatten(2)                                        # [B, Lq, D]
         return self.out_proj(out), attention
 
@@ -203,8 +206,8 @@ class Transformer(nn.Module):
         for i, block in enumerate(self.resblocks, start=1):
             settings = causal, need_map and i == len(self.resblocks)
             if self.grad_checkpoint and torch.is_grad_enabled():
-                # Nothing in a block is random, so no random state needs to be kept for it.
-                x, attention = checkpoint(block, x, *settings, use_reentrant=False, preserve_rng_state=False)
+                # Without dropout nothing in a block is random, and no random state needs to be kept for it.
+                x, attention = checkpoint(block, x, *settings, use_reentrant=False, preserve_rng_state=block.attn.dropout > 0)
             else:
                 x, attention = block(x, *settings)
         return x, attention

@@ -56,13 +56,14 @@ def build_clip(pretrain_choice, img_size, stride_size, text_length=77, trust_arc
         path, trust_archive = openai_file(pretrain_choice, download_root), True
     else:
         path = existing_path(pretrain_choice)
-    state, fitted = _read(path, trust_archive)
+    state, fitted, scale = _read(path, trust_archive)
     with torch.device('meta'):      # no random weights for what is overwritten
         clip = CLIP(shape_of(state, path), img_size, stride_size, text_length)
     positions = len(state[image_table(clip)]) - 1, len(state['positional_embedding'])
     fit_tables(state, clip, fitted, path)
     check_entries(state, clip, path)
     clip.load_state_dict(state, assign=True)
+    clip.pretrained_scale = scale
     log.info('encoders from %s: %d image positions fitted to %dx%d, the first %d of %d text positions',
              path, positions[0], *clip.grid, text_length, positions[1])
     return clip
@@ -174,7 +175,8 @@ def read_state_dict(path, trust_archive=False):
 
 
 def _read(path, trust_archive):
-    """(weights, whether they come from a trained retrieval model, whose position table is fitted already)."""
+    """(weights, whether they come from a trained retrieval model, whose position table is fitted already, and the logarithm of the scale
+    that they were trained with; None where the file doesn't say)."""
     if not os.path.isfile(path):
         raise UserError(f'there is no file {path}')
     try:
@@ -190,7 +192,9 @@ def _read(path, trust_archive):
     fitted = any(name.startswith('base_model.') for name in state)
     if fitted:      # the heads' parameters are no part of a CLIP
         state = {name[len('base_model.'):]: value for name, value in state.items() if name.startswith('base_model.')}
-    return {name: in_float32(value) for name, value in openai_names(state).items()}, fitted
+    scale = state.get('logit_scale')
+    scale = float(scale) if scale is not None and scale.numel() == 1 else None
+    return {name: in_float32(value) for name, value in openai_names(state).items()}, fitted, scale
 
 
 def in_float32(value):

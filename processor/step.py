@@ -48,8 +48,10 @@ def ready(batch, device, cut=None, pixels=known_pixels.CLIP):
     if cut is not None and 'caption_ids' in batch:
         batch = {**batch, 'caption_ids': cut(batch['caption_ids'])}
     batch = moved(batch, device)
-    if 'images' in batch and batch['images'].dtype == torch.uint8:
-        batch['images'] = finish(batch['images'], batch.pop('views', None), pixels)
+    for which in ('', 'second_'):
+        images = batch.get(f'{which}images')
+        if images is not None and images.dtype == torch.uint8:
+            batch[f'{which}images'] = finish(images, batch.pop(f'{which}views', None), pixels)
     return batch
 
 

@@ -8,9 +8,12 @@ from utils.errors import unknown
 OPTIMIZERS = ('Adam', 'AdamW', 'SGD')
 
 
-def parameter_settings(name, args, heads=None, backbone=None):
+def parameter_settings(name, args, heads=None, backbone=None, dimensions=2):
     """(lr, weight decay) of a parameter: the backbone's rules on its name (IRRA's for CLIP), then those of the ``heads`` that it belongs to
-    (by default all that ``args`` ask for)."""
+    (by default all that ``args`` ask for). ``--lr_rules`` may set these aside; ``dimensions``: of the parameter."""
+    if args.lr_rules != 'irra':
+        undecayed = args.lr_rules == 'undecayed' and (dimensions < 2 or any(part in name for part in ('bias', 'ln', 'bn')))
+        return args.lr, 0.0 if undecayed else args.weight_decay
     lr, weight_decay = (backbone or Clip).learning_rate(name, args)
     for head in active_heads(args) if heads is None else heads:
         lr, weight_decay = head.learning_rate(name, lr, weight_decay, args)
@@ -23,7 +26,7 @@ def parameter_groups(args, model):
     groups = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            settings = parameter_settings(name, args, owners_of(name), getattr(model, 'backbone', None))
+            settings = parameter_settings(name, args, owners_of(name), getattr(model, 'backbone', None), parameter.ndim)
             groups.setdefault(settings, []).append(parameter)
     return [{'params': parameters, 'lr': lr, 'weight_decay': weight_decay} for (lr, weight_decay), parameters in groups.items()]
 

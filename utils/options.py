@@ -132,12 +132,17 @@ def add_data_options(parser):
     data.add_argument('--num_workers', type=positive(int, strict=False, most=1024), default=8, effect=NOTHING,
                       help='processes that load data')
     yes_no(data, '--img_aug', False, 'pad and crop, erase; without it training images are only flipped')
-    yes_no(data, '--txt_aug', False, 'mask, replace and remove a fifth of the words of training captions (RDE)')
+    yes_no(data, '--txt_aug', False, 'mask, replace and remove a fifth of the words of training captions (RDE); with --preparation tbps '
+           'delete words as TBPS-CLIP does')
+    data.add_argument('--preparation', default='irra', choices=['irra', 'tbps'],
+                      help='how images and captions are prepared and augmented: as in IRRA and its children, or as in TBPS-CLIP '
+                           "(ImageNet's mean and deviation, two draws of six augmentations, captions without marks)")
     data.add_argument('--noisy_rate', type=fraction, default=0.0,
                       help='share of the training pairs whose captions are exchanged: noise for experiments, as RDE made it')
     data.add_argument('--noisy_file', default='', effect=RESULT | UNPUBLISHED,
                       help='a NumPy file with the exchange to make, a permutation, instead of that of --noisy_rate')
     data.add_argument('--sampler', default='random', help='random, identity or idrannum')
+    yes_no(data, '--drop_last', False, 'leave out the last, smaller batch of an epoch; for the sampler random')
     data.add_argument('--num_instance', type=count, default=4, help='captions of an identity in a batch, for identity and idrannum')
     data.add_argument('--limit_train', type=up_to(10 ** 9), default=None, help='train on the first so many captions only')
     yes_no(data, '--skip_broken', False, 'leave out training images that cannot be read, and say how many', effect=RESULT | RESUMED)
@@ -164,6 +169,9 @@ def add_solver_options(parser):
     solver.add_argument('--num_epoch', type=count, default=60, effect=RESULT | RESUMED, help='epochs in all')
     solver.add_argument('--optimizer', default='Adam', help='Adam, AdamW or SGD')
     solver.add_argument('--lr', type=positive(float, strict=False, most=1e30), default=1e-5, help='base learning rate')
+    solver.add_argument('--lr_rules', default='irra', choices=['irra', 'flat', 'undecayed'],
+                        help="which parameters learn otherwise than by --lr and --weight_decay: those that IRRA's and the heads' rules name; "
+                             'none (FMFA); or none, and vectors, biases and norms have no decay (TBPS-CLIP)')
     solver.add_argument('--lr_factor', type=weight, default=5.0, help='on lr for what is made anew: cross encoder, classifier, mlm_head')
     solver.add_argument('--bias_lr_factor', type=weight, default=2.0, help='on lr for biases')
     solver.add_argument('--momentum', type=fraction, default=0.9, help='of SGD')

@@ -32,6 +32,19 @@ def clean(text):
     return ' '.join(text.split()).lower()
 
 
+REMOVED_CHARACTERS = regex.compile(r'[.!"()*#:;~]')
+
+
+def without_marks(caption, most_words=77):
+    """A caption as TBPS-CLIP reads it, in training and in evaluation: lower case, no ``. ! " ( ) * # : ; ~``, single spaces, the first
+    77 words.
+
+    >>> without_marks('A man (tall): red jacket.')
+    'a man tall red jacket'
+    """
+    return ' '.join(REMOVED_CHARACTERS.sub(' ', caption.lower()).split()[:most_words])
+
+
 class SimpleTokenizer:
     """Text to token ids and back: ``SimpleTokenizer().encode('a red coat')`` gives ``[320, 736, 7356]``.
 
@@ -144,3 +157,15 @@ class SimpleTokenizer:
                 i += 2 if joined else 1
             tokens = merged
         return tokens
+
+
+class CleaningTokenizer(SimpleTokenizer):
+    """CLIP's tokenizer of captions that are cleaned first, as TBPS-CLIP does (:func:`without_marks`)."""
+
+    key = 'clip without marks'
+
+    def encode(self, text):
+        return super().encode(without_marks(text))
+
+    def encode_with_offsets(self, text):
+        return super().encode_with_offsets(without_marks(text))

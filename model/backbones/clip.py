@@ -7,14 +7,19 @@ from model.backbones import Backbone
 from model.clip_model import ResidualAttentionBlock, Transformer
 from model.clip_weights import build_clip, empty_clip, shape_named, shape_of
 from utils import pixels
-from utils.simple_tokenizer import SimpleTokenizer
+from utils.option_types import open_fraction
+from utils.simple_tokenizer import CleaningTokenizer, SimpleTokenizer
 
 TOKENS = frozenset({'image_tokens', 'text_tokens', 'masked_text_tokens', 'image_attention', 'text_attention', 'clip'})
 
 
 @functools.lru_cache(maxsize=None)
-def clip_tokenizer():
-    return SimpleTokenizer()
+def clip_tokenizer(cleaning=False):
+    return CleaningTokenizer() if cleaning else SimpleTokenizer()
+
+
+def dropout_rate(text):
+    return 0.0 if float(text) == 0 else open_fraction(text)
 
 
 class Clip(Backbone):
@@ -31,6 +36,11 @@ class Clip(Backbone):
         self.vocab_size, self.mask_id = clip.vocab_size, clip.vocab_size - 3      # below start and end
         self.gives = TOKENS if clip.has_image_tokens else TOKENS - self.lacks.keys()
 
+    @staticmethod
+    def add_options(parser):
+        parser.add_argument('--text_dropout', type=dropout_rate, default=0.0,
+                            help="dropout of the text encoder's attention in training (TBPS-CLIP: 0.05)")
+
     @classmethod
     def build(cls, args, state_dict=None):
         sizes = args.img_size, args.stride_size, args.text_length
@@ -38,16 +48,19 @@ class Clip(Backbone):
             of_clip = {name[len('base_model.'):]: value for name, value in state_dict.items() if name.startswith('base_model.')}
             return cls(empty_clip(shape_of(of_clip), *sizes))
         if args.training:
-            return cls(build_clip(args.pretrain_choice, *sizes, args.trust_archive))
+            clip = build_clip(args.pretrain_choice, *sizes, args.trust_archive)
+            for block in clip.transformer.resblocks:
+                block.attn.dropout = args.text_dropout
+            return cls(clip)
         return cls(empty_clip(shape_named(args.pretrain_choice, args.trust_archive), *sizes))
 
     @staticmethod
     def tokenizer(args, captions=None):
-        return clip_tokenizer()
+        return clip_tokenizer(args.preparation == 'tbps')
 
     @staticmethod
     def pixels(args):
-        return pixels.CLIP
+        return pixels.TBPS if args.preparation == 'tbps' else pixels.CLIP
 
     @staticmethod
     def is_of(state_dict):
