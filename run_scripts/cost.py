@@ -22,7 +22,8 @@ from datasets import build_dataloader
 from datasets.build import dataset_class
 from datasets.synthpedes import generate
 from model import build_model
-from processor.processor import Trainer
+from model.build import total_loss
+from processor.step import Step
 from run_scripts import ROOT, start
 from run_scripts.ablate import split_at_dashes
 from run_scripts.benchmark.child import in_child
@@ -154,14 +155,10 @@ def cost_of_query(model, options, gallery, repeats):
 
 
 def cost_of_step(model, options, batch, repeats):
-    """A step as train.py takes it, from a batch in memory to changed weights."""
+    """A step as train.py takes it, from a batch in memory to changed weights and losses that somebody has looked at."""
     model.train()
-    trainer = Trainer(options, model, None, None, build_optimizer(options, model), None, None)
-
-    def step():
-        trainer.train_step(dict(batch))
-        trainer.look()
-    timing, _ = timed(step, next(model.parameters()).device, repeats, patience=120)
+    learn = Step(model, build_optimizer(options, model), options.micro_batch)
+    timing, _ = timed(lambda: total_loss(learn(dict(batch))).item(), next(model.parameters()).device, repeats, patience=120)
     return {'step_seconds': statistics.median(timing['seconds']), 'others': timing['others']}
 
 
