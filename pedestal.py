@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from datasets.bases import default_tokenizer, tokenize
+from datasets.bases import tokenize
+from datasets.build import family
 from datasets.transforms import build_transforms
 from processor.photos import Photos
 from processor.report import load_trained
@@ -55,7 +56,8 @@ class People:
         self.args = args
         self.model, self.checkpoint = load_trained(args, 0)
         self.model.eval()
-        self.transform = build_transforms(args.img_size, is_train=False)
+        self.transform = build_transforms(args.img_size, is_train=False, pixels=self.model.pixels)
+        self.tokenizer = family(args).tokenizer(args, None)
 
     @property
     def device(self):
@@ -72,7 +74,7 @@ class People:
         for caption in captions:
             if not isinstance(caption, str) or not caption.strip():
                 raise UserError('a caption is empty; describe somebody')
-        return torch.stack([tokenize(caption, default_tokenizer(), self.args.text_length) for caption in captions])
+        return torch.stack([tokenize(caption, self.tokenizer, self.args.text_length) for caption in captions])
 
     def encode_images(self, images):
         """Photos, as paths or ``PIL.Image``s -> embeddings [K, D]. Raises :class:`UserError` where one cannot be read."""

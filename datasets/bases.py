@@ -54,6 +54,7 @@ class BaseDataset:
     """
     name = ''                # of the folder, and for --dataset_name
     annotations = ()         # file names of the annotation; the first one that is there is read
+    lookalikes = {}          # {file name: what to do} of files that people have instead of the annotation
     image_key = 'file_path'
     first_pid = 0            # where the training identities' numbers begin
     published = {}           # {split: (identities, images, captions)} as its paper gives them, for datasets.check
@@ -62,7 +63,7 @@ class BaseDataset:
 
     def __init__(self, root='', verbose=True, splits=SPLITS, skip_broken=False):
         self.dataset_dir, self.anno_path = self.locate(root)
-        self.img_dir = os.path.join(self.dataset_dir, 'imgs')
+        self.img_dir = self.image_folder(self.dataset_dir)
         entries = self.entries(self.anno_path)
         shared = shared_identities(entries)
         if shared:
@@ -98,7 +99,15 @@ class BaseDataset:
         for path in paths:
             if os.path.exists(path):
                 return folder, path
+        for name, what in cls.lookalikes.items():
+            if os.path.exists(os.path.join(folder, name)):
+                raise UserError(f'{os.path.join(folder, name)} {what}')
         raise UserError(f"no annotation {' or '.join(paths)}: put it beside imgs/, {stand_in}")
+
+    @classmethod
+    def image_folder(cls, folder):
+        """Where the images are, of a dataset in ``folder``."""
+        return os.path.join(folder, 'imgs')
 
     @classmethod
     def read(cls, path):

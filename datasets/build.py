@@ -19,9 +19,15 @@ from utils.errors import UserError, unknown
 logger = logging.getLogger('Pedestal.dataset')
 
 
-def build_dataset(name, root, verbose=True, splits=SPLITS, skip_broken=False):
-    """A dataset by its name; see :class:`datasets.bases.BaseDataset`."""
-    return dataset_class(name)(root, verbose=verbose, splits=splits, skip_broken=skip_broken)
+def build_dataset(name, root, verbose=True, splits=SPLITS, skip_broken=False, columns=None, split_seed=1):
+    """A dataset by its name; see :class:`datasets.bases.BaseDataset`, and of ``columns`` and ``split_seed`` :mod:`datasets.table`."""
+    return dataset_class(name, columns, split_seed)(root, verbose=verbose, splits=splits, skip_broken=skip_broken)
+
+
+def dataset_of(args, **settings):
+    """The dataset that the options name."""
+    return build_dataset(args.dataset_name, args.root_dir, columns=getattr(args, 'columns', None),
+                         split_seed=getattr(args, 'split_seed', 1), **settings)
 
 
 def build_dataloader(args):
@@ -40,7 +46,7 @@ def build_dataloader(args):
             that cannot be made.
     """
     used = ('train', args.val_dataset) if args.training else ('test',)
-    dataset = build_dataset(args.dataset_name, args.root_dir, splits=used, skip_broken=args.skip_broken)
+    dataset = dataset_of(args, splits=used, skip_broken=args.skip_broken)
     samples, pids = dataset.train, dataset.train_id_container
     if args.limit_train:
         samples, pids = first_captions(samples, args.limit_train, dataset.anno_path)

@@ -14,7 +14,7 @@ from prettytable import PrettyTable
 from tqdm import tqdm
 
 from datasets.bases import SPLITS, entry_problem, missing_files, shared_identities, special_captions, split_counts
-from datasets.registry import dataset_class, names
+from datasets.registry import add_table_options, dataset_class, names
 from utils.errors import UserError, run
 from utils.iotools import read_image, read_json, refuse_irregular
 
@@ -99,11 +99,11 @@ def identical(paths, digests):
     return [' = '.join(found) for found in same.values() if len(found) > 1]
 
 
-def check(name, root, workers):
+def check(name, root, workers, columns=None, split_seed=1):
     """(table of the counts as text, ``{kind of problem: [lines]}`` of what there is)."""
-    dataset = dataset_class(name)
+    dataset = dataset_class(name, columns, split_seed)
     folder, annotation = dataset.locate(root)
-    images = os.path.join(folder, 'imgs')
+    images = dataset.image_folder(folder)
     entries = dataset.read(annotation)
     problems = {'annotation': [f'entry {number} (counted from 0) {problem}' for number, entry in enumerate(entries)
                                if (problem := entry_problem(entry, dataset.image_key))]}
@@ -135,10 +135,11 @@ def main(argv=None):
     parser.add_argument('--dataset_name', default='CUHK-PEDES', help=names())
     parser.add_argument('--root_dir', default='./data', help="the folder with the datasets' folders")
     parser.add_argument('--workers', type=int, default=os.cpu_count() or 1, help='threads that read images')
+    add_table_options(parser)
     args = parser.parse_args(argv)
     if not 1 <= args.workers <= 1024:
         raise UserError(f'--workers must be from 1 to 1024, not {args.workers}')
-    table, problems = check(args.dataset_name, args.root_dir, args.workers)
+    table, problems = check(args.dataset_name, args.root_dir, args.workers, args.columns, args.split_seed)
     print(table)
     for kind, lines in problems.items():
         print(f'{kind} ({len(lines)}):')

@@ -1,4 +1,5 @@
 """The datasets that there are: each file of this folder with a :class:`~datasets.bases.BaseDataset` in it."""
+import argparse
 import functools
 import importlib
 import logging
@@ -6,8 +7,10 @@ import os
 import pkgutil
 
 from datasets.bases import BaseDataset
+from datasets.table import COLUMNS, is_table, table_class
 from utils import options
 from utils.errors import unknown
+from utils.option_types import up_to
 
 logger = logging.getLogger('Pedestal.dataset')
 
@@ -31,22 +34,38 @@ def subclasses(cls):
 
 def names():
     """The datasets' names in a sentence."""
-    *first, last = datasets()
-    return f'{", ".join(first)} or {last}'
+    return f'{", ".join(datasets())} or a table of your own'
 
 
-def dataset_class(name):
-    """The class of the dataset that ``--dataset_name`` names."""
+def dataset_class(name, columns=None, split_seed=1):
+    """The class of the dataset that ``--dataset_name`` names. ``columns``, ``split_seed``: of a table (:mod:`datasets.table`)."""
+    if is_table(name):
+        return table_class(name, columns, split_seed)
     if name not in datasets():
         raise unknown('dataset', name, datasets())
     return datasets()[name]
 
 
 class DatasetOptions(options.Room):
-    """What datasets bring to the options: their names."""
+    """What datasets bring to the options: their names, and how a table is read."""
 
     def add_options(self, parser):
         parser.actions()['dataset_name'].help = names()
+        add_table_options(parser.add_argument_group('own data', 'with --dataset_name <table>.json, .jsonl, .csv or .tsv'))
+
+
+def add_table_options(group):
+    group.add_argument('--columns', nargs='+', type=column, default=None, metavar='WHAT=COLUMN',
+                       help="what a table's columns are called: image=.. caption=.. id=.. split=..")
+    group.add_argument('--split_seed', type=up_to(10 ** 9), default=1, help='divides the identities of a table that has no splits')
+
+
+def column(word):
+    """A word of ``--columns``."""
+    what, equals, name = word.partition('=')
+    if what not in COLUMNS or not name:
+        raise argparse.ArgumentTypeError(f"'{word}' must be one of {', '.join(f'{what}=<column>' for what in COLUMNS)}")
+    return word
 
 
 options.register(__name__, DatasetOptions())

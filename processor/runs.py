@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 
 from datasets import build_dataloader
 from datasets.bases import tokenize
-from datasets.build import build_dataset
+from datasets.build import dataset_of
 from datasets.transforms import build_transforms
 from processor.evaluation import embed
 from processor.report import load_trained
@@ -55,7 +55,7 @@ class Split:
 
     @functools.cached_property
     def dataset(self):
-        return build_dataset(self.args.dataset_name, self.args.root_dir, verbose=False, splits=('test',))
+        return dataset_of(self.args, verbose=False, splits=('test',))
 
     @property
     def entries(self):

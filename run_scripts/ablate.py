@@ -28,7 +28,7 @@ from datetime import timedelta
 from textwrap import shorten
 
 from run_scripts import ROOT, start
-from datasets.build import build_dataset
+from datasets.build import dataset_of
 from datasets.synthpedes import is_synthetic
 from processor.report import baselines, read_results
 from utils.checkpoint import sha256_of
@@ -50,7 +50,7 @@ def main(argv=None):
         print(grid.write())
         return 0 if grid.complete else 1
     for of in data_of(cells):  # missing data stops the grid before its first run
-        build_dataset(of.dataset_name, of.root_dir, verbose=False, splits=('train', of.val_dataset), skip_broken=of.skip_broken)
+        dataset_of(of, verbose=False, splits=('train', of.val_dataset), skip_broken=of.skip_broken)
     grid = Table(args.output_dir, names, cells)
     with Stop() as stop:
         train_all(cells, grid, stop, args.keep)
@@ -493,7 +493,7 @@ def baseline_rows(args):
         return []
     note = f'without learning, {args.dataset_name} {args.val_dataset}'
     try:
-        dataset = build_dataset(args.dataset_name, args.root_dir, verbose=False, splits=(args.val_dataset,))
+        dataset = dataset_of(args, verbose=False, splits=(args.val_dataset,))
         split = Namespace(**getattr(dataset, args.val_dataset))
         return [(f'colour words, {name}', metrics, note) for name, metrics in baselines(args, split, split).items()]
     except UserError as error:

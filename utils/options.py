@@ -421,6 +421,7 @@ def build_test_parser(program, description):
     parser.add_argument('--config_file', help="a run's configs.yaml")
     parser.add_argument('--checkpoint', help='instead of the best.pth beside it')
     parser.add_argument('--dataset_name', help='another dataset than the run was trained on')
+    parser.add_argument('--columns', nargs='+', metavar='WHAT=COLUMN', help="what the columns of --dataset_name's table are called")
     parser.add_argument('--root_dir', help="the folder with the datasets' folders")
     parser.add_argument('--i2t', action='store_true', help='image-to-text retrieval, too')
     parser.add_argument('--one_by_one', action='store_true', help='also embed everything in shuffled batches and in batches of one')
