@@ -38,8 +38,8 @@ def table_class(name, columns=None, split_seed=1):
         folder, file = os.path.split(name)
         raise UserError(f'--dataset_name names a table by its file alone: --root_dir {folder} --dataset_name {file}')
     given = dict(word.split('=', 1) for word in columns or ())
-    # not among the datasets that find themselves: it is one only with its file
-    return type('Table', (Table,), {'__module__': 'table', 'name': name, 'annotations': (name,), 'columns': given, 'split_seed': split_seed})
+    settings = {'name': name, 'annotations': (name,), 'columns': given, 'split_seed': split_seed}
+    return type('Table', (Table,), {'__module__': 'table', **settings})   # of another module: it is not one of those that find themselves
 
 
 class Table(BaseDataset):
