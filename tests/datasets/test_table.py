@@ -49,7 +49,8 @@ def test_the_forms_hold_the_same(tmp_path, name):
 
 def test_columns_by_their_names_and_rows_of_a_photo_together(tmp_path):
     rows = [{'picture': 'a.png', 'says': text, 'who': 'Ann', 'part': 'Training'} for text in ('one', 'two')]
-    rows += [{'picture': 'b.png', 'says': 'three', 'who': 'Bob', 'part': 'dev'}, {'picture': 'c.png', 'says': 'four', 'who': 'Cid', 'part': 'test'}]
+    rows += [{'picture': 'b.png', 'says': 'three', 'who': 'Bob', 'part': 'dev'},
+             {'picture': 'c.png', 'says': 'four', 'who': 'Cid', 'part': 'test'}]
     root = write(tmp_path, 'p.csv', rows, photos='')
     dataset = build_dataset('p.csv', root, columns=['image=picture', 'caption=says', 'id=who'])
     photo = os.path.join(root, 'a.png')
