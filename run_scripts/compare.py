@@ -83,8 +83,8 @@ def build_compare_parser():
     parser = Parser(prog='compare.py', description=__doc__)
     parser.add_argument('runs', nargs='+', metavar='RUN', help='a folder, a metrics.json, or several of one model')
     parser.add_argument('--results', default='metrics.json', help="the file in runs' folders: metrics_<dataset>.json for another dataset's")
-    parser.add_argument('--how', default='as loaded', help='whose rankings: as loaded, shuffled, one by one or reranked')
-    parser.add_argument('--task', default='t2i', choices=['t2i', 'i2t'], help='captions look for images, or images for captions')
+    parser.add_argument('--how', default='as loaded', help="which rankings: 'as loaded', 'shuffled', 'one by one' or, say, 're-ranked 128'")
+    parser.add_argument('--task', default='t2i', help='t2i: captions look for images; i2t: the other way; <part>-t2i: by a part of the embedding')
     parser.add_argument('--metrics', nargs='+', choices=METRICS, default=['R1', 'mAP'], help='what is compared')
     parser.add_argument('--all_pairs', action='store_true', help='each model with each other, not only with the first')
     parser.add_argument('--captions', type=whole, default=3, help='how many of the captions that only one finds are shown')
@@ -166,7 +166,7 @@ def in_words(run):
 def tables(args, models, pairs, pids):
     """The tables in each format: each model's metrics, and the differences."""
     by = models[0].runs[0].produced_by
-    sides = f"{by['dataset']}: {len(pids)} {'captions' if args.task == 't2i' else 'images'} of {len(set(pids.tolist()))} identities"
+    sides = f"{by['dataset']}: {len(pids)} {'images' if args.task == 'i2t' else 'captions'} of {len(set(pids.tolist()))} identities"
     metrics = [[model.name, str(len(model.runs)), *(metric_cell(model, metric, pids) for metric in args.metrics)] for model in models]
     differences = [row for metric in args.metrics for row in difference_rows(metric, pairs, pids)]
     heading = 'differences in percent points, 95% intervals; p, and p after Holm over the pairs of a metric'

@@ -2,8 +2,8 @@
 
 One row a query, in plain CSV: notebooks, R and spreadsheets read it in one line, and no library is needed to write it. Columns:
 
-    how         as loaded, shuffled, one by one: how the samples were embedded; reranked: as loaded, and the best ranked by pairs
-    task        t2i: captions look for images; i2t: images for captions
+    how         as loaded, shuffled, one by one: how the samples were embedded; re-ranked <n>: as loaded, and the n best ranked by pairs
+    task        t2i: captions look for images; i2t: images for captions; <part>-t2i: by a part of the embedding alone
     pid         the query's identity
     first_rank  the rank of its first match, from 1
     AP, INP     average precision and inverse negative penalty in percent: their means are the table's mAP and mINP
