@@ -24,7 +24,7 @@ from utils.errors import UserError
 from utils.iotools import read_image
 from utils.options import Effect, build_parser, build_test_parser, parse_test_options, plain
 
-__all__ = ['People', 'UserError', 'load']
+__all__ = ['People', 'UserError', 'load', 'options_of']
 
 
 def load(run, checkpoint=None, device='auto', amp=None):
@@ -39,10 +39,14 @@ def load(run, checkpoint=None, device='auto', amp=None):
     Raises:
         UserError: there is no such run, or its checkpoint does not load.
     """
+    return People(options_of(run, checkpoint=checkpoint, device=device, amp=amp))
+
+
+def options_of(run, **flags):
+    """The options of a run's folder or configs.yaml with some of test.py's flags; None: as the run has it."""
     config = os.path.join(run, 'configs.yaml') if os.path.isdir(run) else os.fspath(run)
-    flags = {'--config_file': config, '--checkpoint': checkpoint, '--device': device, '--amp': amp}
-    words = [word for flag, value in flags.items() if value is not None for word in (flag, str(value))]
-    return People(parse_test_options(build_test_parser('pedestal.load', ''), words))
+    words = [word for flag, value in flags.items() if value is not None for word in (f'--{flag}', str(value))]
+    return parse_test_options(build_test_parser('pedestal', ''), ['--config_file', config, *words])
 
 
 class People:

@@ -63,7 +63,7 @@ class Photos:
         self.begun, self.generation = bool(head), head.get('generation', 0)
         if head and (head.get('model'), head.get('width')) != (self.model, self.width):
             raise UserError(f'{self.lines_path} is an index of another model (checkpoint {str(head.get("model", {}).get("sha256"))[:8]}, '
-                            f'and this is {self.model["sha256"][:8]}): remove it, or keep this one elsewhere with --index')
+                            f'and this is {str(self.model["sha256"])[:8]}): remove it, or keep this one elsewhere with --index')
         held = os.path.getsize(self.vectors_path) // (4 * self.width) if head and os.path.exists(self.vectors_path) else 0
         self.rows, self.broken, known, row = {}, {}, set(), 0
         for number, (path, size, time, why) in enumerate(self.lines):

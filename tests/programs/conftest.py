@@ -5,7 +5,9 @@ import pytest
 
 import train as train_program
 from datasets.synthpedes import generate
+from processor.runs import open_run
 from tests.support import small_archive
+from utils.options import build_test_parser, parse_test_options
 
 
 @pytest.fixture(scope='session')
@@ -32,6 +34,12 @@ def trained(data, clip, tmp_path_factory):
                         '--output_dir', str(logs)])
     folder, = os.listdir(logs / 'CUHK-PEDES')
     return str(logs / 'CUHK-PEDES' / folder / 'configs.yaml')
+
+
+@pytest.fixture(scope='session')
+def opened(trained):
+    """The run of ``trained``, opened."""
+    return open_run(parse_test_options(build_test_parser('', ''), ['--config_file', trained]))
 
 
 @pytest.fixture

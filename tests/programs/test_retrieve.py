@@ -6,16 +6,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from processor.runs import embed_queries, open_run
+from processor.runs import embed_queries
 from run_scripts import retrieve
 from utils.errors import UserError
-from utils.options import build_test_parser, parse_test_options
 from utils.pictures import pyplot, save_picture
 
 
-@pytest.fixture(scope='module')
-def run(trained):
-    return open_run(parse_test_options(build_test_parser('', ''), ['--config_file', trained]))
+@pytest.fixture
+def run(opened):
+    return opened
 
 
 def test_what_is_retrieved(run):

@@ -1,0 +1,160 @@
+"""A run's page, one HTML file that opens by double click: ``python -m run_scripts.page RUN [RUN_B] --out page.html``.
+
+Curves of losses and Rank-1, the table with intervals, and each caption of the test split with the images that are ranked first, the
+worst misses first, to be filtered by words. Of two runs it shows both rankings, and the captions where they differ. It needs no server and
+no network.
+"""
+import base64
+import io
+import json
+import os
+import sys
+
+import torch.nn.functional as F
+
+import pedestal
+from run_scripts import start
+from processor.evaluation import embed, rankings
+from processor.history import read_evaluations
+from processor.report import Report, how_chosen
+from processor.runs import open_run
+from utils.errors import UserError
+from utils.iotools import atomic_write, read_image
+from utils.metrics import table
+from utils.nearest import nearest
+from utils.options import Parser, count
+from utils.pictures import pyplot
+
+TEMPLATE = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'page.html')
+THUMBNAIL = 40, 96   # width and height at most: 20,000 of them take about 20 MB
+
+
+def main(argv=None):
+    args = build_page_parser().parse(sys.argv[1:] if argv is None else argv)
+    if len(args.runs) > 2:
+        raise UserError(f'a page shows one run or two, not {len(args.runs)}: run_scripts.compare takes more')
+    folder = os.path.dirname(args.out) or '.'
+    if not os.path.isdir(folder) or os.path.isdir(args.out):
+        raise UserError(f'cannot write {args.out}: name a file in a folder that is there')
+    shown = [Shown(run, args) for run in args.runs]
+    refuse_other_splits(shown)
+    write(args.out, content(shown))
+    print(f'wrote {args.out}: {len(shown[0].captions)} captions, {os.path.getsize(args.out) / 1e6:.1f} MB')
+
+
+def build_page_parser():
+    parser = Parser(prog='page.py', description=__doc__)
+    parser.add_argument('runs', nargs='+', metavar='RUN', help="a run's folder, or its configs.yaml")
+    parser.add_argument('--out', default='page.html', help='the file to write')
+    parser.add_argument('--top', type=count, default=8, help='images a caption')
+    parser.add_argument('--dataset_name', help='another dataset than the run was trained on')
+    parser.add_argument('--root_dir', help="the folder with the datasets' folders")
+    parser.add_argument('--device', help='auto, cpu, cuda or cuda:<n>')
+    return parser
+
+
+def refuse_other_splits(shown):
+    if any(run.split != shown[0].split for run in shown):
+        raise UserError(f'{" and ".join(run.name for run in shown)} are not tested on the same captions and images: name a dataset for '
+                        'both with --dataset_name')
+
+
+def write(path, data):
+    with open(TEMPLATE, encoding='utf-8') as file:
+        page = file.read()
+    with atomic_write(path) as file:
+        file.write(page.replace('"DATA"', json.dumps(data).replace('</', '<\\/')))   # a caption may hold what would end the script
+
+
+class Shown:
+    """What a page shows of a run."""
+
+    def __init__(self, run, given):
+        self.name = os.path.basename(os.path.normpath(run if os.path.isdir(run) else os.path.dirname(os.path.abspath(run))))
+        args = pedestal.options_of(run, dataset_name=given.dataset_name, root_dir=given.root_dir, device=given.device)
+        opened = open_run(args)
+        gallery, self.g_pids = embed(opened.model.encode_image, opened.images, opened.model)
+        queries, self.q_pids = embed(opened.model.encode_text, opened.captions, opened.model)
+        self.captions, self.paths = list(opened.captions.dataset.captions), opened.images.dataset.img_paths
+        report, asked = Report(), (self.q_pids, self.captions)
+        report.add(self.name, 'as loaded', rankings(queries, gallery, self.q_pids, self.g_pids, parts=opened.model.parts), (asked, asked))
+        self.table = f'{table(report.tables[self.name], report.intervals[self.name])}\n{how_chosen(args, opened.checkpoint)}'
+        self.ranks = report.queries['as loaded', 't2i'].first_rank.tolist()
+        self.rows = best(F.normalize(queries, dim=1), F.normalize(gallery, dim=1), self.q_pids, self.g_pids, given.top)
+        self.history = os.path.dirname(args.checkpoint)
+
+    @property
+    def split(self):
+        return self.captions, self.q_pids.tolist(), list(map(os.path.basename, self.paths)), self.g_pids.tolist()
+
+
+def best(queries, gallery, q_pids, g_pids, top):
+    """For each caption ``(its top images, their similarities, the right image that comes first, its similarity)``."""
+    rows = []
+    for some, pids in zip(queries.split(1024), q_pids.split(1024)):
+        scores, images = nearest(some, gallery, top)                                              # [1024, top] each
+        of_right, right = (some @ gallery.t()).masked_fill(pids[:, None] != g_pids, float('-inf')).max(dim=1)
+        rows += zip(images.tolist(), scores.tolist(), right.tolist(), of_right.tolist())
+    return rows
+
+
+def content(shown):
+    """All that the page's script reads."""
+    first = shown[0]
+    used = sorted({image for run in shown for images, _, right, _ in run.rows for image in (*images, right)})
+    place = {image: number for number, image in enumerate(used)}
+    rows = [[[[place[image] for image in images], rounded(scores), place[right], round(score, 3)] for images, scores, right, score in run.rows]
+            for run in shown]
+    return {'runs': [{'name': run.name, 'table': run.table, 'ranks': run.ranks, 'rows': own} for run, own in zip(shown, rows)],
+            'curves': curves(shown), 'captions': first.captions, 'pids': first.q_pids.tolist(),
+            'images': [[thumbnail(first.paths[image]), int(first.g_pids[image]), os.path.basename(first.paths[image])] for image in used]}
+
+
+def rounded(scores):
+    return [round(score, 3) for score in scores]
+
+
+def curves(shown):
+    """A picture of losses and Rank-1 by epoch, as SVG in base64; '' where no run has a metrics.jsonl."""
+    plt = pyplot()
+    figure, (losses, found) = plt.subplots(1, 2, figsize=(9, 2.8), layout='constrained')
+    for number, run in enumerate(shown):
+        epochs = read_epochs(run.history)
+        names = sorted({name for entry in epochs for name in entry if name == 'loss' or name.endswith('_loss')})
+        for style, name in zip(('-', '--', ':', '-.') * len(names), names):
+            of = [(entry['epoch'], entry[name]) for entry in epochs if name in entry]
+            losses.plot(*zip(*of), style, color=f'C{number}', label=f'{run.name} {name}', linewidth=1)
+        evaluations = read_evaluations(run.history)
+        if evaluations:
+            found.plot(*zip(*((one['epoch'], one['R1']) for one in evaluations)), 'o-', color=f'C{number}', label=run.name)
+    drawn = bool(losses.lines or found.lines)
+    for axis, title in ((losses, 'losses'), (found, 'Rank-1 while training, percent')):
+        axis.set(title=title, xlabel='epoch')
+        if axis.lines:
+            axis.legend(fontsize=6)
+    file = io.BytesIO()
+    figure.savefig(file, format='svg')
+    plt.close(figure)
+    return base64.b64encode(file.getvalue()).decode() if drawn else ''
+
+
+def read_epochs(folder):
+    """The epochs in a run's metrics.jsonl; none of a run of other code."""
+    try:
+        with open(os.path.join(folder, 'metrics.jsonl'), encoding='utf-8') as file:
+            entries = [json.loads(line) for line in file if line.endswith('\n')]
+    except (OSError, ValueError):
+        return []
+    return [entry for entry in entries if entry.get('kind') == 'epoch']
+
+
+def thumbnail(path):
+    """A small JPEG in base64."""
+    image, file = read_image(path), io.BytesIO()
+    image.thumbnail(THUMBNAIL)
+    image.save(file, 'JPEG', quality=70)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+if __name__ == '__main__':
+    start(main)

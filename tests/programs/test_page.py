@@ -1,0 +1,129 @@
+"""run_scripts/page.py: what is on the page, and, where Chromium is installed, that a browser shows and filters it."""
+import base64
+import json
+import os
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+import torch
+
+from processor.evaluation import embed
+from run_scripts import page
+from utils.errors import UserError
+from utils.ranking import rank_embeddings
+
+CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
+in_a_browser = pytest.mark.skipif(CHROMIUM is None, reason='Chromium is not installed: apt-get install chromium')
+
+
+def data_of(path):
+    with open(path, encoding='utf-8') as file:
+        return json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', file.read(), flags=re.DOTALL)[1])
+
+
+def shown(path, words=''):
+    """The page's DOM after its script has run."""
+    found = subprocess.run([CHROMIUM, '--headless', '--no-sandbox', '--disable-gpu', '--virtual-time-budget=20000', '--dump-dom',
+                            f'file://{path}#{words}'], capture_output=True, text=True, timeout=120)
+    assert found.returncode == 0, found.stderr
+    return found.stdout
+
+
+@pytest.fixture(scope='module')
+def made(trained, tmp_path_factory):
+    path = str(tmp_path_factory.mktemp('page') / 'page.html')
+    page.main([os.path.dirname(trained), '--out', path, '--top', '3'])
+    return path
+
+
+def test_what_is_on_the_page(made, opened):
+    """The model's own ranking, and nothing from anywhere else."""
+    data, run = data_of(made), data_of(made)['runs'][0]
+    queries, q_pids = embed(opened.model.encode_text, opened.captions, opened.model)
+    gallery, g_pids = embed(opened.model.encode_image, opened.images, opened.model)
+    ranking = rank_embeddings(queries, gallery, q_pids, g_pids, max_rank=3)
+    files = [os.path.basename(path) for path in opened.images.dataset.img_paths]
+    assert run['ranks'] == (ranking.first + 1).tolist() and data['captions'] == opened.captions.dataset.captions
+    for (images, scores, right, score), top, pid, rank in zip(run['rows'], ranking.top.tolist(), q_pids.tolist(), run['ranks'], strict=True):
+        assert [data['images'][image][2] for image in images] == [files[place] for place in top]
+        assert data['images'][right][1] == pid and scores == sorted(scores, reverse=True)
+        assert score == scores[rank - 1] if rank <= 3 else score <= scores[-1]
+    assert 't2i' in run['table'] and '95%' in run['table'] and 'epoch 1, chosen by the test split' in run['table']
+    assert b'<svg' in base64.b64decode(data['curves'])
+    with open(made, encoding='utf-8') as file:
+        assert not re.findall(r'(?:src|href)\s*=\s*"?(?:https?:|//)', file.read())
+
+
+def test_a_run_without_a_journal_has_no_curves(tmp_path):
+    class Bare:
+        name, history = 'bare', str(tmp_path)
+    assert page.curves([Bare]) == ''
+
+
+@in_a_browser
+def test_a_browser_shows_and_filters_it(made):
+    data = data_of(made)
+    dom = shown(made)
+    assert '<p id="error"></p>' in dom and f'{len(data["captions"])} of {len(data["captions"])} captions' in dom
+    worst = max(range(len(data['captions'])), key=lambda i: (data['runs'][0]['ranks'][i], -i))
+    assert re.search(r'<p class="text">(.*?)</p>', dom)[1] == data['captions'][worst]
+    word = data['captions'][0].split()[-1].strip('.').lower()
+    expected = [text for text in data['captions'] if re.search(rf'\b{word}', text.lower())]
+    dom = shown(made, f'words={word}')
+    assert f'{len(expected)} of {len(data["captions"])} captions' in dom
+    assert set(re.findall(r'<p class="text">(.*?)</p>', dom)) <= set(expected)
+
+
+def many(captions, images):
+    """A page's data with so many captions and images, of two runs."""
+    rng = np.random.default_rng(0)
+    jpeg = base64.b64encode(rng.bytes(1200)).decode()
+    runs = [{'name': name, 'table': '', 'ranks': rng.integers(1, 50, captions).tolist(),
+             'rows': [[row, [0.5] * 8, row[0], 0.5] for row in rng.integers(0, images, (captions, 8)).tolist()]} for name in ('a', 'b')]
+    return {'runs': runs, 'curves': '', 'captions': [f'a person number {n} in </script> red' for n in range(captions)],
+            'pids': rng.integers(0, 1000, captions).tolist(), 'images': [[jpeg, n % 1000, f'{n}.jpg'] for n in range(images)]}
+
+
+@in_a_browser
+def test_twenty_thousand_captions_of_two_runs(tmp_path, monkeypatch):
+    data = many(20_000, 2_000)
+    path = str(tmp_path / 'large.html')
+    page.write(path, data)
+    dom = shown(path, 'which=where+the+runs+differ')
+    differ = sum((a == 1) != (b == 1) for a, b in zip(*(run['ranks'] for run in data['runs'])))
+    assert '<p id="error"></p>' in dom and f'{differ} of 20000 captions' in dom and dom.count('class="caption"') == min(30, differ)
+    assert '1 of 20000 captions' in shown(path, 'words=number+19999')
+
+
+def test_two_runs_need_the_same_split(trained, tmp_path):
+    run, out = os.path.dirname(trained), str(tmp_path / 'two.html')
+    page.main([run, run, '--out', out])
+    assert [one['name'] for one in data_of(out)['runs']] == [os.path.basename(run)] * 2
+    one, other = page.Shown(run, page.build_page_parser().parse([run])), page.Shown(run, page.build_page_parser().parse([run]))
+    other.captions = other.captions[1:]
+    with pytest.raises(UserError, match='not tested on the same captions'):
+        page.refuse_other_splits([one, other])
+
+
+@pytest.mark.parametrize('words, sentence', [
+    (['a', 'b', 'c'], 'one run or two, not 3'), (['none'], 'none'), (['{run}', '--out', '{tmp}'], 'cannot write .*name a file'),
+    (['{run}', '--out', '{tmp}/no/x.html'], 'cannot write .*name a file'), (['{run}', '--top', '0'], 'must be above 0')])
+def test_what_is_refused(trained, tmp_path, words, sentence):
+    with pytest.raises(UserError, match=sentence):
+        page.main([word.format(run=os.path.dirname(trained), tmp=tmp_path) for word in words])
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_is_best_for_more_captions_than_are_compared_at_a_time():
+    generator = torch.Generator().manual_seed(0)
+    queries, gallery = torch.randn(1030, 4, generator=generator), torch.randn(9, 4, generator=generator)
+    q_pids, g_pids = torch.arange(1030) % 3, torch.arange(9) % 3
+    rows = page.best(queries, gallery, q_pids, g_pids, 2)
+    similarity = queries @ gallery.t()
+    for row, (images, _, right, score) in enumerate(rows):
+        assert images == similarity[row].topk(2).indices.tolist()
+        assert right % 3 == row % 3 and score == pytest.approx(similarity[row, row % 3::3].max().item(), abs=1e-5)
+    assert len(rows) == 1030
