@@ -103,15 +103,12 @@ def content(shown):
     first = shown[0]
     used = sorted({image for run in shown for images, _, right, _ in run.rows for image in (*images, right)})
     place = {image: number for number, image in enumerate(used)}
-    rows = [[[[place[image] for image in images], rounded(scores), place[right], round(score, 3)] for images, scores, right, score in run.rows]
-            for run in shown]
-    return {'runs': [{'name': run.name, 'table': run.table, 'ranks': run.ranks, 'rows': own} for run, own in zip(shown, rows)],
+
+    def plain(images, scores, right, score):
+        return [place[image] for image in images], [round(one, 3) for one in scores], place[right], round(score, 3)
+    return {'runs': [{'name': run.name, 'table': run.table, 'ranks': run.ranks, 'rows': [plain(*row) for row in run.rows]} for run in shown],
             'curves': curves(shown), 'captions': first.captions, 'pids': first.q_pids.tolist(),
             'images': [[thumbnail(first.paths[image]), int(first.g_pids[image]), os.path.basename(first.paths[image])] for image in used]}
-
-
-def rounded(scores):
-    return [round(score, 3) for score in scores]
 
 
 def curves(shown):

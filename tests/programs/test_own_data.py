@@ -18,8 +18,8 @@ def test_a_table_trains_and_is_tested(data, clip, tmp_path, run_folder, capsys):
         writer.writerows((entry['file_path'], caption, f'person {entry["id"]}') for entry in entries for caption in entry['captions'])
     train_program.main(['--name', 'own', '--dataset_name', 'mine.csv', '--root_dir', folder, '--columns', 'image=picture', 'caption=says',
                         'id=who', '--split_seed', '3', '--val_dataset', 'val', '--loss_names', 'sdm+id', '--num_epoch', '1',
-                        '--batch_size', '8', '--pretrain_choice', clip, '--img_size', '64', '32', '--num_workers', '0', '--device', 'cpu', '--output_dir',
-                        str(tmp_path / 'logs')])
+                        '--batch_size', '8', '--pretrain_choice', clip, '--img_size', '64', '32', '--num_workers', '0', '--device', 'cpu',
+                        '--output_dir', str(tmp_path / 'logs')])
     config = os.path.join(run_folder('mine.csv'), 'configs.yaml')
     assert test_program.main(['--config_file', config]) == 0
     people = {entry['id'] for entry in entries}

@@ -47,7 +47,8 @@ def test_what_is_on_the_page(made, opened):
     ranking = rank_embeddings(queries, gallery, q_pids, g_pids, max_rank=3)
     files = [os.path.basename(path) for path in opened.images.dataset.img_paths]
     assert run['ranks'] == (ranking.first + 1).tolist() and data['captions'] == opened.captions.dataset.captions
-    for (images, scores, right, score), top, pid, rank in zip(run['rows'], ranking.top.tolist(), q_pids.tolist(), run['ranks'], strict=True):
+    of_each = zip(run['rows'], ranking.top.tolist(), q_pids.tolist(), run['ranks'], strict=True)
+    for (images, scores, right, score), top, pid, rank in of_each:
         assert [data['images'][image][2] for image in images] == [files[place] for place in top]
         assert data['images'][right][1] == pid and scores == sorted(scores, reverse=True)
         assert score == scores[rank - 1] if rank <= 3 else score <= scores[-1]
