@@ -143,5 +143,7 @@ def small_batch(size=6, seed=0):
         label[2], row[2] = row[2].clone(), 509
     # Each of one colour and little else: what is to be restored can be learned in a few steps.
     images = torch.randn(size, 3, 1, 1, generator=generator) + 0.1 * torch.randn(size, 3, 96, 32, generator=generator)
-    return {'pids': torch.arange(size), 'image_ids': torch.arange(size), 'images': images,
+    second = images + 0.1 * torch.randn(size, 3, 96, 32, generator=generator)
+    return {'pids': torch.arange(size), 'image_ids': torch.arange(size), 'index': torch.arange(size), 'images': images,
+            'second_images': second, 'simclr_images': torch.stack([second, images], dim=1),
             'caption_ids': captions, 'mlm_ids': masked, 'mlm_labels': labels, 'attributes_mask': attributes}

@@ -124,9 +124,9 @@ class Checkpointer:
             return
         content = {'model': self.weights(), **extra}
         if not training_state:
-            for name in getattr(self.model, 'training_only', ()):
-                content['model'].pop(name, None)
-        if training_state:
+            spared = getattr(self.model, 'training_only', ())
+            content['model'] = {entry: value for entry, value in content['model'].items() if entry not in spared}
+        else:
             content.update(optimizer=self.optimizer.state_dict(), scheduler=self.scheduler.state_dict())
             content['moments'] = len(content['optimizer']['state'])
         self.refuse_not_finite(content)

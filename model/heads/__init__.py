@@ -57,6 +57,9 @@ class Head(nn.Module):
 
     training_only = ()   # names of parts that training alone needs (queues, momentum encoders): last.pth has them, best.pth does not
 
+    def __init__(self, args=None, model=None):
+        super().__init__()
+
     @staticmethod
     def add_options(parser):
         """Add the head's own options to ``parser`` (an argparse parser or group)."""

@@ -1,0 +1,176 @@
+"""The examples of docs/adding_a_method.md: each as it stands there is found, learns, and does what its section says."""
+import os
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from model import heads as heads_package
+from model import objectives
+from model.build import total_loss
+from processor.division import Division
+from processor.step import Step
+from tests.support import golden_archive, golden_json, small_batch, small_model
+from utils.checkpoint import Checkpointer, load_weights, start_from
+from utils.errors import UserError
+
+PAGE = os.path.join(os.path.dirname(__file__), '..', '..', 'docs', 'adding_a_method.md')
+with open(PAGE, encoding='utf-8') as file:
+    EXAMPLES = {re.search(r"names = \('([\w-]+)',\)", code)[1]: code
+                for code in re.findall(r'```python\n(.*?)```', file.read(), flags=re.DOTALL) if "names = ('" in code}
+
+
+@pytest.fixture(scope='module')
+def archive(tmp_path_factory):
+    return golden_archive(golden_json('irra_tiny'), tmp_path_factory.mktemp('archive') / 'clip.pt')
+
+
+@pytest.fixture(scope='module', autouse=True)
+def files(tmp_path_factory):
+    """Put the examples beside the heads."""
+    folder = tmp_path_factory.mktemp('heads')
+    for name, code in EXAMPLES.items():
+        (folder / f"documented_{name.replace('-', '_')}.py").write_text(code)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(heads_package, '__path__', [*heads_package.__path__, str(folder)])
+        for cache in (heads_package.registry, heads_package.aliases):
+            cache.cache_clear()
+        yield
+    for cache in (heads_package.registry, heads_package.aliases):
+        cache.cache_clear()
+
+
+def step_of(model, lr=1e-3):
+    return Step(model, torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=lr))
+
+
+def test_there_is_one_for_each_hook_and_none_is_long():
+    assert set(EXAMPLES) == {'averages', 'trimmed', 'moco', 'views', 'learned-itc', 'filip'}
+    assert all(len(code.splitlines()) < 60 for code in EXAMPLES.values())
+
+
+@pytest.mark.parametrize('name', sorted(EXAMPLES))
+def test_it_overfits_a_batch_alone_and_beside_others(archive, name):
+    for loss_names in (name, f'sdm+id+{name}'):
+        model = small_model(archive, loss_names, temperature=0.1, moco_queue=3, moco_momentum=0.5).train()
+        learn, batch = step_of(model), small_batch()
+        history = [float(total_loss(learn(batch))) for _ in range(60)]
+        # moco's queue holds the batch's own samples of the last step as negatives, so that its loss stays above 0
+        assert history[-1] < (0.5 * history[0] if name == 'moco' else 0.1 * history[0] + 0.02), history[::10]
+
+
+def test_an_added_embedding_is_a_part_of_the_score_and_leaves_others_alone(archive):
+    model, plain, batch = small_model(archive, 'id+averages').eval(), small_model(archive, 'id').eval(), small_batch()
+    plain.load_state_dict({name: value for name, value in model.state_dict().items() if name in plain.state_dict()})
+    with torch.no_grad():
+        image, text = model.encode_image(batch['images']), model.encode_text(batch['caption_ids'])
+        tokens = model.base_model.encode_image(batch['images'])[0]
+        torch.testing.assert_close(model(batch)['id_loss'], plain(batch)['id_loss'])
+        own = F.normalize(model.averages_proj(tokens[:, 1:].mean(dim=1)), dim=1)
+        base = objectives.cosine_similarity(plain.encode_text(batch['caption_ids']), plain.encode_image(batch['images']))
+    assert [(part.name, part.weight) for part in model.parts] == [('BGE', 1.0), ('AVG', 0.5)]
+    torch.testing.assert_close(F.normalize(image[:, model.parts[1].columns], dim=1), own)
+    added = objectives.cosine_similarity(text[:, model.parts[1].columns], image[:, model.parts[1].columns])
+    torch.testing.assert_close(objectives.cosine_similarity(text, image), (base + 0.5 * added) / 1.5)
+    assert plain.parts == () and plain.encode_image(batch['images']).shape[1] == plain.embed_dim
+
+
+class Loader(list):
+    """Batches of a data set with as many pairs as they have together."""
+    batch_sampler = None
+    dataset = range(12)
+
+
+def two_batches():
+    first, second = small_batch(seed=0), small_batch(seed=1)
+    return Loader([first, {**second, 'index': second['index'] + 6}])
+
+
+def test_a_division_sees_every_pair_and_decides_what_counts(archive):
+    model = small_model(archive, 'trimmed').train()
+    loader = two_batches()
+    division = Division(model, loader, seed=1)
+    assert division.mark(loader[0]) is loader[0]
+    division.begin(1, 1)
+    with torch.no_grad():
+        losses = torch.cat([objectives.infonce_per_pair(model.encode_image(batch['images']), model.encode_text(batch['caption_ids']), scale=50.0)
+                            for batch in loader])
+    assert model.training and torch.equal(division.clean, (losses <= losses.median()).float())
+    marked = division.mark(loader[1])
+    assert torch.equal(marked['clean'], division.clean[6:])
+    torch.testing.assert_close(model(marked)['trimmed_loss'].detach(), (losses[6:] * marked['clean']).sum() / marked['clean'].sum())
+
+
+def test_a_momentum_encoder_follows_the_weights_that_are_there(archive, tmp_path):
+    model, other = small_model(archive, 'moco', moco_momentum=0.75), small_model(archive, 'sdm')
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(0.01)
+    Checkpointer(other, save_dir=str(tmp_path), save_to_disk=True).save('best', epoch=1)
+    start_from(model, str(tmp_path / 'best.pth'))
+    before = {name: value.clone() for name, value in other.base_model.state_dict().items()}
+    assert all(torch.equal(value, before[name]) for name, value in model.momentum.state_dict().items())
+    step_of(model)(small_batch())
+    for name, slow in model.momentum.named_parameters():
+        fast = dict(model.base_model.named_parameters())[name]
+        torch.testing.assert_close(slow, 0.75 * before[name] + 0.25 * fast, rtol=1e-5, atol=1e-7)
+
+
+def test_a_queue_holds_the_newest_samples_first(archive):
+    model, batch = small_model(archive, 'moco', moco_queue=8).train(), small_batch()
+    with torch.no_grad():
+        expected = F.normalize(model.momentum.encode_image(batch['images'])[0][:, 0], dim=1)
+    before = model.queue.images.clone()
+    step_of(model)(batch)
+    torch.testing.assert_close(model.queue.images, torch.cat([expected, before])[:8])
+
+
+def test_what_only_training_needs_is_in_last_and_not_in_best(archive, tmp_path):
+    model, batch = small_model(archive, 'moco', moco_queue=8).train(), small_batch()
+    learn = step_of(model)
+    learn(batch)
+    schedule = torch.optim.lr_scheduler.ConstantLR(learn.optimizer)
+    checkpointer = Checkpointer(model, learn.optimizer, schedule, str(tmp_path), True)
+    checkpointer.save('best', epoch=1)
+    checkpointer.save('last', training_state=True, epoch=1, step=1)
+    best, last = (torch.load(tmp_path / f'{name}.pth')['model'] for name in ('best', 'last'))
+    assert {'queue.images', 'queue.texts', 'momentum.ln_final.weight'} <= set(last) and last.keys() - best.keys() == model.training_only
+    assert not any(name.startswith(('queue', 'momentum')) for name in best)
+    load_weights(small_model(archive, 'moco', moco_queue=8), best)
+    again = small_model(archive, 'moco', seed=1, moco_queue=8)
+    load_weights(again, last, resumed=True)
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in again.state_dict().items())
+    with pytest.raises(UserError, match='entries are missing .*(momentum|queue)'):
+        load_weights(again, best, resumed=True)
+
+
+def test_a_learned_temperature_has_its_official_name_and_is_shared(archive):
+    model = small_model(archive, 'nitc+ritc+learned-itc').train()
+    assert [name for name in model.state_dict() if 'scale' in name] == ['logit_scale']
+    total_loss(model(small_batch())).backward()
+    assert model.logit_scale.grad.abs() > 0
+    torch.testing.assert_close(model.logit_scale.exp().item(), 1 / 0.07)
+
+
+def test_views_compares_both(archive):
+    model, batch = small_model(archive, 'views').eval(), small_batch()
+    with torch.no_grad():
+        one, two = model.encode_image(batch['images']), model.encode_image(batch['second_images'])
+        torch.testing.assert_close(model(batch)['views_loss'], (1 - F.cosine_similarity(one, two)).mean())
+
+
+def test_filip_compares_words_and_patches_one_by_one(archive):
+    model, batch = small_model(archive, 'filip', temperature=0.5).eval(), small_batch()
+    with torch.no_grad():
+        patches = F.normalize(model.base_model.encode_image(batch['images'])[0][:, 1:], dim=2)
+        words = F.normalize(model.base_model.encode_text(batch['caption_ids'])[0], dim=2)
+        loss = model(batch)['filip_loss']
+    text_to_image, image_to_text = torch.zeros(6, 6), torch.zeros(6, 6)
+    for t in range(6):
+        content = words[t, 1:int(batch['caption_ids'][t].argmax())]
+        for i in range(6):
+            scores = patches[i] @ content.t()
+            text_to_image[t, i], image_to_text[i, t] = scores.max(dim=0).values.mean(), scores.max(dim=1).values.mean()
+    own = torch.arange(6)
+    torch.testing.assert_close(loss, (F.cross_entropy(2 * text_to_image, own) + F.cross_entropy(2 * image_to_text, own)) / 2)

@@ -1,0 +1,106 @@
+"""RDE, TBPS-CLIP and heads with a memory as their users run them: noise, division before each epoch, killed and resumed."""
+import json
+import os
+import re
+
+import pytest
+import torch
+
+import test as test_program
+import train as train_program
+from model import heads as heads_package
+from processor.processor import Trainer
+from utils.checkpoint import read_checkpoint
+
+PAGE = os.path.join(os.path.dirname(__file__), '..', '..', 'docs', 'adding_a_method.md')
+
+
+@pytest.fixture
+def moco(tmp_path, monkeypatch):
+    """The documented MoCo beside the heads."""
+    with open(PAGE, encoding='utf-8') as file:
+        code, = re.findall(r'```python\n("""MoCo.*?)```', file.read(), flags=re.DOTALL)
+    (tmp_path / 'documented_moco.py').write_text(code)
+    monkeypatch.setattr(heads_package, '__path__', [*heads_package.__path__, str(tmp_path)])
+    for cache in (heads_package.registry, heads_package.aliases):
+        cache.cache_clear()
+    yield
+    for cache in (heads_package.registry, heads_package.aliases):
+        cache.cache_clear()
+
+
+class Killed(Exception):
+    pass
+
+
+def killed_at(monkeypatch, step):
+    """Let the next run end without a word after ``step`` steps in all."""
+    between = Trainer.save_between_steps
+
+    def save_and_die(trainer):
+        between(trainer)
+        if trainer.total_steps == step:
+            raise Killed
+    monkeypatch.setattr(Trainer, 'save_between_steps', save_and_die)
+
+
+def last(folder):
+    return read_checkpoint(os.path.join(folder, 'last.pth'))
+
+
+@pytest.mark.parametrize('step', [2, 4, 5])    # of three an epoch: within, and after one that is not saved
+def test_killed_and_resumed_with_a_division_a_queue_and_a_momentum_encoder(command, run_folder, tmp_path, monkeypatch, moco, step):
+    options = command + ['--loss_names', 'tal+tse+moco', '--ccd', '--noisy_rate', '0.5', '--txt_aug', '--tse_mode', 'train', '--moco_queue', '8',
+                         '--limit_train', '24', '--save_steps', '2']
+    train_program.main([*options, '--output_dir', str(tmp_path / 'whole')])
+    with monkeypatch.context() as patch:
+        killed_at(patch, step)
+        with pytest.raises(Killed):
+            train_program.main(options)
+    folder = run_folder()
+    train_program.main(['--resume', '--resume_ckpt_file', os.path.join(folder, 'last.pth')])
+    whole, resumed = last(run_folder(root=tmp_path / 'whole')), last(folder)
+    assert {'queue.images', 'momentum.ln_final.weight', 'visul_emb_layer.mlp.bns.0.running_mean'} <= set(whole['model'])
+    assert all(torch.equal(value, resumed['model'][name]) for name, value in whole['model'].items())
+    assert torch.equal(whole['clean'], resumed['clean']) and 0 < whole['clean'].sum() < 24
+
+
+def test_rde_has_a_row_for_each_similarity_and_says_what_noise_it_was_trained_with(command, run_folder, capsys):
+    train_program.main(command + ['--loss_names', 'tal+tse', '--ccd', '--noisy_rate', '0.5', '--num_epoch', '1'])
+    folder = run_folder()
+    with open(os.path.join(folder, 'train_log.txt')) as file:
+        log = file.read()
+    assert re.search(r'of 48 training pairs \d+ exchange captions, and \d+ stay clean', log)
+    assert re.search(r'epoch 1: \d+ of 48 training pairs count as clean', log)
+    capsys.readouterr()
+    test_program.main(['--config_file', os.path.join(folder, 'configs.yaml')])
+    table = capsys.readouterr().out
+    assert all(re.search(rf'\| +{re.escape(name)} +\|', table) for name in ('BGE-t2i', 'TSE-t2i', 'BGE+TSE-t2i'))
+    with open(os.path.join(folder, 'metrics.json')) as file:
+        report = json.load(file)
+    results, = report['results'].values()
+    assert list(results) == ['BGE-t2i', 'TSE-t2i', 't2i']
+    options = report['produced_by']['options']
+    assert (options['noisy_rate'], options['ccd'], options['tse_mode']) == (0.5, True, 'eval')
+
+
+@pytest.mark.parametrize('cache', [[], ['--image_cache']])
+def test_tbps_clip_trains_with_its_recipe_and_repeats_itself(command, run_folder, tmp_path, clip, data, cache):
+    recipe = os.path.join(os.path.dirname(PAGE), '..', 'configs', 'tbps-clip', 'cuhk-pedes.yaml')
+    options = ['--config_file', recipe, '--root_dir', data, '--pretrain_choice', clip, '--img_size', '64', '32', '--batch_size', '16',
+               '--num_workers', '0', '--device', 'cpu', '--num_epoch', '2', *cache]
+    for run in ('one', 'other'):
+        train_program.main([*options, '--output_dir', str(tmp_path / run)])
+    one, other = (last(run_folder(root=tmp_path / run)) for run in ('one', 'other'))
+    assert all(torch.equal(value, other['model'][name]) for name, value in one['model'].items())
+    assert {'logit_scale', 'simclr_mlp.0.weight'} <= set(one['model']) and one['total_steps'] == 2 * 3
+    groups = one['optimizer']['param_groups']
+    assert sorted(group['weight_decay'] for group in groups) == [0.0, 0.02] and len({group['lr'] for group in groups}) == 1
+
+
+def test_fmfa_trains_with_its_recipe(command, run_folder, clip, data, tmp_path):
+    recipe = os.path.join(os.path.dirname(PAGE), '..', 'configs', 'fmfa', 'cuhk-pedes.yaml')
+    train_program.main(['--config_file', recipe, '--root_dir', data, '--pretrain_choice', clip, '--img_size', '64', '32', '--batch_size', '8',
+                        '--num_workers', '0', '--device', 'cpu', '--num_epoch', '1', '--cmt_depth', '1', '--output_dir', str(tmp_path / 'logs')])
+    groups = last(run_folder())['optimizer']['param_groups']
+    assert [(group['initial_lr'], group['weight_decay']) for group in groups] == [(5e-6, 4e-5)]
