@@ -50,7 +50,7 @@ def build_dataloader(args):
     samples, pids = dataset.train, dataset.train_id_container
     if args.limit_train:
         samples, pids = first_captions(samples, args.limit_train, dataset.anno_path)
-    tokenizer = family(args).tokenizer(args, lambda: [caption for *_, caption in samples])
+    tokenizer = family(args).tokenizer(args, (lambda: [caption for *_, caption in samples]) if args.training else None)
     if not args.training:
         return (*evaluation_loaders(args, dataset, 'test', args.test_batch_size, tokenizer), len(pids))
     if not samples:

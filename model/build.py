@@ -1,4 +1,5 @@
 """The retrieval model: encoders, an embedding, and the heads that ``--loss_names`` asks for."""
+import logging
 from dataclasses import dataclass, field
 from typing import NamedTuple, Optional
 from collections.abc import Callable
@@ -11,8 +12,11 @@ from model.backbones import backbone_class, refuse_other_family
 from model.clip_model import MLP, ResidualAttentionBlock, Transformer
 from model.heads import Head, active_heads, parse_loss_names
 from utils import precision
+from utils.checkpoint import some
 from utils.comm import pick_device
 from utils.errors import UserError
+
+logger = logging.getLogger('Pedestal.model')
 
 VARIANTS = 64   # of a block that may be compiled: images, captions, cross encoder; learning or not; with maps; last, smaller batches
 
@@ -336,6 +340,18 @@ def compile_blocks(model, device):
             part.compile(dynamic=True)
 
 
+def take_leftover(model, source):
+    """Weights of heads that were in the file that training starts from: those that the model has, too, and of the same shape."""
+    own = model.state_dict()
+    taken = {name: value for name, value in model.backbone.leftover.items() if name in own and value.shape == own[name].shape}
+    if model.backbone.leftover:
+        with torch.no_grad():
+            for name, value in taken.items():
+                own[name].copy_(value)
+        rest = [name for name in model.backbone.leftover if name not in taken]
+        logger.info('heads from %s: %s%s', source, some(taken) or 'none', f'; left out: {some(rest)}' if rest else '')
+
+
 def build_model(args, num_classes, state_dict=None):
     """The model that ``args`` describe, on the CPU.
 
@@ -347,6 +363,7 @@ def build_model(args, num_classes, state_dict=None):
     if state_dict is not None:
         refuse_other_family(backbone, state_dict, getattr(args, 'checkpoint', None) or 'the checkpoint')
     model = RetrievalModel(args, num_classes, backbone.build(args, state_dict))
+    take_leftover(model, args.pretrain_choice)
     if args.training and state_dict is None:
         model.weights_loaded()
     if args.compile and args.training:

@@ -79,8 +79,9 @@ def start_from(model, path):
     pedestrians. The encoders must fit; heads that the checkpoint lacks and a classifier over other identities stay as they were made,
     heads that only it has are left out, and the log says so."""
     weights, own = as_a_runs(read_checkpoint(path)['model']), model.state_dict()
-    encoder = {name: value for name, value in weights.items() if name.startswith('base_model.') and not name.startswith(UNUSED)}
-    missing = [name for name in own if name.startswith('base_model.') and name not in encoder]
+    prefixes = encoder_names(model)
+    encoder = {name: value for name, value in weights.items() if name.startswith(prefixes) and not name.startswith(UNUSED)}
+    missing = [name for name in own if name.startswith(prefixes) and name not in encoder]
     extra = [name for name in encoder if name not in own]
     shapes = misfits(own, encoder)
     if missing or extra or shapes:
@@ -94,6 +95,12 @@ def start_from(model, path):
         model.weights_loaded()
     logger.info('started from %s: %d entries taken%s%s', path, len(fitting),
                 f'; made anew: {some(anew)}' if anew else '', f'; left out: {some(left_out)}' if left_out else '')
+
+
+def encoder_names(model):
+    """What the names of the encoders' parameters begin with: those of the backbone's parts, CLIP's for a model without one."""
+    backbone = getattr(model, 'backbone', None)
+    return ('base_model.',) if backbone is None else tuple(f'{name}.' for name, _ in backbone.named_children())
 
 
 def as_a_runs(weights):

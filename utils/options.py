@@ -435,6 +435,7 @@ def build_test_parser(program, description):
     parser.add_argument('--image_cache', nargs='?', const='auto', metavar='FOLDER',
                         help="keep decoded and resized images in FOLDER (without one: in the dataset's folder)")
     untrained = parser.add_argument_group('instead of --config_file', 'a CLIP before any training')
+    untrained.add_argument('--backbone', help='with --checkpoint: the family of a released checkpoint that has no configs.yaml')
     untrained.add_argument('--pretrain_choice', help='an OpenAI CLIP, a file with weights, or scratch:<shape> of configs/clip')
     untrained.add_argument('--img_size', type=up_to(10_000), nargs=2, metavar=('HEIGHT', 'WIDTH'), help='pixels (default: 384 128)')
     untrained.add_argument('--stride_size', type=up_to(10_000), help="pixels between patches (default: the patch's size)")
@@ -445,13 +446,15 @@ def build_test_parser(program, description):
 
 
 # What describes a CLIP before training; a run has its own.
-OF_UNTRAINED = ('pretrain_choice', 'img_size', 'stride_size', 'text_length', 'output_dir', 'trust_archive')
+OF_UNTRAINED = ('backbone', 'pretrain_choice', 'img_size', 'stride_size', 'text_length', 'output_dir', 'trust_archive')
 
 
 def parse_test_options(parser, argv=None):
     """The options of the run that --config_file names, under those of the command line, and ``checkpoint``, the file to test: None
     for the CLIP of --pretrain_choice before any training."""
     given = parser.parse(sys.argv[1:] if argv is None else argv)
+    if not given.config_file and given.backbone and given.checkpoint:
+        return released_options(given)
     if not given.config_file:
         return untrained_options(given)
     for name in OF_UNTRAINED:
@@ -467,6 +470,22 @@ def parse_test_options(parser, argv=None):
             setattr(args, name, value)
     args.image_cache = given.image_cache or ''   # a folder of the machine that trained need not be on this one
     args.checkpoint = given.checkpoint or find_checkpoint(given.config_file, args.output_dir)
+    return args
+
+
+def released_options(given):
+    """The options of a released checkpoint of a backbone that keeps none beside it."""
+    if not os.path.isfile(given.checkpoint):
+        raise UserError(f'there is no file {given.checkpoint}')
+    told = {name: value for name, value in vars(given).items() if value is not None}
+    of_release = room('model.backbones').released(given.backbone, given.checkpoint)
+    args = argparse.Namespace(**{**build_parser().defaults_in_code, **of_release, 'training': False, **told})
+    args = complete(args)
+    args.notes, args.trained_on = [], args.dataset_name
+    args.output_dir, args.image_cache = os.path.dirname(given.checkpoint), given.image_cache or ''
+    for name, value in vars(given).items():
+        if not hasattr(args, name):
+            setattr(args, name, value)
     return args
 
 

@@ -10,6 +10,7 @@ import pkgutil
 from torch import nn
 
 from utils import options
+from utils.checkpoint import read_checkpoint
 from utils.errors import UserError, unknown
 
 
@@ -21,6 +22,7 @@ class Backbone(nn.Module):
     """
 
     name = ''                # for --backbone
+    leftover = {}            # of a whole model's file that training starts from: the heads' parameters
     gives = frozenset()      # what heads may need: 'image_tokens', 'text_tokens', 'masked_text_tokens', 'image_attention', ...
     lacks = {}               # {a need: why it isn't given}, for the sentence that a head gets,
     instead = 'another --backbone'     # and what to use instead
@@ -56,6 +58,10 @@ class Backbone(nn.Module):
     def is_of(state_dict):
         """Whether a trained model's parameters are of this family, by their names."""
         return False
+
+    @staticmethod
+    def released_options(state_dict):
+        """{option: value} that a released checkpoint was trained with, for a family whose release keeps no configs.yaml; else None."""
 
     def learning_rate(self, name, args):
         """(lr, weight decay) of the parameter ``name``, before the head that it belongs to changes them."""
@@ -152,6 +158,15 @@ class BackboneOptions(options.Room):
 
     def method(self, args):
         return args.backbone
+
+    def released(self, name, checkpoint):
+        """{option: value} of a released checkpoint of the backbone ``name``."""
+        if name not in registry():
+            raise unknown('--backbone', name, registry())
+        options_of = registry()[name].released_options(read_checkpoint(checkpoint)['model'])
+        if options_of is None:
+            raise UserError(f'--backbone {name}: its checkpoints are tested with --config_file, the configs.yaml of their run')
+        return {'backbone': name, **options_of}
 
     def of(self, args):
         """The class that ``args`` name, for what tokenises captions and prepares images."""

@@ -111,7 +111,7 @@ class Aptm(Backbone):
     name = 'aptm'
     gives = TOKENS
     lacks = {**dict.fromkeys(('image_attention', 'text_attention'), "APTM's encoders give no attention maps"),
-             'clip': "APTM's encoders are not CLIP's"}
+             "CLIP's image encoder": "APTM's encoders are not CLIP's"}
 
     def __init__(self, shape, img_size):
         super().__init__()
@@ -139,6 +139,14 @@ class Aptm(Backbone):
         parser.add_argument('--lr_rule', choices=LR_RULES, default='finetune',
                             help='which layers of APTM have --lr_mult: upper layers, projections and heads (finetune), or cross-attention '
                             '(pretrain)')
+
+    @staticmethod
+    def settle(args):
+        """Masking and filtering of captions by CLIP's ids are CLIP's: here the loss mlm masks a copy of its own."""
+        for name, usual in (('caption_masking', 'clean'), ('mlm_masking', 'random'), ('caption_filter', 0.0)):
+            if getattr(args, name) != usual:
+                raise UserError(f"--{name} {getattr(args, name)} is for captions in CLIP's ids, and --backbone is aptm, whose mlm "
+                                'masks whole words: leave it out')
 
     @classmethod
     def build(cls, args, state_dict=None):
@@ -194,6 +202,12 @@ class Aptm(Backbone):
     @staticmethod
     def is_of(state_dict):
         return 'vision_encoder.patch_embed.proj.weight' in state_dict
+
+    @staticmethod
+    def released_options(state_dict):
+        losses = ['itc'] * ('temp' in state_dict) + ['itm'] * ('itm_head.0.weight' in state_dict)
+        return {'loss_names': '+'.join(losses) or 'sdm', 'pretrain_choice': PUBLISHED, 'img_size': (384, 128), 'text_length': 56,
+                'amp': 'off'}
 
     def learning_rate(self, name, args):
         bare = 'bias' in name or name.endswith(UNDECAYED)

@@ -10,7 +10,7 @@ from utils import pixels
 from utils.option_types import open_fraction
 from utils.simple_tokenizer import CleaningTokenizer, SimpleTokenizer
 
-TOKENS = frozenset({'image_tokens', 'text_tokens', 'masked_text_tokens', 'image_attention', 'text_attention', 'clip'})
+TOKENS = frozenset({'image_tokens', 'text_tokens', 'masked_text_tokens', 'image_attention', 'text_attention', "CLIP's image encoder"})
 
 
 @functools.lru_cache(maxsize=None)
@@ -26,7 +26,7 @@ class Clip(Backbone):
     """Two towers with tokens in the embeddings' space; the parameters are ``base_model.*``."""
 
     name = 'clip'
-    lacks = dict.fromkeys(('image_tokens', 'image_attention', 'clip'), 'a ResNet gives one vector an image')
+    lacks = dict.fromkeys(('image_tokens', 'image_attention', "CLIP's image encoder"), 'a ResNet gives one vector an image')
     instead = 'a ViT as --pretrain_choice'
 
     def __init__(self, clip):

@@ -25,7 +25,7 @@ class MAE(Head):
     report_flag = 'restoration'
     report_help = 'also report what SEN restores: errors of hidden patches with right and wrong captions, JSON and figure'
     report_needs = "restoration; it comes with SEN (the loss 'mae')"
-    needs = ('image_tokens', 'text_tokens', 'clip')   # the last: the two halves of CLIP's image encoder
+    needs = ('image_tokens', 'text_tokens', "CLIP's image encoder")
     reads = ('cmt_depth',)
 
     @staticmethod

@@ -2,11 +2,15 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from model import objectives
+from model.backbones.aptm import Aptm, AptmShape
 from model.bert import BertShape, TextEncoder
+from model.build import RetrievalModel, total_loss
 from model.swin import SwinTransformer
-from tests.support import golden, golden_files, golden_weight
+from processor.second_stage import SecondStage
+from tests.support import golden, golden_files, golden_weight, options
 from utils.reranking import bounds_of, rescored, score_best
 
 RELATIVE = 1e-5
@@ -163,3 +167,73 @@ def test_reranked_scores(reference):
         best, scores = score_best([cosine], description['config']['k_test'], len(images), match, progress=False)
         reranked, = rescored([cosine], best, scores, 'released', bounds_of([cosine]))
         close(reranked, vectors['out/rerank/score_t2i'])
+
+
+# -- the same by the model and its heads -------------------------------------------------------------------------------------
+
+def whole_model(description, loss_names, **changes):
+    vision, text, config = description['vision'], description['text'], description['config']
+    patch = description['official_keys']['vision_encoder.patch_embed.proj.weight'][0][-1]
+    shape = AptmShape(patch, vision['embed_dim'], vision['depths'], vision['num_heads'], vision['window_size'], text['vocab_size'],
+                      text['hidden_size'], text['num_hidden_layers'], text['fusion_layer'], text['num_attention_heads'],
+                      text['intermediate_size'], text['max_position_embeddings'], config['embed_dim'])
+    size = vision['h'], vision['w']
+    args = options(backbone='aptm', pretrain_choice='scratch:aptm-tiny', loss_names=loss_names, img_size=size, amp='off',
+                   start_temperature=config['temp'], **changes)
+    model = RetrievalModel(args, 6, Aptm(shape, size))
+    with torch.no_grad():
+        for name, value in model.state_dict().items():
+            if value.is_floating_point() and name != 'temp' and not name.endswith('attn_mask'):
+                value.copy_(golden_weight(name, tuple(value.shape)))
+    return model.eval()
+
+
+def batch_of(vectors, kind):
+    text = {'caption_ids': 'text_ids', 'eda_ids': 'eda_text_ids', 'bert_mlm_ids': 'masked_text_ids', 'bert_mlm_places': 'masked_pos',
+            'bert_mlm_labels': 'masked_ids', 'images': 'images', 'pids': 'idx'}
+    prompts = {'prompt_ids': f'{kind}_ids', 'prompt_mlm_ids': f'{kind}_masked_ids', 'prompt_mlm_places': f'{kind}_masked_pos',
+               'prompt_mlm_labels': f'{kind}_mlm_labels', 'attribute_labels': f'{kind}_labels'}
+    return {name: vectors[f'in/{theirs}'] for name, theirs in {**text, **prompts}.items()}
+
+
+def test_heads_give_the_losses_and_gradients_of_finetuning(reference, most_likely):
+    _, vectors, description = reference
+    model = whole_model(description, 'itc+itm+mlm+eda')
+    assert {name: list(value.shape) for name, value in model.state_dict().items()} == {
+        name: shape for name, (shape, _) in description['official_keys'].items()}
+    results = model(batch_of(vectors, 'attr'))
+    for name in ('itc', 'itm', 'mlm'):
+        close(results[f'{name}_loss'], vectors[f'out/pretrain/{name}'])
+    expected = sum(vectors[f'out/finetune/{name}'] for name in ('itc', 'itm', 'mlm'))
+    close(total_loss(results), expected)
+    total_loss(results).backward()
+    parameters = dict(model.named_parameters())
+    for name, norm in vectors.items():
+        if name.startswith('grad/finetune/'):
+            close(parameters[name.removeprefix('grad/finetune/')].grad.norm(), norm)
+
+
+@pytest.mark.parametrize('kind, weight, smoothing', [('attr', 1.0, 0.4), ('pa', 3.0, 0.0)])
+def test_heads_give_the_losses_of_attributes(reference, most_likely, monkeypatch, kind, weight, smoothing):
+    _, vectors, description = reference
+    model = whole_model(description, 'attr', attr_loss_weight=weight, attr_smoothing=smoothing)
+    sample = torch.tensor(description['attr_sample'])
+    monkeypatch.setattr(torch, 'randperm', lambda count: sample % count)
+    with torch.no_grad():
+        loss = model(batch_of(vectors, kind))['attr_loss']
+    close(loss, vectors['out/pretrain/attr'] if kind == 'attr' else sum(vectors[f'out/pa100k/{name}'] for name in ('itc', 'itm', 'mlm')))
+
+
+def test_the_second_stage_gives_the_reranked_scores(reference):
+    _, vectors, description = reference
+    model = whole_model(description, 'itc+itm')
+    ids = vectors['in/text_ids']
+    data = [list(zip(range(len(side)), side)) for side in (vectors['in/images'], ids)]
+    loaders = [DataLoader(side, 4) for side in data]
+    with torch.no_grad():
+        stage = SecondStage(model, *loaders)
+        cosine = objectives.cosine_similarity(model.encode_text(ids), model.encode_image(vectors['in/images']))
+        best, scores = score_best([cosine], description['config']['k_test'], len(cosine), stage.match, progress=False)
+        reranked, = rescored([cosine], best, scores, 'released', bounds_of([cosine]))
+    close(reranked, vectors['out/rerank/score_t2i'])
+    assert stage.largest_move(best).holds

@@ -1,0 +1,175 @@
+"""APTM's backbone and heads."""
+import random
+
+import pytest
+import torch
+
+from datasets.whole_words import mask_whole_words
+from model import build_model
+from model.backbones.aptm import read_shape, shape_of
+from model.build import total_loss
+from solver.build import parameter_settings
+from tests.support import options, small_archive
+from utils.checkpoint import load_weights, start_from
+from utils.errors import UserError
+
+WORDS = 300
+
+
+def tiny(loss_names, **changes):
+    torch.manual_seed(0)
+    settings = dict(backbone='aptm', pretrain_choice='scratch:aptm-tiny', loss_names=loss_names, img_size=(96, 32), text_length=20,
+                    temperature=0.1, attr_smoothing=0.0)
+    return build_model(options(**{**settings, **changes}), 4)
+
+
+def batch(size=4):
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.zeros(size, 20, dtype=torch.long)
+    for row in ids:
+        length = int(torch.randint(8, 19, (1,), generator=generator))
+        row[0], row[1:length] = 2, torch.randint(5, WORDS, (length - 1,), generator=generator)
+
+    def masked(rows):
+        parts = zip(*(mask_whole_words(row, random.Random(number), 4, frozenset(), WORDS) for number, row in enumerate(rows.tolist())))
+        return dict(zip(('ids', 'places', 'labels'), map(torch.tensor, parts)))
+    prompts = torch.randint(5, WORDS, (6, 5), generator=generator)
+    images = torch.randn(size, 3, 1, 1, generator=generator) + 0.1 * torch.randn(size, 3, 96, 32, generator=generator)
+    return {'pids': torch.arange(size), 'image_ids': torch.arange(size), 'images': images, 'caption_ids': ids, 'eda_ids': ids,
+            **{f'bert_mlm_{name}': value for name, value in masked(ids).items()}, 'prompt_ids': prompts,
+            **{f'prompt_mlm_{name}': value for name, value in masked(prompts).items()},
+            'attribute_labels': torch.tensor([[0, 1, 1], [1, 0, -1], [1, 1, 0], [0, 0, -1]])}
+
+
+@pytest.mark.parametrize('loss_names', ['itc', 'mlm', 'itm+mlm', 'itc+itm+mlm+eda', 'attr', 'sdm+id+cmpm+cmt'])
+def test_head_overfits_a_fixed_batch(loss_names, monkeypatch):
+    monkeypatch.setattr(torch, 'multinomial', lambda weights, *_, **__: weights.argmax(dim=-1, keepdim=True))
+    monkeypatch.setattr(torch, 'randperm', lambda count: torch.arange(count))
+    model, samples = tiny(loss_names), batch()
+    for part in model.modules():
+        if isinstance(part, torch.nn.Dropout):
+            part.p = 0.0
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    model.eval()
+    history = []
+    for _ in range(160):
+        loss = total_loss(model(samples))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        history.append(loss.item())
+        if history[-1] < 0.1 * history[0] + 0.02:
+            return
+    raise AssertionError(history[::20])
+
+
+def test_a_batch_of_one_identity_has_no_negatives():
+    samples = {**batch(), 'pids': torch.zeros(4, dtype=torch.long)}
+    results = tiny('itc+itm')(samples)
+    assert torch.isfinite(total_loss(results))
+
+
+def test_images_without_a_label_count_nowhere():
+    samples = {**batch(), 'attribute_labels': torch.full((4, 3), -1)}
+    assert total_loss(tiny('attr')(samples)) == 0
+
+
+def test_grad_checkpoint_changes_nothing():
+    found = []
+    for switch in (False, True):
+        model = tiny('itc+itm+mlm', grad_checkpoint=switch).train()
+        torch.manual_seed(1)
+        loss = total_loss(model(batch()))
+        loss.backward()
+        found.append((loss.item(), *(p.grad.norm().item() for p in model.parameters() if p.grad is not None)))
+    assert found[0] == pytest.approx(found[1], rel=1e-4, abs=1e-7)
+
+
+def test_padding_makes_no_difference_to_embeddings():
+    model = tiny('itc').eval()
+    ids = batch()['caption_ids']
+    longer = torch.cat([ids, torch.zeros(4, 30, dtype=torch.long)], dim=1)
+    torch.testing.assert_close(model.encode_text(ids), model.encode_text(longer), rtol=1e-5, atol=1e-6)
+
+
+def test_rates_and_decays():
+    model = build_model(options(backbone='aptm', pretrain_choice='scratch:aptm-tiny', loss_names='itc+itm', img_size=(96, 32), lr=1e-4,
+                                weight_decay=0.01), 4)
+
+    def of(name, rule):
+        args = options(backbone='aptm', loss_names='itc+itm', lr=1e-4, weight_decay=0.01, lr_rule=rule)
+        return parameter_settings(name, args, [], model.backbone)
+    cross, word = 'text_encoder.bert.encoder.layer.3.crossattention.self.key.weight', 'text_encoder.bert.embeddings.word_embeddings.weight'
+    for name, finetune, pretrain, decay in (
+            ('vision_encoder.layers.0.blocks.0.attn.relative_position_bias_table', 1, 1, 0),
+            ('vision_encoder.layers.1.blocks.0.mlp.fc1.weight', 2, 1, 0.01), ('vision_encoder.layers.2.blocks.1.norm1.weight', 2, 1, 0),
+            ('vision_encoder.layers.0.downsample.norm.weight', 1, 1, 0), (cross, 2, 2, 0.01), (word, 1, 1, 0.01),
+            ('text_encoder.cls.predictions.bias', 2, 1, 0), ('text_encoder.cls.predictions.transform.dense.weight', 2, 1, 0.01),
+            ('itm_head.0.weight', 2, 1, 0.01), ('itm_head.1.weight', 2, 1, 0.01), ('temp', 1, 1, 0.01), ('text_proj.weight', 2, 1, 0.01)):
+        assert of(name, 'finetune') == pytest.approx((1e-4 * finetune, decay)), name
+        assert of(name, 'pretrain') == pytest.approx((1e-4 * pretrain, decay)), name
+        assert of(name, 'none') == pytest.approx((1e-4, decay))
+
+
+def test_published_layers_have_the_published_rates():
+    from model.backbones.aptm import Aptm
+    with torch.device('meta'):
+        backbone = Aptm(read_shape('aptm-base'), (384, 128))
+    assert set(backbone.multiplied('finetune')) == {
+        'vision_proj.', 'text_proj.', 'itm_head.', 'text_encoder.cls.', 'vision_encoder.layers.2.', 'vision_encoder.layers.3.',
+        *(f'text_encoder.bert.encoder.layer.{number}.' for number in (4, 5, 10, 11))}
+
+
+def test_a_shape_is_read_off_its_weights():
+    from model.backbones.aptm import Aptm
+    for name in ('aptm-tiny', 'aptm-base'):
+        with torch.device('meta'):
+            state = Aptm(read_shape(name), (384, 128)).state_dict()
+        found, known = shape_of(state), read_shape(name)
+        assert {key: list(value) if isinstance(value, tuple) else value for key, value in vars(found).items() if key != 'drop_path'} == {
+            key: value for key, value in vars(known).items() if key != 'drop_path'}
+
+
+def test_weights_go_both_ways_and_start_other_runs(tmp_path):
+    source, other = tiny('itc+itm+mlm'), tiny('itc+itm+mlm+id')
+    with torch.no_grad():
+        source.temp.fill_(0.05)
+    load_weights(tiny('itc+itm+mlm'), source.state_dict())
+    path = tmp_path / 'released.pth'
+    torch.save({'model': source.state_dict(), 'config': {'embed_dim': 64}}, path)
+    start_from(other, str(path))
+    started = tiny('itc+itm', pretrain_choice=str(path))
+    for model in (other, started):
+        for name in ('temp', 'itm_head.0.weight', 'vision_proj.weight', 'text_encoder.cls.predictions.transform.dense.weight'):
+            assert torch.equal(model.state_dict()[name], source.state_dict()[name]), name
+
+
+@pytest.mark.parametrize('change, message', [
+    (dict(loss_names='itc+mae'), "the loss 'mae' reads CLIP's image encoder and APTM's encoders are not CLIP's"),
+    (dict(loss_names='detail'), "the loss 'detail' reads image attention and APTM's encoders give no attention maps"),
+    (dict(loss_names='sdm+aux'), "reads tokens in the embeddings' space and the backbone aptm has image tokens 128"),
+    (dict(loss_names='itc+itmm'), "unknown loss 'itmm'.*did you mean itm"),
+    (dict(img_size=(100, 32)), '--img_size: height and width of the images must be multiples of 32'),
+    (dict(pretrain_choice='scratch:aptm-tinny'), 'unknown APTM shape .*did you mean aptm-tiny'),
+    (dict(pretrain_choice='no/such.pth'), 'there is no file no/such.pth; the backbone aptm takes'),
+    (dict(freeze_conv1=True), '--freeze_conv1 is for CLIP'),
+    (dict(caption_masking='inplace'), '--caption_masking inplace .* CLIP'),
+    (dict(micro_batch=2), "--micro_batch cannot split a batch for the loss 'itm': it draws negatives"),
+])
+def test_bad_input_is_one_sentence(change, message):
+    with pytest.raises(UserError, match=message):
+        tiny(**{'loss_names': 'itc+itm', **change})
+
+
+def test_a_head_of_aptm_on_clip():
+    with pytest.raises(UserError, match="the loss 'itm' runs on the backbone aptm alone, and --backbone is clip"):
+        options(loss_names='sdm+itm')
+
+
+def test_a_checkpoint_of_the_other_backbone(tmp_path):
+    state = tiny('itc').state_dict()
+    with pytest.raises(UserError, match='is of the backbone aptm, and the options name clip: give --backbone aptm'):
+        build_model(options(loss_names='itc', training=False), 1, state)
+    clip = {f'base_model.{name}': value for name, value in torch.load(small_archive(tmp_path / 'clip.pt')).items()}
+    with pytest.raises(UserError, match='is of the backbone clip, and the options name aptm'):
+        build_model(options(loss_names='itc', backbone='aptm', training=False), 1, clip)

@@ -1,0 +1,118 @@
+"""APTM trained, resumed, tested and re-ranked by the programs."""
+import json
+import os
+
+import pytest
+import torch
+
+import test as test_program
+import train as train_program
+from datasets.synthpedes import generate
+from utils.errors import UserError
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp('data')
+    generate(str(root), 16, images_per_id=2, size=(96, 32), format='synthpedes', val_ids=0, test_ids=6, workers=1)
+    return str(root)
+
+
+def command(data, logs, *more):
+    return ['--backbone', 'aptm', '--pretrain_choice', 'scratch:aptm-tiny', '--loss_names', 'itc+itm+mlm', '--dataset_name', 'synthpedes',
+            '--root_dir', data, '--img_size', '96', '32', '--text_length', '40', '--batch_size', '8', '--num_workers', '0',
+            '--device', 'cpu', '--optimizer', 'AdamW', '--lr', '1e-3', '--lrscheduler', 'step_linear', '--warmup_steps', '2', '--rand_aug', '--num_epoch', '2',
+            '--output_dir', str(logs), *more]
+
+
+def only(folder):
+    name, = os.listdir(folder)
+    return os.path.join(folder, name)
+
+
+@pytest.fixture(scope='module')
+def run(data, tmp_path_factory):
+    """The folder of a run over two epochs."""
+    logs = tmp_path_factory.mktemp('logs')
+    train_program.main(command(data, logs))
+    return only(logs / 'synthpedes')
+
+
+def weights(folder):
+    return torch.load(os.path.join(folder, 'last.pth'))['model']
+
+
+def test_a_resumed_run_is_the_same_to_the_last_bit(data, run, tmp_path):
+    """Stopped between two steps of an epoch, from the cache of images and with blocks computed twice."""
+    from processor.processor import Trainer
+    logs, steps = tmp_path / 'logs', []
+    train_step = Trainer.train_step
+
+    def stop_at_third(self, batch):
+        train_step(self, batch)
+        steps.append(1)
+        if len(steps) == 3:
+            self.interrupt.requested = 2
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, 'train_step', stop_at_third)
+        with pytest.raises(SystemExit):
+            train_program.main(command(data, logs))
+    folder = only(logs / 'synthpedes')
+    train_program.main(['--resume', '--resume_ckpt_file', os.path.join(folder, 'last.pth'), '--image_cache', str(tmp_path / 'cache')])
+    first, second = weights(run), weights(folder)
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    assert any('bicubic' in name for name in os.listdir(tmp_path / 'cache'))
+
+
+def evaluated(folder, *more):
+    status = test_program.main(['--config_file', os.path.join(folder, 'configs.yaml'), '--num_workers', '0', '--device', 'cpu', *more])
+    with open(os.path.join(folder, 'metrics.json'), encoding='utf-8') as file:
+        return status, json.load(file)
+
+
+def test_a_second_row_re_ranked(run, capsys):
+    status, content = evaluated(run, '--rerank', '5')
+    first, second = content['results']
+    assert status == 0 and '5 best re-ranked' in second and second in capsys.readouterr().out
+    by_cosine, again = (content['results'][row]['t2i'] for row in (first, second))
+    assert by_cosine != again and by_cosine['R5'] == again['R5']        # the five best stay the five best
+    assert content['independence']['second_stage'][0] < 1e-3
+    assert evaluated(run, '--rerank', '5', '--rerank_score', 'released')[1]['results'].keys() != content['results'].keys()
+
+
+def test_a_released_checkpoint_without_a_config(run, data, tmp_path, monkeypatch, capsys):
+    released = tmp_path / 'checkpoint_best.pth'
+    torch.save({'model': weights(run), 'config': {'embed_dim': 64}}, released)
+    options = ['--backbone', 'aptm', '--checkpoint', str(released), '--dataset_name', 'synthpedes', '--root_dir', data, '--img_size', '96',
+               '32', '--text_length', '40', '--num_workers', '0', '--device', 'cpu', '--rerank', '3']
+    with pytest.raises(UserError, match='bert-base-uncased|--vocab_file'):     # nobody said which words
+        monkeypatch.setenv('HF_HUB_CACHE', str(tmp_path))
+        test_program.main(options)
+    os.link(os.path.join(run, 'vocab.txt'), tmp_path / 'vocab.txt')
+    assert test_program.main(options) == 0
+    assert '3 best re-ranked' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('more, message', [
+    (['--rerank', '1000'], 'the gallery holds 12 images'), (['--rerank', '0'], "'0' must be above 0")])
+def test_re_ranking_refused(run, more, message):
+    with pytest.raises(UserError, match=message):
+        evaluated(run, *more)
+
+
+def test_re_ranking_needs_a_head_that_scores_pairs(data, tmp_path):
+    train_program.main(command(data, tmp_path / 'logs', '--loss_names', 'itc', '--num_epoch', '1', '--warmup_steps', '0'))
+    with pytest.raises(UserError, match="--rerank needs a loss whose head scores pairs.*'itm'.*have none .itc."):
+        evaluated(only(tmp_path / 'logs' / 'synthpedes'), '--rerank', '3')
+
+
+def test_no_vocabulary(run, tmp_path):
+    os.makedirs(tmp_path / 'moved')
+    for name in ('configs.yaml', 'best.pth'):
+        os.link(os.path.join(run, name), tmp_path / 'moved' / name)
+    os.rename(os.path.join(run, 'vocab.txt'), tmp_path / 'vocab.txt')
+    try:
+        with pytest.raises(UserError, match='there is no vocabulary: neither .*vocab.txt'):
+            test_program.main(['--config_file', str(tmp_path / 'moved' / 'configs.yaml'), '--num_workers', '0'])
+    finally:
+        os.rename(tmp_path / 'vocab.txt', os.path.join(run, 'vocab.txt'))
