@@ -353,19 +353,16 @@ def test_interruption_leaves_nothing(tmp_path, monkeypatch, error, seen):
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 def test_signal_stops_workers_and_leaves_nothing(tmp_path, number):
-    running = program('--out', tmp_path / 'data', '--ids', 20000, '--size', 64, 32, '--workers', 2)
-    deadline = time.time() + 30
-    while not list(tmp_path.rglob('*.jpg')) and time.time() < deadline:
-        time.sleep(0.05)
+    running = first_image_of(tmp_path / 'data')
     running.send_signal(number)
-    assert running.wait(20) == 130
+    assert running.wait(60) == 130
     assert 'interrupted' in running.stderr.read() and os.listdir(tmp_path) == []
 
 
 def first_image_of(tmp_path, *arguments):
     """A generation into ``tmp_path`` that has just begun to write."""
     running = program('--out', tmp_path, '--ids', 20000, '--size', 64, 32, '--workers', 2, *arguments)
-    deadline = time.time() + 60
+    deadline = time.time() + 300
     while not list(tmp_path.rglob('*.jpg')) and time.time() < deadline:
         time.sleep(0.05)
     return running
@@ -381,7 +378,7 @@ def test_two_generations_at_once_do_not_replace_each_other(tmp_path):
         assert running.poll() is None and sorted(os.listdir(tmp_path)) == ['.synthpedes.new', other.name]
     finally:
         running.send_signal(signal.SIGTERM)
-        assert running.wait(30) == 130
+        assert running.wait(60) == 130
     assert os.listdir(tmp_path) == ['RSTPReid']
     make(tmp_path)
 
