@@ -251,7 +251,7 @@ class VisionTransformer(nn.Module):
     def embed(self, images):
         """Class token and patches with their positions, before ``ln_pre``: [B, 3, H, W] -> [B, N, width]."""
         patches = self.conv1(images).flatten(2).transpose(1, 2)                     # [B, rows*cols, width]
-        class_token = self.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
+        class_token = self.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)   # not len(): an export keeps it open
         return torch.cat([class_token, patches], dim=1) + self.positional_embedding
 
     def encode(self, tokens, need_map=False):

@@ -106,7 +106,8 @@ def content(shown):
 
     def plain(images, scores, right, score):
         return [place[image] for image in images], [round(one, 3) for one in scores], place[right], round(score, 3)
-    return {'runs': [{'name': run.name, 'table': run.table, 'ranks': run.ranks, 'rows': [plain(*row) for row in run.rows]} for run in shown],
+    runs = [{'name': run.name, 'table': run.table, 'ranks': run.ranks, 'rows': [plain(*row) for row in run.rows]} for run in shown]
+    return {'runs': runs,
             'curves': curves(shown), 'captions': first.captions, 'pids': first.q_pids.tolist(),
             'images': [[thumbnail(first.paths[image]), int(first.g_pids[image]), os.path.basename(first.paths[image])] for image in used]}
 

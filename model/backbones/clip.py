@@ -95,7 +95,7 @@ class Clip(Backbone):
 
     def text_embedding(self, tokens, ids):
         """The end-of-text token, which has the largest id."""
-        return tokens[torch.arange(len(tokens), device=tokens.device), ids.argmax(dim=-1)].float()
+        return tokens[torch.arange(tokens.shape[0], device=tokens.device), ids.argmax(dim=-1)].float()
 
     def lengths(self, ids):
         return ids.argmax(dim=1) + 1     # id 0 pads, and is a word, too

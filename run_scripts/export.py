@@ -1,0 +1,131 @@
+"""Take a run's encoders with you: ``python -m run_scripts.export --config_file <run>/configs.yaml --out model``.
+
+Writes ``image_encoder.onnx`` and ``text_encoder.onnx`` (any batch size; their embeddings have length 1: they are normalised in the
+graphs, and need not be again), the tokenizer's files and ``config.json``, and compares onnxruntime's embeddings with PyTorch's. ``--to huggingface``
+writes a CLIP that transformers loads, of a run that is a plain one on square images.
+"""
+import json
+import os
+import shutil
+import tempfile
+
+import torch
+import torch.nn.functional as F
+
+import pedestal
+from run_scripts import start
+from run_scripts.huggingface import as_clip
+from utils.errors import UserError
+from utils.iotools import atomic_write
+from utils.options import build_test_parser, parse_test_options
+
+LARGEST = 1e-4   # cosine distance between exported and own embeddings
+SENTENCES = ('a woman in a red coat', 'The man wears black trousers, white sneakers and a grey hooded jacket. He carries a backpack.',
+             'a child', 'an elderly person with short white hair looks into a shop window, an umbrella in the left hand')
+
+
+class Encoder(torch.nn.Module):
+    """One side of a model, as what is exported: inputs -> embeddings [B, D] of length 1."""
+
+    def __init__(self, model, encode):
+        super().__init__()
+        self.model, self.encode = model, encode
+
+    def forward(self, inputs):
+        return F.normalize(self.encode(inputs), dim=1)
+
+
+def main(argv=None):
+    parser = build_test_parser('export.py', __doc__)
+    parser.add_argument('--out', required=True, help='the folder to write; it must not be there yet')
+    parser.add_argument('--to', choices=['onnx', 'huggingface'], default='onnx', help='the format')
+    args = parse_test_options(parser, argv)
+    args.device, args.amp = 'cpu', 'off'
+    if os.path.exists(args.out):
+        raise UserError(f'{args.out} is there already: name a folder that is not, or remove it')
+    write = {'onnx': write_onnx, 'huggingface': as_clip}[args.to]
+    people = pedestal.People(args)
+    parent = os.path.dirname(os.path.abspath(args.out))
+    os.makedirs(parent, exist_ok=True)
+    folder = tempfile.mkdtemp(prefix='.export', dir=parent)              # whole or not at all
+    try:
+        print(write(people, folder))
+        os.chmod(folder, 0o755)
+        os.rename(folder, args.out)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    print(f'wrote {args.out}')
+
+
+def import_onnx():
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    except ImportError:
+        raise UserError('the export needs ONNX: pip install onnx onnxruntime onnxscript') from None
+    return onnxruntime
+
+
+def write_onnx(people, folder):
+    """Both encoders, compared with PyTorch's, and what is needed to use them; returns what the comparison found."""
+    runtime, model = import_onnx(), people.model
+    images = torch.rand(len(SENTENCES), 3, *people.args.img_size, generator=torch.Generator().manual_seed(0)) * 4 - 2
+    ids = people.tokens(SENTENCES)
+    found = []
+    for name, encode, inputs in (('image', model.encode_image, images), ('text', model.encode_text, ids)):
+        path, encoder = os.path.join(folder, f'{name}_encoder.onnx'), Encoder(model, encode).eval()
+        field = 'images' if name == 'image' else 'ids'
+        try:
+            torch.onnx.export(encoder, (inputs,), path, input_names=[field], output_names=['embeddings'], dynamo=True, verbose=False,
+                              dynamic_shapes={'inputs': {0: torch.export.Dim('batch', min=1)}}, external_data=False)
+        except Exception as error:   # its errors have no common type
+            raise UserError(f"PyTorch cannot export the {name} encoder of this run: {str(error).strip().splitlines()[0]}") from None
+        session = runtime.InferenceSession(path, providers=['CPUExecutionProvider'])
+        found.append(difference(session, field, encoder, inputs))
+    worst = max(found)
+    if not worst <= LARGEST:
+        raise UserError(f"the exported encoders do not give the model's embeddings: the largest cosine distance is {worst:.1e} "
+                        f'(images {found[0]:.1e}, captions {found[1]:.1e}), and {LARGEST:g} is allowed; nothing is written')
+    write_tokenizer(people.tokenizer, folder)
+    with atomic_write(os.path.join(folder, 'config.json')) as file:
+        json.dump(config(people), file, indent=1)
+    return f"onnxruntime's embeddings are the model's: largest cosine distance {found[0]:.1e} of images, {found[1]:.1e} of captions"
+
+
+@torch.no_grad()
+def difference(session, field, encoder, inputs):
+    """The largest cosine distance, for batches of all, of three and of one, to PyTorch's embeddings one by one."""
+    own = torch.cat([encoder(row[None]) for row in inputs])
+    distances = []
+    for size in (len(inputs), 3, 1):
+        given = [torch.from_numpy(session.run(None, {field: piece.numpy()})[0]) for piece in inputs.split(size)]
+        distances.append((1 - (own.double() * torch.cat(given).double()).sum(dim=1)).abs().max().item())
+    return max(distances)
+
+
+def write_tokenizer(tokenizer, folder):
+    """``vocab.json`` and ``merges.txt`` of a byte-pair encoding, ``vocab.txt`` of BERT's."""
+    if hasattr(tokenizer, 'save'):
+        tokenizer.save(os.path.join(folder, 'vocab.txt'))
+        return
+    with atomic_write(os.path.join(folder, 'vocab.json')) as file:
+        json.dump(tokenizer.encoder, file)
+    with atomic_write(os.path.join(folder, 'merges.txt')) as file:
+        file.write('#version: 0.2\n' + ''.join(f'{" ".join(merge)}\n' for merge in tokenizer.ranks))
+
+
+def config(people):
+    """What somebody needs who has the graphs alone."""
+    pixels, tokenizer = people.model.pixels, people.tokenizer
+    return {
+        'image': {'height': people.args.img_size[0], 'width': people.args.img_size[1], 'resize': pixels.interpolation, 'scale': '1/255',
+                  'mean': list(pixels.mean), 'std': list(pixels.std), 'input': 'images float32 [batch, 3, height, width], RGB'},
+        'text': {'length': people.args.text_length, 'start': tokenizer.start, 'end': getattr(tokenizer, 'end', None), 'pad': tokenizer.pad,
+                 'input': 'ids int64 [batch, length]'},
+        'embedding': {'width': people.width, 'normalised': 'once, at the end of both graphs: inner products are cosine similarities'},
+        'checkpoint_sha256': people.checkpoint['sha256'], 'loss_names': people.args.loss_names}
+
+
+if __name__ == '__main__':
+    start(main)

@@ -1,0 +1,107 @@
+"""run_scripts/export.py: what is written, that its embeddings are the model's, and what is refused."""
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import pedestal
+import train as train_program
+from run_scripts import export
+from utils.errors import UserError
+
+needs_onnx = pytest.mark.skipif(any(__import__('importlib').util.find_spec(name) is None for name in ('onnx', 'onnxruntime', 'onnxscript')),
+                                reason='ONNX is not installed: pip install onnx onnxruntime onnxscript')
+SENTENCE = 'a woman in a red coat'
+
+
+@needs_onnx
+def test_onnx_gives_the_models_embeddings_for_any_batch(trained, data, tmp_path, capsys):
+    import onnxruntime
+    out = str(tmp_path / 'new' / 'model')
+    export.main(['--config_file', trained, '--out', out])
+    assert "onnxruntime's embeddings are the model's: largest cosine distance" in capsys.readouterr().out
+    assert sorted(os.listdir(out)) == ['config.json', 'image_encoder.onnx', 'merges.txt', 'text_encoder.onnx', 'vocab.json']
+    assert os.listdir(tmp_path / 'new') == ['model']
+    people = pedestal.load(os.path.dirname(trained), device='cpu', amp='off')
+    with open(os.path.join(out, 'config.json')) as file:
+        config = json.load(file)
+
+    def run(name, inputs):
+        session = onnxruntime.InferenceSession(os.path.join(out, f'{name}_encoder.onnx'), providers=['CPUExecutionProvider'])
+        return session.run(None, {session.get_inputs()[0].name: inputs})[0]
+    # as config.json says, and with nothing of ours
+    photos = [Image.new('RGB', (20 + n, 50), (60 * n, 80, 200)) for n in range(5)]
+    image = config['image']
+    pixels = [np.asarray(photo.resize((image['width'], image['height']), Image.BILINEAR), np.float32) / 255 for photo in photos]
+    prepared = np.stack([((one - image['mean']) / image['std']).transpose(2, 0, 1) for one in pixels]).astype(np.float32)
+    given = run('image', prepared)
+    assert np.allclose(np.linalg.norm(given, axis=1), 1, atol=1e-5) and given.shape == (5, config['embedding']['width'])
+    assert torch.allclose(torch.from_numpy(given), people.encode_images(photos), atol=1e-4)
+    with open(os.path.join(out, 'vocab.json'), encoding='utf-8') as file:
+        vocabulary = json.load(file)
+    ids = np.zeros((1, config['text']['length']), np.int64)
+    words = [config['text']['start'], *(vocabulary[f'{word}</w>'] for word in SENTENCE.split()), config['text']['end']]
+    ids[0, :len(words)] = words
+    assert torch.allclose(torch.from_numpy(run('text', ids)), people.encode_captions([SENTENCE]), atol=1e-5)
+
+
+@needs_onnx
+def test_what_is_not_the_models_is_not_written(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(export.Encoder, 'forward', lambda self, inputs: self.encode(inputs) * 1.001)      # not of length 1
+    with pytest.raises(UserError, match='largest cosine distance is .* nothing is written'):
+        export.main(['--config_file', trained, '--out', str(tmp_path / 'model')])
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.fixture(scope='module')
+def square(data, clip, tmp_path_factory):
+    """The configs.yaml of a plain run on square images."""
+    logs = tmp_path_factory.mktemp('square')
+    train_program.main(['--name', 'square', '--loss_names', 'sdm', '--dataset_name', 'CUHK-PEDES', '--root_dir', data, '--num_epoch', '1',
+                        '--pretrain_choice', clip, '--img_size', '64', '64', '--batch_size', '8', '--num_workers', '0', '--device', 'cpu',
+                        '--output_dir', str(logs)])
+    folder, = os.listdir(logs / 'CUHK-PEDES')
+    return str(logs / 'CUHK-PEDES' / folder / 'configs.yaml')
+
+
+def test_transformers_loads_a_plain_run(square, tmp_path, capsys):
+    transformers = pytest.importorskip('transformers', reason='transformers is not installed: pip install transformers')
+    out = str(tmp_path / 'clip')
+    export.main(['--config_file', square, '--out', out, '--to', 'huggingface'])
+    assert "transformers' embeddings are the model's" in capsys.readouterr().out
+    people = pedestal.load(os.path.dirname(square), device='cpu', amp='off')
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(out)
+    model = transformers.CLIPModel.from_pretrained(out).eval()
+    ids = tokenizer([SENTENCE, *export.SENTENCES], padding='max_length', truncation=True, return_tensors='pt').input_ids
+    assert torch.equal(ids, people.tokens([SENTENCE, *export.SENTENCES]))
+    photo = Image.new('RGB', (40, 90), (200, 30, 60))
+    photo.paste((0, 100, 0), (10, 20, 30, 60))
+    pixels = transformers.CLIPImageProcessor.from_pretrained(out)(photo, return_tensors='pt').pixel_values
+    with torch.no_grad():
+        given = model(input_ids=ids, pixel_values=pixels)
+    assert (given.image_embeds * people.encode_images([photo])).sum().item() > 1 - 1e-3          # resized by another library
+    assert torch.allclose(given.text_embeds, people.encode_captions([SENTENCE, *export.SENTENCES]), atol=1e-5)
+
+
+def test_a_run_that_is_no_plain_clip_is_told(trained, tmp_path):
+    pytest.importorskip('transformers', reason='transformers is not installed: pip install transformers')
+    with pytest.raises(UserError, match="no plain CLIP .its images are 64x32, and transformers' CLIP reads square ones"):
+        export.main(['--config_file', trained, '--out', str(tmp_path / 'clip'), '--to', 'huggingface'])
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize('module, to, sentence', [
+    ('onnxruntime', 'onnx', 'pip install onnx onnxruntime onnxscript'), ('transformers', 'huggingface', 'pip install transformers')])
+def test_a_missing_library_is_one_sentence(trained, tmp_path, monkeypatch, module, to, sentence):
+    monkeypatch.setitem(__import__('sys').modules, module, None)
+    with pytest.raises(UserError, match=sentence):
+        export.main(['--config_file', trained, '--out', str(tmp_path / 'model'), '--to', to])
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_that_is_there_is_left_alone(trained, tmp_path):
+    with pytest.raises(UserError, match='is there already'):
+        export.main(['--config_file', trained, '--out', str(tmp_path)])
