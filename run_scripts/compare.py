@@ -84,7 +84,7 @@ def build_compare_parser():
     parser.add_argument('runs', nargs='+', metavar='RUN', help='a folder, a metrics.json, or several of one model')
     parser.add_argument('--results', default='metrics.json', help="the file in runs' folders: metrics_<dataset>.json for another dataset's")
     parser.add_argument('--how', default='as loaded', help="which rankings: 'as loaded', 'shuffled', 'one by one' or, say, 're-ranked 128'")
-    parser.add_argument('--task', default='t2i', help='t2i: captions look for images; i2t: the other way; <part>-t2i: by a part of the embedding')
+    parser.add_argument('--task', default='t2i', help='t2i, i2t, or <part>-t2i: by a part of the embedding alone')
     parser.add_argument('--metrics', nargs='+', choices=METRICS, default=['R1', 'mAP'], help='what is compared')
     parser.add_argument('--all_pairs', action='store_true', help='each model with each other, not only with the first')
     parser.add_argument('--captions', type=whole, default=3, help='how many of the captions that only one finds are shown')

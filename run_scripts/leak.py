@@ -100,13 +100,14 @@ def differences(found):
     def of(name, way):
         return lambda metric: reached(found[name], way, metric)
 
-    def change(way):
-        return lambda metric: reached(found['batch'], way, metric) - reached(found['batch'], 'one by one', metric)
+    def change(way, other):
+        return lambda metric: reached(found['batch'], way, metric) - reached(found['batch'], other, metric)
 
     def nothing(metric):
         return np.zeros(len(found['batch'][0]['as loaded'].pids))
-    return [('batch: as loaded - one by one', change('as loaded'), nothing),
-            ('batch: shuffled - one by one', change('shuffled'), nothing),
+    return [('batch: as loaded - one by one', change('as loaded', 'one by one'), nothing),
+            ('batch: as loaded - shuffled', change('as loaded', 'shuffled'), nothing),
+            ('batch: shuffled - one by one', change('shuffled', 'one by one'), nothing),
             ('batch as loaded - slots', of('batch', 'as loaded'), of('slots', 'as loaded')),
             ('batch one by one - slots', of('batch', 'one by one'), of('slots', 'as loaded')),
             ('slots - sdm+itc', of('slots', 'as loaded'), of('sdm+itc', 'as loaded'))]
@@ -134,7 +135,7 @@ def draw(found):
             number = WAYS.index(way)
             values = reached(runs, way, 'R1')
             mean, low, high = mean_and_interval(values, runs[0][way].pids)
-            x, colour = place + 0.22 * (number - 1), f'C{number}'
+            x, colour = place + 0.22 * (number - 1) * (len(runs[0]) > 1), f'C{number}'
             axes.errorbar(x, mean, [[mean - low], [high - mean]], fmt='s', color=colour, capsize=4, label=way if name == 'batch' else None)
             axes.plot([x + 0.05] * len(values), values.mean(axis=1), '.', color=colour, alpha=0.6)
     axes.set_xticks(range(len(found)), found)
