@@ -16,7 +16,7 @@ from PIL import Image
 
 from datasets.bases import tokenize
 from datasets.build import family
-from datasets.transforms import build_transforms
+from datasets.transforms import build_preparation
 from processor.photos import Photos
 from processor.report import load_trained
 from processor.runs import embed_queries
@@ -60,7 +60,7 @@ class People:
         self.args = args
         self.model, self.checkpoint = load_trained(args, 0)
         self.model.eval()
-        self.transform = build_transforms(args.img_size, is_train=False, pixels=self.model.pixels)
+        self.transform = build_preparation(args, self.model.pixels, is_train=False)
         self.tokenizer = family(args).tokenizer(args, None)
 
     @property

@@ -19,6 +19,15 @@ def main(argv=None):
     add_report_flags(parser)
     args = parse_test_options(parser, argv)
     setup_logger('Pedestal', save_dir='', if_train=False)
+    statuses = []
+    for name in (args.dataset_name, *getattr(args, 'further_datasets', ())):
+        args.dataset_name = name
+        statuses.append(test_on(args))
+    return max(statuses)
+
+
+def test_on(args):
+    """Evaluate on one dataset; returns the exit status."""
     opened = open_run(args)
     asked = heads_asked(args, opened.model)
     report = evaluate(args, opened.model, opened.images, opened.captions, opened.checkpoint)

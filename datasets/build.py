@@ -62,7 +62,8 @@ def build_dataloader(args):
     # of all training images, however many --limit_train leaves
     store = image_store(args, dataset, 'train', [sample[2] for sample in dataset.train], args.skip_broken)
     attributes = attributes_of(args, dataset) if 'attribute_labels' in args.batch_fields else None
-    return (training_loader(args, samples, store, tokenizer, attributes, dataset.translations()), *evaluation, len(pids))
+    return (training_loader(args, samples, store, tokenizer, attributes, dataset.translations(), getattr(dataset, 'sizes', None)),
+            *evaluation, len(pids))
 
 
 def family(args):
@@ -70,7 +71,7 @@ def family(args):
     return options.room('model.backbones').of(args)
 
 
-def training_loader(args, samples, store=None, tokenizer=None, attributes=None, translations=None):
+def training_loader(args, samples, store=None, tokenizer=None, attributes=None, translations=None, sizes=None):
     """``attributes``: ``(labels int8 [images, A], pairs of prompts)`` of the dataset, where a head asks for them."""
     pixels = family(args).pixels(args)
     pairs = ImageTextDataset(
@@ -83,7 +84,7 @@ def training_loader(args, samples, store=None, tokenizer=None, attributes=None, 
         labels=attributes and attributes[0][[image_id for _, image_id, *_ in samples]],
         txt_aug=getattr(args, 'txt_aug', False), preparation=getattr(args, 'preparation', 'irra'), pixels=pixels,
         translations=translations)
-    sampler = build_batch_sampler(args, [sample[0] for sample in samples])
+    sampler = build_batch_sampler(args, [sample[0] for sample in samples], sizes)
     together = WithPrompts(attributes[1], pairs.tokenizer) if attributes else collate
     return Loader(pairs, batch_sampler=sampler, collate_fn=together, **reading(args))
 

@@ -101,6 +101,8 @@ def identical(paths, digests):
 
 def check(name, root, workers, columns=None, split_seed=1):
     """(table of the counts as text, ``{kind of problem: [lines]}`` of what there is)."""
+    if '+' in name:
+        raise UserError(f'--dataset_name {name}: datasets are checked one by one')
     dataset = dataset_class(name, columns, split_seed)
     folder, annotation = dataset.locate(root)
     images = dataset.image_folder(folder)

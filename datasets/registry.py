@@ -7,10 +7,11 @@ import os
 import pkgutil
 
 from datasets.bases import BaseDataset
+from datasets.joined import joined_class
 from datasets.table import COLUMNS, is_table, table_class
 from utils import options
 from utils.errors import unknown
-from utils.option_types import up_to
+from utils.option_types import amount, up_to
 
 logger = logging.getLogger('Pedestal.dataset')
 
@@ -34,11 +35,13 @@ def subclasses(cls):
 
 def names():
     """The datasets' names in a sentence."""
-    return f'{", ".join(datasets())} or a table of your own'
+    return f'{", ".join(datasets())} or a table of your own; several joined with +'
 
 
 def dataset_class(name, columns=None, split_seed=1):
     """The class of the dataset that ``--dataset_name`` names. ``columns``, ``split_seed``: of a table (:mod:`datasets.table`)."""
+    if '+' in name:
+        return joined_class(name, lambda part: dataset_class(part, columns, split_seed))
     if is_table(name):
         return table_class(name, columns, split_seed)
     if name not in datasets():
@@ -51,6 +54,8 @@ class DatasetOptions(options.Room):
 
     def add_options(self, parser):
         parser.actions()['dataset_name'].help = names()
+        parser.add_argument('--dataset_shares', type=amount, nargs='+', default=None,
+                            help="of the captions of an epoch, for each of several datasets joined with +; without it: as many as it has")
         add_table_options(parser.add_argument_group('own data', 'with --dataset_name <table>.json, .jsonl, .csv or .tsv'))
 
 

@@ -5,6 +5,7 @@ from collections import Counter, defaultdict
 import torch
 from torch.utils.data import Sampler
 
+from datasets.joined import refuse_shares
 from utils.errors import UserError, unknown
 from utils.seeding import derive_seed
 
@@ -63,6 +64,33 @@ class RandomBatches(BatchSampler):
         return [order[start:start + self.batch_size] for start in range(0, end, self.batch_size)]
 
 
+class SharedBatches(BatchSampler):
+    """As many captions an epoch as there are, of several datasets by ``shares``: of one with too few captions some come again, each as
+    often as any other up to one; of one with too many some are left out.
+
+    ``sizes``: captions of each dataset, which come in this order.
+    """
+
+    def __init__(self, pids, batch_size, seed, sizes, shares, drop_last=False):
+        ends = [sum(sizes[:number + 1]) for number in range(len(sizes))]
+        self.parts = [range(end - size, end) for size, end in zip(sizes, ends)]
+        whole = [round(len(pids) * sum(shares[:number + 1]) / sum(shares)) for number in range(len(shares))]
+        self.counts = [after - before for before, after in zip([0, *whole], whole)]
+        self.whole = drop_last
+        super().__init__(pids, batch_size, seed)
+
+    def plan(self, rng):
+        order = [index for part, count in zip(self.parts, self.counts) for index in self.drawn(part, count, rng)]
+        rng.shuffle(order)
+        end = self.size - self.size % self.batch_size if self.whole else self.size
+        return [order[start:start + self.batch_size] for start in range(0, end, self.batch_size)]
+
+    @staticmethod
+    def drawn(part, count, rng):
+        times, rest = divmod(count, len(part))
+        return [*part] * times + rng.sample(part, rest)
+
+
 class IdentityBatches(BatchSampler):
     """``batch_size // num_instance`` identities a batch, ``num_instance`` captions of each.
 
@@ -115,10 +143,13 @@ class IdentityBatchesOfRandomSize(IdentityBatches):
 SAMPLERS = {'random': RandomBatches, 'identity': IdentityBatches, 'idrannum': IdentityBatchesOfRandomSize}
 
 
-def build_batch_sampler(args, pids):
-    """The batch sampler that ``args.sampler`` names, over training samples with these pids."""
+def build_batch_sampler(args, pids, sizes=None):
+    """The batch sampler that ``args.sampler`` names, over training samples with these pids. ``sizes``: of each of several datasets."""
     if args.sampler not in SAMPLERS:
         raise unknown('sampler', args.sampler, SAMPLERS)
+    if getattr(args, 'dataset_shares', None):
+        refuse_shares(args.dataset_shares, sizes, args)
+        return SharedBatches(pids, args.batch_size, args.seed, sizes, args.dataset_shares, getattr(args, 'drop_last', False))
     if args.sampler == 'random':
         return RandomBatches(pids, args.batch_size, args.seed, getattr(args, 'drop_last', False))
     return SAMPLERS[args.sampler](pids, args.batch_size, args.num_instance, args.seed)

@@ -11,6 +11,7 @@ import torch
 import torchvision
 from torch.utils.data import DataLoader, RandomSampler
 
+from datasets.joined import first_of
 from datasets.synthpedes import baseline_similarities, is_synthetic
 from model import build_model
 from model.clip_weights import OPENAI_SHA256, file_stem, shape_named
@@ -190,8 +191,9 @@ def how_chosen(args, checkpoint):
     split = chosen_by(args, checkpoint)
     if split is None:
         return f'{args.checkpoint}: {age(args, checkpoint)}, chosen by no split'
-    warning = ', the split it is tested on' if split == 'test' and args.trained_on == args.dataset_name else ''
-    return f'{args.checkpoint}: {age(args, checkpoint)}, chosen by the {split} split of {args.trained_on}{warning}'
+    chooser = first_of(args.trained_on)
+    warning = ', the split it is tested on' if split == 'test' and chooser == args.dataset_name else ''
+    return f'{args.checkpoint}: {age(args, checkpoint)}, chosen by the {split} split of {chooser}{warning}'
 
 
 def produced_by(args, checkpoint, images, captions, names):

@@ -1,7 +1,7 @@
 """Take a run's encoders with you: ``python -m run_scripts.export --config_file <run>/configs.yaml --out model``.
 
 Writes ``image_encoder.onnx`` and ``text_encoder.onnx`` (any batch size; their embeddings have length 1: they are normalised in the
-graphs, and need not be again), the tokenizer's files and ``config.json``, and compares onnxruntime's embeddings with PyTorch's. ``--to huggingface``
+graphs, and need not be again), the tokenizer's files and ``config.json``, and compares the embeddings with PyTorch's. ``--to huggingface``
 writes a CLIP that transformers loads, of a run that is a plain one on square images.
 """
 import json

@@ -465,9 +465,12 @@ def parse_test_options(parser, argv=None):
     args = run_options(given.config_file)
     args.training = False
     args.trained_on = args.dataset_name
+    args.dataset_shares = None
     for name, value in vars(given).items():
         if value is not None or not hasattr(args, name):
             setattr(args, name, value)
+    # of several datasets the first is looked at, as it was in training; test.py goes on to the others
+    args.dataset_name, *args.further_datasets = args.dataset_name.split('+')
     args.image_cache = given.image_cache or ''   # a folder of the machine that trained need not be on this one
     args.checkpoint = given.checkpoint or find_checkpoint(given.config_file, args.output_dir)
     return args

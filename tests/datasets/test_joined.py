@@ -1,0 +1,71 @@
+"""Several datasets joined with +."""
+from collections import Counter
+
+import pytest
+
+from datasets.check import check
+from datasets.build import build_dataloader, build_dataset
+from datasets.sampler import SharedBatches
+from datasets.synthpedes import generate
+from tests.support import options
+from utils.errors import UserError
+
+
+@pytest.fixture(scope='module')
+def root(tmp_path_factory):
+    place = tmp_path_factory.mktemp('joined')
+    for name, people in (('CUHK-PEDES', 6), ('RSTPReid', 4)):
+        generate(str(place), people + 4, images_per_id=2, size=(32, 16), format=name, test_ids=2, val_ids=2, workers=1)
+    return str(place)
+
+
+def test_identities_and_images_are_kept_apart(root):
+    one, other = (build_dataset(name, root) for name in ('CUHK-PEDES', 'RSTPReid'))
+    both = build_dataset('CUHK-PEDES+RSTPReid', root)
+    assert both.sizes == [len(one.train), len(other.train)] and both.train[:len(one.train)] == one.train
+    people, images = len(one.train_id_container), 1 + max(image for _, image, *_ in one.train)
+    assert both.train[len(one.train):] == [(people + pid, images + image, *rest) for pid, image, *rest in other.train]
+    assert both.train_id_container == {pid for pid, *_ in both.train} and len(both.train_id_container) == 10
+    assert (both.val, both.test) == (one.val, one.test)
+
+
+def test_shares_of_an_epoch():
+    sampler = SharedBatches(range(100), 10, 1, sizes=[90, 10], shares=[1, 1])
+    drawn = Counter(index for batch in sampler for index, _ in batch)
+    assert sum(drawn[index] for index in range(90)) == 50 and max(drawn[index] for index in range(90)) == 1
+    assert {drawn[index] for index in range(90, 100)} == {5} and len(sampler) == 10
+    seeds = [seed for batch in sampler for _, seed in batch]
+    assert len(set(seeds)) == 100                           # a caption that comes again is augmented otherwise
+    sampler.set_epoch(1)
+    again = [index for batch in sampler for index, _ in batch]
+    sampler.set_epoch(1)
+    assert [index for batch in sampler for index, _ in batch] == again
+    assert sum(SharedBatches(range(7), 2, 1, sizes=[3, 4], shares=[1, 2]).counts) == 7
+
+
+def loaders(root, **changes):
+    return build_dataloader(options(root_dir=root, batch_size=4, num_workers=0, img_size=(32, 16), batch_fields=[], **changes))
+
+
+def test_the_check_takes_one_at_a_time(root):
+    with pytest.raises(UserError, match='checked one by one'):
+        check('CUHK-PEDES+RSTPReid', root, 1)
+
+
+def test_batches_hold_both(root):
+    loader, *_, classes = loaders(root, dataset_name='CUHK-PEDES+RSTPReid', dataset_shares=(0.5, 0.5))
+    assert classes == 10
+    pids = [pid for batch in loader for pid in batch['pids'].tolist()]
+    assert abs(sum(pid >= 6 for pid in pids) / len(pids) - 0.5) < 0.05
+
+
+@pytest.mark.parametrize('changes, sentence', [
+    ({'dataset_name': 'CUHK-PEDES+CUHK-PEDES'}, 'names CUHK-PEDES twice'), ({'dataset_name': 'CUHK-PEDES+'}, 'before or behind a +'),
+    ({'dataset_name': 'CUHK-PEDES+RSTPRied'}, "unknown dataset 'RSTPRied'.*RSTPReid"),
+    ({'dataset_name': 'CUHK-PEDES', 'dataset_shares': (1.0,)}, 'is for several datasets'),
+    ({'dataset_name': 'CUHK-PEDES+RSTPReid', 'dataset_shares': (1.0,)}, 'has 1 numbers for the 2 datasets'),
+    ({'dataset_name': 'CUHK-PEDES+RSTPReid', 'dataset_shares': (1.0, 1.0), 'limit_train': 5}, 'leave one of them out'),
+    ({'dataset_name': 'CUHK-PEDES+RSTPReid', 'dataset_shares': (1.0, 1.0), 'sampler': 'identity'}, '--sampler random')])
+def test_what_is_refused(root, changes, sentence):
+    with pytest.raises(UserError, match=sentence):
+        loaders(root, **changes)
