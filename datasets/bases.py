@@ -419,7 +419,7 @@ class ImageTextDataset(Dataset):
             raise unknown('mlm masking', mlm_masking, ('random', 'attention', 'noun'))
         self.dataset, self.transform, self.skip_broken = dataset, transform, skip_broken
         self.store, self.img_aug, self.rand_aug, self.labels = store, img_aug, rand_aug, labels
-        self.txt_aug, self.preparation, self.translations = txt_aug, preparation, translations or {}
+        self.txt_aug, self.preparation, self.translations, self.pixels = txt_aug, preparation, translations or {}, pixels
         self.tokenizer, self.text_length = tokenizer or default_tokenizer(), text_length
         self.fields, self.inplace = set(fields), caption_masking == 'inplace'
         if 'mlm_labels' in self.fields and not self.inplace:

@@ -62,8 +62,9 @@ def build_dataloader(args):
     # of all training images, however many --limit_train leaves
     store = image_store(args, dataset, 'train', [sample[2] for sample in dataset.train], args.skip_broken)
     attributes = attributes_of(args, dataset) if 'attribute_labels' in args.batch_fields else None
-    return (training_loader(args, samples, store, tokenizer, attributes, dataset.translations(), getattr(dataset, 'sizes', None)),
-            *evaluation, len(pids))
+    train = training_loader(args, samples, store, tokenizer, attributes, dataset.translations(), getattr(dataset, 'sizes', None))
+    train.dataset.noise = noise
+    return (train, *evaluation, len(pids))
 
 
 def family(args):

@@ -10,7 +10,7 @@ from torch import nn
 
 from model.backbones import backbone_class, refuse_other_family
 from model.clip_model import MLP, ResidualAttentionBlock, Transformer
-from model.heads import Head, active_heads, parse_loss_names
+from model.heads import Head, active_heads, parse_loss_names, told_of, where
 from utils import precision
 from utils.checkpoint import some
 from utils.comm import pick_device
@@ -110,11 +110,15 @@ class RetrievalModel(nn.Module):
         shared = {id(part) for _, whole in self._shared.values() for part in (whole, *whole.children())}
         for name, part in [*owner.named_children(), *owner.named_parameters(recurse=False)]:
             if id(part) not in shared:
+                if owner is not self.backbone and (part is self or holds(part, self.backbone.encoder)):
+                    raise UserError(f'{where(owner)}.{name} is the model itself or its encoder: a head keeps copies (copy.deepcopy) and '
+                                    'parts of its own; hooks are given the model')
                 if hasattr(self, name):
-                    raise ValueError(f'{type(owner).__name__}.{name}: the model has another part of that name')
+                    raise UserError(f'{where(owner)}.{name}: the model has another part of that name')
                 setattr(self, name, part)
         if any(True for _ in owner.buffers(recurse=False)):
-            raise ValueError(f'{type(owner).__name__} keeps a buffer of its own; put it into a module that the head owns')
+            raise UserError(f'{where(owner)} keeps a buffer of its own: put it into a module that the head owns, under whose name '
+                            'it is saved')
 
     def _parts(self):
         """Where the embeddings stand in the one that is ranked: a tuple of :class:`Part`, none where there is one embedding only."""
@@ -216,7 +220,8 @@ class RetrievalModel(nn.Module):
         """{name: [B, E] float32} of the embeddings that heads add."""
         embeddings = {}
         for head in self.adding:
-            embedding = head.embed(side, tokens, caption_ids, attention if head.embedding_attention else None).float()
+            with told_of(head):
+                embedding = head.embed(side, tokens, caption_ids, attention if head.embedding_attention else None).float()
             if embedding.shape != (len(tokens), head.embedding_width):
                 raise UserError(f"{where(head)}: embed gives {list(embedding.shape)} for a batch of {len(tokens)} {side}s, and its "
                                 f'embedding_width is {head.embedding_width}')
@@ -293,9 +298,9 @@ class RetrievalModel(nn.Module):
         return results
 
 
-def where(head):
-    """A head and its file, for messages."""
-    return f"{type(head).__module__.replace('.', '/')}.py: {type(head).__name__}"
+def holds(part, module):
+    """Whether a module is, or is in, a part (a module or a parameter)."""
+    return isinstance(part, nn.Module) and any(inner is module for inner in part.modules())
 
 
 def owned_by(head):

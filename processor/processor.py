@@ -151,7 +151,8 @@ class Trainer:
         self.journal.write('evaluation', epoch, self.total_steps, {**figures, 'split': self.args.val_dataset})
         if top1 > self.best['R1']:
             self.best = {'R1': float(top1), 'epoch': epoch}
-            self.checkpointer.save('best', epoch=epoch, metrics=figures, val_dataset=self.args.val_dataset)
+            self.checkpointer.save('best', epoch=epoch, metrics=figures, val_dataset=self.args.val_dataset,
+                                   noise=getattr(self.loader.dataset, 'noise', None))
         logger.info('epoch %d: Rank-1 %.3f, best %.3f at epoch %d', epoch, top1, self.best['R1'], self.best['epoch'])
         self.unevaluated = None
         self.save_last()

@@ -153,7 +153,8 @@ def published_row(args):
     start = start_of(args, {row['start'] for row in rows if 'start' in row})
     losses = set(parse_loss_names(args.loss_names))
     for row in rows:
-        alike = row.get('start') == start and php_parts(row) == args.php_parts and \
+        alike = row.get('start') == start and row.get('noisy_rate', 0) == getattr(args, 'noisy_rate', 0) and \
+            php_parts(row) == args.php_parts and \
             row['backbone'] in ('ViT-B/16' if start else None, backbone(args.pretrain_choice))
         named = [row[key] for key in ('loss_names', 'also') if key in row]
         if alike and (any(set(parse_loss_names(names)) == losses for names in named) or not named and row['key'] == 'php'):

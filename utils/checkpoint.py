@@ -33,8 +33,15 @@ def read_checkpoint(path, hashed=False):
     return {**checkpoint, 'sha256': digest} if hashed else checkpoint
 
 
+# Of TBPS-CLIP's checkpoints, whose text encoder has CLIP's bare names behind one of its own.
+TBPS_NAMES = {'encode_text.': 'base_model.', 'visual.': 'base_model.visual.'}
+
+
 def renamed(weights):
     """A state dict under the names that Pedestal reads."""
+    if any(name.startswith('encode_text.') for name in weights):
+        weights = {next((new + name[len(old):] for old, new in TBPS_NAMES.items() if name.startswith(old)), name): value
+                   for name, value in weights.items()}
     return {next((new + name[len(old):] for old, new in RENAMED.items() if name.startswith(old)), name): value
             for name, value in weights.items()}
 

@@ -170,7 +170,7 @@ def add_solver_options(parser):
     solver.add_argument('--optimizer', default='Adam', help='Adam, AdamW or SGD')
     solver.add_argument('--lr', type=positive(float, strict=False, most=1e30), default=1e-5, help='base learning rate')
     solver.add_argument('--lr_rules', default='irra', choices=['irra', 'flat', 'undecayed'],
-                        help="which parameters learn otherwise than by --lr and --weight_decay: those that IRRA's and the heads' rules name; "
+                        help="which parameters learn otherwise than by --lr, --weight_decay: those that IRRA's and the heads' rules name, "
                              'none (FMFA); or none, and vectors, biases and norms have no decay (TBPS-CLIP)')
     solver.add_argument('--lr_factor', type=weight, default=5.0, help='on lr for what is made anew: cross encoder, classifier, mlm_head')
     solver.add_argument('--bias_lr_factor', type=weight, default=2.0, help='on lr for biases')

@@ -3,9 +3,11 @@
 Adding a method is adding a file here with a :class:`Head` in it; it is found by itself. ``docs/adding_a_method.md``
 walks through a complete one.
 """
+import contextlib
 import functools
 import importlib
 import pkgutil
+import re
 import sys
 from collections.abc import Callable
 from typing import NamedTuple
@@ -78,6 +80,10 @@ class Head(nn.Module):
     def settle(args, active):
         """Check the head's options together and fill in what depends on others, at start; ``active``: is it one of the
         :func:`active_heads`? Raises :class:`~utils.errors.UserError`."""
+
+    def __call__(self, *inputs, **settings):
+        with told_of(self):
+            return super().__call__(*inputs, **settings)
 
     def look_up(self, batch):
         """Tensors to add to a batch, found while it is still on the CPU: what ``forward`` could find itself, but on a GPU only by
@@ -169,6 +175,29 @@ class Head(nn.Module):
         finds as ``encoded.image_extras`` or ``encoded.text_extras``.
         """
         return embedding
+
+
+def where(head):
+    """A head and its file, for messages."""
+    return f"{type(head).__module__.replace('.', '/')}.py: {type(head).__name__}"
+
+
+@contextlib.contextmanager
+def told_of(head):
+    """A layer of a width that doesn't fit is told in one line with the head's file; other errors keep their traceback."""
+    try:
+        yield
+    except RuntimeError as error:
+        lines = str(error).strip().splitlines()
+        if not lines or not re.search('shape|size of tensor|sizes of tensors|normalized_shape', lines[0]):
+            raise
+        raise UserError(f'{where(head)}: {lines[0]}') from error
+
+
+def released_names():
+    """{loss name of a released command line: (what it is here, the file's words on it)} of every file's ``RELEASED``."""
+    modules = dict.fromkeys(sys.modules[head.__module__] for head in head_classes())
+    return {name: meaning for module in modules for name, meaning in getattr(module, 'RELEASED', {}).items()}
 
 
 # The released code of these forks cannot run; options.md.
@@ -285,7 +314,11 @@ def parse_loss_names(loss_names, backbone='clip'):
     an alias stands for may be named beside it and counts once."""
     heads, seen, here = [], set(), heads_on(backbone)
     known = {**here, **aliases()}
-    for name in str(loss_names).replace(' ', '').split('+'):
+    split = str(loss_names).replace(' ', '').split('+')
+    released = next((name for name in split if name in released_names()), None)
+    if released:
+        raise UserError(f"--loss_names '{loss_names}' {released_names()[released]}")
+    for name in split:
         if name in REFUSED or name in CLAIMED:
             raise UserError(REFUSED.get(name) or CLAIMED[name])
         elsewhere = [other for other, own in OWN.items() if name in own]

@@ -8,6 +8,12 @@ from model.heads.a2te import DetailLayers, kept
 from utils.errors import UserError
 from utils.option_types import amount, positive, weight, yes_no
 
+# RDE's own command line: the first of these names is the loss, and everything else in the text is decoration there.
+RELEASED = {name: f"is of RDE's released code, where '{name}' alone counts, which trains both similarities on divided pairs: "
+                  f'type --loss_names {name.lower()}+tse --ccd, and what else you mean as flags (--tau, --margin, --select_ratio, '
+                  '--noisy_rate)'
+            for name in ('TAL', 'TRL', 'InfoNCE', 'SDM')}
+
 LEARNING_RATE = 1e-3   # of the TSE layers, whatever --lr
 
 

@@ -11,6 +11,7 @@ from datasets import build_dataloader
 from datasets.bases import (ImageDataset, ImageTextDataset, ImageTextMLMDataset, TextDataset, collate,
                             default_tokenizer, tokenize)
 from datasets.masking import mask_tokens
+from datasets.synthpedes import generate
 from datasets.transforms import build_transforms
 from tests.support import options
 from utils.errors import UserError
@@ -397,3 +398,27 @@ def test_nothing_on_disk_is_changed(args, tmp_path):
     before = content()
     epoch(build_dataloader(args(loss_names='sdm+mlm'))[0])
     assert content() == before
+
+
+# -- further views of an image --------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('preparation', ['irra', 'tbps'])
+def test_second_views_follow_from_the_sample_and_come_from_the_image_cache_too(tmp_path, preparation):
+    from processor.step import ready   # below, for the datasets know nothing of it
+    generate(str(tmp_path), 12, images_per_id=1, size=(40, 20), format='CUHK-PEDES', test_ids=4, val_ids=2, workers=1)
+    args = options(root_dir=str(tmp_path), img_size=(40, 20), batch_size=4, num_workers=0, img_aug=True, preparation=preparation,
+                   loss_names='nitc+ss', mvs_image=True)
+    assert {'second_images', 'simclr_images'} <= set(args.batch_fields)
+
+    def first_batch(cache):
+        args.image_cache = cache
+        loader, *_ = build_dataloader(args)
+        return ready(next(iter(loader)), 'cpu', pixels=loader.dataset.pixels)
+    plain, again, cached = first_batch(''), first_batch(''), first_batch('auto')
+    for name in ('images', 'second_images'):
+        assert torch.equal(plain[name], again[name])
+        torch.testing.assert_close(plain[name], cached[name])
+    assert plain['simclr_images'].shape == (4, 2, 3, 40, 20) and torch.equal(plain['simclr_images'], again['simclr_images'])
+    assert torch.equal(plain['simclr_images'], cached['simclr_images'])        # the images on disk have the cache's size here
+    views = [plain['images'], plain['second_images'], *plain['simclr_images'].unbind(1)]
+    assert all(not torch.equal(one, other) for i, one in enumerate(views) for other in views[:i])

@@ -94,8 +94,8 @@ def test_a_division_sees_every_pair_and_decides_what_counts(archive):
     assert division.mark(loader[0]) is loader[0]
     division.begin(1, 1)
     with torch.no_grad():
-        losses = torch.cat([objectives.infonce_per_pair(model.encode_image(batch['images']), model.encode_text(batch['caption_ids']), scale=50.0)
-                            for batch in loader])
+        pairs = [(model.encode_image(batch['images']), model.encode_text(batch['caption_ids'])) for batch in loader]
+        losses = torch.cat([objectives.infonce_per_pair(*pair, scale=50.0) for pair in pairs])
     assert model.training and torch.equal(division.clean, (losses <= losses.median()).float())
     marked = division.mark(loader[1])
     assert torch.equal(marked['clean'], division.clean[6:])
@@ -174,3 +174,52 @@ def test_filip_compares_words_and_patches_one_by_one(archive):
             text_to_image[t, i], image_to_text[i, t] = scores.max(dim=0).values.mean(), scores.max(dim=1).values.mean()
     own = torch.arange(6)
     torch.testing.assert_close(loss, (F.cross_entropy(2 * text_to_image, own) + F.cross_entropy(2 * image_to_text, own)) / 2)
+
+
+# -- heads that are wrong ------------------------------------------------------------------------------------------------------
+
+WRONG = {
+    'self.encoder_of_mine = model.base_model': 'is the model itself or its encoder',
+    'self.whole = model': 'is the model itself or its encoder',
+    "self.register_buffer('memory', torch.zeros(3))": 'keeps a buffer of its own: put it into a module',
+    'self.classifier = nn.Linear(model.embed_dim, 3)': 'classifier: the model has another part of that name',
+    'self.layer = nn.Linear(7, 3)': 'shapes cannot be multiplied',
+    "self.embedding = 'NEW'": 'does not say how wide it is',
+    "self.embedding, self.embedding_width = 'NEW', 5": r'embed gives \[6, 128\] for a batch of 6 images, and its embedding_width is 5',
+}
+
+
+@pytest.mark.parametrize('line', WRONG)
+def test_a_wrong_head_is_told_in_one_line_with_its_file(archive, tmp_path, monkeypatch, line):
+    (tmp_path / 'wrong.py').write_text(f"""
+import torch
+from torch import nn
+from model.heads import Head
+
+class Wrong(Head):
+    names = ('wrong',)
+
+    def __init__(self, args, model):
+        super().__init__()
+        {line}
+
+    def embed(self, side, tokens, caption_ids, attention):
+        return tokens[:, 0]
+
+    def forward(self, encoded, batch):
+        return {{'wrong_loss': self.layer(encoded.image).sum()}}
+""")
+    monkeypatch.setattr(heads_package, '__path__', [*heads_package.__path__, str(tmp_path)])
+    for cache in (heads_package.registry, heads_package.aliases):
+        cache.cache_clear()
+    monkeypatch.delitem(__import__('sys').modules, 'model.heads.wrong', raising=False)
+    with pytest.raises(UserError, match=f'^model/heads/wrong.py: Wrong.*{WRONG[line]}') as told:
+        small_model(archive, 'id+wrong')(small_batch())
+    assert len(str(told.value).splitlines()) == 1
+
+
+def test_a_refined_embedding_keeps_its_width(archive, monkeypatch):
+    head = heads_package.registry()['sdm']
+    monkeypatch.setattr(head, 'refine', lambda self, embedding, tokens, extras: torch.cat([embedding, embedding], dim=1))
+    with pytest.raises(UserError, match=r'model/heads/sdm.py: SDM: refine turns embeddings \[6, 128\] into \[6, 256\].*embed'):
+        small_model(archive, 'sdm+id')(small_batch())

@@ -50,8 +50,8 @@ def last(folder):
 
 @pytest.mark.parametrize('step', [2, 4, 5])    # of three an epoch: within, and after one that is not saved
 def test_killed_and_resumed_with_a_division_a_queue_and_a_momentum_encoder(command, run_folder, tmp_path, monkeypatch, moco, step):
-    options = command + ['--loss_names', 'tal+tse+moco', '--ccd', '--noisy_rate', '0.5', '--txt_aug', '--tse_mode', 'train', '--moco_queue', '8',
-                         '--limit_train', '24', '--save_steps', '2']
+    options = command + ['--loss_names', 'tal+tse+moco', '--ccd', '--noisy_rate', '0.5', '--txt_aug', '--tse_mode', 'train',
+                         '--moco_queue', '8', '--limit_train', '24', '--save_steps', '2']
     train_program.main([*options, '--output_dir', str(tmp_path / 'whole')])
     with monkeypatch.context() as patch:
         killed_at(patch, step)
@@ -82,6 +82,8 @@ def test_rde_has_a_row_for_each_similarity_and_says_what_noise_it_was_trained_wi
     assert list(results) == ['BGE-t2i', 'TSE-t2i', 't2i']
     options = report['produced_by']['options']
     assert (options['noisy_rate'], options['ccd'], options['tse_mode']) == (0.5, True, 'eval')
+    noise = report['produced_by']['noise']
+    assert noise['clean'] + noise['noisy'] == 48 and 0 < noise['noisy'] <= 24
 
 
 @pytest.mark.parametrize('cache', [[], ['--image_cache']])
@@ -100,7 +102,8 @@ def test_tbps_clip_trains_with_its_recipe_and_repeats_itself(command, run_folder
 
 def test_fmfa_trains_with_its_recipe(command, run_folder, clip, data, tmp_path):
     recipe = os.path.join(os.path.dirname(PAGE), '..', 'configs', 'fmfa', 'cuhk-pedes.yaml')
-    train_program.main(['--config_file', recipe, '--root_dir', data, '--pretrain_choice', clip, '--img_size', '64', '32', '--batch_size', '8',
-                        '--num_workers', '0', '--device', 'cpu', '--num_epoch', '1', '--cmt_depth', '1', '--output_dir', str(tmp_path / 'logs')])
+    train_program.main(['--config_file', recipe, '--root_dir', data, '--pretrain_choice', clip, '--img_size', '64', '32',
+                        '--batch_size', '8', '--num_workers', '0', '--device', 'cpu', '--num_epoch', '1', '--cmt_depth', '1',
+                        '--output_dir', str(tmp_path / 'logs')])
     groups = last(run_folder())['optimizer']['param_groups']
     assert [(group['initial_lr'], group['weight_decay']) for group in groups] == [(5e-6, 4e-5)]
