@@ -66,7 +66,9 @@ class Trainer:
             if self.best['epoch']:
                 logger.info('done: best Rank-1 %.3f at epoch %d (%s split): %s', self.best['R1'], self.best['epoch'],
                             self.args.val_dataset, self.checkpointer.path('best'))
-                logger.info('%s', history_in_words(best_last_mean(read_evaluations(self.args.output_dir))))
+                course = best_last_mean(read_evaluations(self.args.output_dir))
+                if course:   # a script of one's own may keep no journal
+                    logger.info('%s', history_in_words(course))
         except Stopped:
             self.leave()
         finally:

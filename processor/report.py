@@ -26,6 +26,7 @@ from utils.iotools import atomic_write, read_json
 from utils.metrics import retrieval_metrics, summary, table
 from utils.options import as_dict
 from utils.queries import Queries, write_queries
+from utils.seeding import seed_all
 from utils.statistics import interval
 from utils.tables import METRICS
 
@@ -87,6 +88,7 @@ def load_untrained(args):
     """(the CLIP of ``args.pretrain_choice`` on its device, what is known of its file)."""
     if args.stride_size is None:
         args.stride_size = shape_named(args.pretrain_choice, args.trust_archive).vision_patch_size or 16
+    seed_all(args.seed)   # of random weights
     model = build_model(argparse.Namespace(**{**vars(args), 'training': True}), 1)
     path = os.path.expanduser(args.pretrain_choice)
     checksum = sha256_of(path) if os.path.isfile(path) else OPENAI_SHA256.get(args.pretrain_choice)

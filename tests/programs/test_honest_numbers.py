@@ -107,6 +107,14 @@ def test_a_clip_before_training_has_the_metrics_of_its_own_embeddings(clip, data
     assert table['t2i'] == pytest.approx(expected['t2i'], abs=1e-4)
 
 
+def test_random_weights_are_those_of_the_seed(data, tmp_path):
+    words = ['--pretrain_choice', 'scratch:tiny', '--dataset_name', 'RSTPReid', '--root_dir', data, '--img_size', '96', '48']
+    for name in ('first', 'second'):
+        test_program.main([*words, '--output_dir', str(tmp_path / name)])
+    first, second = ((tmp_path / name / 'RSTPReid' / 'zero-shot_scratch-tiny' / 'queries.csv').read_text() for name in ('first', 'second'))
+    assert first == second
+
+
 @pytest.mark.parametrize('words, sentence', [
     ([], 'name a run with --config_file .* or a CLIP before any training with --pretrain_choice'),
     (['--pretrain_choice', 'ViT-B/17'], 'ViT-B/17.*did you mean ViT-B/1'),
