@@ -275,3 +275,17 @@ def test_whole_numbers_do_not_become_weights():
     weights['classifier.bias'] = weights['classifier.bias'].long()
     with pytest.raises(UserError, match='1 have another shape or type .classifier.bias: int64 for float32'):
         load_weights(Model(), weights)
+
+
+def test_tbps_clips_checkpoint_is_read_by_its_names(tmp_path):
+    from tests.support import small_archive, small_model as with_heads
+    model = with_heads(small_archive(tmp_path / 'clip.pt'), 'nitc+ritc+citc+ss', text_length=77)
+    own = {name: torch.full_like(value, 0.25) for name, value in model.state_dict().items()}
+    released = {}
+    for name, value in own.items():
+        bare = name.removeprefix('base_model.')
+        released[name if bare == name else bare if bare.startswith('visual.') else f'encode_text.{bare}'] = value
+    assert {'visual.conv1.weight', 'encode_text.token_embedding.weight', 'logit_scale', 'simclr_mlp.2.bias'} <= set(released)
+    torch.save({"model": {f"module.{name}": value for name, value in released.items()}, "optimizer": {}, "config": {}}, tmp_path / "best.pth")
+    load_weights(model, read_checkpoint(str(tmp_path / 'best.pth'))['model'])
+    assert all((value == 0.25).all() for value in model.state_dict().values())
