@@ -13,6 +13,7 @@ from datasets.build import dataset_class
 from model import build_model
 from processor.evaluation import Evaluator
 from processor.processor import do_train
+from processor.recognition import Recogniser
 from solver import build_lr_scheduler, build_optimizer
 from utils.checkpoint import Checkpointer, is_released, read_checkpoint, start_from
 from utils.comm import pick_device, refuse_several_gpus
@@ -96,7 +97,8 @@ def train_alone(args, device, resumed):
     optimizer = build_optimizer(args, model)
     scheduler = build_lr_scheduler(args, optimizer)
     checkpointer = Checkpointer(model, optimizer, scheduler, args.output_dir, save_to_disk=True)
-    evaluator = Evaluator(val_img_loader, val_txt_loader)
+    recognises = val_img_loader.dataset.recognises
+    evaluator = Recogniser(val_img_loader) if recognises else Evaluator(val_img_loader, val_txt_loader)
     start_epoch = 1
     if args.resume:
         start_epoch = checkpointer.resume(args.resume_ckpt_file, resumed)['epoch']

@@ -16,6 +16,7 @@ from torchvision.transforms.functional import to_pil_image
 from datasets.attributes import annotate_all, load_tagger
 from datasets.augmentation import seeded, simclr_transforms
 from datasets.fields import FIELDS, CaptionSample
+from datasets.released_lists import list_files, read_list
 from datasets.transforms import as_tensor, draw_rand_view, draw_view
 from utils import pixels as known_pixels
 from utils.errors import UserError, unknown
@@ -60,6 +61,8 @@ class BaseDataset:
     published = {}           # {split: (identities, images, captions)} as its paper gives them, for datasets.check
     captions_per_image = 2   # of a stand-in that datasets.synthpedes writes in this format
     has_val = True           # does a stand-in have a val split?
+    recognises = False       # are its attributes what is measured, instead of retrieval?
+    released_stem = ''       # of APTM's lists <root>/finetune/<stem>_<split>.json, read where there is no annotation
 
     def __init__(self, root='', verbose=True, splits=SPLITS, skip_broken=False):
         self.dataset_dir, self.anno_path = self.locate(root)
@@ -93,6 +96,9 @@ class BaseDataset:
         paths = [os.path.join(folder, name) for name in cls.annotations]
         stand_in = ('or make a stand-in with: '
                     f'python -m datasets.synthpedes --out {root or "."} --format {cls.name} --ids 300')
+        lists = list_files(root, cls.released_stem) if cls.released_stem and not any(map(os.path.exists, paths)) else {}
+        if lists:
+            return root, next(iter(lists.values()))
         if not os.path.isdir(folder):
             raise UserError(f'no dataset folder {folder}: it should hold {cls.annotations[0]} and imgs/; '
                             f'point --root_dir at the folder that holds {cls.name}/, {stand_in}')
@@ -106,13 +112,20 @@ class BaseDataset:
 
     @classmethod
     def image_folder(cls, folder):
-        """Where the images are, of a dataset in ``folder``."""
+        """Where the images are, of a dataset in ``folder``: in ``imgs``, or where APTM's layout has them."""
+        released = os.path.join(folder, 'images', cls.name)
+        if cls.released_stem and not os.path.isdir(os.path.join(folder, 'imgs')) and os.path.isdir(released):
+            folder = released
+            return os.path.join(folder, 'imgs') if os.path.isdir(os.path.join(folder, 'imgs')) else folder
         return os.path.join(folder, 'imgs')
 
     @classmethod
     def read(cls, path):
         """The annotation as a list of ``{id, split, captions, <image_key>}``, yet unchecked. A dataset whose file has another form turns
         it into this one here."""
+        if cls.released_stem and os.path.basename(path).startswith(f'{cls.released_stem}_'):
+            lists = list_files(os.path.dirname(os.path.dirname(path)), cls.released_stem)
+            return [{**entry, cls.image_key: entry['file_path']} for split, file in lists.items() for entry in read_list(file, split)]
         return read_entries(path)
 
     @classmethod
@@ -337,6 +350,9 @@ def tokenize_all(captions, text_length, truncate=True, tokenizer=None):
 class ImageDataset(Dataset):
     """A gallery: ``dataset[i]`` is ``(pid, image)``, out of a ``store`` (:class:`datasets.image_cache.ImageStore`) as it is kept
     there, uint8 [3, H, W]."""
+
+    attributes = None     # (labels int8 [N, A], token ids of the prompts [2A, L]), where attributes are to be recognised
+    recognises = False    # and nothing else is measured
 
     def __init__(self, image_pids, img_paths, transform=None, store=None):
         self.image_pids, self.img_paths, self.transform, self.store = image_pids, img_paths, transform, store

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 from datasets.bases import SPLITS, ImageDataset, ImageTextDataset, TextDataset, collate, first_captions
 from datasets.image_cache import open_store
 from datasets.noise import noisy_samples
-from datasets.prompts import WithPrompts, read_prompts
+from datasets.prompts import WithPrompts, read_prompts, tokenized
 from datasets.registry import dataset_class
 from datasets.sampler import CaptionSampler, build_batch_sampler
 from datasets.transforms import build_preparation, resize
@@ -58,10 +58,13 @@ def build_dataloader(args):
     samples, noise = noisy_samples(samples, args.noisy_rate, args.noisy_file)
     if noise:
         logger.info('of %d training pairs %d exchange captions, and %d stay clean', len(samples), noise['noisy'], noise['clean'])
-    evaluation = evaluation_loaders(args, dataset, args.val_dataset, args.batch_size, tokenizer)
+    measured = dataset
+    if getattr(args, 'eval_dataset', ''):
+        measured = build_dataset(args.eval_dataset, args.root_dir, splits=(args.val_dataset,))
+    evaluation = evaluation_loaders(args, measured, args.val_dataset, args.batch_size, tokenizer)
     # of all training images, however many --limit_train leaves
     store = image_store(args, dataset, 'train', [sample[2] for sample in dataset.train], args.skip_broken)
-    attributes = attributes_of(args, dataset) if 'attribute_labels' in args.batch_fields else None
+    attributes = attributes_of(args, dataset, 'train', samples) if 'attribute_labels' in getattr(args, 'batch_fields', ()) else None
     train = training_loader(args, samples, store, tokenizer, attributes, dataset.translations(), getattr(dataset, 'sizes', None))
     train.dataset.noise = noise
     return (train, *evaluation, len(pids))
@@ -82,7 +85,7 @@ def training_loader(args, samples, store=None, tokenizer=None, attributes=None, 
         skip_broken=args.skip_broken, attribute_tagger=getattr(args, 'attribute_tagger', 'textblob'),
         mlm_masking=getattr(args, 'mlm_masking', 'random'), caption_filter=getattr(args, 'caption_filter', 0.0),
         store=store, img_aug=args.img_aug, tokenizer=tokenizer, rand_aug=resize(args.img_size, pixels) if args.rand_aug else None,
-        labels=attributes and attributes[0][[image_id for _, image_id, *_ in samples]],
+        labels=attributes and attributes[0],
         txt_aug=getattr(args, 'txt_aug', False), preparation=getattr(args, 'preparation', 'irra'), pixels=pixels,
         translations=translations)
     sampler = build_batch_sampler(args, [sample[0] for sample in samples], sizes)
@@ -101,6 +104,9 @@ def evaluation_loaders(args, dataset, split, batch_size, tokenizer=None):
     images = ImageDataset(content['image_pids'], content['img_paths'], transform,
                           image_store(args, dataset, split, content['img_paths']))
     captions = TextDataset(content['caption_pids'], content['captions'], args.text_length, tokenizer=tokenizer)
+    if dataset.recognises or 'attribute_labels' in getattr(args, 'batch_fields', ()) and dataset.attributes(split) is not None:
+        labels, prompts = attributes_of(args, dataset, split)
+        images.attributes, images.recognises = (labels, tokenized(prompts, tokenizer)), dataset.recognises
     # captions are tokenised already: workers would only carry them around
     return (Loader(images, batch_size, **reading(args)),
             DataLoader(captions, batch_size, sampler=CaptionSampler(captions.lengths), generator=torch.Generator()))
@@ -117,17 +123,21 @@ def image_store(args, dataset, split, paths, skip_broken=False):
                       'bilinear' if in_training else family(args).pixels(args).interpolation)
 
 
-def attributes_of(args, dataset):
-    """``(labels int8 [images, A], pairs of prompts)`` of the training images."""
-    found = dataset.attributes('train')
+def attributes_of(args, dataset, split, samples=None):
+    """``(labels int8 [images, A], pairs of prompts)`` of a split's images, or of the images of its ``samples``."""
+    found = dataset.attributes(split)
     if found is None:
         raise UserError(f"the loss 'attr' needs images with attributes, and {dataset.name} has none: leave it out of --loss_names")
     labels, prompts = found
+    if samples is not None:
+        row_of = {dataset.path(entry): row for row, entry in enumerate(getattr(dataset, f'{split}_annos'))}
+        labels = labels[[row_of[path] for _, _, path, _ in samples]]
     return labels, read_prompts(args.prompt_file, labels.shape[1]) if args.prompt_file else prompts
 
 
 def empty(dataset, split):
     hint = '; choose the best epoch by the test split: --val_dataset test' if split == 'val' else ''
+    hint = '; name a dataset that has by --eval_dataset' if dataset.published.get(split, (1,))[0] == 0 and split == 'test' else hint
     return UserError(f"{dataset.anno_path} has no entries in the split '{split}'{hint}")
 
 

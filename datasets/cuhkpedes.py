@@ -1,10 +1,18 @@
 """CUHK-PEDES, and synthetic pedestrians in its format."""
+import os
+
+import torch
+
 from datasets.bases import BaseDataset
+from datasets.synthpedes.attributes import PROMPTS, labels_by_pid
+from utils.errors import UserError
+from utils.iotools import read_json
 
 
 class CUHKPEDES(BaseDataset):
     """CUHK-PEDES (Li et al., CVPR 2017): 13,003 identities, mostly two captions an image."""
     name = 'CUHK-PEDES'
+    released_stem = 'cuhk'
     annotations = ('reid_raw.json',)
     lookalikes = {'caption_all.json': "is CUHK-PEDES's annotation without splits: put reid_raw.json beside it, which has them and comes in "
                                       'the same archive'}
@@ -15,4 +23,16 @@ class CUHKPEDES(BaseDataset):
 class SynthPedes(CUHKPEDES):
     """What ``python -m datasets.synthpedes`` writes by default."""
     name = 'synthpedes'
+    released_stem = ''
     published = {}
+
+    def attributes(self, split):
+        """Of ``attributes.json`` beside the annotation."""
+        path = os.path.join(self.dataset_dir, 'attributes.json')
+        if not os.path.exists(path):
+            return None
+        labels = labels_by_pid(read_json(path), path)
+        rows = [labels.get(entry['id']) for entry in getattr(self, f'{split}_annos')]
+        if None in rows:
+            raise UserError(f'{path} lacks identities of the annotation beside it: write both anew with python -m datasets.synthpedes')
+        return torch.tensor(rows, dtype=torch.int8), PROMPTS

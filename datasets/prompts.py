@@ -72,6 +72,13 @@ def sentences(prompts):
     return [text for pair in prompts for text in pair]
 
 
+def tokenized(prompts, tokenizer):
+    """Token ids of pairs of prompts, as long as the longest of them: int64 [2A, L]."""
+    texts = sentences(prompts)
+    length = max(len(tokenizer.framed(ids, None)) for ids in tokenizer.encode_all(texts))
+    return torch.stack([tokenize(text, tokenizer, length) for text in texts])
+
+
 class WithPrompts:
     """Collates samples, and adds the attributes' prompts to their batch: ``prompt_ids`` [2A, L], and with masked words ``prompt_mlm_ids``
     [2A, L], ``prompt_mlm_places`` and ``prompt_mlm_labels`` [2A, M].
@@ -80,9 +87,7 @@ class WithPrompts:
     """
 
     def __init__(self, prompts, tokenizer):
-        self.tokenizer, texts = tokenizer, sentences(prompts)
-        length = max(len(tokenizer.framed(ids, None)) for ids in tokenizer.encode_all(texts))
-        self.ids = torch.stack([tokenize(text, tokenizer, length) for text in texts])
+        self.tokenizer, self.ids = tokenizer, tokenized(prompts, tokenizer)
 
     def __call__(self, samples):
         batch = collate(samples)

@@ -39,9 +39,17 @@ def best_last_mean(evaluations):
     """
     if not evaluations:
         return {}
-    best, last = max(evaluations, key=lambda one: one['R1']), evaluations[-1]
+    measure = measure_of(evaluations[0])
+    best, last = max(evaluations, key=lambda one: one[measure]), evaluations[-1]
     ending = [one for one in evaluations if one['epoch'] > last['epoch'] - MEAN_OF]
     return {'split': last.get('split'), 'best': mean_of([best]), 'last': mean_of([last]), 'mean': mean_of(ending)}
+
+
+MEASURES = {'R1': 'Rank-1', 'mA': 'mA'}   # what chooses the best epoch: of retrieval, of attributes
+
+
+def measure_of(metrics):
+    return next(name for name in MEASURES if name in metrics)
 
 
 def mean_of(evaluations):
@@ -57,8 +65,9 @@ def in_words(found):
     if not found:
         return ''
     best, last, mean = found['best'], found['last'], found['mean']
-    line = f"while training, on the {found['split']} split: best Rank-1 {best['R1']:.3f} at epoch {best['epochs'][0]}"
-    line += f", last {last['R1']:.3f} at epoch {last['epochs'][0]}"
+    measure = measure_of(best)
+    line = f"while training, on the {found['split']} split: best {MEASURES[measure]} {best[measure]:.3f} at epoch {best['epochs'][0]}"
+    line += f", last {last[measure]:.3f} at epoch {last['epochs'][0]}"
     if len(mean['epochs']) > 1:
-        line += f", mean of epochs {mean['epochs'][0]} to {mean['epochs'][-1]} {mean['R1']:.3f}"
+        line += f", mean of epochs {mean['epochs'][0]} to {mean['epochs'][-1]} {mean[measure]:.3f}"
     return line

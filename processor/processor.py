@@ -155,7 +155,8 @@ class Trainer:
             self.best = {'R1': float(top1), 'epoch': epoch}
             self.checkpointer.save('best', epoch=epoch, metrics=figures, val_dataset=self.args.val_dataset,
                                    noise=getattr(self.loader.dataset, 'noise', None))
-        logger.info('epoch %d: Rank-1 %.3f, best %.3f at epoch %d', epoch, top1, self.best['R1'], self.best['epoch'])
+        logger.info('epoch %d: %s %.3f, best %.3f at epoch %d', epoch, getattr(self.evaluator, 'measure', 'Rank-1'), top1, self.best['R1'],
+                    self.best['epoch'])
         self.unevaluated = None
         self.save_last()
 

@@ -18,6 +18,7 @@ from model.clip_weights import OPENAI_SHA256, file_stem, shape_named
 from processor.evaluation import Evaluator, rankings
 from processor.history import best_last_mean, in_words, read_evaluations
 from processor.independence import check_independence
+from processor.recognition import as_table, recognise
 from processor.second_stage import refuse_rerank, rerank
 from utils.checkpoint import read_checkpoint, sha256_of
 from utils.comm import pick_device
@@ -48,6 +49,7 @@ class Report:
     lines: list = field(default_factory=list)
     produced_by: dict = field(default_factory=dict)
     training: dict = field(default_factory=dict)
+    attributes: dict = field(default_factory=dict)   # how well attributes are recognised, in percent
 
     def add(self, title, how, found, asked):
         """Add a table of ``{task: Ranking}``, under its ``title`` and in short ``how``. ``asked``: the (pids, names, order) of captions
@@ -59,6 +61,11 @@ class Report:
             queries = self.queries[how, task] = Queries.of(ranking, *(images if task == 'i2t' else captions))
             if len(set(queries.pids.tolist())) > 1:
                 self.intervals[title][task] = {metric: interval(queries.reaches(metric), queries.pids) for metric in ('R1', 'mAP')}
+
+    def recognise(self, model, img_loader, images=None):
+        """Add how well attributes are recognised (:func:`processor.recognition.recognise`)."""
+        self.attributes = recognise(model, img_loader, images)
+        self.lines.append(f'attributes of {len(img_loader.dataset)} images, recognised by their prompts\n{as_table(self.attributes)}')
 
     @property
     def independent(self):
@@ -100,6 +107,8 @@ def evaluate(args, model, img_loader, txt_loader, checkpoint):
     neighbours. Where one does, or with ``args.one_by_one``, rank the embeddings of shuffled batches and of batches of one, too: what
     the table loses there came from the neighbours."""
     report, count = Report(), getattr(args, 'rerank', None)
+    if getattr(img_loader.dataset, 'recognises', False):
+        return recognition_alone(args, model, img_loader, txt_loader, checkpoint)
     if count:
         refuse_rerank(model, count, len(img_loader.dataset))
     names = names_of(args, img_loader.dataset, txt_loader.dataset)
@@ -120,6 +129,8 @@ def evaluate(args, model, img_loader, txt_loader, checkpoint):
             embeddings = embed_split(model, *loaders)
             orders = [getattr(loader.sampler, 'order', None) for loader in reversed(loaders)]
             report.add(again, how, rankings(*embeddings, args.i2t, model.parts), zip(embeddings[2:], names, orders))
+    if getattr(img_loader.dataset, 'attributes', None) is not None:
+        report.recognise(model, img_loader, gfeats)
     ties = report.tables[first]['t2i']['ties']
     if ties:
         report.lines.append(f'ties decide the ranking of {ties} captions; equal similarities are ranked in gallery order')
@@ -127,6 +138,18 @@ def evaluate(args, model, img_loader, txt_loader, checkpoint):
     if args.checkpoint:
         report.training = best_last_mean(read_evaluations(os.path.dirname(args.checkpoint)))
         report.lines += [in_words(report.training)] * bool(report.training)
+    report.produced_by = produced_by(args, checkpoint, img_loader.dataset, txt_loader.dataset, names)
+    return report
+
+
+def recognition_alone(args, model, img_loader, txt_loader, checkpoint):
+    """The :class:`Report` of a dataset whose attributes are to be recognised."""
+    if getattr(args, 'rerank', None):
+        raise UserError(f'--rerank orders images for captions, and {args.dataset_name} has none: leave it out')
+    report, names = Report(), names_of(args, img_loader.dataset, txt_loader.dataset)
+    report.recognise(model, img_loader)
+    report.independence = check_independence(model, img_loader, txt_loader)
+    report.lines.append(how_chosen(args, checkpoint))
     report.produced_by = produced_by(args, checkpoint, img_loader.dataset, txt_loader.dataset, names)
     return report
 
@@ -235,6 +258,7 @@ def save_results(report, args):
     path, queries = f"{beside_checkpoint(args, 'metrics')}.json", f"{beside_checkpoint(args, 'queries')}.csv"
     content = {'results': report.tables, 'intervals': report.intervals, 'baselines': report.baselines,
                'independence': {'holds': report.independent, **vars(report.independence)}, 'training': report.training,
+               'attributes': report.attributes,
                'produced_by': report.produced_by}
     try:
         os.makedirs(os.path.dirname(path) or '.', exist_ok=True)

@@ -101,7 +101,8 @@ def in_pieces(model, batch, size):
     whole = model.rewritten(ready(batch, device, pixels=model.pixels))
     pieces = []
     for start in range(0, count, size):
-        on_host, on_device = ({name: value[start:start + size] for name, value in fields.items()} for fields in (batch, whole))
+        on_host, on_device = ({name: value[start:start + size] if len(value) == count else value for name, value in fields.items()}
+                               for fields in (batch, whole))   # what is no sample's, such as prompts, goes into each piece
         pieces.append({**on_device, **moved(model.looked_up(on_host), device)})
     if len(pieces) == 1:
         return pieces[0], pieces

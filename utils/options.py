@@ -104,6 +104,7 @@ def add_run_options(parser):
                      help="where runs' folders are made: <output_dir>/<dataset>/<time>_<name>")
     run.add_argument('--log_period', type=up_to(10 ** 9), default=100, effect=NOTHING, help='steps between lines of the log')
     run.add_argument('--eval_period', type=count, default=1, effect=RESULT | RESUMED | UNPUBLISHED, help='epochs between evaluations')
+    run.add_argument('--eval_dataset', default='', help='another dataset whose split chooses the best epoch, for pretraining')
     run.add_argument('--val_dataset', default='test', choices=['test', 'val'], effect=RESULT | UNPUBLISHED,
                      help='split that chooses the best epoch')
     yes_no(run, '--resume', False, 'go on with the run of --resume_ckpt_file, in its folder; --resume FOLDER names it at once', effect=CALL)

@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+from PIL import Image
 
 import test as test_program
 import train as train_program
@@ -21,8 +22,8 @@ def data(tmp_path_factory):
 def command(data, logs, *more):
     return ['--backbone', 'aptm', '--pretrain_choice', 'scratch:aptm-tiny', '--loss_names', 'itc+itm+mlm', '--dataset_name', 'synthpedes',
             '--root_dir', data, '--img_size', '96', '32', '--text_length', '40', '--batch_size', '8', '--num_workers', '0',
-            '--device', 'cpu', '--optimizer', 'AdamW', '--lr', '1e-3', '--lrscheduler', 'step_linear', '--warmup_steps', '2', '--rand_aug', '--num_epoch', '2',
-            '--output_dir', str(logs), *more]
+            '--device', 'cpu', '--optimizer', 'AdamW', '--lr', '1e-3', '--lrscheduler', 'step_linear', '--warmup_steps', '2', '--rand_aug',
+            '--num_epoch', '2', '--output_dir', str(logs), *more]
 
 
 def only(folder):
@@ -116,3 +117,27 @@ def test_no_vocabulary(run, tmp_path):
             test_program.main(['--config_file', str(tmp_path / 'moved' / 'configs.yaml'), '--num_workers', '0'])
     finally:
         os.rename(tmp_path / 'vocab.txt', os.path.join(run, 'vocab.txt'))
+
+
+def test_attributes_are_learned_and_recognised(data, tmp_path, capsys):
+    train_program.main(command(data, tmp_path / 'logs', '--loss_names', 'itc+itm+mlm+attr', '--num_epoch', '1', '--lr_rule', 'pretrain'))
+    status, content = evaluated(only(tmp_path / 'logs' / 'synthpedes'))
+    assert status == 0 and list(content['attributes']) == ['mA', 'accuracy', 'precision', 'recall', 'F1']
+    assert 'recognised by their prompts' in capsys.readouterr().out
+
+
+def test_a_dataset_of_attributes_alone(tmp_path, capsys):
+    os.makedirs(tmp_path / 'finetune')
+    for split, count in (('train', 16), ('test', 8)):
+        rows = [{'image': f'{split}{number}.png', 'label': [number % 2] * 26} for number in range(count)]
+        (tmp_path / 'finetune' / f'PA100K_{split}.json').write_text(json.dumps(rows))
+        os.makedirs(tmp_path / 'images' / 'pa100k' / 'release_data', exist_ok=True)
+        for row in rows:
+            colour = (255, 0, 0) if row['label'][0] else (0, 0, 255)
+            Image.new('RGB', (32, 96), colour).save(tmp_path / 'images' / 'pa100k' / 'release_data' / row['image'])
+    train_program.main(command(str(tmp_path), tmp_path / 'logs', '--loss_names', 'attr', '--dataset_name', 'PA-100K', '--attr_smoothing',
+                               '0', '--num_epoch', '3'))
+    status, content = evaluated(only(tmp_path / 'logs' / 'PA-100K'))
+    assert status == 0 and content['results'] == {} and content['attributes']['mA'] >= 50
+    with pytest.raises(UserError, match='--rerank orders images for captions, and PA-100K has none'):
+        evaluated(only(tmp_path / 'logs' / 'PA-100K'), '--rerank', '3')

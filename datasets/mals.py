@@ -1,0 +1,100 @@
+"""MALS, APTM's generated pedestrians, and PA-100K, in the layout that APTM released."""
+import os
+
+import torch
+
+from datasets.bases import BaseDataset, checked
+from datasets.prompts import MALS as MALS_PROMPTS
+from datasets.prompts import PA100K as PA100K_PROMPTS
+from datasets.prompts import sentences
+from datasets.released_lists import list_files, pretraining_lists, read_list
+from utils.errors import UserError
+
+
+def folder_of_images(root, *names):
+    """The first that is there of ``<root>/images/<name>``, ``<root>/<name>`` and ``<root>/../images/<name>``; else the first."""
+    places = [os.path.join(root, *between, name) for between in (('images',), (), (os.pardir, 'images')) for name in names]
+    return next((place for place in places if os.path.isdir(place)), places[0])
+
+
+def labels_of(entries):
+    """int8 [images, A] of entries with a ``label``."""
+    return torch.tensor([entry['label'] for entry in entries], dtype=torch.int8)
+
+
+class MALS(BaseDataset):
+    """MALS (Yang et al., ACM MM 2023): 1,510,330 generated images with a caption and 27 attributes each, for training alone.
+    ``<root>/gene_attrs/*_attrs.json`` list them, ``<root>/images/MALS`` holds them."""
+    name = 'MALS'
+    image_key = 'file_path'
+    published = {'train': (1510330, 1510330, 1510330), 'val': (0, 0, 0), 'test': (0, 0, 0)}
+
+    @classmethod
+    def locate(cls, root):
+        lists = pretraining_lists(root)
+        if not lists:
+            raise UserError(f'no lists {os.path.join(root, "gene_attrs", "*_attrs.json")} of MALS: point --root_dir at the folder that '
+                            'holds gene_attrs/')
+        return root, lists[0]
+
+    @classmethod
+    def image_folder(cls, folder):
+        return folder_of_images(folder, cls.name)
+
+    @classmethod
+    def read(cls, path):
+        entries = []
+        for file in pretraining_lists(os.path.dirname(os.path.dirname(path))):
+            entries += read_list(file, 'train', len(MALS_PROMPTS))
+        for number, entry in enumerate(entries):      # each image is a person of its own
+            entry['id'] = number
+        return entries
+
+    @classmethod
+    def entries(cls, path):
+        return checked(cls.read(path), path, cls.image_key)
+
+    def attributes(self, split):
+        return labels_of(getattr(self, f'{split}_annos')), MALS_PROMPTS
+
+
+class PA100K(BaseDataset):
+    """PA-100K (Liu et al., ICCV 2017): 100,000 images with 26 attributes and without captions. What is measured is how well the
+    attributes are recognised; a split's captions are the prompts of the attributes."""
+    name = 'PA-100K'
+    image_key = 'file_path'
+    recognises = True
+    published = {'train': (80000, 80000, 80000), 'val': (10000, 10000, 10000), 'test': (10000, 10000, 10000)}
+
+    @classmethod
+    def locate(cls, root):
+        lists = list_files(root, 'PA100K')
+        if not lists:
+            raise UserError(f'no lists {os.path.join(root, "finetune", "PA100K_<split>.json")}: point --root_dir at the folder that holds '
+                            'finetune/')
+        return root, next(iter(lists.values()))
+
+    @classmethod
+    def image_folder(cls, folder):
+        return folder_of_images(folder, os.path.join('pa100k', 'release_data'), 'pa100k')
+
+    @classmethod
+    def read(cls, path):
+        entries = []
+        for split, file in list_files(os.path.dirname(os.path.dirname(path)), 'PA100K').items():
+            entries += read_list(file, split, len(PA100K_PROMPTS), captioned=False)
+        for number, entry in enumerate(entries):
+            entry['id'] = number
+        return entries
+
+    @classmethod
+    def entries(cls, path):
+        return cls.read(path)       # there are no captions to check
+
+    def _evaluation_samples(self, entries):
+        content, pids = super()._evaluation_samples(entries)
+        prompts = sentences(PA100K_PROMPTS) if entries else []
+        return {**content, 'captions': prompts, 'caption_pids': list(range(len(prompts)))}, pids
+
+    def attributes(self, split):
+        return labels_of(getattr(self, f'{split}_annos')), PA100K_PROMPTS

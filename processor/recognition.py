@@ -1,0 +1,46 @@
+"""Recognition of attributes: each image's is the one of two prompts that it is more similar to."""
+import logging
+
+import torch
+import torch.nn.functional as F
+from prettytable import PrettyTable
+
+from processor.evaluation import embed
+from utils.attribute_metrics import attribute_measures
+
+logger = logging.getLogger('Pedestal.eval')
+
+
+@torch.no_grad()
+def recognise(model, loader, images=None):
+    """{'mA', 'accuracy', 'precision', 'recall', 'F1'} in percent, of a loader whose dataset has ``attributes``; ``images`` [N, D]: their
+    embeddings, where they are known."""
+    labels, prompts = loader.dataset.attributes                       # int8 [N, A], int64 [2A, L]
+    images = embed(model.encode_image, loader, model)[0] if images is None else images
+    device, was_training = next(model.parameters()).device, model.training
+    model.eval()
+    texts = model.encode_text(prompts.to(device)).float().cpu()       # [2A, D]
+    model.train(was_training)
+    pairs = (F.normalize(images, dim=1) @ F.normalize(texts, dim=1).t()).unflatten(1, (-1, 2))       # [N, A, 2]
+    return attribute_measures(pairs[..., 1] > pairs[..., 0], labels)
+
+
+def as_table(measures):
+    table = PrettyTable(list(measures))
+    table.add_row([f'{value:.3f}' for value in measures.values()])
+    return table.get_string()
+
+
+class Recogniser:
+    """An evaluator of attributes, as :class:`processor.evaluation.Evaluator` is of retrieval: the best epoch is that of the best mA."""
+
+    measure = 'mA'
+
+    def __init__(self, img_loader):
+        self.img_loader, self.results = img_loader, {}
+
+    def eval(self, model):
+        measures = recognise(model, self.img_loader)
+        logger.info('\n%s', as_table(measures))
+        self.results = {'t2i': measures}
+        return measures['mA']
