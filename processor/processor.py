@@ -250,7 +250,8 @@ class Trainer:
             self.learn.scaler.load_state_dict(state['scaler'])
         restore_random_states(state['random_states'])
         self.miss_best()
-        logger.info('resumed at epoch %d after %d of its steps; best Rank-1 so far %.3f', self.epoch, self.step, max(self.best['R1'], 0))
+        best = f"best Rank-1 so far {self.best['R1']:.3f}" if self.best['epoch'] else 'not evaluated yet'
+        logger.info('resumed at epoch %d after %d of its steps; %s', self.epoch, self.step, best)
 
     def miss_best(self):
         """Where best.pth is gone, its weights are, too: the best of what follows takes its place, beginning with what there is."""

@@ -56,7 +56,7 @@ def main(argv=None):
         train_all(cells, grid, stop, args.keep)
     print(grid.write())
     if stop.requested and not grid.complete:
-        say(f"stopped; go on with: python {shlex.join([os.path.relpath(__file__), *argv])}")
+        say(f"stopped by {stop.requested.name}; go on with: python {shlex.join([os.path.relpath(__file__), *argv])}")
         return 130
     return 0 if grid.complete else 1
 
@@ -217,7 +217,7 @@ class Stop:
     """While active, signals that end the grid are passed on to the running train.py, which saves and leaves."""
 
     def __init__(self):
-        self.requested, self.process, self._previous = False, None, {}
+        self.requested, self.process, self._previous = None, None, {}   # requested: the signal
 
     def __enter__(self):
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -230,7 +230,7 @@ class Stop:
             signal.signal(number, handler)
 
     def _handle(self, number, frame):
-        self.requested = True
+        self.requested = signal.Signals(number)
         self._pass_on()
 
     def _pass_on(self):

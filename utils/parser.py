@@ -20,6 +20,14 @@ class Group(Declaring, argparse._ArgumentGroup):
     pass
 
 
+class Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Help that gives each option's default, except where it says nothing: none, an empty text, or what a flag such as
+    --test turns off."""
+
+    def _get_help_string(self, action):
+        return action.help if action.default in (None, '') or action.const is False else super()._get_help_string(action)
+
+
 class Parser(Declaring, argparse.ArgumentParser):
     """An argparse parser whose errors are sentences with the nearest known flag.
 
@@ -29,7 +37,7 @@ class Parser(Declaring, argparse.ArgumentParser):
 
     def __init__(self, abbreviations=False, **settings):
         self.abbreviations = abbreviations
-        super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **settings)
+        super().__init__(allow_abbrev=False, formatter_class=Help, **settings)
         self.readers = {}             # option -> what reads it, such as heads; options that aren't here are read by all
         self.defaults_in_code = {}    # option -> default before a recipe changes it
 

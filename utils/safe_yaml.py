@@ -76,6 +76,8 @@ def read_text(path):
     """A small regular file's text. A pipe would be waited for, and a device never ends."""
     try:
         about = os.stat(path)
+        if stat.S_ISDIR(about.st_mode):
+            raise UserError(f"{path} is a folder; name a file in it, such as a run's {os.path.join(path, 'configs.yaml')}")
         if not stat.S_ISREG(about.st_mode):
             raise UserError(f'{path} is not a regular file')
         if about.st_size > MOST_BYTES:

@@ -35,8 +35,11 @@ def grid(common, tmp_path_factory):
             time.sleep(0.02)
         os.kill(os.getpid(), signal.SIGINT)
 
-    threading.Thread(target=stop_the_second_run, daemon=True).start()
+    stopping = threading.Thread(target=stop_the_second_run, daemon=True)
+    stopping.start()
     stopped = ablate.main(command), (folder / 'table.txt').read_text(), {path.parent.name for path in folder.glob('*/result.json')}
+    stopping.join(10)
+    assert not stopping.is_alive(), 'the second run ended before it could be stopped'
     runs = {str(path) for path in folder.glob('*/CUHK-PEDES/*')}
     times = {path: path.stat().st_mtime_ns for path in folder.glob('*/result.json')}
     status = ablate.main(command)
@@ -193,6 +196,12 @@ def test_why_a_run_broke(common, tmp_path, monkeypatch, capsys, code, why):
     assert line_of(capsys.readouterr().out, 'sdm')[-1] == f'seeds 1, 2: {why}'
     stub(monkeypatch, tmp_path, FINISHED)                                     # a broken one is tried again
     assert ablate.main(command) == 0
+
+
+def test_a_stopped_grid_names_the_signal(common, tmp_path, monkeypatch, capsys):
+    stub(monkeypatch, tmp_path, 'import os, signal, time; os.kill(os.getppid(), signal.SIGTERM); time.sleep(60)')
+    assert ablate.main(['--loss_names', 'sdm', '--output_dir', str(tmp_path / 'out'), *common]) == 130
+    assert 'stopped by SIGTERM; go on with: python run_scripts/ablate.py --loss_names sdm' in capsys.readouterr().err
 
 
 def test_long_errors_are_cut_in_the_table(common, tmp_path, monkeypatch, capsys):

@@ -40,6 +40,15 @@ def test_a_folder_resumes_and_the_log_says_what_is_other_what_is_left_and_where_
     assert len(facts(trained)) == len(set(facts(trained)))
 
 
+def test_a_run_stopped_before_its_first_evaluation_says_so(command, run_folder, monkeypatch):
+    monkeypatch.setattr('processor.processor.Trainer.evaluate', lambda trainer: pytest.fail('killed') if trainer.unevaluated else None)
+    with pytest.raises(pytest.fail.Exception):
+        train_program.main(command + SMALL + ['--num_epoch', '1'])
+    monkeypatch.undo()
+    train_program.main(['--resume', run_folder()])
+    assert 'resumed at epoch 2 after 0 of its steps; not evaluated yet' in log_of(run_folder())
+
+
 def test_a_finished_run_without_its_best_has_one_again(trained):
     best = os.path.join(trained, 'best.pth')
     before, figures = facts(trained), read_checkpoint(best)['metrics']

@@ -332,6 +332,13 @@ def test_help_begins_with_what_a_first_user_needs():
     assert places == sorted(places)
 
 
+def test_help_gives_defaults_that_say_something():
+    text = ' '.join(build_parser().format_help().split())
+    assert "of everything random (default: 1)" in text and '(default: )' not in text and '(default: None)' not in text
+    test = text[text.index("IRRA's way to say"):text.index('--local_rank')]
+    assert 'default' not in test                      # it is that of what the flag turns off
+
+
 # -- an option is declared once ------------------------------------------------------------------------------------------------
 
 @pytest.fixture

@@ -49,6 +49,11 @@ def test_a_pipe_is_not_waited_for(tmp_path):
         get_args(['--config_file', str(tmp_path / 'pipe.yaml')])
 
 
+def test_a_folder_in_the_place_of_a_config(tmp_path):
+    with pytest.raises(UserError, match='is a folder; name a file in it, such as .*configs.yaml'):
+        get_args(['--config_file', str(tmp_path)])
+
+
 def test_aliases_that_a_library_wrote_are_read(tmp_path):
     """PyYAML writes a list that is there twice as an anchor and an alias."""
     path = written(tmp_path, 'milestones: &id001\n- 20\n- 50\nother: *id001\n')
