@@ -422,3 +422,19 @@ def test_second_views_follow_from_the_sample_and_come_from_the_image_cache_too(t
     assert torch.equal(plain['simclr_images'], cached['simclr_images'])        # the images on disk have the cache's size here
     views = [plain['images'], plain['second_images'], *plain['simclr_images'].unbind(1)]
     assert all(not torch.equal(one, other) for i, one in enumerate(views) for other in views[:i])
+
+
+def test_what_is_said_of_a_word_stays_with_it_where_others_are_removed():
+    pairs = [(0, 0, 'image', 'a tall man wears a red jacket, blue jeans and white shoes with a big black backpack on his back')]
+    whole, disturbed = (ImageTextDataset(pairs, fields=('attributes_mask',), text_length=40, txt_aug=wanted) for wanted in (False, True))
+    whole.image_fields = disturbed.image_fields = lambda path, seed: {}
+    sample = whole[0]
+    groups = dict(zip(sample['caption_ids'].tolist(), sample['attributes_mask'].tolist()))
+    shorter = 0
+    for seed in range(60):
+        drawn = disturbed[0, seed]
+        ids, mask = drawn['caption_ids'].tolist(), drawn['attributes_mask'].tolist()
+        shorter += ids.index(49407) < sample['caption_ids'].tolist().index(49407)
+        once = [token for token in groups if sample['caption_ids'].tolist().count(token) == 1 and token in ids]
+        assert len(once) > 5 and all(mask[ids.index(token)] == groups[token] for token in once)
+    assert 20 < shorter <= 60

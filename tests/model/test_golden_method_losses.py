@@ -23,7 +23,7 @@ def inputs(case, *names):
 
 
 def assert_close(ours, official, relative=1e-5, absolute=1e-6, what=None):
-    assert float((ours - official).norm()) <= relative * float(official.norm()) + absolute, what
+    assert float((ours.detach() - official).norm()) <= relative * float(official.norm()) + absolute, what
 
 
 def assert_gradients(case, tag, absolute=1e-6, **tensors):
@@ -117,4 +117,4 @@ def test_fmfa_explicit_alignment(file, name, piece):
     loss = objectives.explicit_alignment(patches, text_tokens, piece=piece)
     assert_close(loss, case['efa'])
     loss.backward()
-    assert_gradients(case, 'efa', absolute=1e-8, image_tokens=image_tokens, text_tokens=text_tokens)
+    assert_gradients(case, 'efa', absolute=1e-7, image_tokens=image_tokens, text_tokens=text_tokens)

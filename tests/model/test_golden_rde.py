@@ -125,3 +125,14 @@ def test_published_checkpoint_loads_both_ways_and_learns_at_the_published_rates(
     assert all((value == (0.5 if value.is_floating_point() else 5)).all() for value in model.state_dict().values())
     for name, _ in model.named_parameters():
         assert parameter_settings(name, args) == pytest.approx(tuple(official['optimizer_groups'][name])), name
+
+
+@torch.no_grad()
+def test_padding_and_neighbours_do_not_change_an_embedding(tmp_path):
+    model, batch, _ = reference('rde_tiny', tmp_path)
+    ids = batch['caption_ids']
+    together = model.encode_text(ids)
+    for row, caption in enumerate(ids):
+        alone = model.encode_text(model.without_padding(caption[None]))
+        assert_close(alone[0], together[row], row)
+    assert model.without_padding(ids[1:2]).shape[1] == 8 < ids.shape[1]
