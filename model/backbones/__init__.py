@@ -24,6 +24,7 @@ class Backbone(nn.Module):
     name = ''                # for --backbone
     leftover = {}            # of a whole model's file that training starts from: the heads' parameters
     gives = frozenset()      # what heads may need: 'image_tokens', 'text_tokens', 'masked_text_tokens', 'image_attention', ...
+    joint_tokens = False     # whether tokens are in the embeddings' space, and so as wide
     lacks = {}               # {a need: why it isn't given}, for the sentence that a head gets,
     instead = 'another --backbone'     # and what to use instead
 

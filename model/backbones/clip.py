@@ -26,6 +26,7 @@ class Clip(Backbone):
     """Two towers with tokens in the embeddings' space; the parameters are ``base_model.*``."""
 
     name = 'clip'
+    gives, joint_tokens = TOKENS, True
     lacks = dict.fromkeys(('image_tokens', 'image_attention', "CLIP's image encoder"), 'a ResNet gives one vector an image')
     instead = 'a ViT as --pretrain_choice'
 

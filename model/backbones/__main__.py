@@ -1,0 +1,29 @@
+"""Which losses run on which backbone, as a table for docs/backbones.md: ``python -m model.backbones``"""
+from model.backbones import registry
+from model.heads import Head, heads_on
+
+
+def runs(head, backbone):
+    """Whether a head runs on a backbone with all that it can give."""
+    reads_tokens = bool(head.needs) or head.refine is not Head.refine
+    return set(head.needs) <= backbone.gives and (backbone.joint_tokens or head.any_width or not reads_tokens)
+
+
+def cell(name, backbone):
+    head = heads_on(backbone.name).get(name)
+    if head is None or not runs(head, backbone):
+        return ''
+    return 'its own' if head.backbone else 'yes'
+
+
+def table():
+    """The table in Markdown."""
+    backbones = list(registry().values())
+    names = sorted({name for backbone in backbones for name in heads_on(backbone.name)})
+    rows = [['loss', *(backbone.name for backbone in backbones)], ['---'] * (1 + len(backbones))]
+    rows += [[f'`{name}`', *(cell(name, backbone) for backbone in backbones)] for name in names]
+    return '\n'.join(f"| {' | '.join(row)} |".replace('|  |', '| |').replace('|  |', '| |') for row in rows)
+
+
+if __name__ == '__main__':
+    print(table())
