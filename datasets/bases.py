@@ -318,7 +318,7 @@ def default_tokenizer():
 
 
 def tokenize(caption, tokenizer, text_length=77, truncate=True):
-    """A caption as start, token ids, end and zeros: int64 [text_length].
+    """A caption as start, token ids, end and padding (CLIP's is 0): int64 [text_length].
 
     A longer caption is cut and its last id is the end; with ``truncate=False`` it raises :class:`UserError`, and so does one of more
     than 10,000 characters.
@@ -334,7 +334,7 @@ def tokenize(caption, tokenizer, text_length=77, truncate=True):
         raise UserError(f"caption of {len(tokenizer.framed(ids, LONGEST + 2))} tokens is longer than the text length {text_length}: "
                         f"'{caption}'")
     ids = tokenizer.framed(ids, text_length)
-    result = torch.zeros(text_length, dtype=torch.long)
+    result = torch.full((text_length,), getattr(tokenizer, 'pad', 0), dtype=torch.long)
     result[:len(ids)] = torch.tensor(ids)
     return result
 

@@ -153,7 +153,7 @@ def add_model_options(parser):
     model = parser.add_argument_group('model')
     model.add_argument('--loss_names', default='sdm+id+mlm', help='which heads train the model, joined by +')
     model.add_argument('--pretrain_choice', default='ViT-B/16',
-                       help='an OpenAI CLIP, a file with weights, or scratch:<shape> of configs/clip')
+                       help="an OpenAI CLIP, a file with weights, or scratch:<shape> of configs/clip; open_clip's <model>[:<tag or file>]")
     yes_no(model, '--trust_archive', False, 'load a TorchScript archive that is not one of OpenAI; it can carry code',
            effect=RESULT | RESUMED)
     model.add_argument('--temperature', type=amount, default=0.02, help='of the similarities, constant')
