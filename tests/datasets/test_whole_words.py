@@ -30,10 +30,9 @@ def test_a_quarter_of_the_places_at_most_ten_and_never_the_first(length, count):
 
 def test_words_are_taken_whole():
     ids = [101, 200, 201, 501, 502, 203, 204, 205] + list(range(210, 240))       # 201 501 502 is one word
-    for seed in range(200):
-        _, places, labels = draw(ids, seed)
-        taken = {3, 4, 2} & set(places)
-        assert taken in (set(), {2, 3, 4}) or len([label for label in labels if label != -100]) == round(len(ids) / 4)
+    taken = [len({2, 3, 4} & set(draw(ids, seed)[1])) for seed in range(200)]
+    whole, some = taken.count(3), sum(map(bool, taken))
+    assert whole > 0.7 * some > 50          # in parts only where the last of what was drawn is cut to the count
 
 
 def test_a_word_that_is_the_whole_caption_is_cut_to_the_count():
