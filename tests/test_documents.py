@@ -33,6 +33,15 @@ def test_files_and_programs_are_there(name):
                 if not any(os.path.exists(os.path.join(ROOT, module + end)) for end in ('.py', '/__main__.py'))]
 
 
+@pytest.mark.parametrize('name', DOCUMENTS)
+def test_flags_are_there(name):
+    declared = {flag for path in glob.glob(os.path.join(ROOT, '**', '*.py'), recursive=True) for flag in FLAG.findall(text_of(path))}
+    declared |= set(FLAG.findall(' '.join(re.findall(r'```python.*?```', text_of(name), flags=re.DOTALL))))
+    told = {flag.replace('--no-', '--') for flag in re.findall(r'(?<![\w-])--[a-zA-Z][\w-]*', text_of(name))}
+    assert not told - declared
+
+
+FLAG = re.compile(r"'(--[a-zA-Z][\w-]*)'")
 MADE_BY_READERS = {'model/heads/pull.py'}    # the README's example
 
 
