@@ -227,7 +227,8 @@ def produced_by(args, checkpoint, images, captions, names):
         'options': as_dict(args), 'checkpoint': os.path.abspath(args.checkpoint) if args.checkpoint else args.pretrain_choice,
         'checkpoint_sha256': checkpoint.get('sha256'),
         'trained_for': age(args, checkpoint), 'chosen_by_split': chosen_by(args, checkpoint),
-        'noise': checkpoint.get('noise'), 'trained_on': args.trained_on, 'dataset': args.dataset_name, 'images': len(images), 'captions': len(captions),
+        'noise': checkpoint.get('noise'), 'trained_on': args.trained_on,
+        'dataset': args.dataset_name, 'images': len(images), 'captions': len(captions),
         'identities': len(set(map(int, images.image_pids))), 'split_sha256': split_sha256(images, captions, names), 'seed': args.seed,
         'versions': {'python': platform.python_version(), 'torch': torch.__version__, 'torchvision': torchvision.__version__},
         'machine': torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()}

@@ -286,6 +286,7 @@ def test_tbps_clips_checkpoint_is_read_by_its_names(tmp_path):
         bare = name.removeprefix('base_model.')
         released[name if bare == name else bare if bare.startswith('visual.') else f'encode_text.{bare}'] = value
     assert {'visual.conv1.weight', 'encode_text.token_embedding.weight', 'logit_scale', 'simclr_mlp.2.bias'} <= set(released)
-    torch.save({"model": {f"module.{name}": value for name, value in released.items()}, "optimizer": {}, "config": {}}, tmp_path / "best.pth")
+    wrapped = {f'module.{name}': value for name, value in released.items()}
+    torch.save({'model': wrapped, 'optimizer': {}, 'config': {}}, tmp_path / 'best.pth')
     load_weights(model, read_checkpoint(str(tmp_path / 'best.pth'))['model'])
     assert all((value == 0.25).all() for value in model.state_dict().values())
