@@ -87,9 +87,8 @@ def write_onnx(people, folder):
     if not worst <= LARGEST:
         raise UserError(f"the exported encoders do not give the model's embeddings: the largest cosine distance is {worst:.1e} "
                         f'(images {found[0]:.1e}, captions {found[1]:.1e}), and {LARGEST:g} is allowed; nothing is written')
-    write_tokenizer(people.tokenizer, folder)
     with atomic_write(os.path.join(folder, 'config.json')) as file:
-        json.dump(config(people), file, indent=1)
+        json.dump(config(people, write_tokenizer(people.tokenizer, folder)), file, indent=1)
     return f"onnxruntime's embeddings are the model's: largest cosine distance {found[0]:.1e} of images, {found[1]:.1e} of captions"
 
 
@@ -105,26 +104,31 @@ def difference(session, field, encoder, inputs):
 
 
 def write_tokenizer(tokenizer, folder):
-    """``vocab.json`` and ``merges.txt`` of a byte-pair encoding, ``vocab.txt`` of BERT's."""
+    """``vocab.json`` and ``merges.txt`` of our byte-pair encoding, ``vocab.txt`` of BERT's; returns the files' names. A library's tokenizer
+    comes with the library."""
     if hasattr(tokenizer, 'save'):
         tokenizer.save(os.path.join(folder, 'vocab.txt'))
-        return
+        return ['vocab.txt']
+    if not hasattr(tokenizer, 'ranks'):
+        return []
     with atomic_write(os.path.join(folder, 'vocab.json')) as file:
         json.dump(tokenizer.encoder, file)
     with atomic_write(os.path.join(folder, 'merges.txt')) as file:
         file.write('#version: 0.2\n' + ''.join(f'{" ".join(merge)}\n' for merge in tokenizer.ranks))
+    return ['vocab.json', 'merges.txt']
 
 
-def config(people):
+def config(people, tokenizer_files):
     """What somebody needs who has the graphs alone."""
-    pixels, tokenizer = people.model.pixels, people.tokenizer
+    args, pixels, tokenizer = people.args, people.model.pixels, people.tokenizer
+    tokens = {name: getattr(tokenizer, name, None) for name in ('start', 'end', 'pad')}
     return {
-        'image': {'height': people.args.img_size[0], 'width': people.args.img_size[1], 'resize': pixels.interpolation, 'scale': '1/255',
+        'image': {'height': args.img_size[0], 'width': args.img_size[1], 'resize': pixels.interpolation, 'scale': '1/255',
                   'mean': list(pixels.mean), 'std': list(pixels.std), 'input': 'images float32 [batch, 3, height, width], RGB'},
-        'text': {'length': people.args.text_length, 'start': tokenizer.start, 'end': getattr(tokenizer, 'end', None), 'pad': tokenizer.pad,
-                 'input': 'ids int64 [batch, length]'},
+        'text': {'length': args.text_length, **tokens, 'input': 'ids int64 [batch, length]',
+                 'tokenizer': tokenizer_files or f'that of open_clip for {args.pretrain_choice}'},
         'embedding': {'width': people.width, 'normalised': 'once, at the end of both graphs: inner products are cosine similarities'},
-        'checkpoint_sha256': people.checkpoint['sha256'], 'loss_names': people.args.loss_names}
+        'checkpoint_sha256': people.checkpoint['sha256'], 'loss_names': args.loss_names}
 
 
 if __name__ == '__main__':

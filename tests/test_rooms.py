@@ -41,5 +41,10 @@ def test_a_room_imports_from_below(room):
     assert not upward
 
 
+def test_the_front_door_imports_from_below():
+    names = {name.split('.')[0] for name in imported(os.path.join(ROOT, 'pedestal.py'))}
+    assert names & ROOMS <= {'processor', *BELOW['processor']}
+
+
 def test_objectives_import_torch_alone():
     assert {name.split('.')[0] for name in imported(os.path.join(ROOT, 'model', 'objectives.py'))} <= {'torch', 'functools', 'math'}
