@@ -200,6 +200,7 @@ class OpenClip(Backbone):
     """
 
     name = 'open_clip'
+    gives, joint_tokens = frozenset({'image_tokens', 'text_tokens', 'masked_text_tokens'}), True    # where a model has them
     instead = 'another model as --pretrain_choice'
 
     def __init__(self, config, img_size, model_name):
@@ -219,7 +220,7 @@ class OpenClip(Backbone):
         if not self.has_words or not has_byte_pairs(config['text_cfg']):
             why = "its captions are not in CLIP's ids" if self.has_words else 'its text encoder gives one vector a caption'
             self.lacks.update(dict.fromkeys(('text_tokens', 'masked_text_tokens'), f'{model_name} has none to give: {why}'))
-        self.gives = frozenset({'image_tokens', 'text_tokens', 'masked_text_tokens'} - self.lacks.keys())
+        self.gives = self.gives - self.lacks.keys()
         self.pretrained_scale = None
 
     # -- before there is a model ------------------------------------------------------------------------------------------------
