@@ -2,6 +2,7 @@
 import json
 import os
 import re
+import signal
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import torch
 import test as test_program
 import train as train_program
 from model import heads as heads_package
+from processor import division
 from processor.processor import Trainer
 from utils.checkpoint import read_checkpoint
 
@@ -107,3 +109,19 @@ def test_fmfa_trains_with_its_recipe(command, run_folder, clip, data, tmp_path):
                         '--output_dir', str(tmp_path / 'logs')])
     groups = last(run_folder())['optimizer']['param_groups']
     assert [(group['initial_lr'], group['weight_decay']) for group in groups] == [(5e-6, 4e-5)]
+
+
+def test_stopped_while_pairs_are_divided_it_goes_on_with_the_division(command, run_folder, monkeypatch):
+    options = command + ['--loss_names', 'tal', '--ccd', '--limit_train', '24', '--num_epoch', '1']
+    losses_of, signals = division.pair_losses, [signal.SIGTERM]
+
+    def interrupted(*inputs):
+        while signals:
+            os.kill(os.getpid(), signals.pop())
+        return losses_of(*inputs)
+    monkeypatch.setattr(division, 'pair_losses', interrupted)
+    with pytest.raises(SystemExit) as left:
+        train_program.main(options)
+    assert left.value.code == 128 + signal.SIGTERM and last(run_folder())['total_steps'] == 0
+    train_program.main(['--resume', '--resume_ckpt_file', os.path.join(run_folder(), 'last.pth')])
+    assert last(run_folder())['total_steps'] == 3 and len(last(run_folder())['clean']) == 24
