@@ -40,8 +40,8 @@ def shapes(monkeypatch):
 def command(data, logs, model, *more):
     return ['--backbone', 'open_clip', '--pretrain_choice', model, '--loss_names', 'sdm+itc+mlm', '--dataset_name', 'synthpedes',
             '--root_dir', data, '--img_size', '96', '32', '--text_length', '40', '--batch_size', '8', '--num_workers', '0',
-            '--device', 'cpu', '--cmt_depth', '1', '--optimizer', 'AdamW', '--lr', '1e-3', '--temperature', '0.1', '--warmup_epochs', '0', '--img_aug',
-            '--num_epoch', '3', '--output_dir', str(logs), *more]
+            '--device', 'cpu', '--cmt_depth', '1', '--optimizer', 'AdamW', '--lr', '1e-3', '--temperature', '0.1',
+            '--warmup_epochs', '0', '--img_aug', '--num_epoch', '3', '--output_dir', str(logs), *more]
 
 
 def only(folder):
