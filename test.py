@@ -20,7 +20,7 @@ def main(argv=None):
     args = parse_test_options(parser, argv)
     setup_logger('Pedestal', save_dir='', if_train=False)
     statuses = []
-    for name in (args.dataset_name, *getattr(args, 'further_datasets', ())):
+    for name in (*args.dataset_name.split('+'), *getattr(args, 'further_datasets', ())):
         args.dataset_name = name
         statuses.append(test_on(args))
     return max(statuses)

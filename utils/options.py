@@ -466,7 +466,6 @@ def parse_test_options(parser, argv=None):
     args = run_options(given.config_file)
     args.training = False
     args.trained_on = args.dataset_name
-    args.dataset_shares = None
     for name, value in vars(given).items():
         if value is not None or not hasattr(args, name):
             setattr(args, name, value)
