@@ -1,5 +1,5 @@
 """Several datasets as one: ``--dataset_name CUHK-PEDES+ICFG-PEDES``."""
-from datasets.bases import SPLITS
+from datasets.bases import SPLITS, BaseDataset
 from utils.errors import UserError
 
 
@@ -14,7 +14,7 @@ def joined_class(name, known):
     return type('Joined', (Joined,), {'__module__': 'joined', 'name': name, 'parts': tuple(map(known, names))})
 
 
-class Joined:
+class Joined(BaseDataset):
     """Trains on all of its parts; identities and images are kept apart, even where the parts give them the same numbers.
 
     Its val and test splits are those of the first part, which therefore chooses the best epoch. test.py evaluates on each.
@@ -22,7 +22,7 @@ class Joined:
     Attributes:
         sizes: training captions of each part; ``train`` holds them in this order.
     """
-    name, parts = '', ()
+    parts = ()
 
     def __init__(self, root='', verbose=True, splits=SPLITS, skip_broken=False):
         first, *others = self.parts

@@ -56,6 +56,7 @@ class DatasetOptions(options.Room):
         parser.actions()['dataset_name'].help = names()
         parser.add_argument('--dataset_shares', type=amount, nargs='+', default=None,
                             help="of the captions of an epoch, for each of several datasets joined with +; without it: as many as it has")
+        parser.uncut |= {'--dataset_shares'}     # --dataset is --dataset_name in released commands
         add_table_options(parser.add_argument_group('own data', 'with --dataset_name <table>.json, .jsonl, .csv or .tsv'))
 
 

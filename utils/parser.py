@@ -38,6 +38,7 @@ class Parser(Declaring, argparse.ArgumentParser):
     def __init__(self, abbreviations=False, **settings):
         self.abbreviations = abbreviations
         super().__init__(allow_abbrev=False, formatter_class=Help, **settings)
+        self.uncut = set()            # flags that released command lines, which cut flags short, cannot mean
         self.readers = {}             # option -> what reads it, such as heads; options that aren't here are read by all
         self.defaults_in_code = {}    # option -> default before a recipe changes it
 
@@ -103,7 +104,7 @@ class Parser(Declaring, argparse.ArgumentParser):
         """The one flag that begins with ``flag``; ``flag`` itself where it is one or none does."""
         if not self.abbreviations:
             return flag
-        begin_so = sorted(name for name in self._option_string_actions if name.startswith(flag))
+        begin_so = sorted(name for name in self._option_string_actions if name.startswith(flag) and name not in self.uncut - {flag})
         if flag in begin_so or not begin_so or flag == '--':
             return flag
         if len(begin_so) > 1:

@@ -9,6 +9,7 @@ from datasets.sampler import SharedBatches
 from datasets.synthpedes import generate
 from tests.support import options
 from utils.errors import UserError
+from utils.options import get_args
 
 
 @pytest.fixture(scope='module')
@@ -45,6 +46,12 @@ def test_shares_of_an_epoch():
 
 def loaders(root, **changes):
     return build_dataloader(options(root_dir=root, batch_size=4, num_workers=0, img_size=(32, 16), batch_fields=[], **changes))
+
+
+def test_a_flag_cut_short_is_the_datasets_name():
+    args = get_args(['--dataset', 'RSTPReid', '--batch_size', '8'])
+    assert (args.dataset_name, args.dataset_shares) == ('RSTPReid', None)
+    assert get_args(['--dataset', 'RSTPReid+ICFG-PEDES', '--dataset_shares', '1', '2']).dataset_shares == [1, 2]
 
 
 def test_the_check_takes_one_at_a_time(root):
