@@ -20,6 +20,7 @@ logger = logging.getLogger('Pedestal.model')
 
 DESCRIPTION = 'open_clip_config.json'   # beside a run's configs.yaml, in the library's own format: the model's shape and its images
 PREPARED = ('mean', 'std', 'interpolation')
+TOKENS = frozenset({'image_tokens', 'text_tokens', 'masked_text_tokens'})
 OF_CLIP = "is for the CLIP of --backbone clip, and --backbone is open_clip: leave it out"
 
 
@@ -200,7 +201,9 @@ class OpenClip(Backbone):
     """
 
     name = 'open_clip'
-    gives, joint_tokens = frozenset({'image_tokens', 'text_tokens', 'masked_text_tokens'}), True    # where a model has them
+    gives, joint_tokens = TOKENS, True
+    lacks = {**dict.fromkeys(('image_attention', 'text_attention'), "open_clip's encoders give no attention maps"),
+             "CLIP's image encoder": "open_clip's encoders are not ours"}
     instead = 'another model as --pretrain_choice'
 
     def __init__(self, config, img_size, model_name):
@@ -213,14 +216,13 @@ class OpenClip(Backbone):
         self.timm = hasattr(visual, 'trunk')
         self.has_patches = hasattr(visual.trunk, 'num_prefix_tokens') if self.timm else getattr(visual, 'attn_pool', visual) is None
         self.has_words = getattr(text, 'cls_emb', text) is None
-        self.lacks = {**dict.fromkeys(('image_attention', 'text_attention'), "open_clip's encoders give no attention maps"),
-                      "CLIP's image encoder": "open_clip's encoders are not ours"}
+        self.lacks = dict(self.lacks)
         if not self.has_patches:
             self.lacks['image_tokens'] = f'the image encoder of {model_name} gives one vector an image'
         if not self.has_words or not has_byte_pairs(config['text_cfg']):
             why = "its captions are not in CLIP's ids" if self.has_words else 'its text encoder gives one vector a caption'
             self.lacks.update(dict.fromkeys(('text_tokens', 'masked_text_tokens'), f'{model_name} has none to give: {why}'))
-        self.gives = self.gives - self.lacks.keys()
+        self.gives = TOKENS - self.lacks.keys()
         self.pretrained_scale = None
 
     # -- before there is a model ------------------------------------------------------------------------------------------------
@@ -355,7 +357,7 @@ class OpenClip(Backbone):
             return tokens[:, 0].float()
         if self.pooling == 'last':
             return tokens[:, -1].float()
-        return tokens[torch.arange(len(tokens), device=tokens.device), self.ends(ids)].float()
+        return tokens[torch.arange(tokens.shape[0], device=tokens.device), self.ends(ids)].float()
 
     def ends(self, ids):
         """The places of the captions' ends: [B, L] -> [B]."""

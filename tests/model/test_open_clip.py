@@ -8,8 +8,10 @@ import torch
 from datasets.bases import tokenize
 from model import build_model
 from model.backbones import open_clip as backbones
+from model.backbones.__main__ import runs
 from model.backbones.open_clip import OpenClip
 from model.build import total_loss
+from model.heads import heads_on
 from tests.support import options, small_archive
 from utils.checkpoint import load_weights
 from utils.errors import UserError
@@ -164,6 +166,16 @@ def batch(length, size=4):
     images = torch.randn(size, 3, 1, 1, generator=generator) + 0.1 * torch.randn(size, 3, 96, 32, generator=generator)
     return {'pids': torch.arange(size), 'image_ids': torch.arange(size), 'images': images, 'caption_ids': ids, 'mlm_ids': masked,
             'mlm_labels': labels}
+
+
+@pytest.mark.parametrize('loss', sorted(name for name, head in heads_on('open_clip').items() if runs(head, OpenClip)))
+def test_what_the_table_says_runs(loss):
+    model, samples = small(loss_names=loss), batch(40)
+    results = model({**samples, 'attributes_mask': (samples['mlm_labels'] > 0).long(), 'second_images': samples['images'],
+                     'simclr_images': torch.stack([samples['images']] * 2, dim=1)})
+    total_loss(results).backward()
+    assert all(value.isfinite().all() for value in results.values())
+    assert any(p.grad is not None for p in model.base_model.parameters())
 
 
 @pytest.mark.parametrize('name', ['tiny-clip', 'tiny-sig', 'tiny-conv'])
