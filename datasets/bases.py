@@ -16,6 +16,7 @@ from torchvision.transforms.functional import to_pil_image
 from datasets.attributes import annotate_all, load_tagger
 from datasets.augmentation import seeded, simclr_transforms
 from datasets.fields import FIELDS, CaptionSample
+from datasets.listing import Strings, digest_of, open_arrays
 from datasets.released_lists import list_files, read_list
 from datasets.transforms import as_tensor, draw_rand_view, draw_view
 from utils import pixels as known_pixels
@@ -339,12 +340,26 @@ def tokenize(caption, tokenizer, text_length=77, truncate=True):
     return result
 
 
-def tokenize_all(captions, text_length, truncate=True, tokenizer=None):
-    """All captions, once and before workers start: int32 [S, L], which they then share."""
-    tokens = torch.zeros(len(captions), text_length, dtype=torch.int32)
-    for row, caption in zip(tokens, captions):
-        row.copy_(tokenize(caption, tokenizer or default_tokenizer(), text_length, truncate))
-    return tokens
+MANY = 50_000   # captions whose tokens are kept for the next start
+
+
+def tokenize_all(captions, text_length, truncate=True, tokenizer=None, folder=None):
+    """All captions, once and before workers start: int32 [S, L], which they then share.
+
+    Of 50,000 captions and more the tokens are kept in ``folder``, memory-mapped, for the next start. They are made anew when a caption, the
+    vocabulary or the length is another (:func:`datasets.listing.open_arrays`).
+    """
+    tokenizer = tokenizer or default_tokenizer()
+
+    def make():
+        tokens = torch.zeros(len(captions), text_length, dtype=torch.int32)
+        for row, caption in zip(tokens, captions):
+            row.copy_(tokenize(caption, tokenizer, text_length, truncate))
+        return tokens
+    if folder is None or len(captions) < MANY:
+        return make()
+    key = digest_of(Strings.of(captions).digest(), tokenizer.key, text_length, truncate)
+    return torch.from_numpy(open_arrays(folder, 'tokens', key, lambda: {'tokens': make().numpy()})['tokens'])
 
 
 class ImageDataset(Dataset):
@@ -370,10 +385,10 @@ class ImageDataset(Dataset):
 class TextDataset(Dataset):
     """Queries: ``dataset[i]`` is ``(pid, token ids [L])``."""
 
-    def __init__(self, caption_pids, captions, text_length=77, truncate=True, tokenizer=None):
+    def __init__(self, caption_pids, captions, text_length=77, truncate=True, tokenizer=None, token_folder=None):
         self.caption_pids, self.captions = caption_pids, captions
         self.tokenizer = tokenizer or default_tokenizer()
-        self.tokens = tokenize_all(captions, text_length, truncate, self.tokenizer)
+        self.tokens = tokenize_all(captions, text_length, truncate, self.tokenizer, token_folder)
 
     @property
     def lengths(self):
@@ -412,6 +427,7 @@ class ImageTextDataset(Dataset):
         tokenizer: CLIP's unless another is given.
         rand_aug: a function that resizes a PIL image, for APTM's augmentation instead of ``transform``'s: images are uint8 with their
             ``views``, as out of a ``store``.
+        token_folder: where the tokens of many captions are kept, see :func:`tokenize_all`.
         labels: int8 [S, A] of each pair's image, for the field ``attribute_labels``.
         txt_aug: mask, replace and remove words (:func:`datasets.augmentation.disturb_tokens`), before anything is masked for a head; with
             the ``preparation`` 'tbps' delete words as TBPS-CLIP does (:func:`datasets.augmentation.tbps_caption`).
@@ -425,6 +441,7 @@ class ImageTextDataset(Dataset):
     def __init__(self, dataset, transform=None, text_length=77, truncate=True, fields=(), caption_masking='clean',
                  masked_token_rate=0.8, masked_token_unchanged_rate=0.1, skip_broken=False, attribute_tagger='textblob',
                  mlm_masking='random', caption_filter=0.0, store=None, img_aug=False, tokenizer=None, rand_aug=None, labels=None,
+                 token_folder=None,
                  txt_aug=False, preparation='irra', pixels=known_pixels.CLIP, translations=None):
         for field in fields:
             if field not in FIELDS and field not in IMAGE_FIELDS:
@@ -449,7 +466,7 @@ class ImageTextDataset(Dataset):
         self.rates = masked_token_rate, masked_token_unchanged_rate
         self.mask_id = self.tokenizer.mask
         captions = [caption for *_, caption in dataset]
-        self.tokens = tokenize_all(captions, text_length, truncate, self.tokenizer)
+        self.tokens = tokenize_all(captions, text_length, truncate, self.tokenizer, token_folder)
         if any(FIELDS[name].tags for name in self.made) or caption_filter or self.masks and mlm_masking == 'noun':
             if preparation == 'tbps':
                 raise UserError('--preparation tbps cleans captions, and parts of speech (the loss attribute, --mlm_masking noun, '

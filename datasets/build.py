@@ -65,9 +65,15 @@ def build_dataloader(args):
     # of all training images, however many --limit_train leaves
     store = image_store(args, dataset, 'train', [sample[2] for sample in dataset.train], args.skip_broken)
     attributes = attributes_of(args, dataset, 'train', samples) if 'attribute_labels' in getattr(args, 'batch_fields', ()) else None
-    train = training_loader(args, samples, store, tokenizer, attributes, dataset.translations(), getattr(dataset, 'sizes', None))
+    train = training_loader(args, samples, store, tokenizer, attributes, dataset.translations(), getattr(dataset, 'sizes', None),
+                            token_folder(dataset))
     train.dataset.noise = noise
     return (train, *evaluation, len(pids))
+
+
+def token_folder(dataset):
+    """Where the tokens of a large dataset's captions are kept: beside its annotation."""
+    return os.path.join(os.path.dirname(dataset.anno_path), 'token_cache')
 
 
 def family(args):
@@ -75,8 +81,10 @@ def family(args):
     return options.room('model.backbones').of(args)
 
 
-def training_loader(args, samples, store=None, tokenizer=None, attributes=None, translations=None, sizes=None):
-    """``attributes``: ``(labels int8 [images, A], pairs of prompts)`` of the dataset, where a head asks for them."""
+def training_loader(args, samples, store=None, tokenizer=None, attributes=None, translations=None, sizes=None,
+                    tokens_in=None):
+    """``attributes``: ``(labels int8 [images, A], pairs of prompts)`` of the dataset, where a head asks for them. ``tokens_in``: the folder
+    of what is kept of captions."""
     pixels = family(args).pixels(args)
     pairs = ImageTextDataset(
         samples, build_preparation(args, pixels, is_train=True), args.text_length,
@@ -85,7 +93,7 @@ def training_loader(args, samples, store=None, tokenizer=None, attributes=None, 
         skip_broken=args.skip_broken, attribute_tagger=getattr(args, 'attribute_tagger', 'textblob'),
         mlm_masking=getattr(args, 'mlm_masking', 'random'), caption_filter=getattr(args, 'caption_filter', 0.0),
         store=store, img_aug=args.img_aug, tokenizer=tokenizer, rand_aug=resize(args.img_size, pixels) if args.rand_aug else None,
-        labels=attributes and attributes[0],
+        labels=attributes and attributes[0], token_folder=tokens_in,
         txt_aug=getattr(args, 'txt_aug', False), preparation=getattr(args, 'preparation', 'irra'), pixels=pixels,
         translations=translations)
     sampler = build_batch_sampler(args, [sample[0] for sample in samples], sizes)
@@ -103,7 +111,8 @@ def evaluation_loaders(args, dataset, split, batch_size, tokenizer=None):
     transform = build_preparation(args, family(args).pixels(args), is_train=False)
     images = ImageDataset(content['image_pids'], content['img_paths'], transform,
                           image_store(args, dataset, split, content['img_paths']))
-    captions = TextDataset(content['caption_pids'], content['captions'], args.text_length, tokenizer=tokenizer)
+    captions = TextDataset(content['caption_pids'], content['captions'], args.text_length, tokenizer=tokenizer,
+                           token_folder=token_folder(dataset))
     if dataset.recognises or 'attribute_labels' in getattr(args, 'batch_fields', ()) and dataset.attributes(split) is not None:
         labels, prompts = attributes_of(args, dataset, split)
         images.attributes, images.recognises = (labels, tokenized(prompts, tokenizer)), dataset.recognises

@@ -99,7 +99,8 @@ def read_arrays(place):
             sizes = json.load(file)
         if not isinstance(sizes, dict) or any(os.path.getsize(file_of(place, what)) != size for what, size in sizes.items()):
             raise ValueError('another size')
-        return {what: np.load(file_of(place, what), mmap_mode='r', allow_pickle=False) for what in sizes}
+        # 'c': what is written into an array stays in this process, and PyTorch takes it without a warning.
+        return {what: np.load(file_of(place, what), mmap_mode='c', allow_pickle=False) for what in sizes}
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, EOFError) as error:

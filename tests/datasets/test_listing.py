@@ -5,7 +5,9 @@ import pickle
 
 import numpy as np
 import pytest
+import torch
 
+from datasets import bases
 from datasets.listing import Samples, Strings, digest_of, open_arrays
 
 TEXTS = ['a man', '', 'Grüße 👋', 'x' * 1000]
@@ -83,6 +85,23 @@ def test_a_folder_that_cannot_be_written(tmp_path, made, caplog):
         for _ in range(2):
             assert arrays(tmp_path / 'file' / 'cache', made)['numbers'].tolist() == [1, 2, 3]
     assert made == ['k1', 'k1'] and 'made anew at every start' in caplog.text
+
+
+def test_tokens_of_many_captions_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(bases, 'MANY', 3)
+    made, tokenize = [], bases.tokenize
+    monkeypatch.setattr(bases, 'tokenize', lambda caption, *settings: (made.append(caption), tokenize(caption, *settings))[1])
+    captions, folder = ['a man', 'a woman in red', 'somebody'], str(tmp_path / 'token_cache')
+    plain = bases.tokenize_all(captions, 20)
+    for _ in range(2):
+        kept = bases.tokenize_all(captions, 20, folder=folder)
+        assert torch.equal(plain, kept) and kept.dtype == torch.int32
+    assert len(made) == 6 and torch.equal(pickle.loads(pickle.dumps(kept)), plain)
+    bases.tokenize_all(captions[:2], 20, folder=folder)                 # few captions are not kept
+    assert len(os.listdir(folder)) == 1
+    assert bases.tokenize_all(captions, 10, folder=folder).shape == (3, 10)
+    assert bases.tokenize_all(['another', *captions[1:]], 20, folder=folder)[0].tolist() != plain[0].tolist()
+    assert len(os.listdir(folder)) == 3
 
 
 def test_digests():
