@@ -111,7 +111,8 @@ def evaluation_loaders(args, dataset, split, batch_size, tokenizer=None):
     transform = build_preparation(args, family(args).pixels(args), is_train=False)
     images = ImageDataset(content['image_pids'], content['img_paths'], transform,
                           image_store(args, dataset, split, content['img_paths']))
-    captions = TextDataset(content['caption_pids'], content['captions'], args.text_length, tokenizer=tokenizer,
+    texts = [family(args).test_caption(dataset.name, caption) for caption in content['captions']]
+    captions = TextDataset(content['caption_pids'], texts, args.text_length, tokenizer=tokenizer,
                            token_folder=token_folder(dataset))
     if dataset.recognises or 'attribute_labels' in getattr(args, 'batch_fields', ()) and dataset.attributes(split) is not None:
         labels, prompts = attributes_of(args, dataset, split)

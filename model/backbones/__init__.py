@@ -56,6 +56,11 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
     @staticmethod
+    def test_caption(dataset, caption):
+        """A caption of a dataset's val or test split as the family's evaluation reads it."""
+        return caption
+
+    @staticmethod
     def is_of(state_dict):
         """Whether a trained model's parameters are of this family, by their names."""
         return False

@@ -1,5 +1,6 @@
 """APTM (Yang et al., ACM MM 2023): a Swin image encoder, BERT as text and fusion encoder, and embeddings of their first tokens."""
 import os
+import re
 from dataclasses import MISSING, asdict, dataclass, fields
 
 import yaml
@@ -24,6 +25,8 @@ STATISTICS = {
     'ICFG-PEDES': ((.3094, .2896, .3035), (.2585, .2455, .2366)), 'RSTPReid': ((.2772, .2607, .3037), (.2610, .2508, .2529)),
     'PA-100K': ((.4649, .4504, .4632), (.2509, .2461, .2424)),
 }
+
+CLEANED = ('ICFG-PEDES', 'RSTPReid')     # whose captions the released evaluation cleans, and its training does not
 
 LR_RULES = ('finetune', 'pretrain', 'none')
 UNDECAYED = ('LayerNorm.weight', 'norm.weight', 'norm1.weight', 'norm2.weight')
@@ -198,6 +201,13 @@ class Aptm(Backbone):
     def pixels(args):
         trained_on = getattr(args, 'trained_on', args.dataset_name)
         return Pixels(*STATISTICS.get(trained_on, STATISTICS['CUHK-PEDES']), fill=(0.0, 0.0, 0.0), interpolation='bicubic')
+
+    @staticmethod
+    def test_caption(dataset, caption):
+        """As released: of ICFG-PEDES and RSTPReid in lower case, with spaces for all but letters and digits."""
+        if dataset not in CLEANED:
+            return caption
+        return ' '.join(re.sub('[^a-z0-9]+', ' ', caption.lower()).split()) or caption
 
     @staticmethod
     def is_of(state_dict):

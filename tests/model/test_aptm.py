@@ -92,6 +92,13 @@ def test_padding_makes_no_difference_to_embeddings():
     torch.testing.assert_close(model.encode_text(ids), model.encode_text(longer), rtol=1e-5, atol=1e-6)
 
 
+def test_captions_of_two_test_splits_are_cleaned_as_released():
+    from model.backbones.aptm import Aptm
+    text = "A man's RED-blue T-shirt, 2 bags."
+    assert Aptm.test_caption('ICFG-PEDES', text) == 'a man s red blue t shirt 2 bags'
+    assert Aptm.test_caption('CUHK-PEDES', text) == text and Aptm.test_caption('RSTPReid', '!?') == '!?'
+
+
 def test_rates_and_decays():
     model = build_model(options(backbone='aptm', pretrain_choice='scratch:aptm-tiny', loss_names='itc+itm', img_size=(96, 32), lr=1e-4,
                                 weight_decay=0.01), 4)
