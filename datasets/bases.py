@@ -481,9 +481,9 @@ class ImageTextDataset(Dataset):
         pid, image_id, path, _ = self.dataset[index]
         try:
             image = self.image_fields(path, seed)
-        except UserError:
+        except UserError as error:
             if not self.skip_broken:
-                raise
+                raise UserError(f'{error} (python -m datasets.check lists all such images, --skip_broken leaves them out)') from None
             return {'skipped': path}
         return {'pids': pid, 'image_ids': image_id, 'index': index, **image, **self.text_fields(index, random.Random(seed))}
 

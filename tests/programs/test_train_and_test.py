@@ -317,6 +317,7 @@ def test_programs_leave_after_a_broken_image_read_by_a_worker(command, data, tmp
     root, path = broken_copy(data, tmp_path)
     done = ended('train.py', *command, '--root_dir', root, '--num_workers', '8', '--output_dir', str(tmp_path / 'other'))
     assert done.returncode == 2 and f'train.py: error: image {path} cannot be read' in done.stderr, done.stderr
+    assert '--skip_broken leaves them out' in done.stderr
 
     train_program.main(command + ['--num_epoch', '1'])
     images = os.path.join(root, 'CUHK-PEDES', 'imgs', 'test')
