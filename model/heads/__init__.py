@@ -323,8 +323,8 @@ def parse_loss_names(loss_names, backbone='clip'):
             raise UserError(REFUSED.get(name) or CLAIMED[name])
         elsewhere = [other for other, own in OWN.items() if name in own]
         if name not in known and elsewhere:
-            raise UserError(f"unknown loss '{name}' on this backbone: the loss '{name}' runs on the backbone {' or '.join(elsewhere)} alone, and "
-                            f'--backbone is {backbone}; leave it out of --loss_names, or choose the other backbone')
+            raise UserError(f"unknown loss '{name}' here: the loss '{name}' runs on the backbone {' or '.join(elsewhere)} alone, "
+                            f'and --backbone is {backbone}; leave it out of --loss_names, or choose the other backbone')
         if name not in known:
             raise UserError(f"unknown loss '{name}' in --loss_names '{loss_names}'{nearest(name, known)}")
         if name in seen:
