@@ -10,8 +10,8 @@ takes away.
 import torch
 import torch.nn.functional as F
 
-import pedestal
 from run_scripts import start
+import pedestal
 from run_scripts.retrieve import draw, own_queries, split_queries
 from processor.evaluation import embed, rankings
 from processor.runs import embed_queries, open_run

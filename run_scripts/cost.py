@@ -18,13 +18,13 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from run_scripts import ROOT, start
 from datasets import build_dataloader
 from datasets.build import dataset_class
 from datasets.synthpedes import generate
 from model import build_model
 from model.build import total_loss
 from processor.step import Step
-from run_scripts import ROOT, start
 from run_scripts.ablate import split_at_dashes
 from run_scripts.benchmark.child import in_child
 from run_scripts.benchmark.machine import describe_machine, peak_bytes, timed

@@ -5,9 +5,9 @@ otherwise, and sends nothing anywhere. It needs Gradio: ``pip install gradio``.
 """
 import os
 
+from run_scripts import start
 import pedestal
 from datasets.build import dataset_of
-from run_scripts import start
 from run_scripts.search import tell
 from utils.errors import UserError
 from utils.iotools import read_image

@@ -12,9 +12,9 @@ import tempfile
 import torch
 import torch.nn.functional as F
 
-import pedestal
 from run_scripts import start
-from run_scripts.huggingface import as_clip
+import pedestal
+from model.to_hugging_face import as_clip
 from utils.errors import UserError
 from utils.iotools import atomic_write
 from utils.options import build_test_parser, parse_test_options

@@ -14,9 +14,9 @@ import sys
 
 import numpy as np
 
+from run_scripts import ROOT, ablate, start
 from processor.report import beside_checkpoint, evaluate, save_results
 from processor.runs import open_run
-from run_scripts import ROOT, ablate, start
 from utils.errors import UserError
 from utils.iotools import atomic_write
 from utils.options import Parser, build_test_parser, parse_test_options, whole

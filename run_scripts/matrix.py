@@ -10,10 +10,10 @@ import os
 import sys
 from dataclasses import dataclass, field
 
+from run_scripts import start
 from datasets.build import build_dataset
 from processor.report import ONE_BY_ONE, beside_checkpoint, evaluate, save_results
 from processor.runs import open_run
-from run_scripts import start
 from run_scripts.reproduce_tables import run_folders
 from utils.checkpoint import sha256_of
 from utils.errors import UserError

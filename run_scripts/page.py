@@ -12,8 +12,8 @@ import sys
 
 import torch.nn.functional as F
 
-import pedestal
 from run_scripts import start
+import pedestal
 from processor.evaluation import embed, rankings
 from processor.history import read_evaluations
 from processor.report import Report, how_chosen

@@ -8,8 +8,8 @@ searches that one, and prints its recall.
 import json
 import time
 
-import pedestal
 from run_scripts import start
+import pedestal
 from run_scripts.retrieve import draw, in_words
 from utils.errors import UserError
 from utils.iotools import atomic_write

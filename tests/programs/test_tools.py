@@ -27,7 +27,7 @@ def test_a_tools_first_import_of_ours_makes_the_others_found(tool):
     with open(os.path.join(ROOT, 'run_scripts', f'{tool}.py'), encoding='utf-8') as file:
         imports = [node for node in ast.parse(file.read()).body if isinstance(node, (ast.Import, ast.ImportFrom))]
     modules = [node.module if isinstance(node, ast.ImportFrom) else node.names[0].name for node in imports]
-    ours = [name for name in modules if os.path.exists(os.path.join(ROOT, name.split('.')[0]))]
+    ours = [name for name in modules if any(os.path.exists(os.path.join(ROOT, name.split('.')[0] + end)) for end in ('', '.py'))]
     assert ours[0] == 'run_scripts'
 
 
