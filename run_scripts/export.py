@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from run_scripts import start
 import pedestal
-from model.to_hugging_face import as_clip
+from run_scripts.exports.hugging_face import as_clip
 from utils.errors import UserError
 from utils.iotools import atomic_write
 from utils.options import build_test_parser, parse_test_options

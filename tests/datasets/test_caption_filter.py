@@ -143,7 +143,7 @@ def test_noun_masking_rates(tagged):
 def test_sens_recipe_filters_and_masks_though_no_head_asks(tagged):
     dataset = pairs(mlm_masking='noun', caption_masking='inplace', caption_filter=0.2)
     samples = [dataset[0, seed] for seed in range(300)]
-    assert all(set(sample) == {'pids', 'image_ids', 'images', 'caption_ids'} for sample in samples)
+    assert all(set(sample) == {'pids', 'image_ids', 'index', 'images', 'caption_ids'} for sample in samples)
     lengths = Counter(int((sample['caption_ids'] > 0).sum()) for sample in samples)
     masks = sum(bool((sample['caption_ids'] == MASK).any()) for sample in samples)
     assert len(lengths) == 2 and masks > 200
@@ -182,7 +182,7 @@ def test_random_masking_is_what_it_was():
 @pytest.mark.parametrize('masking', ['inplace', 'clean'])
 def test_attention_masking_leaves_captions_to_the_model(tagged, masking):
     sample = pairs(mlm_masking='attention', caption_masking=masking, fields=('mlm_labels',))[0]
-    assert set(sample) == {'pids', 'image_ids', 'images', 'caption_ids'}
+    assert set(sample) == {'pids', 'image_ids', 'index', 'images', 'caption_ids'}
     assert torch.equal(sample['caption_ids'], tokenize(CAPTION, default_tokenizer())) and not tagged
 
 
