@@ -198,6 +198,26 @@ def test_sigterm_to_the_group_with_workers_saves(command, tmp_path):
     assert read_checkpoint(os.path.join(folder, 'last.pth'))['total_steps'] >= 2
 
 
+@pytest.mark.skipif(not os.path.isdir('/proc/self/task'), reason='the children of a process are read from /proc')
+def test_sigterm_while_workers_start(command, tmp_path):
+    """The signal reaches the group as soon as there is a first worker."""
+    process = subprocess.Popen([sys.executable, os.path.join(ROOT, 'train.py'), *command, '--num_epoch', '4', '--num_workers', '2'],
+                               cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    children = f'/proc/{process.pid}/task/{process.pid}/children'
+    deadline = time.time() + 120
+    while time.time() < deadline and process.poll() is None and not (saved(tmp_path) and open(children).read()):
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143 and 'Traceback' not in errors, errors
+    assert saved(tmp_path)
+
+
+def saved(folder):
+    """Whether a run in it has a last.pth, which it writes before its first step."""
+    return any('last.pth' in names for _, _, names in os.walk(folder / 'logs'))
+
+
 @pytest.mark.parametrize('change', [['--optimizer', 'SGD'], ['--lr', '1'], ['--dataset_name', 'RSTPReid'], ['--loss_names', 'sdm']])
 def test_a_resumed_run_stays_what_it_was(command, run_folder, change):
     train_program.main(command + ['--num_epoch', '1'])
