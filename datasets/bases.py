@@ -17,7 +17,7 @@ from datasets.attributes import annotate_all, load_tagger
 from datasets.augmentation import seeded, simclr_transforms
 from datasets.fields import FIELDS, CaptionSample
 from datasets.listing import Strings, digest_of, open_arrays
-from datasets.released_lists import list_files, read_list
+from datasets.released_lists import list_files, read_list, read_reid_list, reid_files
 from datasets.transforms import as_tensor, draw_rand_view, draw_view
 from utils import pixels as known_pixels
 from utils.errors import UserError, unknown
@@ -63,7 +63,7 @@ class BaseDataset:
     captions_per_image = 2   # of a stand-in that datasets.synthpedes writes in this format
     has_val = True           # does a stand-in have a val split?
     recognises = False       # are its attributes what is measured, instead of retrieval?
-    released_stem = ''       # of APTM's lists <root>/finetune/<stem>_<split>.json, read where there is no annotation
+    released_stem = ''       # of APTM's lists <root>/finetune/<stem>_<split>.json: they or TBPS-CLIP's are read without an annotation
 
     def __init__(self, root='', verbose=True, splits=SPLITS, skip_broken=False):
         self.dataset_dir, self.anno_path = self.locate(root)
@@ -97,9 +97,10 @@ class BaseDataset:
         paths = [os.path.join(folder, name) for name in cls.annotations]
         stand_in = ('or make a stand-in with: '
                     f'python -m datasets.synthpedes --out {root or "."} --format {cls.name} --ids 300')
-        lists = list_files(root, cls.released_stem) if cls.released_stem and not any(map(os.path.exists, paths)) else {}
-        if lists:
-            return root, next(iter(lists.values()))
+        if cls.released_stem and not any(map(os.path.exists, paths)):
+            for home, lists in ((root, list_files(root, cls.released_stem)), (folder, reid_files(folder))):
+                if lists:
+                    return home, next(iter(lists.values()))
         if not os.path.isdir(folder):
             raise UserError(f'no dataset folder {folder}: it should hold {cls.annotations[0]} and imgs/; '
                             f'point --root_dir at the folder that holds {cls.name}/, {stand_in}')
@@ -124,10 +125,16 @@ class BaseDataset:
     def read(cls, path):
         """The annotation as a list of ``{id, split, captions, <image_key>}``, yet unchecked. A dataset whose file has another form turns
         it into this one here."""
-        if cls.released_stem and os.path.basename(path).startswith(f'{cls.released_stem}_'):
-            lists = list_files(os.path.dirname(os.path.dirname(path)), cls.released_stem)
-            return [{**entry, cls.image_key: entry['file_path']} for split, file in lists.items() for entry in read_list(file, split)]
-        return read_entries(path)
+        folder, name = os.path.split(path)
+        if cls.released_stem and name.startswith(f'{cls.released_stem}_'):
+            lists = list_files(os.path.dirname(folder), cls.released_stem)
+            entries = [entry for split, file in lists.items() for entry in read_list(file, split)]
+        elif cls.released_stem and name.endswith('_reid.json'):
+            lists = reid_files(folder)
+            entries = [entry for split, file in lists.items() for entry in checked(read_reid_list(file, split), file, 'file_path')]
+        else:
+            return read_entries(path)
+        return [{**entry, cls.image_key: entry['file_path']} for entry in entries]
 
     @classmethod
     def entries(cls, path):
@@ -225,6 +232,9 @@ def entry_problem(entry, image_key):
             return f'has a caption {number} that is a {type(caption).__name__} instead of text'
         if problem := caption_problem(caption):
             return f'has {problem} (number {number})'
+    translated = entry.get('captions_bt', entry['captions'])
+    if not isinstance(translated, list) or len(translated) != len(entry['captions']) or not all(isinstance(t, str) for t in translated):
+        return f"has 'captions_bt' that are no list of {len(entry['captions'])} texts, a back-translation of each caption"
     return path_problem(entry[image_key], image_key)
 
 
@@ -453,6 +463,9 @@ class ImageTextDataset(Dataset):
         self.dataset, self.transform, self.skip_broken = dataset, transform, skip_broken
         self.store, self.img_aug, self.rand_aug, self.labels = store, img_aug, rand_aug, labels
         self.txt_aug, self.preparation, self.translations, self.pixels = txt_aug, preparation, translations or {}, pixels
+        if txt_aug and preparation == 'tbps' and not self.translations:
+            logger.info("no caption has a back-translation ('captions_bt', which TBPS-CLIP's train_reid.json has): words are deleted, "
+                        'and no caption is replaced')
         self.tokenizer, self.text_length = tokenizer or default_tokenizer(), text_length
         self.fields, self.inplace = set(fields), caption_masking == 'inplace'
         if 'mlm_labels' in self.fields and not self.inplace:

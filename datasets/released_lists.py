@@ -1,6 +1,8 @@
-"""APTM's annotation format: JSON lists of ``{"image", "caption", "image_id", "label"}``, a row a caption or a row an image.
+"""Annotations that methods released as a JSON list for each split.
 
-What comes out are entries as of the other annotations: ``{id, split, captions, file_path}``, and ``label`` where there is one.
+APTM's are of rows ``{"image", "caption", "image_id", "label"}``, a row a caption or a row an image. TBPS-CLIP's are of rows ``{"file_path",
+"id", "captions"}``, with ``"captions_bt"``, a back-translation of each caption, where it has them. What comes out are entries as of the
+other annotations: ``{id, split, captions, file_path}``, and ``label`` or ``captions_bt`` where there is one.
 """
 import glob
 import os
@@ -11,14 +13,36 @@ from utils.iotools import read_json
 VALUES = frozenset((1, 0, -1))
 
 
-def list_files(root, stem, splits=('train', 'val', 'test')):
-    """``{split: path}`` of the lists ``<root>/finetune/<stem>_<split>.json`` that are there."""
-    paths = {split: os.path.join(root, 'finetune', f'{stem}_{split}.json') for split in splits}
-    return {split: path for split, path in paths.items() if os.path.isfile(path)}
+def list_files(root, stem):
+    """``{split: path}`` of APTM's lists ``<root>/finetune/<stem>_<split>.json`` that are there."""
+    return those_there(os.path.join(root, 'finetune', f'{stem}_%s.json'))
+
+
+def reid_files(folder):
+    """``{split: path}`` of TBPS-CLIP's lists ``<folder>/<split>_reid.json`` that are there."""
+    return those_there(os.path.join(folder, '%s_reid.json'))
+
+
+def those_there(pattern):
+    head, tail = pattern.rsplit('%s', 1)
+    return {split: head + split + tail for split in ('train', 'val', 'test') if os.path.isfile(head + split + tail)}
+
+
+def read_reid_list(path, split):
+    """The entries of one of TBPS-CLIP's lists, yet unchecked but for being mappings."""
+    rows = read_rows(path, '{"file_path": .., "id": .., "captions": [..]}')
+    return [{**row, 'split': split} if isinstance(row, dict) else row for row in rows]
+
+
+def read_rows(path, like):
+    rows = read_json(path)
+    if not isinstance(rows, list) or not rows:
+        raise UserError(f'{path} must hold a list of rows like {like}')
+    return rows
 
 
 def read_list(path, split, count=None, captioned=True):
-    """The entries of one list; neighbouring rows of one image are one entry with several captions.
+    """The entries of one of APTM's lists; neighbouring rows of one image are one entry with several captions.
 
     Args:
         split: what the entries are said to be of.
@@ -28,9 +52,7 @@ def read_list(path, split, count=None, captioned=True):
     Raises:
         UserError: the first row that isn't as it should be, with its number.
     """
-    rows = read_json(path)
-    if not isinstance(rows, list) or not rows:
-        raise UserError(f'{path} must hold a list of rows like {{"image": .., "caption": .., "image_id": ..}}')
+    rows = read_rows(path, '{"image": .., "caption": .., "image_id": ..}')
     entries, numbers = [], {}
     for number, row in enumerate(rows):
         problem = row_problem(row, count, captioned)

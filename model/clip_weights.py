@@ -19,7 +19,7 @@ import torch.nn.functional as F
 import yaml
 
 from model.clip_model import CLIP, ClipShape
-from utils.checkpoint import misfits
+from utils.checkpoint import misfits, renamed
 from utils.errors import UserError, unknown
 from utils.weight_files import check_archive, check_weights, read_torch_file, sha256_of, some
 
@@ -42,12 +42,13 @@ SHAPES_FOLDER = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__f
 WEIGHT_FILES = ('.pt', '.pth', '.bin', '.ckpt', '.safetensors')
 
 
-def build_clip(pretrain_choice, img_size, stride_size, text_length=77, trust_archive=False, download_root=None):
+def build_clip(pretrain_choice, img_size, stride_size, text_length=77, trust_archive=False, download_root=None, text_positions='first'):
     """The :class:`CLIP` of a source, its position tables fitted to ``img_size`` (height, width), ``stride_size`` and
     ``text_length``.
 
     ``trust_archive``: run a TorchScript archive although its checksum is none of OpenAI's. ``download_root``: where
-    OpenAI's files are kept (``~/.cache/clip``). Raises UserError for a source that isn't there, is broken, carries code
+    OpenAI's files are kept (``~/.cache/clip``). ``text_positions``: 'first' takes the table's first ones, 'interpolated' all of
+    them (:func:`fit_text_positions`). Raises UserError for a source that isn't there, is broken, carries code
     or holds other parameters than a CLIP's.
     """
     if pretrain_choice.startswith('scratch:'):
@@ -60,12 +61,13 @@ def build_clip(pretrain_choice, img_size, stride_size, text_length=77, trust_arc
     with torch.device('meta'):      # no random weights for what is overwritten
         clip = CLIP(shape_of(state, path), img_size, stride_size, text_length)
     positions = len(state[image_table(clip)]) - 1, len(state['positional_embedding'])
-    fit_tables(state, clip, fitted, path)
+    fit_tables(state, clip, fitted, path, text_positions)
     check_entries(state, clip, path)
     clip.load_state_dict(state, assign=True)
     clip.pretrained_scale = scale
-    log.info('encoders from %s: %d image positions fitted to %dx%d, the first %d of %d text positions',
-             path, positions[0], *clip.grid, text_length, positions[1])
+    interpolated = text_positions == 'interpolated' and text_length != positions[1]
+    log.info('encoders from %s: %d image positions fitted to %dx%d, %s %d %s %d text positions', path, positions[0], *clip.grid,
+             *(('as many as', text_length, 'interpolated of') if interpolated else ('the first', text_length, 'of')), positions[1])
     return clip
 
 
@@ -188,11 +190,11 @@ def _read(path, trust_archive):
     except Exception:       # unpickling arbitrary bytes raises nearly anything
         raise UserError(f'{path} is truncated or no file of weights') from None
     state = tensors_in(entries, path)
-    state = {name.removeprefix('module.'): value for name, value in state.items()}
+    state = renamed({name.removeprefix('module.'): value for name, value in state.items()})
+    scale = state.get('logit_scale', state.get('base_model.logit_scale'))
     fitted = any(name.startswith('base_model.') for name in state)
     if fitted:      # the heads' parameters are no part of a CLIP
         state = {name[len('base_model.'):]: value for name, value in state.items() if name.startswith('base_model.')}
-    scale = state.get('logit_scale')
     scale = float(scale) if scale is not None and scale.numel() == 1 else None
     return {name: in_float32(value) for name, value in openai_names(state).items()}, fitted, scale
 
@@ -378,11 +380,20 @@ def fit_positions(table, new_grid, old_grid=None):
     return torch.cat([table[:1], places[0].flatten(1).T])
 
 
+def fit_text_positions(table, length):
+    """A table of text positions [L, D] resized linearly to ``length``: the first and the last position stay (TBPS-CLIP).
+
+    >>> fit_text_positions(torch.tensor([[0.], [2.], [6.]]), 5).flatten()
+    tensor([0., 1., 2., 4., 6.])
+    """
+    return F.interpolate(table.T[None], size=length, mode='linear', align_corners=True)[0].T.contiguous()
+
+
 def image_table(clip):
     return 'visual.positional_embedding' if clip.has_image_tokens else 'visual.attnpool.positional_embedding'
 
 
-def fit_tables(state, clip, fitted, path):
+def fit_tables(state, clip, fitted, path, text_positions='first'):
     """Fits both position tables of ``state``, in place, to ``clip``'s grid and text length."""
     name = image_table(clip)
     places = clip.grid[0] * clip.grid[1]
@@ -393,6 +404,9 @@ def fit_tables(state, clip, fitted, path):
     of_this_grid = fitted or len(state[name]) == 1 + places and square_side(state[name]) is None
     state[name] = fit_positions(state[name], clip.grid, old_grid=clip.grid if of_this_grid else None)
     length = len(state['positional_embedding'])
+    if text_positions == 'interpolated' and clip.text_length != length:
+        state['positional_embedding'] = fit_text_positions(state['positional_embedding'], clip.text_length)
+        return
     if clip.text_length > length:
         raise UserError(f'--text_length {clip.text_length} is more than the {length} positions that {path} has')
     state['positional_embedding'] = state['positional_embedding'][:clip.text_length].clone()

@@ -5,6 +5,7 @@ import os
 import re
 import zipfile
 import zlib
+from collections import OrderedDict
 
 import torch
 
@@ -15,6 +16,10 @@ logger = logging.getLogger('Pedestal.checkpoint')
 # What weights and optimizer states are made of.
 PLAIN = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32,
          torch.int64)
+
+
+# Released code keeps its options in a checkpoint as EasyDicts, which are read as plain dicts, without the library's code.
+STAND_INS = [(OrderedDict, 'easydict.EasyDict')]
 
 
 def read_torch_file(path, hashed=False):
@@ -28,7 +33,8 @@ def read_torch_file(path, hashed=False):
                 check_archive(file, path)
             else:
                 logger.info('%s is of an old format without checksums: damage to its numbers would not be seen', path)
-            content = torch.load(path, map_location='cpu', weights_only=True)
+            with torch.serialization.safe_globals(STAND_INS):
+                content = torch.load(path, map_location='cpu', weights_only=True)
             digest = sha256_of_open(file) if hashed else None
             same = state_of(os.fstat(file.fileno())) == state_of(os.stat(path))
     except (UserError, MemoryError):

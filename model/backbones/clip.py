@@ -41,6 +41,9 @@ class Clip(Backbone):
     def add_options(parser):
         parser.add_argument('--text_dropout', type=dropout_rate, default=0.0,
                             help="dropout of the text encoder's attention in training (TBPS-CLIP: 0.05)")
+        parser.add_argument('--text_positions', choices=['first', 'interpolated'], default='first',
+                            help="where --text_length is another than the pretrained CLIP's: its first text positions, or all of them, "
+                                 'resized linearly (TBPS-CLIP)')
 
     @classmethod
     def build(cls, args, state_dict=None):
@@ -49,7 +52,7 @@ class Clip(Backbone):
             of_clip = {name[len('base_model.'):]: value for name, value in state_dict.items() if name.startswith('base_model.')}
             return cls(empty_clip(shape_of(of_clip), *sizes))
         if args.training:
-            clip = build_clip(args.pretrain_choice, *sizes, args.trust_archive)
+            clip = build_clip(args.pretrain_choice, *sizes, args.trust_archive, text_positions=args.text_positions)
             for block in clip.transformer.resblocks:
                 block.attn.dropout = args.text_dropout
             return cls(clip)

@@ -1,9 +1,14 @@
-"""APTM's annotation format."""
+"""The annotation formats of APTM and TBPS-CLIP."""
 import json
+import logging
 
 import pytest
+from PIL import Image
 
+from datasets import build_dataloader
+from datasets.build import build_dataset
 from datasets.released_lists import list_files, pretraining_lists, read_list
+from tests.support import options
 from utils.errors import UserError
 
 
@@ -47,3 +52,58 @@ def test_wrong_rows_are_named(tmp_path, row, message):
     path = written(tmp_path / 'list.json', [{'image': 'ok', 'caption': 'ok', 'image_id': 0, 'label': [0, 1]}, row])
     with pytest.raises(UserError, match=message):
         read_list(path, 'train', count=2)
+
+
+# -- TBPS-CLIP's ---------------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def reid(tmp_path):
+    """A function that writes the lists of a dataset, and its images, and returns the root."""
+    def write(name='CUHK-PEDES', **rows):
+        lists = {'train': [{'file_path': f'a/{i}.png', 'id': i // 2, 'captions': [f'man {i}', f'coat {i}'], 'captions_bt': [f'guy {i}', '']}
+                           for i in range(4)],
+                 'test': [{'file_path': f'b/{i}.png', 'id': 7 + i, 'captions': [f'woman {i}']} for i in range(3)], **rows}
+        for split, entries in lists.items():
+            written(tmp_path / name / f'{split}_reid.json', entries)
+            for entry in entries:
+                image = tmp_path / name / 'imgs' / str(entry.get('file_path', 'x.png'))
+                image.parent.mkdir(parents=True, exist_ok=True)
+                Image.new('RGB', (16, 48)).save(image)
+        return str(tmp_path)
+    return write
+
+
+@pytest.mark.parametrize('name', ['CUHK-PEDES', 'ICFG-PEDES', 'RSTPReid'])
+def test_tbps_clips_lists(reid, name):
+    dataset = build_dataset(name, reid(name))
+    assert [(pid, image, caption) for pid, image, _, caption in dataset.train] == [
+        (i // 2, i, f'{what} {i}') for i in range(4) for what in ('man', 'coat')]
+    assert dataset.test['image_pids'] == dataset.test['caption_pids'] == [7, 8, 9] and not dataset.val['captions']
+    assert dataset.translations() == {(i, f'{what} {i}'): f'guy {i}' if what == 'man' else '' for i in range(4) for what in ('man', 'coat')}
+
+
+def test_tbps_clips_val_list_and_an_annotation_before_lists(reid, tmp_path, caplog):
+    root = reid(val=[{'file_path': 'c/1.png', 'id': 5, 'captions': ['a boy']}])
+    assert build_dataset('CUHK-PEDES', root).val['captions'] == ['a boy']
+    entry = {'id': 1, 'captions': ['a man'], 'file_path': 'a/0.png'}
+    written(tmp_path / 'CUHK-PEDES' / 'reid_raw.json', [{**entry, 'split': 'train'}, {**entry, 'id': 2, 'split': 'test'}])
+    assert len(build_dataset('CUHK-PEDES', root).train) == 1
+    with caplog.at_level(logging.INFO):
+        build_dataloader(options(dataset_name='CUHK-PEDES', root_dir=root, preparation='tbps', txt_aug=True, batch_size=1, num_workers=0))
+    assert "no caption has a back-translation ('captions_bt', which TBPS-CLIP's train_reid.json has)" in caplog.text
+
+
+@pytest.mark.parametrize('row, message', [
+    ({'id': 1, 'captions': ['x']}, "train_reid.json: entry 0 .* has no field 'file_path'"),
+    ({'file_path': 'a.png', 'id': 1, 'captions': ['x', 'y'], 'captions_bt': ['z']}, "has 'captions_bt' that are no list of 2 texts"),
+    ({'file_path': 'a.png', 'id': 1, 'captions': ['x'], 'captions_bt': [1]}, "has 'captions_bt' that are no list of 1 texts")])
+def test_wrong_entries_of_tbps_clips_lists(reid, row, message):
+    with pytest.raises(UserError, match=message):
+        build_dataset('CUHK-PEDES', reid(train=[row]))
+
+
+def test_a_wrong_list_is_named(reid, tmp_path):
+    root = reid()
+    written(tmp_path / 'CUHK-PEDES' / 'test_reid.json', {})
+    with pytest.raises(UserError, match='test_reid.json must hold a list of rows like'):
+        build_dataset('CUHK-PEDES', root)

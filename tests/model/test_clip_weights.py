@@ -368,6 +368,25 @@ def test_tables_are_fitted(weights, saved):
         build_clip(saved(weights), BIG, 16, text_length=21)
 
 
+@pytest.mark.parametrize('length', [9, 26])
+def test_text_positions_interpolated(weights, saved, length):
+    """Linearly between neighbours, with the first and the last position kept; also to more than there are."""
+    table = weights['positional_embedding']
+    clip = build_clip(saved(weights), BIG, 16, length, text_positions='interpolated')
+    places = torch.arange(length) * 19 / (length - 1)
+    low, share = places.long().clamp(max=18), (places - places.long().clamp(max=18))[:, None]
+    assert torch.allclose(clip.positional_embedding, table[low] * (1 - share) + table[low + 1] * share, atol=1e-6)
+    assert torch.equal(clip.positional_embedding[[0, -1]], table[[0, -1]])
+    assert torch.equal(build_clip(saved(weights), BIG, 16, 20, text_positions='interpolated').positional_embedding, table)
+
+
+def test_tbps_clips_checkpoint_is_a_start(weights, saved):
+    """Its text encoder's names stand behind ``encode_text.``, and its temperature beside both encoders."""
+    released = {name if name.startswith('visual.') else f'encode_text.{name}': value for name, value in weights.items()}
+    clip = build_clip(saved({'model': {**released, 'logit_scale': torch.tensor(4.5), 'simclr_mlp.0.bias': torch.zeros(128)}}), BIG, 16, 20)
+    assert same(clip.state_dict(), weights) and clip.pretrained_scale == 4.5
+
+
 def test_a_trained_models_table_stays(weights, saved):
     """8x2 places of a trained model are as many as a square has, and are none."""
     path = saved(trained(weights))

@@ -4,6 +4,7 @@ import resource
 
 import pytest
 import torch
+from easydict import EasyDict
 from torch import nn
 
 from solver import build_lr_scheduler, build_optimizer
@@ -287,6 +288,8 @@ def test_tbps_clips_checkpoint_is_read_by_its_names(tmp_path):
         released[name if bare == name else bare if bare.startswith('visual.') else f'encode_text.{bare}'] = value
     assert {'visual.conv1.weight', 'encode_text.token_embedding.weight', 'logit_scale', 'simclr_mlp.2.bias'} <= set(released)
     wrapped = {f'module.{name}': value for name, value in released.items()}
-    torch.save({'model': wrapped, 'optimizer': {}, 'config': {}}, tmp_path / 'best.pth')
+    options = EasyDict({'experiment': {'ss': True, 'ratios': [1, {'citc': 0.1}]}})
+    torch.save({'model': wrapped, 'optimizer': {}, 'config': options}, tmp_path / 'best.pth')
+    assert read_checkpoint(str(tmp_path / 'best.pth'))['config'] == options
     load_weights(model, read_checkpoint(str(tmp_path / 'best.pth'))['model'])
     assert all((value == 0.25).all() for value in model.state_dict().values())
