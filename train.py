@@ -8,12 +8,10 @@ import time
 if __name__ == '__main__':  # until run() below takes over: Ctrl-C while PyTorch loads ends the program without a traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-from datasets import build_dataloader
-from datasets.build import dataset_class
+from datasets.build import build_training, dataset_class
 from model import build_model
-from processor.evaluation import Evaluator
+from processor.evaluators import build_evaluator
 from processor.processor import do_train
-from processor.recognition import Recogniser
 from solver import build_lr_scheduler, build_optimizer
 from utils.checkpoint import Checkpointer, is_released, read_checkpoint, start_from
 from utils.comm import pick_device, refuse_several_gpus
@@ -87,8 +85,8 @@ def train_alone(args, device, resumed):
         logger.info('note: %s', line)
     seed_all(args.seed)
 
-    train_loader, val_img_loader, val_txt_loader, num_classes = build_dataloader(args)
-    model = build_model(args, num_classes)
+    loaders = build_training(args)
+    model = build_model(args, loaders.num_classes)
     if args.init_from and not args.resume:
         start_from(model, args.init_from)
     model.to(device)
@@ -97,14 +95,13 @@ def train_alone(args, device, resumed):
     optimizer = build_optimizer(args, model)
     scheduler = build_lr_scheduler(args, optimizer)
     checkpointer = Checkpointer(model, optimizer, scheduler, args.output_dir, save_to_disk=True)
-    recognises = val_img_loader.dataset.recognises
-    evaluator = Recogniser(val_img_loader) if recognises else Evaluator(val_img_loader, val_txt_loader)
+    evaluator = build_evaluator(loaders.evaluations)
     start_epoch = 1
     if args.resume:
         start_epoch = checkpointer.resume(args.resume_ckpt_file, resumed)['epoch']
     if start_epoch <= args.num_epoch or not os.path.exists(os.path.join(args.output_dir, 'configs.yaml')):
         save_train_configs(args.output_dir, args)
-    do_train(start_epoch, args, model, train_loader, evaluator, optimizer, scheduler, checkpointer)
+    do_train(start_epoch, args, model, loaders.train, evaluator, optimizer, scheduler, checkpointer)
 
 
 def parameter_count(model):

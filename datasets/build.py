@@ -1,6 +1,7 @@
 """From the options to the loaders."""
 import logging
 import os
+from typing import NamedTuple
 
 import torch
 from torch.utils.data import DataLoader
@@ -45,30 +46,58 @@ def build_dataloader(args):
         UserError: an unknown dataset or sampler, data that isn't whole, an empty split, a batch that doesn't fit, an image cache
             that cannot be made.
     """
-    used = ('train', args.val_dataset) if args.training else ('test',)
-    dataset = dataset_of(args, splits=used, skip_broken=args.skip_broken)
-    samples, pids = dataset.train, dataset.train_id_container
-    if args.limit_train:
-        samples, pids = first_captions(samples, args.limit_train, dataset.anno_path)
-    tokenizer = family(args).tokenizer(args, (lambda: [caption for *_, caption in samples]) if args.training else None)
-    if not args.training:
-        return (*evaluation_loaders(args, dataset, 'test', args.test_batch_size, tokenizer), len(pids))
+    if args.training:
+        found = build_training(args)
+        return (found.train, *next(iter(found.evaluations.values())), found.num_classes)
+    dataset = dataset_of(args, splits=('test',), skip_broken=args.skip_broken)
+    tokenizer = family(args).tokenizer(args, None)
+    return (*evaluation_loaders(args, dataset, 'test', args.test_batch_size, tokenizer), len(samples_of(args, dataset)[1]))
+
+
+class TrainingLoaders(NamedTuple):
+    """What a run trains with, and what it is evaluated on: ``{dataset: (images, captions)}``; the first one chooses the best epoch."""
+    train: Loader
+    evaluations: dict
+    num_classes: int
+
+
+def build_training(args):
+    """The :class:`TrainingLoaders` that ``args`` describe; see :func:`build_dataloader`. Several datasets are evaluated on each."""
+    dataset = dataset_of(args, splits=('train', args.val_dataset), skip_broken=args.skip_broken)
+    samples, pids = samples_of(args, dataset)
+    tokenizer = family(args).tokenizer(args, lambda: [caption for *_, caption in samples])
     if not samples:
         raise empty(dataset, 'train')
     samples, noise = noisy_samples(samples, args.noisy_rate, args.noisy_file)
     if noise:
         logger.info('of %d training pairs %d exchange captions, and %d stay clean', len(samples), noise['noisy'], noise['clean'])
-    measured = dataset
-    if getattr(args, 'eval_dataset', ''):
-        measured = build_dataset(args.eval_dataset, args.root_dir, splits=(args.val_dataset,))
-    evaluation = evaluation_loaders(args, measured, args.val_dataset, args.batch_size, tokenizer)
+    evaluations = {measured.name: evaluation_loaders(args, measured, args.val_dataset, args.batch_size, tokenizer)
+                   for measured in evaluated(args, dataset)}
     # of all training images, however many --limit_train leaves
     store = image_store(args, dataset, 'train', [sample[2] for sample in dataset.train], args.skip_broken)
     attributes = attributes_of(args, dataset, 'train', samples) if 'attribute_labels' in getattr(args, 'batch_fields', ()) else None
     train = training_loader(args, samples, store, tokenizer, attributes, dataset.translations(), getattr(dataset, 'sizes', None),
                             token_folder(dataset))
     train.dataset.noise = noise
-    return (train, *evaluation, len(pids))
+    return TrainingLoaders(train, evaluations, len(pids))
+
+
+def samples_of(args, dataset):
+    """(the training samples that ``--limit_train`` leaves, their pids)"""
+    if args.limit_train:
+        return first_captions(dataset.train, args.limit_train, dataset.anno_path)
+    return dataset.train, dataset.train_id_container
+
+
+def evaluated(args, dataset):
+    """The datasets that a run on ``dataset`` is evaluated on while it trains."""
+    if getattr(args, 'eval_dataset', ''):
+        return [build_dataset(args.eval_dataset, args.root_dir, splits=(args.val_dataset,))]
+    first, *others = getattr(dataset, 'built', [dataset])
+    lacking = [other for other in others if not getattr(other, args.val_dataset)['captions']]
+    for other in lacking:
+        logger.info('%s has no split %s: while it trains, the run is not evaluated on it', other.name, args.val_dataset)
+    return [first, *(other for other in others if other not in lacking)]
 
 
 def token_folder(dataset):

@@ -17,18 +17,16 @@ def joined_class(name, known):
 class Joined(BaseDataset):
     """Trains on all of its parts; identities and images are kept apart, even where the parts give them the same numbers.
 
-    Its val and test splits are those of the first part, which therefore chooses the best epoch. test.py evaluates on each.
+    Its val and test splits are those of the first part, which therefore chooses the best epoch. Training and test.py evaluate on each.
 
     Attributes:
         sizes: training captions of each part; ``train`` holds them in this order.
+        built: the parts themselves.
     """
     parts = ()
 
     def __init__(self, root='', verbose=True, splits=SPLITS, skip_broken=False):
-        first, *others = self.parts
-        built = [first(root, verbose=verbose, splits=splits, skip_broken=skip_broken)]
-        of_others = tuple(split for split in splits if split == 'train')
-        built += [part(root, verbose=verbose, splits=of_others, skip_broken=skip_broken) for part in others]
+        self.built = built = [part(root, verbose=verbose, splits=splits, skip_broken=skip_broken) for part in self.parts]
         self.dataset_dir = self.img_dir = root
         self.anno_path = ' + '.join(part.anno_path for part in built)
         self.sizes = [len(part.train) for part in built]
@@ -52,7 +50,7 @@ class Joined(BaseDataset):
 
 
 def first_of(name):
-    """The dataset that a joined one is evaluated on while it trains.
+    """The dataset of a joined one that chooses the best epoch.
 
     >>> first_of('CUHK-PEDES+ICFG-PEDES')
     'CUHK-PEDES'

@@ -151,6 +151,8 @@ class Trainer:
         self.interrupt.at_once = False
         figures = dict(getattr(self.evaluator, 'results', {}).get('t2i', {'R1': float(top1)}))
         self.journal.write('evaluation', epoch, self.total_steps, {**figures, 'split': self.args.val_dataset})
+        for name, summary in getattr(self.evaluator, 'others', {}).items():
+            self.journal.write(f'evaluation/{name}', epoch, self.total_steps, {**summary, 'split': self.args.val_dataset})
         if top1 > self.best['R1']:
             self.best = {'R1': float(top1), 'epoch': epoch}
             self.checkpointer.save('best', epoch=epoch, metrics=figures, val_dataset=self.args.val_dataset,

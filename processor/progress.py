@@ -60,7 +60,7 @@ class Journal:
                 fact = fact_of(line)
                 if fact is None:
                     foreign += line.endswith(b'\n')  # the line that a kill cut short has no end
-                elif fact['step'] <= step and (fact['kind'] != 'evaluation' or fact['epoch'] != unevaluated):
+                elif fact['step'] <= step and (not str(fact['kind']).startswith('evaluation') or fact['epoch'] != unevaluated):
                     kept.append(line)
         if foreign:
             logger.warning('left out of %s: %d lines that this program did not write', self.path, foreign)
@@ -68,7 +68,7 @@ class Journal:
             file.writelines(kept)
 
     def write(self, kind, epoch, step, values):
-        """One line: ``{"kind": "train" | "epoch" | "evaluation", "epoch", "step" (of the run), ...values}``."""
+        """One line: ``{"kind": "train" | "epoch" | "evaluation" | "evaluation/<dataset>", "epoch", "step" (of the run), ...values}``."""
         line = json.dumps({'kind': kind, 'epoch': epoch, 'step': step, **values})
         try:
             with open(self.path, 'a', encoding='utf-8') as file:

@@ -1,10 +1,11 @@
 """Several datasets joined with +."""
+import os
 from collections import Counter
 
 import pytest
 
 from datasets.check import check
-from datasets.build import build_dataloader, build_dataset
+from datasets.build import build_dataloader, build_dataset, build_training
 from datasets.sampler import SharedBatches
 from datasets.synthpedes import generate
 from tests.support import options
@@ -44,8 +45,12 @@ def test_shares_of_an_epoch():
     assert sum(SharedBatches(range(7), 2, 1, sizes=[3, 4], shares=[1, 2]).counts) == 7
 
 
-def loaders(root, **changes):
-    return build_dataloader(options(root_dir=root, batch_size=4, num_workers=0, img_size=(32, 16), batch_fields=[], **changes))
+def loaders(root, build=build_dataloader, **changes):
+    return build(options(root_dir=root, batch_size=4, num_workers=0, img_size=(32, 16), batch_fields=[], **changes))
+
+
+def training(root, **changes):
+    return loaders(root, build_training, **changes)
 
 
 def test_a_flag_cut_short_is_the_datasets_name():
@@ -64,6 +69,25 @@ def test_batches_hold_both(root):
     assert classes == 10
     pids = [pid for batch in loader for pid in batch['pids'].tolist()]
     assert abs(sum(pid >= 6 for pid in pids) / len(pids) - 0.5) < 0.05
+
+
+def test_training_is_evaluated_on_each(root):
+    one, other = (loaders(root, dataset_name=name)[2].dataset.captions for name in ('CUHK-PEDES', 'RSTPReid'))
+    found = training(root, dataset_name='CUHK-PEDES+RSTPReid')
+    assert {name: captions.dataset.captions for name, (_, captions) in found.evaluations.items()} == {'CUHK-PEDES': one, 'RSTPReid': other}
+    assert list(found.evaluations) == ['CUHK-PEDES', 'RSTPReid']                      # the first one chooses
+    assert list(training(root, dataset_name='CUHK-PEDES+RSTPReid', eval_dataset='RSTPReid').evaluations) == ['RSTPReid']
+
+
+def test_a_dataset_without_the_split_is_left_out_of_evaluations(root, tmp_path, caplog):
+    generate(str(tmp_path), 8, images_per_id=2, size=(32, 16), format='ICFG-PEDES', test_ids=2, workers=1)
+    for name in ('CUHK-PEDES', 'RSTPReid'):
+        os.symlink(os.path.join(root, name), tmp_path / name)
+    with caplog.at_level('INFO', 'Pedestal'):
+        found = training(str(tmp_path), dataset_name='CUHK-PEDES+ICFG-PEDES+RSTPReid', val_dataset='val')
+    assert list(found.evaluations) == ['CUHK-PEDES', 'RSTPReid'] and 'ICFG-PEDES has no split val' in caplog.text
+    with pytest.raises(UserError, match="no entries in the split 'val'"):            # the first one has to choose
+        training(str(tmp_path), dataset_name='ICFG-PEDES+RSTPReid', val_dataset='val')
 
 
 @pytest.mark.parametrize('changes, sentence', [

@@ -3,8 +3,12 @@ import csv
 import json
 import os
 
+import pytest
+import torch
+
 import test as test_program
 import train as train_program
+from processor.progress import Journal
 
 
 def test_a_table_trains_and_is_tested(data, clip, tmp_path, run_folder, capsys):
@@ -33,12 +37,33 @@ def test_two_datasets_train_together_and_are_tested_each(data, clip, tmp_path, r
                         '--loss_names', 'sdm+id', '--num_epoch', '1', '--batch_size', '8', '--pretrain_choice', clip,
                         '--img_size', '64', '32', '--num_workers', '0', '--device', 'cpu', '--output_dir', str(tmp_path / 'logs')])
     folder = run_folder('CUHK-PEDES+RSTPReid')
+    while_training = evaluations(folder)
+    assert list(while_training) == ['evaluation', 'evaluation/RSTPReid']
+    with open(os.path.join(folder, 'train_log.txt')) as file:
+        log = file.read()
+    assert log.index('on CUHK-PEDES\n') < log.index('on RSTPReid\n') < log.index('epoch 1: Rank-1')
+    assert torch.load(os.path.join(folder, 'best.pth'), weights_only=True)['metrics']['R1'] == while_training['evaluation']['R1']
     capsys.readouterr()
     assert test_program.main(['--config_file', os.path.join(folder, 'configs.yaml')]) == 0
     told = capsys.readouterr().out
     assert 'CUHK-PEDES test: ' in told and 'RSTPReid test: ' in told
     assert 'chosen by the test split of CUHK-PEDES, the split it is tested on' in told
     assert 'chosen by the test split of CUHK-PEDES\n' in told
-    for dataset in ('CUHK-PEDES', 'RSTPReid'):
+    for dataset, kind in (('CUHK-PEDES', 'evaluation'), ('RSTPReid', 'evaluation/RSTPReid')):
         with open(os.path.join(folder, f'metrics_{dataset}.json')) as file:
-            assert json.load(file)['produced_by']['dataset'] == dataset
+            content = json.load(file)
+        assert content['produced_by']['dataset'] == dataset
+        tested, = content['results'].values()
+        assert tested['t2i']['mAP'] == pytest.approx(while_training[kind]['mAP'])
+
+
+def evaluations(folder):
+    with open(os.path.join(folder, 'metrics.jsonl')) as file:
+        return {entry['kind']: entry for entry in map(json.loads, file) if entry['kind'].startswith('evaluation')}
+
+
+def test_each_evaluation_is_taken_back_that_a_resumed_run_does_again(tmp_path):
+    lines = [{'kind': kind, 'epoch': epoch, 'step': 4 * epoch} for epoch in (1, 2) for kind in ('evaluation', 'evaluation/RSTPReid')]
+    (tmp_path / 'metrics.jsonl').write_text(''.join(f'{json.dumps(line)}\n' for line in lines))
+    Journal(str(tmp_path), step=8, unevaluated=2).close()
+    assert [json.loads(line) for line in open(tmp_path / 'metrics.jsonl')] == lines[:2]
