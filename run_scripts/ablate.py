@@ -5,7 +5,8 @@
 
 What follows -- goes to every train.py. Each run is a process of its own in a folder whose name follows from its settings, so the
 same command goes on with an interrupted grid: finished runs are skipped, others are resumed or started. Started again beside
-itself (on another GPU), it takes the runs that nobody is at. The table is printed and written as table.txt, .md, .tex and .csv.
+itself (on another GPU), it takes the runs that nobody is at. The table is printed and written as table.txt, .md, .tex and .csv;
+``--table_only --epoch last`` makes another of the same runs, table_last.txt and so on.
 Exit status 0 if every run is finished, 1 if not, 130 if stopped.
 """
 import contextlib
@@ -30,6 +31,7 @@ from textwrap import shorten
 from run_scripts import ROOT, start
 from datasets.build import dataset_of
 from datasets.synthpedes import is_synthetic
+from processor.history import best_last_mean, read_evaluations
 from processor.report import baselines, read_results
 from utils.checkpoint import sha256_of
 from utils.errors import UserError, unknown
@@ -37,6 +39,10 @@ from utils.iotools import atomic_write, read_json
 from utils.options import Effect, Parser, as_dict, build_parser, get_args, plain, whole
 from utils.tables import METRICS, as_latex, as_markdown, as_text
 
+# What a table's figures are of, with the split.
+OF_EPOCHS = {'best': 'each run at the epoch with its best Rank-1 on the {} split, whose figures these are',
+             'last': 'each run after its last epoch, on the {} split',
+             'mean': "the mean of each run's evaluations in its last five epochs, on the {} split"}
 OWN = {'loss_names': '--loss_names', 'seed': '--seeds', 'config_file': '--config_file', 'output_dir': '--output_dir'}
 
 
@@ -45,13 +51,12 @@ def main(argv=None):
     own, after = split_at_dashes(argv)
     args = build_ablation_parser().parse(own)
     names, cells = build_grid(args, after)
+    grid = Table(args.output_dir, names, cells, args.epoch)
     if args.table_only:
-        grid = Table(args.output_dir, names, cells)
         print(grid.write())
         return 0 if grid.complete else 1
     for of in data_of(cells):  # missing data stops the grid before its first run
         dataset_of(of, verbose=False, splits=('train', of.val_dataset), skip_broken=of.skip_broken)
-    grid = Table(args.output_dir, names, cells)
     with Stop() as stop:
         train_all(cells, grid, stop, args.keep)
     print(grid.write())
@@ -82,6 +87,8 @@ def build_ablation_parser():
                              'false where it takes none); may be given several times')
     parser.add_argument('--output_dir', help='the folder of the grid (default: logs/ablation/<recipe>)')
     parser.add_argument('--keep', choices=['none', 'best', 'all'], default='best', help='checkpoints that a finished run leaves')
+    parser.add_argument('--epoch', choices=list(OF_EPOCHS), default='best',
+                        help="what the table is of: each run's best epoch, its last one, or the mean of its last five")
     parser.add_argument('--table_only', action='store_true', help='train nothing: the table of what is finished')
     return parser
 
@@ -118,6 +125,15 @@ class Cell:
     @property
     def finished(self):
         return 'metrics' in self.result
+
+    def at(self, epoch):
+        """(metrics, epochs) of a finished run at its 'best' epoch, its 'last' one, or the 'mean' of its last five; (None, []) of any other
+        run, and of one whose evaluations are gone."""
+        if not self.finished or epoch == 'best':
+            return self.result.get('metrics'), [self.result['epoch']] if self.finished else []
+        folder = os.path.dirname(max(glob.glob(os.path.join(glob.escape(self.folder), '*', '*', 'metrics.jsonl')), default=''))
+        found = best_last_mean(read_evaluations(folder)).get(epoch, {'epochs': []})
+        return (found, found['epochs']) if found['epochs'] else (None, [])
 
     @property
     def last(self):
@@ -335,17 +351,11 @@ def run_folder(cell):
 
 def best_evaluation(folder):
     """The evaluation of a run's best epoch: the one whose weights best.pth holds."""
-    path = os.path.join(folder, 'metrics.jsonl')
-    try:
-        with open(path, encoding='utf-8') as file:
-            evaluations = [line for line in map(json.loads, file) if line['kind'] == 'evaluation']
-    except (OSError, ValueError, KeyError):
-        evaluations = []
-    if not evaluations:
-        return {'error': f'{path} has no evaluations'}
-    best = max(evaluations, key=lambda line: line['R1'])  # the first of equals, as in training
-    metrics = {name: value for name, value in best.items() if name not in ('kind', 'epoch', 'step', 'split')}
-    return {'metrics': metrics, 'epoch': best['epoch'], 'split': best['split']}
+    found = best_last_mean(read_evaluations(folder))
+    if not found:
+        return {'error': f"{os.path.join(folder, 'metrics.jsonl')} has no evaluations"}
+    epoch, = found['best'].pop('epochs')
+    return {'metrics': found['best'], 'epoch': epoch, 'split': found['split']}
 
 
 def why_broken(status, output):
@@ -373,8 +383,9 @@ def clear(folder, keep):
 class Table:
     """The grid's table: a row for each setting with mean and standard deviation over its seeds, in the grid's order."""
 
-    def __init__(self, folder, names, cells):
-        self.folder, self.names, self.cells = folder, names, cells
+    def __init__(self, folder, names, cells, epoch='best'):
+        self.folder, self.names, self.cells, self.epoch = folder, names, cells, epoch
+        self.stem = 'table' if epoch == 'best' else f'table_{epoch}'
         self.settings = {}
         for cell in cells:
             self.settings.setdefault(cell.setting, []).append(cell)
@@ -388,15 +399,14 @@ class Table:
     def heading(self):
         data = data_of(self.cells)
         datasets, splits = (' and '.join(sorted({getattr(args, name) for args in data})) for name in ('dataset_name', 'val_dataset'))
-        return (f'{datasets}: mean ± standard deviation over n seeds, in percent; each run at the epoch with its best Rank-1 '
-                f'on the {splits} split, whose figures these are')
+        return f'{datasets}: mean ± standard deviation over n seeds, in percent; {OF_EPOCHS[self.epoch].format(splits)}'
 
     def write(self):
         """Write the four files; returns the text."""
         header = [*self.names, 'n', *METRICS, 'note']
         elsewhere = [line for setting in self.settings for line in self.lines_elsewhere(setting)]
         lines = [*map(self.line, self.settings), *elsewhere, *map(self.baseline_line, self.baselines)]
-        writers = {'table.txt': as_text, 'table.md': as_markdown, 'table.tex': as_latex}
+        writers = {f'{self.stem}.txt': as_text, f'{self.stem}.md': as_markdown, f'{self.stem}.tex': as_latex}
         contents = {name: writer(self.heading, header, lines) for name, writer in writers.items()}
         try:
             os.makedirs(self.folder, exist_ok=True)
@@ -405,18 +415,18 @@ class Table:
         for name, content in contents.items():
             with atomic_write(os.path.join(self.folder, name)) as file:
                 file.write(f'{content}\n')
-        with atomic_write(os.path.join(self.folder, 'table.csv')) as file:
+        with atomic_write(os.path.join(self.folder, f'{self.stem}.csv')) as file:
             csv.writer(file, lineterminator='\n').writerows(self.csv_lines())
-        return contents['table.txt']
+        return contents[f'{self.stem}.txt']
 
     def line(self, setting):
         metrics = self.metrics(setting)
         return [*setting, str(len(metrics)), *means_and_spreads(metrics), self.note(setting)]
 
     def lines_elsewhere(self, setting):
-        """A line for each other dataset that test.py --dataset_name was run on with the setting's checkpoints."""
+        """A line for each other dataset that test.py --dataset_name was run on with the setting's best.pth."""
         found = {}
-        for cell in self.settings[setting]:
+        for cell in self.settings[setting] if self.epoch == 'best' else ():
             for dataset, metrics in results_elsewhere(cell).items():
                 found.setdefault(dataset, []).append(metrics)
         for dataset, metrics in sorted(found.items()):
@@ -429,7 +439,7 @@ class Table:
 
     def metrics(self, setting):
         """The metrics of a setting's finished runs."""
-        return [result['metrics'] for result in (cell.result for cell in self.settings[setting]) if 'metrics' in result]
+        return [metrics for metrics, _ in (cell.at(self.epoch) for cell in self.settings[setting]) if metrics]
 
     def note(self, setting):
         """Why there is a -: 'seeds 1, 2: there is no file x', or a single seed."""
@@ -449,9 +459,9 @@ class Table:
             deviations = [statistics.stdev(column) if len(column) > 1 else '' for column in columns]
             yield ['mean', *setting, '', len(columns[0]), *means, *deviations, '', '', self.note(setting)]
         for cell in self.cells:
-            result = cell.result
-            figures = [result.get('metrics', {}).get(metric, '') for metric in METRICS]
-            yield ['run', *cell.setting, cell.seed, '', *figures, *[''] * len(METRICS), result.get('epoch', ''), cell.folder,
+            metrics, epochs = cell.at(self.epoch)
+            figures = [(metrics or {}).get(metric, '') for metric in METRICS]
+            yield ['run', *cell.setting, cell.seed, '', *figures, *[''] * len(METRICS), ' '.join(map(str, epochs)), cell.folder,
                    why_missing(cell)]
         for name, metrics, note in self.baselines:
             yield ['baseline', name, *[''] * (len(self.names) - 1), '', '', *(metrics.get(metric, '') for metric in METRICS),

@@ -106,6 +106,25 @@ def test_the_table_holds_mean_and_sample_deviation(grid, capsys, monkeypatch):
     assert not list(grid['folder'].glob('*.tmp'))
 
 
+@pytest.mark.parametrize('epoch, epochs, r1, heading', [
+    ('best', '2', 30.0, 'at the epoch with its best Rank-1 on the test split'),
+    ('last', '4', 20.0, 'after its last epoch, on the test split'),
+    ('mean', '1 2 3 4', 22.5, "evaluations in its last five epochs, on the test split")])
+def test_tables_of_other_epochs(common, tmp_path, monkeypatch, capsys, epoch, epochs, r1, heading):
+    stub(monkeypatch, tmp_path, FINISHED)
+    command = ['--loss_names', 'sdm', '--output_dir', str(tmp_path / 'out'), '--epoch', epoch, *common]
+    assert ablate.main(command) == 0
+    without_training(monkeypatch)
+    assert ablate.main(['--table_only', *command]) == 0
+    stem = {'best': 'table'}.get(epoch, f'table_{epoch}')
+    table = (tmp_path / 'out' / f'{stem}.txt').read_text()
+    assert heading in table and line_of(table, 'sdm')[1:3] == ['1', f'{r1:.2f} ± -'] and capsys.readouterr().out.endswith(table)
+    with open(tmp_path / 'out' / f'{stem}.csv', newline='') as file:
+        run, = (row for row in csv.DictReader(file) if row['kind'] == 'run')
+    assert (run['epoch'], float(run['R1'])) == (epochs, r1)
+    assert {path.name for path in (tmp_path / 'out').glob('table*')} == {f'{stem}.{kind}' for kind in ('txt', 'md', 'tex', 'csv')}
+
+
 def test_csv_has_every_run(grid):
     with open(grid['folder'] / 'table.csv', newline='') as file:
         rows = list(csv.DictReader(file))
