@@ -2,7 +2,7 @@
 
 Writes ``image_encoder.onnx`` and ``text_encoder.onnx`` (any batch size; their embeddings have length 1: they are normalised in the
 graphs, and need not be again), the tokenizer's files and ``config.json``, and compares the embeddings with PyTorch's. ``--to huggingface``
-writes a CLIP that transformers loads, of a run that is a plain one on square images.
+writes a CLIP that transformers loads, of a run that is a plain one.
 """
 import json
 import os

@@ -1,9 +1,11 @@
 """A run's encoders as the CLIP of Hugging Face's transformers, for run_scripts/export.py."""
+import inspect
 import json
 import math
 import os
 
 import torch
+import torch.nn.functional as F
 
 from model.clip_weights import shape_of
 from utils.errors import UserError
@@ -15,7 +17,7 @@ LARGEST = 1e-4
 
 def as_clip(people, folder):
     """Write a folder for ``CLIPModel.from_pretrained``, with its tokenizer and image processor; returns what the comparison found."""
-    transformers = import_transformers()
+    transformers = import_transformers(is_oblong(people.args))
     model, args = people.model, people.args
     refuse_what_is_more_than_clip(people)
     clip = model.base_model
@@ -25,20 +27,25 @@ def as_clip(people, folder):
         text_config=dict(vocab_size=clip.vocab_size, max_position_embeddings=args.text_length, bos_token_id=people.tokenizer.start,
                          eos_token_id=people.tokenizer.end, pad_token_id=people.tokenizer.pad, projection_dim=clip.embed_dim,
                          **sizes(shape.text_width, shape.text_layers)),
-        vision_config=dict(image_size=args.img_size[0], patch_size=clip.patch_size, projection_dim=clip.embed_dim,
+        vision_config=dict(image_size=max(args.img_size), patch_size=clip.patch_size, projection_dim=clip.embed_dim,
                            **sizes(shape.vision_width, shape.vision_layers)))
-    exported = transformers.CLIPModel(config).eval()
-    exported.load_state_dict(renamed(clip.state_dict(), math.log(1 / args.temperature)))
+    exported, state = transformers.CLIPModel(config).eval(), clip.state_dict()
+    if is_oblong(args):
+        state['visual.positional_embedding'] = square_table(state['visual.positional_embedding'], clip.grid)
+    exported.load_state_dict(renamed(state, math.log(1 / args.temperature)))
     exported.save_pretrained(folder)
     write_preparation(people, folder)
     return compare(people, transformers.CLIPModel.from_pretrained(folder).eval())
 
 
-def import_transformers():
+def import_transformers(oblong=False):
     try:
         import transformers
     except ImportError:
         raise UserError('--to huggingface needs transformers: pip install transformers') from None
+    if oblong and 'interpolate_pos_encoding' not in inspect.signature(transformers.CLIPModel.forward).parameters:
+        raise UserError(f"transformers {transformers.__version__}'s CLIP reads square images alone: pip install -U transformers, "
+                        'or --to onnx, which takes every run')
     return transformers
 
 
@@ -48,11 +55,33 @@ def refuse_what_is_more_than_clip(people):
         "it has another backbone than CLIP's": args.backbone != 'clip',
         'its backbone is a ResNet': args.backbone == 'clip' and not model.base_model.has_image_tokens,
         'a head refines its embeddings': model.refines, 'a head adds an embedding of its own': bool(model.parts),
-        f"its images are {args.img_size[0]}x{args.img_size[1]}, and transformers' CLIP reads square ones": len(set(args.img_size)) > 1,
+        f"its images are {args.img_size[0]}x{args.img_size[1]} and patches of {people.model.base_model.patch_size} leave a rest":
+            args.backbone == 'clip' and is_oblong(args) and any(side % people.model.base_model.patch_size for side in args.img_size),
         'its patches overlap': args.backbone == 'clip' and model.base_model.patch_size != model.base_model.stride_size}
     found = [reason for reason, holds in reasons.items() if holds]
     if found:
         raise UserError(f"--to huggingface: this run is no plain CLIP ({'; '.join(found)}); --to onnx takes every run")
+
+
+def is_oblong(args):
+    return len(set(args.img_size)) > 1
+
+
+def square_table(table, grid):
+    """Position embeddings [1 + rows * cols, W] of oblong images -> [1 + side * side, W], side the longer of the two. transformers' CLIP
+    holds square tables alone, and resizes them to an image's grid if it is told to (``interpolate_pos_encoding=True``). Of the tables
+    that become ours then, this is the one with the least norm."""
+    side, (rows, cols) = max(grid), grid
+    patches = table[1:].double().view(rows, cols, -1)
+    patches = torch.einsum('ar,rcw,bc->abw', enlarging(side, rows), patches, enlarging(side, cols))       # [side, side, W]
+    return torch.cat([table[:1], patches.flatten(0, 1).to(table.dtype)])
+
+
+def enlarging(side, length):
+    """The [side, length] matrix that transformers' bicubic resizing from ``side`` to ``length`` undoes."""
+    rows = torch.eye(side, dtype=torch.float64)[None, :, :, None]                                            # a row an image
+    resized = F.interpolate(rows, size=(length, 1), mode='bicubic', align_corners=False)[0, :, :, 0]       # [side, length]
+    return torch.linalg.pinv(resized.t())
 
 
 def sizes(width, layers):
@@ -113,10 +142,15 @@ def compare(people, exported):
     from run_scripts.export import SENTENCES
     images = torch.randn(3, 3, *people.args.img_size, generator=torch.Generator().manual_seed(0))
     ids = people.tokens(SENTENCES)
-    given = exported(input_ids=ids, pixel_values=images)                    # its embeddings are normalised by itself
+    oblong = {'interpolate_pos_encoding': True} if is_oblong(people.args) else {}
+    given = exported(input_ids=ids, pixel_values=images, **oblong)          # its embeddings are normalised by itself
     pairs = (people.embed(list(images)), given.image_embeds), (people.encode_captions(SENTENCES), given.text_embeds)
     image, text = ((1 - (mine * theirs).sum(dim=1)).abs().max().item() for mine, theirs in pairs)
     if not max(image, text) <= LARGEST:
         raise UserError(f"transformers' CLIP gives other embeddings: cosine distance {image:.1e} of images, {text:.1e} of captions; "
                         'nothing is written')
-    return f"transformers' embeddings are the model's: largest cosine distance {image:.1e} of images, {text:.1e} of captions"
+    told = f"transformers' embeddings are the model's: largest cosine distance {image:.1e} of images, {text:.1e} of captions"
+    if oblong:
+        told += (f'\nimages are {people.args.img_size[0]}x{people.args.img_size[1]}: call the model with interpolate_pos_encoding=True, '
+                 'without which it takes square images alone and refuses others')
+    return told

@@ -1,15 +1,20 @@
 """run_scripts/export.py: what is written, that its embeddings are the model's, and what is refused."""
 import json
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 import pedestal
 import train as train_program
+from model import build_model
 from run_scripts import export
+from run_scripts.exports import hugging_face
+from tests.support import options
 from utils.errors import UserError
 
 needs_onnx = pytest.mark.skipif(any(__import__('importlib').util.find_spec(name) is None for name in ('onnx', 'onnxruntime', 'onnxscript')),
@@ -67,12 +72,14 @@ def square(data, clip, tmp_path_factory):
     return str(logs / 'CUHK-PEDES' / folder / 'configs.yaml')
 
 
-def test_transformers_loads_a_plain_run(square, tmp_path, capsys):
+@pytest.mark.parametrize('shape', ['square', 'oblong'])
+def test_transformers_loads_a_plain_run(shape, square, trained, tmp_path, capsys):
     transformers = pytest.importorskip('transformers', reason='transformers is not installed: pip install transformers')
-    out = str(tmp_path / 'clip')
-    export.main(['--config_file', square, '--out', out, '--to', 'huggingface'])
-    assert "transformers' embeddings are the model's" in capsys.readouterr().out
-    people = pedestal.load(os.path.dirname(square), device='cpu', amp='off')
+    out, run, oblong = str(tmp_path / 'clip'), square if shape == 'square' else trained, shape == 'oblong'
+    export.main(['--config_file', run, '--out', out, '--to', 'huggingface'])
+    told = capsys.readouterr().out
+    assert "transformers' embeddings are the model's" in told and oblong == ('interpolate_pos_encoding=True' in told)
+    people = pedestal.load(os.path.dirname(run), device='cpu', amp='off')
     tokenizer = transformers.CLIPTokenizer.from_pretrained(out)
     model = transformers.CLIPModel.from_pretrained(out).eval()
     ids = tokenizer([SENTENCE, *export.SENTENCES], padding='max_length', truncation=True, return_tensors='pt').input_ids
@@ -81,16 +88,38 @@ def test_transformers_loads_a_plain_run(square, tmp_path, capsys):
     photo.paste((0, 100, 0), (10, 20, 30, 60))
     pixels = transformers.CLIPImageProcessor.from_pretrained(out)(photo, return_tensors='pt').pixel_values
     with torch.no_grad():
-        given = model(input_ids=ids, pixel_values=pixels)
+        given = model(input_ids=ids, pixel_values=pixels, interpolate_pos_encoding=oblong)
+        if oblong:
+            with pytest.raises(ValueError, match="doesn't match model"):       # nobody gets other embeddings unawares
+                model(input_ids=ids, pixel_values=pixels)
     assert (given.image_embeds * people.encode_images([photo])).sum().item() > 1 - 1e-3          # resized by another library
     assert torch.allclose(given.text_embeds, people.encode_captions([SENTENCE, *export.SENTENCES]), atol=1e-5)
 
 
-def test_a_run_that_is_no_plain_clip_is_told(trained, tmp_path):
-    pytest.importorskip('transformers', reason='transformers is not installed: pip install transformers')
-    with pytest.raises(UserError, match="no plain CLIP .its images are 64x32, and transformers' CLIP reads square ones"):
-        export.main(['--config_file', trained, '--out', str(tmp_path / 'clip'), '--to', 'huggingface'])
-    assert os.listdir(tmp_path) == []
+@pytest.mark.parametrize('grid', [(24, 8), (16, 8), (14, 5), (4, 6)])
+def test_a_square_table_of_positions_is_resized_to_our_own(grid):
+    own = torch.randn(1 + grid[0] * grid[1], 5, generator=torch.Generator().manual_seed(0))
+    found, side = hugging_face.square_table(own, grid), max(grid)
+    assert found.shape == (1 + side * side, 5) and torch.equal(found[0], own[0])
+    resized = F.interpolate(found[1:].t().view(1, 5, side, side), size=grid, mode='bicubic', align_corners=False)
+    assert torch.allclose(resized[0].flatten(1).t(), own[1:], atol=1e-5)
+
+
+@pytest.mark.parametrize('changes, sentence', [
+    ({'loss_names': 'sdm+aux', 'php_parts': 'crfm'}, 'no plain CLIP .a head refines its embeddings.; --to onnx takes every run'),
+    ({'stride_size': 12}, 'no plain CLIP .its patches overlap'), ({'img_size': (72, 32)}, '72x32 and patches of 16 leave a rest')])
+def test_a_run_that_is_no_plain_clip_is_told(clip, changes, sentence):
+    args = options(**{'pretrain_choice': clip, 'loss_names': 'sdm', 'img_size': (64, 32), **changes})
+    with pytest.raises(UserError, match=sentence):
+        hugging_face.refuse_what_is_more_than_clip(SimpleNamespace(args=args, model=build_model(args, 3)))
+
+
+def test_an_older_transformers_reads_square_images_alone(monkeypatch):
+    transformers = pytest.importorskip('transformers', reason='transformers is not installed: pip install transformers')
+    monkeypatch.setattr(transformers.CLIPModel, 'forward', lambda self, input_ids=None, pixel_values=None: None)
+    with pytest.raises(UserError, match="CLIP reads square images alone: pip install -U transformers, or --to onnx"):
+        hugging_face.import_transformers(oblong=True)
+    assert hugging_face.import_transformers() is transformers
 
 
 @pytest.mark.parametrize('module, to, sentence', [
