@@ -10,14 +10,14 @@ OPTIMIZERS = ('Adam', 'AdamW', 'SGD')
 
 def parameter_settings(name, args, heads=None, backbone=None, dimensions=2):
     """(lr, weight decay) of a parameter: the backbone's rules on its name (IRRA's for CLIP), then those of the ``heads`` that it belongs to
-    (by default all that ``args`` ask for). ``--lr_rules`` may set these aside; ``dimensions``: of the parameter."""
+    (by default all that ``args`` ask for). Where heads that share a part say different rates, the highest counts, in whatever order
+    they are named. ``--lr_rules`` may set these aside; ``dimensions``: of the parameter."""
     if args.lr_rules != 'irra':
         undecayed = args.lr_rules == 'undecayed' and (dimensions < 2 or any(part in name for part in ('bias', 'ln', 'bn')))
         return args.lr, 0.0 if undecayed else args.weight_decay
-    lr, weight_decay = (backbone or Clip).learning_rate(name, args)
-    for head in active_heads(args) if heads is None else heads:
-        lr, weight_decay = head.learning_rate(name, lr, weight_decay, args)
-    return lr, weight_decay
+    usual = (backbone or Clip).learning_rate(name, args)
+    said = [head.learning_rate(name, *usual, args) for head in (active_heads(args) if heads is None else heads)]
+    return max((settings for settings in said if settings != usual), default=usual)
 
 
 def parameter_groups(args, model):

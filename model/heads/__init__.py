@@ -68,7 +68,8 @@ class Head(nn.Module):
 
     @staticmethod
     def learning_rate(name, lr, weight_decay, args):
-        """(lr, weight decay) of the parameter ``name`` after the published rules have given it ``lr`` and ``weight_decay``."""
+        """(lr, weight decay) of the parameter ``name`` after the published rules have given it ``lr`` and ``weight_decay``. Of heads that
+        share a part, the one with the highest rate decides."""
         return lr, weight_decay
 
     @staticmethod

@@ -116,3 +116,13 @@ def test_schedule_by_the_step_warms_up_linearly():
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
     with pytest.raises(UserError, match='step_cosine begins with a linear --warmup_method'):
         build_lr_scheduler(options(lrscheduler='step_cosine', warmup_method='constant'), optimizer)
+
+
+@pytest.mark.parametrize('losses', ['tal+tse+detail', 'detail+tse+tal', 'tal+detail+tse'])
+def test_a_part_that_heads_share_learns_at_the_highest_of_their_rates(losses):
+    model = build_model(options(loss_names=losses, pretrain_choice='scratch:tiny', img_size=(96, 48)), 7)
+    groups = build_optimizer(options(loss_names=losses), model).param_groups
+    rates = {id(parameter): group['lr'] for group in groups for parameter in group['params']}
+    of_layers = {name: rates[id(parameter)] for name, parameter in model.named_parameters() if '_emb_layer.' in name}
+    assert of_layers and set(of_layers.values()) == {1e-3}
+    assert set(rates.values()) == {1e-3, 1e-5, 2e-5}
