@@ -15,11 +15,12 @@ import torch.nn.functional as F
 from PIL import Image
 
 from datasets.bases import tokenize
-from datasets.build import family
+from datasets.build import build_dataloader, family
 from datasets.transforms import build_preparation
+from processor.attention import look
 from processor.photos import Photos
 from processor.report import load_trained
-from processor.runs import embed_queries
+from processor.runs import Run, Split, embed_queries
 from utils.errors import UserError
 from utils.iotools import read_image
 from utils.options import Effect, build_parser, build_test_parser, parse_test_options, plain
@@ -105,6 +106,10 @@ class People:
         """One where a head refines embeddings, for it may look at the neighbours in the batch as PHP's released code does."""
         return 1 if self.model.refines else min(64, self.args.test_batch_size)
 
+    def look(self, image, caption):
+        """Where the model looks, of a photo (a path or a ``PIL.Image``) and a caption: a :class:`~processor.attention.Look`."""
+        return look(self, self.read(image), caption)
+
     # -- searching ---------------------------------------------------------------------------------------------------------
 
     def photos(self, folder, index=None, progress=True):
@@ -133,6 +138,12 @@ class People:
         paths = list(images)
         scores, rows = (self.encode_images(paths) @ queries[0]).topk(min(top, len(paths)))
         return [(paths[row], score) for row, score in zip(rows.tolist(), scores.tolist())]
+
+    @functools.cached_property
+    def split(self):
+        """The :class:`~processor.runs.Split` that the run is tested on: captions, images, their embeddings, and a search in it."""
+        images, captions, _ = build_dataloader(self.args)
+        return Split(self.args, Run(self.model, images, captions, self.checkpoint))
 
     @functools.cached_property
     def width(self):

@@ -10,21 +10,35 @@ import statistics
 MEAN_OF = 5   # epochs at the end
 
 
-def read_evaluations(folder):
-    """The evaluations in a run's ``metrics.jsonl``, by epoch: ``[{'epoch', 'split', 'R1', ...}]``; none for a run of other code."""
-    evaluations = {}
+def read_evaluations(folder, dataset=''):
+    """The evaluations in a run's ``metrics.jsonl``, by epoch: ``[{'epoch', 'split', 'R1', ...}]``; none for a run of other code.
+    ``dataset``: of a run that is evaluated on several, one of :func:`further_datasets`; by default the one that chooses the best epoch."""
+    kind = f'evaluation/{dataset}' if dataset else 'evaluation'
+    evaluations = {entry['epoch']: entry for entry in read_journal(folder) if entry['kind'] == kind}
+    return [{name: value for name, value in evaluations[epoch].items() if name not in ('kind', 'step')} for epoch in sorted(evaluations)]
+
+
+def further_datasets(folder):
+    """The datasets that a run is evaluated on beside the one that chooses the best epoch."""
+    kinds = dict.fromkeys(entry['kind'] for entry in read_journal(folder))
+    return [kind.removeprefix('evaluation/') for kind in kinds if kind.startswith('evaluation/')]
+
+
+def read_journal(folder):
+    """The facts in a run's ``metrics.jsonl``, in order; none for a run of other code."""
     try:
         with open(os.path.join(folder, 'metrics.jsonl'), encoding='utf-8') as file:
-            for line in file:
-                try:
-                    entry = json.loads(line)
-                    if entry['kind'] == 'evaluation':
-                        evaluations[entry['epoch']] = {name: value for name, value in entry.items() if name not in ('kind', 'step')}
-                except (ValueError, KeyError, TypeError):   # the line that a kill cut short
-                    continue
-    except OSError:
+            return [entry for entry in map(fact_in, file) if entry is not None]
+    except (OSError, UnicodeDecodeError):
         return []
-    return [evaluations[epoch] for epoch in sorted(evaluations)]
+
+
+def fact_in(line):
+    try:
+        entry = json.loads(line)
+        return entry if isinstance(entry['kind'], str) and isinstance(entry['epoch'], int) else None
+    except (ValueError, KeyError, TypeError):   # the line that a kill cut short
+        return None
 
 
 def best_last_mean(evaluations):

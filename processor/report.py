@@ -34,6 +34,7 @@ from utils.tables import METRICS
 logger = logging.getLogger('Pedestal.test')
 
 ONE_BY_ONE = 'the same, embedded one by one'
+RERANKED = "the same, each caption's "   # <n> best re-ranked
 
 
 @dataclass
@@ -120,7 +121,7 @@ def evaluate(args, model, img_loader, txt_loader, checkpoint):
         second, report.independence.second_stage = rerank(model, (img_loader, txt_loader), (qfeats, gfeats, qids, gids), count,
                                                           args.rerank_score)
         over = ' as released, scaled over the whole split' if args.rerank_score == 'released' else ''
-        report.add(f"the same, each caption's {count} best re-ranked{over}", f're-ranked {count}{over}', {'t2i': second},
+        report.add(f'{RERANKED}{count} best re-ranked{over}', f're-ranked {count}{over}', {'t2i': second},
                    [(qids, names[0]), (gids, names[1])])
     if args.one_by_one or not report.independent:
         for again, how, settings in ((f'the same, shuffled (seed {args.seed})', 'shuffled', {'shuffle': True}),
@@ -269,6 +270,23 @@ def save_results(report, args):
             json.dump(content, file, indent=1, default=str)
     except (UserError, OSError) as error:
         logger.warning('the results are not saved: %s', error)
+
+
+def reranked(split):
+    """({row: summary}, {row: intervals}) of the second stage, as test.py ``--rerank`` found it for this checkpoint and this
+    :class:`~processor.runs.Split`; both empty where it did not."""
+    try:
+        content = read_json(f"{beside_checkpoint(split.args, 'metrics')}.json")
+        made = content['produced_by']
+        images, captions = split.run.images.dataset, split.run.captions.dataset
+        same = made['split_sha256'] == split_sha256(images, captions, names_of(split.args, images, captions))
+        if not same or made['checkpoint_sha256'] != split.run.checkpoint['sha256']:
+            return {}, {}
+        rows = {f't2i, {title.removeprefix(RERANKED)}': title for title in content['results'] if title.startswith(RERANKED)}
+        return ({row: content['results'][title]['t2i'] for row, title in rows.items()},
+                {row: content['intervals'][title]['t2i'] for row, title in rows.items()})
+    except (UserError, KeyError, TypeError, AttributeError):   # there is none, or it is of another program
+        return {}, {}
 
 
 def read_results(path, checksum):

@@ -3,6 +3,7 @@ import functools
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -13,6 +14,7 @@ from datasets.transforms import build_transforms
 from processor.evaluation import embed
 from processor.report import load_trained
 from utils.iotools import read_image
+from utils.nearest import nearest
 
 
 class Run(NamedTuple):
@@ -43,10 +45,13 @@ def embed_queries(model, ids):
 
 
 class Split:
-    """The test split of a run, for the report of a head (:meth:`model.heads.Head.report`).
+    """The test split of a run, for the report of a head (:meth:`model.heads.Head.report`) and for tools that look at what is found in it.
 
     Attributes:
         entries: the annotated images, dicts with ``id`` and ``captions``, in the annotation's order.
+        captions, paths: the captions, and the images' files.
+        queries, gallery: (embeddings [S, D], pids [S]) of the captions and of the images, made when they are first asked for. They are
+            not normalised.
         seed: of what a report draws at random.
     """
 
@@ -61,9 +66,33 @@ class Split:
     def entries(self):
         return self.dataset.test_annos
 
-    def embed_images(self):
-        """Pass all images of the split through the model."""
-        return embed(self.run.model.encode_image, self.run.images, self.run.model)
+    @property
+    def captions(self):
+        return self.run.captions.dataset.captions
+
+    @property
+    def paths(self):
+        return self.run.images.dataset.img_paths
+
+    @functools.cached_property
+    def queries(self):
+        return self.embed_captions()
+
+    @functools.cached_property
+    def gallery(self):
+        return self.embed_images()
+
+    def search(self, queries, top, gallery=None):
+        """For each query, embeddings [Q, D] of length 1, ``[(path, pid, cosine similarity)]`` of its best images, the best first;
+        ``gallery``: embeddings and pids of the images, where they are others than the split's own."""
+        images, pids = gallery or self.gallery
+        scores, rows = nearest(queries, F.normalize(images, dim=1), top)
+        return [[(self.paths[row], int(pids[row]), score) for row, score in zip(best, values)]
+                for best, values in zip(rows.tolist(), scores.tolist())]
+
+    def embed_images(self, encode=None):
+        """Pass all images of the split through the model, or through another ``encode`` of it."""
+        return embed(encode or self.run.model.encode_image, self.run.images, self.run.model)
 
     def embed_captions(self):
         """Pass all captions of the split through the model."""

@@ -7,7 +7,6 @@ import os
 
 from run_scripts import start
 import pedestal
-from datasets.build import dataset_of
 from run_scripts.search import tell
 from utils.errors import UserError
 from utils.iotools import read_image
@@ -47,12 +46,11 @@ def find_in(people, args):
         photos = people.photos(args.images)
         tell(photos)
         return lambda text, top: people.search(text, photos, top)
-    paths = list(dict.fromkeys(dataset_of(args, verbose=False, splits=('test',)).test['img_paths']))
-    embeddings = people.encode_images(paths)
+    gallery = people.split.gallery      # embedded before the page is there
 
     def find(text, top):
-        scores, rows = (embeddings @ people.encode_captions([text])[0]).topk(min(top, len(paths)))
-        return [(paths[row], score) for row, score in zip(rows.tolist(), scores.tolist())]
+        found, = people.split.search(people.encode_captions([text]), top, gallery)
+        return [(path, score) for path, _, score in found]
     return find
 
 

@@ -14,10 +14,9 @@ import torch.nn.functional as F
 
 from run_scripts import start
 import pedestal
-from processor.evaluation import embed, rankings
-from processor.history import read_evaluations
-from processor.report import Report, how_chosen
-from processor.runs import open_run
+from processor.evaluation import rankings
+from processor.history import further_datasets, read_evaluations, read_journal
+from processor.report import Report, how_chosen, reranked
 from utils.errors import UserError
 from utils.iotools import atomic_write, read_image
 from utils.metrics import table
@@ -72,13 +71,14 @@ class Shown:
     def __init__(self, run, given):
         self.name = os.path.basename(os.path.normpath(run if os.path.isdir(run) else os.path.dirname(os.path.abspath(run))))
         args = pedestal.options_of(run, dataset_name=given.dataset_name, root_dir=given.root_dir, device=given.device)
-        opened = open_run(args)
-        gallery, self.g_pids = embed(opened.model.encode_image, opened.images, opened.model)
-        queries, self.q_pids = embed(opened.model.encode_text, opened.captions, opened.model)
-        self.captions, self.paths = list(opened.captions.dataset.captions), opened.images.dataset.img_paths
+        people = pedestal.People(args)
+        self.captions, self.paths = list(people.split.captions), people.split.paths
+        (gallery, self.g_pids), (queries, self.q_pids) = people.split.gallery, people.split.queries
         report, asked = Report(), (self.q_pids, self.captions)
-        report.add(self.name, 'as loaded', rankings(queries, gallery, self.q_pids, self.g_pids, parts=opened.model.parts), (asked, asked))
-        self.table = f'{table(report.tables[self.name], report.intervals[self.name])}\n{how_chosen(args, opened.checkpoint)}'
+        report.add(self.name, 'as loaded', rankings(queries, gallery, self.q_pids, self.g_pids, parts=people.model.parts), (asked, asked))
+        rows, intervals = reranked(people.split)
+        rows, intervals = {**report.tables[self.name], **rows}, {**report.intervals[self.name], **intervals}
+        self.table = f'{table(rows, intervals)}\n{how_chosen(args, people.checkpoint)}'
         self.ranks = report.queries['as loaded', 't2i'].first_rank.tolist()
         self.rows = best(F.normalize(queries, dim=1), F.normalize(gallery, dim=1), self.q_pids, self.g_pids, given.top)
         self.history = os.path.dirname(args.checkpoint)
@@ -117,14 +117,15 @@ def curves(shown):
     plt = pyplot()
     figure, (losses, found) = plt.subplots(1, 2, figsize=(9, 2.8), layout='constrained')
     for number, run in enumerate(shown):
-        epochs = read_epochs(run.history)
+        epochs = [entry for entry in read_journal(run.history) if entry['kind'] == 'epoch']
         names = sorted({name for entry in epochs for name in entry if name == 'loss' or name.endswith('_loss')})
         for style, name in zip(('-', '--', ':', '-.') * len(names), names):
             of = [(entry['epoch'], entry[name]) for entry in epochs if name in entry]
             losses.plot(*zip(*of), style, color=f'C{number}', label=f'{run.name} {name}', linewidth=1)
-        evaluations = read_evaluations(run.history)
-        if evaluations:
-            found.plot(*zip(*((one['epoch'], one['R1']) for one in evaluations)), 'o-', color=f'C{number}', label=run.name)
+        for style, dataset in zip(('o-', 's--', 'd:', '^-.') * 9, ['', *further_datasets(run.history)]):
+            evaluations = [(one['epoch'], one['R1']) for one in read_evaluations(run.history, dataset) if 'R1' in one]
+            if evaluations:
+                found.plot(*zip(*evaluations), style, color=f'C{number}', label=f'{run.name} {dataset}')
     drawn = bool(losses.lines or found.lines)
     for axis, title in ((losses, 'losses'), (found, 'Rank-1 while training, percent')):
         axis.set(title=title, xlabel='epoch')
@@ -134,16 +135,6 @@ def curves(shown):
     figure.savefig(file, format='svg')
     plt.close(figure)
     return base64.b64encode(file.getvalue()).decode() if drawn else ''
-
-
-def read_epochs(folder):
-    """The epochs in a run's metrics.jsonl; none of a run of other code."""
-    try:
-        with open(os.path.join(folder, 'metrics.jsonl'), encoding='utf-8') as file:
-            entries = [json.loads(line) for line in file if line.endswith('\n')]
-    except (OSError, ValueError):
-        return []
-    return [entry for entry in entries if entry.get('kind') == 'epoch']
 
 
 def thumbnail(path):

@@ -7,14 +7,10 @@ their similarities.
 import textwrap
 
 import torch
-import torch.nn.functional as F
 
 from run_scripts import start
-from datasets.bases import tokenize
-from processor.runs import embed_queries, open_run
-from utils.errors import UserError
+import pedestal
 from utils.iotools import read_image
-from processor.evaluation import embed
 from utils.options import build_test_parser, count, parse_test_options
 from utils.pictures import check_picture, pyplot, save_picture
 
@@ -29,36 +25,25 @@ def main(argv=None):
     parser.add_argument('--top', type=count, default=10, help='images a caption')
     args = parse_test_options(parser, argv)
     check_picture(args.out)
-    run = open_run(args)
-    captions = run.captions.dataset
-    queries = own_queries(args.caption, args, captions.tokenizer) if args.caption else split_queries(captions, args.captions)
-    rows = retrieved(run, queries, args.top)
+    people = pedestal.People(args)
+    queries = [(caption, None) for caption in args.caption] if args.caption else split_queries(people.split, args.captions)
+    rows = retrieved(people, queries, args.top)
     print(in_words(rows))
     save_picture(draw(rows), args.out)
     print(f'wrote {args.out}')
 
 
-def split_queries(dataset, number):
-    """[(caption, pid, ids)], spread evenly over the split."""
-    chosen = torch.linspace(0, len(dataset) - 1, min(number, len(dataset))).long().tolist()
-    return [(dataset.captions[i], int(dataset.caption_pids[i]), dataset[i][1]) for i in chosen]
+def split_queries(split, number):
+    """[(caption, pid)], spread evenly over the split."""
+    captions, pids = split.captions, split.run.captions.dataset.caption_pids
+    chosen = torch.linspace(0, len(captions) - 1, min(number, len(captions))).long().tolist()
+    return [(captions[i], int(pids[i])) for i in chosen]
 
 
-def own_queries(captions, args, tokenizer):
-    if not all(caption.strip() for caption in captions):
-        raise UserError('--caption is empty; describe somebody')
-    return [(caption, None, tokenize(caption, tokenizer, text_length=args.text_length)) for caption in captions]
-
-
-def retrieved(run, queries, top):
+def retrieved(people, queries, top):
     """[(caption, pid or None, [(image path, pid, similarity)])]: the ``top`` gallery images for each query, the best first."""
-    gallery, g_pids = embed(run.model.encode_image, run.images, run.model)
-    embeddings = embed_queries(run.model, [ids for _, _, ids in queries])
-    similarity = F.normalize(embeddings, dim=1) @ F.normalize(gallery, dim=1).t()      # [Q, G]
-    scores, ranked = similarity.topk(min(top, len(g_pids)), dim=1)
-    paths = run.images.dataset.img_paths
-    return [(caption, pid, [(paths[i], int(g_pids[i]), score) for i, score in zip(best.tolist(), values.tolist())])
-            for (caption, pid, _), best, values in zip(queries, ranked, scores)]
+    found = people.split.search(people.encode_captions([caption for caption, _ in queries]), top)
+    return [(caption, pid, best) for (caption, pid), best in zip(queries, found)]
 
 
 def in_words(rows):

@@ -152,6 +152,11 @@ class Head(nn.Module):
             return 'it adds an embedding and defines no share(piece, batch)'
         return 'it reads tokens and defines no share(piece, batch)' if self.needs and self.share is None else None
 
+    def maps(self, side, tokens, caption_ids, attention):
+        """What the head reads of samples, for run_scripts/attention.py: ``{title: weights}``, [B, N] of an image's patches or [B, L] of a
+        caption's tokens. The arguments are those of :meth:`embed`; maps of both sides under one title are drawn as one."""
+        return {}
+
     def has_report(self):
         """Whether this head, as it was built, can make its report."""
         return self.report_flag is not None

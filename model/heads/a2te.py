@@ -112,6 +112,9 @@ class Detail(Head):
         text = self.details.texual_emb_layer(encoded.text_tokens, encoded.text_attention, ids, self.words)       # [B, 1024]
         return {'detail_loss': self.weight * objectives.detail(image, text, batch['pids'], tau=self.tau)}
 
+    def maps(self, side, tokens, caption_ids, attention):
+        return {'details': details_map(side, attention, caption_ids, self.patches, self.words)}
+
     def why_whole(self):
         return 'it normalises its details over the whole batch'
 
@@ -166,7 +169,7 @@ class VisualDetails(nn.Module):
 
     def forward(self, tokens, attention, k, fixed=False):
         """The ``k`` patches that the class token attends to most, pooled: [B, N, D], [B, N, N] -> [B, out]."""
-        places = attention[:, 0, 1:].topk(k, dim=1).indices + 1                     # [B, k]
+        places = attended_patches(attention, k)                                     # [B, k]
         return embedded(tokens, places, self.mlp, self.fc, fixed).max(dim=1).values
 
 
@@ -182,6 +185,23 @@ class TextDetails(nn.Module):
         places, real = attended_words(attention, caption_ids, k)                    # [B, k]
         details = embedded(tokens, places, self.mlp, self.linear, fixed)                   # [B, k, out]
         return details.masked_fill(~real[:, :, None], float('-inf')).max(dim=1).values
+
+
+def details_map(side, attention, caption_ids, patches, words):
+    """The attention to those tokens that are details, 0 elsewhere: [B, N] of patches, [B, L] of words."""
+    if side == 'image':
+        places, of_whole = attended_patches(attention, patches) - 1, attention[:, 0, 1:]        # [B, k], [B, N]
+        real = torch.ones_like(places, dtype=torch.bool)
+    else:
+        places, real = attended_words(attention, caption_ids, words)                            # [B, k] each
+        of_whole = attention[torch.arange(len(attention)), caption_ids.argmax(dim=1)]           # [B, L]
+    kept_places = torch.zeros_like(of_whole).scatter(1, places, real.to(of_whole.dtype))
+    return of_whole * kept_places
+
+
+def attended_patches(attention, k):
+    """Where the ``k`` tokens are that the class token attends to most: [B, N, N] -> [B, k]."""
+    return attention[:, 0, 1:].topk(k, dim=1).indices + 1
 
 
 def attended_words(attention, caption_ids, k):

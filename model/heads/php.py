@@ -31,9 +31,12 @@ class SlotParser(nn.Module):
         self.feed = nn.Sequential(LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Dropout(0.3), nn.Linear(4 * width, width))
         nn.init.kaiming_normal_(self.part_tokens)
 
+    def weights(self, tokens):
+        """What each slot gathers of each token, [B, slots, N]; a slot's add up to 1."""
+        return (self.part_tokens @ tokens.transpose(1, 2)).softmax(dim=-1)
+
     def forward(self, tokens):
-        scores = self.part_tokens @ tokens.transpose(1, 2)                          # [B, slots, N]
-        slots = scores.softmax(dim=-1).to(tokens.dtype) @ tokens                    # [B, slots, D]
+        slots = self.weights(tokens).to(tokens.dtype) @ tokens                      # [B, slots, D]
         return self.feed(slots * tokens.shape[-1] ** -0.5)
 
 
@@ -216,6 +219,13 @@ class PHP(Head):
         if self.shared_transformer is not None:
             slots, extras['load_balance'] = self.shared_transformer(slots.float())
         return embedding + slots.float().mean(dim=1)
+
+    def maps(self, side, tokens, caption_ids, attention):
+        """Each slot of CRFM: the part that it parses."""
+        if self.safl is None:
+            return {}
+        weights = self.safl.weights(tokens[:, 1:] if side == 'image' else tokens)   # [B, slots, N]
+        return {f'part {number}': of_part for number, of_part in enumerate(weights.unbind(dim=1), start=1)}
 
     def forward(self, encoded, batch):
         if not self.has_loss:

@@ -10,10 +10,14 @@ import numpy as np
 import pytest
 import torch
 
+import pedestal
 from processor.evaluation import embed
+from processor.history import further_datasets, read_evaluations
+from processor.report import RERANKED, names_of, produced_by
 from run_scripts import page
 from utils.errors import UserError
 from utils.ranking import rank_embeddings
+from utils.tables import METRICS
 
 CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
 in_a_browser = pytest.mark.skipif(CHROMIUM is None, reason='Chromium is not installed: apt-get install chromium')
@@ -56,6 +60,39 @@ def test_what_is_on_the_page(made, opened):
     assert b'<svg' in base64.b64decode(data['curves'])
     with open(made, encoding='utf-8') as file:
         assert not re.findall(r'(?:src|href)\s*=\s*"?(?:https?:|//)', file.read())
+
+
+def test_what_a_second_stage_reached_is_in_the_table(trained, tmp_path):
+    """As test.py --rerank wrote it, of this checkpoint and this split alone."""
+    folder, out = str(tmp_path / 'run'), str(tmp_path / 'page.html')
+    shutil.copytree(os.path.dirname(trained), folder)
+    people = pedestal.load(folder)
+    images, captions = people.split.run.images.dataset, people.split.run.captions.dataset
+    row, names = dict.fromkeys(METRICS, 12.3456), names_of(people.args, images, captions)
+    made = produced_by(people.args, people.checkpoint, images, captions, names)
+
+    def shown_with(**changes):
+        with open(os.path.join(folder, 'metrics.json'), 'w') as file:
+            json.dump({'results': {'first': {'t2i': row}, f'{RERANKED}7 best re-ranked': {'t2i': row}},
+                       'intervals': {'first': {}, f'{RERANKED}7 best re-ranked': {'t2i': {'R1': [1, 2.5], 'mAP': [3, 4]}}},
+                       'produced_by': {**made, **changes}}, file)
+        page.main([folder, '--out', out])
+        return data_of(out)['runs'][0]['table']
+    found, = (line for line in shown_with().splitlines() if '7 best re-ranked' in line)
+    assert found.split('|')[1:3] == [' t2i, 7 best re-ranked ', ' 12.346 '] and '1.00 to 2.50' in found
+    for changes in ({'checkpoint_sha256': 'of another'}, {'split_sha256': 'of another'}):
+        assert 're-ranked' not in shown_with(**changes)
+
+
+def test_curves_of_each_dataset(tmp_path):
+    class Run:
+        name, history = 'two', str(tmp_path)
+    kinds = 'evaluation', 'evaluation/B'
+    lines = [{'kind': kind, 'epoch': epoch, 'step': epoch, 'R1': 10.0 * epoch} for epoch in (1, 2) for kind in kinds]
+    (tmp_path / 'metrics.jsonl').write_text(''.join(f'{json.dumps(line)}\n' for line in lines) + 'cut sho')
+    assert further_datasets(str(tmp_path)) == ['B'] and len(read_evaluations(str(tmp_path), 'B')) == 2
+    svg = base64.b64decode(page.curves([Run])).decode()
+    assert '<!-- two B -->' in svg and '<!-- two  -->' in svg
 
 
 def test_a_run_without_a_journal_has_no_curves(tmp_path):

@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from processor.runs import embed_queries
+import pedestal
+from processor.runs import Split, embed_queries
 from run_scripts import retrieve
 from utils.errors import UserError
 from utils.pictures import pyplot, save_picture
@@ -17,43 +18,50 @@ def run(opened):
     return opened
 
 
-def test_what_is_retrieved(run):
+@pytest.fixture(scope='module')
+def people(trained):
+    return pedestal.load(os.path.dirname(trained), device='cpu')
+
+
+def test_what_is_retrieved(run, people):
     """The images with the largest cosine similarity to the caption, the best first."""
-    queries = retrieve.split_queries(run.captions.dataset, 2)
-    rows = retrieve.retrieved(run, queries, top=3)
-    assert [(caption, pid) for caption, pid, _ in rows] == [(caption, pid) for caption, pid, _ in queries]
+    queries = retrieve.split_queries(people.split, 2)
+    rows = retrieve.retrieved(people, queries, top=3)
+    assert [(caption, pid) for caption, pid, _ in rows] == queries
     gallery = run.images.dataset
     with torch.no_grad():
         images = torch.cat([run.model.eval().encode_image(gallery[i][1][None]) for i in range(len(gallery))])
-    for (_, _, ids), (_, _, found) in zip(queries, rows):
-        expected = F.cosine_similarity(embed_queries(run.model, [ids]), images).tolist()
+    for (caption, pid), (_, _, found) in zip(queries, rows):
+        place = run.captions.dataset.captions.index(caption)
+        assert pid == run.captions.dataset.caption_pids[place]
+        expected = F.cosine_similarity(embed_queries(run.model, [run.captions.dataset[place][1]]), images).tolist()
         order = sorted(range(len(gallery)), key=lambda i: -expected[i])[:3]
         assert [score for *_, score in found] == pytest.approx([expected[i] for i in order], abs=1e-5)
         assert [(path, pid) for path, pid, _ in found] == [(gallery.img_paths[i], gallery.image_pids[i]) for i in order]
 
 
-def test_queries_are_spread_over_the_split(run):
+def test_queries_are_spread_over_the_split(run, people):
     dataset = run.captions.dataset
-    chosen = [caption for caption, _, _ in retrieve.split_queries(dataset, 3)]
+    chosen = [caption for caption, _ in retrieve.split_queries(people.split, 3)]
     assert chosen == [dataset.captions[i] for i in (0, (len(dataset) - 1) // 2, len(dataset) - 1)]
-    assert len(retrieve.split_queries(dataset, 10_000)) == len(dataset)
+    assert len(retrieve.split_queries(people.split, 10_000)) == len(dataset)
 
 
-def test_the_picture_and_what_is_printed(trained, run, tmp_path, capsys):
+def test_the_picture_and_what_is_printed(trained, people, tmp_path, capsys):
     out = str(tmp_path / 'found.png')
     retrieve.main(['--config_file', trained, '--out', out, '--captions', '2', '--top', '4'])
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == f'wrote {out}' and open(out, 'rb').read(8) == b'\x89PNG\r\n\x1a\n'
     told = lines[-11:-1]
-    assert [told[0], told[5]] == [caption for caption, _, _ in retrieve.split_queries(run.captions.dataset, 2)]
+    assert [told[0], told[5]] == [caption for caption, _ in retrieve.split_queries(people.split, 2)]
     for images in (told[1:5], told[6:10]):
         found = [re.fullmatch(r'  (-?\d\.\d{4})  (right|wrong)  (.+\.jpg)', line).groups() for line in images]
         scores = [float(score) for score, _, _ in found]
         assert scores == sorted(scores, reverse=True) and all(os.path.isfile(path) for *_, path in found)
 
 
-def test_scores_and_frames_are_on_the_picture(run):
-    (caption, _, ids), = retrieve.split_queries(run.captions.dataset, 1)
+def test_scores_and_frames_are_on_the_picture(run, people):
+    (caption, _), = retrieve.split_queries(people.split, 1)
     for pid, colours in ((7, {retrieve.GREEN, retrieve.RED}), (None, {retrieve.GREY})):
         path = run.images.dataset.img_paths[0]
         figure = retrieve.draw([(caption, pid, [(path, 7, 0.5125), (path, 8, -0.25)])])
@@ -73,12 +81,12 @@ def test_a_caption_of_ones_own(trained, tmp_path, capsys):
 
 @pytest.mark.parametrize('words, sentence', [
     (['--captions', '0'], '--captions.*must be above 0'), (['--captions', '-1'], '--captions.*must be above 0'),
-    (['--top', '0'], '--top.*must be above 0'), (['--top', '-1'], '--top.*must be above 0'), (['--caption', ' '], '--caption is empty'),
+    (['--top', '0'], '--top.*must be above 0'), (['--top', '-1'], '--top.*must be above 0'), (['--caption', ' '], 'a caption is empty'),
     (['--out', '{folder}'], 'cannot write the picture .*it is a folder'), (['--out', 'x'], "its ending tells the format"),
     (['--out', 'x.doc'], "'doc' is none"), (['--out', '{folder}/no/x.png'], 'there is no folder')])
 def test_what_is_refused(trained, tmp_path, monkeypatch, words, sentence):
     """Before anything is embedded, and nothing is written."""
-    monkeypatch.setattr(retrieve, 'embed', lambda *_: pytest.fail('images were embedded'))
+    monkeypatch.setattr(Split, 'embed_images', lambda *_: pytest.fail('images were embedded'))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=sentence):
         retrieve.main(['--config_file', trained, *(word.format(folder=tmp_path) for word in words)])
