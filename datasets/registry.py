@@ -8,7 +8,7 @@ import pkgutil
 
 from datasets.bases import BaseDataset
 from datasets.joined import joined_class
-from datasets.table import COLUMNS, is_table, table_class
+from datasets.table import COLUMNS, UFINE, as_a_table, is_table, is_ufine, table_class
 from utils import options
 from utils.errors import unknown
 from utils.option_types import amount, up_to
@@ -44,6 +44,8 @@ def dataset_class(name, columns=None, split_seed=1):
         return joined_class(name, lambda part: dataset_class(part, columns, split_seed))
     if is_table(name):
         return table_class(name, columns, split_seed)
+    if name not in datasets() and is_ufine(name):
+        raise as_a_table(UFINE)
     if name not in datasets():
         raise unknown('dataset', name, datasets())
     return datasets()[name]

@@ -25,7 +25,19 @@ COLUMNS = {
 }
 SPLIT_NAMES = {'training': 'train', 'valid': 'val', 'validation': 'val', 'dev': 'val', 'testing': 'test', **{name: name for name in SPLITS}}
 SHARES = {'val': 0.1, 'test': 0.2}      # of the identities, where no split is given; the rest trains
+UFINE = 'UFine6926'
 CUHK_FOLDERS = {'CUHK01', 'CUHK03', 'Market', 'test_query', 'train_query'}
+
+
+def is_ufine(name):
+    """Whether a dataset, a file or its folder is called UFine6926 (Zuo et al., CVPR 2024), whose form is not known here."""
+    return 'ufine' in name.lower()
+
+
+def as_a_table(name):
+    """What to do with a dataset that is read as a table alone."""
+    return UserError(f"{name} is read as a table: --root_dir names the folder with its annotation, --dataset_name the annotation's file, "
+                     'and --columns image=<column> caption=<column> id=<column> split=<column> what its columns are called (docs/desk.md)')
 
 
 def is_table(name):
@@ -176,3 +188,6 @@ def divide(entries, seed, path):
     if {entry['file_path'].split('/')[0] for entry in entries} <= CUHK_FOLDERS:
         logger.warning("%s is CUHK-PEDES's annotation without its published splits: figures compare with nobody's; reid_raw.json, which "
                        'comes with it, has them (--dataset_name CUHK-PEDES)', path)
+    elif is_ufine(os.path.join(*os.path.abspath(path).split(os.sep)[-2:])):
+        logger.warning("%s is %s without its published splits: figures compare with nobody's; give each row its split, and name the column "
+                       'with --columns split=<column>', path, UFINE)

@@ -9,6 +9,7 @@ from PIL import Image
 
 from datasets.build import build_dataset
 from datasets.check import main as check_main
+from datasets.registry import dataset_class
 from utils.errors import UserError
 from utils.options import build_parser
 
@@ -68,6 +69,23 @@ def test_identities_are_divided_by_the_seed_where_no_split_is_given(tmp_path, ca
     assert [len(of) for of in ids] == [14, 2, 4] and len(set.union(*ids)) == 20
     assert content(build_dataset('p.jsonl', root)) == content(dataset)
     assert content(build_dataset('p.jsonl', root, split_seed=2)) != content(dataset)
+
+
+def test_ufine6926_is_recognised_by_its_name(tmp_path, caplog):
+    for name in ('UFine6926', 'ufine', 'RSTPReid+UFine6926'):
+        with pytest.raises(UserError, match='UFine6926 is read as a table: --root_dir .* --columns image=<column>'):
+            dataset_class(name)
+    rows = [{'photo': f'{person}.png', 'says': 'somebody', 'who': person} for person in range(4)]
+    columns = ['image=photo', 'caption=says', 'id=who']
+    root = write(tmp_path / 'UFine6926', 'all.json', rows)
+    with pytest.raises(UserError, match="has no column 'image': say which it is with --columns image=<column>; its columns"):
+        build_dataset('all.json', root)
+    assert 'UFine6926 without its published splits' not in caplog.text
+    assert len(build_dataset('all.json', root, columns=columns).test_annos) == 1
+    assert 'is UFine6926 without its published splits' in caplog.text and '--columns split=<column>' in caplog.text
+    caplog.clear()
+    write(tmp_path / 'UFine6926', 'all.json', [{**row, 'part': part} for row, part in zip(rows, ('train', 'train', 'test', 'test'))])
+    assert len(build_dataset('all.json', root, columns=columns).test_annos) == 2 and 'published' not in caplog.text
 
 
 def test_cuhks_annotation_without_splits_is_told_apart(tmp_path, caplog):
