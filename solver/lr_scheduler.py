@@ -56,6 +56,12 @@ class WarmupSchedule(LRScheduler):
             return self.target_lr + (base - self.target_lr) * self.power ** (1 - r)
         return self.target_lr + (base - self.target_lr) * (1 + math.cos(math.pi * r)) / 2
 
+    def apply(self):
+        """Give the optimizer's groups the rates of where the schedule is."""
+        self._last_lr = self.get_lr()
+        for group, lr in zip(self.optimizer.param_groups, self._last_lr):
+            group['lr'] = lr
+
     def state_dict(self):
         """What has happened; the schedule itself is the options'."""
         return {'last_epoch': self.last_epoch}
@@ -63,9 +69,7 @@ class WarmupSchedule(LRScheduler):
     def load_state_dict(self, state_dict):
         """Go on after the epochs that are done. A state that holds more, as published ones do, is read for that alone."""
         self.last_epoch = state_dict['last_epoch']
-        self._last_lr = self.get_lr()
-        for group, lr in zip(self.optimizer.param_groups, self._last_lr):
-            group['lr'] = lr
+        self.apply()
 
 
 class StepSchedule(WarmupSchedule):
@@ -84,9 +88,7 @@ class StepSchedule(WarmupSchedule):
     def before_step(self, epoch, step, steps):
         """The rates of step ``step`` (from 1) of ``steps`` in epoch ``epoch`` (from 1), for the optimizer's groups."""
         self.done = (epoch - 1) * steps + step - 1, steps
-        self._last_lr = self.get_lr()
-        for group, lr in zip(self.optimizer.param_groups, self._last_lr):
-            group['lr'] = lr
+        self.apply()
 
     def lr_after(self, epochs, base):
         done, steps = self.done

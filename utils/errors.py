@@ -21,16 +21,21 @@ class UserError(Exception):
         super().__init__(message)
 
 
-def nearest(name, known):
+def nearest(name, known, meant=None):
     """``'; did you mean x?'`` for the known name closest to ``name``, or the list of known names if none is close.
+
+    Args:
+        meant: ``{another name: the known one}`` of what people call it elsewhere.
 
     >>> nearest('mml', ['sdm', 'id', 'mlm'])
     '; did you mean mlm?'
     >>> nearest('x', ['sdm', 'id', 'mlm'])
     '; known: id, mlm, sdm'
+    >>> nearest('--lerning_rate', ['--lr', '--noisy_rate'], meant={'--learning_rate': '--lr'})
+    '; did you mean --lr?'
     """
     known = sorted(str(k) for k in known)
-    lower = {k.lower(): k for k in known}
+    lower = {**{other: k for other, k in (meant or {}).items() if k in known}, **{k.lower(): k for k in known}}
     close = difflib.get_close_matches(str(name).lower(), lower, n=1, cutoff=0.5)
     if close:
         return f'; did you mean {lower[close[0]]}?'

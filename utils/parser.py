@@ -28,6 +28,11 @@ class Help(argparse.ArgumentDefaultsHelpFormatter):
         return action.help if action.default in (None, '') or action.const is False else super()._get_help_string(action)
 
 
+# What other programs call some flags.
+ELSEWHERE = {'--learning_rate': '--lr', '--wd': '--weight_decay', '--bs': '--batch_size', '--dataset': '--dataset_name', '--gpu': '--device',
+             '--gpus': '--device', '--model': '--pretrain_choice', '--precision': '--amp'}
+
+
 class Parser(Declaring, argparse.ArgumentParser):
     """An argparse parser whose errors are sentences with the nearest known flag.
 
@@ -52,7 +57,7 @@ class Parser(Declaring, argparse.ArgumentParser):
         for word in words:  # before argparse, which would first ask for what is missing
             flag, _, value = word.partition('=')
             if word.startswith('--') and flag not in self._option_string_actions:
-                raise UserError(f'unknown flag {flag}{nearest(flag, self._option_string_actions)}')
+                raise UserError(f'unknown flag {flag}{nearest(flag, self._option_string_actions, ELSEWHERE)}')
             if value == '--':  # argparse would make an empty list of it
                 raise UserError(f"{flag} needs a value, and '--' is none")
         args, extra = self.parse_known_args(words)

@@ -49,6 +49,8 @@ def test_types_that_work():
 
 @pytest.mark.parametrize('argv, message', [
     (['--batchsize', '3'], 'unknown flag --batchsize; did you mean --batch_size'),
+    (['--lerning_rate', '3'], 'unknown flag --lerning_rate; did you mean --lr'),
+    (['--gpus', '0'], 'unknown flag --gpus; did you mean --device'),
     (['--warmup', '3'], 'unknown flag --warmup, which could be --warmup_epochs or --warmup_factor or --warmup_method'),
     (['--batch_size', 'many'], "argument --batch_size: invalid int value: 'many'"),
     (['--batch_size', '0'], 'must be above 0'),
