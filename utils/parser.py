@@ -29,8 +29,8 @@ class Help(argparse.ArgumentDefaultsHelpFormatter):
 
 
 # What other programs call some flags.
-ELSEWHERE = {'--learning_rate': '--lr', '--wd': '--weight_decay', '--bs': '--batch_size', '--dataset': '--dataset_name', '--gpu': '--device',
-             '--gpus': '--device', '--model': '--pretrain_choice', '--precision': '--amp'}
+ELSEWHERE = {'--learning_rate': '--lr', '--wd': '--weight_decay', '--bs': '--batch_size', '--dataset': '--dataset_name',
+             '--gpu': '--device', '--gpus': '--device', '--model': '--pretrain_choice', '--precision': '--amp'}
 
 
 class Parser(Declaring, argparse.ArgumentParser):
