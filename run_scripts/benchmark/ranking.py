@@ -16,8 +16,8 @@ def measure_ranking(kind, sizes, setting):
     embeddings = synthetic_embeddings(*sizes)
     rank(*synthetic_embeddings(50, 500, 50))    # starts the threads
     before = peak_bytes()
-    timing, figures = timed(lambda: rank(*embeddings), 'cpu', setting.repeats, setting.patience, warm_up=0)
-    return {**timing, 'peak_bytes': peak_bytes() - before, 'figures': figures}
+    timing, metrics = timed(lambda: rank(*embeddings), 'cpu', setting.repeats, setting.patience, warm_up=0)
+    return {**timing, 'peak_bytes': peak_bytes() - before, 'metrics': metrics}
 
 
 def synthetic_embeddings(queries, gallery, identities):

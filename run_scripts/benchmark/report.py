@@ -151,4 +151,4 @@ COLUMNS = {   # of each table: (title, from a row to its text)
     'encode': [('what', lambda row: row['group']), WAY, ('a second', number('per_second')), SPEED, NOTE],
     'rank': [('gallery', lambda row: row['group']), ('queries x images', lambda row: f"{row['queries']:,} x {row['gallery']:,}"), WAY,
              ('seconds', lambda row: f"{row['median']:.3g}"), SPEED, *MEMORY,
-             *((name, lambda row, name=name: f"{row['figures'][name]:.3f}") for name in ('R1', 'mAP', 'mINP')), NOTE]}
+             *((name, lambda row, name=name: f"{row['metrics'][name]:.3f}") for name in ('R1', 'mAP', 'mINP')), NOTE]}

@@ -108,13 +108,13 @@ def rank_if_it_fits(kind, bytes_a_pair, sizes, setting):
 
 
 def disagreement(ours, other, queries):
-    """``{'error': ...}`` where both have figures and these differ by more than the rounding of similarities explains."""
-    if 'figures' not in ours or 'figures' not in other:
+    """``{'error': ...}`` where both have metrics and these differ by more than the rounding of similarities explains."""
+    if 'metrics' not in ours or 'metrics' not in other:
         return {}
     allowed = {'R1': 200 / queries, 'mAP': 0.005, 'mINP': 0.005}    # which may change the first place of two queries
-    if all(abs(ours['figures'][name] - other['figures'][name]) <= most for name, most in allowed.items()):
+    if all(abs(ours['metrics'][name] - other['metrics'][name]) <= most for name, most in allowed.items()):
         return {}
-    return {'error': f"all ways must rank alike, and this found {other['figures']}, ours {ours['figures']}"}
+    return {'error': f"all ways must rank alike, and this found {other['metrics']}, ours {ours['metrics']}"}
 
 
 PARTS = {'step': step_rows, 'memory': memory_rows, 'profile': profile_rows, 'data': data_rows, 'encode': encode_rows, 'rank': rank_rows}

@@ -128,7 +128,7 @@ def test_same_figures(sizes):
     ours, released = ranking.rank_ours(*embeddings), ranking.rank_released(*embeddings)
     assert ranking.rank_matrix(*embeddings) == pytest.approx(ours, abs=1e-4)
     assert ours == pytest.approx(released, abs=1e-3) and 0 < ours['mINP'] <= ours['mAP'] < 100
-    assert disagreement({'figures': ours}, {'figures': released}, sizes[0]) == {}
+    assert disagreement({'metrics': ours}, {'metrics': released}, sizes[0]) == {}
 
 
 def test_released_ranking_by_hand():
@@ -336,10 +336,10 @@ def test_what_fails_says_why(measure, why):
 def test_ways_that_rank_differently_are_an_error():
     figures = {'R1': 50.0, 'mAP': 40.0, 'mINP': 10.0}
     for name, least in (('R1', 0.21), ('mAP', 0.006), ('mINP', -0.006)):
-        other = {'figures': {**figures, name: figures[name] + least}}
-        assert 'all ways must rank alike' in disagreement({'figures': figures}, other, 1000)['error']
-    assert disagreement({'figures': figures}, {'figures': {**figures, 'R1': 50.1}}, 1000) == {}
-    assert disagreement({'error': 'x'}, {'figures': figures}, 1000) == {}
+        other = {'metrics': {**figures, name: figures[name] + least}}
+        assert 'all ways must rank alike' in disagreement({'metrics': figures}, other, 1000)['error']
+    assert disagreement({'metrics': figures}, {'metrics': {**figures, 'R1': 50.1}}, 1000) == {}
+    assert disagreement({'error': 'x'}, {'metrics': figures}, 1000) == {}
 
 
 @pytest.mark.parametrize('argv, message', [
@@ -385,7 +385,7 @@ def test_quick_run(monkeypatch, tmp_path, capsys):
     reading = {row['way']: row for row in told if row['part'] == 'data'}
     assert reading['JPEG files']['passed_bytes'] > 3.9 * reading['image cache']['passed_bytes'] > 3 * 384 * 128
     ranked = [row for row in told if row['part'] == 'rank']
-    assert len(ranked) == 3 and all(row['figures'] == pytest.approx(ranked[0]['figures'], abs=1e-3) for row in ranked)
+    assert len(ranked) == 3 and all(row['metrics'] == pytest.approx(ranked[0]['metrics'], abs=1e-3) for row in ranked)
 
     printed = capsys.readouterr()
     tables = {row.get('table', row['part']) for row in told}
