@@ -1,4 +1,5 @@
 """Train a text-to-image person retrieval model: ``python train.py --help``."""
+import contextlib
 import logging
 import os
 import shutil
@@ -13,8 +14,9 @@ from model import build_model
 from processor.evaluators import build_evaluator
 from processor.processor import do_train
 from solver import build_lr_scheduler, build_optimizer
+from utils import comm
 from utils.checkpoint import Checkpointer, is_released, read_checkpoint, start_from
-from utils.comm import pick_device, refuse_several_gpus
+from utils.comm import pick_device
 from utils.errors import UserError, run
 from utils.iotools import lock_folder, save_train_configs
 from utils.logger import setup_logger
@@ -28,7 +30,12 @@ def main(argv=None):
     args = get_args(argv)
     if not args.training:
         raise UserError('--test is not for train.py; use: python test.py --config_file <run folder>/configs.yaml')
-    refuse_several_gpus()
+    with comm.joined():
+        run_of(args)
+
+
+def run_of(args):
+    """The run that the options describe, new or resumed."""
     device = pick_device(args.device)
     dataset_class(args.dataset_name)  # an unknown one makes no folder
     resumed = None
@@ -39,11 +46,12 @@ def main(argv=None):
             args.output_dir = folder
             return train(args, device, resumed)
         args.notes.append(f'{folder} is of a released run and stays as it is: the run goes on in a new folder')
-    args.output_dir = new_folder(os.path.join(args.output_dir, args.dataset_name), args.name)
+    parent = os.path.join(args.output_dir, args.dataset_name)
+    args.output_dir = comm.from_process(0, new_folder(parent, args.name) if comm.is_first() else None)
     try:
         train(args, device, resumed)
     finally:
-        if not os.path.exists(os.path.join(args.output_dir, 'last.pth')):
+        if comm.is_first() and not os.path.exists(os.path.join(args.output_dir, 'last.pth')):
             remove_folder(args.output_dir)  # nothing was trained: leave no litter
 
 
@@ -74,18 +82,21 @@ def remove_folder(folder):
 
 def train(args, device, resumed=None):
     """``resumed``: the content of ``args.resume_ckpt_file``."""
-    with lock_folder(args.output_dir, 'is the run going on there already? Wait for it, or stop it'):
+    alone = lock_folder(args.output_dir, 'is the run going on there already? Wait for it, or stop it')
+    with alone if comm.is_first() else contextlib.nullcontext():
         train_alone(args, device, resumed)
 
 
 def train_alone(args, device, resumed):
-    setup_logger('Pedestal', save_dir=args.output_dir, if_train=True)
-    logger.info('run folder %s, device %s', args.output_dir, device)
+    setup_logger('Pedestal', args.output_dir, if_train=True, distributed_rank=comm.get_rank())
+    several = f', {comm.get_world_size()} processes' if comm.get_world_size() > 1 else ''
+    logger.info('run folder %s, device %s%s', args.output_dir, device, several)
     for line in args.notes:
         logger.info('note: %s', line)
     seed_all(args.seed)
 
-    loaders = build_training(args)
+    with comm.first_before_others('data'):     # it makes the caches that the others find
+        loaders = build_training(args)
     model = build_model(args, loaders.num_classes)
     if args.init_from and not args.resume:
         start_from(model, args.init_from)
@@ -94,12 +105,12 @@ def train_alone(args, device, resumed):
 
     optimizer = build_optimizer(args, model)
     scheduler = build_lr_scheduler(args, optimizer)
-    checkpointer = Checkpointer(model, optimizer, scheduler, args.output_dir, save_to_disk=True)
+    checkpointer = Checkpointer(model, optimizer, scheduler, args.output_dir, save_to_disk=comm.is_first())
     evaluator = build_evaluator(loaders.evaluations)
     start_epoch = 1
     if args.resume:
         start_epoch = checkpointer.resume(args.resume_ckpt_file, resumed)['epoch']
-    if start_epoch <= args.num_epoch or not os.path.exists(os.path.join(args.output_dir, 'configs.yaml')):
+    if comm.is_first() and (start_epoch <= args.num_epoch or not os.path.exists(os.path.join(args.output_dir, 'configs.yaml'))):
         save_train_configs(args.output_dir, args)
     do_train(start_epoch, args, model, loaders.train, evaluator, optimizer, scheduler, checkpointer)
 

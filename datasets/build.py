@@ -14,6 +14,7 @@ from datasets.registry import dataset_class
 from datasets.sampler import CaptionSampler, build_batch_sampler
 from datasets.transforms import build_preparation, resize
 from datasets.workers import Loader, start_worker
+from utils import comm
 from utils import options
 from utils.errors import UserError, unknown
 
@@ -181,9 +182,9 @@ def empty(dataset, split):
 
 
 def workers(args):
-    """``--num_workers``, but no more than there are cores: they would only wait for each other."""
+    """``--num_workers``, but no more than this process's part of the cores: they would only wait for each other."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    return min(args.num_workers, cores)
+    return min(args.num_workers, max(cores // comm.processes_here(), 1))
 
 
 def reading(args):

@@ -6,6 +6,7 @@ import torch
 from torch.utils.data import Sampler
 
 from datasets.joined import refuse_shares
+from utils import comm
 from utils.errors import UserError, unknown
 from utils.seeding import derive_seed
 
@@ -16,7 +17,11 @@ class BatchSampler:
 
     ``set_epoch`` chooses the epoch; without it the first pass is epoch 1 and each further one the next. ``len()`` is
     the number of all the epoch's batches.
+
+    Of ``share``, (number of this process, number of processes), it yields this process's rows of each batch, as many as another's or one
+    more or less; a batch with fewer rows than there are processes is empty for some.
     """
+    share = 0, 1
 
     def __init__(self, pids, batch_size, seed=1):
         if batch_size > len(pids):
@@ -48,7 +53,18 @@ class BatchSampler:
                     seeded.append((index, derive_seed(self.seed, epoch, index, drawn[index])))
                 drawn[index] += 1
             if step >= first_step:
-                yield seeded
+                yield seeded[share_of(len(seeded), *self.share)]
+
+
+def share_of(count, number, processes):
+    """The slice of ``count`` rows that is one process's.
+
+    >>> [share_of(10, number, 4) for number in range(4)]
+    [slice(0, 3, None), slice(3, 6, None), slice(6, 8, None), slice(8, 10, None)]
+    """
+    each, rest = divmod(count, processes)
+    start = number * each + min(number, rest)
+    return slice(start, start + each + (number < rest))
 
 
 class RandomBatches(BatchSampler):
@@ -144,7 +160,14 @@ SAMPLERS = {'random': RandomBatches, 'identity': IdentityBatches, 'idrannum': Id
 
 
 def build_batch_sampler(args, pids, sizes=None):
-    """The batch sampler that ``args.sampler`` names, over training samples with these pids. ``sizes``: of each of several datasets."""
+    """The batch sampler that ``args.sampler`` names, over training samples with these pids, with this process's share of their batches.
+    ``sizes``: of each of several datasets."""
+    sampler = named_sampler(args, pids, sizes)
+    sampler.share = comm.get_rank(), comm.get_world_size()
+    return sampler
+
+
+def named_sampler(args, pids, sizes):
     if args.sampler not in SAMPLERS:
         raise unknown('sampler', args.sampler, SAMPLERS)
     if getattr(args, 'dataset_shares', None):

@@ -13,8 +13,9 @@ from model.clip_model import MLP, ResidualAttentionBlock, Transformer
 from model.heads import Head, active_heads, parse_loss_names, told_of, where
 from utils import precision
 from utils.checkpoint import some
-from utils.comm import pick_device
+from utils.comm import get_world_size, pick_device
 from utils.errors import UserError
+from utils.peers import ALONE, Alone
 
 logger = logging.getLogger('Pedestal.model')
 
@@ -38,6 +39,7 @@ class Encoded:
     added: dict = field(default_factory=dict)          # {name: (images' [B, E], captions' [B, E])} of embeddings that heads add
     image_extras: dict = field(default_factory=dict)   # what Head.refine left there when the images were embedded
     text_extras: dict = field(default_factory=dict)    # and the captions
+    peers: Alone = ALONE                               # the processes that have the batch's other rows (utils/peers.py)
 
 
 class Part(NamedTuple):
@@ -88,7 +90,9 @@ class RetrievalModel(nn.Module):
         self.reads_padding = self.refines or any(head.reads_padding for head in self.heads) or bool(
             self.needs & {'text_tokens', 'masked_text_tokens', 'text_attention'})
         if args.micro_batch and args.training:
-            self._refuse_pieces()
+            self._refuse_pieces('--micro_batch', Head.why_whole, ' (--grad_checkpoint saves memory with every loss)')
+        if get_world_size() > 1 and args.training:
+            self._refuse_pieces('training with several processes', Head.why_one_process, '')
         backbone.set_grad_checkpoint(args.grad_checkpoint)
         for part in self.modules():
             if isinstance(part, Transformer):       # the heads' cross encoder, too
@@ -162,15 +166,14 @@ class RetrievalModel(nn.Module):
                             f'text tokens {self.text_width} and embeddings {self.embed_dim} wide: leave it out of --loss_names or use '
                             f'{self.backbone.instead}')
 
-    def _refuse_pieces(self):
+    def _refuse_pieces(self, what, why, instead):
         reason = self.backbone.why_whole()
         if reason:
-            raise UserError(f'--micro_batch cannot split a batch for {reason}')
+            raise UserError(f'{what} cannot split a batch for {reason}')
         for head in self.heads:
-            reason = head.why_whole()
+            reason = getattr(head, why.__name__)()
             if reason:
-                raise UserError(f"--micro_batch cannot split a batch for the loss '{head.names[0]}': {reason}; leave it out "
-                                '(--grad_checkpoint saves memory with every loss)')
+                raise UserError(f"{what} cannot split a batch for the loss '{head.names[0]}': {reason}; leave it out{instead}")
 
     def train(self, mode=True):
         for part in [*self.heads, *(part for _, part in self._shared.values())]:   # whose children are the model's own
@@ -281,10 +284,10 @@ class RetrievalModel(nn.Module):
             embed_image=self.embed_image, embed_text=self.embed_text,
             added={name: (of_images[name], of_captions[name]) for name in of_images})
 
-    def rewritten(self, batch):
+    def rewritten(self, batch, peers=ALONE):
         """The batch as :meth:`Head.rewrite` of all heads leaves it."""
         for head in self.heads:
-            batch = head.rewrite(batch, self)
+            batch = head.rewrite(batch, self, peers)
         return batch
 
     def forward(self, batch):

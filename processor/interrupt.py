@@ -2,6 +2,8 @@
 import signal
 import threading
 
+from utils import comm
+
 
 class Stopped(Exception):
     """A signal asks the program to leave, and everything worth keeping is on disk."""
@@ -9,7 +11,8 @@ class Stopped(Exception):
 
 class Interrupt:
     """While active, the first SIGINT or SIGTERM is noted in ``requested`` for the loop to act on between two steps; where
-    ``at_once`` is set it raises :class:`Stopped` on the spot. A second one always does."""
+    ``at_once`` is set it raises :class:`Stopped` on the spot. A second one always does, but not with several processes, whom torchrun
+    passes on what they got already."""
 
     def __init__(self):
         self.requested = None
@@ -27,6 +30,6 @@ class Interrupt:
             signal.signal(number, handler)
 
     def _handle(self, number, frame):
-        again, self.requested = self.requested is not None, number
+        again, self.requested = self.requested is not None and comm.get_world_size() == 1, number
         if again or self.at_once:
             raise Stopped

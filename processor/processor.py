@@ -12,10 +12,12 @@ from processor.evaluation import Evaluator
 from processor.history import best_last_mean, read_evaluations
 from processor.history import in_words as history_in_words
 from processor.interrupt import Interrupt, Stopped
-from processor.progress import Bar, Journal, Means
+from processor.progress import Bar, Journal, Means, NoJournal
 from processor.step import Step
+from utils import comm
 from utils.checkpoint import is_released
 from utils.errors import UserError
+from utils.peers import meet
 from utils.resumption import OF_A_RUN
 from utils.seeding import derive_seed, random_states, restore_random_states, seed_all
 
@@ -45,7 +47,7 @@ class Trainer:
         self.epoch, self.step, self.total_steps, self.unevaluated = 1, 0, 0, None
         self.best = {'R1': -1.0, 'epoch': 0}
         self.means = Means()
-        self.unseen = []   # (step, image ids, names, results) of steps whose losses nobody has looked at yet
+        self.unseen = []   # (step, image ids, samples, names, results) of steps whose losses nobody has looked at yet
         self.skipped = 0
         self.seconds_per_step = self.seconds_per_evaluation = 0.0
 
@@ -54,7 +56,7 @@ class Trainer:
     def run(self, start_epoch):
         self.epoch = start_epoch
         self.restore(self.checkpointer.resumed)
-        self.journal = Journal(self.args.output_dir, self.total_steps, self.unevaluated)
+        self.journal = Journal(self.args.output_dir, self.total_steps, self.unevaluated) if comm.is_first() else NoJournal()
         try:
             with Interrupt() as self.interrupt:
                 if not self.total_steps:
@@ -91,11 +93,13 @@ class Trainer:
         bar, first = Bar(self.epoch, self.args.num_epoch, len(self.loader), self.step), self.step
         for batch in self.loader:
             self.report_skipped(batch.pop('skipped', ()))
+            peers, batch = meet(batch)
             self.step += 1
             self.total_steps += 1
-            if len(batch.get('pids', ())):
-                self.train_step(batch)
-            bar.advance(len(batch.get('pids', ())))
+            count = peers.number_of(batch['pids']) if peers else 0
+            if peers:
+                self.train_step(batch, peers)
+            bar.advance(count)
             self.report(bar)
             self.save_between_steps()
         bar.close()
@@ -103,16 +107,16 @@ class Trainer:
         self.seconds_per_step = bar.seconds / max(self.step - first, 1)
         self.end_epoch(bar.samples_per_second)
 
-    def train_step(self, batch):
+    def train_step(self, batch, peers):
         # What is random in a step follows from its place in the run, so that a resumed run repeats it.
         seed_all(derive_seed(self.args.seed, self.epoch, self.step))
         self.scheduler.before_step(self.epoch, self.step, len(self.loader))
         for head in self.model.heads:
             head.before_step(self.epoch, self.step, len(self.loader))
-        results = self.learn(self.division.mark(batch))
+        results = self.learn(self.division.mark(batch), peers)
         results = {'loss': total_loss(results), **{name: value for name, value in results.items() if name != 'temperature'}}
         values = torch.stack([value.float() for value in results.values()])   # stays on the device until somebody looks
-        self.unseen.append((self.step, batch['image_ids'], tuple(results), values))
+        self.unseen.append((self.step, batch['image_ids'], peers.number_of(batch['pids']), tuple(results), values))
 
     def end_epoch(self, samples_per_second):
         """The epoch's means into the log, the schedule's step, and a checkpoint that goes on with the next epoch."""
@@ -143,8 +147,7 @@ class Trainer:
             return
         epoch = self.unevaluated
         self.interrupt.at_once = True
-        if self.interrupt.requested:
-            raise Stopped
+        self.stop_if_asked()
         began = time.perf_counter()
         top1 = self.evaluator.eval(self.model)
         self.seconds_per_evaluation = time.perf_counter() - began
@@ -180,6 +183,9 @@ class Trainer:
             logger.info('epoch %d/%d step %d/%d: %s', self.epoch, self.args.num_epoch, self.step, len(self.loader), in_words(values))
 
     def report_skipped(self, paths):
+        if not comm.largest(len(paths)):
+            return
+        paths = [path for of_process in comm.of_all(paths) for path in of_process]
         for path in paths:
             logger.warning('left out: %s cannot be read', path)
         self.skipped += len(paths)
@@ -190,17 +196,18 @@ class Trainer:
         if not self.unseen:
             return {}
         rows = torch.cat([values for *_, values in self.unseen]).tolist()   # waits for the device, once
-        for step, image_ids, names, _ in self.unseen:
+        for step, image_ids, count, names, _ in self.unseen:
             latest, rows = dict(zip(names, rows)), rows[len(names):]
             if not all(map(math.isfinite, latest.values())):
                 self.stop_at(step, image_ids, latest)
-            self.means.add(latest, len(image_ids))
+            self.means.add(latest, count)
         self.unseen = []
         return latest
 
     def stop_at(self, step, image_ids, values):
         bad = ', '.join(f'{name} is {value}' for name, value in values.items() if not math.isfinite(value))
-        raise UserError(f'at epoch {self.epoch}, step {step}, {bad}; the batch: {self.name_samples(image_ids)}; '
+        names = ', '.join(comm.of_all(self.name_samples(image_ids)))
+        raise UserError(f'at epoch {self.epoch}, step {step}, {bad}; the batch: {names}; '
                         f'{self.checkpointer.last_good()}')
 
     def name_samples(self, image_ids):
@@ -211,14 +218,21 @@ class Trainer:
     # -- checkpoints -----------------------------------------------------------------------------------------------------
 
     def stop_if_asked(self):
-        if self.interrupt.requested:
+        if self.asked_to_stop():
             raise Stopped
 
+    def asked_to_stop(self):
+        """Whether a signal reached this process, or another one of several: all leave at the same step, with the same status."""
+        self.interrupt.requested = comm.largest(self.interrupt.requested or 0) or None
+        return self.interrupt.requested
+
     def save_between_steps(self):
-        due = self.args.save_steps and self.step % self.args.save_steps == 0
-        if (due or self.interrupt.requested) and self.step < len(self.loader):
+        if self.step == len(self.loader):
+            return
+        due, stops = self.args.save_steps and self.step % self.args.save_steps == 0, self.asked_to_stop()
+        if due or stops:
             self.save_last()
-        if self.interrupt.requested and self.step < len(self.loader):
+        if stops:
             raise Stopped
 
     def save_last(self):
@@ -227,6 +241,7 @@ class Trainer:
             'last', training_state=True, epoch=self.epoch, step=self.step, total_steps=self.total_steps, best=self.best,
             unevaluated=self.unevaluated, means=self.means.state_dict(), skipped=self.skipped, clean=self.division.clean,
             scaler=self.learn.scaler.state_dict(), random_states=random_states())
+        comm.synchronize()     # nobody leaves while the first process writes
 
     def restore(self, state):
         """Go on from what :meth:`save_last` kept. A released checkpoint has no more than its epoch: how good it is is measured before
@@ -258,7 +273,7 @@ class Trainer:
     def miss_best(self):
         """Where best.pth is gone, its weights are, too: the best of what follows takes its place, beginning with what there is."""
         path = self.checkpointer.path('best')
-        if not self.best['epoch'] or os.path.isfile(path):
+        if not self.best['epoch'] or comm.from_process(0, os.path.isfile(path)):
             return
         logger.warning('there is no %s any more, of epoch %d with Rank-1 %.3f: the best from here on becomes best.pth', path,
                        self.best['epoch'], self.best['R1'])

@@ -7,6 +7,7 @@ import time
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from utils import comm
 from utils.errors import UserError
 from utils.iotools import atomic_write
 
@@ -94,11 +95,22 @@ def fact_of(line):
     return fact
 
 
+class NoJournal:
+    """Of the processes that leave the writing to the first."""
+
+    def write(self, *line):
+        pass
+
+    def close(self):
+        pass
+
+
 class Bar:
     """An epoch's progress bar on a terminal: losses, learning rate, samples a second, time left."""
 
     def __init__(self, epoch, epochs, steps, first_step=0, what=''):
-        self.bar = tqdm(total=steps, initial=first_step, desc=f'epoch {epoch}/{epochs} {what}'.strip(), unit='step', disable=None,
+        self.bar = tqdm(total=steps, initial=first_step, desc=f'epoch {epoch}/{epochs} {what}'.strip(), unit='step',
+                        disable=None if comm.is_first() else True,
                         dynamic_ncols=True, leave=False)
         self.began, self.samples = time.perf_counter(), 0
 

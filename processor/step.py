@@ -1,14 +1,19 @@
 """The one way of a batch, from top to bottom: host batch -> device -> finished images -> encoders -> heads -> gradient.
 
-A whole batch is one piece. ``--micro_batch`` makes several, whose losses still compare the whole batch (GradCache: Gao et al., RepL4NLP
-2021, arXiv 2101.06983). Evaluation takes the same way as far as the finished images.
+A whole batch is one piece. ``--micro_batch`` makes several, and several processes have a part of the batch each; losses still compare the
+whole batch (GradCache: Gao et al., RepL4NLP 2021, arXiv 2101.06983). Evaluation takes the same way as far as the finished images.
 """
+import contextlib
+from functools import partial
+
 import torch
 
 from datasets.views import finish
 from model.build import Encoded, add_results, total_loss
+from processor.parallel import alone, synchronised
+from utils import comm, precision
 from utils import pixels as known_pixels
-from utils import precision
+from utils.peers import ALONE
 from utils.seeding import derive_seed
 
 
@@ -26,12 +31,14 @@ class Step:
 
     def __init__(self, model, optimizer, micro_batch=None):
         self.model, self.optimizer, self.micro_batch = model, optimizer, micro_batch
+        self.passes = synchronised(model)
         device = next(model.parameters()).device
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision.amp_dtype(model.amp, device) is torch.float16)
 
-    def __call__(self, batch):
+    def __call__(self, batch, peers=ALONE):
+        """``peers``: the processes that have the batch's other rows (:func:`utils.peers.meet`)."""
         self.optimizer.zero_grad(set_to_none=True)
-        results = backward(self.model, batch, self.micro_batch, self.scaler.scale)
+        results = backward(self.model, batch, self.micro_batch, self.scaler.scale, peers, self.passes)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         for head in self.model.heads:
@@ -59,11 +66,11 @@ def moved(batch, device):
     return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
 
 
-def backward(model, batch, size=None, scale=lambda loss: loss):
+def backward(model, batch, size=None, scale=lambda loss: loss, peers=ALONE, passes=alone):
     """Add the gradient of ``scale(total loss)`` to the parameters', and return the results without gradient.
 
     1. Every piece is embedded.
-    2. Heads that read embeddings alone get those of the whole batch. Their losses give a gradient at the embeddings.
+    2. Heads that read embeddings alone get those of the whole batch, of all processes. Their losses give a gradient at the embeddings.
     3. Each piece takes its rows of that gradient back through its encoders, and its share of the losses of heads that read tokens
        (:attr:`~model.heads.Head.share`).
 
@@ -71,55 +78,102 @@ def backward(model, batch, size=None, scale=lambda loss: loss):
     ``size`` samples at a time. What is random in a piece (dropout, hidden patches) follows from PyTorch's seed and the piece's number,
     and is the same both times; so it is drawn otherwise than for the whole batch.
 
+    The processes' gradients are averaged while the last piece's are computed. For the sum, which is the batch's, each gives its part of
+    the gradient as often as there are processes; that of the heads in 2. is the same on all.
+
     Args:
         model: a :class:`~model.build.RetrievalModel`.
-        batch: a loader's, on the CPU or where the model is.
+        batch: a loader's, on the CPU or where the model is: the rows of this process.
         size: samples a piece; None: all.
         scale: what multiplies losses before their gradient, as a ``GradScaler`` does.
+        peers: the processes that have the other rows.
+        passes: how passes through the model are called (:func:`processor.parallel.synchronised`).
     """
-    whole, pieces = in_pieces(model, batch, size)
-    seed = torch.initial_seed() if len(pieces) > 1 else None
-    first = [encode(model, piece, seed, number) for number, piece in enumerate(pieces)]
-    image, text = (torch.cat([getattr(encoded, side).detach() for encoded in first]).requires_grad_() for side in ('image', 'text'))
-    results = learn_together(model, Encoded(
-        image=image, text=text, encoder=model.backbone.encoder, embed_image=model.embed_image, embed_text=model.embed_text), whole, scale)
-    for number, piece in enumerate(pieces):
-        encoded = first[0] if seed is None else encode(model, piece, seed, number, learning=True)
-        start = number * len(pieces[0]['pids'])
-        rows = slice(start, start + len(piece['pids']))
-        at_embeddings = [(embedding, leaf.grad[rows]) for embedding, leaf in ((encoded.image, image), (encoded.text, text))
-                         if leaf.grad is not None]
-        learn_from_piece(model, encoded, piece, whole, at_embeddings, results, scale)
-    return in_order(model, results)
+    return Backward(model, *in_pieces(model, batch, size, peers), scale, peers, passes).run()
 
 
-def in_pieces(model, batch, size):
-    """``(whole batch, its pieces)`` on the model's device, ready for encoders and heads, with what heads look up on the host."""
+class Backward:
+    """One call of :func:`backward`."""
+
+    def __init__(self, model, whole, pieces, scale, peers, passes):
+        self.model, self.whole, self.pieces, self.scale, self.peers, self.passes = model, whole, pieces, scale, peers, passes
+        self.seed = torch.initial_seed() if len(pieces) > 1 or peers.world > 1 else None
+        self.results = {}      # {head: its results}
+        self.leaves = []       # the whole batch's embeddings of images and of captions, where the heads' gradient is left
+
+    def run(self):
+        if len(self.pieces) > 1:
+            first = [self.passes(partial(embed, self.model, piece, self.seed, number, self.peers))
+                     for number, piece in enumerate(self.pieces)]
+            self.passes(partial(self.learn_together, first))
+        start = self.peers.own.start or 0
+        for number, piece in enumerate(self.pieces):
+            loss = self.passes(partial(self.loss_of, number, start), learns=True, last=number == len(self.pieces) - 1)
+            loss.backward()
+            start += len(piece['pids'])
+        return in_order(self.model, self.results, self.peers)
+
+    def learn_together(self, pieces):
+        """The heads that read embeddings alone, on those of this process's ``pieces`` and of the others'."""
+        rows = [torch.cat([getattr(piece, side).detach() for piece in pieces]) for side in SIDES]
+        self.leaves = [self.peers.gather(of_side).requires_grad_() for of_side in rows]
+        model = self.model
+        encoded = Encoded(*self.leaves, encoder=model.backbone.encoder, embed_image=model.embed_image, embed_text=model.embed_text)
+        self.results.update(learn_together(model, encoded, self.whole, self.scale))
+
+    def loss_of(self, number, start):
+        """What piece ``number``, whose rows of the batch begin at ``start``, takes back through its encoders."""
+        model, piece, peers, rows = self.model, self.pieces[number], self.peers, self.peers.rows_in(self.pieces[number])
+        with seeded(self.seed, number, peers, apart=not self.leaves), model.autocast():
+            encoded = model.encode(piece)
+        if not self.leaves:     # the only piece
+            encoded.peers = peers
+            self.learn_together([encoded])
+        at_embeddings = [(getattr(encoded, side)[:rows], leaf.grad[start:start + rows] * peers.world)
+                         for side, leaf in zip(SIDES, self.leaves) if leaf.grad is not None]
+        return piece_loss(model, encoded, piece, self.whole, at_embeddings, self.results, self.scale, peers)
+
+
+SIDES = ('image', 'text')
+
+
+def in_pieces(model, batch, size, peers=ALONE):
+    """``(whole batch, this process's pieces)`` on the model's device, ready for encoders and heads, with what heads look up on the host.
+    A whole batch that lies with several processes comes without images."""
     device, count = next(model.parameters()).device, len(batch['pids'])
     size = min(size or count, count)
-    batch = {**batch, 'caption_ids': model.without_padding(batch['caption_ids'])}
-    whole = model.rewritten(ready(batch, device, pixels=model.pixels))
+    longest = comm.largest(model.without_padding(batch['caption_ids']).shape[1])
+    batch = {**batch, 'caption_ids': batch['caption_ids'][:, :longest]}
+    own = model.rewritten(ready(batch, device, pixels=model.pixels), peers)
     pieces = []
     for start in range(0, count, size):
         on_host, on_device = ({name: value[start:start + size] if len(value) == count else value for name, value in fields.items()}
-                               for fields in (batch, whole))   # what is no sample's, such as prompts, goes into each piece
+                              for fields in (batch, own))   # what is no sample's, such as prompts, goes into each piece
         pieces.append({**on_device, **moved(model.looked_up(on_host), device)})
+    if peers is not ALONE:
+        return peers.fields({name: value for name, value in own.items() if len(value) == count and not name.endswith('images')}), pieces
     if len(pieces) == 1:
         return pieces[0], pieces
-    return {**whole, **moved(model.looked_up(batch), device)}, pieces
+    return {**own, **moved(model.looked_up(batch), device)}, pieces
 
 
-def encode(model, piece, seed, number, learning=False):
-    """A piece's :class:`~model.build.Encoded`: of one of several (``seed``), the embeddings alone unless it is ``learning``."""
-    if seed is None:
-        with model.autocast():
-            return model.encode(piece)
-    torch.manual_seed(derive_seed(seed, number))
-    if learning:
-        with model.autocast():
-            return model.encode(piece)
-    with torch.no_grad(), model.autocast():
+def embed(model, piece, seed, number, peers):
+    """The embeddings of one of several pieces."""
+    with seeded(seed, number, peers, apart=True), torch.no_grad(), model.autocast():
         return Encoded(image=model.embed_image(piece['images']), text=model.embed_text(piece['caption_ids']))
+
+
+@contextlib.contextmanager
+def seeded(seed, number, peers, apart):
+    """PyTorch's generators begin anew for a piece; nothing happens without a ``seed``. ``apart``: what is drawn meanwhile is each process's
+    own, and behind it all processes draw alike."""
+    if seed is None:
+        yield
+        return
+    gpus = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(gpus, enabled=apart and peers.world > 1):
+        torch.manual_seed(derive_seed(seed, number, peers.rank) if peers.world > 1 else derive_seed(seed, number))
+        yield
 
 
 def learn_together(model, encoded, whole, scale):
@@ -135,29 +189,30 @@ def learn_together(model, encoded, whole, scale):
     return results
 
 
-def learn_from_piece(model, encoded, piece, whole, at_embeddings, results, scale):
-    """Back through a piece's encoders: the gradient at its embeddings, and its share of the losses of heads that read tokens, whose
-    results are added to ``results``."""
-    loss = 0
+def piece_loss(model, encoded, piece, whole, at_embeddings, results, scale, peers):
+    """What a piece takes back through its encoders: the gradient at its embeddings, and its share of the losses of heads that read tokens,
+    whose results are added to ``results``."""
+    loss, rows = 0, peers.rows_in(piece)
     with model.autocast():
         for head in model.heads:
             if head.reads_the_pass:
                 of_piece = head(encoded, piece)
                 if piece is not whole and of_piece:
-                    share = head.share(piece, whole)
+                    share = head.share_of(piece, whole) if rows else 0    # a stand-in has none
                     of_piece = {name: share * value for name, value in of_piece.items()}
-                loss = loss + total_loss(of_piece)
+                loss = loss + peers.world * total_loss(of_piece)
                 sums = results.setdefault(head, {})
                 sums.update({name: sums.get(name, 0) + value.detach() for name, value in of_piece.items()})
     loss = scale(loss) if isinstance(loss, torch.Tensor) else loss
     # The inner product with a constant has that constant as its gradient.
-    loss = loss + sum((embedding * gradient).sum() for embedding, gradient in at_embeddings)
-    loss.backward()
+    return loss + sum((embedding * gradient).sum() for embedding, gradient in at_embeddings)
 
 
-def in_order(model, by_head):
-    """All results, without gradient, in the order of ``--loss_names``."""
+def in_order(model, by_head, peers):
+    """All results, without gradient, in the order of ``--loss_names``: those of heads that read tokens are the sums over all processes."""
+    shares = [value for head in model.heads if head.reads_the_pass for value in by_head[head].values()]
+    sums = iter(peers.total(torch.stack([value.float() for value in shares])).unbind()) if peers is not ALONE and shares else iter(shares)
     results = {'temperature': torch.full((), model.temperature)}
     for head in model.heads:
-        add_results(results, head, {name: value.detach() for name, value in by_head[head].items()})
+        add_results(results, head, {name: next(sums) if head.reads_the_pass else value.detach() for name, value in by_head[head].items()})
     return results

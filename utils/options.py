@@ -121,7 +121,7 @@ def add_run_options(parser):
                      help='precision of the forward pass')
     run.add_argument('--test', dest='training', action='store_false', default=True, effect=CALL,
                      help="IRRA's way to say: not for training")
-    run.add_argument('--local_rank', type=int, default=0, effect=CALL, help='set by torchrun; one GPU is used')
+    run.add_argument('--local_rank', '--local-rank', type=int, default=0, effect=CALL, help='set by launchers; read from the environment')
 
 
 def add_data_options(parser):

@@ -91,9 +91,9 @@ class Head(nn.Module):
         waiting for it. Loops other than ours may leave this out."""
         return {}
 
-    def rewrite(self, batch, model):
+    def rewrite(self, batch, model, peers):
         """Change a batch on its device, before encoders and heads read it, and return it: ``batch`` is the whole one, however the
-        step splits it. AGM masks captions here."""
+        step splits it, or this process's rows of it (``peers``, :class:`~utils.peers.Peers`). AGM masks captions here."""
         return batch
 
     @classmethod
@@ -137,6 +137,15 @@ class Head(nn.Module):
     # whose results do not add up like that leaves it None, and trains on whole batches only.
     share = None
 
+    # Of several processes each has some rows of the batch. A head that gathers what it needs of the others' rows (encoded.peers) trains on
+    # them together although --micro_batch cannot split it. Its results are those of the process's own rows, multiplied by ``share``, or,
+    # without one, of the whole batch, the same on all processes; what it draws, all draw alike.
+    gathers = False
+
+    def share_of(self, piece, batch):
+        """What its results on a piece are multiplied by."""
+        return len(piece['pids']) / len(batch['pids']) if self.share is None else self.share(piece, batch)
+
     @property
     def reads_the_pass(self):
         """Whether it reads more of a pass through the encoders than embeddings, or changes them. Others always get the whole batch's
@@ -156,6 +165,10 @@ class Head(nn.Module):
         """What the head reads of samples, for run_scripts/attention.py: ``{title: weights}``, [B, N] of an image's patches or [B, L] of a
         caption's tokens. The arguments are those of :meth:`embed`; maps of both sides under one title are drawn as one."""
         return {}
+
+    def why_one_process(self):
+        """Why several processes cannot train it together, in words; None where they can."""
+        return None if self.gathers else self.why_whole()
 
     def has_report(self):
         """Whether this head, as it was built, can make its report."""

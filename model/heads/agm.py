@@ -8,6 +8,7 @@ import torch
 from model import objectives
 from model.heads import Head
 from utils.errors import UserError
+from utils.peers import ALONE
 
 BASE, GUIDED, TEMPERATURE = 0.1, 0.9 * 0.95, 0.02   # chance = BASE + GUIDED * softmax(weight / TEMPERATURE)
 
@@ -41,11 +42,11 @@ class MaskedInPlace(Head):
         self.mask_id, self.rates = model.mask_id, model.masked_token_rates
 
     @torch.no_grad()
-    def rewrite(self, batch, model):
+    def rewrite(self, batch, model, peers):
         # Under an autocast of its own: its cache must not hand weights cast here, without gradient, to the pass that learns.
         with model.autocast():
             _, attention = model.backbone.encode_text(batch['caption_ids'], need_map=True)
-        ids, labels = mask_attended(batch['caption_ids'], attention, self.mask_id, *self.rates)
+        ids, labels = mask_attended(batch['caption_ids'], attention, self.mask_id, *self.rates, peers)
         kept = {name: value for name, value in batch.items() if name != 'mlm_ids'}
         return {**kept, 'caption_ids': ids, 'mlm_labels': labels}
 
@@ -55,7 +56,7 @@ class MaskedInPlace(Head):
 
 
 @torch.no_grad()
-def mask_attended(ids, attention, mask_id, masked_rate=0.8, unchanged_rate=0.1):
+def mask_attended(ids, attention, mask_id, masked_rate=0.8, unchanged_rate=0.1, peers=ALONE):
     """Choose content tokens by the attention they get and hide them: ``(masked ids [B, L], labels [B, L])``.
 
     Of the chosen tokens the share ``masked_rate`` becomes ``mask_id``, ``unchanged_rate`` stays as it is, and the others
@@ -65,8 +66,10 @@ def mask_attended(ids, attention, mask_id, masked_rate=0.8, unchanged_rate=0.1):
     Args:
         ids: token ids [B, L]; content lies between 1 and ``mask_id - 1``, the end of text is the largest id.
         attention: of the text encoder's last block on these ids, averaged over heads, [B, L, L].
+        peers: the processes that have the batch's other rows: all draw for all of them.
     """
-    weight = attention_to_content(ids, attention, mask_id)                          # [B, L]
+    weight = peers.gather(attention_to_content(ids, attention, mask_id))            # [B, L]
+    ids = peers.gather(ids)
     chances = masking_chances(weight)
     chosen = torch.rand(ids.shape, device=ids.device) < chances
     places = torch.arange(ids.shape[1], device=ids.device)
@@ -77,7 +80,7 @@ def mask_attended(ids, attention, mask_id, masked_rate=0.8, unchanged_rate=0.1):
     hidden = torch.where(draw < masked_rate + unchanged_rate, ids, random_ids)
     hidden = hidden.masked_fill((draw < masked_rate) | forced, mask_id)
     chosen = chosen | forced
-    return torch.where(chosen, hidden, ids), ids * chosen
+    return peers.mine(torch.where(chosen, hidden, ids)), peers.mine(ids * chosen)
 
 
 def attention_to_content(ids, attention, mask_id):

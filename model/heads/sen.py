@@ -69,13 +69,14 @@ class MAE(Head):
 
     def forward(self, encoded, batch):
         images = batch['images']
-        order = self.draw_order(images)
+        everyones = images.new_empty((encoded.peers.number_of(images), 0))              # all processes draw for all images
+        order = encoded.peers.mine(self.draw_order(everyones))
         restored = self.restore(encoded.encoder, images, encoded.text_tokens, order)    # [B, N-1, 3 patch^2]
         loss = objectives.restoration(restored, patches(images, self.patch_size), self.scored(order))
         return {'mae_loss': self.weight * loss}
 
     def share(self, piece, batch):
-        return len(piece['images']) / len(batch['images'])   # as many patches are scored in each image
+        return len(piece['pids']) / len(batch['pids'])   # as many patches are scored in each image
 
     def draw_order(self, images):
         """A random order of each image's tokens, the class token first: [B, N] positions; the first ``keep`` are seen."""

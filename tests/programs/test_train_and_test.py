@@ -292,12 +292,6 @@ def test_no_gpu(command):
         train_program.main(command + ['--device', 'cuda'])
 
 
-def test_several_processes_are_refused(command, monkeypatch):
-    monkeypatch.setenv('WORLD_SIZE', '2')
-    with pytest.raises(UserError, match='training runs on one GPU'):
-        train_program.main(command)
-
-
 def test_output_folder_that_cannot_be_written(command, tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(UserError, match='cannot make the output folder.*choose another --output_dir'):

@@ -1,0 +1,140 @@
+"""A batch that lies with several processes: its rows, and what each must know of the others'."""
+import torch
+import torch.distributed as dist
+
+from utils import comm
+
+
+class Alone:
+    """The whole batch lies here."""
+    rank, world, own = 0, 1, slice(None)
+
+    @staticmethod
+    def gather(rows):
+        """The whole batch's rows, with gradient: [b, ...] -> [B, ...]."""
+        return rows
+
+    @staticmethod
+    def mine(rows):
+        """This process's of the whole batch's rows, of which a process that stands in gets the first: [B, ...] -> [b, ...]."""
+        return rows
+
+    @staticmethod
+    def number_of(rows):
+        """How many rows the whole batch has of which these are this process's."""
+        return len(rows)
+
+    @staticmethod
+    def fields(batch):
+        """The whole batch's ``{name: [B, ...]}`` of this process's ``{name: [b, ...]}``."""
+        return batch
+
+    @staticmethod
+    def total(values):
+        """The sum over all processes, without gradient."""
+        return values
+
+    @staticmethod
+    def rows_in(piece):
+        """How many rows of the batch a piece of it holds."""
+        return rows_of(piece)
+
+
+ALONE = Alone()
+
+
+class Peers(Alone):
+    """Some rows of the batch lie here, those of ``own``, and the rest with the other processes.
+
+    Every process computes its share of a loss, and the gradients that they give the parameters are summed. So what :meth:`gather` hands
+    out may go into a loss on each process: the gradient of a row is what all processes' losses give it.
+
+    Args:
+        counts: how many rows each process has. Behind these, ``rows`` may hold stand-ins, which nobody sees.
+    """
+
+    def __init__(self, counts):
+        self.rank, self.world, self.counts = comm.get_rank(), len(counts), counts
+        start = sum(counts[:self.rank])
+        self.own = slice(start, start + counts[self.rank])
+
+    def gather(self, rows):
+        return Gather.apply(rows, self) if rows.is_floating_point() else self.fields({'': rows})['']
+
+    def mine(self, rows):
+        return rows[self.own] if self.counts[self.rank] else rows[:1]
+
+    def number_of(self, rows):
+        return sum(self.counts)
+
+    def fields(self, batch):
+        """All fields travel together, as bytes."""
+        names = list(batch)
+        flat = [batch[name].contiguous().flatten(1) if batch[name].dim() > 1 else batch[name].contiguous()[:, None] for name in names]
+        rows = torch.cat([values.view(torch.uint8) for values in flat], dim=1)                   # [b, bytes]
+        columns = exchanged(rows, self).split([values.view(torch.uint8).shape[1] for values in flat], dim=1)
+        return {name: column.contiguous().view(batch[name].dtype).reshape(-1, *batch[name].shape[1:])
+                for name, column in zip(names, columns)}
+
+    @staticmethod
+    def total(values):
+        values = values.clone()
+        dist.all_reduce(values, group=comm.for_rows())
+        return values
+
+    def rows_in(self, piece):
+        return min(rows_of(piece), self.counts[self.rank])    # none of a stand-in
+
+
+def exchanged(rows, peers):
+    """[b, ...] of each process -> [B, ...] of all, without gradient; processes may have different numbers of rows."""
+    most = max(peers.counts)
+    padded = rows.new_zeros((most, *rows.shape[1:]))
+    count = peers.counts[peers.rank]
+    padded[:count] = rows[:count]
+    found = [torch.empty_like(padded) for _ in peers.counts]
+    dist.all_gather(found, padded, group=comm.for_rows())
+    return torch.cat([part[:count] for part, count in zip(found, peers.counts)])
+
+
+class Gather(torch.autograd.Function):
+    """:func:`exchanged`, whose gradient is the sum of all processes'."""
+
+    @staticmethod
+    def forward(ctx, rows, peers):
+        ctx.peers, ctx.count = peers, len(rows)
+        return exchanged(rows, peers)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient, group=comm.for_rows())
+        own = gradient[ctx.peers.own]
+        stand_ins = ctx.count - len(own)
+        return torch.cat([own, own.new_zeros((stand_ins, *own.shape[1:]))]) if stand_ins else own, None
+
+
+def meet(batch):
+    """Every process's batch of a step comes together: ``(peers, this process's batch)``.
+
+    A process without rows, whose images are broken or whose batch is smaller than there are processes, gets a stand-in, a copy of
+    another's first row, so that it takes part. Where nobody has rows, ``peers`` is None.
+    """
+    if comm.get_world_size() == 1:
+        return (ALONE if rows_of(batch) else None), batch
+    told = torch.tensor([rows_of(batch)])
+    found = [torch.empty_like(told) for _ in range(comm.get_world_size())]
+    dist.all_gather(found, told)
+    counts = torch.cat(found).tolist()
+    if not any(counts):
+        return None, batch
+    if not all(counts):
+        giver = next(rank for rank, count in enumerate(counts) if count)
+        first_row = {name: value[:1] if len(value) == counts[giver] else value for name, value in batch.items()}
+        first_row = comm.from_process(giver, first_row)
+        batch = batch if rows_of(batch) else first_row
+    return Peers(counts), batch
+
+
+def rows_of(batch):
+    return len(batch.get('pids', ()))
