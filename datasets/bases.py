@@ -1,12 +1,14 @@
 """What all datasets share: the annotation and its checks, and the torch Datasets that the loaders read."""
 import functools
 import html
+import itertools
 import logging
 import os
 import random
 import unicodedata
 from collections import defaultdict
 
+import numpy as np
 import torch
 from prettytable import PrettyTable
 from torch.utils.data import Dataset, default_collate
@@ -15,8 +17,9 @@ from torchvision.transforms.functional import to_pil_image
 
 from datasets.attributes import annotate_all, load_tagger
 from datasets.augmentation import seeded, simclr_transforms
+from datasets.entries import open_entries
 from datasets.fields import FIELDS, CaptionSample
-from datasets.listing import Strings, digest_of, open_arrays
+from datasets.listing import Strings, captions_of, digest_of, open_arrays
 from datasets.released_lists import list_files, read_list, read_reid_list, reid_files
 from datasets.transforms import as_tensor, draw_rand_view, draw_view
 from utils import pixels as known_pixels
@@ -46,7 +49,9 @@ class BaseDataset:
 
     Attributes:
         train: list of ``(pid, image_id, image path, caption)``, one entry a caption; pids are 0..C-1, ``image_id`` is
-            the number of the image's entry.
+            the number of the image's entry. Of a large annotation a sequence of such (:class:`datasets.listing.Samples`).
+        train_annos, val_annos, test_annos: the entries of the splits, a list of dicts; of a large annotation a sequence of such.
+        listed: {split: the entries' fields as arrays}, :class:`datasets.entries.Entries`.
         val, test: ``{'image_pids', 'img_paths', 'caption_pids', 'captions'}``, lists in the annotation's order, pids as
             annotated.
         train_id_container, val_id_container, test_id_container: sets of the pids.
@@ -63,30 +68,24 @@ class BaseDataset:
     captions_per_image = 2   # of a stand-in that datasets.synthpedes writes in this format
     has_val = True           # does a stand-in have a val split?
     recognises = False       # are its attributes what is measured, instead of retrieval?
+    captioned = True         # do its images have captions?
     released_stem = ''       # of APTM's lists <root>/finetune/<stem>_<split>.json: they or TBPS-CLIP's are read without an annotation
 
     def __init__(self, root='', verbose=True, splits=SPLITS, skip_broken=False):
         self.dataset_dir, self.anno_path = self.locate(root)
         self.img_dir = self.image_folder(self.dataset_dir)
-        entries = self.entries(self.anno_path)
-        shared = shared_identities(entries)
-        if shared:
-            pid, found = next(iter(shared.items()))
-            logger.warning('%s: %d identities are in more than one split, the first of them, %d, in %s',
-                           self.anno_path, len(shared), pid, ' and '.join(found))
-        special = special_captions(entries)
-        if special:
-            number, token = special[0]
-            logger.warning("%s: %d captions hold %s or the like as text, which the tokenizer takes for a token of its own, the first of "
-                           'them in entry %d (counted from 0)', self.anno_path, len(special), token, number)
-        self.train_annos, self.val_annos, self.test_annos = (
-            [entry for entry in entries if entry['split'] == split] for split in SPLITS)
+        self.listed, annos = open_entries(type(self), self.anno_path, SPLITS, MANY)
+        self.kept = annos['train'] is self.listed['train']
         left_out = {path for split in SPLITS if split in splits for path in self._missing(split, skip_broken)}
+        if left_out:
+            there = [path not in left_out for path in self.listed['train'].paths(self.img_dir)]
+            self.listed['train'] = self.listed['train'].where(there)
+            annos['train'] = self.listed['train'] if self.kept else list(itertools.compress(annos['train'], there))
+        self.train_annos, self.val_annos, self.test_annos = (annos[split] for split in SPLITS)
 
-        self.train, self.train_id_container = self._training_samples(left_out)
-        self.train_annos = [entry for entry in self.train_annos if self.path(entry) not in left_out]
-        self.val, self.val_id_container = self._evaluation_samples(self.val_annos)
-        self.test, self.test_id_container = self._evaluation_samples(self.test_annos)
+        self.train, self.train_id_container = self._training_samples(self.listed['train'])
+        self.val, self.val_id_container = self._evaluation_samples(self.listed['val'])
+        self.test, self.test_id_container = self._evaluation_samples(self.listed['test'])
         if verbose:
             logger.info('%s\n%s', self.dataset_dir, self.statistics())
 
@@ -137,9 +136,27 @@ class BaseDataset:
         return [{**entry, cls.image_key: entry['file_path']} for entry in entries]
 
     @classmethod
+    def files(cls, path):
+        """All that :meth:`read` reads. A class that reads otherwise says its files, too, or each start reads them anew."""
+        folder = os.path.dirname(path)
+        lists = {**list_files(os.path.dirname(folder), cls.released_stem), **reid_files(folder)} if cls.released_stem else {}
+        return list(lists.values()) if path in lists.values() else [path]
+
+    @classmethod
     def entries(cls, path):
-        """The annotation's entries; :class:`UserError` where one is not of the right form."""
-        return checked(cls.read(path), path, cls.image_key)
+        """The annotation's entries, and in the log what is odd about them; :class:`UserError` where one is not of the right form."""
+        entries = checked(cls.read(path), path, cls.image_key, cls.captioned)
+        shared = shared_identities(entries)
+        if shared:
+            pid, found = next(iter(shared.items()))
+            logger.warning('%s: %d identities are in more than one split, the first of them, %d, in %s',
+                           path, len(shared), pid, ' and '.join(found))
+        special = special_captions(entries)
+        if special:
+            number, token = special[0]
+            logger.warning("%s: %d captions hold %s or the like as text, which the tokenizer takes for a token of its own, the first of "
+                           'them in entry %d (counted from 0)', path, len(special), token, number)
+        return entries
 
     def attributes(self, split):
         """``(labels int8 [images, A] of 1, 0 and -1 for unknown, [(prompt where a label is 0, where it is 1)])`` of a split's images, in
@@ -150,39 +167,39 @@ class BaseDataset:
 
     def _missing(self, split, skip_broken):
         """The images of a split that aren't there, where they may be left out; else none may be missing."""
-        annos = getattr(self, f'{split}_annos')
-        missing = missing_files([self.path(entry) for entry in annos])
+        entries = self.listed[split]
+        missing = missing_files(entries.paths(self.img_dir))
         if not missing:
             return missing
-        what = f'{len(missing)} of {len(annos)} {split} images are missing, the first of them: {", ".join(missing[:3])}'
+        what = f'{len(missing)} of {len(entries)} {split} images are missing, the first of them: {", ".join(missing[:3])}'
         if split != 'train' or not skip_broken:
             hint = '; --skip_broken leaves them out' if split == 'train' else ''
             raise UserError(f'{what} (python -m datasets.check --dataset_name {self.name} lists all){hint}')
         logger.warning('%s; they are left out', what)
         return missing
 
-    def _training_samples(self, left_out):
-        samples = [(entry['id'] - self.first_pid, image_id, self.path(entry), caption)
-                   for image_id, entry in enumerate(self.train_annos) if self.path(entry) not in left_out
-                   for caption in entry['captions']]
-        return renumbered(samples, self.anno_path)
+    def _training_samples(self, entries):
+        numbers, count = without_holes(entries.ids - self.first_pid, self.anno_path)
+        samples = entries.samples(numbers, self.img_dir)
+        return samples if self.kept else list(samples), set(range(count))
 
     def translations(self):
         """{(image_id, caption): back-translation} of the training captions that have one (``captions_bt``)."""
-        return {(image_id, caption): translated for image_id, entry in enumerate(self.train_annos)
+        if self.kept and not self.train_annos.may_have('captions_bt'):
+            return {}
+        return {(image_id, caption): translated for image_id, entry in zip(self.listed['train'].rows.tolist(), self.train_annos)
                 for caption, translated in zip(entry['captions'], entry.get('captions_bt', ()))}
 
     def _evaluation_samples(self, entries):
-        texts = [(entry['id'], caption) for entry in entries for caption in entry['captions']]
-        return {'image_pids': [entry['id'] for entry in entries], 'img_paths': [self.path(entry) for entry in entries],
-                'caption_pids': [pid for pid, _ in texts], 'captions': [caption for _, caption in texts]
-                }, {entry['id'] for entry in entries}
+        return {'image_pids': entries.ids.tolist(), 'img_paths': list(entries.paths(self.img_dir)),
+                'caption_pids': np.repeat(entries.ids, entries.counts).tolist(), 'captions': list(entries.captions())
+                }, set(entries.ids.tolist())
 
     def statistics(self):
         """The table of identities, images and captions in each split, as text."""
         table = PrettyTable(['split', 'identities', 'images', 'captions'])
         for split in SPLITS:
-            table.add_row([split, *split_counts(getattr(self, f'{split}_annos'))])
+            table.add_row([split, len(np.unique(self.listed[split].ids)), len(self.listed[split]), int(self.listed[split].counts.sum())])
         return table.get_string()
 
 
@@ -191,10 +208,10 @@ def split_counts(entries):
     return len({entry['id'] for entry in entries}), len(entries), sum(len(entry['captions']) for entry in entries)
 
 
-def checked(entries, path, image_key):
+def checked(entries, path, image_key, captioned=True):
     """An annotation's entries, each of the right form; the first that isn't raises :class:`UserError`."""
     problems = [(number, problem) for number, entry in enumerate(entries)
-                if (problem := entry_problem(entry, image_key))]
+                if (problem := entry_problem(entry, image_key, captioned))]
     if problems:
         number, problem = problems[0]
         more = f' (and {len(problems) - 1} other entries are wrong, too)' if problems[1:] else ''
@@ -212,8 +229,8 @@ def read_entries(path):
     return entries
 
 
-def entry_problem(entry, image_key):
-    """What is wrong with an annotation's entry, or None."""
+def entry_problem(entry, image_key, captioned=True):
+    """What is wrong with an annotation's entry, or None. ``captioned``: whether its captions are to be more than nothing."""
     if not isinstance(entry, dict):
         return f'is a {type(entry).__name__} instead of a mapping'
     for field, kind in (('id', int), ('split', str), ('captions', list), (image_key, str)):
@@ -230,7 +247,7 @@ def entry_problem(entry, image_key):
     for number, caption in enumerate(entry['captions'], start=1):
         if not isinstance(caption, str):
             return f'has a caption {number} that is a {type(caption).__name__} instead of text'
-        if problem := caption_problem(caption):
+        if captioned and (problem := caption_problem(caption)):
             return f'has {problem} (number {number})'
     translated = entry.get('captions_bt', entry['captions'])
     if not isinstance(translated, list) or len(translated) != len(entry['captions']) or not all(isinstance(t, str) for t in translated):
@@ -303,15 +320,20 @@ def missing_files(paths):
     return [path for path in paths if not is_there(path)]
 
 
-def renumbered(samples, source):
-    """Training samples with pids 0..C-1 in the order of the given ones, and the set of pids; logs a change."""
-    pids = sorted({sample[0] for sample in samples})
-    number = {pid: new for new, pid in enumerate(pids)}
-    changed = sum(pid != new for pid, new in number.items())
+def without_holes(pids, source):
+    """Numbers 0..C-1 in the order of the ``pids`` [N], int64 [N], and C; logs a change."""
+    there, numbers = np.unique(np.asarray(pids, dtype=np.int64), return_inverse=True)
+    changed = int((there != np.arange(len(there))).sum())
     if changed:
         logger.info('%s: the numbers of the %d training identities run from %d to %d with holes; '
-                    '%d of them are renumbered, to 0..%d', source, len(pids), pids[0], pids[-1], changed, len(pids) - 1)
-    return [(number[pid], *rest) for pid, *rest in samples], set(number.values())
+                    '%d of them are renumbered, to 0..%d', source, len(there), there[0], there[-1], changed, len(there) - 1)
+    return numbers, len(there)
+
+
+def renumbered(samples, source):
+    """Training samples with pids 0..C-1 in the order of the given ones, and the set of pids; logs a change."""
+    numbers, count = without_holes([pid for pid, *_ in samples], source)
+    return [(number, *rest) for number, (_, *rest) in zip(numbers.tolist(), samples)], set(range(count))
 
 
 def first_captions(samples, count, source):
@@ -368,7 +390,8 @@ def tokenize_all(captions, text_length, truncate=True, tokenizer=None, folder=No
         return tokens
     if folder is None or len(captions) < MANY:
         return make()
-    key = digest_of(Strings.of(captions).digest(), tokenizer.key, text_length, truncate)
+    strings = captions if isinstance(captions, Strings) else Strings.of(captions)
+    key = digest_of(strings.digest(), tokenizer.key, text_length, truncate)
     return torch.from_numpy(open_arrays(folder, 'tokens', key, lambda: {'tokens': make().numpy()})['tokens'])
 
 
@@ -478,7 +501,7 @@ class ImageTextDataset(Dataset):
                      if (name == 'caption_ids' or name in self.fields) and (self.masks or not field.masks)]
         self.rates = masked_token_rate, masked_token_unchanged_rate
         self.mask_id = self.tokenizer.mask
-        captions = [caption for *_, caption in dataset]
+        captions = captions_of(dataset)
         self.tokens = tokenize_all(captions, text_length, truncate, self.tokenizer, token_folder)
         if any(FIELDS[name].tags for name in self.made) or caption_filter or self.masks and mlm_masking == 'noun':
             if preparation == 'tbps':

@@ -3,11 +3,13 @@ import logging
 import os
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
 from datasets.bases import SPLITS, ImageDataset, ImageTextDataset, TextDataset, collate, first_captions
 from datasets.image_cache import open_store
+from datasets.listing import captions_of, image_ids_of, pids_of
 from datasets.noise import noisy_samples
 from datasets.prompts import WithPrompts, read_prompts, tokenized
 from datasets.registry import dataset_class
@@ -66,7 +68,7 @@ def build_training(args):
     """The :class:`TrainingLoaders` that ``args`` describe; see :func:`build_dataloader`. Several datasets are evaluated on each."""
     dataset = dataset_of(args, splits=('train', args.val_dataset), skip_broken=args.skip_broken)
     samples, pids = samples_of(args, dataset)
-    tokenizer = family(args).tokenizer(args, lambda: [caption for *_, caption in samples])
+    tokenizer = family(args).tokenizer(args, lambda: captions_of(samples))
     if not samples:
         raise empty(dataset, 'train')
     samples, noise = noisy_samples(samples, args.noisy_rate, args.noisy_file)
@@ -75,7 +77,7 @@ def build_training(args):
     evaluations = {measured.name: evaluation_loaders(args, measured, args.val_dataset, args.batch_size, tokenizer)
                    for measured in evaluated(args, dataset)}
     # of all training images, however many --limit_train leaves
-    store = image_store(args, dataset, 'train', [sample[2] for sample in dataset.train], args.skip_broken)
+    store = image_store(args, dataset, 'train', (sample[2] for sample in dataset.train), args.skip_broken)
     attributes = attributes_of(args, dataset, 'train', samples) if 'attribute_labels' in getattr(args, 'batch_fields', ()) else None
     train = training_loader(args, samples, store, tokenizer, attributes, dataset.translations(), getattr(dataset, 'sizes', None),
                             token_folder(dataset))
@@ -126,7 +128,7 @@ def training_loader(args, samples, store=None, tokenizer=None, attributes=None, 
         labels=attributes and attributes[0], token_folder=tokens_in,
         txt_aug=getattr(args, 'txt_aug', False), preparation=getattr(args, 'preparation', 'irra'), pixels=pixels,
         translations=translations)
-    sampler = build_batch_sampler(args, [sample[0] for sample in samples], sizes)
+    sampler = build_batch_sampler(args, pids_of(samples), sizes)
     together = WithPrompts(attributes[1], pairs.tokenizer) if attributes else collate
     return Loader(pairs, batch_sampler=sampler, collate_fn=together, **reading(args))
 
@@ -170,8 +172,7 @@ def attributes_of(args, dataset, split, samples=None):
         raise UserError(f"the loss 'attr' needs images with attributes, and {dataset.name} has none: leave it out of --loss_names")
     labels, prompts = found
     if samples is not None:
-        row_of = {dataset.path(entry): row for row, entry in enumerate(getattr(dataset, f'{split}_annos'))}
-        labels = labels[[row_of[path] for _, _, path, _ in samples]]
+        labels = labels[np.searchsorted(dataset.listed[split].rows, image_ids_of(samples))]     # there are none of images left out
     return labels, read_prompts(args.prompt_file, labels.shape[1]) if args.prompt_file else prompts
 
 

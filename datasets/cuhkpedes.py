@@ -32,7 +32,7 @@ class SynthPedes(CUHKPEDES):
         if not os.path.exists(path):
             return None
         labels = labels_by_pid(read_json(path), path)
-        rows = [labels.get(entry['id']) for entry in getattr(self, f'{split}_annos')]
+        rows = [labels.get(pid) for pid in self.listed[split].ids.tolist()]
         if None in rows:
             raise UserError(f'{path} lacks identities of the annotation beside it: write both anew with python -m datasets.synthpedes')
         return torch.tensor(rows, dtype=torch.int8), PROMPTS

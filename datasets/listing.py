@@ -4,6 +4,7 @@ import contextlib
 import glob
 import hashlib
 import json
+import itertools
 import logging
 import os
 import shutil
@@ -14,15 +15,22 @@ import numpy as np
 
 logger = logging.getLogger('Pedestal.dataset')
 
-VERSION = 1           # of the files: another one's are not read
+VERSION = 1           # of the files: another one's are not read. To be raised when an annotation comes to be read otherwise
 WHOLE = 'whole.json'  # written last: what arrays there are, with their sizes
+BLOCK = 2 ** 14       # texts that are decoded at a time
 
 
 class Strings(Sequence):
-    """Texts in one array of bytes: ``strings[i]``. Goes to other processes as it is, and takes no memory beside the map's."""
+    """Texts in one array of bytes: ``strings[i]``. Goes to other processes as it is, and takes no memory beside the map's.
 
-    def __init__(self, blob, ends):
-        self.blob, self.ends = blob, ends      # uint8 [bytes], int64 [N]: where each text ends
+    Args:
+        known: its :meth:`digest`, where somebody has it already.
+    """
+
+    def __init__(self, blob, ends, known=''):
+        self.known = known
+        # uint8 [bytes], int64 [N]: where each text ends. A map's own class is slow to index.
+        self.blob, self.ends = np.asarray(blob), np.asarray(ends)
 
     @classmethod
     def of(cls, texts):
@@ -40,8 +48,19 @@ class Strings(Sequence):
         index %= len(self)
         return bytes(self.blob[self.ends[index - 1] if index else 0:self.ends[index]]).decode()
 
+    def __iter__(self):
+        start = 0
+        for first in range(0, len(self), BLOCK):
+            ends = self.ends[first:first + BLOCK].tolist()
+            block = self.blob[start:ends[-1]].tobytes()
+            places = [end - start for end in ends]
+            yield from (block[begin:end].decode() for begin, end in zip([0, *places], places))
+            start = ends[-1]
+
     def digest(self):
         """16 hexadecimal digits that differ when a text does."""
+        if self.known:
+            return self.known
         found = hashlib.sha256(np.ascontiguousarray(self.ends).tobytes())
         found.update(np.ascontiguousarray(self.blob))
         return found.hexdigest()[:16]
@@ -68,6 +87,32 @@ class Samples(Sequence):
         return (int(self.pids[index]), int(self.image_ids[index]), os.path.join(self.folder, self.paths[int(self.images[index])]),
                 self.captions[index])
 
+    def __iter__(self):
+        rows = zip(self.pids.tolist(), self.image_ids.tolist(), self.images.tolist(), self.captions)
+        for image, pairs in itertools.groupby(rows, key=lambda row: row[2]):
+            path = os.path.join(self.folder, self.paths[image])
+            yield from ((pid, image_id, path, caption) for pid, image_id, _, caption in pairs)
+
+    def exchanged(self, permutation):
+        """The same pairs, each with the caption of the pair that ``permutation`` [S] gives it."""
+        captions = Strings.of(map(self.captions.__getitem__, permutation.tolist()))
+        return Samples(self.pids, self.image_ids, self.images, self.paths, captions, self.folder)
+
+
+def pids_of(samples):
+    """The pids of training pairs, a list."""
+    return samples.pids.tolist() if isinstance(samples, Samples) else [pid for pid, *_ in samples]
+
+
+def image_ids_of(samples):
+    """The image_ids of training pairs, int64 [S] or the like."""
+    return samples.image_ids if isinstance(samples, Samples) else np.array([image_id for _, image_id, *_ in samples], np.int64)
+
+
+def captions_of(samples):
+    """The captions of training pairs, a sequence."""
+    return samples.captions if isinstance(samples, Samples) else [caption for *_, caption in samples]
+
 
 def open_arrays(folder, name, key, make):
     """``{what: array}`` of ``<folder>/<name>_<key>/``, memory-mapped; ``make()`` gives them where they are not there whole.
@@ -75,15 +120,21 @@ def open_arrays(folder, name, key, make):
     ``key`` follows from everything that they are made of: when that changes, others are made, and the old ones are named in the log. A
     folder that cannot be written to is no error: the arrays are made anew at each start then, which the log says.
     """
-    place = os.path.join(folder, f'{name}_{key}')
-    found = read_arrays(place)
-    if found is not None:
-        return found
+    found = read_arrays(place_of(folder, name, key))
+    return keep_arrays(folder, name, key, make()) if found is None else found
+
+
+def place_of(folder, name, key):
+    return os.path.join(folder, f'{name}_{key}')
+
+
+def keep_arrays(folder, name, key, arrays):
+    """``arrays``, out of the files that they are written into; see :func:`open_arrays`."""
+    place = place_of(folder, name, key)
     others = sorted(set(glob.glob(f'{glob.escape(os.path.join(folder, name))}_*')) - {place})
     others = [other for other in others if not other.endswith('.tmp')]
     if others:
         logger.warning('what %s was made of has changed; unless another copy of the dataset uses it, it can be deleted', ', '.join(others))
-    arrays = make()
     try:
         write_arrays(place, arrays)
     except OSError as error:

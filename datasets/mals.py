@@ -3,7 +3,7 @@ import os
 
 import torch
 
-from datasets.bases import BaseDataset, checked
+from datasets.bases import BaseDataset
 from datasets.prompts import MALS as MALS_PROMPTS
 from datasets.prompts import PA100K as PA100K_PROMPTS
 from datasets.prompts import sentences
@@ -15,11 +15,6 @@ def folder_of_images(root, *names):
     """The first that is there of ``<root>/images/<name>``, ``<root>/<name>`` and ``<root>/../images/<name>``; else the first."""
     places = [os.path.join(root, *between, name) for between in (('images',), (), (os.pardir, 'images')) for name in names]
     return next((place for place in places if os.path.isdir(place)), places[0])
-
-
-def labels_of(entries):
-    """int8 [images, A] of entries with a ``label``."""
-    return torch.tensor([entry['label'] for entry in entries], dtype=torch.int8)
 
 
 class MALS(BaseDataset):
@@ -51,11 +46,11 @@ class MALS(BaseDataset):
         return entries
 
     @classmethod
-    def entries(cls, path):
-        return checked(cls.read(path), path, cls.image_key)
+    def files(cls, path):
+        return pretraining_lists(os.path.dirname(os.path.dirname(path)))
 
     def attributes(self, split):
-        return labels_of(getattr(self, f'{split}_annos')), MALS_PROMPTS
+        return torch.from_numpy(self.listed[split].labels), MALS_PROMPTS
 
 
 class PA100K(BaseDataset):
@@ -63,6 +58,7 @@ class PA100K(BaseDataset):
     attributes are recognised; a split's captions are the prompts of the attributes."""
     name = 'PA-100K'
     image_key = 'file_path'
+    captioned = False
     recognises = True
     published = {'train': (80000, 80000, 80000), 'val': (10000, 10000, 10000), 'test': (10000, 10000, 10000)}
 
@@ -88,8 +84,8 @@ class PA100K(BaseDataset):
         return entries
 
     @classmethod
-    def entries(cls, path):
-        return cls.read(path)       # there are no captions to check
+    def files(cls, path):
+        return list(list_files(os.path.dirname(os.path.dirname(path)), 'PA100K').values())
 
     def _evaluation_samples(self, entries):
         content, pids = super()._evaluation_samples(entries)
@@ -97,4 +93,4 @@ class PA100K(BaseDataset):
         return {**content, 'captions': prompts, 'caption_pids': list(range(len(prompts)))}, pids
 
     def attributes(self, split):
-        return labels_of(getattr(self, f'{split}_annos')), PA100K_PROMPTS
+        return torch.from_numpy(self.listed[split].labels), PA100K_PROMPTS

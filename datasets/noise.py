@@ -4,6 +4,7 @@ import os
 
 import numpy as np
 
+from datasets.listing import Samples
 from utils.errors import UserError
 
 RELEASED_SEED = 1   # with it, the permutations are those of the nine files that RDE released (three datasets; 0.2, 0.5, 0.8)
@@ -41,6 +42,8 @@ def read_permutation(path, pairs):
 
 def exchanged(samples, permutation):
     """Training samples ``(pid, image_id, path, caption)`` with their captions exchanged; identity and image stay."""
+    if isinstance(samples, Samples):
+        return samples.exchanged(permutation)
     return [(*sample[:3], samples[source][3]) for sample, source in zip(samples, permutation.tolist())]
 
 

@@ -61,12 +61,12 @@ def read_list(path, split, count=None, captioned=True):
         captions = row['caption'] if isinstance(row.get('caption'), list) else [row.get('caption', '')]
         pid = row.get('image_id', number)
         pid = pid if isinstance(pid, int) else numbers.setdefault(pid, len(numbers))       # 'c_g_a_0_0' and the like
-        label = row['label'] if count is not None else None
+        label = {'label': row['label']} if count is not None else {}
         last = entries[-1] if entries else None
         if last and last['file_path'] == row['image'] and last['id'] == pid:
             last['captions'] += captions
         else:
-            entries.append({'id': pid, 'split': split, 'captions': captions, 'file_path': row['image'], 'label': label})
+            entries.append({'id': pid, 'split': split, 'captions': captions, 'file_path': row['image'], **label})
     return entries
 
 
@@ -87,7 +87,7 @@ def label_problem(label, count):
     """What is wrong with an image's labels, or None."""
     if not isinstance(label, list) or len(label) != count:
         return f"has a 'label' that is no list of {count} numbers"
-    wrong = [value for value in label if isinstance(value, bool) or value not in VALUES]
+    wrong = [value for value in label if not isinstance(value, (int, float)) or isinstance(value, bool) or value not in VALUES]
     return f"has the label {wrong[0]!r}: labels are 1, 0, or -1 for unknown" if wrong else None
 
 

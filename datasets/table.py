@@ -71,6 +71,10 @@ class Table(BaseDataset):
         return images if os.path.isdir(images) else folder
 
     @classmethod
+    def files(cls, path):
+        return [path]
+
+    @classmethod
     def read(cls, path):
         rows = read_rows(path)
         names = columns_of(rows, cls.columns, path)
