@@ -23,7 +23,8 @@ class EachDataset:
 
     def __init__(self, evaluators):
         self.evaluators, self.results, self.others = evaluators, {}, {}
-        self.measure = getattr(next(iter(evaluators.values())), 'measure', 'Rank-1')
+        first, evaluator = next(iter(evaluators.items()))
+        self.measure = f"{getattr(evaluator, 'measure', 'Rank-1')} on {first}"
 
     def eval(self, model):
         figures = []

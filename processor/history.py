@@ -74,13 +74,14 @@ def mean_of(evaluations):
     return {**means, 'epochs': [one['epoch'] for one in evaluations]}
 
 
-def in_words(found):
-    """A line for the log and under the table; '' without evaluations."""
+def in_words(found, dataset=''):
+    """A line for the log and under the table, which names the ``dataset`` if it is given; '' without evaluations."""
     if not found:
         return ''
     best, last, mean = found['best'], found['last'], found['mean']
     measure = measure_of(best)
-    line = f"while training, on the {found['split']} split: best {MEASURES[measure]} {best[measure]:.3f} at epoch {best['epochs'][0]}"
+    line = f"while training, on the {found['split']} split{dataset and f' of {dataset}'}: "
+    line += f"best {MEASURES[measure]} {best[measure]:.3f} at epoch {best['epochs'][0]}"
     line += f", last {last[measure]:.3f} at epoch {last['epochs'][0]}"
     if len(mean['epochs']) > 1:
         line += f", mean of epochs {mean['epochs'][0]} to {mean['epochs'][-1]} {mean[measure]:.3f}"

@@ -16,7 +16,7 @@ from datasets.synthpedes import baseline_similarities, is_synthetic
 from model import build_model
 from model.clip_weights import OPENAI_SHA256, file_stem, shape_named
 from processor.evaluation import Evaluator, rankings
-from processor.history import best_last_mean, in_words, read_evaluations
+from processor.history import best_last_mean, further_datasets, in_words, read_evaluations
 from processor.independence import check_independence
 from processor.recognition import as_table, recognise
 from processor.second_stage import refuse_rerank, rerank
@@ -137,8 +137,8 @@ def evaluate(args, model, img_loader, txt_loader, checkpoint):
         report.lines.append(f'ties decide the ranking of {ties} captions; equal similarities are ranked in gallery order')
     report.lines.append(how_chosen(args, checkpoint))
     if args.checkpoint:
-        report.training = best_last_mean(read_evaluations(os.path.dirname(args.checkpoint)))
-        report.lines += [in_words(report.training)] * bool(report.training)
+        report.training, dataset = course(args)
+        report.lines += [in_words(report.training, dataset)] * bool(report.training)
     report.produced_by = produced_by(args, checkpoint, img_loader.dataset, txt_loader.dataset, names)
     return report
 
@@ -210,6 +210,19 @@ def age(args, checkpoint):
     return f"epoch {checkpoint['epoch'] - 1}{steps}"
 
 
+def chooser(args):
+    """The dataset whose split chose the best epoch."""
+    return getattr(args, 'eval_dataset', '') or first_of(args.trained_on)
+
+
+def course(args):
+    """(:func:`processor.history.best_last_mean` of the run's training on the dataset that is tested or, where it was not evaluated on that
+    one, on the dataset that chose the best epoch; that dataset)"""
+    folder = os.path.dirname(args.checkpoint)
+    further = args.dataset_name in further_datasets(folder)
+    return best_last_mean(read_evaluations(folder, args.dataset_name if further else '')), args.dataset_name if further else chooser(args)
+
+
 def how_chosen(args, checkpoint):
     """Which checkpoint this is, and which split chose it."""
     if args.checkpoint is None:
@@ -217,9 +230,8 @@ def how_chosen(args, checkpoint):
     split = chosen_by(args, checkpoint)
     if split is None:
         return f'{args.checkpoint}: {age(args, checkpoint)}, chosen by no split'
-    chooser = first_of(args.trained_on)
-    warning = ', the split it is tested on' if split == 'test' and chooser == args.dataset_name else ''
-    return f'{args.checkpoint}: {age(args, checkpoint)}, chosen by the {split} split of {chooser}{warning}'
+    warning = ', the split it is tested on' if split == 'test' and chooser(args) == args.dataset_name else ''
+    return f'{args.checkpoint}: {age(args, checkpoint)}, chosen by the {split} split of {chooser(args)}{warning}'
 
 
 def produced_by(args, checkpoint, images, captions, names):

@@ -115,26 +115,32 @@ def content(shown):
 def curves(shown):
     """A picture of losses and Rank-1 by epoch, as SVG in base64; '' where no run has a metrics.jsonl."""
     plt = pyplot()
-    figure, (losses, found) = plt.subplots(1, 2, figsize=(9, 2.8), layout='constrained')
-    for number, run in enumerate(shown):
-        epochs = [entry for entry in read_journal(run.history) if entry['kind'] == 'epoch']
-        names = sorted({name for entry in epochs for name in entry if name == 'loss' or name.endswith('_loss')})
+    figure, (losses, found) = plt.subplots(1, 2, figsize=(11, 2.8), layout='constrained')
+    epochs = [[entry for entry in read_journal(run.history) if entry['kind'] == 'epoch'] for run in shown]
+    names = sorted({name for of_run in epochs for entry in of_run for name in entry if name == 'loss' or name.endswith('_loss')})
+    for number, (run, of_run) in enumerate(zip(shown, epochs)):
         for style, name in zip(('-', '--', ':', '-.') * len(names), names):
-            of = [(entry['epoch'], entry[name]) for entry in epochs if name in entry]
-            losses.plot(*zip(*of), style, color=f'C{number}', label=f'{run.name} {name}', linewidth=1)
+            drawn(losses, [(entry['epoch'], entry[name]) for entry in of_run if name in entry], style, number, f'{run.name} {name}')
         for style, dataset in zip(('o-', 's--', 'd:', '^-.') * 9, ['', *further_datasets(run.history)]):
-            evaluations = [(one['epoch'], one['R1']) for one in read_evaluations(run.history, dataset) if 'R1' in one]
-            if evaluations:
-                found.plot(*zip(*evaluations), style, color=f'C{number}', label=f'{run.name} {dataset}')
-    drawn = bool(losses.lines or found.lines)
+            evaluations = read_evaluations(run.history, dataset)
+            drawn(found, [(one['epoch'], one['R1']) for one in evaluations if 'R1' in one], style, number, f'{run.name} {dataset}'.strip())
+    if not (losses.lines or found.lines):
+        plt.close(figure)
+        return ''
     for axis, title in ((losses, 'losses'), (found, 'Rank-1 while training, percent')):
         axis.set(title=title, xlabel='epoch')
+        axis.xaxis.get_major_locator().set_params(integer=True)
         if axis.lines:
-            axis.legend(fontsize=6)
+            axis.legend(fontsize=6, loc='upper left', bbox_to_anchor=(1, 1), frameon=False)
     file = io.BytesIO()
     figure.savefig(file, format='svg')
     plt.close(figure)
-    return base64.b64encode(file.getvalue()).decode() if drawn else ''
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def drawn(axis, points, style, colour, label):
+    if points:
+        axis.plot(*zip(*points), style, color=f'C{colour}', label=label, linewidth=1, markersize=4)
 
 
 def thumbnail(path):

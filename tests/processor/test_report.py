@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from model import build_model
 from model.heads.php import draw_usage, entropy
 from processor.head_reports import heads_asked, write_report
-from processor.report import ONE_BY_ONE, evaluate, read_results
+from processor.report import ONE_BY_ONE, evaluate, how_chosen, read_results
 from processor.runs import Run, Split
 from tests.support import golden_archive, golden_json, options
 from utils import precision
@@ -30,6 +30,15 @@ def fp16_on_the_cpu(monkeypatch):
     """--amp fp16 is refused there because it is no use, not because it would not run."""
     ours = precision.amp_dtype
     monkeypatch.setattr(precision, 'amp_dtype', lambda amp, device: torch.float16 if amp == 'fp16' else ours(amp, device))
+
+
+def test_which_dataset_chose_the_epoch():
+    """The first of several, or the one that --eval_dataset names."""
+    def told(**settings):
+        return how_chosen(argparse.Namespace(checkpoint='best.pth', val_dataset='test', **settings), {'epoch': 3})
+    assert told(trained_on='A+B', dataset_name='A') == 'best.pth: epoch 3, chosen by the test split of A, the split it is tested on'
+    assert told(trained_on='A+B', dataset_name='B').endswith('of A')
+    assert told(trained_on='M', dataset_name='C', eval_dataset='C').endswith('of C, the split it is tested on')
 
 
 class Images(Dataset):

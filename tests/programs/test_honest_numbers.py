@@ -72,7 +72,7 @@ def test_intervals_and_the_course_of_the_training_stand_beside_the_figures(run, 
     assert test_program.main(['--config_file', str(run / 'configs.yaml')]) == 0
     printed = capsys.readouterr().out
     assert 'R1, 95%' in printed and '{:.2f} to {:.2f}'.format(*first['t2i']['mAP']) in printed
-    assert 'while training, on the test split: best Rank-1' in printed
+    assert 'while training, on the test split of RSTPReid: best Rank-1' in printed
 
 
 def test_runs_are_compared_by_what_test_py_wrote(run, clip, data, capsys, tmp_path):

@@ -41,7 +41,7 @@ def test_two_datasets_train_together_and_are_tested_each(data, clip, tmp_path, r
     assert list(while_training) == ['evaluation', 'evaluation/RSTPReid']
     with open(os.path.join(folder, 'train_log.txt')) as file:
         log = file.read()
-    assert log.index('on CUHK-PEDES\n') < log.index('on RSTPReid\n') < log.index('epoch 1: Rank-1')
+    assert log.index('on CUHK-PEDES\n') < log.index('on RSTPReid\n') < log.index('epoch 1: Rank-1 on CUHK-PEDES ')
     assert torch.load(os.path.join(folder, 'best.pth'), weights_only=True)['metrics']['R1'] == while_training['evaluation']['R1']
     capsys.readouterr()
     assert test_program.main(['--config_file', os.path.join(folder, 'configs.yaml')]) == 0
@@ -49,6 +49,8 @@ def test_two_datasets_train_together_and_are_tested_each(data, clip, tmp_path, r
     assert 'CUHK-PEDES test: ' in told and 'RSTPReid test: ' in told
     assert 'chosen by the test split of CUHK-PEDES, the split it is tested on' in told
     assert 'chosen by the test split of CUHK-PEDES\n' in told
+    for dataset, kind in (('CUHK-PEDES', 'evaluation'), ('RSTPReid', 'evaluation/RSTPReid')):      # each table with its own course
+        assert f"while training, on the test split of {dataset}: best Rank-1 {while_training[kind]['R1']:.3f} at epoch 1" in told
     for dataset, kind in (('CUHK-PEDES', 'evaluation'), ('RSTPReid', 'evaluation/RSTPReid')):
         with open(os.path.join(folder, f'metrics_{dataset}.json')) as file:
             content = json.load(file)

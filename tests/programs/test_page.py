@@ -92,7 +92,7 @@ def test_curves_of_each_dataset(tmp_path):
     (tmp_path / 'metrics.jsonl').write_text(''.join(f'{json.dumps(line)}\n' for line in lines) + 'cut sho')
     assert further_datasets(str(tmp_path)) == ['B'] and len(read_evaluations(str(tmp_path), 'B')) == 2
     svg = base64.b64decode(page.curves([Run])).decode()
-    assert '<!-- two B -->' in svg and '<!-- two  -->' in svg
+    assert '<!-- two B -->' in svg and '<!-- two -->' in svg
 
 
 def test_a_run_without_a_journal_has_no_curves(tmp_path):
