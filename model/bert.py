@@ -1,5 +1,6 @@
 """APTM's text and fusion encoder: BERT (Devlin et al., NAACL 2019) under Hugging Face's parameter names, with cross-attention to an
 image's tokens in its upper layers (as in ALBEF, Li et al., NeurIPS 2021)."""
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +24,7 @@ class BertShape:
     image_width: int = 1024
     dropout: float = 0.1
     eps: float = 1e-12
+    init_std: float = 0.02
 
 
 class Embeddings(nn.Module):
@@ -162,7 +164,7 @@ class TextEncoder(nn.Module):
         self.bert = Bert(shape)
         self.cls = nn.ModuleDict({'predictions': Predictions(shape, self.bert.embeddings.word_embeddings)})
         self.grad_checkpoint = False
-        self.apply(initialise)
+        self.apply(functools.partial(initialise, std=shape.init_std))
 
     def encode(self, ids, mask):
         """The text alone: the lower layers."""
@@ -190,10 +192,10 @@ class TextEncoder(nn.Module):
         return x
 
 
-def initialise(part):
-    """BERT's: normal with deviation 0.02, no bias, and nothing for padding."""
+def initialise(part, std):
+    """BERT's: normal with deviation ``std``, no bias, and nothing for padding."""
     if isinstance(part, (nn.Linear, nn.Embedding)):
-        nn.init.normal_(part.weight, std=0.02)
+        nn.init.normal_(part.weight, std=std)
         if isinstance(part, nn.Embedding) and part.padding_idx is not None:
             with torch.no_grad():
                 part.weight[part.padding_idx].zero_()

@@ -50,6 +50,7 @@ class AptmShape:
     positions: int
     embed_dim: int
     drop_path: float = 0.1
+    init_std: float = 0.02      # of BERT's weights before training
 
     @property
     def image_width(self):
@@ -58,7 +59,7 @@ class AptmShape:
     @property
     def bert(self):
         return BertShape(self.vocab_size, self.text_width, self.text_layers, self.fusion_layer, self.text_heads, self.mlp_width,
-                         self.positions, self.image_width)
+                         self.positions, self.image_width, init_std=self.init_std)
 
 
 def read_shape(name):
