@@ -61,7 +61,7 @@ def grid(photo, panels, title):
         axis.imshow(photo, extent=(0, 1, 0, 1), aspect=shape)
         axis.set_title(textwrap.fill(name, 24), fontsize=7, parse_math=False)
         if values is not None:
-            axis.imshow(values.numpy(), extent=(0, 1, 0, 1), aspect=shape, cmap='inferno', alpha=0.6, interpolation='bilinear')
+            axis.imshow(values.numpy(), extent=(0, 1, 0, 1), aspect=shape, cmap='inferno', alpha=0.6, interpolation='nearest')
     return figure
 
 

@@ -25,8 +25,9 @@ def main(argv=None):
     page = build(gradio, find_in(people, args), args.top)
     try:
         page.launch(server_name=args.host, server_port=args.port, share=False, quiet=True, prevent_thread_lock=True)
-    except OSError as error:
-        raise UserError(f'cannot listen at {args.host}, port {args.port}: {error}; try another --port') from None
+    except OSError as error:   # Gradio's own words name its variables
+        raise UserError(f'cannot listen at {args.host}, port {args.port}: it is taken, or no address of this machine; try another '
+                        '--port') from error
     print(f'open http://{args.host}:{args.port} in a browser; Ctrl-C ends it', flush=True)
     page.block_thread()
 
@@ -65,8 +66,9 @@ def build(gradio, find, top):
     with gradio.Blocks(title='Pedestal', analytics_enabled=False) as page:
         gradio.Markdown('# Whom are you looking for?')
         text = gradio.Textbox(label='Description', placeholder='a woman in a red coat with a black backpack', autofocus=True)
-        found = gradio.Gallery(label='The best images, with their similarity', columns=5, object_fit='contain', height='auto')
-        gradio.Button('Find', variant='primary').click(answer, text, found, api_name='find')
+        button = gradio.Button('Find', variant='primary')
+        found = gradio.Gallery(show_label=False, columns=5, object_fit='contain', height='auto')
+        button.click(answer, text, found, api_name='find')
         text.submit(answer, text, found, api_name=False)
     return page
 

@@ -188,15 +188,13 @@ class TextDetails(nn.Module):
 
 
 def details_map(side, attention, caption_ids, patches, words):
-    """The attention to those tokens that are details, 0 elsewhere: [B, N] of patches, [B, L] of words."""
+    """Which tokens are details: 1 or 0 of patches [B, N]; of words [B, L] the attention to those that are, and 0."""
     if side == 'image':
-        places, of_whole = attended_patches(attention, patches) - 1, attention[:, 0, 1:]        # [B, k], [B, N]
-        real = torch.ones_like(places, dtype=torch.bool)
-    else:
-        places, real = attended_words(attention, caption_ids, words)                            # [B, k] each
-        of_whole = attention[torch.arange(len(attention)), caption_ids.argmax(dim=1)]           # [B, L]
-    kept_places = torch.zeros_like(of_whole).scatter(1, places, real.to(of_whole.dtype))
-    return of_whole * kept_places
+        places = attended_patches(attention, patches) - 1                                       # [B, k]
+        return torch.zeros_like(attention[:, 0, 1:]).scatter(1, places, 1.0)
+    places, real = attended_words(attention, caption_ids, words)                                # [B, k] each
+    of_end = attention[torch.arange(len(attention)), caption_ids.argmax(dim=1)]                 # [B, L]
+    return of_end * torch.zeros_like(of_end).scatter(1, places, real.to(of_end.dtype))
 
 
 def attended_patches(attention, k):

@@ -33,8 +33,11 @@ def as_clip(people, folder):
     if is_oblong(args):
         state['visual.positional_embedding'] = square_table(state['visual.positional_embedding'], clip.grid)
     exported.load_state_dict(renamed(state, math.log(1 / args.temperature)))
+    transformers.utils.logging.disable_progress_bar()
     exported.save_pretrained(folder)
     write_preparation(people, folder)
+    for name in os.listdir(folder):                       # its weights are for their owner alone
+        os.chmod(os.path.join(folder, name), 0o644)
     return compare(people, transformers.CLIPModel.from_pretrained(folder).eval())
 
 
