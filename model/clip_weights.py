@@ -65,9 +65,10 @@ def build_clip(pretrain_choice, img_size, stride_size, text_length=77, trust_arc
     check_entries(state, clip, path)
     clip.load_state_dict(state, assign=True)
     clip.pretrained_scale = scale
-    interpolated = text_positions == 'interpolated' and text_length != positions[1]
-    log.info('encoders from %s: %d image positions fitted to %dx%d, %s %d %s %d text positions', path, positions[0], *clip.grid,
-             *(('as many as', text_length, 'interpolated of') if interpolated else ('the first', text_length, 'of')), positions[1])
+    resized = text_positions == 'interpolated' and text_length != positions[1]
+    words = f'{positions[1]} text positions resized to {text_length}' if resized else \
+        f'the first {text_length} of {positions[1]} text positions'
+    log.info('encoders from %s: %d image positions fitted to %dx%d, %s', path, positions[0], *clip.grid, words)
     return clip
 
 
