@@ -121,13 +121,14 @@ class BaseDataset:
         return os.path.join(folder, 'imgs')
 
     @classmethod
-    def read(cls, path):
+    def read(cls, path, wrong=None):
         """The annotation as a list of ``{id, split, captions, <image_key>}``, yet unchecked. A dataset whose file has another form turns
-        it into this one here."""
+        it into this one here. ``wrong``: a list that takes what is wrong with rows that make no entry, for :mod:`datasets.check` to list;
+        without it the first of them raises. A dataset's own ``read`` may do without."""
         folder, name = os.path.split(path)
         if cls.released_stem and name.startswith(f'{cls.released_stem}_'):
             lists = list_files(os.path.dirname(folder), cls.released_stem)
-            entries = [entry for split, file in lists.items() for entry in read_list(file, split)]
+            entries = [entry for split, file in lists.items() for entry in read_list(file, split, wrong=wrong)]
         elif cls.released_stem and name.endswith('_reid.json'):
             lists = reid_files(folder)
             entries = [entry for split, file in lists.items() for entry in checked(read_reid_list(file, split), file, 'file_path')]
@@ -145,7 +146,9 @@ class BaseDataset:
     @classmethod
     def entries(cls, path):
         """The annotation's entries, and in the log what is odd about them; :class:`UserError` where one is not of the right form."""
-        entries = checked(cls.read(path), path, cls.image_key, cls.captioned)
+        entries = cls.read(path)
+        path = path if len(cls.files(path)) == 1 else os.path.dirname(path)
+        checked(entries, path, cls.image_key, cls.captioned)
         shared = shared_identities(entries)
         if shared:
             pid, found = next(iter(shared.items()))

@@ -5,6 +5,7 @@ that were written), reads every image, and lists all that is wrong. Exit status:
 """
 import argparse
 import hashlib
+import inspect
 import operator
 import os
 from collections import Counter, defaultdict
@@ -106,10 +107,13 @@ def check(name, root, workers, columns=None, split_seed=1):
     dataset = dataset_class(name, columns, split_seed)
     folder, annotation = dataset.locate(root)
     images = dataset.image_folder(folder)
-    entries = dataset.read(annotation)
-    problems = {'annotation': [f'entry {number} (counted from 0) {problem}' for number, entry in enumerate(entries)
-                               if (problem := entry_problem(entry, dataset.image_key))]}
-    entries = [entry for entry in entries if not entry_problem(entry, dataset.image_key)]
+    wrong = []
+    entries = dataset.read(annotation, wrong) if 'wrong' in inspect.signature(dataset.read).parameters else dataset.read(annotation)
+    found = [(entry, entry_problem(entry, dataset.image_key, dataset.captioned)) for entry in entries]
+    several = len(dataset.files(annotation)) > 1       # a number says little then
+    problems = {'annotation': wrong + [f'entry {number} (counted from 0){f", {entry[dataset.image_key]}," if several else ""} {problem}'
+                                       for number, (entry, problem) in enumerate(found) if problem]}
+    entries = [entry for entry, problem in found if not problem]
 
     problems["captions that hold the tokenizer's own tokens as text"] = [
         f'{entries[number][dataset.image_key]}: {token}' for number, token in special_captions(entries)]
@@ -147,7 +151,7 @@ def main(argv=None):
         print(f'{kind} ({len(lines)}):')
         for line in lines:
             print(f'  {line}')
-    folder = os.path.join(args.root_dir, args.dataset_name)
+    folder = dataset_class(args.dataset_name, args.columns, args.split_seed).locate(args.root_dir)[0]
     if problems:
         print(f'{folder}: not whole: {", ".join(f"{len(lines)} {kind}" for kind, lines in problems.items())}')
         return 1

@@ -37,10 +37,10 @@ class MALS(BaseDataset):
         return folder_of_images(folder, cls.name)
 
     @classmethod
-    def read(cls, path):
+    def read(cls, path, wrong=None):
         entries = []
         for file in pretraining_lists(os.path.dirname(os.path.dirname(path))):
-            entries += read_list(file, 'train', len(MALS_PROMPTS))
+            entries += read_list(file, 'train', len(MALS_PROMPTS), wrong=wrong)
         for number, entry in enumerate(entries):      # each image is a person of its own
             entry['id'] = number
         return entries
@@ -75,10 +75,10 @@ class PA100K(BaseDataset):
         return folder_of_images(folder, os.path.join('pa100k', 'release_data'), 'pa100k')
 
     @classmethod
-    def read(cls, path):
+    def read(cls, path, wrong=None):
         entries = []
         for split, file in list_files(os.path.dirname(os.path.dirname(path)), 'PA100K').items():
-            entries += read_list(file, split, len(PA100K_PROMPTS), captioned=False)
+            entries += read_list(file, split, len(PA100K_PROMPTS), captioned=False, wrong=wrong)
         for number, entry in enumerate(entries):
             entry['id'] = number
         return entries

@@ -41,13 +41,14 @@ def read_rows(path, like):
     return rows
 
 
-def read_list(path, split, count=None, captioned=True):
+def read_list(path, split, count=None, captioned=True, wrong=None):
     """The entries of one of APTM's lists; neighbouring rows of one image are one entry with several captions.
 
     Args:
         split: what the entries are said to be of.
         count: how many labels an image must have; None: none are read.
         captioned: whether rows have captions; PA-100K's don't, and get an empty one.
+        wrong: a list that takes what is wrong with rows; they are left out then.
 
     Raises:
         UserError: the first row that isn't as it should be, with its number.
@@ -56,8 +57,11 @@ def read_list(path, split, count=None, captioned=True):
     entries, numbers = [], {}
     for number, row in enumerate(rows):
         problem = row_problem(row, count, captioned)
-        if problem:
+        if problem and wrong is None:
             raise UserError(f'{path}: row {number} (counted from 0) {problem}')
+        if problem:
+            wrong.append(f'{path}: row {number} (counted from 0) {problem}')
+            continue
         captions = row['caption'] if isinstance(row.get('caption'), list) else [row.get('caption', '')]
         pid = row.get('image_id', number)
         pid = pid if isinstance(pid, int) else numbers.setdefault(pid, len(numbers))       # 'c_g_a_0_0' and the like

@@ -1,11 +1,14 @@
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
+from datasets.build import build_dataset
 from datasets.check import check, compare, files_below, main
 from datasets.registry import datasets
 from utils.errors import UserError
@@ -219,3 +222,69 @@ def test_as_a_program(folder):
     assert done.returncode == 0 and done.stdout.endswith(': whole\n') and not done.stderr
     done = subprocess.run([*command, 'RSTPReid'], capture_output=True, text=True)
     assert done.returncode == 2 and 'error: no dataset folder' in done.stderr and 'Traceback' not in done.stderr
+
+
+# -- APTM's lists ------------------------------------------------------------------------------------------------------
+
+def lists(tmp_path, rows, name='MALS'):
+    """A list of one of APTM's datasets, and a picture of its own for each row that names one."""
+    path, images = {'MALS': ('gene_attrs/g_4x_attrs.json', 'images/MALS'),
+                    'PA-100K': ('finetune/PA100K_test.json', 'images/pa100k/release_data')}[name]
+    for number, row in enumerate(rows):
+        if isinstance(row, dict) and '.' in row.get('image', ''):
+            os.makedirs(tmp_path / images, exist_ok=True)
+            Image.new('RGB', (8, 16), (number, 0, 0)).save(tmp_path / images / row['image'])
+    (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / path).write_text(json.dumps(rows))
+    return tmp_path / path
+
+
+def found_in(tmp_path, name):
+    return {kind: lines for kind, lines in check(name, str(tmp_path), workers=1)[1].items() if kind != 'counts that differ'}
+
+
+def test_images_of_pa100k_need_no_captions(tmp_path):
+    lists(tmp_path, [{'image': f'{i}.png', 'label': [i] * 26} for i in range(2)], 'PA-100K')
+    assert found_in(tmp_path, 'PA-100K') == {}
+
+
+@pytest.mark.parametrize('label, said', [([1] * 25 + [2], 'has the label 2: labels are 1, 0, or -1 for unknown'),
+                                         ([1] * 25 + ['1'], "has the label '1'"), ([1] * 25 + [[1]], r'has the label \[1\]'),
+                                         ([1] * 25 + [True], 'has the label True'), (None, "has a 'label' that is no list of 26 numbers"),
+                                         ([1] * 25, 'no list of 26 numbers')])
+def test_labels_of_pa100k(tmp_path, label, said):
+    path = lists(tmp_path, [{'image': '0.png', 'label': [0] * 26}, {'image': '1.png', 'label': label}], 'PA-100K')
+    line, = found_in(tmp_path, 'PA-100K')['annotation']
+    assert re.match(f'{re.escape(str(path))}: row 1 .counted from 0. .*{said}', line)
+    with pytest.raises(UserError, match=said):
+        build_dataset('PA-100K', str(tmp_path))
+
+
+def test_all_that_is_wrong_with_lists_is_listed(tmp_path):
+    good = {'image': '0.png', 'caption': 'a man', 'label': [0] * 27}
+    path = lists(tmp_path, [good, {**good, 'caption': ' '}, 'row', {**good, 'image': '3.png', 'label': [3] * 27},
+                            {**good, 'caption': 'a <|mask|>'}])
+    (tmp_path / 'gene_attrs/z_attrs.json').write_text(json.dumps([{**good, 'caption': '\u200b'}, {**good, 'image': '../0.png'}]))
+    found = found_in(tmp_path, 'MALS')
+    assert found['annotation'] == [
+        f"{path}: row 1 (counted from 0) has no 'caption', a sentence or a list of sentences",
+        f"{path}: row 2 (counted from 0) has no 'image', the path of a picture",
+        f'{path}: row 3 (counted from 0) has the label 3: labels are 1, 0, or -1 for unknown',
+        'entry 2 (counted from 0), 0.png, has an empty caption (number 1)',
+        "entry 3 (counted from 0), ../0.png, has a 'file_path' outside of imgs/: ../0.png"]
+    assert found["captions that hold the tokenizer's own tokens as text"] == ['0.png: <|mask|>']
+    assert found['images that the annotation does not list'] == [str(tmp_path / 'images/MALS/3.png')]
+
+
+def test_a_dataset_in_another_layout_is_named_by_where_it_is(tmp_path, capsys):
+    lists(tmp_path, [{'image': '0.png', 'caption': 'a man', 'label': [0] * 27}])
+    assert main(['--dataset_name', 'MALS', '--root_dir', str(tmp_path), '--workers', '1']) == 1
+    assert capsys.readouterr().out.endswith(f'{tmp_path}: not whole: 3 counts that differ\n')
+
+
+def test_a_wrong_entry_of_several_lists_is_no_entry_of_the_first(tmp_path):
+    good = {'image': '0.png', 'caption': 'a man', 'label': [0] * 27}
+    lists(tmp_path, [good])
+    (tmp_path / 'gene_attrs/z_attrs.json').write_text(json.dumps([{**good, 'image': '../0.png'}]))
+    with pytest.raises(UserError, match=f'^{re.escape(str(tmp_path))}/gene_attrs: entry 1'):
+        build_dataset('MALS', str(tmp_path))
