@@ -13,7 +13,7 @@ from datasets.listing import captions_of, image_ids_of, pids_of
 from datasets.noise import noisy_samples
 from datasets.prompts import WithPrompts, read_prompts, tokenized
 from datasets.registry import dataset_class
-from datasets.sampler import CaptionSampler, build_batch_sampler
+from datasets.sampler import CaptionSampler, SplitSampler, build_batch_sampler
 from datasets.transforms import build_preparation, resize
 from datasets.workers import Loader, start_worker
 from utils import comm
@@ -150,7 +150,7 @@ def evaluation_loaders(args, dataset, split, batch_size, tokenizer=None):
         labels, prompts = attributes_of(args, dataset, split)
         images.attributes, images.recognises = (labels, tokenized(prompts, tokenizer)), dataset.recognises
     # captions are tokenised already: workers would only carry them around
-    return (Loader(images, batch_size, **reading(args)),
+    return (Loader(images, batch_size, sampler=SplitSampler(len(images)), **reading(args)),
             DataLoader(captions, batch_size, sampler=CaptionSampler(captions.lengths), generator=torch.Generator()))
 
 

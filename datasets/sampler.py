@@ -1,4 +1,5 @@
 """Which training samples make up which batch, a function of the seed and the epoch alone; and the order of an evaluation's captions."""
+import itertools
 import random
 from collections import Counter, defaultdict
 
@@ -178,7 +179,42 @@ def named_sampler(args, pids, sizes):
     return SAMPLERS[args.sampler](pids, args.batch_size, args.num_instance, args.seed)
 
 
-class CaptionSampler(Sampler):
+def batches_of(samples, batch_size, number=0, processes=1):
+    """Every batch of ``samples``, or, where ``processes`` take batches by turns, those of one of them.
+
+    >>> batches_of(range(10), 4)
+    [range(0, 4), range(4, 8), range(8, 10)]
+    >>> batches_of(range(10), 4, number=0, processes=2)
+    [range(0, 4), range(8, 10)]
+    """
+    return [samples[start:start + batch_size] for start in range(number * batch_size, len(samples), processes * batch_size)]
+
+
+class SplitSampler(Sampler):
+    """A split's samples in the annotation's order.
+
+    Attributes:
+        turn: (the loader's batch size, this process's number, how many there are) while processes take batches by turns: then the samples
+            of its batches come, and the loader makes of them the batches that a single process would make.
+    """
+    turn = None
+
+    def __init__(self, count):
+        self.count = count
+
+    def __len__(self):
+        return self.count
+
+    def __iter__(self):
+        samples = self.samples()
+        return itertools.chain(*batches_of(samples, *self.turn)) if self.turn else iter(samples)
+
+    def samples(self):
+        """All of them, in the order in which they come."""
+        return range(self.count)
+
+
+class CaptionSampler(SplitSampler):
     """A split's captions in the annotation's order, or, while ``by_length`` is set, the longest first: then batches hold little padding,
     and the one that takes most memory comes at once.
 
@@ -190,11 +226,9 @@ class CaptionSampler(Sampler):
     """
 
     def __init__(self, lengths):
+        super().__init__(len(lengths))
         self.order = torch.as_tensor(lengths).argsort(descending=True, stable=True)
         self.by_length = False
 
-    def __len__(self):
-        return len(self.order)
-
-    def __iter__(self):
-        return iter(self.order.tolist() if self.by_length else range(len(self.order)))
+    def samples(self):
+        return self.order.tolist() if self.by_length else super().samples()

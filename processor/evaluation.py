@@ -4,7 +4,9 @@ import logging
 
 import torch
 
+from datasets.sampler import batches_of
 from processor.step import ready
+from utils import comm
 from utils import pixels as known_pixels
 from utils.errors import UserError
 from utils.metrics import retrieval_metrics, table
@@ -17,7 +19,8 @@ class Evaluator:
     """Embeds a split and ranks it: ``Evaluator(img_loader, txt_loader).eval(model)``.
 
     The loaders iterate ``(pids, images)`` and ``(pids, caption_ids)``; their datasets give single samples for the check.
-    After :meth:`eval`, ``results`` holds ``{task: summary}``.
+    After :meth:`eval`, ``results`` holds ``{task: summary}``. Several processes call it together: each embeds its batches, the first one
+    ranks, and all have the results.
     """
 
     def __init__(self, img_loader, txt_loader):
@@ -26,13 +29,14 @@ class Evaluator:
 
     def _compute_embedding(self, model):
         """``(qfeats [Q, D], gfeats [G, D], qids [Q], gids [G])`` on the CPU, float32, not normalised."""
-        qfeats, qids = embed(model.encode_text, self.txt_loader, model)
-        gfeats, gids = embed(model.encode_image, self.img_loader, model)
+        qfeats, qids = embed(model.encode_text, self.txt_loader, model, shared=True)
+        gfeats, gids = embed(model.encode_image, self.img_loader, model, shared=True)
         return qfeats, gfeats, qids, gids
 
     def eval(self, model, i2t_metric=False):
         """Log the table of text-to-image and, if asked, image-to-text metrics; returns text-to-image Rank-1 in percent."""
-        self.results = retrieval_results(*self._compute_embedding(model), i2t_metric, getattr(model, 'parts', ()))
+        embeddings = self._compute_embedding(model)
+        self.results = comm.by_first(lambda: retrieval_results(*embeddings, i2t_metric, getattr(model, 'parts', ())))
         logger.info('\n%s', table(self.results))
         if self.results['t2i']['ties']:
             logger.warning('ties decide the ranking of %d queries (ranked in gallery order)', self.results['t2i']['ties'])
@@ -59,8 +63,11 @@ def rankings(qfeats, gfeats, qids, gids, i2t_metric=False, parts=()):
 
 
 @torch.no_grad()
-def embed(encode, loader, model):
+def embed(encode, loader, model, shared=False):
     """All of a loader's embeddings [S, D] and pids [S], in its order, on the CPU, with the model in evaluation mode for as long.
+
+    ``shared``: all processes call this, and take batches by turns where the loader's sampler can (:class:`datasets.sampler.SplitSampler`).
+    Each batch is the one that a single process would make, and so are the embeddings, to the last digit.
 
     Where a caption's embedding is its own alone, captions come the longest first from a loader that can
     (:class:`datasets.sampler.CaptionSampler`), and are put back in order here.
@@ -72,16 +79,38 @@ def embed(encode, loader, model):
     pids, feats = [], []
     model.eval()
     try:
-        with longest_first(loader, cut is not None and not model.refines) as order:
+        with longest_first(loader, cut is not None and not model.refines) as order, by_turns(loader, shared, order) as order_of_all:
             for pid, sample in loader:
                 pids.append(torch.as_tensor(pid).flatten())
                 feats.append(encode(ready({field: sample}, device, cut, pixels)[field]).float())
     finally:
         model.train(was_training)
-    if not feats:
+    found = (torch.cat(feats).cpu(), torch.cat(pids)) if feats else None   # one transfer: the GPU never waits for the host
+    if order_of_all is not None:
+        order, parts = order_of_all, [part for part in comm.of_all(found) if part]
+        found = [torch.cat(side) for side in zip(*parts)]
+    if not found:
         raise UserError('nothing to evaluate: the split is empty')
-    feats, pids = torch.cat(feats).cpu(), torch.cat(pids)   # one transfer: the GPU never waits for the host
+    feats, pids = found
     return (feats, pids) if order is None else (feats[order.argsort()], pids[order.argsort()])
+
+
+@contextlib.contextmanager
+def by_turns(loader, wanted, order):
+    """Each process gets its batches of the loader's alone, if that is wanted and the loader's sampler can; gives the order [S] of all
+    processes' samples, one process's behind another's, else None. ``order`` [S]: the loader's, None: the dataset's."""
+    sampler = getattr(loader, 'sampler', None)
+    if not wanted or comm.get_world_size() == 1 or not hasattr(sampler, 'turn'):
+        yield None
+        return
+    order, world = torch.arange(len(sampler)) if order is None else order, comm.get_world_size()
+    batches = [batch for number in range(world) for batch in batches_of(order, loader.batch_size, number, world)]
+    sampler.turn = loader.batch_size, comm.get_rank(), world
+    try:
+        with comm.one_for_all():
+            yield torch.cat(batches) if batches else order
+    finally:
+        sampler.turn = None
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ def recognise(model, loader, images=None):
     """{'mA', 'accuracy', 'precision', 'recall', 'F1'} in percent, of a loader whose dataset has ``attributes``; ``images`` [N, D]: their
     embeddings, where they are known."""
     labels, prompts = loader.dataset.attributes                       # int8 [N, A], int64 [2A, L]
-    images = embed(model.encode_image, loader, model)[0] if images is None else images
+    images = embed(model.encode_image, loader, model, shared=True)[0] if images is None else images
     device, was_training = next(model.parameters()).device, model.training
     model.eval()
     texts = model.encode_text(prompts.to(device)).float().cpu()       # [2A, D]

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 
 import torch
 import torchvision
-from torch.utils.data import DataLoader, RandomSampler
+from torch.utils.data import DataLoader
 
 from datasets.joined import first_of
+from datasets.sampler import SplitSampler
 from datasets.synthpedes import baseline_similarities, is_synthetic
 from model import build_model
 from model.clip_weights import OPENAI_SHA256, file_stem, shape_named
@@ -20,6 +21,7 @@ from processor.history import best_last_mean, further_datasets, in_words, read_e
 from processor.independence import check_independence
 from processor.recognition import as_table, recognise
 from processor.second_stage import refuse_rerank, rerank
+from utils import comm
 from utils.checkpoint import read_checkpoint, sha256_of
 from utils.comm import pick_device
 from utils.errors import UserError
@@ -106,7 +108,9 @@ def load_untrained(args):
 def evaluate(args, model, img_loader, txt_loader, checkpoint):
     """Embed the test split (captions by length where that is exact), rank it, and check that no embedding depends on its
     neighbours. Where one does, or with ``args.one_by_one``, rank the embeddings of shuffled batches and of batches of one, too: what
-    the table loses there came from the neighbours."""
+    the table loses there came from the neighbours.
+
+    Several processes call it together: they embed, and match pairs, by turns, the first one does the rest, and all have the report."""
     report, count = Report(), getattr(args, 'rerank', None)
     if getattr(img_loader.dataset, 'recognises', False):
         return recognition_alone(args, model, img_loader, txt_loader, checkpoint)
@@ -115,8 +119,8 @@ def evaluate(args, model, img_loader, txt_loader, checkpoint):
     names = names_of(args, img_loader.dataset, txt_loader.dataset)
     qfeats, gfeats, qids, gids = embed_split(model, img_loader, txt_loader)
     first = f'{args.dataset_name} test: {len(qids)} captions, {len(gids)} images'
-    report.add(first, 'as loaded', rankings(qfeats, gfeats, qids, gids, args.i2t, model.parts), zip((qids, gids), names))
-    report.independence = check_independence(model, img_loader, txt_loader, (qfeats, gfeats))
+    report.add(first, 'as loaded', ranked(args, model, qfeats, gfeats, qids, gids), zip((qids, gids), names))
+    report.independence = comm.by_first(lambda: check_independence(model, img_loader, txt_loader, (qfeats, gfeats)))
     if count:
         second, report.independence.second_stage = rerank(model, (img_loader, txt_loader), (qfeats, gfeats, qids, gids), count,
                                                           args.rerank_score)
@@ -129,7 +133,7 @@ def evaluate(args, model, img_loader, txt_loader, checkpoint):
             loaders = [reordered(loader, args.seed, **settings) for loader in (img_loader, txt_loader)]
             embeddings = embed_split(model, *loaders)
             orders = [getattr(loader.sampler, 'order', None) for loader in reversed(loaders)]
-            report.add(again, how, rankings(*embeddings, args.i2t, model.parts), zip(embeddings[2:], names, orders))
+            report.add(again, how, ranked(args, model, *embeddings), zip(embeddings[2:], names, orders))
     if getattr(img_loader.dataset, 'attributes', None) is not None:
         report.recognise(model, img_loader, gfeats)
     ties = report.tables[first]['t2i']['ties']
@@ -143,13 +147,17 @@ def evaluate(args, model, img_loader, txt_loader, checkpoint):
     return report
 
 
+def ranked(args, model, *embeddings):
+    return comm.by_first(lambda: rankings(*embeddings, args.i2t, model.parts))
+
+
 def recognition_alone(args, model, img_loader, txt_loader, checkpoint):
     """The :class:`Report` of a dataset whose attributes are to be recognised."""
     if getattr(args, 'rerank', None):
         raise UserError(f'--rerank orders images for captions, and {args.dataset_name} has none: leave it out')
     report, names = Report(), names_of(args, img_loader.dataset, txt_loader.dataset)
     report.recognise(model, img_loader)
-    report.independence = check_independence(model, img_loader, txt_loader)
+    report.independence = comm.by_first(lambda: check_independence(model, img_loader, txt_loader))
     report.lines.append(how_chosen(args, checkpoint))
     report.produced_by = produced_by(args, checkpoint, img_loader.dataset, txt_loader.dataset, names)
     return report
@@ -178,21 +186,25 @@ def embed_split(model, img_loader, txt_loader):
     return Evaluator(img_loader, txt_loader)._compute_embedding(model)
 
 
-class Shuffled(RandomSampler):
-    """Remembers the order that it gave."""
+class Shuffled(SplitSampler):
+    """In random order, which it remembers."""
 
-    def __iter__(self):
-        self.order = list(super().__iter__())
-        return iter(self.order)
+    def __init__(self, count, generator):
+        super().__init__(count)
+        self.generator = generator
+
+    def samples(self):
+        self.order = torch.randperm(self.count, generator=self.generator).tolist()
+        return self.order
 
 
 def reordered(loader, seed, shuffle=False, **settings):
     """A loader of the same samples, shuffled by ``seed`` or in other batches."""
-    generator = torch.Generator().manual_seed(seed)
+    generator, count = torch.Generator().manual_seed(seed), len(loader.dataset)
     return DataLoader(loader.dataset, **{
         'batch_size': loader.batch_size, 'num_workers': loader.num_workers, 'pin_memory': loader.pin_memory,
         'worker_init_fn': loader.worker_init_fn, 'generator': generator,
-        'sampler': Shuffled(loader.dataset, generator=generator) if shuffle else None, **settings})
+        'sampler': Shuffled(count, generator) if shuffle else SplitSampler(count), **settings})
 
 
 def chosen_by(args, checkpoint):

@@ -13,6 +13,7 @@ from datasets.build import dataset_of
 from datasets.transforms import build_transforms
 from processor.evaluation import embed
 from processor.report import load_trained
+from utils import comm
 from utils.iotools import read_image
 from utils.nearest import nearest
 
@@ -28,7 +29,8 @@ class Run(NamedTuple):
 def open_run(args):
     """The :class:`Run` that ``args`` name (``parse_test_options``). Raises :class:`~utils.errors.UserError` where its data or
     its checkpoint cannot be read."""
-    images, captions, num_classes = build_dataloader(args)
+    with comm.first_before_others(f'test data of {args.dataset_name}'):   # it makes the caches that the others find
+        images, captions, num_classes = build_dataloader(args)
     model, checkpoint = load_trained(args, num_classes)
     return Run(model, images, captions, checkpoint)
 

@@ -3,6 +3,7 @@ import torch
 
 from processor.independence import SecondStageMove
 from processor.step import ready
+from utils import comm
 from utils.errors import UserError
 from utils.ranking import as_tensor, cosine_slabs, full_precision, rank_slabs
 from utils.precision import amp_dtype
@@ -92,12 +93,20 @@ def rerank(model, loaders, embeddings, count, score, progress=True):
     model.eval()
     try:
         stage = SecondStage(model, *loaders)
+        rank, world = comm.get_rank(), comm.get_world_size()
+
+        def match(caption, images):     # each process matches every so-manieth caption
+            return stage.match(caption, images) if caption % world == rank else torch.zeros(count)
         with full_precision():
             def slabs():
                 return cosine_slabs(qfeats.float(), gfeats.float())
-            best, scores = score_best(slabs(), count, len(gfeats), stage.match, len(qfeats), progress)
-            bounds = bounds_of(slabs()) if score == 'released' else None
-            ranking = rank_slabs(rescored(slabs(), best, scores, score, bounds), as_tensor(qids), as_tensor(gids), 10)
-        return ranking, stage.largest_move(best)
+            best, scores = score_best(slabs(), count, len(gfeats), match, len(qfeats), progress and comm.is_first())
+            for number, part in enumerate(comm.of_all((best[rank::world], scores[rank::world]))):
+                best[number::world], scores[number::world] = part
+
+            def ranking():
+                bounds = bounds_of(slabs()) if score == 'released' else None
+                return rank_slabs(rescored(slabs(), best, scores, score, bounds), as_tensor(qids), as_tensor(gids), 10)
+            return comm.by_first(lambda: (ranking(), stage.largest_move(best)))
     finally:
         model.train(was_training)

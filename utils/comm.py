@@ -86,6 +86,30 @@ def first_before_others(what):
         _of['store'].set(what, 'done')
 
 
+@contextlib.contextmanager
+def one_for_all():
+    """A :class:`~utils.errors.UserError` that a process meets inside is raised on all at the end, where they wait for each other."""
+    if get_world_size() == 1:
+        yield
+        return
+    problem = None
+    try:
+        yield
+    except UserError as error:
+        problem = str(error)
+    problems = list(filter(None, of_all(problem)))
+    if problems:
+        raise UserError(problems[0])
+
+
+def by_first(compute):
+    """What ``compute()`` gives on the first process, any that pickles, on all; the others wait meanwhile. Its
+    :class:`~utils.errors.UserError` is raised on all."""
+    with one_for_all():
+        value = compute() if is_first() else None
+    return from_process(0, value)
+
+
 def from_process(number, value):
     """The ``value`` of the process with that number, any that pickles, on all."""
     if get_world_size() == 1:

@@ -18,7 +18,7 @@ def setup_logger(name, save_dir, if_train, distributed_rank=0):
     """The logger ``name`` and Pedestal's own, writing to the console and to ``train_log.txt`` or ``test_log.txt`` in
     ``save_dir`` (appending; no file if it is empty). Processes other than rank 0 stay silent."""
     logger, ours = logging.getLogger(name), logging.getLogger('Pedestal')
-    handlers = []
+    handlers = [logging.NullHandler()]   # without any, Python prints warnings itself
     if distributed_rank == 0:
         handlers.append(ConsoleHandler())
         if save_dir:
