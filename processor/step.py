@@ -139,22 +139,34 @@ SIDES = ('image', 'text')
 
 def in_pieces(model, batch, size, peers=ALONE):
     """``(whole batch, this process's pieces)`` on the model's device, ready for encoders and heads, with what heads look up on the host.
-    A whole batch that lies with several processes comes without images."""
+    The whole batch has no images where they lie with several processes."""
     device, count = next(model.parameters()).device, len(batch['pids'])
     size = min(size or count, count)
     longest = comm.largest(model.without_padding(batch['caption_ids']).shape[1])
-    batch = {**batch, 'caption_ids': batch['caption_ids'][:, :longest]}
+    shared = of_first({name: value for name, value in batch.items() if is_shared(name)})
+    batch = {**batch, 'caption_ids': batch['caption_ids'][:, :longest], **shared}
     own = model.rewritten(ready(batch, device, pixels=model.pixels), peers)
     pieces = []
     for start in range(0, count, size):
-        on_host, on_device = ({name: value[start:start + size] if len(value) == count else value for name, value in fields.items()}
-                              for fields in (batch, own))   # what is no sample's, such as prompts, goes into each piece
+        on_host, on_device = ({name: value if is_shared(name) else value[start:start + size] for name, value in fields.items()}
+                              for fields in (batch, own))
         pieces.append({**on_device, **moved(model.looked_up(on_host), device)})
     if peers is not ALONE:
-        return peers.fields({name: value for name, value in own.items() if len(value) == count and not name.endswith('images')}), pieces
+        rows = {name: value for name, value in own.items() if not name.endswith('images') and not is_shared(name)}
+        return {**{name: own[name] for name in own if is_shared(name)}, **peers.fields(rows)}, pieces
     if len(pieces) == 1:
         return pieces[0], pieces
     return {**own, **moved(model.looked_up(batch), device)}, pieces
+
+
+def is_shared(name):
+    """Whether a field of a batch is no sample's: prompts go into each piece."""
+    return name.startswith('prompt_')
+
+
+def of_first(fields):
+    """The first process's, where there are any: what is drawn for a batch is drawn by its first sample."""
+    return comm.from_process(0, fields) if fields else fields
 
 
 def embed(model, piece, seed, number, peers):

@@ -5,6 +5,7 @@ import re
 
 import pytest
 import yaml
+from torch.distributed.run import get_args_parser as torchruns_parser
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 DOCUMENTS = sorted(os.path.relpath(path, ROOT) for pattern in ('*.md', 'docs/*.md') for path in glob.glob(os.path.join(ROOT, pattern)))
@@ -37,10 +38,12 @@ def test_files_and_programs_are_there(name):
 def test_flags_are_there(name):
     declared = {flag for path in glob.glob(os.path.join(ROOT, '**', '*.py'), recursive=True) for flag in FLAG.findall(text_of(path))}
     declared |= set(FLAG.findall(' '.join(re.findall(r'```python.*?```', text_of(name), flags=re.DOTALL))))
+    declared |= TORCHRUNS if 'torchrun' in text_of(name) else set()
     told = {flag.replace('--no-', '--') for flag in re.findall(r'(?<![\w-])--[a-zA-Z][\w-]*', text_of(name))}
     assert not told - declared
 
 
+TORCHRUNS = {flag for action in torchruns_parser()._actions for flag in action.option_strings}
 FLAG = re.compile(r"'(--[a-zA-Z][\w-]*)'")
 MADE_BY_READERS = {'model/heads/pull.py'}    # the README's example
 

@@ -130,9 +130,8 @@ def meet(batch):
         return None, batch
     if not all(counts):
         giver = next(rank for rank, count in enumerate(counts) if count)
-        first_row = {name: value[:1] if len(value) == counts[giver] else value for name, value in batch.items()}
-        first_row = comm.from_process(giver, first_row)
-        batch = batch if rows_of(batch) else first_row
+        found = comm.from_process(giver, batch)
+        batch = batch if rows_of(batch) else {name: value if name.startswith('prompt_') else value[:1] for name, value in found.items()}
     return Peers(counts), batch
 
 

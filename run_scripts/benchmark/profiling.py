@@ -37,8 +37,8 @@ class Watch:
         self.on_gpu, self.spans, self.watched = torch.device(trainer.args.device).type == 'cuda', {}, []
         model = trainer.model
         self.watch('step', Training, '__call__')
-        for name in ('in_pieces', 'encode', 'learn_together', 'learn_from_piece'):
-            self.watch(name, step, name)
+        self.watch('in_pieces', step, 'in_pieces')
+        self.watch('passes', step.Backward, 'run')
         self.watch('image encoder', model.base_model, 'encode_image')
         self.watch('text encoder', model.base_model, 'encode_text')
         self.watch('cross encoder', next(head.cross for head in model.heads if hasattr(head, 'cross')), 'forward')
@@ -82,9 +82,9 @@ class Watch:
         """``{part: seconds}``, which add up to those of the steps."""
         inside = {name: self.seconds(name) for name in ('image encoder', 'text encoder', 'cross encoder')}
         backward = self.seconds('backward')
-        passes = sum(map(self.seconds, ('encode', 'learn_together', 'learn_from_piece')))
-        found = {'preparing and moving the batch': self.seconds('in_pieces'), **inside,
-                 'heads and losses': passes - sum(inside.values()) - backward, 'backward': backward, 'optimizer': self.seconds('optimizer')}
+        heads = self.seconds('passes') - sum(inside.values()) - backward
+        found = {'preparing and moving the batch': self.seconds('in_pieces'), **inside, 'heads and losses': heads, 'backward': backward,
+                 'optimizer': self.seconds('optimizer')}
         return {**found, 'the rest': self.seconds('step') - sum(found.values())}
 
 

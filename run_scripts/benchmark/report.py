@@ -75,10 +75,12 @@ class Report:
         setting = self.setting
         model = f"IRRA, {setting.shape}, 384x128, {self.machine['precision']}"
         three = ', '.join(f"{row['what'] or row['group']} {row['share']:.0%}" for row in rows[:3]) if table == 'operators' else ''
+        threads = 'a GPU' if setting.on_gpu else 'one thread'
         heading = {'step': f'training step: {model}, batch {setting.batch_size}, 77 tokens',
                    'memory': f'memory counted in half precision: IRRA, {setting.shape}, 384x128, batch {HELD}',
                    'parts': f'where a step of ours spends its time: {model}, batch {setting.batch_size}',
                    'operators': f'the largest costs of a step of ours: {three}',
+                   'processes': f'one batch on several processes: {model}, batch {setting.batch_size} in all, {threads} each',
                    'data': f'training loader: batch {setting.batch_size}, {4 * setting.ids} images of 384x128, read before',
                    'encode': f'evaluation: {model}',
                    'rank': f'ranking on the CPU: {DIMENSIONS} dimensions, memory beyond the embeddings'}[table]
@@ -146,6 +148,7 @@ COLUMNS = {   # of each table: (title, from a row to its text)
                ('times as large', ratio('memory')), NOTE],
     'parts': [('part', lambda row: row['group']), *SHARE, NOTE],
     'operators': [('operator', lambda row: row['group']), ('what', lambda row: row['what']), *SHARE, ('calls', number('calls'))],
+    'processes': [('processes', number('processes')), WAY, ('samples/s', number('per_second')), ('ms', milliseconds), NOTE],
     'data': [('images', lambda row: row['way']), ('samples/s', number('per_second')), SPEED, ('stored a sample', kilobytes('stored_bytes')),
              ('handed over', kilobytes('passed_bytes')), ('workers', number('workers')), NOTE],
     'encode': [('what', lambda row: row['group']), WAY, ('a second', number('per_second')), SPEED, NOTE],

@@ -6,6 +6,7 @@ from run_scripts.benchmark import machine, switches
 from run_scripts.benchmark.child import in_child
 from run_scripts.benchmark.encoding import measure_encoding
 from run_scripts.benchmark.memory import count_memory
+from run_scripts.benchmark.processes import counts, measure_processes
 from run_scripts.benchmark.profiling import measure_profile
 from run_scripts.benchmark.ranking import DIMENSIONS, measure_ranking
 from run_scripts.benchmark.reading import make_dataset, measure_reading
@@ -66,6 +67,14 @@ def profile_rows(setting):
         yield from ({'table': table, **row} for row in result.get(table, ()))
 
 
+def process_rows(setting):
+    for count in counts(setting):
+        for together in (True, False)[:count]:
+            way = 'one batch' if together else 'each its rows alone'
+            say(f'processes: {count}, {way}')
+            yield {'way': way, **in_child(measure_processes, count, together, setting)}
+
+
 def data_rows(setting):
     kinds = {'JPEG files': 'jpeg', 'image cache': 'cache', 'image cache, finished on the device': 'finished', RELEASED: 'released'}
     with tempfile.TemporaryDirectory() as root:
@@ -117,4 +126,5 @@ def disagreement(ours, other, queries):
     return {'error': f"all ways must rank alike, and this found {other['metrics']}, ours {ours['metrics']}"}
 
 
-PARTS = {'step': step_rows, 'memory': memory_rows, 'profile': profile_rows, 'data': data_rows, 'encode': encode_rows, 'rank': rank_rows}
+PARTS = {'step': step_rows, 'memory': memory_rows, 'profile': profile_rows, 'processes': process_rows,
+         'data': data_rows, 'encode': encode_rows, 'rank': rank_rows}

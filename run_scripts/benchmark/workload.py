@@ -17,6 +17,7 @@ from run_scripts import ROOT
 from run_scripts.benchmark import released_way
 from solver import build_optimizer
 from utils.options import get_args
+from utils.peers import ALONE
 from utils.seeding import derive_seed, seed_all
 from utils.simple_tokenizer import MASK
 
@@ -85,10 +86,10 @@ class Training:
         if switch:
             switch(self)
 
-    def __call__(self, batch):
+    def __call__(self, batch, peers=ALONE):
         self.done += 1
         seed_all(derive_seed(self.args.seed, 1, self.done))
-        results = self.step(batch)
+        results = self.step(batch, peers)
         self.names = ('loss', *results)
         self.unseen.append(torch.stack([total_loss(results), *results.values()]))
         if self.done % self.look_every == 0:

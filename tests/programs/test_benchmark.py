@@ -22,7 +22,7 @@ from model.clip_weights import shape_named
 from processor.evaluation import embed
 from processor.step import backward
 from run_scripts.benchmark import __main__ as program
-from run_scripts.benchmark import encoding, machine, memory, profiling, ranking, released_way, report, rows, step, switches
+from run_scripts.benchmark import encoding, machine, memory, processes, profiling, ranking, released_way, report, rows, step, switches
 from run_scripts.benchmark.__main__ import QUICK
 from run_scripts.benchmark.child import in_child
 from run_scripts.benchmark.ranking import synthetic_embeddings
@@ -259,6 +259,12 @@ def test_parts_add_up_to_the_step():
     assert {'linear layers, forward', 'linear layers, backward'} <= {row['what'] for row in found['operators']}
 
 
+def test_a_batch_on_two_processes():
+    found = processes.measure_processes(2, True, SMALL)
+    assert found['processes'] == 2 and found['samples'] == SMALL.batch_size * SMALL.steps
+    assert len(found['seconds']) == SMALL.repeats and min(found['seconds']) > 0
+
+
 def test_repeats_and_the_end_of_patience():
     calls = []
     timing, last = machine.timed(lambda: calls.append(1) or len(calls), 'cpu', 4, 60)
@@ -365,6 +371,7 @@ def test_quick_run(monkeypatch, tmp_path, capsys):
     ways = [Way('ours'), Way('ours, twice', switch=switches.pass_twice), Way('broken', ('--img_size', '1', '1')),
             Way(RELEASED, released=True)]
     monkeypatch.setattr(rows, 'ways_to_train', lambda setting: ways)
+    monkeypatch.setattr(rows, 'counts', lambda setting: [1])     # each further process takes seconds to start
     path, markdown = tmp_path / 'found.json', tmp_path / 'found.md'
     assert program.main(['--quick', '--device', 'cpu', '--json', str(path), '--markdown', str(markdown), '--repeats', '1']) == 1  # broken
     found = json.loads(path.read_text())
