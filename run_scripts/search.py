@@ -10,6 +10,7 @@ import time
 
 from run_scripts import start
 import pedestal
+from processor.photos import import_faiss
 from run_scripts.retrieve import draw, in_words
 from utils.errors import UserError
 from utils.iotools import atomic_write
@@ -28,6 +29,8 @@ def main(argv=None):
     args = parse_test_options(parser, argv)
     if args.out and not args.out.endswith('.json'):
         check_picture(args.out)
+    if args.faiss:
+        import_faiss()   # before photos are embedded, which may take long
     people = pedestal.People(args)
     queries = people.encode_captions(args.caption)
     photos = people.photos(args.images, args.index)
@@ -52,7 +55,8 @@ def tell(photos):
     if len(photos.broken) > 10:
         print(f'and {len(photos.broken) - 10} more; {photos.lines_path} names all')
     if photos.others:
-        print(f'{photos.place} also holds embeddings of {len(photos.others)} other models, which are not used')
+        count = len(photos.others)
+        print(f"{photos.place} also holds embeddings of {count} other model{'s' * (count > 1)}, which are not used")
     if not photos.paths:
         raise UserError(f'none of the {len(photos.broken)} photos below {photos.folder} can be read')
 

@@ -213,6 +213,9 @@ def test_the_documented_python_runs(trained, folder, name):
     names = {'run': run, 'photos': folder}
     exec(python_of(name).replace("'logs/CUHK-PEDES/<run>'", repr(run)).replace("'photos'", repr(folder)), names)
     assert len(names['found']) == 10
+    if name == 'desk.md':
+        assert [len(best) for best in names['best']] == [5, 5]
+        assert names['look'].similarity == pytest.approx(names['found'][0][1], abs=1e-6)
     assert names['similarity'][:, 0].tolist() == pytest.approx([score for _, score in names['found']], abs=1e-6)
 
 
@@ -239,6 +242,8 @@ def test_faiss_finds_nearly_all_and_says_how_many(people, folder, trained, capsy
 
 
 def test_without_faiss_it_is_one_sentence(folder, trained, monkeypatch):
+    """Before anything is embedded."""
     monkeypatch.setitem(__import__('sys').modules, 'faiss', None)
+    monkeypatch.setattr(pedestal.People, 'photos', lambda *_: pytest.fail('photos were embedded'))
     with pytest.raises(UserError, match='--faiss needs FAISS: pip install faiss-cpu'):
         search.main(['--config_file', trained, '--images', folder, '--caption', TEXT, '--faiss'])
