@@ -4,7 +4,7 @@ from functools import partial
 
 from model import division, objectives
 from model.heads import Head
-from model.heads.a2te import DetailLayers, kept
+from model.heads.a2te import DetailLayers, details_map, kept
 from utils.errors import UserError
 from utils.option_types import amount, positive, weight, yes_no
 
@@ -111,6 +111,9 @@ class TSE(Head):
         if side == 'image':
             return self.details.visul_emb_layer(tokens, attention, self.patches, self.fixed)              # [B, 1024]
         return self.details.texual_emb_layer(tokens, attention, caption_ids, self.words, self.fixed)      # [B, 1024]
+
+    def maps(self, side, tokens, caption_ids, attention):
+        return {'TSE': details_map(side, attention, caption_ids, self.patches, self.words)}
 
     def pair_losses(self, encoded, batch):
         image, text = encoded.added['TSE']

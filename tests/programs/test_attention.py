@@ -92,6 +92,11 @@ def test_what_heads_read_is_shown(data, clip, tmp_path, photo):
     assert title.split(': ')[1] == ' '.join(WORDS[place] for place in heaviest)
 
 
+def test_rdes_tokens_are_shown_beside_its_words(data, clip, tmp_path, photo):
+    title, rows = run_with('tal+tse', data, clip, tmp_path, '--select_ratio', '0.4').look(photo, TEXT).maps[1]
+    assert title.startswith('TSE: ') and set(title.split()[1:]) <= set(WORDS) and rows.unique().tolist() == [0, 1] and rows.sum() == 3
+
+
 def test_the_picture(trained, photo, tmp_path):
     out = str(tmp_path / 'x.png')
     program.main(['--config_file', trained, '--caption', TEXT, '--image', photo, '--out', out])
