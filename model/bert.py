@@ -96,7 +96,8 @@ class Intermediate(nn.Module):
 
 
 class Layer(nn.Module):
-    """Self-attention, in the fusion layers cross-attention, and the feed-forward part: [B, L, D] -> [B, L, D]."""
+    """Self-attention, in the fusion layers cross-attention, and the feed-forward part: [B, L, D] -> [B, L, D], or [B, 1, D] where only
+    the first token is asked for, which is a last layer's saving."""
 
     def __init__(self, shape, fuses):
         super().__init__()
@@ -107,8 +108,8 @@ class Layer(nn.Module):
         self.intermediate = Intermediate(shape)
         self.output = Output(shape, shape.mlp_width)
 
-    def forward(self, x, mask, image_tokens=None):
-        x = self.attention(x, x, mask)
+    def forward(self, x, mask, image_tokens=None, first_only=False):
+        x = self.attention(x[:, :1] if first_only else x, x, mask)
         if self.fuses:
             x = self.crossattention(x, image_tokens)
         return self.output(self.intermediate(x), x)
@@ -170,9 +171,9 @@ class TextEncoder(nn.Module):
         """The text alone: the lower layers."""
         return self._run(self.bert.encoder.layer[:self.shape.fusion_layer], self.bert.embeddings(ids), mask)
 
-    def fuse(self, text_tokens, mask, image_tokens):
-        """A text's tokens with an image's: the upper layers."""
-        return self._run(self.bert.encoder.layer[self.shape.fusion_layer:], text_tokens, mask, image_tokens)
+    def fuse(self, text_tokens, mask, image_tokens, first_only=False):
+        """A text's tokens with an image's: the upper layers. ``first_only``: nothing but the first token, [B, 1, D]."""
+        return self._run(self.bert.encoder.layer[self.shape.fusion_layer:], text_tokens, mask, image_tokens, first_only)
 
     def read(self, ids, mask, image_tokens):
         """A text's ids with an image's tokens: all layers."""
@@ -182,13 +183,14 @@ class TextEncoder(nn.Module):
         """Tokens [M, D] -> the words' scores [M, V]."""
         return self.cls['predictions'](tokens)
 
-    def _run(self, layers, x, mask, image_tokens=None):
+    def _run(self, layers, x, mask, image_tokens=None, first_only=False):
         mask = (1.0 - mask[:, None, None, :].float()) * HIDDEN          # [B, 1, 1, L]
         for layer in layers:
+            settings = mask, image_tokens, first_only and layer is layers[-1]
             if self.grad_checkpoint and self.training:
-                x = checkpoint(layer, x, mask, image_tokens, use_reentrant=False)
+                x = checkpoint(layer, x, *settings, use_reentrant=False)
             else:
-                x = layer(x, mask, image_tokens)
+                x = layer(x, *settings)
         return x
 
 

@@ -50,6 +50,7 @@ class AptmShape:
     positions: int
     embed_dim: int
     drop_path: float = 0.1
+    dropout: float = 0.1        # of BERT
     init_std: float = 0.02      # of BERT's weights before training
 
     @property
@@ -59,7 +60,7 @@ class AptmShape:
     @property
     def bert(self):
         return BertShape(self.vocab_size, self.text_width, self.text_layers, self.fusion_layer, self.text_heads, self.mlp_width,
-                         self.positions, self.image_width, init_std=self.init_std)
+                         self.positions, self.image_width, self.dropout, init_std=self.init_std)
 
 
 def read_shape(name):
@@ -257,9 +258,10 @@ class Aptm(Backbone):
     def lengths(self, ids):
         return (ids != self.pad).sum(dim=1)
 
-    def fuse(self, text_tokens, mask, image_tokens):
-        """A caption's tokens with an image's: [B, L, text_width], [B, L], [B, N, image_width] -> [B, L, text_width]."""
-        return self.text_encoder.fuse(text_tokens, mask, image_tokens)
+    def fuse(self, text_tokens, mask, image_tokens, first_only=False):
+        """A caption's tokens with an image's: [B, L, text_width], [B, L], [B, N, image_width] -> [B, L, text_width], or [B, 1, text_width]
+        where the first is all that is read."""
+        return self.text_encoder.fuse(text_tokens, mask, image_tokens, first_only)
 
     def read(self, ids, mask, image_tokens):
         """All layers on a caption's ids: [B, L], [B, L], [B, N, image_width] -> [B, L, text_width]."""

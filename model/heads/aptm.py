@@ -30,7 +30,7 @@ class Matching(nn.Module):
 
     def forward(self, encoder, text_tokens, mask, image_tokens):
         """[P, L, D], [P, L], [P, N, K] -> [P, 2]"""
-        return self.itm_head(encoder.fuse(text_tokens, mask, image_tokens)[:, 0])
+        return self.itm_head(encoder.fuse(text_tokens, mask, image_tokens, first_only=True)[:, 0])
 
 
 class AptmHead(Head):

@@ -99,6 +99,15 @@ def test_grad_checkpoint_changes_nothing():
     assert found[0] == pytest.approx(found[1], rel=1e-4, abs=1e-7)
 
 
+def test_the_first_fused_token_alone_is_what_it_is_among_all():
+    encoder, samples = tiny('itm').eval().backbone, batch()
+    images, (tokens, _) = encoder.encode_image(samples['images'])[0], encoder.encode_text(samples['caption_ids'])
+    pairs = tokens, encoder.mask_of(samples['caption_ids']), images
+    alone = encoder.fuse(*pairs, first_only=True)
+    assert alone.shape == (4, 1, 128)
+    torch.testing.assert_close(alone, encoder.fuse(*pairs)[:, :1], rtol=1e-5, atol=1e-6)
+
+
 def test_padding_makes_no_difference_to_embeddings():
     model = tiny('itc').eval()
     ids = batch()['caption_ids']
@@ -146,7 +155,7 @@ def test_a_shape_is_read_off_its_weights():
         with torch.device('meta'):
             state = Aptm(read_shape(name), (384, 128)).state_dict()
         found, known = ({key: list(value) if isinstance(value, tuple) else value for key, value in vars(shape).items()
-                         if key not in ('drop_path', 'init_std')} for shape in (shape_of(state), read_shape(name)))
+                         if key not in ('drop_path', 'dropout', 'init_std')} for shape in (shape_of(state), read_shape(name)))
         assert found == known
 
 
