@@ -68,13 +68,13 @@ def test_matching_learns_a_fixed_batch_with_the_negatives_that_are_drawn():
     """As in training: new negatives each step, dropout and drop path. A constant answer is right for 2/3 of the pairs."""
     model, samples, right = tiny('itm').train(), batch(8), []
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    while len(right) < 120 and sum(right[-8:]) < 8 * 0.95:
+    while len(right) < 120 and sum(right[-8:]) < 8 * 0.9:
         results = model(samples)
         optimizer.zero_grad()
         total_loss(results).backward()
         optimizer.step()
         right.append(results['itm_acc'].item())
-    assert sum(right[-8:]) >= 8 * 0.95, right[::8]
+    assert sum(right[-8:]) >= 8 * 0.9, right[::8]
 
 
 def test_a_batch_of_one_identity_has_no_negatives():
