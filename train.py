@@ -27,18 +27,20 @@ logger = logging.getLogger('Pedestal.train')
 
 
 def main(argv=None):
-    args = get_args(argv)
-    if not args.training:
-        raise UserError('--test is not for train.py; use: python test.py --config_file <run folder>/configs.yaml')
     with comm.joined():
+        args = get_args(argv)
+        if not args.training:
+            raise UserError('--test is not for train.py; use: python test.py --config_file <run folder>/configs.yaml')
         run_of(args)
 
 
 def run_of(args):
-    """The run that the options describe, new or resumed."""
+    """The run that the options describe, new or resumed, or the one in which a process failed, where torchrun starts all again."""
     device = pick_device(args.device)
     dataset_class(args.dataset_name)  # an unknown one makes no folder
-    resumed = None
+    resumed, begun = None, comm.kept('run folder')
+    if begun and os.path.isfile(os.path.join(begun, 'last.pth')):
+        args.resume, args.resume_ckpt_file = True, os.path.join(begun, 'last.pth')
     if args.resume:
         folder = os.path.dirname(os.path.abspath(args.resume_ckpt_file))
         resumed = read_checkpoint(args.resume_ckpt_file)
@@ -47,12 +49,21 @@ def run_of(args):
             return train(args, device, resumed)
         args.notes.append(f'{folder} is of a released run and stays as it is: the run goes on in a new folder')
     parent = os.path.join(args.output_dir, args.dataset_name)
-    args.output_dir = comm.from_process(0, new_folder(parent, args.name) if comm.is_first() else None)
+    args.output_dir = comm.from_process(0, begun_folder(begun, parent, args.name) if comm.is_first() else None)
     try:
         train(args, device, resumed)
     finally:
         if comm.is_first() and not os.path.exists(os.path.join(args.output_dir, 'last.pth')):
             remove_folder(args.output_dir)  # nothing was trained: leave no litter
+
+
+def begun_folder(begun, parent, name):
+    """A new run's folder, or the one in which it was ``begun`` before torchrun started it again."""
+    if begun and os.path.isdir(begun):
+        return begun
+    folder = new_folder(parent, name)
+    comm.keep('run folder', folder)
+    return folder
 
 
 def new_folder(parent, name):

@@ -66,8 +66,7 @@ class TrainingLoaders(NamedTuple):
 
 def build_training(args):
     """The :class:`TrainingLoaders` that ``args`` describe; see :func:`build_dataloader`. Several datasets are evaluated on each."""
-    used = ('train',) if getattr(args, 'eval_dataset', '') else ('train', args.val_dataset)
-    dataset = dataset_of(args, splits=used, skip_broken=args.skip_broken)
+    dataset = dataset_of(args, splits=('train', args.val_dataset), skip_broken=args.skip_broken)
     samples, pids = samples_of(args, dataset)
     tokenizer = family(args).tokenizer(args, lambda: captions_of(samples))
     if not samples:

@@ -25,9 +25,9 @@ class Interrupt:
                 self._previous[number] = signal.signal(number, self._handle)
         return self
 
-    def __exit__(self, *_):
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+    def __exit__(self, error, *_):
+        for number, handler in self._previous.items():    # torchrun sends more while the processes leave
+            signal.signal(number, signal.SIG_IGN if error and comm.get_world_size() > 1 else handler)
 
     def _handle(self, number, frame):
         again, self.requested = self.requested is not None and comm.get_world_size() == 1, number

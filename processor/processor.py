@@ -17,6 +17,7 @@ from processor.step import Step
 from utils import comm
 from utils.checkpoint import is_released
 from utils.errors import UserError
+from utils.parting import STOPPED, is_broken
 from utils.peers import meet
 from utils.resumption import OF_A_RUN
 from utils.seeding import derive_seed, random_states, restore_random_states, seed_all
@@ -56,6 +57,8 @@ class Trainer:
     def run(self, start_epoch):
         self.epoch = start_epoch
         self.restore(self.checkpointer.resumed)
+        if comm.parting():
+            comm.parting().how_to_go_on = self.how_to_go_on
         self.journal = Journal(self.args.output_dir, self.total_steps, self.unevaluated) if comm.is_first() else NoJournal()
         try:
             with Interrupt() as self.interrupt:
@@ -72,17 +75,24 @@ class Trainer:
                 if course:   # a script of one's own may keep no journal
                     logger.info('%s', history_in_words(course))
         except Stopped:
-            self.leave()
+            self.leave(128 + (self.interrupt.requested or 2))
+        except RuntimeError as error:
+            if not is_broken(error) or comm.parting().status() not in STOPPED:
+                raise
+            self.leave(comm.parting().status())
         finally:
             self.journal.close()
 
-    def leave(self):
-        last = self.checkpointer.path('last')
-        if os.path.isfile(last):
-            logger.info('stopped; go on with: python train.py --resume --resume_ckpt_file %s', last)
-        else:
-            logger.info('stopped before anything was saved')
-        raise SystemExit(128 + (self.interrupt.requested or 2))
+    def leave(self, status):
+        logger.info('stopped%s', self.how_to_go_on())
+        raise SystemExit(status)
+
+    def how_to_go_on(self):
+        last, processes = self.checkpointer.path('last'), comm.get_world_size()
+        if not os.path.isfile(last):
+            return ' before anything was saved'
+        program = f'torchrun --nproc_per_node {comm.processes_here()}' if processes > 1 else 'python'
+        return f'; go on with: {program} train.py --resume --resume_ckpt_file {last}'
 
     def train_epoch(self):
         if not self.step:

@@ -5,12 +5,18 @@
 Trains a tiny model on a small synthpedes folder, once undisturbed and once ended with ``kill -9`` at random moments and
 resumed each time, and compares both runs' final weights, best checkpoints and metrics bit for bit. What follows ``--`` goes to
 train.py (``-- --num_workers 2 --save_steps 1``). Exit status 0 if all agree.
+
+With ``--processes 2`` torchrun starts both runs. Mostly one process is killed, drawn at random, and the others must end within a minute;
+sometimes all are, with torchrun. With ``--resume_with 1`` the killed run goes on with another number of processes; then weights and losses
+may differ by 1e-4, for sums are added up in another order.
 """
 import argparse
+import contextlib
 import glob
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -25,12 +31,17 @@ DEFAULTS = ['--dataset_name', 'synthpedes', '--loss_names', 'sdm+mlm+id', '--pre
             '--img_aug', '--MLM', '--batch_size', '16', '--num_epoch', '3', '--save_steps', '2', '--num_workers', '0', '--log_period', '1',
             '--warmup_epochs', '1', '--device', 'cpu', '--lr', '1e-3', '--cmt_depth', '1']
 
+MINUTE = 60     # seconds that processes have to end after one of them
+APART = 1e-4    # how far weights and losses may be apart after another number of processes
+
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--kills', type=int, default=20)
     parser.add_argument('--seed', type=int, default=0, help='of the moments')
     parser.add_argument('--ids', type=int, default=30, help='training identities')
+    parser.add_argument('--processes', type=int, default=1, help='that train together')
+    parser.add_argument('--resume_with', type=int, help='processes that go on with the killed run (default: as many)')
     parser.add_argument('--folder', help='where to work and leave everything (default: a temporary folder, removed)')
     parser.add_argument('train_options', nargs='*', help='after --, for train.py')
     args = parser.parse_args(argv)
@@ -45,31 +56,74 @@ def compare(args, folder):
     data = os.path.join(folder, 'data')
     call([sys.executable, '-m', 'datasets.synthpedes', '--out', data, '--ids', str(args.ids), '--val_ids', '0', '--test_ids', '8',
           '--size', '96', '48'])
-    command = [sys.executable, os.path.join(ROOT, 'train.py'), *DEFAULTS, '--root_dir', data, *args.train_options]
+    options = [*DEFAULTS, '--root_dir', data, *args.train_options]
 
     whole_output, output = os.path.join(folder, 'whole'), os.path.join(folder, 'killed')
-    finish(launch([*command, '--output_dir', whole_output]))
+    finish(launch([*program(args.processes), *options, '--output_dir', whole_output]))
     steps = journal(only(whole_output))[-1]['step']
-    print(f'undisturbed: {steps} steps')
+    print(f'undisturbed: {steps} steps', flush=True)
 
-    draw, kills = random.Random(args.seed), 0
+    def launch_killed():
+        resumed = resumption(output)
+        processes = (resumed and args.resume_with) or args.processes
+        return launch([*program(processes), *options, '--output_dir', output, *resumed]), processes, bool(resumed)
+
+    draw, kills, problems = random.Random(args.seed), 0, []
     # Moments: a step by which the process is killed, and a fraction of a second more, to hit any part of a step or a write.
     for step in sorted(draw.randrange(steps * 9 // 10) for _ in range(args.kills)):
-        process, resumed = launch([*command, '--output_dir', output, *resumption(output)]), bool(resumption(output))
+        process, processes, resumed = launch_killed()
         wait_for(step, output, process)
         time.sleep(draw.uniform(0, 0.4))
-        ended_itself = process.poll() is not None
-        process.kill()
-        process.communicate()
-        if ended_itself:
+        victim = draw.randrange(processes) if processes > 1 and draw.random() < 0.8 else None
+        if process.poll() is not None or (processes > 1 and len(children(process.pid)) < processes):     # it ended itself
+            process.communicate()
             break
         kills += 1
-        print(f"kill {kills} of {'a resumed' if resumed else 'the new'} run at step {last_step(output)}", flush=True)
-    finish(launch([*command, '--output_dir', output, *resumption(output)]))
+        who = '' if processes == 1 else ' all of' if victim is None else f' process {victim} of'
+        print(f"kill {kills}:{who} {'a resumed' if resumed else 'the new'} run at step {last_step(output)}", flush=True)
+        problems += [f'kill {kills}: {problem}' for problem in end(process, victim)]
+    finish(launch_killed()[0])
 
-    differences = list(different(only(whole_output), only(output)))
-    print('\n'.join(differences) or f'the same weights, best checkpoint and metrics after {kills} kills')
+    folders = only(whole_output), only(output)
+    another = args.resume_with not in (None, args.processes)
+    differences = [*problems, *(far_apart(*folders) if another else different(*folders))]
+    same_as = f'weights and losses within {APART:g}' if another else 'the same weights, best checkpoint and metrics'
+    print('\n'.join(differences) or f'{same_as} after {kills} kills')
     return 1 if differences else 0
+
+
+def program(processes):
+    torchrun = ['-m', 'torch.distributed.run', '--nproc_per_node', str(processes)] if processes > 1 else []
+    return [sys.executable, *torchrun, os.path.join(ROOT, 'train.py')]
+
+
+def end(process, victim):
+    """Kill the process of that number, or all for None, and yield what is wrong with how the others end."""
+    if victim is None:
+        return kill_all(process)
+    os.kill(children(process.pid)[victim], signal.SIGKILL)
+    try:
+        _, errors = process.communicate(timeout=MINUTE)
+    except subprocess.TimeoutExpired:
+        kill_all(process)
+        yield f'the others did not end within {MINUTE} s'
+        return
+    sentences = errors.count('train.py: error: ')
+    if sentences != 1 or errors.count('Traceback') > 1:     # torchrun's own
+        yield f'{sentences} sentences instead of one: {errors[-4000:]}'
+
+
+def kill_all(process):
+    for pid in (process.pid, *children(process.pid)):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.communicate()
+
+
+def children(pid):
+    """The processes that torchrun started, by their numbers; of a program that is no torchrun, those that read images."""
+    with open(f'/proc/{pid}/task/{pid}/children') as file:
+        return sorted(map(int, file.read().split()))
 
 
 def launch(command):
@@ -128,6 +182,22 @@ def different(one, other):
     a, b = (journal(folder) for folder in (one, other))
     if a != b:
         yield f'metrics.jsonl: {sum(x != y for x, y in zip(a, b))} lines differ, {len(a)} and {len(b)} lines'
+
+
+def far_apart(one, other):
+    """Where two runs' last weights or losses differ by more than :data:`APART`, a line each."""
+    a, b = (torch.load(os.path.join(folder, 'last.pth'), weights_only=True)['model'] for folder in (one, other))
+    if a.keys() != b.keys():
+        yield 'last.pth: other weights'
+    for name in sorted(set(a) & set(b)):
+        if not torch.allclose(a[name].float(), b[name].float(), rtol=APART, atol=APART):
+            yield f'last.pth: {name} differs by up to {(a[name].float() - b[name].float()).abs().max():.2g}'
+    a, b = ([(line['step'], line['loss']) for line in journal(folder) if 'loss' in line] for folder in (one, other))
+    if [step for step, _ in a] != [step for step, _ in b]:
+        yield f'metrics.jsonl: {len(a)} and {len(b)} lines'
+    apart = max((abs(x - y) / abs(x) for (_, x), (_, y) in zip(a, b)), default=0)
+    if apart > APART:
+        yield f'metrics.jsonl: losses differ by up to {apart:.2g} of their size'
 
 
 def same(a, b):

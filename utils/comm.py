@@ -2,16 +2,20 @@
 import contextlib
 import datetime
 import os
+import threading
+import time
 
 import torch
 import torch.distributed as dist
 
 from utils.errors import UserError
+from utils.parting import LeftAlone, Parting, heed_signals, ignore_signals, place
 
-PATIENCE = datetime.timedelta(hours=1)     # how long a process waits for the others in a step
-LONG = datetime.timedelta(days=7)          # and for the first one to prepare something; torchrun ends those whose first is gone
+MEETING = datetime.timedelta(minutes=10)   # how long a process waits for the others to start
+PATIENCE = datetime.timedelta(hours=1)     # and in a step
+WAIT = 0.2                                 # seconds between looks
 
-_of = {}    # what the processes have of each other: 'store', and 'rows', a group
+_of = {}    # what the processes have of each other: 'store', 'torchrun', whose store it is, 'rows', a group, and 'parting'
 
 
 def get_rank():
@@ -37,21 +41,76 @@ def _distributed():
 def joined():
     """``with joined():`` this process is one of those that torchrun started (by its RANK and WORLD_SIZE), each with a GPU of its own
     where there are some. Without torchrun nothing happens."""
-    world = int(os.environ.get('WORLD_SIZE', 1))
+    world = processes_started()
     if world == 1 or _distributed():
         yield
         return
-    _of['store'], rank, world = next(dist.rendezvous('env://', timeout=PATIENCE))
-    on_gpus = torch.cuda.is_available() and dist.is_nccl_available()
-    if on_gpus and local_rank() < torch.cuda.device_count():
-        torch.cuda.set_device(local_rank())
-    dist.init_process_group('cpu:gloo,cuda:nccl' if on_gpus else 'gloo', store=_of['store'], rank=rank, world_size=world,
-                            timeout=PATIENCE)
-    _of['rows'] = dist.new_group(timeout=PATIENCE)
-    yield
-    dist.barrier()      # nobody leaves, and with it its part of the connections, before all are through
+    join(world)
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if in_main_thread:
+        heed_signals()
+    try:
+        yield
+        if in_main_thread:
+            ignore_signals()    # all is done
+        dist.barrier()      # nobody leaves, and with it its part of the connections, before all are through
+    except BaseException as error:
+        if in_main_thread:
+            ignore_signals()
+        leaving = parting().after(error)
+        if leaving is error:
+            raise
+        raise leaving from None
     dist.destroy_process_group()    # behind an error there is nobody to take leave of
     _of.clear()
+
+
+def processes_started():
+    """How many processes were started together: torchrun says so in the environment."""
+    world = os.environ.get('WORLD_SIZE', '1')
+    if world == '1':
+        return 1
+    missing = [name for name in ('RANK', 'MASTER_ADDR', 'MASTER_PORT') if not os.environ.get(name)]
+    if missing or not world.isdigit():
+        raise UserError(f"the environment has WORLD_SIZE={world}{' but no ' * bool(missing)}{', '.join(missing)}: start several processes "
+                        'by torchrun --nproc_per_node <GPUs> train.py ..., which sets all of these; for one process, unset WORLD_SIZE')
+    return int(world)
+
+
+def join(world):
+    """Meet the others."""
+    try:
+        store, rank, world = next(dist.rendezvous('env://', timeout=MEETING))
+        # torchrun keeps the store when it starts all again because one has failed (--max_restarts)
+        _of['torchrun'] = getattr(store, 'underlying_store', store)
+        store = _of['store'] = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        on_gpus = torch.cuda.is_available() and dist.is_nccl_available()
+        if on_gpus and local_rank() < torch.cuda.device_count():
+            torch.cuda.set_device(local_rank())
+        dist.init_process_group('cpu:gloo,cuda:nccl' if on_gpus else 'gloo', store=store, rank=rank, world_size=world, timeout=PATIENCE)
+    except (dist.DistError, ValueError) as error:
+        raise UserError(f"the {world} processes did not meet at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} "
+                        f'({str(error).splitlines()[0]}); is torchrun running on each machine, with the same --nnodes and '
+                        '--rdzv_endpoint?') from None
+    _of['rows'] = dist.new_group(timeout=PATIENCE)
+    _of['parting'] = Parting(store, rank, of_all(place()))
+
+
+def parting():
+    """What the processes tell each other when they leave, a :class:`~utils.parting.Parting`; None where this one is alone."""
+    return _of.get('parting')
+
+
+def keep(name, text):
+    """Leave ``text`` with torchrun for the processes that it starts instead of these, should one fail."""
+    if get_world_size() > 1:
+        _of['torchrun'].set(name, text)
+
+
+def kept(name):
+    """What an earlier process, which torchrun started by the same command, left under ``name``; else None."""
+    store = _of.get('torchrun')
+    return store.get(name).decode() if store and store.check([name]) else None
 
 
 def for_rows():
@@ -79,8 +138,10 @@ def synchronize():
 @contextlib.contextmanager
 def first_before_others(what):
     """The first process does what follows, and then the others do: they find what it left on the disk. ``what`` names it."""
-    if not is_first():
-        _of['store'].wait([what], LONG)
+    while not is_first() and not _of['store'].check([what]):
+        if parting().status() is not None:
+            raise LeftAlone
+        time.sleep(WAIT)    # and not in the store, where no signal would be heeded
     yield
     if get_world_size() > 1 and is_first():
         _of['store'].set(what, 'done')

@@ -1,0 +1,196 @@
+"""Several processes end together: one status, one sentence, a checkpoint to go on from."""
+import glob
+import json
+import os
+import re
+import shutil
+import signal
+import time
+
+import pytest
+import torch
+
+import processor.processor
+import train as train_program
+from datasets.build import build_dataset
+from datasets.sampler import RandomBatches
+from tests.several import PATIENCE, Launched
+from utils import comm
+from utils.checkpoint import read_checkpoint
+from utils.errors import UserError
+
+
+@pytest.fixture
+def several(command, tmp_path):
+    """Starts train.py on two processes."""
+    def start(*options, main=train_program.main, again=None):
+        return Launched(main, [*command, '--loss_names', 'sdm', '--log_period', '1', *options], tmp_path, again=again)
+    return start
+
+
+def journal(folder, kind='train'):
+    lines = [json.loads(line) for path in glob.glob(os.path.join(folder, 'metrics.jsonl')) for line in open(path)]
+    return [{name: value for name, value in line.items() if name != 'samples_per_second'} for line in lines if line['kind'] == kind]
+
+
+def wait_for_step(launched, logs, step):
+    """Until the run has logged ``step``; its folder."""
+    deadline = time.time() + PATIENCE
+    while time.time() < deadline:
+        for folder in glob.glob(os.path.join(logs, '*', '*')):
+            if len(journal(folder)) >= step:
+                return folder
+        assert all(process.is_alive() for process in launched.processes), launched.printed()
+        time.sleep(0.02)
+    raise AssertionError(f'no step {step}: {launched.printed()}')
+
+
+def errors_in(printed):
+    return [line for line in printed.splitlines() if line.startswith('train.py: ')]
+
+
+# -- signals -------------------------------------------------------------------------------------------------------------
+
+def test_a_signal_to_one_process_saves_and_all_leave_with_its_status(several, tmp_path):
+    run = several('--num_epoch', '40')
+    folder = wait_for_step(run, tmp_path / 'logs', 2)
+    run.send(1, signal.SIGTERM)
+    time.sleep(0.3)
+    for rank in (0, 1):     # as torchrun does meanwhile
+        run.send(rank, signal.SIGTERM)
+    statuses, printed = run.wait()
+    assert statuses == [143, 143], printed
+    assert 'Traceback' not in printed and not errors_in(printed)
+    assert printed.count('stopped; go on with: torchrun --nproc_per_node 2 train.py --resume --resume_ckpt_file') == 1
+    assert read_checkpoint(os.path.join(folder, 'last.pth'))['total_steps'] == len(journal(folder)) >= 2
+
+
+def signalled_in_its_evaluation():
+    evaluate = processor.processor.Trainer.evaluate
+
+    def after_a_signal(trainer):
+        if trainer.unevaluated and comm.get_rank() == 1:
+            trainer.evaluator.eval = lambda model: os.kill(os.getpid(), signal.SIGINT) or time.sleep(PATIENCE)
+        evaluate(trainer)
+
+    processor.processor.Trainer.evaluate = after_a_signal
+    train_program.main()
+
+
+def test_a_signal_while_one_process_evaluates(several, run_folder):
+    statuses, printed = several('--num_epoch', '1', main=signalled_in_its_evaluation).wait()
+    assert statuses == [130, 130], printed
+    assert 'Traceback' not in printed and not errors_in(printed) and printed.count('stopped; go on with: ') == 1
+    assert read_checkpoint(os.path.join(run_folder(), 'last.pth'))['unevaluated'] == 1
+
+
+# -- a process that is gone ----------------------------------------------------------------------------------------------
+
+def test_a_killed_process_ends_the_others_and_the_run_goes_on_to_the_same_weights(several, tmp_path, run_folder):
+    run = several('--save_steps', '2')
+    folder = wait_for_step(run, tmp_path / 'logs', 3)
+    pid = run.processes[0].pid
+    run.send(0, signal.SIGKILL)
+    began = time.time()
+    statuses, printed = run.wait()
+    assert statuses == [-9, 2] and time.time() - began < 60, printed
+    sentence, = errors_in(printed)
+    assert f'process 0 (pid {pid}) of this run ended without a word' in sentence and f'--resume_ckpt_file {folder}/last.pth' in sentence
+
+    statuses, printed = several('--save_steps', '2', again=run).wait()     # the same command, as torchrun gives it
+    assert statuses == [0, 0], printed
+    statuses, printed = several('--output_dir', str(tmp_path / 'whole')).wait()
+    assert statuses == [0, 0], printed
+    whole = run_folder(root=tmp_path / 'whole')
+    weights, expected = (read_checkpoint(os.path.join(each, 'last.pth'))['model'] for each in (run_folder(), whole))
+    assert run_folder() == folder and all(torch.equal(weights[name], expected[name]) for name in expected)
+    assert journal(folder) == journal(whole)
+
+
+def killed_before_anything_is_saved():
+    if os.environ['TORCHELASTIC_RESTART_COUNT'] == '0':
+        train_program.build_model = lambda *_: os.kill(os.getpid(), signal.SIGKILL) if comm.is_first() else time.sleep(1)
+    train_program.main()
+
+
+def test_a_run_that_is_started_again_keeps_its_folder(several, run_folder):
+    run = several('--num_epoch', '1', main=killed_before_anything_is_saved)
+    statuses, _ = run.wait()
+    assert statuses[0] == -9 and statuses[1] and not os.path.exists(os.path.join(run_folder(), 'last.pth'))
+    statuses, printed = several('--num_epoch', '1', main=killed_before_anything_is_saved, again=run).wait()
+    assert statuses == [0, 0], printed
+    assert os.path.exists(os.path.join(run_folder(), 'last.pth'))    # of which there is one
+
+
+# -- errors --------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('options, message', [
+    (['--batch_sise', '8'], 'unknown flag --batch_sise'),           # of all, before anything else
+    (['--root_dir', 'nowhere'], 'nowhere')])                        # of the first one, for which the other waits
+def test_one_of_them_tells_an_error(several, tmp_path, options, message):
+    statuses, printed = several(*options).wait()
+    assert statuses == [2, 2], printed
+    sentence, = errors_in(printed)
+    assert message in sentence and 'Traceback' not in printed
+    assert not glob.glob(str(tmp_path / 'logs' / '*' / '*'))
+
+
+@pytest.fixture
+def broken(data, tmp_path):
+    """A copy of the data, and an image in it that is broken: of the second process's rows of the first batch, not of the first's."""
+    root = shutil.copytree(data, tmp_path / 'data')
+    samples = build_dataset('CUHK-PEDES', str(root), verbose=False).train
+    first_batch = [samples[index][2] for index, _ in next(iter(RandomBatches([sample[0] for sample in samples], 8)))]
+    path = next(path for path in first_batch[4:] if path not in first_batch[:4])
+    with open(path, 'wb') as file:
+        file.write(b'no image')
+    return str(root), path
+
+
+def test_a_broken_image_of_one_process_ends_all(several, broken):
+    root, path = broken
+    statuses, printed = several('--root_dir', root, '--num_workers', '1').wait()
+    assert statuses == [2, 2], printed
+    sentence, = errors_in(printed)
+    assert f'{path} is not an image' in sentence and 'Traceback' not in printed
+
+
+def test_a_broken_image_of_one_process_is_left_out_as_by_a_process_alone(several, broken, command, run_folder, tmp_path):
+    root, path = broken
+    options = ['--root_dir', root, '--skip_broken', '--num_epoch', '1']
+    statuses, printed = several(*options).wait()
+    assert statuses == [0, 0], printed
+    left_out = re.findall('left out: .*|left out .* broken.*', printed)
+    assert [path in line for line in left_out] == [True, True, False]     # in each of its captions, and the epoch's count
+    train_program.main([*command, '--loss_names', 'sdm', '--log_period', '1', *options, '--output_dir', str(tmp_path / 'alone')])
+    for line, alone in zip(journal(run_folder(), 'epoch'), journal(run_folder(root=tmp_path / 'alone'), 'epoch'), strict=True):
+        assert line.pop('kind') == alone.pop('kind') and line == pytest.approx(alone, rel=1e-5)
+
+
+def with_nan_in_the_second_process():
+    meet = processor.processor.meet
+
+    def met(batch):
+        if comm.get_rank() == 1:
+            batch['images'] = batch['images'].float() * float('nan')
+        return meet(batch)
+
+    processor.processor.meet = met
+    train_program.main()
+
+
+def test_nan_on_one_process_stops_all_and_names_the_whole_batch(several):
+    statuses, printed = several('--num_epoch', '1', main=with_nan_in_the_second_process).wait()
+    assert statuses == [2, 2], printed
+    sentence, = errors_in(printed)
+    assert 'sdm_loss is nan' in sentence and len(set(re.findall(r'\S+\.jpg', sentence))) > 4 and 'last.pth' in sentence
+
+
+@pytest.mark.parametrize('environment', [{'WORLD_SIZE': '4'}, {'WORLD_SIZE': '2', 'RANK': '0'}, {'WORLD_SIZE': 'two'}])
+def test_an_environment_that_is_half_torchruns(command, monkeypatch, environment):
+    for name in ('RANK', 'MASTER_ADDR', 'MASTER_PORT'):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match='torchrun --nproc_per_node .* or|unset WORLD_SIZE'):
+        train_program.main(command)
