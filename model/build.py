@@ -188,6 +188,13 @@ class RetrievalModel(nn.Module):
                 head._parameters[name] = self._parameters[name]
         return self
 
+    def blocks(self):
+        """The blocks of the encoders and of the heads' cross encoder: ``[(module, whether its inputs change their length)]``."""
+        of_encoders = self.backbone.blocks()
+        known = {block for block, _ in of_encoders}
+        return [*of_encoders,
+                *((part, True) for part in self.modules() if isinstance(part, ResidualAttentionBlock) and part not in known)]
+
     def autocast(self):
         """The precision of the forward pass, for the device that the parameters are on."""
         device = next(self.parameters()).device
@@ -340,12 +347,8 @@ def compile_blocks(model, device):
         raise UserError(f'--compile: PyTorch cannot compile here ({reason}); leave it out, or install a C++ compiler') from None
     limits = torch._dynamo.config
     limits.cache_size_limit = max(limits.cache_size_limit, VARIANTS)
-    encoders = dict(model.backbone.blocks())
-    for block, changes_length in encoders.items():
+    for block, changes_length in model.blocks():
         block.compile(dynamic=True if changes_length else None)
-    for part in model.modules():
-        if isinstance(part, ResidualAttentionBlock) and part not in encoders:      # the heads' cross encoder
-            part.compile(dynamic=True)
 
 
 def take_leftover(model, source):

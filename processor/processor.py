@@ -41,7 +41,7 @@ class Trainer:
     def __init__(self, args, model, train_loader, evaluator, optimizer, scheduler, checkpointer):
         self.args, self.model, self.loader, self.evaluator = args, model, train_loader, evaluator
         self.optimizer, self.scheduler, self.checkpointer = optimizer, scheduler, checkpointer
-        self.learn = Step(model, optimizer, args.micro_batch)
+        self.learn = Step(model, optimizer, args.micro_batch, getattr(args, 'shard', False))
         self.division = Division(model, train_loader, args.seed)
         self.look_every = LOOK_EVERY if next(model.parameters()).is_cuda else 1
         # Where the run is: the epoch to go on with, the steps done in it, all steps done, the epoch still to be evaluated.
@@ -96,7 +96,8 @@ class Trainer:
 
     def train_epoch(self):
         if not self.step:
-            self.division.begin(self.epoch, self.args.num_epoch, self.stop_if_asked)
+            with self.learn.whole():
+                self.division.begin(self.epoch, self.args.num_epoch, self.stop_if_asked)
         self.model.train()
         if hasattr(self.loader.batch_sampler, 'set_epoch'):
             self.loader.batch_sampler.set_epoch(self.epoch, self.step)
@@ -159,7 +160,8 @@ class Trainer:
         self.interrupt.at_once = True
         self.stop_if_asked()
         began = time.perf_counter()
-        top1 = self.evaluator.eval(self.model)
+        with self.learn.whole():
+            top1 = self.evaluator.eval(self.model)
         self.seconds_per_evaluation = time.perf_counter() - began
         self.interrupt.at_once = False
         figures = dict(getattr(self.evaluator, 'results', {}).get('t2i', {'R1': float(top1)}))

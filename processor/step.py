@@ -13,6 +13,7 @@ from model.build import Encoded, add_results, total_loss
 from processor.parallel import alone, synchronised
 from utils import comm, precision
 from utils import pixels as known_pixels
+from utils.errors import UserError
 from utils.peers import ALONE
 from utils.seeding import derive_seed
 
@@ -26,12 +27,17 @@ class Step:
         optimizer: of its parameters.
         micro_batch: how many samples' activations are held at a time; None: the whole batch's.
 
+        shard: whether each of several processes holds a part of the parameters and of the optimizer's state alone.
+
     In fp16 the gradient is scaled, and a step whose gradient overflowed is left out (``scaler``, a ``torch.amp.GradScaler``).
     """
 
-    def __init__(self, model, optimizer, micro_batch=None):
+    def __init__(self, model, optimizer, micro_batch=None, shard=False):
         self.model, self.optimizer, self.micro_batch = model, optimizer, micro_batch
-        self.passes = synchronised(model)
+        shard = shard and comm.get_world_size() > 1
+        if shard and micro_batch:
+            raise UserError('--shard and --micro_batch: processes would have different numbers of pieces; --grad_checkpoint saves memory')
+        self.passes = sharded(model, optimizer) if shard else synchronised(model)
         device = next(model.parameters()).device
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision.amp_dtype(model.amp, device) is torch.float16)
 
@@ -44,6 +50,16 @@ class Step:
         for head in self.model.heads:
             head.after_step(self.model)
         return results
+
+
+    def whole(self):
+        """``with step.whole():`` this process has all of the model, whoever else holds parts of it."""
+        return getattr(self.passes, 'whole', contextlib.nullcontext)()
+
+
+def sharded(model, optimizer):
+    from processor.sharding import Sharded    # half a second of PyTorch, for those who ask for it
+    return Sharded(model, optimizer)
 
 
 def ready(batch, device, cut=None, pixels=known_pixels.CLIP):
@@ -89,7 +105,7 @@ def backward(model, batch, size=None, scale=lambda loss: loss, peers=ALONE, pass
         peers: the processes that have the other rows.
         passes: how passes through the model are called (:func:`processor.parallel.synchronised`).
     """
-    return Backward(model, *in_pieces(model, batch, size, peers), scale, peers, passes).run()
+    return Backward(model, *in_pieces(model, batch, size, peers, passes), scale, peers, passes).run()
 
 
 class Backward:
@@ -137,7 +153,7 @@ class Backward:
 SIDES = ('image', 'text')
 
 
-def in_pieces(model, batch, size, peers=ALONE):
+def in_pieces(model, batch, size, peers=ALONE, passes=alone):
     """``(whole batch, this process's pieces)`` on the model's device, ready for encoders and heads, with what heads look up on the host.
     The whole batch has no images where they lie with several processes."""
     device, count = next(model.parameters()).device, len(batch['pids'])
@@ -145,7 +161,7 @@ def in_pieces(model, batch, size, peers=ALONE):
     longest = comm.largest(model.without_padding(batch['caption_ids']).shape[1])
     shared = of_first({name: value for name, value in batch.items() if is_shared(name)})
     batch = {**batch, 'caption_ids': batch['caption_ids'][:, :longest], **shared}
-    own = model.rewritten(ready(batch, device, pixels=model.pixels), peers)
+    own = passes(partial(model.rewritten, ready(batch, device, pixels=model.pixels), peers))
     pieces = []
     for start in range(0, count, size):
         on_host, on_device = ({name: value if is_shared(name) else value[start:start + size] for name, value in fields.items()}

@@ -134,7 +134,8 @@ class Checkpointer:
     def save(self, name, training_state=False, **extra):
         """Write a checkpoint whole or not at all. What is not finite is not saved; no disk space, no permission: in each case
         :class:`UserError`, and the old file is kept."""
-        if not self.save_dir or not self.save_to_disk:
+        divided = any(map(is_divided, self.model.parameters()))    # then all processes bring their parts
+        if not self.save_dir or not (self.save_to_disk or divided):
             return
         content = {'model': self.weights(), **extra}
         if not training_state:
@@ -143,6 +144,10 @@ class Checkpointer:
         else:
             content.update(optimizer=self.optimizer.state_dict(), scheduler=self.scheduler.state_dict())
             content['moments'] = len(content['optimizer']['state'])
+        if divided:
+            content = gathered(content, self.save_to_disk, {})
+        if not self.save_to_disk:
+            return
         self.refuse_not_finite(content)
         path = self.path(name)
         try:
@@ -206,6 +211,26 @@ class Checkpointer:
             checkpoint['epoch'] = checkpoint.get('epoch', 0) + 1
         self.resumed = checkpoint
         return checkpoint
+
+
+def is_divided(value):
+    """Whether a tensor is PyTorch's DTensor, without the import, which takes half a second."""
+    return hasattr(value, 'full_tensor')
+
+
+def gathered(content, keep, known):
+    """Nested dicts and lists with whole tensors, on the CPU, for those of which each process holds a part (``--shard``); all processes call
+    this, and those that don't ``keep`` them get None. ``known``: {id: tensor} of those that are whole already."""
+    if isinstance(content, dict):
+        return {name: gathered(value, keep, known) for name, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return type(content)([gathered(value, keep, known) for value in content])
+    if not is_divided(content):
+        return content
+    if id(content) not in known:
+        whole = content.full_tensor()
+        known[id(content)] = whole.cpu() if keep else None
+    return known[id(content)]
 
 
 def is_released(checkpoint):

@@ -202,6 +202,8 @@ def add_speed_options(parser):
     # Not NOTHING: heads that draw at random in a step (mae's patches, dropout) draw anew for each piece.
     speed.add_argument('--micro_batch', type=count, default=None, effect=RESULT | RESUMED | UNPUBLISHED,
                        help='samples whose activations are held at a time; the losses still compare the whole batch')
+    yes_no(speed, '--shard', False, 'several processes: each holds its part of the parameters and of the optimizer state alone (FSDP2)',
+           effect=NOTHING)
     yes_no(speed, '--compile', False, 'compile the transformer blocks (torch.compile; takes a minute at the start)', effect=NOTHING)
 
 
