@@ -91,6 +91,8 @@ def start_from(model, path):
     missing = [name for name in own if name.startswith(prefixes) and name not in encoder]
     extra = [name for name in encoder if name not in own]
     shapes = misfits(own, encoder)
+    if hasattr(model, 'backbone') and not model.backbone.is_of(weights):
+        raise UserError(f'--init_from: {path} is of another backbone than {model.backbone.name}, which --backbone names')
     if missing or extra or shapes:
         raise UserError(f'{path} has another encoder than the options describe: {some(shapes + missing + extra)}; a CLIP for another '
                         '--img_size, or with names other than its own, is for --pretrain_choice')

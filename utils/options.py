@@ -426,6 +426,7 @@ def build_test_parser(program, description):
     parser.add_argument('--dataset_name', help='another dataset than the run was trained on')
     parser.add_argument('--columns', nargs='+', metavar='WHAT=COLUMN', help="what the columns of --dataset_name's table are called")
     parser.add_argument('--root_dir', help="the folder with the datasets' folders")
+    parser.add_argument('--vocab_file', help="BERT's vocab.txt or its folder, where the run's is not beside it (--backbone aptm)")
     parser.add_argument('--i2t', action='store_true', help='image-to-text retrieval, too')
     parser.add_argument('--one_by_one', action='store_true', help='also embed everything in shuffled batches and in batches of one')
     parser.add_argument('--rerank', type=count, metavar='K', help="also score each caption's K best images again, pair by pair (itm)")

@@ -92,9 +92,9 @@ class SimpleTokenizer:
         return [self.encode(text) for text in texts]
 
     def framed(self, ids, length):
-        """A caption's ids between start and end, cut to ``length`` without losing the end."""
+        """A caption's ids between start and end, cut to ``length`` (None: not cut) without losing the end."""
         ids = [self.start, *ids, self.end]
-        return ids if len(ids) <= length else ids[:length - 1] + ids[-1:]
+        return ids if length is None or len(ids) <= length else ids[:length - 1] + ids[-1:]
 
     def lengths(self, tokens):
         """How many tokens each caption has, start and end included: [S, L] -> [S]. The end has the largest id."""

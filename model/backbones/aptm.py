@@ -155,8 +155,23 @@ class Aptm(Backbone):
 
     @classmethod
     def build(cls, args, state_dict=None):
-        if state_dict is not None:
-            return cls(shape_of(state_dict), args.img_size)
+        backbone = cls.started(args) if state_dict is None else cls(shape_of(state_dict), args.img_size)
+        backbone.refuse_vocabulary(args)
+        return backbone
+
+    def refuse_vocabulary(self, args):
+        """Raise UserError where the vocabulary has words that the model hasn't."""
+        try:
+            words = self.tokenizer(args).vocab_size
+        except UserError:      # there is none, which whoever reads captions says
+            return
+        if words > self.vocab_size:
+            raise UserError(f'the vocabulary has {words:,} word pieces, and the model {self.vocab_size:,}: name the vocabulary that its '
+                            'weights were trained with by --vocab_file')
+
+    @classmethod
+    def started(cls, args):
+        """With the weights of ``args.pretrain_choice``."""
         choice = args.pretrain_choice
         if choice.startswith('scratch:'):
             return cls(longer(read_shape(choice[len('scratch:'):]), args.text_length), args.img_size)
@@ -181,15 +196,19 @@ class Aptm(Backbone):
 
     @staticmethod
     def tokenizer(args, captions=None):
-        """BERT's vocabulary: the file that is named, the run's own, one made of the training captions for a ``scratch:`` shape, or
-        bert-base-uncased's."""
+        """BERT's vocabulary: the file that is named, the run's own, that of the weights it starts from, one made of the training captions
+        for a ``scratch:`` shape, or bert-base-uncased's. A new run keeps a copy of what is not to be had everywhere."""
         if args.vocab_file:
             return read_vocabulary(os.path.expanduser(args.vocab_file))
-        checkpoint = getattr(args, 'checkpoint', None)
-        folders = [args.output_dir, *([os.path.dirname(checkpoint)] if checkpoint else [])]
+        files = [file for file in (getattr(args, 'checkpoint', ''), getattr(args, 'init_from', ''), args.pretrain_choice)
+                 if file and os.path.isfile(os.path.expanduser(file))]
+        folders = [args.output_dir, *(os.path.dirname(os.path.expanduser(file)) for file in files)]
         for path in (os.path.join(folder, VOCABULARY) for folder in folders):
             if os.path.isfile(path):
-                return read_vocabulary(path)
+                found = read_vocabulary(path)
+                if captions is not None and path != os.path.join(args.output_dir, VOCABULARY):
+                    found.save(os.path.join(args.output_dir, VOCABULARY))
+                return found
         if args.pretrain_choice.startswith('scratch:') and captions is not None:
             made = make_vocabulary(captions(), read_shape(args.pretrain_choice[len('scratch:'):]).vocab_size)
             made.save(os.path.join(args.output_dir, VOCABULARY))

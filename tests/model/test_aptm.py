@@ -1,5 +1,6 @@
 """APTM's backbone and heads."""
 import dataclasses
+import os
 import random
 
 import pytest
@@ -10,9 +11,11 @@ from model import build_model
 from model.backbones.aptm import Aptm, read_shape, shape_of
 from model.build import RetrievalModel, total_loss
 from solver.build import parameter_settings
+from processor.step import backward
 from tests.support import options, small_archive
 from utils.checkpoint import load_weights, start_from
 from utils.errors import UserError
+from utils.wordpiece import SPECIAL, WordPiece
 
 WORDS = 300
 
@@ -108,6 +111,23 @@ def test_the_first_fused_token_alone_is_what_it_is_among_all():
     torch.testing.assert_close(alone, encoder.fuse(*pairs)[:, :1], rtol=1e-5, atol=1e-6)
 
 
+def test_micro_batch_has_the_whole_batchs_gradient():
+    model, samples = tiny('itc+mlm+sdm+id').eval(), batch()
+    samples['pids'][2] = samples['pids'][0]
+    samples['bert_mlm_labels'][0, 2:] = -100         # pieces have different numbers of masked words
+    found = []
+    for size in (None, 2):
+        model.zero_grad()
+        found.append((backward(model, samples, size), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}))
+    (results, grads), (of_pieces, grads_of_pieces) = found
+    assert results.keys() == of_pieces.keys() and grads.keys() == grads_of_pieces.keys()
+    for name, value in results.items():
+        torch.testing.assert_close(of_pieces[name], value.detach(), rtol=1e-5, atol=1e-6, msg=name)
+    for name, grad in grads.items():
+        # a bias of keys has no gradient but for rounding
+        torch.testing.assert_close(grads_of_pieces[name], grad, rtol=1e-4, atol=1e-5 * float(grad.abs().max()) + 1e-6, msg=name)
+
+
 def test_padding_makes_no_difference_to_embeddings():
     model = tiny('itc').eval()
     ids = batch()['caption_ids']
@@ -183,9 +203,12 @@ def test_weights_go_both_ways_and_start_other_runs(tmp_path):
     (dict(pretrain_choice='no/such.pth'), 'there is no file no/such.pth; the backbone aptm takes'),
     (dict(freeze_conv1=True), '--freeze_conv1 is for CLIP'),
     (dict(caption_masking='inplace'), '--caption_masking inplace .* CLIP'),
+    (dict(vocab_file='larger.txt'), 'the vocabulary has 5,005 word pieces, and the model 2,000: name the vocabulary .* by --vocab_file'),
     (dict(micro_batch=2), "--micro_batch cannot split a batch for the loss 'itm': it draws negatives"),
 ])
-def test_bad_input_is_one_sentence(change, message):
+def test_bad_input_is_one_sentence(change, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'larger.txt').write_text('\n'.join([*SPECIAL, *map(str, range(5000))]))
     with pytest.raises(UserError, match=message):
         tiny(**{'loss_names': 'itc+itm', **change})
 
@@ -195,10 +218,28 @@ def test_a_head_of_aptm_on_clip():
         options(loss_names='sdm+itm')
 
 
+@pytest.mark.parametrize('of', ['init_from', 'pretrain_choice'])
+def test_the_vocabulary_is_that_of_the_weights_and_kept_with_the_run(tmp_path, of):
+    words = WordPiece([*SPECIAL, 'red', 'coat'])
+    (tmp_path / 'run').mkdir()
+    (tmp_path / 'new').mkdir()
+    words.save(str(tmp_path / 'run/vocab.txt'))
+    (tmp_path / 'run/best.pth').touch()
+    args = options(**{'backbone': 'aptm', 'pretrain_choice': 'scratch:aptm-tiny', 'output_dir': str(tmp_path / 'new'),
+                      of: str(tmp_path / 'run/best.pth')})
+    assert Aptm.tokenizer(args, lambda: ['other words']).words == words.words
+    os.remove(tmp_path / 'run/vocab.txt')
+    assert Aptm.tokenizer(args).words == words.words
+
+
 def test_a_checkpoint_of_the_other_backbone(tmp_path):
     state = tiny('itc').state_dict()
     with pytest.raises(UserError, match='is of the backbone aptm, and the options name clip: give --backbone aptm'):
         build_model(options(loss_names='itc', training=False), 1, state)
+    torch.save({'model': state}, tmp_path / 'aptm.pth')
+    with pytest.raises(UserError, match='--init_from: .*aptm.pth is of another backbone than clip'):
+        start_from(build_model(options(loss_names='itc', pretrain_choice=small_archive(tmp_path / 'clip.pt'), img_size=(64, 64)), 1),
+                   str(tmp_path / 'aptm.pth'))
     clip = {f'base_model.{name}': value for name, value in torch.load(small_archive(tmp_path / 'clip.pt')).items()}
     with pytest.raises(UserError, match='is of the backbone clip, and the options name aptm'):
         build_model(options(loss_names='itc', backbone='aptm', training=False), 1, clip)

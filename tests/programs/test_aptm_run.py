@@ -123,6 +123,8 @@ def test_no_vocabulary(run, tmp_path):
     try:
         with pytest.raises(UserError, match='there is no vocabulary: neither .*vocab.txt'):
             test_program.main(['--config_file', str(tmp_path / 'moved' / 'configs.yaml'), '--num_workers', '0'])
+        assert test_program.main(['--config_file', str(tmp_path / 'moved' / 'configs.yaml'), '--num_workers', '0', '--vocab_file',
+                                  str(tmp_path / 'vocab.txt')]) == 0
     finally:
         os.rename(tmp_path / 'vocab.txt', os.path.join(run, 'vocab.txt'))
 
@@ -147,5 +149,7 @@ def test_a_dataset_of_attributes_alone(tmp_path, capsys):
                                '0', '--num_epoch', '3'))
     status, content = evaluated(only(tmp_path / 'logs' / 'PA-100K'))
     assert status == 0 and content['results'] == {} and content['attributes']['mA'] >= 50
+    with pytest.raises(UserError, match='PA-100K has no captions to train on: give --loss_names attr'):
+        train_program.main(command(str(tmp_path), tmp_path / 'logs', '--dataset_name', 'PA-100K'))
     with pytest.raises(UserError, match='--rerank orders images for captions, and PA-100K has none'):
         evaluated(only(tmp_path / 'logs' / 'PA-100K'), '--rerank', '3')

@@ -63,3 +63,8 @@ def test_all_captions_at_once_are_those_one_by_one(tokenizer):
     expected = torch.stack([tokenize(caption, tokenizer) for caption in captions])
     assert torch.equal(tokenize_all(captions, 77).long(), expected)
     assert tokenize_all([], 77).shape == (0, 77)
+
+
+def test_a_caption_that_is_not_cut():
+    tokenizer = SimpleTokenizer()
+    assert tokenizer.framed(range(100), None) == [tokenizer.start, *range(100), tokenizer.end]
