@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from datasets.bases import SPLITS, entry_problem, missing_files, shared_identities, special_captions, split_counts
 from datasets.registry import add_table_options, dataset_class, names
+from datasets.table import is_table
 from utils.errors import UserError, run
 from utils.iotools import read_image, read_json, refuse_irregular
 
@@ -25,7 +26,7 @@ IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.tif', '.tiff', '.webp')
 def expected_counts(name, folder):
     """({split: (identities, images, captions)}, where they are from); ({}, '') if nobody knows."""
     mark = os.path.join(folder, 'synthpedes.json')
-    if os.path.exists(mark):
+    if os.path.exists(mark) and not is_table(name):      # a table of one's own beside it holds what it likes
         try:
             counts, kinds = read_json(mark)['counts'], ('ids', 'images', 'captions')
             return {split: tuple(operator.index(counts[split][kind]) for kind in kinds) for split in SPLITS}, 'synthpedes.json'

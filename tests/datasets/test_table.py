@@ -112,6 +112,7 @@ def test_the_check_counts_a_table(tmp_path, capsys):
     told = capsys.readouterr().out
     assert 'not whole: 1 images that the annotation does not list' in told and '|   1 ' not in told.split('train')[0]
     os.remove(tmp_path / 'imgs' / 'unlisted.png')
+    (tmp_path / 'synthpedes.json').write_text('{"counts": "of the annotation beside the table"}')
     assert check_main(['--dataset_name', 'people.csv', '--root_dir', root, '--workers', '1']) == 0
 
 
