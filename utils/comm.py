@@ -54,6 +54,7 @@ def joined():
         if in_main_thread:
             ignore_signals()    # all is done
         dist.barrier()      # nobody leaves, and with it its part of the connections, before all are through
+        parting().leaves.set()
     except BaseException as error:
         if in_main_thread:
             ignore_signals()

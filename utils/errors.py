@@ -87,20 +87,27 @@ def is_out_of_memory(error):
     return isinstance(error, MemoryError) or of_allocator
 
 
+def program_name():
+    folder, program = os.path.split(sys.argv[0])
+    return os.path.basename(folder) if program == '__main__.py' else program   # python -m <package>
+
+
+def tell_error(error):
+    print(f'{program_name()}: error: {readable(error)}', file=sys.stderr, flush=True)
+
+
 def run(main):
     """Run a program's ``main()`` and exit with its status; a :class:`UserError` becomes one line and status 2."""
-    folder, program = os.path.split(sys.argv[0])
-    program = os.path.basename(folder) if program == '__main__.py' else program   # python -m <package>
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if hasattr(sys.stdout, 'reconfigure'):
         sys.stdout.reconfigure(errors='backslashreplace')   # a file's name may hold bytes that are no text
     try:
         status = main()
     except UserError as error:
-        print(f'{program}: error: {readable(error)}', file=sys.stderr)
+        tell_error(error)
         status = 2
     except KeyboardInterrupt:
-        print(f'{program}: interrupted', file=sys.stderr)
+        print(f'{program_name()}: interrupted', file=sys.stderr)
         status = 130
     except (MemoryError, RuntimeError) as error:
         problem = worker_problem(error)
@@ -108,7 +115,7 @@ def run(main):
             raise
         reason = f'{error}'.strip().split('\n')[0] or 'no more to be had'
         problem = problem or f'out of memory ({reason}); lower --batch_size, --test_batch_size or --img_size'
-        print(f'{program}: error: {problem}', file=sys.stderr)
+        tell_error(problem)
         status = 2
     except BrokenPipeError:  # `... | head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

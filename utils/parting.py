@@ -2,14 +2,17 @@
 import os
 import signal
 import socket
+import threading
 import time
 
 import torch.distributed as dist
 
-from utils.errors import UserError
+from utils.errors import UserError, tell_error
 
 NOTE = 'left'       # what the store holds once a process leaves: its number and its status
 PATIENCE = 1.0      # seconds until the system has told that a process is gone
+LOOK_EVERY = 2.0    # seconds between looks after the others
+GRACE = 15.0        # seconds to notice by oneself that another has left; torchrun gives 30
 STOPPED = 130, 143  # statuses of a process that SIGINT or SIGTERM ended
 # What PyTorch says of a process that it cannot reach, by gloo and by NCCL.
 BROKEN = ('Connection closed by peer', 'Connection reset by peer', 'Broken pipe', 'Connection refused', 'Timed out', 'timed out', 'Timeout',
@@ -34,6 +37,18 @@ class Parting:
         here, _ = place()
         self.neighbours = {other: pid for other, (machine, pid) in enumerate(processes)
                            if machine == here and other != rank and not is_gone(pid)}
+        self.leaves = threading.Event()
+        threading.Thread(target=self.watch, daemon=True).start()
+
+    def watch(self):
+        """End this process where another has left and it does not notice: NCCL may wait for that one without end, and no signal is heeded
+        meanwhile."""
+        while not self.leaves.wait(LOOK_EVERY):
+            if (self.lost() or self.status() is not None) and not self.leaves.wait(GRACE):
+                first, status = self.note(2)
+                if first:
+                    tell_error(self.sentence())
+                os._exit(status)
 
     @staticmethod
     def how_to_go_on():
@@ -82,6 +97,7 @@ class Parting:
 
     def after(self, error):
         """What this process, which cannot go on because of ``error``, is to raise."""
+        self.leaves.set()
         first, status = self.note(status_of(error))
         if not first:
             return SystemExit(status)

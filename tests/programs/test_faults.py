@@ -3,6 +3,7 @@ import glob
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import time
@@ -15,7 +16,7 @@ import train as train_program
 from datasets.build import build_dataset
 from datasets.sampler import RandomBatches
 from tests.several import PATIENCE, Launched
-from utils import comm
+from utils import comm, parting
 from utils.checkpoint import read_checkpoint
 from utils.errors import UserError
 
@@ -107,6 +108,26 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on_to_the_same_weight
     assert journal(folder) == journal(whole)
 
 
+def killed_while_the_other_hears_nothing():
+    def stop(*_):
+        if comm.is_first():
+            time.sleep(1)
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(PATIENCE)
+
+    train_program.build_model, parting.GRACE = stop, 0.5
+    train_program.main()
+
+
+def test_a_process_that_hangs_when_another_is_killed(several):
+    run = several(main=killed_while_the_other_hears_nothing)
+    statuses, printed = run.wait()
+    assert statuses == [-9, 2], printed
+    sentence, = errors_in(printed)
+    assert f'process 0 (pid {run.processes[0].pid}) of this run ended without a word' in sentence
+    assert 'before anything was saved' in sentence
+
+
 def killed_before_anything_is_saved():
     if os.environ['TORCHELASTIC_RESTART_COUNT'] == '0':
         train_program.build_model = lambda *_: os.kill(os.getpid(), signal.SIGKILL) if comm.is_first() else time.sleep(1)
@@ -120,6 +141,19 @@ def test_a_run_that_is_started_again_keeps_its_folder(several, run_folder):
     statuses, printed = several('--num_epoch', '1', main=killed_before_anything_is_saved, again=run).wait()
     assert statuses == [0, 0], printed
     assert os.path.exists(os.path.join(run_folder(), 'last.pth'))    # of which there is one
+
+
+def without_room_for_the_first():
+    if os.environ['RANK'] == '0':
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2 ** 20, 2 ** 20))
+    train_program.main()
+
+
+def test_a_full_disk_of_the_first_process_ends_all(several):
+    statuses, printed = several(main=without_room_for_the_first).wait()
+    assert statuses == [2, 2], printed
+    sentence, = errors_in(printed)
+    assert 'cannot write' in sentence and 'last.pth' in sentence and 'Traceback' not in printed
 
 
 # -- errors --------------------------------------------------------------------------------------------------------------
