@@ -46,7 +46,8 @@ class Sharded:
             for number, parameter in enumerate(group['params']):
                 group['params'][number] = part = parts[name_of[id(parameter)]]
                 if parameter in optimizer.state:
-                    optimizer.state[part] = {name: divided(value, part) for name, value in optimizer.state.pop(parameter).items()}
+                    optimizer.state[part] = {name: value if name == 'step' else divided(value, part)
+                                             for name, value in optimizer.state.pop(parameter).items()}
         held = sum(part.to_local().numel() for part in parts.values())
         logger.info('sharded: this process holds %.1fM of %.1fM parameters', held / 1e6, sum(map(torch.numel, parts.values())) / 1e6)
 
