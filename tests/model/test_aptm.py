@@ -111,6 +111,39 @@ def test_the_first_fused_token_alone_is_what_it_is_among_all():
     torch.testing.assert_close(alone, encoder.fuse(*pairs)[:, :1], rtol=1e-5, atol=1e-6)
 
 
+def loss_and_gradients(model, samples):
+    model.zero_grad()
+    torch.manual_seed(1)
+    loss = total_loss(model(samples))
+    loss.backward()
+    return {'loss': loss.detach(), **{name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}}
+
+
+def test_blocks_compile_whole_and_once_for_all_lengths():
+    """What --compile asks of PyTorch, but for the machine code, which takes a minute."""
+    from torch._dynamo.utils import counters
+    torch._dynamo.reset()
+    counters.clear()
+    shape = dataclasses.replace(read_shape('aptm-tiny'), depths=(2,), vision_heads=(2,), text_layers=2, fusion_layer=1)
+    args = options(backbone='aptm', loss_names='itc+mlm', img_size=(96, 32))
+    plain, compiled = (RetrievalModel(args, 4, Aptm(shape, args.img_size)).eval() for _ in range(2))
+    compiled.load_state_dict(plain.state_dict())
+    graphs = []
+    for block, changes_length in compiled.backbone.blocks():
+        block.compile(dynamic=True if changes_length else None, backend='eager')
+    samples = batch()
+    for length in (20, 24):
+        for name in ('caption_ids', 'bert_mlm_ids'):
+            samples[name] = torch.nn.functional.pad(samples[name], (0, length - samples[name].shape[1]))
+        expected, found = loss_and_gradients(plain, samples), loss_and_gradients(compiled, samples)
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4 * float(value.abs().max()) + 1e-6, msg=name)
+        graphs.append(counters['stats']['unique_graphs'])
+    assert graphs[0] == graphs[-1] > 0 and not counters['graph_break']
+    torch._dynamo.reset()
+
+
 def test_micro_batch_has_the_whole_batchs_gradient():
     model, samples = tiny('itc+mlm+sdm+id').eval(), batch()
     samples['pids'][2] = samples['pids'][0]
