@@ -53,7 +53,7 @@ class Parting:
     @staticmethod
     def how_to_go_on():
         """In words that follow what happened."""
-        return ' before anything was saved'
+        return '; start it again'
 
     def note(self, status):
         """(whether this process is the first to leave, the status that all leave with)"""
