@@ -55,8 +55,8 @@ def tell(photos):
     if len(photos.broken) > 10:
         print(f'and {len(photos.broken) - 10} more; {photos.lines_path} names all')
     if photos.others:
-        count = len(photos.others)
-        print(f"{photos.place} also holds embeddings of {count} other model{'s' * (count > 1)}, which are not used")
+        others = len(photos.others)
+        print(f"{photos.place} also holds embeddings of {others} other model{'s' * (others > 1)}, which are not used")
     if not photos.paths:
         raise UserError(f'none of the {len(photos.broken)} photos below {photos.folder} can be read')
 
