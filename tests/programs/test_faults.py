@@ -15,6 +15,7 @@ import processor.processor
 import train as train_program
 from datasets.build import build_dataset
 from datasets.sampler import RandomBatches
+from run_scripts.kill_and_resume import far_apart
 from tests.several import PATIENCE, Launched
 from utils import comm, parting
 from utils.checkpoint import read_checkpoint
@@ -228,3 +229,16 @@ def test_an_environment_that_is_half_torchruns(command, monkeypatch, environment
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match='torchrun --nproc_per_node .* or|unset WORLD_SIZE'):
         train_program.main(command)
+
+
+# -- the tool that kills -------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('weight, loss, problem', [
+    (1.00001, 2.0001, None), (1.01, 2.0, 'last.pth: w differs by up to 0.01'), (1.0, 2.1, 'losses differ by up to 0.05')])
+def test_runs_of_other_numbers_of_processes_are_compared(tmp_path, weight, loss, problem):
+    for name, value, told in (('whole', 1.0, 2.0), ('killed', weight, loss)):
+        (tmp_path / name).mkdir()
+        torch.save({'model': {'w': torch.full((2,), value)}}, tmp_path / name / 'last.pth')
+        (tmp_path / name / 'metrics.jsonl').write_text(json.dumps({'kind': 'train', 'step': 1, 'loss': told, 'img_acc': told}) + '\n')
+    found = list(far_apart(tmp_path / 'whole', tmp_path / 'killed'))
+    assert [problem in line for line in found] == [True] if problem else not found
