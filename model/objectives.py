@@ -128,11 +128,12 @@ def masked_language_modelling(logits, labels):
 
 
 @full_precision
-def attribute_matching(logits, matches, there):
+def attribute_matching(logits, matches, there, *, captions=None):
     """Whether an image has a caption's attributes (A2TE, 2025, A2M): the cross-entropy of each attribute, its mean over a caption,
     and the mean over the captions that have any (0 if none does).
 
     ``logits`` [B, K, 2], ``matches`` int64 [B]: 1 where image and caption are a pair, ``there`` bool [B, K]: which attributes exist.
+    ``captions``: how many have any, where these are some of a batch; their sum is divided by it.
 
     >>> logits = torch.tensor([[[0., 2.], [0., 0.]], [[3., 0.], [0., 0.]]])     # two captions, of two attributes at most
     >>> there = torch.tensor([[True, False], [True, True]])
@@ -141,8 +142,9 @@ def attribute_matching(logits, matches, there):
     """
     losses = F.cross_entropy(logits.flatten(0, 1), matches.repeat_interleave(there.shape[1]), reduction='none').view_as(there)
     counts = there.sum(dim=1)                                          # [B]
-    captions = (losses * there).sum(dim=1) / counts.clamp(min=1)       # [B], 0 without attributes
-    return captions.sum() / (counts > 0).sum().clamp(min=1)
+    of_captions = (losses * there).sum(dim=1) / counts.clamp(min=1)    # [B], 0 without attributes
+    captions = (counts > 0).sum() if captions is None else captions
+    return of_captions.sum() / captions.clamp(min=1)
 
 
 @full_precision
@@ -387,7 +389,7 @@ def a_sdm(image_embedding, text_embedding, pids, *, scale):
 
 
 @full_precision
-def explicit_alignment(patches, words, *, piece=4):
+def explicit_alignment(patches, words, *, piece=4, gather=lambda rows: rows):
     """Explicit fine-grained alignment (FMFA, EFA): words and patches against the patches that the words gather, with the released
     margins of 0.1 and 0.9.
 
@@ -395,10 +397,11 @@ def explicit_alignment(patches, words, *, piece=4):
         patches: [B, N, D], without the class token; not normalised.
         words: [B, L, D], start, end and padding among them.
         piece: how many samples are compared with all others at once. All of them would take B x B x N x L numbers.
+        gather: the whole batch's rows of those that are here, where ``patches`` and ``words`` are some of it.
     """
-    gathered = gathered_patches(patches, words)
-    return (token_triplets(words, gathered, margin=0.1, piece=piece)
-            + token_triplets(patches, gathered, margin=0.9, piece=piece))
+    gathered = gather(gathered_patches(patches, words))
+    return (token_triplets(words, gathered, margin=0.1, piece=piece, gather=gather)
+            + token_triplets(patches, gathered, margin=0.9, piece=piece, gather=gather))
 
 
 def gathered_patches(patches, words):
@@ -417,9 +420,9 @@ def patch_shares(patches, words):
     return scaled / scaled.sum(dim=2, keepdim=True)
 
 
-def token_triplets(tokens, gathered, *, margin, piece=4):
+def token_triplets(tokens, gathered, *, margin, piece=4, gather=lambda rows: rows):
     """Soft triplets of samples compared token by token, [B, M, D] with [B, L, D]. Both sums run down the columns, as released."""
-    scores = token_similarity(tokens, gathered, piece)                      # [B tokens, B gathered]
+    scores = gather(token_similarity(tokens, gathered, piece))              # [B tokens, B gathered]
     scores = F.normalize(scores, dim=1)
     own, others = scores.diagonal(), ~torch.eye(len(scores), dtype=torch.bool, device=scores.device)
 
@@ -480,11 +483,12 @@ def smoothed_binary(logits, labels, *, smoothing=0.0):
 
 
 @full_precision
-def attribute_contrast(image_embedding, prompt_embedding, labels, *, temperature, smoothing=0.0):
+def attribute_contrast(image_embedding, prompt_embedding, labels, *, temperature, smoothing=0.0, labelled=None):
     """How well an image tells the two prompts of each attribute apart: per attribute the cross-entropy of the pair's similarities over the
     images that are labelled, and the mean over attributes.
 
     ``prompt_embedding`` [2A, D]: row 2a says that label a is 0 and row 2a + 1 that it is 1; ``labels`` [B, A]: 1, 0, or -1 for unknown.
+    ``labelled`` [A]: how many images are, where these are some of a batch; their sums are divided by it.
     """
     logits = cosine_similarity(image_embedding, prompt_embedding) / temperature       # [B, 2A]
     pairs = logits.unflatten(1, (-1, 2))                                              # [B, A, 2]
@@ -492,7 +496,8 @@ def attribute_contrast(image_embedding, prompt_embedding, labels, *, temperature
     log_p = F.log_softmax(pairs, dim=-1)
     target = F.one_hot(labels.long().clamp(min=0), 2) * (1 - smoothing) + smoothing / 2
     losses = -(log_p * target).sum(dim=-1) * known                                    # [B, A]
-    return (losses.sum(dim=0) / known.sum(dim=0).clamp(min=1)).mean()
+    labelled = known.sum(dim=0) if labelled is None else labelled
+    return (losses.sum(dim=0) / labelled.clamp(min=1)).mean()
 
 
 def prompt_holds(labels):

@@ -3,8 +3,11 @@ import logging
 
 import torch
 
+from model.build import Encoded
 from processor.progress import Bar
 from processor.step import in_pieces
+from utils import comm
+from utils.peers import ALONE, meet
 from utils.seeding import derive_seed, seed_all
 
 logger = logging.getLogger('Pedestal.train')
@@ -32,7 +35,7 @@ class Division:
             return
         losses = self.all_pairs(epoch, epochs, stop_between)
         coins = torch.randint(2, (len(self.loader.dataset),), generator=torch.Generator().manual_seed(derive_seed(self.seed, epoch, APART)))
-        self.clean = self.head.divide(losses, coins)
+        self.clean = comm.from_process(0, self.head.divide(losses, coins))     # one division, whatever machines round
         logger.info('epoch %d: %d of %d training pairs count as clean', epoch, int(self.clean.sum()), len(self.clean))
 
     def all_pairs(self, epoch, epochs, stop_between):
@@ -45,11 +48,12 @@ class Division:
         try:
             for step, batch in enumerate(self.loader, 1):
                 batch.pop('skipped', None)
-                if len(batch.get('pids', ())):
+                peers, batch = meet(batch)
+                if peers:
                     seed_all(derive_seed(self.seed, epoch, APART, step))
-                    for name, values in pair_losses(self.model, batch).items():
-                        losses.setdefault(name, torch.zeros(len(self.loader.dataset)))[batch['index']] = values.cpu()
-                bar.advance(len(batch.get('pids', ())))
+                    for name, values in pair_losses(self.model, batch, peers).items():
+                        losses.setdefault(name, torch.zeros(len(self.loader.dataset)))[peers.gather(batch['index'])] = values.cpu()
+                bar.advance(peers.number_of(batch['pids']) if peers else 0)
                 stop_between()
         finally:
             self.model.train(was_training)
@@ -62,9 +66,13 @@ class Division:
 
 
 @torch.no_grad()
-def pair_losses(model, batch):
-    """{name: float32 [B]}: the heads' losses of each pair of a loader's batch."""
-    whole, _ = in_pieces(model, batch, None)
+def pair_losses(model, batch, peers=ALONE):
+    """{name: float32 [B]}: the heads' losses of each pair of a batch, of which the loader gave this process its rows. With several
+    processes heads see the embeddings of the whole batch, and no tokens."""
+    whole, (own,) = in_pieces(model, batch, None, peers)
     with model.autocast():
-        encoded = model.encode(whole)
+        encoded = model.encode(own)
+        if peers is not ALONE:
+            added = {name: tuple(map(peers.gather, both)) for name, both in encoded.added.items()}
+            encoded = Encoded(image=peers.gather(encoded.image), text=peers.gather(encoded.text), added=added)
         return {name: losses.float() for head in model.heads for name, losses in head.pair_losses(encoded, whole).items()}

@@ -10,6 +10,7 @@ import torch
 
 from datasets.views import finish
 from model.build import Encoded, add_results, total_loss
+from model.heads import where
 from processor.parallel import alone, synchronised
 from utils import comm, precision
 from utils import pixels as known_pixels
@@ -95,7 +96,7 @@ def backward(model, batch, size=None, scale=lambda loss: loss, peers=ALONE, pass
     and is the same both times; so it is drawn otherwise than for the whole batch.
 
     The processes' gradients are averaged while the last piece's are computed. For the sum, which is the batch's, each gives its part of
-    the gradient as often as there are processes; that of the heads in 2. is the same on all.
+    the gradient as often as there are processes; the losses in 2. are the same on all.
 
     Args:
         model: a :class:`~model.build.RetrievalModel`.
@@ -134,7 +135,8 @@ class Backward:
         rows = [torch.cat([getattr(piece, side).detach() for piece in pieces]) for side in SIDES]
         self.leaves = [self.peers.gather(of_side).requires_grad_() for of_side in rows]
         model = self.model
-        encoded = Encoded(*self.leaves, encoder=model.backbone.encoder, embed_image=model.embed_image, embed_text=model.embed_text)
+        encoded = Encoded(*self.leaves, encoder=model.backbone.encoder, embed_image=model.embed_image, embed_text=model.embed_text,
+                          peers=self.peers)
         self.results.update(learn_together(model, encoded, self.whole, self.scale))
 
     def loss_of(self, number, start):
@@ -155,7 +157,7 @@ SIDES = ('image', 'text')
 
 def in_pieces(model, batch, size, peers=ALONE, passes=alone):
     """``(whole batch, this process's pieces)`` on the model's device, ready for encoders and heads, with what heads look up on the host.
-    The whole batch has no images where they lie with several processes."""
+    Of a whole batch that lies with several processes, this one has its rows of the images (:class:`Whole`)."""
     device, count = next(model.parameters()).device, len(batch['pids'])
     size = min(size or count, count)
     longest = comm.largest(model.without_padding(batch['caption_ids']).shape[1])
@@ -168,8 +170,9 @@ def in_pieces(model, batch, size, peers=ALONE, passes=alone):
                               for fields in (batch, own))
         pieces.append({**on_device, **moved(model.looked_up(on_host), device)})
     if peers is not ALONE:
-        rows = {name: value for name, value in own.items() if not name.endswith('images') and not is_shared(name)}
-        return {**{name: own[name] for name in own if is_shared(name)}, **peers.fields(rows)}, pieces
+        shared, images = ({name: value for name, value in own.items() if which(name)} for which in (is_shared, is_image))
+        rows = {name: value for name, value in own.items() if not is_shared(name) and not is_image(name)}
+        return Whole({**shared, **peers.fields(rows)}, images), pieces
     if len(pieces) == 1:
         return pieces[0], pieces
     return {**own, **moved(model.looked_up(batch), device)}, pieces
@@ -183,6 +186,28 @@ def is_shared(name):
 def of_first(fields):
     """The first process's, where there are any: what is drawn for a batch is drawn by its first sample."""
     return comm.from_process(0, fields) if fields else fields
+
+
+def is_image(name):
+    return name.endswith('images')
+
+
+class Whole(dict):
+    """A whole batch that lies with several processes: all of its fields but images, of which ``images`` are this process's rows."""
+
+    def __init__(self, fields, images, head=None):
+        super().__init__(fields)
+        self.images, self.head = images, head
+
+    def seen_by(self, head):
+        """It, as a head is given it that reads embeddings alone."""
+        return {**self, **self.images} if head.gathers else Whole(self, self.images, head)
+
+    def __missing__(self, name):
+        if name not in self.images:
+            raise KeyError(name)
+        raise UserError(f"{where(self.head)} reads batch['{name}'], and each of several processes has its rows alone: a head that gathers "
+                        'what it makes of them (encoded.peers.gather) says so (gathers = True)')
 
 
 def embed(model, piece, seed, number, peers):
@@ -210,7 +235,7 @@ def learn_together(model, encoded, whole, scale):
     with model.autocast():
         for head in model.heads:
             if not head.reads_the_pass:
-                results[head] = head(encoded, whole)
+                results[head] = head(encoded, whole.seen_by(head) if isinstance(whole, Whole) else whole)
     loss = sum(map(total_loss, results.values()))
     if isinstance(loss, torch.Tensor):
         scale(loss).backward()

@@ -1,8 +1,11 @@
 """A batch that lies with several processes: its rows, and what each must know of the others'."""
+import contextlib
+
 import torch
 import torch.distributed as dist
 
 from utils import comm
+from utils.seeding import derive_seed
 
 
 class Alone:
@@ -39,6 +42,11 @@ class Alone:
         """How many rows of the batch a piece of it holds."""
         return rows_of(piece)
 
+    @staticmethod
+    def apart():
+        """``with apart():`` what PyTorch draws is this process's own, such as dropout in its rows. Behind it all processes draw alike."""
+        return contextlib.nullcontext()
+
 
 ALONE = Alone()
 
@@ -55,11 +63,12 @@ class Peers(Alone):
 
     def __init__(self, counts):
         self.rank, self.world, self.counts = comm.get_rank(), len(counts), counts
+        self.times_apart = 0
         start = sum(counts[:self.rank])
         self.own = slice(start, start + counts[self.rank])
 
     def gather(self, rows):
-        return Gather.apply(rows, self) if rows.is_floating_point() else self.fields({'': rows})['']
+        return Gather.apply(rows, self) if rows.is_floating_point() else as_bytes(rows, self)
 
     def mine(self, rows):
         return rows[self.own] if self.counts[self.rank] else rows[:1]
@@ -73,8 +82,9 @@ class Peers(Alone):
         flat = [batch[name].contiguous().flatten(1) if batch[name].dim() > 1 else batch[name].contiguous()[:, None] for name in names]
         rows = torch.cat([values.view(torch.uint8) for values in flat], dim=1)                   # [b, bytes]
         columns = exchanged(rows, self).split([values.view(torch.uint8).shape[1] for values in flat], dim=1)
-        return {name: column.contiguous().view(batch[name].dtype).reshape(-1, *batch[name].shape[1:])
-                for name, column in zip(names, columns)}
+        # Copies, for numbers of another size must not begin anywhere.
+        alone = [column.clone(memory_format=torch.contiguous_format).flatten() for column in columns]
+        return {name: values.view(batch[name].dtype).reshape(-1, *batch[name].shape[1:]) for name, values in zip(names, alone)}
 
     @staticmethod
     def total(values):
@@ -84,6 +94,21 @@ class Peers(Alone):
 
     def rows_in(self, piece):
         return min(rows_of(piece), self.counts[self.rank])    # none of a stand-in
+
+    @contextlib.contextmanager
+    def apart(self):
+        self.times_apart += 1
+        with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
+            torch.manual_seed(derive_seed(torch.initial_seed(), APART, self.times_apart, self.rank))
+            yield
+
+
+APART = 2 ** 21     # in the seeds of what processes draw apart
+
+
+def as_bytes(rows, peers):
+    """:func:`exchanged` of any kind of number."""
+    return peers.fields({'': rows})['']
 
 
 def exchanged(rows, peers):
@@ -103,13 +128,11 @@ class Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx, rows, peers):
         ctx.peers, ctx.count = peers, len(rows)
-        return exchanged(rows, peers)
+        return as_bytes(rows, peers)
 
     @staticmethod
     def backward(ctx, gradient):
-        gradient = gradient.contiguous()
-        dist.all_reduce(gradient, group=comm.for_rows())
-        own = gradient[ctx.peers.own]
+        own = Peers.total(gradient.float().contiguous())[ctx.peers.own].to(gradient.dtype)   # summed in float32, whatever is trained in
         stand_ins = ctx.count - len(own)
         return torch.cat([own, own.new_zeros((stand_ins, *own.shape[1:]))]) if stand_ins else own, None
 

@@ -8,6 +8,7 @@ from model.heads import Head
 from model.heads.mlm import CrossEncoder
 from utils.errors import UserError
 from utils.option_types import positive, weight
+from utils.peers import ALONE
 
 ALIASES = {'amm': 'mlm+attribute'}
 # A2TE's own loader matches names by their ends: without the copy that its model has of the encoders, and never reads, it takes other
@@ -22,6 +23,7 @@ class Attribute(Head):
     fields = ('attributes_mask',)
     reads = ('cmt_depth', 'attribute_tagger')
     released_copies = A2TE_COPIES
+    gathers = True
 
     @staticmethod
     def add_options(parser):
@@ -36,19 +38,25 @@ class Attribute(Head):
         nn.init.zeros_(self.itm_head.bias)
 
     def forward(self, encoded, batch):
-        groups = batch['attributes_mask']                                        # [B, L]
+        peers, groups = encoded.peers, batch['attributes_mask']                  # [B, L]
         image_tokens, text_tokens = encoded.image_tokens, encoded.text_tokens
         matches = torch.ones_like(groups[:, 0], dtype=torch.long)                # [B]
-        if len(groups) > 1:                                                      # a single pair has no other caption
-            other = similar_captions(encoded.image, encoded.text)                # [B]
-            groups = torch.cat([groups, groups[other]])                          # [2B, L]
+        everyones = groups_read = peers.gather(groups)
+        if len(everyones) > 1:                                                   # a single pair has no other caption
+            drawn = similar_captions(peers.gather(encoded.image), peers.gather(encoded.text))     # [B]
+            groups_read, other = torch.cat([everyones, everyones[drawn]]), peers.mine(drawn)
+            groups = torch.cat([groups, everyones[other]])                       # [2B, L]
             image_tokens = torch.cat([image_tokens, image_tokens])
-            text_tokens = torch.cat([text_tokens, text_tokens[other]])
+            text_tokens = torch.cat([text_tokens, peers.gather(text_tokens)[other]])
             matches = torch.cat([matches, torch.zeros_like(matches)])
         tokens = self.cross(text_tokens, image_tokens).float()                   # [2B, L, D]
         attributes, there = group_means(F.normalize(tokens, dim=1), groups)      # the release normalises over L, not D
         logits = self.itm_head(attributes)                                       # [2B, K, 2]
-        return {'attr_loss': self.weight * objectives.attribute_matching(logits, matches, there)}
+        loss = objectives.attribute_matching(logits, matches, there, captions=with_groups(groups_read))
+        return {'attr_loss': self.weight * loss}
+
+    def share(self, piece, batch):
+        return 1    # of several processes' captions: the loss is a sum, divided by the whole batch's
 
     def why_whole(self):
         return 'it draws for each image a caption of the whole batch'
@@ -81,10 +89,16 @@ def group_means(tokens, groups):
         return members @ tokens / sizes.clamp(min=1), sizes.squeeze(2) > 0
 
 
+def with_groups(groups):
+    """How many of the captions [B, L] have any of the groups of :func:`group_means`."""
+    return ((groups > 0) & (groups <= groups.shape[1] // 2)).any(dim=1).sum()
+
+
 class Detail(Head):
     """Images and captions compared by those patches and words that their embeddings are made of."""
     names = ('detail',)
     needs = ('image_tokens', 'text_tokens', 'image_attention', 'text_attention')
+    gathers = True
     released_copies = A2TE_COPIES
     reads = ('temperature',)
 
@@ -107,10 +121,11 @@ class Detail(Head):
         self.details = model.shared(DetailLayers, model.embed_dim)
 
     def forward(self, encoded, batch):
-        ids = batch['caption_ids']
-        image = self.details.visul_emb_layer(encoded.image_tokens, encoded.image_attention, self.patches)        # [B, 1024]
-        text = self.details.texual_emb_layer(encoded.text_tokens, encoded.text_attention, ids, self.words)       # [B, 1024]
-        return {'detail_loss': self.weight * objectives.detail(image, text, batch['pids'], tau=self.tau)}
+        ids, peers = batch['caption_ids'], encoded.peers
+        image = self.details.visul_emb_layer(encoded.image_tokens, encoded.image_attention, self.patches, peers=peers)        # [B, 1024]
+        text = self.details.texual_emb_layer(encoded.text_tokens, encoded.text_attention, ids, self.words, peers=peers)       # [B, 1024]
+        image, text, pids = map(peers.gather, (image, text, batch['pids']))
+        return {'detail_loss': self.weight * objectives.detail(image, text, pids, tau=self.tau)}
 
     def maps(self, side, tokens, caption_ids, attention):
         return {'details': details_map(side, attention, caption_ids, self.patches, self.words)}
@@ -134,14 +149,22 @@ class DetailMLP(nn.Module):
         self.layers = nn.ModuleList([nn.Linear(width, hidden), nn.Linear(hidden, out)])
         self.bns = nn.ModuleList([nn.BatchNorm1d(hidden), nn.BatchNorm1d(out)])  # the second is in checkpoints and unused
 
-    def forward(self, x, fixed=False):
-        """[M, width] -> [M, out]. ``fixed``: normalised by the running statistics, in training, too, and these stay as they are."""
-        x, norm = self.layers[0](x), self.bns[0]
+    def forward(self, x, fixed=False, peers=ALONE):
+        """[B, k, width] -> [B, k, out], normalised over all B k rows of the batch. ``fixed``: by the running statistics, in training,
+        too, and these stay as they are."""
+        own = self.layers[0](x.flatten(0, 1)).unflatten(0, x.shape[:2])          # [B, k, hidden]
+        by_batch = self.training and not fixed
+        whole = peers.gather(own) if by_batch else own
+        normalised = self.normalised(whole.flatten(0, 1), fixed).unflatten(0, whole.shape[:2])
+        x = peers.mine(normalised) if by_batch else normalised
+        return self.layers[1](x.flatten(0, 1).relu()).unflatten(0, x.shape[:2])
+
+    def normalised(self, x, fixed):
+        norm = self.bns[0]
         if not fixed and (len(x) > 1 or not self.training):
-            x = norm(x)
-        else:   # one row has no variance
-            x = F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
-        return self.layers[1](x.relu())
+            return norm(x)
+        # one row has no variance
+        return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
 
 
 class DetailLayers(nn.Module):
@@ -153,11 +176,11 @@ class DetailLayers(nn.Module):
         self.texual_emb_layer = TextDetails(width)
 
 
-def embedded(tokens, places, mlp, linear, fixed):
+def embedded(tokens, places, mlp, linear, fixed, peers):
     """What is pooled: [B, N, D], [B, k] -> [B, k, 1024]."""
     tokens = tokens.gather(1, places[:, :, None].expand(-1, -1, tokens.shape[2]))   # [B, k, D]
     tokens = F.normalize(tokens.float(), dim=-1)
-    return mlp(tokens.flatten(0, 1), fixed).unflatten(0, places.shape) + linear(tokens)
+    return mlp(tokens, fixed, peers) + linear(tokens)
 
 
 class VisualDetails(nn.Module):
@@ -167,10 +190,10 @@ class VisualDetails(nn.Module):
         self.fc = nn.Linear(width, out)
         self.mlp = DetailMLP(width, out=out)
 
-    def forward(self, tokens, attention, k, fixed=False):
+    def forward(self, tokens, attention, k, fixed=False, peers=ALONE):
         """The ``k`` patches that the class token attends to most, pooled: [B, N, D], [B, N, N] -> [B, out]."""
         places = attended_patches(attention, k)                                     # [B, k]
-        return embedded(tokens, places, self.mlp, self.fc, fixed).max(dim=1).values
+        return embedded(tokens, places, self.mlp, self.fc, fixed, peers).max(dim=1).values
 
 
 class TextDetails(nn.Module):
@@ -179,11 +202,11 @@ class TextDetails(nn.Module):
         self.linear = nn.Linear(width, out)
         self.mlp = DetailMLP(width, out=out)
 
-    def forward(self, tokens, attention, caption_ids, k, fixed=False):
+    def forward(self, tokens, attention, caption_ids, k, fixed=False, peers=ALONE):
         """The ``k`` content tokens that the end token attends to most, pooled; all of them where there are fewer, and the end
         token where there is none: [B, L, D], [B, L, L], [B, L] -> [B, out]."""
         places, real = attended_words(attention, caption_ids, k)                    # [B, k]
-        details = embedded(tokens, places, self.mlp, self.linear, fixed)                   # [B, k, out]
+        details = embedded(tokens, places, self.mlp, self.linear, fixed, peers)     # [B, k, out]
         return details.masked_fill(~real[:, :, None], float('-inf')).max(dim=1).values
 
 

@@ -63,6 +63,7 @@ class ITM(AptmHead):
     names = ('itm',)
     needs = ('image_tokens', 'text_tokens', 'fusion')
     reads = ('start_temperature',)
+    gathers = True
 
     @staticmethod
     def add_options(parser):
@@ -89,12 +90,17 @@ class ITM(AptmHead):
 
 
 def matching_loss(matching, encoded, text, text_tokens, mask, pids, temperature):
-    """(loss, accuracy) over B pairs and 2 B hard negatives; the pairs alone where the batch holds one identity."""
-    texts, images = objectives.hard_negatives(encoded.image, text, pids, temperature=temperature)
+    """(loss, accuracy) over B pairs and 2 B hard negatives; the pairs alone where the batch holds one identity. Of several processes each
+    has its own pairs, with negatives out of the whole batch."""
+    peers = encoded.peers
+    texts, images = objectives.hard_negatives(*map(peers.gather, (encoded.image, text, pids)), temperature=temperature)
     pairs = [(text_tokens, mask, encoded.image_tokens)]
     if texts is not None:
-        pairs += [(text_tokens[texts], mask[texts], encoded.image_tokens), (text_tokens, mask, encoded.image_tokens[images])]
-    logits = matching(encoded.encoder, *(torch.cat(parts) for parts in zip(*pairs)))                 # [3B, 2]
+        texts, images = peers.mine(texts), peers.mine(images)
+        pairs += [(peers.gather(text_tokens)[texts], peers.gather(mask)[texts], encoded.image_tokens),
+                  (text_tokens, mask, peers.gather(encoded.image_tokens)[images])]
+    with peers.apart():
+        logits = matching(encoded.encoder, *(torch.cat(parts) for parts in zip(*pairs)))             # [3B, 2]
     matches = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
     matches[:len(pids)] = 1
     return objectives.image_text_matching(logits, matches), objectives.accuracy(logits, matches)
@@ -113,8 +119,9 @@ class BertMLM(AptmHead):
 
     def forward(self, encoded, batch):
         mask = encoded.encoder.mask_of(batch['caption_ids'])
-        loss, accuracy = word_loss(encoded.encoder, batch['bert_mlm_ids'], mask, batch['bert_mlm_places'], batch['bert_mlm_labels'],
-                                   encoded.image_tokens)
+        with encoded.peers.apart():
+            loss, accuracy = word_loss(encoded.encoder, batch['bert_mlm_ids'], mask, batch['bert_mlm_places'], batch['bert_mlm_labels'],
+                                       encoded.image_tokens)
         return {'mlm_loss': self.weight * loss, 'mlm_acc': accuracy}
 
     reads_padding = True
@@ -141,6 +148,7 @@ class EDA(AptmHead):
     needs = ('image_tokens', 'fusion')
     fields = ('eda_ids',)
     reads = ('start_temperature',)
+    gathers = True
 
     @staticmethod
     def add_options(parser):
@@ -153,10 +161,11 @@ class EDA(AptmHead):
         self.matching = model.shared(Matching, model.text_width) if 'itm' in args.loss_names.replace(' ', '').split('+') else None
 
     def forward(self, encoded, batch):
-        encoder, ids, pids = encoded.encoder, batch['eda_ids'], batch['pids']
-        tokens, _ = encoder.encode_text(ids)
+        encoder, ids, pids, peers = encoded.encoder, batch['eda_ids'], batch['pids'], encoded.peers
+        with peers.apart():
+            tokens, _ = encoder.encode_text(ids)
         text = encoder.text_embedding(tokens, ids)
-        loss = objectives.itc_by_identity(encoded.image, text, pids, temperature=self.temperature.temp)
+        loss = objectives.itc_by_identity(*map(peers.gather, (encoded.image, text, pids)), temperature=self.temperature.temp)
         if self.matching is not None:
             loss = loss + matching_loss(self.matching, encoded, text, tokens, encoder.mask_of(ids), pids, self.temperature.temp)[0]
         return {'eda_loss': self.weight * loss}
@@ -171,6 +180,7 @@ class Attributes(AptmHead):
     needs = ('image_tokens', 'fusion')
     fields = ('attribute_labels', 'prompt_seed')     # the batch has prompts for it, too
     reads = ('start_temperature',)
+    gathers = True
 
     @staticmethod
     def add_options(parser):
@@ -189,37 +199,53 @@ class Attributes(AptmHead):
         contrast, matching, words = attribute_losses(self, encoded, batch)
         return {'attr_loss': self.weight * (contrast + matching + words) / 3}
 
+    def share(self, piece, batch):
+        return 1    # of several processes' images and prompts: the losses are sums, divided by what the whole batch has
+
     def why_whole(self):
         return 'its prompts are matched with images of the whole batch'
 
 
 def attribute_losses(head, encoded, batch):
-    """(contrast, matching, words) of the batch's prompts and images."""
-    encoder, ids, labels = encoded.encoder, batch['prompt_ids'], batch['attribute_labels']           # [2A, L], [B, A]
+    """(contrast, matching, words) of the batch's prompts and images; of several processes each has a part of the sums."""
+    encoder, peers, ids, labels = encoded.encoder, encoded.peers, batch['prompt_ids'], batch['attribute_labels']     # [2A, L], [b, A]
     mask, (tokens, _) = encoder.mask_of(ids), encoder.encode_text(ids)
+    everyones = peers.gather(labels)                                                                 # [B, A]
+    labelled = (everyones >= 0).sum(dim=0)                                                           # [A]
     contrast = objectives.attribute_contrast(encoded.image, encoder.text_embedding(tokens, ids), labels, smoothing=head.smoothing,
-                                             temperature=head.temperature.temp)
-    holds = objectives.prompt_holds(labels)                                                          # [B, 2A]
-    losses = [match_prompt(head, encoded, tokens[prompt], mask[prompt], labels[:, prompt // 2], holds[:, prompt])
+                                             temperature=head.temperature.temp, labelled=labelled)
+    holds, in_all = objectives.prompt_holds(labels), labelled.tolist()                               # [b, 2A]
+    losses = [match_prompt(head, encoded, tokens[prompt], mask[prompt], labels[:, prompt // 2], holds[:, prompt], in_all[prompt // 2])
               for prompt in torch.randperm(len(ids))[:PROMPTS_MATCHED].tolist()]
-    return contrast, torch.stack(losses).mean(), prompt_words(encoded, batch, mask, holds)
+    return contrast, torch.stack(losses).mean(), prompt_words(encoded, batch, mask, objectives.prompt_holds(everyones))
 
 
-def match_prompt(head, encoded, tokens, mask, labels, holds):
-    """Whether one prompt is true of each image that is labelled: tokens [L, D], mask [L], labels [B], holds [B] -> scalar."""
-    known = (labels >= 0).nonzero().squeeze(1)
-    count = len(known)
-    if not count:
+def match_prompt(head, encoded, tokens, mask, labels, holds, labelled):
+    """Whether one prompt is true of each image that is labelled, of the ``labelled`` that the whole batch has: tokens [L, D], mask [L],
+    labels [b], holds [b] -> scalar."""
+    if not labelled:
         return encoded.image.new_zeros(())
-    logits = head.matching(encoded.encoder, tokens.expand(count, -1, -1), mask.expand(count, -1), encoded.image_tokens[known])
-    return objectives.smoothed_binary(logits, holds[known].long(), smoothing=head.smoothing)
+    known = (labels >= 0).nonzero().squeeze(1)
+    part = len(known) / labelled
+    known = known if len(known) else known.new_zeros(1)     # all processes pass the same layers, and be it for nothing
+    count = len(known)
+    with encoded.peers.apart():
+        logits = head.matching(encoded.encoder, tokens.expand(count, -1, -1), mask.expand(count, -1), encoded.image_tokens[known])
+    return objectives.smoothed_binary(logits, holds[known].long(), smoothing=head.smoothing) * part
 
 
 def prompt_words(encoded, batch, mask, holds):
-    """The masked words of each prompt that some image satisfies, read with one of those images, which is drawn."""
+    """The masked words of each prompt that some image satisfies, by ``holds`` [B, 2A], read with one of those images, which is drawn: of
+    several processes the one reads it that has the image."""
     true = holds.any(dim=0).nonzero().squeeze(1)                                                     # [P] of 2A
     if not len(true):
         return encoded.image.new_zeros(())
-    images = torch.multinomial(holds.t()[true].float(), 1).squeeze(1)
-    ids, places, labels = (batch[f'prompt_mlm_{part}'][true] for part in ('ids', 'places', 'labels'))
-    return word_loss(encoded.encoder, ids, mask[true], places, labels, encoded.image_tokens[images])[0]
+    images = torch.multinomial(holds.t()[true].float(), 1).squeeze(1) - (encoded.peers.own.start or 0)      # [P], counted from our first
+    here = ((images >= 0) & (images < encoded.peers.rows_in(batch))).nonzero().squeeze(1)                    # [p] of P
+    chosen, in_all = ((batch['prompt_mlm_labels'][prompts] != NO_LABEL).sum() for prompts in (true[here], true))
+    here = here if len(here) else here.new_zeros(1)
+    ids, places, labels = (batch[f'prompt_mlm_{part}'][true[here]] for part in ('ids', 'places', 'labels'))
+    with encoded.peers.apart():
+        loss, _ = word_loss(encoded.encoder, ids, mask[true[here]], places, labels,
+                            encoded.image_tokens[images[here].clamp(0, len(encoded.image_tokens) - 1)])
+    return loss * (chosen / in_all.clamp(min=1))

@@ -21,6 +21,7 @@ class ExplicitAlignment(Head):
     """Words and patches against the patches that words gather: every sample with every other, token by token."""
     names = ('efa',)
     needs = ('image_tokens', 'text_tokens')
+    gathers = True
 
     @staticmethod
     def add_options(parser):
@@ -34,7 +35,8 @@ class ExplicitAlignment(Head):
 
     def forward(self, encoded, batch):
         patches = encoded.image_tokens[:, 1:]                                  # [B, N, D] without the class token
-        return {'efa_loss': self.weight * objectives.explicit_alignment(patches, encoded.text_tokens, piece=self.piece)}
+        loss = objectives.explicit_alignment(patches, encoded.text_tokens, piece=self.piece, gather=encoded.peers.gather)
+        return {'efa_loss': self.weight * loss}
 
     def why_whole(self):
         return 'it compares the tokens of each sample with those of all others'

@@ -52,6 +52,7 @@ class MLM(Head):
     names = ('mlm',)
     needs = ('image_tokens', 'masked_text_tokens')
     fields = ('mlm_labels',)
+    gathers = True
     reads = ('MLM', 'mlm_masking', 'masked_token_rate', 'masked_token_unchanged_rate')
 
     @staticmethod
@@ -83,10 +84,11 @@ class MLM(Head):
         text_tokens, labels = self.masked_captions(encoded, batch)              # [B, L, D], [B, L] with 0 = not chosen
         tokens = self.cross(text_tokens, encoded.image_tokens)                  # [B, L, D]
         places = batch['mlm_places'] if 'mlm_places' in batch else chosen_places(labels)    # [M] of B*L
-        labels = labels.flatten().index_select(0, places)
+        all_labels, labels = labels, labels.flatten().index_select(0, places)
         logits = self.mlm_head(tokens.flatten(0, 1).index_select(0, places))    # [M, V]
-        return {'mlm_loss': self.weight * objectives.masked_language_modelling(logits, labels),
-                'mlm_acc': objectives.accuracy(logits, labels)}
+        part = share_of_words(labels, encoded.peers.gather(all_labels)) if self.chooses else 1
+        return {'mlm_loss': part * self.weight * objectives.masked_language_modelling(logits, labels),
+                'mlm_acc': part * objectives.accuracy(logits, labels)}
 
     def look_up(self, batch):
         known = 'mlm_labels' in batch and not self.by_attention
@@ -97,16 +99,22 @@ class MLM(Head):
                 'does before it)') if self.chooses else None
 
     def share(self, piece, batch):
-        chosen, in_all = ((samples['mlm_labels'] > 0).sum() for samples in (piece, batch))
-        return chosen / in_all.clamp(min=1)
+        return 1 if self.chooses else share_of_words(piece['mlm_labels'], batch['mlm_labels'])    # known in forward alone, or here
 
     def masked_captions(self, encoded, batch):
         """The text tokens of masked captions and their labels: as they came, or masked here by the whole captions'
         attention."""
         if not self.chooses:
             return encoded.masked_text_tokens, batch['mlm_labels']
-        ids, labels = mask_attended(batch['caption_ids'], encoded.text_attention, self.mask_id, *self.rates)
-        return encoded.encoder.encode_text(ids)[0], labels
+        ids, labels = mask_attended(batch['caption_ids'], encoded.text_attention, self.mask_id, *self.rates, encoded.peers)
+        with encoded.peers.apart():
+            return encoded.encoder.encode_text(ids)[0], labels
+
+
+def share_of_words(labels, in_all):
+    """How many of the chosen words, whose labels are not 0, are these."""
+    chosen, in_all = ((words > 0).sum() for words in (labels, in_all))
+    return chosen / in_all.clamp(min=1)
 
 
 def chosen_places(labels):

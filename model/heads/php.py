@@ -108,7 +108,8 @@ class ExpertMixture(nn.Module):
 
 
 class ExpertBlock(nn.Module):
-    """x + attn(ln_1 x), then x + mlp(ln_2 x) + feed_forward(ln_3 x): [B, S, D] -> ([B, S, D], load balance).
+    """x + attn(ln_1 x), then x + mlp(ln_2 x) + feed_forward(ln_3 x): [B, S, D] -> ([B, S, D], gate logits and choices
+    [B, 2, S, E]).
 
     ``across_batch``: slot i attends to the slots i of the other samples, as released, and not to the sample's own slots.
     """
@@ -127,7 +128,7 @@ class ExpertBlock(nn.Module):
     def forward(self, x):
         x = x + self.attend(self.ln_1(x))
         mixed, logits, chosen = self.feed_forward(self.ln_3(x), self.comb_param)
-        return x + self.mlp(self.ln_2(x)) + mixed, objectives.load_balance(logits, chosen)
+        return x + self.mlp(self.ln_2(x)) + mixed, torch.stack([logits, chosen], dim=1)
 
     def attend(self, x):
         if not self.across_batch:
@@ -136,22 +137,28 @@ class ExpertBlock(nn.Module):
 
 
 class ExpertTransformer(nn.Module):
-    """EFP: ``layers`` blocks, [B, S, D] -> ([B, S, D], sum of the blocks' load balance)."""
+    """EFP: ``layers`` blocks, [B, S, D] -> ([B, S, D], the blocks' gate logits and choices [B, layers, 2, S, E])."""
 
     def __init__(self, layers, **block):
         super().__init__()
         self.resblocks = nn.ModuleList(ExpertBlock(**block) for _ in range(layers))
 
     def forward(self, x):
-        balance = 0
+        gates = []
         for block in self.resblocks:
             x, of_block = block(x)
-            balance = balance + of_block
-        return x, balance
+            gates.append(of_block)
+        return x, torch.stack(gates, dim=1)
+
+
+def balance(gates):
+    """The sum of the blocks' load balance: [B, layers, 2, S, E] -> scalar."""
+    return sum(objectives.load_balance(*(part.contiguous() for part in of_block.unbind(1))) for of_block in gates.unbind(1))
 
 
 class PHP(Head):
     names = ('aux',)
+    gathers = True
     report_flag = 'moe_report'
     report_help = "also report how PHP's experts are used: table, JSON and figure"
     report_needs = 'experts; they come with PHP (--php_parts efp or crfm+efp)'
@@ -212,12 +219,11 @@ class PHP(Head):
 
     def refine(self, embedding, tokens, extras):
         """v' = v + mean of the parsed slots."""
-        extras['load_balance'] = embedding.new_zeros(())
         if self.safl is None and self.shared_transformer is None:
             return embedding
         slots = tokens if self.safl is None else self.safl(tokens)                  # [B, S, D]
         if self.shared_transformer is not None:
-            slots, extras['load_balance'] = self.shared_transformer(slots.float())
+            slots, extras['gates'] = self.shared_transformer(slots.float())
         return embedding + slots.float().mean(dim=1)
 
     def maps(self, side, tokens, caption_ids, attention):
@@ -230,12 +236,15 @@ class PHP(Head):
     def forward(self, encoded, batch):
         if not self.has_loss:
             return {}
-        balance = encoded.image_extras['load_balance'] + encoded.text_extras['load_balance']
-        return {'aux_loss': self.factor * balance}
+        if self.shared_transformer is None:
+            return {'aux_loss': encoded.image.new_zeros(())}
+        images, captions = (balance(encoded.peers.gather(extras['gates'])) for extras in (encoded.image_extras, encoded.text_extras))
+        return {'aux_loss': self.factor * (images + captions)}
 
     def why_whole(self):
-        if self.has_loss:
-            return "it balances the experts' load over the whole batch"
+        return "it balances the experts' load over the whole batch" if self.has_loss else self.why_one_process()
+
+    def why_one_process(self):
         return 'with --php_attention batch its embeddings depend on each other' if self.across_batch else None
 
     def has_report(self):

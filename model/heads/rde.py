@@ -78,6 +78,7 @@ class TSE(Head):
     embedding_attention = True
     embedding_reads_padding = False
     needs = ('image_tokens', 'text_tokens', 'image_attention', 'text_attention')
+    gathers = True
     reads = ('tau', 'margin', 'temperature')
 
     @staticmethod
@@ -116,16 +117,20 @@ class TSE(Head):
         return {'TSE': details_map(side, attention, caption_ids, self.patches, self.words)}
 
     def pair_losses(self, encoded, batch):
-        image, text = encoded.added['TSE']
-        return {f'tse {name}': measure(image, text, batch['pids']) for name, (measure, _) in self.measures.items()}
+        whole = tuple(map(encoded.peers.gather, (*encoded.added['TSE'], batch['pids'])))
+        return {f'tse {name}': measure(*whole) for name, (measure, _) in self.measures.items()}
 
     def forward(self, encoded, batch):
         losses = self.pair_losses(encoded, batch)
-        return {'tse_loss': sum(objectives.of_clean_pairs(losses[f'tse {name}'], batch.get('clean'), mean)
+        clean = encoded.peers.gather(batch['clean']) if 'clean' in batch else None
+        return {'tse_loss': sum(objectives.of_clean_pairs(losses[f'tse {name}'], clean, mean)
                                 for name, (_, mean) in self.measures.items())}
 
     def why_whole(self):
         return 'it compares the second embeddings of the whole batch'
+
+    def why_one_process(self):
+        return None if self.fixed else 'with --tse_mode train it normalises its tokens over the whole batch (--tse_mode eval does not)'
 
 
 class Division(Head):

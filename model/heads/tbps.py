@@ -36,6 +36,7 @@ class Contrast(Head):
 class NITC(Contrast):
     """The targets are softened by what a second pass of the same model finds alike."""
     names = ('nitc',)
+    gathers = True
 
     @staticmethod
     def add_options(parser):
@@ -56,11 +57,12 @@ class NITC(Contrast):
         self.alpha = self.ratio * (min(1, (step - 1) / steps) if epoch == 1 else 1)
 
     def forward(self, encoded, batch):
-        with torch.no_grad():
-            soft_text = encoded.embed_text(batch['caption_ids'])     # dropout is drawn again; images have none
-        views = [encoded.image]
+        peers = encoded.peers
+        with torch.no_grad(), peers.apart():
+            soft_text = encoded.embed_text(peers.mine(batch['caption_ids']))     # dropout is drawn again; images have none
+        soft_text, views = peers.gather(soft_text), [encoded.image]
         if self.both_views:
-            views.append(encoded.embed_image(batch['second_images']))
+            views.append(peers.gather(encoded.embed_image(batch['second_images'])))
         losses = [objectives.nitc(view, encoded.text, view, soft_text, batch['pids'], scale=self.scale(), alpha=self.alpha)
                   for view in views]
         return {'nitc_loss': self.weight * sum(losses) / len(losses)}
@@ -107,6 +109,7 @@ class SS(Head):
     """Two strongly augmented views of an image find each other (SimCLR)."""
     names = ('ss',)
     fields = ('simclr_images',)
+    gathers = True
 
     @staticmethod
     def add_options(parser):
@@ -118,8 +121,8 @@ class SS(Head):
         self.simclr_mlp = nn.Sequential(nn.Linear(model.embed_dim, 128), nn.ReLU(), nn.Linear(128, model.embed_dim))
 
     def forward(self, encoded, batch):
-        one, other = (self.simclr_mlp(encoded.embed_image(views)) for views in batch['simclr_images'].unbind(1))   # [B, D] each
-        return {'ss_loss': self.weight * objectives.simclr(one, other)}
+        one, other = (self.simclr_mlp(encoded.embed_image(views)) for views in batch['simclr_images'].unbind(1))   # [b, D] each
+        return {'ss_loss': self.weight * objectives.simclr(*map(encoded.peers.gather, (one, other)))}              # of [B, D]
 
     def why_whole(self):
         return 'it encodes two more views of the whole batch'

@@ -1,4 +1,5 @@
 """The examples of docs/adding_a_method.md: each as it stands there is found, learns, and does what its section says."""
+import contextlib
 import os
 import re
 
@@ -28,8 +29,13 @@ def archive(tmp_path_factory):
 
 @pytest.fixture(scope='module', autouse=True)
 def files(tmp_path_factory):
-    """Put the examples beside the heads."""
-    folder = tmp_path_factory.mktemp('heads')
+    with beside_the_heads(tmp_path_factory.mktemp('heads')):
+        yield
+
+
+@contextlib.contextmanager
+def beside_the_heads(folder):
+    """Put the examples there, by way of an empty folder."""
     for name, code in EXAMPLES.items():
         (folder / f"documented_{name.replace('-', '_')}.py").write_text(code)
     with pytest.MonkeyPatch.context() as patch:
