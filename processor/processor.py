@@ -235,8 +235,10 @@ class Trainer:
 
     def asked_to_stop(self):
         """Whether a signal reached this process, or another one of several: all leave at the same step, with the same status."""
-        self.interrupt.requested = comm.largest(self.interrupt.requested or 0) or None
-        return self.interrupt.requested
+        asked = comm.largest(self.interrupt.requested or 0)
+        if asked:   # else one may be noted meanwhile, for the next time
+            self.interrupt.requested = asked
+        return asked
 
     def save_between_steps(self):
         if self.step == len(self.loader):

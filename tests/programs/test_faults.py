@@ -7,6 +7,7 @@ import resource
 import shutil
 import signal
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ import processor.processor
 import train as train_program
 from datasets.build import build_dataset
 from datasets.sampler import RandomBatches
+from processor.interrupt import Interrupt
 from run_scripts.kill_and_resume import far_apart
 from tests.several import PATIENCE, Launched
 from utils import comm, parting
@@ -65,6 +67,20 @@ def test_a_signal_to_one_process_saves_and_all_leave_with_its_status(several, tm
     assert 'Traceback' not in printed and not errors_in(printed)
     assert printed.count('stopped; go on with: torchrun --nproc_per_node 2 train.py --resume --resume_ckpt_file') == 1
     assert read_checkpoint(os.path.join(folder, 'last.pth'))['total_steps'] == len(journal(folder)) >= 2
+
+
+def test_a_signal_while_the_processes_ask_each_other_is_heeded_the_next_time(monkeypatch):
+    trainer = SimpleNamespace()
+
+    def largest_with_a_signal(number):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return number
+
+    with Interrupt() as trainer.interrupt:
+        with monkeypatch.context() as patched:
+            patched.setattr(comm, 'largest', largest_with_a_signal)
+            assert not processor.processor.Trainer.asked_to_stop(trainer)
+        assert processor.processor.Trainer.asked_to_stop(trainer) == signal.SIGTERM
 
 
 def signalled_in_its_evaluation():
