@@ -363,8 +363,8 @@ def test_weights_that_are_not_finite_do_not_replace_the_last_good_ones(command, 
     from processor.processor import Trainer
     real = Trainer.train_step
 
-    def breaks_at_step_3(trainer, batch):
-        real(trainer, batch)
+    def breaks_at_step_3(trainer, *step):
+        real(trainer, *step)
         if trainer.total_steps == 3:
             next(trainer.model.parameters()).data[0] = float('inf')
     monkeypatch.setattr(Trainer, 'train_step', breaks_at_step_3)
