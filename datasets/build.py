@@ -68,7 +68,8 @@ def build_training(args):
     """The :class:`TrainingLoaders` that ``args`` describe; see :func:`build_dataloader`. Several datasets are evaluated on each."""
     dataset = dataset_of(args, splits=('train', args.val_dataset), skip_broken=args.skip_broken)
     if not dataset.captioned and 'attribute_labels' not in getattr(args, 'batch_fields', ()):
-        raise UserError(f'{dataset.name} has no captions to train on: give --loss_names attr, which learns attributes (--backbone aptm)')
+        raise UserError(f'{dataset.name} has no captions to train on: give --loss_names attr or img_cls, which learn attributes '
+                        '(--backbone aptm)')
     samples, pids = samples_of(args, dataset)
     tokenizer = family(args).tokenizer(args, lambda: captions_of(samples))
     if not samples:

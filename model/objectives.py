@@ -510,6 +510,8 @@ def prompt_holds(labels):
 
 
 def binary_attributes(logits, labels):
-    """Mean binary cross-entropy of every attribute, [B, A], [B, A] of 0 and 1 (PA-100K by the image alone)."""
+    """Mean binary cross-entropy of every attribute, [B, A], [B, A] of 0, 1, and -1 for what does not count (PA-100K by the image alone)."""
+    known = labels >= 0
     with torch.autocast(logits.device.type, enabled=False):
-        return F.binary_cross_entropy_with_logits(logits.float(), labels.float())
+        losses = F.binary_cross_entropy_with_logits(logits.float(), labels.float().clamp(min=0), reduction='none')
+    return (losses * known).sum() / known.sum().clamp(min=1)

@@ -1,4 +1,4 @@
-"""Recognition of attributes: each image's is the one of two prompts that it is more similar to."""
+"""Recognition of attributes: each image's is the one of two prompts that it is more similar to, or what a head says of the image."""
 import logging
 
 import torch
@@ -7,6 +7,7 @@ from prettytable import PrettyTable
 
 from processor.evaluation import embed
 from utils.attribute_metrics import attribute_measures
+from utils.errors import UserError
 
 logger = logging.getLogger('Pedestal.eval')
 
@@ -16,6 +17,12 @@ def recognise(model, loader, images=None):
     """{'mA', 'accuracy', 'precision', 'recall', 'F1'} in percent, of a loader whose dataset has ``attributes``; ``images`` [N, D]: their
     embeddings, where they are known."""
     labels, prompts = loader.dataset.attributes                       # int8 [N, A], int64 [2A, L]
+    head = recogniser(model)
+    if head is not None:
+        scores = embed(lambda images: head.recognise(encoded_images(model, images)), loader, model)[0]   # [N, A]
+        if scores.shape != labels.shape:
+            raise UserError(f'the run tells {scores.shape[1]} attributes, and the images have {labels.shape[1]} labels')
+        return attribute_measures(scores > 0, labels)
     images = embed(model.encode_image, loader, model, shared=True)[0] if images is None else images
     device, was_training = next(model.parameters()).device, model.training
     model.eval()
@@ -23,6 +30,17 @@ def recognise(model, loader, images=None):
     model.train(was_training)
     pairs = (F.normalize(images, dim=1) @ F.normalize(texts, dim=1).t()).unflatten(1, (-1, 2))       # [N, A, 2]
     return attribute_measures(pairs[..., 1] > pairs[..., 0], labels)
+
+
+def recogniser(model):
+    """The head that tells attributes without prompts, or None."""
+    return next((head for head in getattr(model, 'heads', ()) if head.recognise is not None), None)
+
+
+def encoded_images(model, images):
+    """Normalised images [B, 3, H, W] -> their tokens [B, N, K]."""
+    with model.autocast():
+        return model.backbone.encode_image(images)[0].float()
 
 
 def as_table(measures):

@@ -19,7 +19,7 @@ from model.clip_weights import OPENAI_SHA256, file_stem, shape_named
 from processor.evaluation import Evaluator, rankings
 from processor.history import best_last_mean, further_datasets, in_words, read_evaluations
 from processor.independence import check_independence
-from processor.recognition import as_table, recognise
+from processor.recognition import as_table, recognise, recogniser
 from processor.second_stage import refuse_rerank, rerank
 from utils import comm
 from utils.checkpoint import read_checkpoint, sha256_of
@@ -68,7 +68,8 @@ class Report:
     def recognise(self, model, img_loader, images=None):
         """Add how well attributes are recognised (:func:`processor.recognition.recognise`)."""
         self.attributes = recognise(model, img_loader, images)
-        self.lines.append(f'attributes of {len(img_loader.dataset)} images, recognised by their prompts\n{as_table(self.attributes)}')
+        how = 'by their prompts' if recogniser(model) is None else 'without prompts'
+        self.lines.append(f'attributes of {len(img_loader.dataset)} images, recognised {how}\n{as_table(self.attributes)}')
 
     @property
     def independent(self):

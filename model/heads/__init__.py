@@ -186,6 +186,10 @@ class Head(nn.Module):
     # where a caption and an image belong together. test.py --rerank orders each caption's best images by it. None: it scores none.
     match = None
 
+    # recognise(image_tokens [B, N, K]), of a head that tells images' attributes by itself: [B, A], above 0 where the image has one.
+    # Without it they are told by prompts.
+    recognise = None
+
     def refine(self, embedding, tokens, extras):
         """Change the retrieval embedding, in training and in evaluation alike.
 

@@ -7,7 +7,8 @@ from torch import nn
 
 from model import objectives
 from model.heads import Head
-from utils.option_types import amount, fraction, weight
+from utils.errors import UserError
+from utils.option_types import amount, count, fraction, weight
 
 NO_LABEL = -100
 PROMPTS_MATCHED = 5      # of the attributes' prompts, a step
@@ -249,3 +250,35 @@ def prompt_words(encoded, batch, mask, holds):
         loss, _ = word_loss(encoded.encoder, ids, mask[true[here]], places, labels,
                             encoded.image_tokens[images[here].clamp(0, len(encoded.image_tokens) - 1)])
     return loss * (chosen / in_all.clamp(min=1))
+
+
+class ImageAttributes(AptmHead):
+    """Attributes out of the image alone, without prompts: ``img_cls``, from the first image token to a score of each attribute."""
+    names = ('img_cls',)
+    needs = ('image_tokens',)
+    fields = ('attribute_labels',)
+    gathers = True
+
+    @staticmethod
+    def add_options(parser):
+        parser.add_argument('--img_cls_attributes', type=count, default=26, help='how many attributes img_cls tells: 26 of PA-100K')
+
+    def __init__(self, args, model):
+        super().__init__()
+        self.img_cls = nn.Sequential(nn.Linear(model.image_width, 256), nn.BatchNorm1d(256), nn.Dropout(0.1),
+                                     nn.Linear(256, args.img_cls_attributes))
+        for layer in (self.img_cls[0], self.img_cls[3]):
+            nn.init.normal_(layer.weight, std=1e-5)
+
+    def forward(self, encoded, batch):
+        first, labels = encoded.image_tokens[:, :1], batch['attribute_labels']                           # [b, 1, K], [b, A]
+        logits, labels = self.recognise(encoded.peers.gather(first)), encoded.peers.gather(labels)       # [B, A] both
+        if logits.shape != labels.shape:
+            raise UserError(f'--img_cls_attributes {logits.shape[1]}: the images have {labels.shape[1]} labels')
+        return {'img_cls_loss': objectives.binary_attributes(logits, labels)}
+
+    def recognise(self, image_tokens):
+        return self.img_cls(image_tokens[:, 0]).float()
+
+    def why_whole(self):
+        return 'its BatchNorm sees the whole batch'

@@ -91,6 +91,22 @@ def test_images_without_a_label_count_nowhere():
     assert total_loss(tiny('attr')(samples)) == 0
 
 
+def test_attributes_of_the_image_alone():
+    """Linear, BatchNorm, dropout, Linear, with weights of deviation 1e-5, and the mean cross-entropy of what is labelled."""
+    model, samples = tiny('img_cls', img_cls_attributes=3).eval(), batch()
+    first, norm, dropout, last = model.img_cls
+    assert (first.in_features, first.out_features, last.out_features, dropout.p) == (model.image_width, 256, 3, 0.1)
+    assert 0.8e-5 < first.weight.std() < 1.2e-5 and 0.8e-5 < last.weight.std() < 1.2e-5
+    tokens = model.backbone.encode_image(samples['images'])[0]
+    x = torch.nn.functional.linear(tokens[:, 0], first.weight, first.bias) / (1 + norm.eps) ** 0.5
+    probability = torch.nn.functional.linear(x, last.weight, last.bias).sigmoid()
+    labels = samples['attribute_labels']
+    expected = -torch.where(labels == 1, probability, 1 - probability).log()[labels >= 0].mean()
+    torch.testing.assert_close(total_loss(model(samples)), expected)
+    with pytest.raises(UserError, match='--img_cls_attributes 26: the images have 3 labels'):
+        tiny('img_cls')(samples)
+
+
 def test_grad_checkpoint_changes_nothing():
     found = []
     for switch in (False, True):

@@ -149,6 +149,10 @@ def test_a_dataset_of_attributes_alone(tmp_path, capsys):
                                '0', '--num_epoch', '3'))
     status, content = evaluated(only(tmp_path / 'logs' / 'PA-100K'))
     assert status == 0 and content['results'] == {} and content['attributes']['mA'] >= 50
+    train_program.main(command(str(tmp_path), tmp_path / 'image', '--loss_names', 'img_cls', '--dataset_name', 'PA-100K', '--num_epoch',
+                               '4', '--lr', '3e-3'))
+    status, content = evaluated(only(tmp_path / 'image' / 'PA-100K'))
+    assert status == 0 and content['attributes']['mA'] == 100 and 'recognised without prompts' in capsys.readouterr().out
     with pytest.raises(UserError, match='PA-100K has no captions to train on: give --loss_names attr'):
         train_program.main(command(str(tmp_path), tmp_path / 'logs', '--dataset_name', 'PA-100K'))
     with pytest.raises(UserError, match='--rerank orders images for captions, and PA-100K has none'):
