@@ -272,7 +272,10 @@ class ImageAttributes(AptmHead):
 
     def forward(self, encoded, batch):
         first, labels = encoded.image_tokens[:, :1], batch['attribute_labels']                           # [b, 1, K], [b, A]
-        logits, labels = self.recognise(encoded.peers.gather(first)), encoded.peers.gather(labels)       # [B, A] both
+        first, labels = encoded.peers.gather(first), encoded.peers.gather(labels)                        # [B, 1, K], [B, A]
+        if len(first) < 2:      # BatchNorm has nothing to compare one image with
+            return {'img_cls_loss': first.sum() * 0}
+        logits = self.recognise(first)                                                                   # [B, A]
         if logits.shape != labels.shape:
             raise UserError(f'--img_cls_attributes {logits.shape[1]}: the images have {labels.shape[1]} labels')
         return {'img_cls_loss': objectives.binary_attributes(logits, labels)}

@@ -103,6 +103,8 @@ def test_attributes_of_the_image_alone():
     labels = samples['attribute_labels']
     expected = -torch.where(labels == 1, probability, 1 - probability).log()[labels >= 0].mean()
     torch.testing.assert_close(total_loss(model(samples)), expected)
+    alone = {name: value[:1] for name, value in samples.items()}
+    assert total_loss(model.train()(alone)) == 0
     with pytest.raises(UserError, match='--img_cls_attributes 26: the images have 3 labels'):
         tiny('img_cls')(samples)
 
