@@ -1,6 +1,7 @@
 """Passes through a model that several processes train together."""
 import warnings
 
+import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -22,9 +23,12 @@ def synchronised(model):
     """
     if comm.get_world_size() == 1:
         return alone
+    calls = Calls(model)
+    # PyTorch warns, on each process, where a pass reads every parameter; most losses have some that theirs leaves out.
+    calls.unread = nn.Parameter(torch.zeros((), device=next(model.parameters()).device))
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', FutureWarning)    # newer versions call broadcast_buffers otherwise
-        together = DistributedDataParallel(Calls(model), broadcast_buffers=False, find_unused_parameters=True)
+        together = DistributedDataParallel(calls, broadcast_buffers=False, find_unused_parameters=True)
     return lambda compute, learns=False, last=False: (together if last else alone)(compute)
 
 
