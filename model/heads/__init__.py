@@ -114,7 +114,8 @@ class Head(nn.Module):
         raise NotImplementedError
 
     def pair_losses(self, encoded, batch):
-        """{name: [B]}: a loss for each pair of the batch, for heads that :meth:`divide` the training pairs."""
+        """{name: [B]}: a loss for each pair of the batch, for heads that :meth:`divide` the training pairs. With several processes there
+        are no tokens here."""
         return {}
 
     # divide(losses, coins) is called before each epoch, of the one head that defines it. ``losses`` is {name: [n]}: what pair_losses of
@@ -139,7 +140,7 @@ class Head(nn.Module):
 
     # Of several processes each has some rows of the batch. A head that gathers what it needs of the others' rows (encoded.peers) trains on
     # them together although --micro_batch cannot split it. Its results are those of the process's own rows, multiplied by ``share``, or,
-    # without one, of the whole batch, the same on all processes; what it draws, all draw alike.
+    # without one, of the whole batch, the same on all processes. What it draws, all draw alike, but within encoded.peers.apart().
     gathers = False
 
     def share_of(self, piece, batch):
