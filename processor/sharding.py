@@ -89,9 +89,16 @@ def divided(value, part):
     return distribute_tensor(value.to(part.device), part.device_mesh, part.placements)
 
 
+def shards_on_cpus():
+    """Whether this PyTorch's FSDP2 works without GPUs, as that of 2.6 does not."""
+    return hasattr(torch.cpu.current_stream(), 'record_event')
+
+
 def refuse_shard(model):
     """Raise UserError where ``--shard`` cannot divide a model."""
     device = next(model.parameters()).device
+    if device.type == 'cpu' and not shards_on_cpus():
+        raise UserError(f'--shard on CPUs needs a newer PyTorch than {torch.__version__}')
     if precision.amp_dtype(model.amp, device) is torch.float16:
         raise UserError('--shard does not scale gradients, as fp16 needs it: give --amp bf16 or off, or leave --shard out')
     if any(block._compiled_call_impl for block, _ in model.blocks()):

@@ -52,7 +52,6 @@ class Step:
             head.after_step(self.model)
         return results
 
-
     def whole(self):
         """``with step.whole():`` this process has all of the model, whoever else holds parts of it."""
         return getattr(self.passes, 'whole', contextlib.nullcontext)()

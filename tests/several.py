@@ -1,4 +1,5 @@
 """Several processes on this machine that train together, for tests: ``processes.each(function, *inputs)``."""
+import contextlib
 import multiprocessing
 import os
 import pickle
@@ -93,7 +94,9 @@ class Launched:
             process.start()
 
     def send(self, rank, number):
-        os.kill(self.processes[rank].pid, number)
+        """A signal, to a process that may have left already."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.processes[rank].pid, number)
 
     def wait(self):
         """(their statuses, all that they printed)"""

@@ -5,6 +5,7 @@ import torch
 from datasets.sampler import share_of
 from model import build
 from model.heads.sdm import SDM
+from processor.sharding import shards_on_cpus
 from processor.step import Step
 from solver import build_lr_scheduler, build_optimizer
 from tests.several import Processes
@@ -14,6 +15,8 @@ from utils.checkpoint import Checkpointer
 from utils.errors import UserError
 from utils.peers import meet
 from utils.seeding import seed_all
+
+pytestmark = pytest.mark.skipif(not shards_on_cpus(), reason="this PyTorch's FSDP2 needs GPUs")
 
 IRRA = {'loss_names': 'sdm+mlm+id'}
 
