@@ -172,7 +172,8 @@ def attributes_of(args, dataset, split, samples=None):
     """``(labels int8 [images, A], pairs of prompts)`` of a split's images, or of the images of its ``samples``."""
     found = dataset.attributes(split)
     if found is None:
-        raise UserError(f"the loss 'attr' needs images with attributes, and {dataset.name} has none: leave it out of --loss_names")
+        raise UserError(f'the losses attr and img_cls need images with attributes, and {dataset.name} has none: leave them out of '
+                        '--loss_names')
     labels, prompts = found
     if samples is not None:
         labels = labels[np.searchsorted(dataset.listed[split].rows, image_ids_of(samples))]     # there are none of images left out

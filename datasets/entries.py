@@ -125,6 +125,9 @@ def open_entries(dataset, path, splits, many):
 
     Args:
         dataset: a class of :mod:`datasets.bases`.
+        path: the annotation's.
+        splits: the names of the splits.
+        many: captions in all splits together.
     """
     key, folder = key_of(dataset, path), os.path.join(os.path.dirname(path), 'listing_cache')
     kept = key and read_arrays(place_of(folder, dataset.name, key))

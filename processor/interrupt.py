@@ -11,8 +11,8 @@ class Stopped(Exception):
 
 class Interrupt:
     """While active, the first SIGINT or SIGTERM is noted in ``requested`` for the loop to act on between two steps; where
-    ``at_once`` is set it raises :class:`Stopped` on the spot. A second one always does, but not with several processes, whom torchrun
-    passes on what they got already."""
+    ``at_once`` is set it raises :class:`Stopped` on the spot. A second one always does where this process is alone. With several
+    processes it may be the first one again, for torchrun passes signals on."""
 
     def __init__(self):
         self.requested = None

@@ -9,6 +9,7 @@ from utils import comm
 
 
 def alone(compute, learns=False, last=False):
+    """The ``passes`` of a process by itself; see :func:`synchronised`."""
     return compute()
 
 

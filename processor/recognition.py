@@ -1,4 +1,4 @@
-"""Recognition of attributes: each image's is the one of two prompts that it is more similar to, or what a head says of the image."""
+"""Recognition of attributes: which of an attribute's two prompts an image is more similar to, or what a head says of the image."""
 import logging
 
 import torch
@@ -19,7 +19,7 @@ def recognise(model, loader, images=None):
     labels, prompts = loader.dataset.attributes                       # int8 [N, A], int64 [2A, L]
     head = recogniser(model)
     if head is not None:
-        scores = embed(lambda images: head.recognise(encoded_images(model, images)), loader, model)[0]   # [N, A]
+        scores = embed(lambda images: head.recognise(encoded_images(model, images)), loader, model, shared=True)[0]    # [N, A]
         if scores.shape != labels.shape:
             raise UserError(f'the run tells {scores.shape[1]} attributes, and the images have {labels.shape[1]} labels')
         return attribute_measures(scores > 0, labels)

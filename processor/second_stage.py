@@ -95,7 +95,7 @@ def rerank(model, loaders, embeddings, count, score, progress=True):
         stage = SecondStage(model, *loaders)
         rank, world = comm.get_rank(), comm.get_world_size()
 
-        def match(caption, images):     # each process matches every so-manieth caption
+        def match(caption, images):     # of N processes each matches every N-th caption
             return stage.match(caption, images) if caption % world == rank else torch.zeros(count)
         with full_precision():
             def slabs():

@@ -25,6 +25,13 @@ class Sharded:
     A transformer block is whole while it computes, the rest of the model for the whole pass. The optimizer learns the parts: whatever it
     knows of the parameters, such as a resumed run's moments, is divided as they are. Parameters that are a single number, such as a
     temperature, stay whole. Processes call passes alike, however many rows they have.
+
+    Args:
+        model: a :class:`~model.build.RetrievalModel` on its device, whole and the same on all processes.
+        optimizer: of its parameters; from here on it has the parts instead.
+
+    Raises:
+        UserError: a model that cannot be divided (:func:`refuse_shard`).
     """
 
     def __init__(self, model, optimizer):

@@ -27,8 +27,8 @@ class Step:
         model: a :class:`~model.build.RetrievalModel` on its device.
         optimizer: of its parameters.
         micro_batch: how many samples' activations are held at a time; None: the whole batch's.
-
-        shard: whether each of several processes holds a part of the parameters and of the optimizer's state alone.
+        shard: whether each of several processes holds a part of the parameters and of the optimizer's state alone. Raises UserError where
+            it cannot (:func:`processor.sharding.refuse_shard`), or with ``micro_batch``.
 
     In fp16 the gradient is scaled, and a step whose gradient overflowed is left out (``scaler``, a ``torch.amp.GradScaler``).
     """

@@ -79,7 +79,7 @@ def processes_started():
 
 
 def join(world):
-    """Meet the others."""
+    """Meet the others, ``world`` processes in all, at the place that torchrun says. Raises :class:`UserError` where they don't come."""
     try:
         store, rank, world = next(dist.rendezvous('env://', timeout=MEETING))
         # torchrun keeps the store when it starts all again because one has failed (--max_restarts)
@@ -218,6 +218,7 @@ def pick_device(name):
 
 
 def own_gpu(device):
+    """``cuda`` -> this process's GPU."""
     if device.index is not None:
         raise UserError(f'--device {device} is one GPU, and torchrun started {get_world_size()} processes, each for a GPU of its '
                         'own: leave --device out (CUDA_VISIBLE_DEVICES chooses the GPUs)')

@@ -102,7 +102,7 @@ def test_prompts_of_a_file_with_another_count(synthetic, tmp_path):
 
 
 def test_a_dataset_without_attributes(root, tmp_path):
-    with pytest.raises(UserError, match="the loss 'attr' needs images with attributes, and CUHK-PEDES has none"):
+    with pytest.raises(UserError, match="the losses attr and img_cls need images with attributes, and CUHK-PEDES has none"):
         loader_of(root, tmp_path, dataset_name='CUHK-PEDES')
 
 

@@ -1,4 +1,4 @@
-"""Several processes evaluate together: each embeds every so-manieth batch, and the table is that of one to the last digit."""
+"""Several processes evaluate together: of N each embeds every N-th batch, and the table is that of one to the last digit."""
 import contextlib
 import io
 import json
@@ -17,6 +17,7 @@ from datasets.bases import TextDataset
 from datasets.sampler import CaptionSampler, SplitSampler
 from datasets.synthpedes import generate
 from processor.evaluation import Evaluator, embed
+from processor.recognition import recognise
 from tests.several import Processes
 from tests.support import small_archive
 from utils.errors import UserError
@@ -75,6 +76,23 @@ def test_each_embeds_its_batches_and_all_have_the_results(processes, tmp_path, s
     assert [share for share, _, _ in found] == shares
     for _, same, results in found:
         assert same == [True] * 4 and results == alone
+
+
+def recognised(archive):
+    """(this process's share of the batches, the measures of attributes that a head tells of 7 images)"""
+    model, evaluator = small(archive)
+    images, sizes, encode = evaluator(2).img_loader, [], model.backbone.encode_image
+    images.dataset.attributes = torch.arange(21).view(7, 3) % 2, None
+    model.heads[0].recognise = lambda tokens: tokens[:, 0, :3]
+    model.backbone.encode_image = lambda images, *rest: sizes.append(len(images)) or encode(images, *rest)
+    return recognise(model, images), sizes
+
+
+def test_attributes_without_prompts_are_told_by_turns(processes, tmp_path):
+    archive = small_archive(tmp_path / 'clip.pt')
+    alone, sizes = recognised(archive)
+    assert sizes == [2, 2, 2, 1]
+    assert processes.each(recognised, archive) == [(alone, [2, 2]), (alone, [2, 1])]
 
 
 def what_went_wrong(archive, broken):
