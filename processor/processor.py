@@ -38,6 +38,8 @@ def do_train(start_epoch, args, model, train_loader, evaluator, optimizer, sched
 
 
 class Trainer:
+    """One call of :func:`do_train`. Several processes have one each, and call everything of it together; the first one writes."""
+
     def __init__(self, args, model, train_loader, evaluator, optimizer, scheduler, checkpointer):
         self.args, self.model, self.loader, self.evaluator = args, model, train_loader, evaluator
         self.optimizer, self.scheduler, self.checkpointer = optimizer, scheduler, checkpointer

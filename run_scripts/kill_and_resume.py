@@ -40,7 +40,7 @@ def main(argv=None):
     parser.add_argument('--kills', type=int, default=20)
     parser.add_argument('--seed', type=int, default=0, help='of the moments')
     parser.add_argument('--ids', type=int, default=30, help='training identities')
-    parser.add_argument('--processes', type=int, default=1, help='that train together')
+    parser.add_argument('--processes', type=int, default=1, help='how many train together')
     parser.add_argument('--resume_with', type=int, help='processes that go on with the killed run (default: as many)')
     parser.add_argument('--folder', help='where to work and leave everything (default: a temporary folder, removed)')
     parser.add_argument('train_options', nargs='*', help='after --, for train.py')
