@@ -62,14 +62,16 @@ def model_of(archive, loss_names, backbone='clip', **settings):
     return model.train()
 
 
-def train(archive, settings, sizes=(6,), micro_batch=None):
+def train(archive, settings, sizes=(6,), micro_batch=None, rate=RATE, eps=1e-3, last_bit=False):
     """Steps with batches of ``sizes``, of which each process has its share: each step's results, the first step's gradients and the
-    weights behind the last."""
+    weights behind the last. ``last_bit``: of each pixel another one, up or down."""
     model = model_of(archive, **settings)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, eps=1e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, eps=eps)
     step, told, gradients = Step(model, optimizer, micro_batch), [], None
     for number, size in enumerate(sizes):
         batch = samples(settings.get('backbone'), max(size, 6), seed=number)
+        if last_bit:
+            batch['images'] *= 1 + 1.2e-7 * torch.randn(batch['images'].shape).sign()
         own = share_of(size, comm.get_rank(), comm.get_world_size())
         rows = {name: value if is_shared(name) else value[:size][own] for name, value in batch.items()}
         peers, rows = meet(rows if own.start < own.stop else {})
