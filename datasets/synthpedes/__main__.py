@@ -2,10 +2,9 @@
 import argparse
 import signal
 
-from datasets.registry import datasets
 from datasets.synthpedes.baselines import baseline_scores
 from datasets.synthpedes.sheet import contact_sheet
-from datasets.synthpedes.writing import KNOBS, generate, settle
+from datasets.synthpedes.writing import KNOBS, formats, generate, settle
 from utils.errors import UserError, run
 
 
@@ -23,7 +22,7 @@ def _parser():
     parser.add_argument('--size', type=int, nargs=2, default=(384, 128), metavar=('H', 'W'),
                         help='image size in pixels')
     parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--format', default='synthpedes', help=f'one of {", ".join(datasets())}')
+    parser.add_argument('--format', default='synthpedes', help=f'one of {", ".join(formats())}')
     parser.add_argument('--val_ids', type=int,
                         help='identities of the val split, by default a tenth (ICFG-PEDES: none)')
     parser.add_argument('--test_ids', type=int, help='identities of the test split, by default a fifth')

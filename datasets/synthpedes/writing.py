@@ -113,10 +113,15 @@ def _whole(name, value, low, high):
     return int(value)
 
 
+def formats():
+    """The datasets whose annotation is one file of their folder, which is what is written here."""
+    return [name for name, written in datasets().items() if written.annotations]
+
+
 def settle(ids, images_per_id, captions_per_image, size, seed, format, val_ids, test_ids, knobs):
     """Everything that decides what is written, checked, as it is kept in synthpedes.json."""
-    if format not in datasets():
-        raise unknown('format', format, datasets())
+    if format not in formats():
+        raise unknown('format', format, formats())
     written = dataset_class(format)
     captions, has_val = written.captions_per_image, written.has_val
     height, width = size

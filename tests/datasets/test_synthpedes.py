@@ -516,6 +516,8 @@ def test_galleries_are_disjoint_and_repeat():
     ('--out X --ids 2', 'ids must be'),
     ('--out X --ids ten', 'invalid int'),
     ('--out X --ids 10 --format CUHK', 'did you mean CUHK-PEDES'),
+    ('--out X --ids 10 --format MALS', 'unknown format'),
+    ('--out X --ids 10 --format PA-100K', 'unknown format'),
     ('--out X --ids 10 --omission 1.5', 'omission must be'),
     ('--out X --ids 10 --colours 1', 'colours must be'),
     ('--out X --ids 10 --test_ids 8 --val_ids 2', 'leave none'),
