@@ -16,12 +16,17 @@ from utils.errors import UserError
 from utils.option_types import Effect, amount, count, decay, positive, fraction, up_to, weight, whole, yes_no
 from utils.parser import Parser
 from utils.recipes import FORKS, as_dict, plain, read_recipe, what_its_fork_meant, with_sen_captions
-from utils.reranking import RERANK_SCORES
 from utils.safe_yaml import read_yaml
 
 __all__ = ['Effect', 'Parser', 'Room', 'amount', 'as_dict', 'build_parser', 'build_test_parser', 'complete', 'count', 'decay', 'dump',
            'get_args', 'parse_test_options', 'plain', 'positive', 'read_yaml', 'register', 'run_options', 'fraction', 'up_to', 'weight',
            'whole', 'yes_no']
+
+# The options that train.py --help shows; --help all shows the others, too.
+EVERYDAY = ('config_file', 'print_config', 'name', 'output_dir', 'resume', 'init_from', 'seed', 'device', 'amp', 'dataset_name', 'root_dir',
+            'batch_size', 'num_workers', 'img_aug', 'val_dataset', 'loss_names', 'MLM', 'backbone', 'pretrain_choice', 'img_size',
+            'text_length', 'num_epoch', 'lr', 'optimizer', 'image_cache', 'micro_batch', 'grad_checkpoint')
+RERANK_SCORES = ('caption', 'released')
 
 # Short names for the declarations below.
 NOTHING, RESULT, RUN, CALL = Effect.NOTHING, Effect.RESULT, Effect.RUN, Effect.CALL
@@ -83,6 +88,7 @@ def build_parser():
     for room in rooms():
         room.add_options(parser)
     add_unread_options(parser)
+    parser.everyday = EVERYDAY
     parser.defaults_in_code = {name: action.default for name, action in parser.actions().items()}
     return parser
 

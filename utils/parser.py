@@ -2,6 +2,7 @@
 import argparse
 
 from utils.errors import UserError, nearest
+from utils.help_pages import ShowHelp, full_page
 from utils.option_types import Effect, legible, shortened, with_bounds
 
 
@@ -20,17 +21,11 @@ class Group(Declaring, argparse._ArgumentGroup):
     pass
 
 
-class Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Help that gives each option's default, except where it says nothing: none, an empty text, or what a flag such as
-    --test turns off."""
-
-    def _get_help_string(self, action):
-        return action.help if action.default in (None, '') or action.const is False else super()._get_help_string(action)
-
-
 # What other programs call some flags.
 ELSEWHERE = {'--learning_rate': '--lr', '--wd': '--weight_decay', '--bs': '--batch_size', '--dataset': '--dataset_name',
-             '--gpu': '--device', '--gpus': '--device', '--model': '--pretrain_choice', '--precision': '--amp'}
+             '--gpu': '--device', '--gpus': '--device', '--model': '--pretrain_choice', '--precision': '--amp', '--epochs': '--num_epoch',
+             '--workers': '--num_workers', '--losses': '--loss_names', '--pretrained': '--pretrain_choice', '--scheduler': '--lrscheduler',
+             '--data_root': '--root_dir', '--data_dir': '--root_dir', '--config': '--config_file', '--cfg': '--config_file'}
 
 
 class Parser(Declaring, argparse.ArgumentParser):
@@ -42,7 +37,12 @@ class Parser(Declaring, argparse.ArgumentParser):
 
     def __init__(self, abbreviations=False, **settings):
         self.abbreviations = abbreviations
-        super().__init__(allow_abbrev=False, formatter_class=Help, **settings)
+        super().__init__(allow_abbrev=False, add_help=False, **settings)
+        self.everyday = ()            # the options that --help shows; none: all
+        self.catalogs = {}            # {title: {name: what it is}} of names that options take, for --help
+        self.topics = {}              # {name: Topic} that --help <name> explains
+        self.add_argument('-h', '--help', nargs='?', const='', default=argparse.SUPPRESS, action=ShowHelp, metavar='TOPIC',
+                          help='show this page')
         self.uncut = set()            # flags that released command lines, which cut flags short, cannot mean
         self.readers = {}             # option -> what reads it, such as heads; options that aren't here are read by all
         self.defaults_in_code = {}    # option -> default before a recipe changes it
@@ -64,6 +64,9 @@ class Parser(Declaring, argparse.ArgumentParser):
         if extra:
             raise UserError(f"'{extra[0]}' belongs to no flag")
         return args
+
+    def format_help(self):
+        return full_page(self) + '\n'
 
     def error(self, message):
         raise UserError(message)
