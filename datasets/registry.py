@@ -63,7 +63,8 @@ class DatasetOptions(options.Room):
 
     def add_options(self, parser):
         parser.actions()['dataset_name'].help = names()
-        parser.add_argument('--dataset_shares', type=amount, nargs='+', default=None,
+        joined = parser.add_argument_group('several datasets', 'with --dataset_name <one>+<another>')
+        joined.add_argument('--dataset_shares', type=amount, nargs='+', default=None,
                             help="of the captions of an epoch, for each of several datasets joined with +; without it: as many as it has")
         parser.uncut |= {'--dataset_shares'}     # --dataset is --dataset_name in released commands
         add_table_options(parser.add_argument_group('own data', 'with --dataset_name <table>.json, .jsonl, .csv or .tsv'))

@@ -30,6 +30,18 @@ def load_plugin(name):
     return importlib.import_module(name) if is_pytorch_loaded() else declare(name)
 
 
+def with_declarations(read):
+    """Decorate a function that reads options: if a declaration needs PyTorch, import it and read them again."""
+    @functools.wraps(read)
+    def reading(*inputs):
+        try:
+            return read(*inputs)
+        except NeedsImport:
+            importlib.import_module('torch')
+            return read(*inputs)
+    return reading
+
+
 class Unavailable:
     """Stands for a name whose import :func:`declare` skips."""
 
@@ -45,7 +57,7 @@ class Unavailable:
         raise NeedsImport(self._name)
 
     __iter__ = __bool__ = __len__ = __eq__ = __add__ = __radd__ = __mul__ = __truediv__ = __rtruediv__ = __call__
-    __getitem__ = __contains__ = __or__ = __ror__ = __format__ = __str__ = __mro_entries__ = __call__
+    __getitem__ = __contains__ = __or__ = __ror__ = __format__ = __str__ = __float__ = __int__ = __index__ = __mro_entries__ = __call__
     __hash__ = None
 
 

@@ -56,7 +56,7 @@ class Room:
         return []
 
 
-USUAL = ('model.backbones', 'model.heads')   # imported where a script asks for options and has imported none of them, as IRRA's users' do
+USUAL = ('model.backbones', 'model.heads', 'datasets.registry')   # imported where a script asks for options and has imported none of them, as IRRA's users' do
 ROOMS = {}
 
 
@@ -74,7 +74,7 @@ def rooms():
     """The rooms in a fixed order: the usual ones first."""
     for name in USUAL:
         importlib.import_module(name)
-    return [ROOMS[name] for name in sorted(ROOMS, key=lambda name: (name not in USUAL, name))]
+    return [ROOMS[name] for name in sorted(ROOMS, key=lambda name: (USUAL.index(name) if name in USUAL else len(USUAL), name))]
 
 
 # -- the options -----------------------------------------------------------------------------------------------------------
@@ -282,6 +282,11 @@ def get_args(argv=None):
         print(dump(args), end='')
         sys.exit(0)
     return args
+
+
+def is_launched_by_torchrun():
+    """Whether this process is one of several, by the environment."""
+    return os.environ.get('WORLD_SIZE', '1') != '1'
 
 
 def with_run_named(argv):

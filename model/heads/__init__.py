@@ -9,7 +9,7 @@ import pkgutil
 import sys
 
 from utils import options
-from utils.declarations import is_pytorch_loaded, load_plugin
+from utils.declarations import NeedsImport, is_pytorch_loaded, load_plugin
 from utils.errors import UserError, nearest
 from utils.help_pages import Topic, first_sentence, own_docstring
 
@@ -57,7 +57,10 @@ CLAIMED = {}    # loss name that several files claim -> the sentence that refuse
 
 
 def leave_out(file, error):
-    """Name a file that is broken, once. Everything else works without it; only its losses are missing."""
+    """Name a file that is broken, once. Everything else works without it; only its losses are missing. A file whose declarations raise
+    may be sound: :class:`~utils.declarations.NeedsImport` asks for the file itself."""
+    if not is_pytorch_loaded():
+        raise NeedsImport(f'{file}: {error}') from error
     if file not in LEFT_OUT:
         kind = '' if isinstance(error, UserError) else f'{type(error).__name__}: '
         LEFT_OUT[file] = ' '.join(f'{kind}{error}'.split())
@@ -137,6 +140,17 @@ def head_classes():
     modules, base = dict.fromkeys(load_plugin(head.__module__) for head in named), head_base()
     return named + [head for module in modules for head in vars(module).values() if isinstance(head, type) and issubclass(head, base)
                     and head.__module__ == module.__name__ and not head.names and head.wanted is not base.wanted]
+
+
+def reporting_classes():
+    """The heads that have a report for test.py."""
+    return [head for head in head_classes() if head.report_flag]
+
+
+def add_report_flags(parser):
+    """A flag for every head that has a report, whether a run uses the head or not."""
+    for head in reporting_classes():
+        parser.add_argument(f'--{head.report_flag}', action='store_true', help=head.report_help)
 
 
 def heads_on(backbone):
