@@ -219,7 +219,10 @@ class HeadOptions(options.Room):
             for name in head.reads:
                 if name in parser.readers:
                     parser.readers[name].append(head)
-        named = {name: [head] for head in head_classes() for name in head.names}
+        named = {}      # {loss: its heads}: one for each backbone, if there are several
+        for head in head_classes():
+            for name in head.names:
+                named.setdefault(name, []).append(head)
         everything = {**named, **{alias: [head for name in losses.split('+') for head in named.get(name, ())]
                                   for alias, losses in aliases().items()}}
         parser.catalogs['losses for --loss_names, joined by +'] = {
