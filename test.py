@@ -1,4 +1,5 @@
 """Evaluate a run's best checkpoint, ours or a published one's: ``python test.py --config_file <run>/configs.yaml``."""
+# PYTHON_ARGCOMPLETE_OK (the tab key completes options; see README.md)
 import signal
 
 if __name__ == '__main__':  # until run() below takes over: Ctrl-C while PyTorch loads ends the program without a traceback

@@ -1,4 +1,5 @@
 """Train a text-to-image person retrieval model: ``python train.py --help``."""
+# PYTHON_ARGCOMPLETE_OK (the tab key completes options; see README.md)
 import signal
 
 if __name__ == '__main__':  # until run() below takes over: Ctrl-C while PyTorch loads ends the program without a traceback

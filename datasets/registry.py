@@ -69,6 +69,7 @@ class DatasetOptions(options.Room):
         parser.uncut |= {'--dataset_shares'}     # --dataset is --dataset_name in released commands
         add_table_options(parser.add_argument_group('own data', 'with --dataset_name <table>.json, .jsonl, .csv or .tsv'))
         parser.catalogs['datasets for --dataset_name'] = {name: first_sentence(cls) for name, cls in datasets().items()}
+        parser.completions['dataset_name'] = list(datasets())
         for name, cls in datasets().items():
             parser.topics[name] = Topic('dataset', own_docstring(cls), frozenset({'dataset_name', 'root_dir', 'dataset_shares',
                                                                                         'val_dataset', 'eval_dataset'}))

@@ -1,5 +1,6 @@
 """argparse as every program here uses it: errors are sentences, and each option says what depends on it."""
 import argparse
+import os
 
 from utils.errors import UserError, nearest
 from utils.help_pages import ShowHelp, full_page
@@ -40,6 +41,7 @@ class Parser(Declaring, argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, add_help=False, **settings)
         self.everyday = ()            # the options that --help shows; none: all
         self.catalogs = {}            # {title: {name: what it is}} of names that options take, for --help
+        self.completions = {}         # {option: the names that it joins by +}, for the shell
         self.topics = {}              # {name: Topic} that --help <name> explains
         self.add_argument('-h', '--help', nargs='?', const='', default=argparse.SUPPRESS, action=ShowHelp, metavar='TOPIC',
                           help='show this page')
@@ -53,6 +55,8 @@ class Parser(Declaring, argparse.ArgumentParser):
         return group
 
     def parse(self, argv):
+        if '_ARGCOMPLETE' in os.environ:    # the shell asks what may follow: pip install argcomplete
+            self.complete()
         words = self.in_full(argv)
         for word in words:  # before argparse, which would first ask for what is missing
             flag, _, value = word.partition('=')
@@ -64,6 +68,13 @@ class Parser(Declaring, argparse.ArgumentParser):
         if extra:
             raise UserError(f"'{extra[0]}' belongs to no flag")
         return args
+
+    def complete(self):
+        """Print what may follow on the command line, for the shell, and exit."""
+        import argcomplete
+        for name, known in self.completions.items():
+            self.actions()[name].completer = joined_names(known)
+        argcomplete.autocomplete(self, always_complete_options='long')
 
     def format_help(self):
         return full_page(self) + '\n'
@@ -154,3 +165,11 @@ def read_as_flag(action, value):
     if action.choices and value not in action.choices:
         raise argparse.ArgumentTypeError(f"'{shortened(value)}' must be one of {', '.join(action.choices)}")
     return value
+
+
+def joined_names(known):
+    """A function for argcomplete: the ``known`` names after the last + of what is typed."""
+    def complete(prefix, **unused):
+        before, plus, _ = prefix.rpartition('+')
+        return [before + plus + name for name in sorted(known)]
+    return complete

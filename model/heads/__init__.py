@@ -227,6 +227,7 @@ class HeadOptions(options.Room):
                                   for alias, losses in aliases().items()}}
         parser.catalogs['losses for --loss_names, joined by +'] = {
             name: first_sentence(heads[0]) if name in named else f'stands for {aliases()[name]}' for name, heads in everything.items()}
+        parser.completions['loss_names'] = list(everything)
         for name, heads in everything.items():
             parser.topics[name] = Topic('loss', ' '.join(map(own_docstring, heads)), options_read_by(heads, parser))
 

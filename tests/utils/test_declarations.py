@@ -1,4 +1,5 @@
 """Options are read before PyTorch is imported, and read the same as after it."""
+import importlib.util
 import json
 import os
 import subprocess
@@ -104,3 +105,16 @@ def test_every_loss_has_a_line_of_help():
     lines = parser.catalogs['losses for --loss_names, joined by +']
     assert set(registry()) <= set(lines) and all(lines.values())
     assert {name for head in head_classes() for name in head.names} <= set(parser.topics)
+
+
+@pytest.mark.skipif(importlib.util.find_spec('argcomplete') is None, reason='argcomplete is not installed')
+@pytest.mark.parametrize('typed, offered', [('--loss_n', {'--loss_names '}), ('--loss_names sdm+ml', {'sdm+mlm'}),
+                                            ('--dataset_name RS', {'RSTPReid'}), ('--optim', {'--optimizer '})])
+def test_the_shell_completes_options(typed, offered, tmp_path):
+    line = f'train.py {typed}'
+    answer = tmp_path / 'answer'
+    done = subprocess.run([sys.executable, os.path.join(ROOT, 'train.py')], capture_output=True, text=True, timeout=600, cwd=ROOT,
+                          env={**os.environ, '_ARGCOMPLETE': '1', '_ARGCOMPLETE_IFS': '|', 'COMP_LINE': line, 'COMP_POINT': str(len(line)),
+                               '_ARGCOMPLETE_STDOUT_FILENAME': str(answer)})
+    assert done.returncode == 0, done.stderr
+    assert {word.strip() for word in answer.read_text().split('|')} == {word.strip() for word in offered}
