@@ -182,7 +182,8 @@ def add_solver_options(parser):
     solver.add_argument('--beta', type=decay, default=0.999, help="Adam's second beta")
     solver.add_argument('--lrscheduler', default='cosine', choices=['step', 'exp', 'poly', 'cosine', 'linear', 'step_cosine',
                                                                          'step_linear', 'step_stairs'],
-                        help='how lr changes from epoch to epoch; step_cosine: a cosine that moves with every step (TBPS-CLIP)')
+                        help='how lr changes from epoch to epoch; step_cosine: a cosine that moves with every step (TBPS-CLIP); '
+                             'step_linear, step_stairs: a linear decay with every step (APTM), without and with two drops')
     solver.add_argument('--milestones', type=count, nargs='+', default=(20, 50), help='epochs, for step')
     solver.add_argument('--gamma', type=weight, default=0.1, help='factor at each milestone, for step')
     solver.add_argument('--warmup_steps', type=whole, default=0, help='optimizer steps before the schedule proper, for step_linear')
