@@ -121,7 +121,8 @@ def add_run_options(parser):
                      help='precision of the forward pass')
     run.add_argument('--test', dest='training', action='store_false', default=True, effect=CALL,
                      help="IRRA's way to say: not for training")
-    run.add_argument('--local_rank', '--local-rank', type=int, default=0, effect=CALL, help='set by launchers; read from the environment')
+    run.add_argument('--local_rank', '--local-rank', type=positive(int, least=-1, strict=False), default=0, effect=CALL,
+                     help='set by launchers; read from the environment')
 
 
 def add_data_options(parser):
@@ -231,14 +232,14 @@ def add_unread_options(parser):
     unread = parser.add_argument_group('without effect', 'flags of the released command lines that their code never reads, or whose code '
                                        'cannot run')
     yes_no(unread, '--distributed', False, 'IRRA', effect=UNREAD | CALL)
-    unread.add_argument('--img_res', type=int, default=16, effect=UNREAD, help='A2TE')
-    unread.add_argument('--queue_size', type=int, default=65536, effect=UNREAD, help='A2TE')
+    unread.add_argument('--img_res', type=count, default=16, effect=UNREAD, help='A2TE')
+    unread.add_argument('--queue_size', type=count, default=65536, effect=UNREAD, help='A2TE')
     unread.add_argument('--stage', default='first', effect=UNREAD, help='A2TE')
     yes_no(unread, '--need_limit', False, 'SEN', effect=UNREAD)
     yes_no(unread, '--need_pseudo', False, 'SEN', effect=UNREAD)
     unread.add_argument('--fuse_loss_weight', type=weight, default=1.0, effect=UNREAD, help='SEN')
     yes_no(unread, '--MIM', False, 'AGM', effect=UNREAD)
-    unread.add_argument('--patch_dim', type=int, default=64, effect=UNREAD, help='AGM')
+    unread.add_argument('--patch_dim', type=count, default=64, effect=UNREAD, help='AGM')
     unread.add_argument('--mim_loss_weight', type=weight, default=1.0, effect=UNREAD, help='AGM')
 
 

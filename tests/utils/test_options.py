@@ -6,7 +6,7 @@ import yaml
 
 from utils import iotools, options
 from utils.errors import UserError
-from utils.options import build_parser, get_args, run_options
+from utils.options import build_parser, build_test_parser, get_args, run_options
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 IRRA_COMMAND = ['--name', 'irra', '--img_aug', '--batch_size', '64', '--MLM', '--loss_names', 'sdm+mlm+id',
@@ -238,6 +238,17 @@ def test_every_number_is_finite_and_bounded(tmp_path):
             argv = [f'--{action.dest}', *[value] * (action.nargs if isinstance(action.nargs, int) else 1)]
             with pytest.raises(UserError, match=action.dest):
                 get_args(argv)
+
+
+@pytest.mark.parametrize('parser', [build_parser(), build_test_parser('test.py', '')], ids=['train', 'test'])
+def test_no_number_may_be_negative(parser):
+    """Also those that nothing reads, and those of a later file. Launchers give --local_rank -1 for one process."""
+    numbers = [action for action in parser.actions().values() if action.type and not isinstance(action.default, str)]
+    for action in numbers:
+        least = -2 if action.dest == 'local_rank' else -1
+        for value in (least, -10 ** 9):
+            with pytest.raises(UserError, match=f'{action.dest}.*{value}'):
+                parser.parse([f'{action.option_strings[0]}={value}'] if not action.nargs else [action.option_strings[0], *[str(value)] * 2])
 
 
 @pytest.mark.parametrize('name', ['num_experts', 'topk', 'moe_layers', 'moe_heads', 'cnum', 'reduction', 'cmt_depth', 'vocab_size',
