@@ -303,8 +303,9 @@ def with_run_named(argv):
 
 def newest_state(folder):
     """The checkpoint in a run's folder to go on from: last.pth; a released run has its best one alone."""
-    last = os.path.join(folder, 'last.pth')
-    return last if os.path.exists(last) else best_checkpoint([folder], []) or last
+    last, config = (os.path.join(folder, name) for name in ('last.pth', 'configs.yaml'))
+    trained_on = read_yaml(config).get('dataset_name') if os.path.exists(config) else None
+    return last if os.path.exists(last) else best_checkpoint([folder], [trained_on]) or last
 
 
 def check(args):
