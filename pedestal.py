@@ -153,8 +153,8 @@ class People:
 
     @functools.cached_property
     def identity(self):
-        """(what an embedding hangs on, a short key of it): the checkpoint's hash, the options that are not as usual, and the images' mean
-        and standard deviation if they are not CLIP's."""
+        """(what an embedding depends on, a short key of it): the checkpoint's hash, the options that are not as usual, and
+        the images' mean and standard deviation if they are not CLIP's."""
         parser = build_parser()
         usual = parser.defaults_in_code
         left_out = {'root_dir', 'dataset_name', 'seed', 'checkpoint'} | parser.without(Effect.RESULT)

@@ -470,8 +470,9 @@ class ImageTextDataset(Dataset):
         txt_aug: mask, replace and remove words (:func:`datasets.augmentation.disturb_tokens`), before anything is masked for a head; with
             the ``preparation`` 'tbps' delete words as TBPS-CLIP does (:func:`datasets.augmentation.tbps_caption`).
         pixels: the mean and standard deviation of ``simclr_images``.
-        parts: ``(smallest image id, transform, pixels)`` of each of several joined datasets, by rising ids, instead of one ``transform``
-            and ``pixels``. If ``images`` are uint8, ``image_statistics`` go with them: float32 [2, 3], their mean and standard deviation.
+        parts: ``(smallest image id, transform, pixels)`` of each of several joined datasets, by rising ids, instead of
+            one ``transform`` and ``pixels``. If ``images`` are uint8, ``image_statistics`` go with them: float32 [2, 3],
+            their mean and standard deviation.
         translations: {(image_id, caption): its back-translation}, for TBPS-CLIP.
 
     Raises:
@@ -506,8 +507,10 @@ class ImageTextDataset(Dataset):
         if 'mlm_labels' in self.fields and not self.inplace:
             self.fields.add('mlm_ids')
         self.mlm_masking, self.caption_filter = mlm_masking, caption_filter
-        self.simclr = [simclr_transforms(store.img_size if store is not None else size_of(transform), (pixels.mean, pixels.std))
-                       for _, _, pixels in parts] if 'simclr_images' in self.fields else None
+        self.simclr = None
+        if 'simclr_images' in self.fields:
+            size = store.img_size if store is not None else size_of(transform)
+            self.simclr = [simclr_transforms(size, (pixels.mean, pixels.std)) for _, _, pixels in parts]
         self.masks = mlm_masking != 'attention' and (self.inplace or any(FIELDS[name].masks for name in self.fields & FIELDS.keys()))
         self.made = [name for name, field in FIELDS.items()
                      if (name == 'caption_ids' or name in self.fields) and (self.masks or not field.masks)]
@@ -536,8 +539,10 @@ class ImageTextDataset(Dataset):
         return {'pids': pid, 'image_ids': image_id, 'index': index, **image, **self.text_fields(index, random.Random(seed))}
 
     def image_fields(self, path, seed, part=0):
-        """What a sample carries of its image: one view, and further ones if a head asks for them. ``part``: the number of the joined
-        dataset that the image belongs to."""
+        """What a sample carries of its image: one view, and further ones if a head asks for them.
+
+        ``part``: the number of the joined dataset that the image belongs to.
+        """
         image = read_image(path) if self.store is None else self.store[path]
         transform = self.transforms[part]
         fields = self.one_view(image, seed, transform)
@@ -548,7 +553,8 @@ class ImageTextDataset(Dataset):
             fields.update({f'second_{name}': value for name, value in second.items()})
         if 'simclr_images' in self.fields:
             whole = image if self.store is None else to_pil_image(image)
-            fields['simclr_images'] = torch.stack([seeded(self.simclr[part], whole, seed, number) for number in SIMCLR])   # [2, 3, H, W]
+            views = [seeded(self.simclr[part], whole, seed, number) for number in SIMCLR]
+            fields['simclr_images'] = torch.stack(views)   # [2, 3, H, W]
         return fields
 
     def one_view(self, image, seed, transform):

@@ -116,9 +116,10 @@ def family(args):
 
 
 def training_loader(args, samples, store=None, tokenizer=None, attributes=None, dataset=None):
-    """``attributes``: ``(labels int8 [images, A], pairs of prompts)`` of the dataset, where a head asks for them. ``dataset``: what the
-    ``samples`` are of."""
-    parts = [(first, build_preparation(args, pixels, is_train=True), pixels) for first, pixels in pixels_of_parts(args, dataset)]
+    """``attributes``: ``(labels int8 [images, A], pairs of prompts)`` of the dataset, if a head asks for them.
+    ``dataset``: what the ``samples`` are of."""
+    parts = [(first, build_preparation(args, pixels, is_train=True), pixels)
+             for first, pixels in pixels_of_parts(args, dataset)]
     (_, transform, pixels), *_ = parts
     pairs = ImageTextDataset(
         samples, transform, args.text_length,

@@ -113,7 +113,8 @@ class Split:
 
     def colours(self, images):
         """Normalised images [..., 3, H, W] -> colours from 0 to 1, on the CPU."""
-        mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (self.pixels.mean, self.pixels.std))
+        mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1)
+                     for values in (self.pixels.mean, self.pixels.std))
         return (images * std + mean).clamp(0, 1).cpu()
 
     def tokens(self, captions):

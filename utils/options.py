@@ -15,8 +15,8 @@ from utils import recipes
 from utils.errors import UserError
 from utils.option_types import Effect, amount, count, decay, positive, fraction, up_to, weight, whole, yes_no
 from utils.parser import Parser
-from utils.recipes import (FORKS, as_dict, left_out_notes, plain, rde_notes, read_options, read_recipe, refuse_other_interface,
-                           unknown_keys, what_its_fork_meant, with_rde_losses, with_sen_captions)
+from utils.recipes import (FORKS, as_dict, left_out_notes, plain, rde_notes, read_options, read_recipe,
+                           refuse_other_interface, unknown_keys, what_its_fork_meant, with_rde_losses, with_sen_captions)
 from utils.reranking import RERANK_SCORES
 from utils.safe_yaml import read_yaml
 
@@ -186,7 +186,7 @@ def add_solver_options(parser):
     solver.add_argument('--lrscheduler', default='cosine', choices=['step', 'exp', 'poly', 'cosine', 'linear', 'step_cosine',
                                                                          'step_linear', 'step_stairs'],
                         help='how lr changes from epoch to epoch; step_cosine: a cosine that moves with every step (TBPS-CLIP); '
-                             'step_linear, step_stairs: a linear decay with every step (APTM), without and with two drops')
+                             'step_linear, step_stairs: a linear decay with every step (APTM), the latter with two drops')
     solver.add_argument('--milestones', type=count, nargs='+', default=(20, 50), help='epochs, for step')
     solver.add_argument('--gamma', type=weight, default=0.1, help='factor at each milestone, for step')
     solver.add_argument('--warmup_steps', type=whole, default=0, help='optimizer steps before the schedule proper, for step_linear')
@@ -334,7 +334,7 @@ def refuse_changes(args, run, parser):
 
 
 def options_of_resumed_run(checkpoint, parser):
-    """What :func:`~utils.recipes.read_recipe` finds beside the checkpoint that a run is resumed from; nothing without a configs.yaml."""
+    """What :func:`~utils.recipes.read_recipe` finds beside the checkpoint to resume from; nothing without a configs.yaml."""
     path = os.path.join(os.path.dirname(checkpoint), 'configs.yaml')
     return read_recipe(path, parser) if os.path.exists(path) else ({}, [])
 
@@ -532,15 +532,19 @@ BEST_ON = {'best0.pth': 'CUHK-PEDES', 'best1.pth': 'ICFG-PEDES', 'best2.pth': 'R
 
 
 def best_checkpoint(folders, datasets):
-    """A run's best checkpoint in the first of ``folders`` that has one, else None: best.pth, or of the three that FMFA's code keeps the
-    one of the first of ``datasets``, or else the first, which its own test.py reads."""
-    names = ['best.pth', *sorted(BEST_ON, key=lambda name: datasets.index(BEST_ON[name]) if BEST_ON[name] in datasets else len(datasets))]
-    paths = (os.path.join(folder, name) for folder in folders for name in names)
+    """A run's best checkpoint in the first of ``folders`` that has one, else None.
+
+    It is best.pth. Of the three that FMFA's code keeps it is the one of the first of ``datasets``, or else best0.pth, which
+    FMFA's own test.py reads.
+    """
+    wanted = [name for dataset in datasets for name in BEST_ON if BEST_ON[name] == dataset]
+    paths = (os.path.join(folder, name) for folder in folders for name in ('best.pth', *wanted, *BEST_ON))
     return next((path for path in paths if os.path.isfile(path)), None)
 
 
 def find_checkpoint(config_file, args):
-    """The best checkpoint beside the configs.yaml, or in the folder that it names: of the dataset to test on, or that it trained on."""
+    """The best checkpoint beside the configs.yaml, or in the folder that it names. Of FMFA's it is that of the dataset to
+    test on, or else of the dataset that the run trained on."""
     folders = [os.path.dirname(config_file), args.output_dir]
     found = best_checkpoint(folders, [args.dataset_name, args.trained_on])
     if found is None:
@@ -550,12 +554,13 @@ def find_checkpoint(config_file, args):
 
 
 def note_whose_best(args):
-    """Of a checkpoint that FMFA's code kept, say which dataset's best epoch it is of: that dataset's test split chose it."""
-    name = os.path.basename(args.checkpoint)
-    if name in BEST_ON:
-        args.eval_dataset = BEST_ON[name]
-        args.notes.append(f"{args.checkpoint} is of the best epoch on {BEST_ON[name]}: FMFA's code keeps one for each of three datasets "
-                          f"({', '.join(f'{name}: {dataset}' for name, dataset in BEST_ON.items())}); --checkpoint names another")
+    """Note which dataset chose a checkpoint that FMFA's code kept."""
+    dataset = BEST_ON.get(os.path.basename(args.checkpoint))
+    if dataset:
+        args.eval_dataset = dataset
+        kept = ', '.join(f'{name}: {its_dataset}' for name, its_dataset in BEST_ON.items())
+        args.notes.append(f"{args.checkpoint} is of the best epoch on {dataset}: FMFA's code keeps the best epoch of each of "
+                          f'three datasets ({kept}); --checkpoint names another')
 
 
 def dump(args):

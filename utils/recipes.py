@@ -39,7 +39,7 @@ FORKS = (
 
 @dataclass
 class OtherInterface:
-    """A released codebase whose command line is not like IRRA's. Its own flags, and the keys of its YAML files, tell it."""
+    """A released codebase whose command line is not like IRRA's, known by its own flags and keys of its YAML files."""
     name: str
     flags: set
     keys: set
@@ -48,20 +48,23 @@ class OtherInterface:
 
 OTHER_INTERFACES = (
     OtherInterface('APTM', {'--task', '--epo'}, {'vision_config', 'train_file'},
-                   'python train.py --config_file configs/aptm/<dataset>.yaml --pretrain_choice <checkpoint of MALS>, or to evaluate '
-                   'python test.py --backbone aptm --checkpoint <file> --dataset_name <dataset> --rerank 128 --rerank_score released'),
+                   'python train.py --config_file configs/aptm/<dataset>.yaml --pretrain_choice <checkpoint of MALS>, or to '
+                   'evaluate python test.py --backbone aptm --checkpoint <file> --dataset_name <dataset> --rerank 128 '
+                   '--rerank_score released'),
     OtherInterface('TBPS-CLIP', {'--simplified'}, {'experiment', 'schedule'},
-                   'python train.py --config_file configs/tbps-clip/<dataset>.yaml, for the simplified one with --loss_names nitc+ritc '
-                   '--no-mvs_image, or to evaluate python test.py --config_file configs/tbps-clip/<dataset>.yaml --checkpoint <file>'),
+                   'python train.py --config_file configs/tbps-clip/<dataset>.yaml, for the simplified one with --loss_names '
+                   'nitc+ritc --no-mvs_image, or to evaluate python test.py --config_file '
+                   'configs/tbps-clip/<dataset>.yaml --checkpoint <file>'),
 )
 
 
 def refuse_other_interface(words, where):
-    """Raise :class:`UserError` if ``words`` are of a codebase with another interface: a command line, or the keys of a YAML file."""
+    """Raise :class:`UserError` if ``words``, a command line or a YAML file's keys, are of a codebase with another interface."""
     for other in OTHER_INTERFACES:
         its_own = [word for word in words if word.split('=')[0] in other.flags | other.keys]
         if its_own:
-            raise UserError(f"{where}: {its_own[0]} is of {other.name}'s released code, whose interface is another; type {other.instead}")
+            raise UserError(f"{where}: {its_own[0]} is of {other.name}'s released code, whose interface is another; "
+                            f'type {other.instead}')
 
 
 # SEN's dataset for --need_MAE masks and filters every caption, whatever --MLM says.
@@ -80,9 +83,9 @@ RDE_LOSSES = ('TAL', 'TRL', 'InfoNCE', 'SDM')
 def with_rde_losses(options, losses=()):
     """Replace RDE's loss names in ``options``.
 
-    RDE's code trains the first of :data:`RDE_LOSSES` that ``loss_names`` holds between two ``+``, on both embeddings and with pairs
-    divided before each epoch. Everything else in it names the run (``TAL+sr0.3_tau0.015``). If one of our ``losses`` is beside it,
-    nobody can know what is meant: the options stay as they are, and whoever looks the losses up refuses them.
+    RDE's code trains the first of :data:`RDE_LOSSES` that ``loss_names`` holds between two ``+``, on both embeddings and with
+    pairs divided before each epoch. Everything else in it names the run (``TAL+sr0.3_tau0.015``). If one of our ``losses``
+    is beside it, the meaning is open: the options stay as they are, and whoever looks the losses up refuses them.
 
     >>> with_rde_losses({'loss_names': 'TAL+sr0.3_tau0.015', 'tau': 0.015})
     {'ccd': True, 'loss_names': 'tal+tse', 'tau': 0.015}
@@ -95,7 +98,7 @@ def with_rde_losses(options, losses=()):
 
 
 def rde_notes(before, after, where=''):
-    """Lines for the log if :func:`with_rde_losses` made ``after`` of the options ``before``. ``where``: the file that they are from."""
+    """Lines for the log if :func:`with_rde_losses` made ``after`` of the options ``before``, which are from the file ``where``."""
     if after is before:
         return []
     means = after['loss_names'] + (' with --ccd' if after['ccd'] else '')
@@ -127,8 +130,8 @@ def read_recipe(path, parser):
     """Read a recipe, or the configs.yaml of a run as one, under whatever name.
 
     Returns:
-        ``(options, notes)``: the options with the flags' types, and lines for the log. What describes a run alone (its folder, its
-        resumption) is left out, and so are the options that a released run has and we do not: a note names them.
+        ``(options, notes)``: the options with the flags' types, and lines for the log. What describes a run alone (its
+        folder, its resumption) is left out, and so are the options that only a released run has: a note names them.
 
     Raises:
         UserError: a key that is no option, in a recipe or in a configs.yaml of ours; a value that its flag would refuse.
@@ -147,7 +150,7 @@ def read_recipe(path, parser):
 
 
 def unknown_keys(content, parser):
-    """What a config holds and no option is called; of our own runs without ``batch_fields``, which follow from the losses."""
+    """The keys of a config that are no options, but for ``batch_fields``, which our own runs write."""
     return [name for name in content if name not in parser.actions() and name != 'batch_fields']
 
 

@@ -52,8 +52,8 @@ class Backbone(nn.Module):
 
     @staticmethod
     def pixels(args, dataset=None):
-        """The :class:`utils.pixels.Pixels` of the images of the dataset with the name ``dataset``; without a name, of photos that belong
-        to no dataset."""
+        """The :class:`utils.pixels.Pixels` of the images of the dataset with the name ``dataset``; without a name, of photos
+        that belong to no dataset."""
         raise NotImplementedError
 
     @staticmethod
