@@ -41,8 +41,9 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
     @staticmethod
-    def pixels(args):
-        """The :class:`utils.pixels.Pixels` of this run's images."""
+    def pixels(args, dataset=None):
+        """The :class:`utils.pixels.Pixels` of the images of the dataset with the name ``dataset``; without a name, of photos
+        that belong to no dataset."""
         raise NotImplementedError
 
     @staticmethod

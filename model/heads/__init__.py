@@ -245,6 +245,10 @@ class HeadOptions(options.Room):
         names = str(args.loss_names).replace(' ', '').split('+')
         return {loss for name in names for loss in aliases().get(name, name).split('+')}
 
+    def loss_names(self):
+        """All names that ``--loss_names`` takes, on any backbone."""
+        return {*registry(), *aliases(), *(name for own in OWN.values() for name in own)}
+
     def notes(self, args):
         named = parse_loss_names(args.loss_names, getattr(args, 'backbone', 'clip'))
         return [f"'{head.names[0]}' is not among the losses and shapes the model all the same, by its options"
