@@ -41,7 +41,7 @@ def nearest(name, known, meant=None):
     written = str(name).lower().lstrip('-')
     distances = {k: spelling_distance(written, k.lower().lstrip('-')) for k in candidates}
     closest = min(distances, key=distances.get, default=None)
-    if closest is not None and distances[closest] <= max(1, len(written) // 4):
+    if closest is not None and distances[closest] <= max(1, (len(written) + 1) // 3):
         return f'; did you mean {candidates[closest]}?'
     return f'; known: {", ".join(known)}' if len(known) <= 20 else ''
 

@@ -57,7 +57,8 @@ class Room:
         return []
 
 
-USUAL = ('model.backbones', 'model.heads', 'datasets.registry')   # imported where a script asks for options and has imported none of them, as IRRA's users' do
+# The modules that bring options, imported if nothing else has imported them, as in a script of IRRA's users.
+USUAL = ('model.backbones', 'model.heads', 'datasets.registry')
 ROOMS = {}
 
 

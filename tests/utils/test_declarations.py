@@ -34,12 +34,14 @@ sys.exit(77 if {{'torch', 'numpy', 'PIL', 'matplotlib'}} & set(sys.modules) else
 
 
 @pytest.mark.parametrize('program, words, printed', [
-    ('train', ['--help'], 'everyday options'), ('train', ['--help', 'all'], 'without effect'), ('train', ['--help', 'sdm'], '--temperature'),
+    ('train', ['--help'], 'everyday options'), ('train', ['--help', 'all'], 'without effect'),
+    ('train', ['--help', 'sdm'], '--temperature'),
     ('train', ['--config_file', 'configs/irra/cuhk-pedes.yaml', '--print_config'], 'loss_names'),
     ('train', ['--config_file', 'configs/php/cuhk-pedes.yaml', '--print_config'], 'php_parts'),
     ('train', ['--loss_names', 'tal+tse', '--ccd', '--print_config'], 'ccd: true'),
     ('train', ['--lerning_rate', '1'], 'did you mean --lr?'), ('train', ['--dataset_name', 'CUHK'], 'did you mean CUHK-PEDES?'),
-    ('train', ['--dataset_name', 'CUHK-PEDES+ICFG'], 'did you mean ICFG-PEDES?'), ('train', ['--loss_names', 'sdm+mml'], 'did you mean mlm?'),
+    ('train', ['--dataset_name', 'CUHK-PEDES+ICFG'], 'did you mean ICFG-PEDES?'),
+    ('train', ['--loss_names', 'sdm+mml'], 'did you mean mlm?'),
     ('train', ['--eval_dataset', 'RSTPRied'], 'did you mean RSTPReid?'),
     ('test', ['--help'], '--moe_report'), ('test', ['--config_flie', 'x'], 'did you mean --config_file?')])
 def test_pytorch_is_not_imported_to_read_options(program, words, printed):

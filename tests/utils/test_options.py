@@ -345,7 +345,8 @@ def test_help_shows_everyday_options_and_the_names_that_they_take():
     text = help_page(build_parser())
     usage, _, rest = text.partition('\n\n')
     assert usage == 'usage: train.py [--config_file RECIPE] [--<option> VALUE ...]'
-    places = [rest.index(f'\n{title}:') for title in ('everyday options', 'losses for --loss_names, joined by +', 'datasets for --dataset_name')]
+    titles = ('everyday options', 'losses for --loss_names, joined by +', 'datasets for --dataset_name')
+    places = [rest.index(f'\n{title}:') for title in titles]
     assert places == sorted(places)
     options_shown = [line.split()[0] for line in text.splitlines() if line.startswith('  --')]
     assert 20 <= len(options_shown) <= 31 and '--queue_size' not in text and '--loss_names' in options_shown
