@@ -18,7 +18,8 @@ from datasets.build import build_dataset
 from datasets.sampler import RandomBatches
 from processor.interrupt import Interrupt
 from run_scripts.kill_and_resume import far_apart
-from tests.several import PATIENCE, Launched
+from tests.several import Launched
+from tests.support import HANG_TIMEOUT
 from utils import comm, parting
 from utils.checkpoint import read_checkpoint
 from utils.errors import UserError
@@ -39,7 +40,7 @@ def journal(folder, kind='train'):
 
 def wait_for_step(launched, logs, step):
     """Until the run has logged ``step``; its folder."""
-    deadline = time.time() + PATIENCE
+    deadline = time.time() + HANG_TIMEOUT
     while time.time() < deadline:
         for folder in glob.glob(os.path.join(logs, '*', '*')):
             if len(journal(folder)) >= step:
@@ -88,7 +89,7 @@ def signalled_in_its_evaluation():
 
     def after_a_signal(trainer):
         if trainer.unevaluated and comm.get_rank() == 1:
-            trainer.evaluator.eval = lambda model: os.kill(os.getpid(), signal.SIGINT) or time.sleep(PATIENCE)
+            trainer.evaluator.eval = lambda model: os.kill(os.getpid(), signal.SIGINT) or time.sleep(HANG_TIMEOUT)
         evaluate(trainer)
 
     processor.processor.Trainer.evaluate = after_a_signal
@@ -109,9 +110,8 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on_to_the_same_weight
     folder = wait_for_step(run, tmp_path / 'logs', 3)
     pid = run.processes[0].pid
     run.send(0, signal.SIGKILL)
-    began = time.time()
     statuses, printed = run.wait()
-    assert statuses == [-9, 2] and time.time() - began < 60, printed
+    assert statuses == [-9, 2], printed
     sentence, = errors_in(printed)
     assert f'process 0 (pid {pid}) of this run ended without a word' in sentence and f'--resume_ckpt_file {folder}/last.pth' in sentence
 
@@ -130,7 +130,7 @@ def killed_while_the_other_hears_nothing():
         if comm.is_first():
             time.sleep(1)
             os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(PATIENCE)
+        time.sleep(HANG_TIMEOUT)
 
     train_program.build_model, parting.GRACE = stop, 0.5
     train_program.main()
