@@ -38,17 +38,22 @@ find_python() {
     return 1
 }
 
-# Installs row $1 into its environment $2 unless a run before has completed it for the same requirements.
+# Installs row $1 into its environment $2. The file "complete" holds the requirements that an earlier run installed there:
+# an environment without it is made again, and one with other requirements gets what it lacks.
 install() {
     local torch=${1%@*} python=${1#*@} interpreter wanted
-    wanted=$(echo "$1"; cat requirements.txt requirements-test.txt)
-    [ "$(cat "$2/complete" 2>/dev/null)" = "$wanted" ] && "$2/bin/python" -c '' 2>/dev/null && return
-    interpreter=$(find_python "$python") || return 3
-    rm -rf "$2"
+    wanted=$(cat requirements.txt requirements-test.txt)
+    if [ ! -e "$2/complete" ] || ! "$2/bin/python" -c '' 2>/dev/null; then
+        interpreter=$(find_python "$python") || return 3
+        rm -rf "$2"
+        "$interpreter" -m venv "$2" || return
+    elif [ "$(cat "$2/complete")" = "$wanted" ]; then
+        return
+    fi
+    rm -f "$2/complete"
     [ "$torch" = newest ] && torch=torch || torch="torch==$torch.*"
     echo "$1: installing $torch with Python $python (several GB); log: $2.log" >&3
-    "$interpreter" -m venv "$2" && "$2/bin/python" -m pip install "$torch" -r requirements-test.txt &&
-        echo "$wanted" >"$2/complete"
+    "$2/bin/python" -m pip install "$torch" -r requirements-test.txt && echo "$wanted" >"$2/complete"
 }
 
 # One line of the table: the row's versions, the counts of pytest's report $2, and the time.

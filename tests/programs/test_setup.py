@@ -181,6 +181,10 @@ def test_the_suite_in_several_versions_is_one_table(tmp_path, python, row):
     done = run_versions(tmp_path, '--only-install', *arguments)
     assert done.returncode == 0 and f'| {VERSION} | {row.split("@")[0]} | | | | | installed |' in done.stdout
     assert len((tmp_path / 'made').read_text().splitlines()) == 2, 'an incomplete one is made again'
+    (tmp_path / 'versions' / row / 'complete').write_text('other requirements')
+    done = run_versions(tmp_path, '--only-install', *arguments)
+    assert done.returncode == 0 and 'installing' in done.stderr
+    assert len((tmp_path / 'made').read_text().splitlines()) == 2, 'one with other requirements is added to'
     run_versions(tmp_path, '--clean', '--only-install', *arguments)
     assert len((tmp_path / 'made').read_text().splitlines()) == 3
 
