@@ -1,6 +1,12 @@
 # Sourced by the other scripts: sets $PYTHON to an interpreter that has what $1, a requirements file, asks for. Takes the
-# active one if it has everything, else a virtual environment .venv in the repository, made and filled on first use.
+# active one if it has everything, else the virtual environment .venv in the repository. It makes .venv on first use,
+# completes one whose making or filling was interrupted, and removes nothing.
 requirements=$1
+
+stop() {
+    echo "$1" >&2
+    exit 2
+}
 
 has_everything() {
     "$1" - "$requirements" >/dev/null 2>&1 <<'PY'
@@ -22,13 +28,36 @@ check(sys.argv[1])
 PY
 }
 
+# Stops with the remedy $2 unless $1 is a Python that runs and is new enough.
+require_python() {
+    local version
+    version=$("$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || stop "$1 does not run: $2"
+    case $version in
+        [0-2].* | 3.[0-9]) stop "$1 is Python $version, and 3.10 or later is needed: $2" ;;
+    esac
+}
+
+# Makes .venv, or completes it, with the Python $1.
+make_environment() {
+    local output
+    output=$("$1" -m venv .venv 2>&1) || stop "$output
+$1 cannot make a virtual environment in $PWD/.venv (see above): install its venv and ensurepip
+(Debian and Ubuntu: apt install python3-venv), or name another Python: PYTHON=python3.11 bash $0"
+}
+
 PYTHON=${PYTHON:-python3}
 if ! has_everything "$PYTHON"; then
-    "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "Python 3.10 or later is needed; name one: PYTHON=python3.11 bash $0" >&2; exit 1; }
-    [ -x .venv/bin/python ] || "$PYTHON" -m venv .venv || exit 1
+    if [ -f .venv/pyvenv.cfg ] && { [ -e .venv/bin/python ] || [ -L .venv/bin/python ]; }; then
+        require_python .venv/bin/python "remove the folder $PWD/.venv and start again"
+        .venv/bin/python -m pip --version >/dev/null 2>&1 || make_environment .venv/bin/python
+    else
+        require_python "$PYTHON" "name one: PYTHON=python3.11 bash $0"
+        make_environment "$PYTHON"
+    fi
     PYTHON=.venv/bin/python
     if ! has_everything "$PYTHON"; then
         echo "Installing into .venv what $requirements asks for (PyTorch is several GB) ..."
-        "$PYTHON" -m pip install --quiet --disable-pip-version-check -r "$requirements" || { echo "pip failed; see above" >&2; exit 1; }
+        "$PYTHON" -m pip install --quiet --disable-pip-version-check -r "$requirements" ||
+            stop "pip failed (see above); start again once that is mended, and it continues in .venv"
     fi
 fi

@@ -11,7 +11,7 @@ import tempfile
 
 import torch
 
-from tests.processor.test_several_processes import RECIPES, train
+from tests.processor.test_several_processes import RECIPES, train_in_default_precision
 from tests.several import Processes
 from tests.support import golden_archive, golden_json
 from utils.tables import as_markdown
@@ -40,8 +40,8 @@ def main(argv=None):
 def compare(name, archive, sizes, args, others):
     """The row of a recipe."""
     inputs = archive, RECIPES[name], sizes, None, args.lr, args.eps
-    told, _, weights = train(*inputs)
-    found = others.each(train, *inputs) if others else [train(*inputs, last_bit=True)]
+    told, _, weights = train_in_default_precision(*inputs)
+    found = others.each(train_in_default_precision, *inputs) if others else [train_in_default_precision(*inputs, last_bit=True)]
     apart = [[max(abs(there[loss] - value) / max(abs(value), 0.1) for loss, value in here.items()) for here, there in zip(told, steps)]
              for steps, _, _ in found]
     moved = max((there[part] - weight).abs().max().item() for _, _, there in found for part, weight in weights.items())

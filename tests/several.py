@@ -11,9 +11,8 @@ import traceback
 import torch
 import torch.distributed as dist
 
+from tests.support import HANG_TIMEOUT
 from utils.errors import run
-
-PATIENCE = 120      # seconds for one call
 
 
 class Processes:
@@ -37,10 +36,10 @@ class Processes:
         found = {}
         while len(found) < len(self.processes):
             try:
-                rank, answer, problem = self.answers.get(timeout=PATIENCE)
+                rank, answer, problem = self.answers.get(timeout=HANG_TIMEOUT)
             except queue.Empty:
                 self.close(kill=True)
-                raise AssertionError(f'after {PATIENCE} s only the processes {sorted(found)} have answered') from None
+                raise AssertionError(f'after {HANG_TIMEOUT} s only the processes {sorted(found)} have answered') from None
             if problem:
                 self.close(kill=True)   # the others wait for it
                 raise AssertionError(f'process {rank}: {problem}')
@@ -53,7 +52,7 @@ class Processes:
         for process in self.processes:
             if kill:
                 process.kill()
-            process.join(PATIENCE)
+            process.join(HANG_TIMEOUT)
 
 
 def work(rank, count, port, tasks, answers):
@@ -101,7 +100,7 @@ class Launched:
     def wait(self):
         """(their statuses, all that they printed)"""
         for process in self.processes:
-            process.join(PATIENCE)
+            process.join(HANG_TIMEOUT)
         statuses = [process.exitcode for process in self.processes]
         for process in self.processes:
             process.kill()

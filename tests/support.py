@@ -11,6 +11,8 @@ import torch
 
 from utils.options import build_parser, complete
 
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+HANG_TIMEOUT = 600      # seconds after which a test calls a program hung: minutes, since other programs may use all cores
 OWN = os.path.join(os.path.dirname(__file__), 'golden')
 GOLDEN = os.environ.get('PEDESTAL_GOLDEN') or OWN   # another folder's vectors: PEDESTAL_GOLDEN=<folder> pytest tests -k golden
 

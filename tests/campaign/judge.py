@@ -61,8 +61,9 @@ def in_child(words, folder):
 
 
 def status_of_group(group):
-    """Whether processes of the group are still there two seconds after its leader ended."""
-    for _ in range(40):
+    """Whether processes of the group are still there a minute after its leader ended."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
         try:
             os.killpg(group, 0)
         except ProcessLookupError:

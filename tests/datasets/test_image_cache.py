@@ -21,7 +21,7 @@ import datasets.image_cache
 from datasets import build_dataloader
 from datasets.image_cache import open_store
 from datasets.transforms import build_transforms
-from tests.support import options
+from tests.support import HANG_TIMEOUT, options
 from utils.errors import UserError
 from utils.iotools import read_image
 from datasets.views import finish
@@ -301,14 +301,14 @@ def test_two_processes_at_once(store_of, images, tmp_path, monkeypatch):
 
         def read(path):
             if meet.acquire(blocking=False):
-                both.wait(20)
+                both.wait(HANG_TIMEOUT)
             return read_image(path)
         monkeypatch.setattr(datasets.image_cache, 'read_image', read)
         results.put(holds(store_of(), images))
     processes = [context.Process(target=make) for _ in range(2)]
     for process in processes:
         process.start()
-    assert [results.get(timeout=30) for _ in processes] == [True, True]
+    assert [results.get(timeout=HANG_TIMEOUT) for _ in processes] == [True, True]
     for process in processes:
         process.join()
     assert len(listing(tmp_path)) == 1 and holds(store_of(), images)

@@ -7,6 +7,7 @@ import textwrap
 import pytest
 
 from datasets.registry import dataset_class, datasets, names
+from tests.support import HANG_TIMEOUT
 from utils.options import build_parser
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -53,7 +54,7 @@ def house(tmp_path):
 
 
 def run(house, code):
-    return subprocess.run([sys.executable, '-c', textwrap.dedent(code)], cwd=house, capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, '-c', textwrap.dedent(code)], cwd=house, capture_output=True, text=True, timeout=HANG_TIMEOUT)
 
 
 def test_a_new_dataset_is_one_file(house):

@@ -19,6 +19,7 @@ from datasets import synthpedes
 from datasets.synthpedes import baselines, people, writing
 from datasets.synthpedes.__main__ import main
 from datasets.synthpedes.drawing import Palette, new_scene, photo
+from tests.support import HANG_TIMEOUT
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -355,14 +356,14 @@ def test_interruption_leaves_nothing(tmp_path, monkeypatch, error, seen):
 def test_signal_stops_workers_and_leaves_nothing(tmp_path, number):
     running = first_image_of(tmp_path / 'data')
     running.send_signal(number)
-    assert running.wait(60) == 130
+    assert running.wait(HANG_TIMEOUT) == 130
     assert 'interrupted' in running.stderr.read() and os.listdir(tmp_path) == []
 
 
 def first_image_of(tmp_path, *arguments):
     """A generation into ``tmp_path`` that has just begun to write."""
     running = program('--out', tmp_path, '--ids', 20000, '--size', 64, 32, '--workers', 2, *arguments)
-    deadline = time.time() + 300
+    deadline = time.time() + HANG_TIMEOUT
     while not list(tmp_path.rglob('*.jpg')) and time.time() < deadline:
         time.sleep(0.05)
     return running
@@ -378,7 +379,7 @@ def test_two_generations_at_once_do_not_replace_each_other(tmp_path):
         assert running.poll() is None and sorted(os.listdir(tmp_path)) == ['.synthpedes.new', other.name]
     finally:
         running.send_signal(signal.SIGTERM)
-        assert running.wait(60) == 130
+        assert running.wait(HANG_TIMEOUT) == 130
     assert os.listdir(tmp_path) == ['RSTPReid']
     make(tmp_path)
 
@@ -402,7 +403,7 @@ def test_what_a_killed_generation_left_goes_with_the_next(tmp_path):
     running.kill()
     running.wait()
     assert os.listdir(tmp_path) == ['.synthpedes.new']
-    deadline = time.time() + 20
+    deadline = time.time() + HANG_TIMEOUT
     while time.time() < deadline:    # its workers notice within a second or two
         try:
             folder = make(tmp_path)

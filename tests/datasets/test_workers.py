@@ -8,6 +8,8 @@ import time
 
 import pytest
 
+from tests.support import HANG_TIMEOUT
+
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 SCRIPT = '''
 import os, signal, sys, time
@@ -66,8 +68,8 @@ def runs(pid):
         return False
 
 
-def all_end(pids, seconds=15):
-    until = time.monotonic() + seconds
+def all_end(pids):
+    until = time.monotonic() + HANG_TIMEOUT
     while any(map(runs, pids)) and time.monotonic() < until:
         time.sleep(0.05)
     return not any(map(runs, pids))
@@ -80,7 +82,7 @@ def test_workers_end_with_their_parent(start, way, workers):
     end, status = ENDS[way]
     with start(workers, end) as (process, children):
         assert len(children) == workers
-        _, errors = process.communicate(timeout=60)   # did not return before: Python waited for workers that heeded no SIGTERM
+        _, errors = process.communicate(timeout=HANG_TIMEOUT)   # did not return before: Python waited for workers that heeded no SIGTERM
         assert process.returncode == status, errors
         assert all_end(children)
 
@@ -94,7 +96,7 @@ def test_workers_survive_a_signal_to_the_group(start, number):
         os.killpg(process.pid, number)
         time.sleep(0.3)
         assert all(map(runs, children))
-        rest, errors = process.communicate(timeout=60)
+        rest, errors = process.communicate(timeout=HANG_TIMEOUT)
         assert process.returncode == 0 and rest.strip() == '2', errors   # three batches in all, one of them read before
         assert all_end(children)
 
@@ -108,7 +110,7 @@ def test_workers_survive_a_signal_to_the_group_while_they_start(start):
     with start(2, end) as (process, _):
         assert process.stdout.readline() == 'ready\n'
         os.killpg(process.pid, signal.SIGTERM)
-        rest, errors = process.communicate(timeout=60)
+        rest, errors = process.communicate(timeout=HANG_TIMEOUT)
         assert process.returncode == 0 and rest.strip() == '1', errors
 
 
@@ -116,7 +118,7 @@ def test_workers_survive_a_signal_to_the_group_while_they_start(start):
 def test_a_worker_that_the_system_kills_is_a_sentence(start):
     killing = 'time.sleep(1); os.kill(int(children[0]), signal.SIGKILL); time.sleep(5); list(batches)'
     with start(2, killing, program=True) as (process, children):
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=HANG_TIMEOUT)
         assert errors == (f'-c: error: a process that reads images (pid {children[0]}) was killed, most likely by the system because '
                           'memory ran out: lower --num_workers or --batch_size\n')
         assert process.returncode == 2 and all_end(children)

@@ -49,12 +49,13 @@ def test_a_whole_step_without_values(archive, without_autocast, loss_names):
     assert all(value.device.type == 'meta' for state in step.optimizer.state.values() for value in state.values() if value.ndim)
 
 
-def test_a_value_that_is_read_is_found(archive, without_autocast):
+@pytest.mark.parametrize('read', [float, torch.Tensor.tolist, torch.Tensor.cpu, torch.Tensor.numpy])
+def test_a_value_that_is_read_is_found(archive, without_autocast, read):
     step, batch = step_on_meta(archive, 'sdm')
     head, = step.model.heads
     forward = head.forward
-    head.forward = lambda encoded, results: {name: value * float(value) for name, value in forward(encoded, results).items()}
-    with pytest.raises(RuntimeError):
+    head.forward = lambda encoded, results: {name: value * read(value.detach()) for name, value in forward(encoded, results).items()}
+    with pytest.raises((RuntimeError, TypeError)):      # NotImplementedError is a RuntimeError; numpy() raises TypeError
         step(batch)
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from run_scripts import ablate
 from run_scripts.ablate import METRICS, ROOT, build_ablation_parser, build_grid, mean_and_spread, split_at_dashes, why_broken
+from tests.support import HANG_TIMEOUT
 from utils.checkpoint import read_checkpoint, sha256_of
 from utils.errors import UserError
 
@@ -38,7 +39,7 @@ def grid(common, tmp_path_factory):
     stopping = threading.Thread(target=stop_the_second_run, daemon=True)
     stopping.start()
     stopped = ablate.main(command), (folder / 'table.txt').read_text(), {path.parent.name for path in folder.glob('*/result.json')}
-    stopping.join(10)
+    stopping.join(HANG_TIMEOUT)
     assert not stopping.is_alive(), 'the second run ended before it could be stopped'
     runs = {str(path) for path in folder.glob('*/CUHK-PEDES/*')}
     times = {path: path.stat().st_mtime_ns for path in folder.glob('*/result.json')}
@@ -218,7 +219,7 @@ def test_why_a_run_broke(common, tmp_path, monkeypatch, capsys, code, why):
 
 
 def test_a_stopped_grid_names_the_signal(common, tmp_path, monkeypatch, capsys):
-    stub(monkeypatch, tmp_path, 'import os, signal, time; os.kill(os.getppid(), signal.SIGTERM); time.sleep(60)')
+    stub(monkeypatch, tmp_path, 'import os, signal, time; os.kill(os.getppid(), signal.SIGTERM); time.sleep(3600)')
     assert ablate.main(['--loss_names', 'sdm', '--output_dir', str(tmp_path / 'out'), *common]) == 130
     assert 'stopped by SIGTERM; go on with: python run_scripts/ablate.py --loss_names sdm' in capsys.readouterr().err
 

@@ -116,10 +116,11 @@ def test_a_run_that_is_no_plain_clip_is_told(clip, changes, sentence):
 
 def test_an_older_transformers_reads_square_images_alone(monkeypatch):
     transformers = pytest.importorskip('transformers', reason='transformers is not installed: pip install transformers')
-    monkeypatch.setattr(transformers.CLIPModel, 'forward', lambda self, input_ids=None, pixel_values=None: None)
+    clip = transformers.CLIPModel
+    monkeypatch.setattr(clip, 'forward', lambda self, input_ids=None, pixel_values=None: None)
     with pytest.raises(UserError, match="CLIP reads square images alone: pip install -U transformers, or --to onnx"):
         hugging_face.import_transformers(oblong=True)
-    assert hugging_face.import_transformers() is transformers
+    assert hugging_face.import_transformers().CLIPModel is clip     # transformers replaces its module object when it is used first
 
 
 @pytest.mark.parametrize('module, to, sentence', [

@@ -15,6 +15,7 @@ from processor.evaluation import embed
 from processor.history import further_datasets, read_evaluations
 from processor.report import RERANKED, names_of, produced_by
 from run_scripts import page
+from tests.support import HANG_TIMEOUT
 from utils.errors import UserError
 from utils.ranking import rank_embeddings
 from utils.tables import METRICS
@@ -31,7 +32,7 @@ def data_of(path):
 def shown(path, words=''):
     """The page's DOM after its script has run."""
     found = subprocess.run([CHROMIUM, '--headless', '--no-sandbox', '--disable-gpu', '--virtual-time-budget=20000', '--dump-dom',
-                            f'file://{path}#{words}'], capture_output=True, text=True, timeout=120)
+                            f'file://{path}#{words}'], capture_output=True, text=True, timeout=HANG_TIMEOUT)
     assert found.returncode == 0, found.stderr
     return found.stdout
 

@@ -4,6 +4,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -217,6 +219,17 @@ def test_the_documented_python_runs(trained, folder, name):
         assert [len(best) for best in names['best']] == [5, 5]
         assert names['look'].similarity == pytest.approx(names['found'][0][1], abs=1e-6)
     assert names['similarity'][:, 0].tolist() == pytest.approx([score for _, score in names['found']], abs=1e-6)
+
+
+@pytest.mark.parametrize('started_in', ['docs', '.'])
+def test_the_notebook_finds_pedestal_from_its_own_folder(started_in):
+    """Jupyter starts a notebook's kernel in the notebook's folder."""
+    root = os.path.dirname(os.path.abspath(pedestal.__file__))
+    setting_up, _ = python_of('desk.ipynb').split('\nimport pedestal\n')
+    code = f'{setting_up}\nimport importlib.util\nprint(importlib.util.find_spec("pedestal").origin, os.getcwd())'
+    environment = {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'}
+    done = subprocess.run([sys.executable, '-c', code], cwd=os.path.join(root, started_in), env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == [os.path.join(root, 'pedestal.py'), root], done.stderr
 
 
 @pytest.mark.parametrize('block', [1, 7, 1000])

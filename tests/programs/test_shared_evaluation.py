@@ -19,7 +19,7 @@ from datasets.synthpedes import generate
 from processor.evaluation import Evaluator, embed
 from processor.recognition import recognise
 from tests.several import Processes
-from tests.support import small_archive
+from tests.support import HANG_TIMEOUT, small_archive
 from utils.errors import UserError
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -153,6 +153,6 @@ def test_torchrun(run):
     alone = results(run)
     os.remove(os.path.join(os.path.dirname(run), 'metrics.json'))
     done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', '2', 'test.py',
-                           *command(run, '--rerank', '3')], cwd=ROOT, capture_output=True, text=True, timeout=120)
+                           *command(run, '--rerank', '3')], cwd=ROOT, capture_output=True, text=True, timeout=HANG_TIMEOUT)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count('each embedding depends on its own sample alone') == 1 and results(run) == alone

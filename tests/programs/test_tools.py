@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from run_scripts import ROOT
+from tests.support import HANG_TIMEOUT
 from utils.options import get_args
 
 TOOLS = sorted(name.removesuffix('.py') for name in os.listdir(os.path.join(ROOT, 'run_scripts'))
@@ -14,7 +15,7 @@ TOOLS = sorted(name.removesuffix('.py') for name in os.listdir(os.path.join(ROOT
 
 
 def program(*words, cwd=ROOT):
-    return subprocess.run([sys.executable, *words], cwd=cwd, capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, *words], cwd=cwd, capture_output=True, text=True, timeout=HANG_TIMEOUT)
 
 
 def test_every_tool_that_is_told_of_is_there():

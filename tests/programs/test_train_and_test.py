@@ -13,6 +13,7 @@ import yaml
 
 import test as test_program
 import train as train_program
+from tests.support import HANG_TIMEOUT
 from utils.checkpoint import read_checkpoint
 from utils.errors import UserError
 
@@ -150,13 +151,14 @@ def start(command):
 
 def wait_for_step(output, step, process):
     """Until the run has logged ``step``."""
-    for _ in range(1200):
+    deadline = time.time() + HANG_TIMEOUT
+    while time.time() < deadline:
         for folder, _, names in os.walk(output):
             if 'metrics.jsonl' in names and any(line['step'] >= step for line in journal(folder, 'train')):
                 return folder
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.05)
-    raise AssertionError('the run made no step in a minute')
+    raise AssertionError(f'the run made no step in {HANG_TIMEOUT} s')
 
 
 @pytest.mark.parametrize('number, status', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -165,7 +167,7 @@ def test_a_signal_saves_and_leaves_and_the_run_resumes_to_the_same_weights(comma
     process = start(command)
     folder = wait_for_step(tmp_path / 'logs', 8, process)
     process.send_signal(number)
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=HANG_TIMEOUT)
     assert process.returncode == status, errors
     assert 'Traceback' not in errors and '--resume --resume_ckpt_file' in output
     stopped = read_checkpoint(os.path.join(folder, 'last.pth'))
@@ -181,7 +183,7 @@ def test_a_signal_saves_and_leaves_and_the_run_resumes_to_the_same_weights(comma
 
 def test_two_kills(tmp_path):
     tool = subprocess.run([sys.executable, os.path.join(ROOT, 'run_scripts', 'kill_and_resume.py'), '--kills', '2', '--ids', '12',
-                           '--folder', str(tmp_path)], capture_output=True, text=True, timeout=300)
+                           '--folder', str(tmp_path)], capture_output=True, text=True, timeout=HANG_TIMEOUT)
     assert tool.returncode == 0, tool.stdout + tool.stderr
     assert 'the same weights, best checkpoint and metrics after 2 kills' in tool.stdout
 
@@ -193,7 +195,7 @@ def test_sigterm_to_the_group_with_workers_saves(command, tmp_path):
                                text=True, start_new_session=True)
     folder = wait_for_step(tmp_path / 'logs', 2, process)
     os.killpg(process.pid, signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=HANG_TIMEOUT)
     assert process.returncode == 143 and 'Traceback' not in errors, errors
     assert read_checkpoint(os.path.join(folder, 'last.pth'))['total_steps'] >= 2
 
@@ -204,11 +206,11 @@ def test_sigterm_while_workers_start(command, tmp_path):
     process = subprocess.Popen([sys.executable, os.path.join(ROOT, 'train.py'), *command, '--num_epoch', '4', '--num_workers', '2'],
                                cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     children = f'/proc/{process.pid}/task/{process.pid}/children'
-    deadline = time.time() + 120
+    deadline = time.time() + HANG_TIMEOUT
     while time.time() < deadline and process.poll() is None and not (saved(tmp_path) and open(children).read()):
         time.sleep(0.002)
     os.killpg(process.pid, signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=HANG_TIMEOUT)
     assert process.returncode == 143 and 'Traceback' not in errors, errors
     assert saved(tmp_path)
 
@@ -327,7 +329,8 @@ def test_a_broken_image_is_named(command, data, tmp_path, workers):
 def test_programs_leave_after_a_broken_image_read_by_a_worker(command, data, tmp_path, run_folder):
     """Python waits for the workers when a program ends."""
     def ended(program, *arguments):
-        return subprocess.run([sys.executable, os.path.join(ROOT, program), *arguments], capture_output=True, text=True, timeout=120)
+        return subprocess.run([sys.executable, os.path.join(ROOT, program), *arguments], capture_output=True, text=True,
+                              timeout=HANG_TIMEOUT)
     root, path = broken_copy(data, tmp_path)
     done = ended('train.py', *command, '--root_dir', root, '--num_workers', '8', '--output_dir', str(tmp_path / 'other'))
     assert done.returncode == 2 and f'train.py: error: image {path} cannot be read' in done.stderr, done.stderr

@@ -10,7 +10,7 @@ from torch import nn
 
 from processor.progress import Journal, fact_of
 from solver import build_lr_scheduler, build_optimizer
-from tests.support import options
+from tests.support import HANG_TIMEOUT, options
 from utils.checkpoint import Checkpointer, read_checkpoint
 from utils.errors import UserError
 from utils.iotools import lock_folder
@@ -182,7 +182,7 @@ def test_a_folder_is_locked_until_its_program_ends_by_whatever_way(tmp_path):
               "with lock_folder(sys.argv[1], ''):\n"
               "    child = os.fork()\n"      # a worker that outlives its parent does not keep the lock
               "    if child: print(child, flush=True)\n"
-              "    time.sleep(60)")
+              "    time.sleep(3600)")
     process = subprocess.Popen([sys.executable, '-c', holder, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     child = int(process.stdout.readline())
     try:
@@ -191,7 +191,8 @@ def test_a_folder_is_locked_until_its_program_ends_by_whatever_way(tmp_path):
                 pass
         process.kill()
         process.wait()
-        for _ in range(100):
+        deadline = time.time() + HANG_TIMEOUT
+        while time.time() < deadline:
             try:
                 with lock_folder(str(tmp_path), 'wait for it'):
                     return
