@@ -10,7 +10,6 @@ itself (on another GPU), it takes the runs that nobody is at. The table is print
 Exit status 0 if every run is finished, 1 if not, 130 if stopped.
 """
 import contextlib
-import csv
 import fcntl
 import glob
 import hashlib
@@ -34,6 +33,7 @@ from datasets.synthpedes import is_synthetic
 from processor.history import best_last_mean, read_evaluations
 from processor.report import baselines, read_results
 from utils.checkpoint import sha256_of
+from utils.csv_files import write_csv
 from utils.errors import UserError, unknown
 from utils.iotools import atomic_write, read_json
 from utils.options import Effect, Parser, as_dict, build_parser, get_args, plain, whole
@@ -416,7 +416,7 @@ class Table:
             with atomic_write(os.path.join(self.folder, name)) as file:
                 file.write(f'{content}\n')
         with atomic_write(os.path.join(self.folder, f'{self.stem}.csv')) as file:
-            csv.writer(file, lineterminator='\n').writerows(self.csv_lines())
+            write_csv(file, self.csv_lines())
         return contents[f'{self.stem}.txt']
 
     def line(self, setting):

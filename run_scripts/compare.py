@@ -9,7 +9,6 @@ interval (identities are drawn anew with all their captions, and so are seeds), 
 identities' differences; with several, of Student's t. Holm's correction is over the pairs of a metric. Then: which captions one finds and
 the other doesn't.
 """
-import csv
 import functools
 import glob
 import itertools
@@ -21,6 +20,7 @@ import numpy as np
 
 from run_scripts import start
 from utils.checkpoint import sha256_of
+from utils.csv_files import write_csv
 from utils.errors import UserError, unknown
 from utils.iotools import atomic_write, read_json
 from utils.options import Effect, Parser, build_parser, whole
@@ -221,9 +221,8 @@ def write_captions(path, models, queries):
     """Every caption, and the percentage of each model's seeds that rank a match first."""
     found = [model.reaches('R1').mean(axis=0).tolist() for model in models]
     with atomic_write(path) as file:
-        writer = csv.writer(file, lineterminator='\n')
-        writer.writerow(['pid', 'query', *(model.name for model in models)])
-        writer.writerows(zip(queries.pids.tolist(), queries.names, *found))
+        write_csv(file, [['pid', 'query', *(model.name for model in models)]])
+        write_csv(file, zip(queries.pids.tolist(), queries.names, *found))
 
 
 if __name__ == '__main__':

@@ -4,7 +4,6 @@ A row for each run below --runs, which says what it was trained on, and a column
 evaluated once, as test.py does it, and kept beside the checkpoint (metrics.json, metrics_<dataset>.json): a matrix that was interrupted
 goes on, and one with more runs or datasets evaluates what is new. A run whose embeddings depend on the batch is given one by one.
 """
-import csv
 import io
 import os
 import sys
@@ -16,6 +15,7 @@ from processor.report import ONE_BY_ONE, beside_checkpoint, evaluate, save_resul
 from processor.runs import open_run
 from run_scripts.reproduce_tables import run_folders
 from utils.checkpoint import sha256_of
+from utils.csv_files import write_csv
 from utils.errors import UserError
 from utils.iotools import atomic_write, read_json
 from utils.options import Parser, build_test_parser, parse_test_options
@@ -146,12 +146,11 @@ def tables(cells, metrics, write):
 def as_csv(cells):
     """A line for each cell, in full precision."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator='\n')
-    writer.writerow(['run', 'trained_on', 'tested_on', *METRICS, 'R1_low', 'R1_high', 'mAP_low', 'mAP_high', 'note'])
+    write_csv(text, [['run', 'trained_on', 'tested_on', *METRICS, 'R1_low', 'R1_high', 'mAP_low', 'mAP_high', 'note']])
     for cell in cells:
         bounds = [bound for metric in ('R1', 'mAP') for bound in cell.intervals.get(metric, ('', ''))]
         found = [cell.metrics.get(metric, '') for metric in METRICS]
-        writer.writerow([cell.run, cell.trained_on, cell.tested_on, *found, *bounds, cell.note])
+        write_csv(text, [[cell.run, cell.trained_on, cell.tested_on, *found, *bounds, cell.note]])
     return text.getvalue().rstrip('\n')
 
 
