@@ -19,6 +19,7 @@ from datasets.registry import add_table_options, dataset_class, names
 from datasets.table import is_table
 from utils.errors import UserError, run
 from utils.iotools import read_image, read_json, refuse_irregular
+from utils.terminal import one_line
 
 IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.tif', '.tiff', '.webp')
 
@@ -151,7 +152,7 @@ def main(argv=None):
     for kind, lines in problems.items():
         print(f'{kind} ({len(lines)}):')
         for line in lines:
-            print(f'  {line}')
+            print(f'  {one_line(line)}')
     folder = dataset_class(args.dataset_name, args.columns, args.split_seed).locate(args.root_dir)[0]
     if problems:
         print(f'{folder}: not whole: {", ".join(f"{len(lines)} {kind}" for kind, lines in problems.items())}')
