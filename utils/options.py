@@ -15,7 +15,7 @@ from utils import recipes
 from utils.errors import UserError
 from utils.option_types import Effect, amount, count, decay, positive, fraction, up_to, weight, whole, yes_no
 from utils.parser import Parser
-from utils.recipes import FORKS, as_dict, plain, read_recipe, what_its_fork_meant, with_sen_captions
+from utils.recipes import FORKS, as_dict, plain, read_recipe, what_its_fork_meant, with_sen_captions, without_flags
 from utils.reranking import RERANK_SCORES
 from utils.safe_yaml import read_yaml
 
@@ -25,7 +25,7 @@ __all__ = ['Effect', 'Parser', 'Room', 'amount', 'as_dict', 'build_parser', 'bui
 
 # Short names for the declarations below.
 NOTHING, RESULT, RUN, CALL = Effect.NOTHING, Effect.RESULT, Effect.RUN, Effect.CALL
-RESUMED, UNPUBLISHED, UNREAD = Effect.RESUMED, Effect.UNPUBLISHED, Effect.UNREAD
+RESUMED, UNPUBLISHED, UNREAD, FLAG = Effect.RESUMED, Effect.UNPUBLISHED, Effect.UNREAD, Effect.FLAG
 
 
 # -- what the rooms above hand in ------------------------------------------------------------------------------------------
@@ -154,8 +154,8 @@ def add_model_options(parser):
     model.add_argument('--loss_names', default='sdm+id+mlm', help='which heads train the model, joined by +')
     model.add_argument('--pretrain_choice', default='ViT-B/16',
                        help="an OpenAI CLIP, a file with weights, or scratch:<shape> of configs/clip; open_clip's <model>[:<tag or file>]")
-    yes_no(model, '--trust_archive', False, 'load a TorchScript archive that is not one of OpenAI; it can carry code',
-           effect=RESULT | RESUMED)
+    yes_no(model, '--trust_archive', False, 'load a TorchScript archive that is not one of OpenAI; it can carry code, so '
+           'no recipe can hold this option', effect=RESULT | RESUMED | FLAG)
     model.add_argument('--temperature', type=amount, default=0.02, help='of the similarities, constant')
     model.add_argument('--img_size', type=up_to(10_000), nargs=2, default=(384, 128), metavar=('HEIGHT', 'WIDTH'), help='pixels')
     model.add_argument('--stride_size', type=up_to(10_000), default=16,
@@ -408,7 +408,7 @@ def run_options(path):
     it. Names that Pedestal doesn't know are kept as they are: a fork may have had them."""
     parser = build_parser()
     actions = parser.actions()
-    content = read_yaml(path)
+    content = without_flags(read_yaml(path), parser, path)
     options = {**parser.defaults_in_code, **what_its_fork_meant(content)}
     for name, value in content.items():
         options[name] = parser.typed(name, value, path) if name in actions else value

@@ -48,10 +48,26 @@ def is_of_a_run(content):
     return bool({'training', 'local_rank', 'batch_fields'} & set(content))
 
 
+def without_flags(content, parser, path):
+    """``content`` without the options that the command line alone decides (:attr:`Effect.FLAG`).
+
+    A run writes its own into its configs.yaml, for the record: they are skipped there.
+
+    Raises:
+        UserError: a recipe turns one of them on.
+    """
+    flags = parser.having(Effect.FLAG)
+    turned_on = sorted(name for name in flags & set(content) if content[name] is not False)
+    if turned_on and not is_of_a_run(content):
+        raise UserError(f'{path}, {turned_on[0]}: only the command line can turn this on; remove the line, and give --{turned_on[0]} '
+                        'if you trust where the weights come from')
+    return {name: value for name, value in content.items() if name not in flags}
+
+
 def read_recipe(path, parser):
     """A recipe's options with the flags' types. A key that is no option is an error with the nearest name. Of a run's
     configs.yaml, under whatever name, what describes that run alone (its folder, its resumption) is left out."""
-    content = read_yaml(path)
+    content = without_flags(read_yaml(path), parser, path)
     actions = parser.actions()
     of_a_run = is_of_a_run(content)
     options = what_its_fork_meant(content) if of_a_run else {}
@@ -91,6 +107,6 @@ def as_dict(args):
 
 def dump(args, parser):
     """The options as a recipe's text."""
-    left_out = parser.having(Effect.CALL) | {'batch_fields'}
+    left_out = parser.having(Effect.CALL | Effect.FLAG) | {'batch_fields'}
     options = {name: value for name, value in as_dict(args).items() if name not in left_out}
     return yaml.safe_dump(options, default_flow_style=None, sort_keys=True)
