@@ -22,7 +22,7 @@ from utils.iotools import atomic_write, read_image
 from utils.metrics import table
 from utils.nearest import nearest
 from utils.options import Parser, count
-from utils.pictures import pyplot
+from utils.pictures import as_label, pyplot
 
 TEMPLATE = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'page.html')
 THUMBNAIL = 40, 96   # width and height at most: 20,000 of them take about 20 MB
@@ -62,7 +62,12 @@ def write(path, data):
     with open(TEMPLATE, encoding='utf-8') as file:
         page = file.read()
     with atomic_write(path) as file:
-        file.write(page.replace('"DATA"', json.dumps(data).replace('</', '<\\/')))   # a caption may hold what would end the script
+        file.write(page.replace('"DATA"', as_script(data)))
+
+
+def as_script(data):
+    """JSON for a <script> element. HTML knows several ways out of one, and all begin with ``<``: ``</script>``, ``<!--<script>``."""
+    return json.dumps(data).replace('<', '\\u003c')
 
 
 class Shown:
@@ -140,7 +145,7 @@ def curves(shown):
 
 def drawn(axis, points, style, colour, label):
     if points:
-        axis.plot(*zip(*points), style, color=f'C{colour}', label=label, linewidth=1, markersize=4)
+        axis.plot(*zip(*points), style, color=f'C{colour}', label=as_label(label), linewidth=1, markersize=4)
 
 
 def thumbnail(path):
