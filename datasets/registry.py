@@ -8,9 +8,10 @@ import pkgutil
 
 from datasets.bases import BaseDataset
 from datasets.joined import joined_class
+from datasets.published_splits import split_note
 from datasets.table import COLUMNS, UFINE, as_a_table, is_table, is_ufine, table_class
 from utils import options
-from utils.errors import unknown
+from utils.errors import UserError, unknown
 from utils.option_types import amount, up_to
 
 logger = logging.getLogger('Pedestal.dataset')
@@ -49,6 +50,14 @@ def dataset_class(name, columns=None, split_seed=1):
     if name not in datasets():
         raise unknown('dataset', name, datasets())
     return datasets()[name]
+
+
+def published_split_note(name, counts, split='test'):
+    """:func:`datasets.published_splits.split_note` of a dataset by its name; '' for a table and for one that is not known."""
+    try:
+        return '' if not isinstance(name, str) or is_table(name) else split_note(dataset_class(name), split, counts)
+    except UserError:
+        return ''
 
 
 class DatasetOptions(options.Room):

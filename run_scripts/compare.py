@@ -19,6 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from run_scripts import start
+from datasets.registry import published_split_note
+from processor.report import counts_in
 from utils.checkpoint import sha256_of
 from utils.csv_files import write_csv
 from utils.errors import UserError, unknown
@@ -196,7 +198,9 @@ def notes(models):
     single = [model.name for model in models if len(model.runs) == 1]
     dependent = [run.path for model in models for run in model.runs if not run.independent]
     splits = {str(run.produced_by.get('chosen_by_split')) for model in models for run in model.runs}
-    lines = []
+    by = models[0].runs[0].produced_by
+    split_note = published_split_note(by.get('dataset'), counts_in(by))
+    lines = [f'{split_note}; compare with no published figure'] * bool(split_note)
     if single:
         lines.append(f"one seed alone of {', '.join(single)}: what another seed would give is not in these intervals")
     if dependent:

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 from run_scripts import start
 from datasets.build import build_dataset
-from processor.report import ONE_BY_ONE, beside_checkpoint, evaluate, save_results
+from datasets.registry import published_split_note
+from processor.report import ONE_BY_ONE, beside_checkpoint, counts_in, evaluate, save_results
 from processor.runs import open_run
 from run_scripts.reproduce_tables import run_folders
 from utils.checkpoint import sha256_of
@@ -31,6 +32,7 @@ class Cell:
     metrics: dict = field(default_factory=dict)     # {'R1': percent, ...}
     intervals: dict = field(default_factory=dict)   # {'R1': [low, high], ...}
     note: str = ''
+    split_note: str = ''                            # if the test split is not the published one
 
     def text(self, metric):
         """'61.20 [59.10, 63.30]'"""
@@ -103,6 +105,7 @@ def cell_of(name, dataset, options):
     how = next(iter(content['results']))
     if not content['independence']['holds']:
         how, cell.note = ONE_BY_ONE, 'embeddings depend on the batch: these are one by one'
+    cell.split_note = published_split_note(dataset, counts_in(content['produced_by']))
     cell.metrics, cell.intervals = content['results'][how]['t2i'], content['intervals'][how]['t2i']
     return cell
 
@@ -140,6 +143,7 @@ def tables(cells, metrics, write):
     texts = [write(f'{metric} in percent with 95% intervals: trained on (rows), tested on (columns)', ['run', 'trained on', *datasets],
                    [[*row, *(cell.text(metric) for cell in columns)] for row, columns in rows.items()]) for metric in metrics]
     notes = [f'{cell.run} on {cell.tested_on}: {cell.note}' for cell in cells if cell.note]
+    notes += dict.fromkeys(f'{cell.split_note}; compare with no published figure' for cell in cells if cell.split_note)
     return '\n\n'.join([*texts, *(['\n'.join(notes)] if notes else [])])
 
 
@@ -150,7 +154,8 @@ def as_csv(cells):
     for cell in cells:
         bounds = [bound for metric in ('R1', 'mAP') for bound in cell.intervals.get(metric, ('', ''))]
         found = [cell.metrics.get(metric, '') for metric in METRICS]
-        write_csv(text, [[cell.run, cell.trained_on, cell.tested_on, *found, *bounds, cell.note]])
+        note = '; '.join(filter(None, [cell.note, cell.split_note]))
+        write_csv(text, [[cell.run, cell.trained_on, cell.tested_on, *found, *bounds, note]])
     return text.getvalue().rstrip('\n')
 
 

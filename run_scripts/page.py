@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 from run_scripts import start
 import pedestal
+from datasets.registry import published_split_note
 from processor.evaluation import rankings
 from processor.history import further_datasets, read_evaluations, read_journal
 from processor.report import Report, how_chosen, reranked
@@ -83,7 +84,9 @@ class Shown:
         report.add(self.name, 'as loaded', rankings(queries, gallery, self.q_pids, self.g_pids, parts=people.model.parts), (asked, asked))
         rows, intervals = reranked(people.split)
         rows, intervals = {**report.tables[self.name], **rows}, {**report.intervals[self.name], **intervals}
-        self.table = f'{table(rows, intervals)}\n{how_chosen(args, people.checkpoint)}'
+        counts = len(set(self.g_pids.tolist())), len(self.paths), len(self.captions)
+        lines = [table(rows, intervals), how_chosen(args, people.checkpoint), published_split_note(args.dataset_name, counts)]
+        self.table = '\n'.join(filter(None, lines))
         self.ranks = report.queries['as loaded', 't2i'].first_rank.tolist()
         self.rows = best(F.normalize(queries, dim=1), F.normalize(gallery, dim=1), self.q_pids, self.g_pids, given.top)
         self.history = os.path.dirname(args.checkpoint)
