@@ -21,6 +21,7 @@ from datasets.augmentation import seeded, simclr_transforms
 from datasets.entries import open_entries
 from datasets.fields import FIELDS, CaptionSample
 from datasets.listing import Strings, captions_of, digest_of, open_arrays
+from datasets.published_splits import split_note
 from datasets.released_lists import list_files, read_list, read_reid_list, reid_files
 from datasets.transforms import as_tensor, draw_rand_view, draw_view
 from utils import pixels as known_pixels
@@ -65,7 +66,7 @@ class BaseDataset:
     lookalikes = {}          # {file name: what to do} of files that people have instead of the annotation
     image_key = 'file_path'
     first_pid = 0            # where the training identities' numbers begin
-    published = {}           # {split: (identities, images, captions)} as its paper gives them, for datasets.check
+    published = {}           # {split: (identities, images, captions)} as its paper gives them: datasets.published_splits compares
     captions_per_image = 2   # of a stand-in that datasets.synthpedes writes in this format
     has_val = True           # does a stand-in have a val split?
     recognises = False       # are its attributes what is measured, instead of retrieval?
@@ -89,6 +90,8 @@ class BaseDataset:
         self.test, self.test_id_container = self._evaluation_samples(self.listed['test'])
         if verbose:
             logger.info('%s\n%s', self.dataset_dir, self.statistics())
+            for note in filter(None, (split_note(self, split, self.counts(split)) for split in SPLITS if split in splits)):
+                logger.warning('%s; its figures compare with no published ones', note)
 
     @classmethod
     def locate(cls, root):
@@ -203,8 +206,13 @@ class BaseDataset:
         """The table of identities, images and captions in each split, as text."""
         table = PrettyTable(['split', 'identities', 'images', 'captions'])
         for split in SPLITS:
-            table.add_row([split, len(np.unique(self.listed[split].ids)), len(self.listed[split]), int(self.listed[split].counts.sum())])
+            table.add_row([split, *self.counts(split)])
         return table.get_string()
+
+    def counts(self, split):
+        """``(identities, images, captions)`` of a split."""
+        listed = self.listed[split]
+        return len(np.unique(listed.ids)), len(listed), int(listed.counts.sum())
 
 
 def split_counts(entries):

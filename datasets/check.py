@@ -15,10 +15,12 @@ from prettytable import PrettyTable
 from tqdm import tqdm
 
 from datasets.bases import SPLITS, entry_problem, missing_files, shared_identities, special_captions, split_counts
+from datasets.published_splits import KINDS, differing_counts
 from datasets.registry import add_table_options, dataset_class, names
 from datasets.table import is_table
 from utils.errors import UserError, run
 from utils.iotools import read_image, read_json, refuse_irregular
+from utils.terminal import one_line
 
 IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.tif', '.tiff', '.webp')
 
@@ -38,15 +40,13 @@ def expected_counts(name, folder):
 
 def compare(counts, expected, source):
     """(table of the counts as text, list of differences)."""
-    table, differences = PrettyTable(['split', 'identities', 'images', 'captions']), []
+    table, differences = PrettyTable(['split', *KINDS]), []
     for split in SPLITS:
-        row = [split]
-        for what, count, known in zip(table.field_names[1:], counts[split], expected.get(split, (None,) * 3)):
-            verdict = '' if known is None else ' ok' if count == known else f' differs: {known}'
-            row.append(f'{count}{verdict}')
-            if known not in (None, count):
-                differences.append(f'{split}: {count} {what}, {source} {known}')
-        table.add_row(row)
+        differing = differing_counts(counts[split], expected.get(split))
+        verdicts = {kind: f' differs: {known}' for kind, _, known in differing}
+        same = ' ok' if split in expected else ''
+        table.add_row([split, *(f'{count}{verdicts.get(kind, same)}' for kind, count in zip(KINDS, counts[split]))])
+        differences += [f'{split}: {count} {kind}, {source} {known}' for kind, count, known in differing]
     return table.get_string(), differences
 
 
@@ -151,7 +151,7 @@ def main(argv=None):
     for kind, lines in problems.items():
         print(f'{kind} ({len(lines)}):')
         for line in lines:
-            print(f'  {line}')
+            print(f'  {one_line(line)}')
     folder = dataset_class(args.dataset_name, args.columns, args.split_seed).locate(args.root_dir)[0]
     if problems:
         print(f'{folder}: not whole: {", ".join(f"{len(lines)} {kind}" for kind, lines in problems.items())}')

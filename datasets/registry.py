@@ -5,9 +5,10 @@ import logging
 import os
 import pkgutil
 
+from datasets.published_splits import split_note
 from utils import options
 from utils.declarations import is_pytorch_loaded, load_plugin
-from utils.errors import unknown
+from utils.errors import UserError, unknown
 from utils.help_pages import Topic, first_sentence, own_docstring
 from utils.option_types import amount, up_to
 
@@ -56,6 +57,15 @@ def dataset_class(name, columns=None, split_seed=1):
     if name not in datasets():
         raise unknown('dataset', name, datasets())
     return datasets()[name]
+
+
+def published_split_note(name, counts, split='test'):
+    """:func:`datasets.published_splits.split_note` of a dataset by its name; '' for a table and for one that is not known."""
+    try:
+        known = isinstance(name, str) and not load_plugin('datasets.table').is_table(name)
+        return split_note(dataset_class(name), split, counts) if known else ''
+    except UserError:
+        return ''
 
 
 class DatasetOptions(options.Room):

@@ -6,12 +6,14 @@ import logging
 import os
 import platform
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 import torchvision
 from torch.utils.data import DataLoader
 
 from datasets.joined import first_of
+from datasets.registry import published_split_note
 from datasets.sampler import SplitSampler
 from datasets.synthpedes import baseline_similarities, is_synthetic
 from model import build_model
@@ -147,7 +149,14 @@ def evaluate(args, model, img_loader, txt_loader, checkpoint):
     if args.checkpoint:
         report.training, dataset = course(args)
         report.lines += [in_words(report.training, dataset)] * bool(report.training)
-    report.produced_by = produced_by(args, checkpoint, img_loader.dataset, txt_loader.dataset, names)
+    return with_origin(report, args, checkpoint, img_loader.dataset, txt_loader.dataset, names)
+
+
+def with_origin(report, args, checkpoint, *datasets_and_names):
+    """``report`` with what produced it, and with a line if its test split is not the published one."""
+    report.produced_by = produced_by(args, checkpoint, *datasets_and_names)
+    note = published_split_note(args.dataset_name, counts_in(report.produced_by))
+    report.lines += [f'{note}; compare with no published figure'] * bool(note)
     return report
 
 
@@ -163,8 +172,7 @@ def recognition_alone(args, model, img_loader, txt_loader, checkpoint):
     report.recognise(model, img_loader)
     report.independence = comm.by_first(lambda: check_independence(model, img_loader, txt_loader))
     report.lines.append(how_chosen(args, checkpoint))
-    report.produced_by = produced_by(args, checkpoint, img_loader.dataset, txt_loader.dataset, names)
-    return report
+    return with_origin(report, args, checkpoint, img_loader.dataset, txt_loader.dataset, names)
 
 
 def names_of(args, images, captions):
@@ -263,6 +271,12 @@ def produced_by(args, checkpoint, images, captions, names):
         'machine': torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()}
 
 
+def counts_in(produced_by):
+    """(identities, images, captions) of the test split that a results file is of; None for what an older file does not say."""
+    counts = (produced_by.get(kind) for kind in ('identities', 'images', 'captions'))
+    return tuple(count if isinstance(count, int) else None for count in counts)
+
+
 def split_sha256(images, captions, names):
     """What tells a test split from others: of all captions and images, in order, with their identities."""
     sides = zip((captions.caption_pids, images.image_pids), names)
@@ -317,13 +331,28 @@ def reranked(split):
         return {}, {}
 
 
+class SavedResults(NamedTuple):
+    """What a metrics.json says of a checkpoint: ``tables`` is {how: {task: summary}}, ``counts`` are the test split's."""
+    dataset: str
+    tables: dict
+    independent: bool
+    counts: tuple
+
+    @property
+    def split_note(self):
+        """'' if the test split is the published one, or nothing is published."""
+        return published_split_note(self.dataset, self.counts)
+
+
 def read_results(path, checksum):
-    """(dataset, {how: {task: summary}}, independent) that :func:`save_results` wrote; None if it is not whole or of another checkpoint."""
+    """The :class:`SavedResults` that :func:`save_results` wrote; None if it is not whole or of another checkpoint."""
     try:
         content = read_json(path)
         of_this = content['produced_by']['checkpoint_sha256'] == checksum
         dataset, tables, independent = content['produced_by']['dataset'], content['results'], content['independence']['holds']
         whole = all(isinstance(table['t2i'][metric], (int, float)) for table in tables.values() for metric in METRICS)
+        counts = counts_in(content['produced_by'])
     except (UserError, KeyError, TypeError, AttributeError):  # there is none, or it is of another time or program
         return None
-    return (dataset, tables, independent) if of_this and tables and whole and (independent or ONE_BY_ONE in tables) else None
+    complete = of_this and tables and whole and (independent or ONE_BY_ONE in tables)
+    return SavedResults(dataset, tables, independent, counts) if complete else None

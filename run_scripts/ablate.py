@@ -10,7 +10,6 @@ itself (on another GPU), it takes the runs that nobody is at. The table is print
 Exit status 0 if every run is finished, 1 if not, 130 if stopped.
 """
 import contextlib
-import csv
 import fcntl
 import glob
 import hashlib
@@ -29,11 +28,14 @@ from datetime import timedelta
 from textwrap import shorten
 
 from run_scripts import ROOT, start
-from datasets.build import dataset_of
+from datasets.build import build_dataset, dataset_class, dataset_of
+from datasets.joined import first_of
+from datasets.registry import published_split_note
 from datasets.synthpedes import is_synthetic
 from processor.history import best_last_mean, read_evaluations
 from processor.report import baselines, read_results
 from utils.checkpoint import sha256_of
+from utils.csv_files import write_csv
 from utils.errors import UserError, unknown
 from utils.iotools import atomic_write, read_json
 from utils.options import Effect, Parser, as_dict, build_parser, get_args, plain, whole
@@ -390,6 +392,7 @@ class Table:
         for cell in cells:
             self.settings.setdefault(cell.setting, []).append(cell)
         self.baselines = [row for args in data_of(cells) for row in baseline_rows(args)]
+        self.split_notes = list(filter(None, dict.fromkeys(map(evaluated_split_note, data_of(cells)))))
 
     @property
     def complete(self):
@@ -399,7 +402,8 @@ class Table:
     def heading(self):
         data = data_of(self.cells)
         datasets, splits = (' and '.join(sorted({getattr(args, name) for args in data})) for name in ('dataset_name', 'val_dataset'))
-        return f'{datasets}: mean ± standard deviation over n seeds, in percent; {OF_EPOCHS[self.epoch].format(splits)}'
+        described = f'{datasets}: mean ± standard deviation over n seeds, in percent; {OF_EPOCHS[self.epoch].format(splits)}'
+        return '; '.join([described, *self.split_notes])
 
     def write(self):
         """Write the four files; returns the text."""
@@ -416,7 +420,7 @@ class Table:
             with atomic_write(os.path.join(self.folder, name)) as file:
                 file.write(f'{content}\n')
         with atomic_write(os.path.join(self.folder, f'{self.stem}.csv')) as file:
-            csv.writer(file, lineterminator='\n').writerows(self.csv_lines())
+            write_csv(file, self.csv_lines())
         return contents[f'{self.stem}.txt']
 
     def line(self, setting):
@@ -474,9 +478,21 @@ def results_elsewhere(cell):
     for path in sorted(glob.glob(os.path.join(glob.escape(cell.folder), '*', '*', 'metrics_*.json'))) if cell.finished else ():
         checkpoint = os.path.join(os.path.dirname(path), 'best.pth')
         kept = read_results(path, sha256_of(checkpoint)) if os.path.exists(checkpoint) else None
-        if kept and kept[0] != cell.args.dataset_name:
-            found[kept[0]] = next(iter(kept[1].values()))['t2i']
+        if kept and kept.dataset != cell.args.dataset_name:
+            found[kept.dataset] = next(iter(kept.tables.values()))['t2i']
     return found
+
+
+def evaluated_split_note(args):
+    """A sentence if a run's evaluations are not on a published split; '' if they are, or if the data are gone."""
+    name = args.eval_dataset or first_of(args.dataset_name)
+    try:
+        if not dataset_class(name).published:
+            return ''
+        return published_split_note(name, build_dataset(name, args.root_dir, verbose=False, splits=()).counts(args.val_dataset),
+                                    args.val_dataset)
+    except UserError:
+        return ''
 
 
 def means_and_spreads(metrics):

@@ -9,7 +9,6 @@ interval (identities are drawn anew with all their captions, and so are seeds), 
 identities' differences; with several, of Student's t. Holm's correction is over the pairs of a metric. Then: which captions one finds and
 the other doesn't.
 """
-import csv
 import functools
 import glob
 import itertools
@@ -20,7 +19,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from run_scripts import start
+from datasets.registry import published_split_note
+from processor.report import counts_in
 from utils.checkpoint import sha256_of
+from utils.csv_files import write_csv
 from utils.errors import UserError, unknown
 from utils.iotools import atomic_write, read_json
 from utils.options import Effect, Parser, build_parser, whole
@@ -196,7 +198,9 @@ def notes(models):
     single = [model.name for model in models if len(model.runs) == 1]
     dependent = [run.path for model in models for run in model.runs if not run.independent]
     splits = {str(run.produced_by.get('chosen_by_split')) for model in models for run in model.runs}
-    lines = []
+    by = models[0].runs[0].produced_by
+    split_note = published_split_note(by.get('dataset'), counts_in(by))
+    lines = [f'{split_note}; compare with no published figure'] * bool(split_note)
     if single:
         lines.append(f"one seed alone of {', '.join(single)}: what another seed would give is not in these intervals")
     if dependent:
@@ -221,9 +225,8 @@ def write_captions(path, models, queries):
     """Every caption, and the percentage of each model's seeds that rank a match first."""
     found = [model.reaches('R1').mean(axis=0).tolist() for model in models]
     with atomic_write(path) as file:
-        writer = csv.writer(file, lineterminator='\n')
-        writer.writerow(['pid', 'query', *(model.name for model in models)])
-        writer.writerows(zip(queries.pids.tolist(), queries.names, *found))
+        write_csv(file, [['pid', 'query', *(model.name for model in models)]])
+        write_csv(file, zip(queries.pids.tolist(), queries.names, *found))
 
 
 if __name__ == '__main__':

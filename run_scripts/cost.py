@@ -6,7 +6,6 @@ the images are synthetic pedestrians, which cost as much. PyTorch counts the FLO
 an addition as two: papers that count multiply-adds print half. Each recipe is measured in a process of its own; its memory is the
 peak with the weights, on a CPU beyond what the process held before it made the model. What follows -- goes to every recipe.
 """
-import csv
 import glob
 import io
 import os
@@ -29,6 +28,7 @@ from run_scripts.ablate import split_at_dashes
 from run_scripts.benchmark.child import in_child
 from run_scripts.benchmark.machine import describe_machine, peak_bytes, timed
 from solver import build_optimizer
+from utils.csv_files import write_csv
 from utils.errors import UserError
 from utils.iotools import atomic_write
 from utils.options import Parser, count, get_args
@@ -172,10 +172,8 @@ def cells_of(row):
 
 
 def as_csv(rows):
-    text = io.StringIO()
-    writer = csv.DictWriter(text, ['recipe', 'batch', *COLUMNS, 'others', 'error'], lineterminator='\n')
-    writer.writeheader()
-    writer.writerows(rows)
+    text, names = io.StringIO(), ['recipe', 'batch', *COLUMNS, 'others', 'error']
+    write_csv(text, [names, *([row.get(name, '') for name in names] for row in rows)])
     return text.getvalue()
 
 

@@ -4,7 +4,6 @@ A row for each run below --runs, which says what it was trained on, and a column
 evaluated once, as test.py does it, and kept beside the checkpoint (metrics.json, metrics_<dataset>.json): a matrix that was interrupted
 goes on, and one with more runs or datasets evaluates what is new. A run whose embeddings depend on the batch is given one by one.
 """
-import csv
 import io
 import os
 import sys
@@ -12,10 +11,12 @@ from dataclasses import dataclass, field
 
 from run_scripts import start
 from datasets.build import build_dataset
-from processor.report import ONE_BY_ONE, beside_checkpoint, evaluate, save_results
+from datasets.registry import published_split_note
+from processor.report import ONE_BY_ONE, beside_checkpoint, counts_in, evaluate, save_results
 from processor.runs import open_run
 from run_scripts.reproduce_tables import run_folders
 from utils.checkpoint import sha256_of
+from utils.csv_files import write_csv
 from utils.errors import UserError
 from utils.iotools import atomic_write, read_json
 from utils.options import Parser, build_test_parser, parse_test_options
@@ -31,6 +32,7 @@ class Cell:
     metrics: dict = field(default_factory=dict)     # {'R1': percent, ...}
     intervals: dict = field(default_factory=dict)   # {'R1': [low, high], ...}
     note: str = ''
+    split_note: str = ''                            # if the test split is not the published one
 
     def text(self, metric):
         """'61.20 [59.10, 63.30]'"""
@@ -103,6 +105,7 @@ def cell_of(name, dataset, options):
     how = next(iter(content['results']))
     if not content['independence']['holds']:
         how, cell.note = ONE_BY_ONE, 'embeddings depend on the batch: these are one by one'
+    cell.split_note = published_split_note(dataset, counts_in(content['produced_by']))
     cell.metrics, cell.intervals = content['results'][how]['t2i'], content['intervals'][how]['t2i']
     return cell
 
@@ -140,18 +143,19 @@ def tables(cells, metrics, write):
     texts = [write(f'{metric} in percent with 95% intervals: trained on (rows), tested on (columns)', ['run', 'trained on', *datasets],
                    [[*row, *(cell.text(metric) for cell in columns)] for row, columns in rows.items()]) for metric in metrics]
     notes = [f'{cell.run} on {cell.tested_on}: {cell.note}' for cell in cells if cell.note]
+    notes += dict.fromkeys(f'{cell.split_note}; compare with no published figure' for cell in cells if cell.split_note)
     return '\n\n'.join([*texts, *(['\n'.join(notes)] if notes else [])])
 
 
 def as_csv(cells):
     """A line for each cell, in full precision."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator='\n')
-    writer.writerow(['run', 'trained_on', 'tested_on', *METRICS, 'R1_low', 'R1_high', 'mAP_low', 'mAP_high', 'note'])
+    write_csv(text, [['run', 'trained_on', 'tested_on', *METRICS, 'R1_low', 'R1_high', 'mAP_low', 'mAP_high', 'note']])
     for cell in cells:
         bounds = [bound for metric in ('R1', 'mAP') for bound in cell.intervals.get(metric, ('', ''))]
         found = [cell.metrics.get(metric, '') for metric in METRICS]
-        writer.writerow([cell.run, cell.trained_on, cell.tested_on, *found, *bounds, cell.note])
+        note = '; '.join(filter(None, [cell.note, cell.split_note]))
+        write_csv(text, [[cell.run, cell.trained_on, cell.tested_on, *found, *bounds, note]])
     return text.getvalue().rstrip('\n')
 
 

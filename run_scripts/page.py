@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 from run_scripts import start
 import pedestal
+from datasets.registry import published_split_note
 from processor.evaluation import rankings
 from processor.history import further_datasets, read_evaluations, read_journal
 from processor.report import Report, how_chosen, reranked
@@ -22,7 +23,7 @@ from utils.iotools import atomic_write, read_image
 from utils.metrics import table
 from utils.nearest import nearest
 from utils.options import Parser, count
-from utils.pictures import pyplot
+from utils.pictures import as_label, pyplot
 
 TEMPLATE = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'page.html')
 THUMBNAIL = 40, 96   # width and height at most: 20,000 of them take about 20 MB
@@ -62,7 +63,12 @@ def write(path, data):
     with open(TEMPLATE, encoding='utf-8') as file:
         page = file.read()
     with atomic_write(path) as file:
-        file.write(page.replace('"DATA"', json.dumps(data).replace('</', '<\\/')))   # a caption may hold what would end the script
+        file.write(page.replace('"DATA"', as_script(data)))
+
+
+def as_script(data):
+    """JSON for a <script> element. HTML knows several ways out of one, and all begin with ``<``: ``</script>``, ``<!--<script>``."""
+    return json.dumps(data).replace('<', '\\u003c')
 
 
 class Shown:
@@ -78,7 +84,9 @@ class Shown:
         report.add(self.name, 'as loaded', rankings(queries, gallery, self.q_pids, self.g_pids, parts=people.model.parts), (asked, asked))
         rows, intervals = reranked(people.split)
         rows, intervals = {**report.tables[self.name], **rows}, {**report.intervals[self.name], **intervals}
-        self.table = f'{table(rows, intervals)}\n{how_chosen(args, people.checkpoint)}'
+        counts = len(set(self.g_pids.tolist())), len(self.paths), len(self.captions)
+        lines = [table(rows, intervals), how_chosen(args, people.checkpoint), published_split_note(args.dataset_name, counts)]
+        self.table = '\n'.join(filter(None, lines))
         self.ranks = report.queries['as loaded', 't2i'].first_rank.tolist()
         self.rows = best(F.normalize(queries, dim=1), F.normalize(gallery, dim=1), self.q_pids, self.g_pids, given.top)
         self.history = os.path.dirname(args.checkpoint)
@@ -140,7 +148,7 @@ def curves(shown):
 
 def drawn(axis, points, style, colour, label):
     if points:
-        axis.plot(*zip(*points), style, color=f'C{colour}', label=label, linewidth=1, markersize=4)
+        axis.plot(*zip(*points), style, color=f'C{colour}', label=as_label(label), linewidth=1, markersize=4)
 
 
 def thumbnail(path):

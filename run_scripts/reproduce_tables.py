@@ -2,9 +2,9 @@
 
 Every folder below --logs with a configs.yaml is a run. Its best.pth is evaluated on the test split of its own dataset (or its
 metrics.json is taken, if that is of the same checkpoint) and set beside the row of configs/published/<dataset>.yaml with its
-losses and backbone; where no such row is published, the note says so. A run whose embeddings depend on the batch has a second row: the
-same, one by one. What test.py --dataset_name found on other datasets (metrics_<dataset>.json) is a row in that dataset's table. A folder
-that cannot be evaluated is a row that says why.
+losses and backbone. If no such row is published, or if the test split is not the published one, no figure is beside it, and the note says
+why. A run whose embeddings depend on the batch has a second row: the same, one by one. What test.py --dataset_name found on other
+datasets (metrics_<dataset>.json) is a row in that dataset's table. A folder that cannot be evaluated is a row that says why.
 
 Beside the best epoch, which the test split chose as in the papers, stand Rank-1 of the last epoch and the mean of the last five: the best
 of 60 noisy figures lies above what a run reaches as a rule.
@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from run_scripts import ROOT, start
 from model.heads import parse_loss_names
 from processor.history import best_last_mean, read_evaluations
-from processor.report import ONE_BY_ONE, beside_checkpoint, evaluate, read_results, save_results
+from processor.report import ONE_BY_ONE, SavedResults, beside_checkpoint, counts_in, evaluate, read_results, save_results
 from processor.runs import open_run
 from utils.checkpoint import sha256_of
 from utils.errors import UserError
@@ -96,47 +96,49 @@ def rows_of(folder, logs, overrides=()):
         published = published_row(args)
         row.method = published.get('method', '')
         row.published = {metric: value for metric, value in zip(METRICS, published.get('values', ())) if value is not None}
-        tables, independent = kept_results(args) or evaluated(args)
+        results = kept_results(args) or evaluated(args)
         elsewhere = results_elsewhere(args)
     except Exception as error:  # one broken run must not cost the table of all the others
         row.note = str(error) if isinstance(error, UserError) else f'{type(error).__name__}: {error}'
         return [row]
-    row.note = '' if row.method else why_unpublished(args)
+    row.note = results.split_note if row.method else why_unpublished(args)
+    if results.split_note:
+        row.published = {}
     others = [Row(f'{row.run}, trained on {args.trained_on}', dataset, losses=row.losses, measured=found['t2i'], note=note)
               for dataset, found, note in elsewhere]
-    row.measured = next(iter(tables.values()))['t2i']
+    row.measured = next(iter(results.tables.values()))['t2i']
     evaluations = read_evaluations(os.path.dirname(args.checkpoint))
     if args.dataset_name == args.trained_on and all(one.get('split') == 'test' for one in evaluations):
         row.training = best_last_mean(evaluations)
-    if independent:
+    if results.independent:
         return [row, *others]
     row.note = '; '.join(filter(None, [DEPENDS, row.note]))
-    alone = Row(f'{row.run}, one by one', row.dataset, row.method, row.losses, tables[ONE_BY_ONE]['t2i'], row.published)
+    alone = Row(f'{row.run}, one by one', row.dataset, row.method, row.losses, results.tables[ONE_BY_ONE]['t2i'], row.published)
     return [row, alone, *others]
 
 
 def kept_results(args):
-    """({how: {task: summary}}, independent) of the metrics.json beside the checkpoint if it is of that checkpoint; else None."""
+    """The :class:`~processor.report.SavedResults` beside the checkpoint if they are of that checkpoint; else None."""
     kept = read_results(f"{beside_checkpoint(args, 'metrics')}.json", sha256_of(args.checkpoint))
-    return kept[1:] if kept and kept[0] == args.dataset_name else None
+    return kept if kept and kept.dataset == args.dataset_name else None
 
 
 def results_elsewhere(args):
     """[(dataset, {task: summary}, note)] of the checkpoint on other datasets than the run's own, as far as test.py was run on them."""
     paths = sorted(glob.glob(os.path.join(glob.escape(os.path.dirname(args.checkpoint)), 'metrics_*.json')))
     checksum = sha256_of(args.checkpoint) if paths else None
-    found = [kept for path in paths if (kept := read_results(path, checksum)) and kept[0] != args.trained_on]
+    found = [kept for path in paths if (kept := read_results(path, checksum)) and kept.dataset != args.trained_on]
     note = 'another dataset than it was trained on, which no row is published for'
-    return [(dataset, next(iter(tables.values())), note if independent else f'{DEPENDS}; {note}') for dataset, tables, independent in found]
+    return [(kept.dataset, next(iter(kept.tables.values())), '; '.join([DEPENDS] * (not kept.independent) + [note])) for kept in found]
 
 
 def evaluated(args):
-    """({how: {task: summary}}, independent) of the checkpoint on the test split, kept as metrics.json."""
+    """The :class:`~processor.report.SavedResults` of the checkpoint on the test split, also written as metrics.json."""
     print(f'evaluating {args.checkpoint} on {args.dataset_name}', file=sys.stderr)
     run = open_run(args)
     report = evaluate(args, run.model, run.images, run.captions, run.checkpoint)
     save_results(report, args)
-    return report.tables, report.independent
+    return SavedResults(args.dataset_name, report.tables, report.independent, counts_in(report.produced_by))
 
 
 # -- which published row a run belongs to --------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import pedestal
 from utils.iotools import read_image
 from utils.options import build_test_parser, count, parse_test_options
 from utils.pictures import check_picture, pyplot, save_picture
+from utils.terminal import one_line
 
 GREEN, RED, GREY = '#2ca02c', '#d62728', '#7f7f7f'
 
@@ -50,9 +51,9 @@ def in_words(rows):
     """A line for each caption, and one for each of its images: similarity, whether it is the right person, file."""
     lines = []
     for caption, pid, images in rows:
-        lines.append(caption)
+        lines.append(one_line(caption))
         for path, image_pid, score in images:
-            lines.append(f"  {score:.4f}  {'' if pid is None else 'right  ' if image_pid == pid else 'wrong  '}{path}")
+            lines.append(f"  {score:.4f}  {'' if pid is None else 'right  ' if image_pid == pid else 'wrong  '}{one_line(path)}")
     return '\n'.join(lines)
 
 

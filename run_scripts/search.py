@@ -16,6 +16,7 @@ from utils.errors import UserError
 from utils.iotools import atomic_write
 from utils.options import build_test_parser, count, parse_test_options
 from utils.pictures import check_picture, save_picture
+from utils.terminal import one_line
 
 
 def main(argv=None):
@@ -51,7 +52,7 @@ def main(argv=None):
 def tell(photos):
     """What a user should know of the photos before trusting what is found."""
     for why in list(photos.broken.values())[:10]:
-        print(f'left out: {why}')
+        print(f'left out: {one_line(why)}')
     if len(photos.broken) > 10:
         print(f'and {len(photos.broken) - 10} more; {photos.lines_path} names all')
     if photos.others:

@@ -4,6 +4,8 @@ import re
 import signal
 import sys
 
+from utils.terminal import protect_streams
+
 
 class UserError(Exception):
     """Bad input: the message says what is wrong, where, and what to do. Programs print it and exit with status 2.
@@ -124,6 +126,7 @@ def run(main):
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if hasattr(sys.stdout, 'reconfigure'):
         sys.stdout.reconfigure(errors='backslashreplace')   # a file's name may hold bytes that are no text
+    protect_streams()
     try:
         status = main()
     except UserError as error:

@@ -5,6 +5,14 @@ import os
 from tqdm import tqdm
 
 from utils.errors import UserError
+from utils.terminal import escape_controls
+
+
+class Formatter(logging.Formatter):
+    """Lines without control characters: names and captions come from files."""
+
+    def format(self, record):
+        return escape_controls(super().format(record))
 
 
 class ConsoleHandler(logging.Handler):
@@ -29,7 +37,7 @@ def setup_logger(name, save_dir, if_train, distributed_rank=0):
             except OSError as error:
                 raise UserError(f'cannot write into {save_dir}: {error.strerror}; choose another --output_dir') from None
     for handler in handlers:
-        handler.setFormatter(logging.Formatter('%(asctime)s %(name)s %(levelname)s: %(message)s'))
+        handler.setFormatter(Formatter('%(asctime)s %(name)s %(levelname)s: %(message)s'))
     for target in {logger, ours}:
         for old in target.handlers[:]:
             target.removeHandler(old)

@@ -17,6 +17,7 @@ class Effect(enum.Flag):
     CALL = enum.auto()            # one call of the program. Not taken over either, and not printed as a part of a recipe
     RESUMED = enum.auto()         # with RESULT: may all the same be another one when a run is resumed (how long, how often, where)
     UNPUBLISHED = enum.auto()     # with RESULT: not compared with the published recipe, which is not about it
+    FLAG = enum.auto()            # with others: for the command line alone, because a file that a stranger wrote must not decide it
     UNREAD = enum.auto()          # nothing: a flag of a released command line that its code never reads, or crashes on
 
 

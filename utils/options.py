@@ -16,7 +16,8 @@ from utils.errors import UserError
 from utils.option_types import Effect, amount, count, decay, positive, fraction, up_to, weight, whole, yes_no
 from utils.parser import Parser
 from utils.recipes import (FORKS, as_dict, left_out_notes, plain, rde_notes, read_options, read_recipe,
-                           refuse_other_interface, unknown_keys, what_its_fork_meant, with_rde_losses, with_sen_captions)
+                           refuse_other_interface, unknown_keys, what_its_fork_meant, with_rde_losses, with_sen_captions,
+                           without_flags)
 from utils.safe_yaml import read_yaml
 
 __all__ = ['Effect', 'Parser', 'Room', 'amount', 'as_dict', 'build_parser', 'build_test_parser', 'complete', 'count', 'decay', 'dump',
@@ -31,7 +32,7 @@ RERANK_SCORES = ('caption', 'released')
 
 # Short names for the declarations below.
 NOTHING, RESULT, RUN, CALL = Effect.NOTHING, Effect.RESULT, Effect.RUN, Effect.CALL
-RESUMED, UNPUBLISHED, UNREAD = Effect.RESUMED, Effect.UNPUBLISHED, Effect.UNREAD
+RESUMED, UNPUBLISHED, UNREAD, FLAG = Effect.RESUMED, Effect.UNPUBLISHED, Effect.UNREAD, Effect.FLAG
 
 
 # -- what the rooms above hand in ------------------------------------------------------------------------------------------
@@ -164,8 +165,8 @@ def add_model_options(parser):
     model.add_argument('--loss_names', default='sdm+id+mlm', help='which heads train the model, joined by +')
     model.add_argument('--pretrain_choice', default='ViT-B/16',
                        help="an OpenAI CLIP, a file with weights, or scratch:<shape> of configs/clip; open_clip's <model>[:<tag or file>]")
-    yes_no(model, '--trust_archive', False, 'load a TorchScript archive that is not one of OpenAI; it can carry code',
-           effect=RESULT | RESUMED)
+    yes_no(model, '--trust_archive', False, 'load a TorchScript archive that is not one of OpenAI; it can carry code, so '
+           'no recipe can hold this option', effect=RESULT | RESUMED | FLAG)
     model.add_argument('--temperature', type=amount, default=0.02, help='of the similarities, constant')
     model.add_argument('--img_size', type=up_to(10_000), nargs=2, default=(384, 128), metavar=('HEIGHT', 'WIDTH'), help='pixels')
     model.add_argument('--stride_size', type=up_to(10_000), default=16,
@@ -434,7 +435,7 @@ def run_options(path):
     parser = build_parser()
     actions = parser.actions()
     said = read_options(path)
-    content = with_rde_losses(said)
+    content = without_flags(with_rde_losses(said), parser, path)
     options = {**parser.defaults_in_code, **what_its_fork_meant(content)}
     options.update({name: parser.typed(name, value, path) for name, value in content.items() if name in actions})
     args = complete(argparse.Namespace(**options))

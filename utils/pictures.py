@@ -3,6 +3,7 @@ import os
 
 from utils.errors import UserError
 from utils.iotools import atomic_write
+from utils.terminal import one_line
 
 
 def pyplot():
@@ -11,6 +12,16 @@ def pyplot():
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
     return plt
+
+
+def as_label(name):
+    """A run's or a file's name as matplotlib shows it literally: without mathematics, and in characters that SVG can hold.
+
+    >>> as_label('a$b_\\x1b')
+    'a\\\\$b_\\\\x1b'
+    """
+    text = one_line(name).encode('utf-8', 'backslashreplace').decode().replace('$', r'\$')
+    return f' {text}' if text.startswith('_') else text     # a legend skips labels that begin with _
 
 
 def check_picture(path):

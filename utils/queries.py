@@ -7,7 +7,7 @@ One row a query, in plain CSV: notebooks, R and spreadsheets read it in one line
     pid         the query's identity
     first_rank  the rank of its first match, from 1
     AP, INP     average precision and inverse negative penalty in percent: their means are the table's mAP and mINP
-    query       the caption, or the image's file
+    query       the caption, or the image's file; a quote mark ' before one that a spreadsheet would run (utils.csv_files)
 """
 import csv
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from utils.csv_files import read_csv, write_csv
 from utils.errors import UserError
 from utils.iotools import atomic_write
 from utils.metrics import average_precision, inverse_negative_penalty
@@ -49,12 +50,11 @@ class Queries:
 def write_queries(path, rankings):
     """Write ``{(how, task): Queries}``. A folder that cannot be written raises :class:`UserError`."""
     with atomic_write(path) as file:
-        writer = csv.writer(file, lineterminator='\n')
-        writer.writerow(COLUMNS)
+        write_csv(file, [COLUMNS])
         for (how, task), one in rankings.items():
             columns = (one.pids, one.first_rank, one.AP.round(6), one.INP.round(6))   # a millionth of a percent is no difference
             rows = zip(*(column.tolist() for column in columns), one.names, strict=True)
-            writer.writerows((how, task, *row) for row in rows)
+            write_csv(file, ((how, task, *row) for row in rows))
 
 
 def read_queries(path):
@@ -62,7 +62,7 @@ def read_queries(path):
     rankings = {}
     try:
         with open(path, encoding='utf-8', newline='') as file:
-            rows = csv.reader(file)
+            rows = read_csv(file)
             if tuple(next(rows, ())) != COLUMNS:
                 raise UserError(f"{path} holds no queries' results: its columns must be {','.join(COLUMNS)}")
             for how, task, *row in rows:

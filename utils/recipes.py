@@ -136,7 +136,7 @@ def read_recipe(path, parser):
     Raises:
         UserError: a key that is no option, in a recipe or in a configs.yaml of ours; a value that its flag would refuse.
     """
-    content = read_options(path)
+    content = without_flags(read_options(path), parser, path)
     released, actions = is_released(content), parser.actions()
     options = what_its_fork_meant(content) if is_of_a_run(content) else {}
     of_one_run = parser.having(Effect.RUN | Effect.CALL) | {'batch_fields'} if is_of_a_run(content) else ()
@@ -147,6 +147,22 @@ def read_recipe(path, parser):
                     if name in actions and name not in of_one_run})
     meant = with_rde_losses(options) if released else options
     return with_sen_captions(meant), [*left_out_notes(unknown, path), *rde_notes(options, meant, f'{path}: ')]
+
+
+def without_flags(content, parser, path):
+    """``content`` without the options that the command line alone decides (:attr:`Effect.FLAG`).
+
+    A run writes its own into its configs.yaml, for the record: they are skipped there.
+
+    Raises:
+        UserError: a recipe turns one of them on.
+    """
+    flags = parser.having(Effect.FLAG)
+    turned_on = sorted(name for name in flags & set(content) if content[name] is not False)
+    if turned_on and not is_of_a_run(content):
+        raise UserError(f'{path}, {turned_on[0]}: only the command line can turn this on; remove the line, and give --{turned_on[0]} '
+                        'if you trust where the weights come from')
+    return {name: value for name, value in content.items() if name not in flags}
 
 
 def unknown_keys(content, parser):
@@ -185,6 +201,6 @@ def as_dict(args):
 
 def dump(args, parser):
     """The options as a recipe's text."""
-    left_out = parser.having(Effect.CALL) | {'batch_fields'}
+    left_out = parser.having(Effect.CALL | Effect.FLAG) | {'batch_fields'}
     options = {name: value for name, value in as_dict(args).items() if name not in left_out}
     return yaml.safe_dump(options, default_flow_style=None, sort_keys=True)

@@ -12,7 +12,7 @@ import train as train_program
 from datasets import build_dataloader
 from model.clip_weights import build_clip
 from processor.evaluation import retrieval_results
-from run_scripts import compare, matrix
+from run_scripts import ablate, compare, matrix, page
 from utils.errors import UserError
 from utils.options import build_test_parser, parse_test_options
 from utils.queries import read_queries
@@ -154,6 +154,27 @@ def test_each_cell_of_the_matrix_is_evaluated_once(run, data, tmp_path, capsys, 
     assert float(rows[1]['mAP']) == elsewhere['results'][how]['t2i']['mAP'] and float(rows[1]['R1_low']) == low
     assert r'\begin{tabular}' in (tmp_path / 'matrix.tex').read_text() and '| --- |' in (tmp_path / 'matrix.md').read_text()
     assert (tmp_path / 'matrix.txt').read_text() == again.out
+
+
+def test_each_program_says_that_the_split_is_not_the_published_one(run, data, tmp_path, capsys, caplog):
+    """RSTPReid by name, with 6 identities: train.py, test.py, matrix, compare, page and ablate."""
+    by = metrics_of(run)['produced_by']
+    assert by['identities'] == 6
+    note = f"not the published test split of RSTPReid: 6 identities (published: 200), {by['images']} images (1000), " \
+           f"{by['captions']} captions (2000)"
+    assert f'{note}; its figures compare with no published ones' in (run / 'train_log.txt').read_text()
+    assert test_program.main(['--config_file', str(run / 'configs.yaml')]) == 0
+    assert f'\n{note}; compare with no published figure\n' in capsys.readouterr().out
+    matrix.main(['--runs', str(run), '--root_dir', data, '--datasets', 'RSTPReid', '--out', str(tmp_path / 'm')])
+    assert f'\n{note}; compare with no published figure\n' in capsys.readouterr().out
+    with open(tmp_path / 'm.csv', newline='') as file:
+        assert next(csv.DictReader(file))['note'] == note
+    results = compare.read_run(str(run / 'metrics.json'), 'as loaded', 't2i')
+    assert f'{note}; compare with no published figure' in compare.notes([compare.Model('a', [results])])[0]
+    assert note in page.Shown(str(run), page.build_page_parser().parse([str(run)])).table
+    grid = ['--seeds', '1', '--output_dir', str(tmp_path / 'grid'), '--', '--dataset_name', 'RSTPReid', '--root_dir', data]
+    own, after = ablate.split_at_dashes(grid)
+    assert ablate.Table(str(tmp_path / 'grid'), *ablate.build_grid(ablate.build_ablation_parser().parse(own), after)).heading.endswith(note)
 
 
 def test_a_matrix_that_was_interrupted_goes_on(run, data, monkeypatch, capsys):

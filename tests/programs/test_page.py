@@ -1,10 +1,12 @@
 """run_scripts/page.py: what is on the page, and, where Chromium is installed, that a browser shows and filters it."""
 import base64
+import html
 import json
 import os
 import re
 import shutil
 import subprocess
+from xml.dom import minidom
 
 import numpy as np
 import pytest
@@ -100,6 +102,37 @@ def test_a_run_without_a_journal_has_no_curves(tmp_path):
     class Bare:
         name, history = 'bare', str(tmp_path)
     assert page.curves([Bare]) == ''
+
+
+@pytest.mark.parametrize('name', ['_first', 'a$\\frac$b', 'x\x1b[2J', 'x\udcff', '<!--<script>', 'a--b'])
+def test_a_runs_name_cannot_break_the_curves(tmp_path, name):
+    class Run:
+        history = str(tmp_path)
+    Run.name = name
+    (tmp_path / 'metrics.jsonl').write_text(json.dumps({'kind': 'evaluation', 'epoch': 1, 'step': 1, 'R1': 10.0}))
+    assert minidom.parseString(base64.b64decode(page.curves([Run]))).documentElement.tagName == 'svg'
+
+
+HOSTILE = ['<!--<script>', '<!--', '<script>', '</script><b id=x>', ']]>', '<![CDATA[', '\u2028"\\', '&lt;b&gt;']
+
+
+def test_what_is_embedded_cannot_leave_its_script(tmp_path):
+    """Captions, files and the run's name: no ``<`` of theirs is in the page."""
+    data, path = {**many(len(HOSTILE), 20), 'captions': HOSTILE}, str(tmp_path / 'page.html')
+    data['runs'][0]['name'], data['images'][0][2] = HOSTILE[0], HOSTILE[3]
+    page.write(path, data)
+    with open(path, encoding='utf-8') as file, open(page.TEMPLATE, encoding='utf-8') as template:
+        assert file.read().count('<') == template.read().count('<')
+    assert data_of(path) == data
+
+
+@in_a_browser
+def test_a_browser_shows_hostile_captions_as_text(tmp_path):
+    path = str(tmp_path / 'page.html')
+    page.write(path, {**many(len(HOSTILE), 20), 'captions': HOSTILE})
+    dom = shown(path)
+    assert '<p id="error"></p>' in dom and f'{len(HOSTILE)} of {len(HOSTILE)} captions' in dom
+    assert set(map(html.unescape, re.findall(r'<p class="text">(.*?)</p>', dom))) == set(HOSTILE)
 
 
 @in_a_browser

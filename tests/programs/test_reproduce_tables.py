@@ -9,6 +9,7 @@ import pytest
 
 import test as test_program
 import train as train_program
+from datasets.rstpreid import RSTPReid
 from processor.test_run import DEPENDENT
 from run_scripts import reproduce_tables
 from run_scripts.reproduce_tables import METRICS, Row, backbone, main, published_row, rows_of
@@ -97,6 +98,22 @@ def test_a_row_says_its_losses_and_why_no_method_is_beside_it(runs, data, capsys
     assert cells[1:3] == ['-', 'sdm+id']
     assert cells[-1].startswith('no row in configs/published/cuhk-pedes.yaml with these losses, ')
     assert reproduce_tables.why_unpublished(run_of('sdm+id', 'synthpedes')) == 'nothing is published on synthpedes'
+
+
+def test_no_published_figure_is_beside_a_split_that_is_not_the_published_one(runs, data, monkeypatch):
+    """The stand-in's few images are RSTPReid by name alone; its figures are neither above nor below a paper's."""
+    whole = {'method': 'PHP', 'values': [76.70, 92.85, 96.25, 63.47, None]}
+    monkeypatch.setattr(reproduce_tables, 'published_row', lambda args: whole)
+    folder = folder_of(runs, 'php')
+    row, alone = rows_of(folder, runs, ['--root_dir', data])
+    by = metrics_of(folder)['produced_by']
+    assert row.method == alone.method == 'PHP' and row.published == alone.published == {} and '/' not in row.cell('R1')
+    assert row.note.endswith(f"not the published test split of RSTPReid: {by['identities']} identities (published: 200), "
+                             f"{by['images']} images (1000), {by['captions']} captions (2000)")
+    monkeypatch.setattr(RSTPReid, 'published', {'test': (by['identities'], by['images'], by['captions'])})
+    row, alone = rows_of(folder, runs, ['--root_dir', data])
+    assert row.note == 'EMBEDDINGS DEPEND ON THE BATCH' and row.published == alone.published == {'R1': 76.7, 'R5': 92.85, 'R10': 96.25,
+                                                                                              'mAP': 63.47}
 
 
 def test_results_on_other_datasets_are_rows_of_theirs(runs, data, capsys):

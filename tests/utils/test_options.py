@@ -429,3 +429,33 @@ def test_what_draws_at_random_is_no_switch_without_effect():
     parser = build_parser()
     assert 'micro_batch' in parser.having(options.Effect.RESULT)
     assert {'grad_checkpoint', 'compile', 'num_workers'} <= parser.without(options.Effect.RESULT)
+
+
+# -- options of the command line alone -----------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('value', ['true', '"yes"', '1', 'null'])
+def test_a_recipe_cannot_trust_an_archive(tmp_path, value):
+    with pytest.raises(UserError, match='recipe.yaml, trust_archive: only the command line .* give --trust_archive if you trust'):
+        get_args(['--config_file', recipe(tmp_path, f'trust_archive: {value}')])
+    with pytest.raises(UserError, match='only the command line'):
+        run_options(recipe(tmp_path, f'trust_archive: {value}'))
+
+
+def test_a_flag_of_the_command_line_is_taken_beside_a_recipe(tmp_path):
+    path = recipe(tmp_path, 'batch_size: 16\ntrust_archive: false')
+    assert get_args(['--config_file', path, '--trust_archive']).trust_archive is True
+    assert get_args(['--config_file', path]).trust_archive is False
+
+
+def test_a_runs_own_record_of_the_flag_does_not_turn_it_on(tmp_path, capsys):
+    """As a recipe, at a resumption and for test.py: the run's folder may come from anybody."""
+    iotools.save_train_configs(str(tmp_path), get_args(['--trust_archive']))
+    path = str(tmp_path / 'configs.yaml')
+    (tmp_path / 'last.pth').write_bytes(b'')
+    assert options.read_yaml(path)['trust_archive'] is True
+    assert run_options(path).trust_archive is False and get_args(['--config_file', path]).trust_archive is False
+    resume = ['--resume', str(tmp_path)]
+    assert get_args(resume).trust_archive is False and get_args([*resume, '--trust_archive']).trust_archive is True
+    with pytest.raises(SystemExit):
+        get_args(['--trust_archive', '--print_config'])
+    assert 'trust_archive' not in capsys.readouterr().out

@@ -1,0 +1,159 @@
+"""Which requests a local web page answers: an ASGI app around the page's own.
+
+A page on ``localhost`` is in reach of every web site that is open in the same browser. A site may send requests to it (they carry a foreign
+``Origin``), or give its own name the address 127.0.0.1 and read the answers (DNS rebinding: they carry a foreign ``Host``). The guard
+refuses both, all uploads, and, if there is a token, everybody who does not have it.
+"""
+import ipaddress
+import re
+import secrets
+import socket
+from urllib.parse import parse_qs
+
+MOST_BODY = 100_000     # bytes: a caption of the longest that are read, in JSON's escapes
+TOO_LONG = 413, f'A request has at most {MOST_BODY:,} bytes here.'
+COOKIE = 'pedestal_token'
+LOCAL_NAMES = ('localhost', '127.0.0.1', '::1')
+# No other site is loaded from, and none may show the page in a frame.
+POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'"
+
+
+class RequestGuard:
+    """An ASGI app that passes on to ``app`` what is allowed.
+
+    Args:
+        app: the ASGI app of the page.
+        hosts: the names, without a port, that a ``Host`` header may hold.
+        posts: a compiled pattern of the paths that take a POST request, of JSON.
+        token: what a client must know; None: nothing.
+        any_address: whether a ``Host`` may also be any IP address. No web site can give its name that ``Host``.
+    """
+
+    def __init__(self, app, hosts, posts, token=None, any_address=False):
+        self.app, self.hosts, self.posts, self.token = app, {name.lower() for name in hosts}, posts, token
+        self.any_address = any_address
+
+    async def __call__(self, scope, receive, send):
+        if scope['type'] == 'lifespan':
+            await self.app(scope, receive, send)
+        elif scope['type'] != 'http':
+            await send({'type': 'websocket.close', 'code': 1008})
+        elif refusal := self.refusal(scope):
+            await answer(send, *refusal)
+        elif self.token and self.token_in_query(scope):
+            await self.remember_token(send)
+        elif scope['method'] != 'POST':
+            await self.app(scope, receive, with_policy(send))
+        elif (body := await read_body(receive)) is None:
+            await answer(send, *TOO_LONG)
+        else:
+            await self.app(scope, replayed(body, receive), with_policy(send))
+
+    def refusal(self, scope):
+        """``(status, sentence)`` of a request that is not answered; None of any other."""
+        headers = {}
+        for name, value in scope['headers']:
+            headers.setdefault(name.decode('latin-1').lower(), []).append(value.decode('latin-1'))
+        host = headers.get('host', [''])
+        if len(host) != 1 or not self.is_known(host[0]):
+            return 403, 'Open this page by the address that the program prints; --allow_host NAME allows another name.'
+        origins = headers.get('origin', [])
+        if any(origin.lower() not in (f'http://{host[0]}'.lower(), f'https://{host[0]}'.lower()) for origin in origins):
+            return 403, 'Requests of other sites are not answered.'
+        if scope['method'] not in ('GET', 'HEAD', 'POST'):
+            return 405, 'This page takes GET and POST requests alone.'
+        if self.token and not self.has_token(scope, headers):
+            return 401, 'Open this page by the whole address that the program prints, with its token.'
+        if scope['method'] != 'POST':
+            return None
+        if not self.posts.fullmatch(scope['path']):
+            return 405, 'This page takes descriptions and no uploads.'
+        if headers.get('content-type', [''])[0].split(';')[0].strip().lower() != 'application/json':
+            return 415, 'This page takes JSON alone.'
+        length = headers.get('content-length', ['0'])[0]
+        if not length.isdecimal() or int(length[:20]) > MOST_BODY:
+            return TOO_LONG
+        return None
+
+    def is_known(self, host):
+        """Whether a ``Host`` header, a name or an address with or without a port, is one of this page's."""
+        match = re.fullmatch(r'(?:\[([0-9a-f:.]+)\]|([a-z0-9_.-]+))(?::\d{1,5})?', host.lower())
+        name = (match[1] or match[2]) if match else ''
+        return name in self.hosts or self.any_address and is_address(name)
+
+    def token_in_query(self, scope):
+        return self.is_token(parse_qs(scope['query_string'].decode('latin-1')).get('token', [''])[-1])
+
+    def has_token(self, scope, headers):
+        cookies = [pair.strip().partition('=') for line in headers.get('cookie', []) for pair in line.split(';')]
+        given = [value for name, _, value in cookies if name == COOKIE]
+        given += [line[len('Bearer '):] for line in headers.get('authorization', []) if line.startswith('Bearer ')]
+        return self.token_in_query(scope) or any(map(self.is_token, given))
+
+    def is_token(self, text):
+        return secrets.compare_digest(text.encode(), self.token.encode())
+
+    async def remember_token(self, send):
+        """Keep the token in a cookie and out of the address, where histories and screenshots show it."""
+        await answer(send, 303, '', [(b'location', b'/'),
+                                     (b'set-cookie', f'{COOKIE}={self.token}; HttpOnly; SameSite=Lax; Path=/'.encode()),
+                                     (b'referrer-policy', b'no-referrer')])
+
+
+async def answer(send, status, text, headers=()):
+    """Send a whole response of plain text."""
+    await send({'type': 'http.response.start', 'status': status,
+                'headers': [(b'content-type', b'text/plain; charset=utf-8'), (b'connection', b'close'), *headers]})
+    await send({'type': 'http.response.body', 'body': f'{text}\n'.encode()})
+
+
+async def read_body(receive):
+    """A request's body; None if it is too long."""
+    body, message = b'', {'more_body': True}
+    while message.get('more_body') and message.get('type') != 'http.disconnect':
+        message = await receive()
+        body += message.get('body', b'')
+        if len(body) > MOST_BODY:
+            return None
+    return body
+
+
+def replayed(body, receive):
+    """A ``receive`` that gives the ``body`` first, and then what comes after it."""
+    messages = [{'type': 'http.request', 'body': body, 'more_body': False}]
+
+    async def first_the_body():
+        return messages.pop() if messages else await receive()
+    return first_the_body
+
+
+def with_policy(send):
+    """``send`` with the headers that keep a page to itself."""
+    async def send_with_headers(message):
+        if message['type'] == 'http.response.start':
+            message = {**message, 'headers': [*message.get('headers', ()), (b'content-security-policy', POLICY.encode()),
+                                              (b'x-content-type-options', b'nosniff')]}
+        await send(message)
+    return send_with_headers
+
+
+def is_address(text):
+    try:
+        ipaddress.ip_address(text)
+        return True
+    except ValueError:
+        return False
+
+
+def is_loopback(host):
+    """Whether only programs of this machine reach what listens at ``host``.
+
+    >>> [is_loopback(host) for host in ('localhost', '127.0.0.1', '::1', '0.0.0.0', '::', 'gpu1')]
+    [True, True, True, False, False, False]
+    """
+    return host == 'localhost' or is_address(host) and ipaddress.ip_address(host).is_loopback
+
+
+def names_of_this_machine():
+    """What other machines may call this one."""
+    return {socket.gethostname(), socket.getfqdn()} - {''}
