@@ -7,6 +7,7 @@ import torch
 from model.clip_weights import load_safetensors
 from utils.checkpoint import read_torch_file, some
 from utils.errors import UserError
+from utils.weight_names import to_own_names
 
 SWIN_FILE = 'swin_base_patch4_window7_224_22k.pth'
 SWIN_URL = f'https://github.com/SwinTransformer/storage/releases/download/v1.0.0/{SWIN_FILE}'
@@ -59,7 +60,7 @@ def read_weights(path):
     tensors = {name: value for name, value in entries.items() if isinstance(value, torch.Tensor)} if isinstance(entries, dict) else {}
     if not tensors:
         raise UserError(f'{path} holds no weights')
-    return {name.removeprefix('module.'): value for name, value in tensors.items()}
+    return to_own_names(tensors, path)
 
 
 # -- names ------------------------------------------------------------------------------------------------------------------

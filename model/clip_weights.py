@@ -19,9 +19,10 @@ import torch.nn.functional as F
 import yaml
 
 from model.clip_model import CLIP, ClipShape
-from utils.checkpoint import misfits, renamed
+from utils.checkpoint import misfits
 from utils.errors import UserError, unknown
 from utils.weight_files import check_archive, check_weights, read_torch_file, sha256_of, some
+from utils.weight_names import to_own_names
 
 log = logging.getLogger('Pedestal.weights')
 
@@ -191,7 +192,7 @@ def _read(path, trust_archive):
     except Exception:       # unpickling arbitrary bytes raises nearly anything
         raise UserError(f'{path} is truncated or no file of weights') from None
     state = tensors_in(entries, path)
-    state = renamed({name.removeprefix('module.'): value for name, value in state.items()})
+    state = to_own_names(state, path)
     scale = state.get('logit_scale', state.get('base_model.logit_scale'))
     fitted = any(name.startswith('base_model.') for name in state)
     if fitted:      # the heads' parameters are no part of a CLIP

@@ -15,6 +15,7 @@ from utils.checkpoint import load_weights
 from utils.errors import UserError, unknown
 from utils.iotools import atomic_write
 from utils.pixels import Pixels
+from utils.weight_names import to_own_names
 
 logger = logging.getLogger('Pedestal.model')
 
@@ -252,7 +253,7 @@ class OpenClip(Backbone):
         from open_clip.convert import convert_state_dict
         from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed, resize_text_pos_embed
         model = parse(args.pretrain_choice)[0]
-        state = {name.removeprefix('module.'): value for name, value in read_file(path, args.trust_archive).items()}
+        state = to_own_names(read_file(path, args.trust_archive), path)
         fitted = any(name.startswith('base_model.') for name in state)
         if fitted:      # of a run: tables have their size already, and the heads' parameters are for --init_from
             self.fit(args.img_size, model)
