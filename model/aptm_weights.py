@@ -7,6 +7,7 @@ import torch
 from model.clip_weights import load_safetensors
 from utils.checkpoint import read_torch_file, some
 from utils.errors import UserError
+from utils.iotools import read_json
 from utils.weight_names import to_own_names
 
 SWIN_FILE = 'swin_base_patch4_window7_224_22k.pth'
@@ -47,6 +48,14 @@ def bert_file(path):
     if not found:
         raise UserError(f'{path} holds no weights of a BERT ({" or ".join(BERT_FILES)})')
     return found[0]
+
+
+def refuse_other_activation(path):
+    """Raise UserError if the config.json next to BERT's weights names another activation than BERT's own."""
+    file = os.path.join(os.path.dirname(path), 'config.json')
+    found = read_json(file).get('hidden_act', 'gelu') if os.path.isfile(file) else 'gelu'
+    if found != 'gelu':
+        raise UserError(f"{file}: hidden_act is {found!r}, and APTM's text encoder has 'gelu': choose another BERT")
 
 
 def read_weights(path):

@@ -2,8 +2,7 @@
 
 A source is what ``--pretrain_choice`` takes: an OpenAI name (``ViT-B/16``), a path (OpenAI's TorchScript archive, a
 state dict or ``.safetensors``; names as OpenAI, open_clip or Hugging Face write them), or ``scratch:<shape>`` for
-random weights. A file doesn't say which activation its weights were trained with: it is taken to be QuickGELU, as in
-OpenAI's. Weights that open_clip trained with plain GELU load too, and start from somewhat shifted features.
+random weights. Their activation is ``model/activation.py``'s business.
 """
 import http.client
 import logging
@@ -43,24 +42,25 @@ SHAPES_FOLDER = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__f
 WEIGHT_FILES = ('.pt', '.pth', '.bin', '.ckpt', '.safetensors')
 
 
-def build_clip(pretrain_choice, img_size, stride_size, text_length=77, trust_archive=False, download_root=None, text_positions='first'):
+def build_clip(pretrain_choice, img_size, stride_size, text_length=77, trust_archive=False, download_root=None,
+               text_positions='first', activation='quick_gelu'):
     """The :class:`CLIP` of a source, its position tables fitted to ``img_size`` (height, width), ``stride_size`` and
     ``text_length``.
 
     ``trust_archive``: run a TorchScript archive although its checksum is none of OpenAI's. ``download_root``: where
     OpenAI's files are kept (``~/.cache/clip``). ``text_positions``: 'first' takes the table's first ones, 'interpolated' all of
-    them (:func:`fit_text_positions`). Raises UserError for a source that isn't there, is broken, carries code
+    them (:func:`fit_text_positions`). ``activation``: 'quick_gelu' or 'gelu'. Raises UserError for a source that isn't there, is broken, carries code
     or holds other parameters than a CLIP's.
     """
     if pretrain_choice.startswith('scratch:'):
-        return CLIP(shape_named(pretrain_choice), img_size, stride_size, text_length)
+        return CLIP(shape_named(pretrain_choice), img_size, stride_size, text_length, activation)
     if pretrain_choice in OPENAI_SHA256:
         path, trust_archive = openai_file(pretrain_choice, download_root), True
     else:
         path = existing_path(pretrain_choice)
     state, fitted, scale = _read(path, trust_archive)
     with torch.device('meta'):      # no random weights for what is overwritten
-        clip = CLIP(shape_of(state, path), img_size, stride_size, text_length)
+        clip = CLIP(shape_of(state, path), img_size, stride_size, text_length, activation)
     positions = len(state[image_table(clip)]) - 1, len(state['positional_embedding'])
     fit_tables(state, clip, fitted, path, text_positions)
     check_entries(state, clip, path)
@@ -73,9 +73,9 @@ def build_clip(pretrain_choice, img_size, stride_size, text_length=77, trust_arc
     return clip
 
 
-def empty_clip(shape, img_size, stride_size, text_length=77):
+def empty_clip(shape, img_size, stride_size, text_length=77, activation='quick_gelu'):
     """A :class:`CLIP` for a checkpoint to fill: until then its weights are random."""
-    return CLIP(shape, img_size, stride_size, text_length)
+    return CLIP(shape, img_size, stride_size, text_length, activation)
 
 
 def shape_named(pretrain_choice, trust_archive=False):

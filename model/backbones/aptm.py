@@ -189,8 +189,10 @@ class Aptm(Backbone):
     def from_two_files(self, choice):
         """Swin's and BERT's own weights; the projections and cross-attention stay as they were made."""
         swin, bert = choice.split('+', 1) if '+' in choice else (aptm_weights.swin_file(), aptm_weights.bert_folder())
+        bert_file = aptm_weights.bert_file(os.path.expanduser(bert))
+        aptm_weights.refuse_other_activation(bert_file)
         state = {**aptm_weights.from_swin(aptm_weights.read_weights(os.path.expanduser(swin))),
-                 **aptm_weights.from_bert(aptm_weights.read_weights(aptm_weights.bert_file(os.path.expanduser(bert))))}
+                 **aptm_weights.from_bert(aptm_weights.read_weights(bert_file))}
         aptm_weights.load_encoders(self, state, f'{swin} and {bert}', lambda name: '.crossattention.' in name or '_proj.' in name[:12])
         return self
 
