@@ -12,7 +12,7 @@ from model.backbones import backbone_class, refuse_other_family
 from model.clip_model import MLP, ResidualAttentionBlock, Transformer
 from model.heads import Head, active_heads, parse_loss_names, told_of, where
 from utils import precision
-from utils.checkpoint import some
+from utils.checkpoint import as_a_runs, some
 from utils.comm import get_world_size, pick_device
 from utils.errors import UserError
 from utils.peers import ALONE, Alone
@@ -363,19 +363,35 @@ def take_leftover(model, source):
         logger.info('heads from %s: %s%s', source, some(taken) or 'none', f'; left out: {some(rest)}' if rest else '')
 
 
-def build_model(args, num_classes, state_dict=None):
+def replaces_pretrained(args, backbone, weights):
+    """Whether ``weights`` bring all that a new model would take from the files of ``--pretrain_choice``.
+
+    Random weights come from no file. A learned temperature starts from the pretrained one if the weights have none.
+    """
+    if args.pretrain_choice.startswith('scratch:') or not backbone.is_of(weights):
+        return False
+    needs_scale = any(head.reads_pretrained_scale for head in active_heads(args))
+    return not needs_scale or 'logit_scale' in weights and weights['logit_scale'].shape == ()
+
+
+def build_model(args, num_classes, state_dict=None, replaced_by=None):
     """The model that ``args`` describe, on the CPU.
 
     For training, the encoders start from ``--pretrain_choice``. For testing (``args.training`` false) a checkpoint is going
     to fill them, so only their shape is looked up. With ``state_dict``, a trained model's, the shape is read off it and
-    its weights are loaded, strictly.
+    its weights are loaded, strictly. With ``replaced_by``, the weights of ``--init_from`` or ``--resume`` that the caller
+    loads next, the files of ``--pretrain_choice`` are read only if those weights lack what the model needs of them.
     """
-    backbone = backbone_class(args)
+    backbone, to_come = backbone_class(args), state_dict
     if state_dict is not None:
         refuse_other_family(backbone, state_dict, getattr(args, 'checkpoint', None) or 'the checkpoint')
-    model = RetrievalModel(args, num_classes, backbone.build(args, state_dict))
+    elif replaced_by is not None:
+        replaced_by = as_a_runs(replaced_by)
+        refuse_other_family(backbone, replaced_by, args.resume_ckpt_file if args.resume else args.init_from)
+        to_come = replaced_by if replaces_pretrained(args, backbone, replaced_by) else None
+    model = RetrievalModel(args, num_classes, backbone.build(args, to_come))
     take_leftover(model, args.pretrain_choice)
-    if args.training and state_dict is None:
+    if args.training and to_come is None:
         model.weights_loaded()
     if args.compile and args.training:
         compile_blocks(model, pick_device(args.device))

@@ -91,9 +91,9 @@ class SiLULinear(torch.autograd.Function):
 class MLP(nn.Sequential):
     """Linear, activation (``'quick_gelu'`` or ``'gelu'``), Linear, four times as wide in between.
 
-    ``lean``, with QuickGELU: computes the same up to rounding, in less time and memory. QuickGELU's two factors go into the weights on either side of
+    ``lean``: computes the same up to rounding, in less time and memory. QuickGELU's two factors go into the weights on either side of
     it, which are smaller than what is between them, and the gradient keeps the first layer's output alone. Layers that somebody hooked,
-    wrapped or exchanged are called one after the other as ever.
+    wrapped or exchanged, and GELU, are called one after the other as ever.
     """
     lean = False
 

@@ -49,8 +49,8 @@ def build_clip(pretrain_choice, img_size, stride_size, text_length=77, trust_arc
 
     ``trust_archive``: run a TorchScript archive although its checksum is none of OpenAI's. ``download_root``: where
     OpenAI's files are kept (``~/.cache/clip``). ``text_positions``: 'first' takes the table's first ones, 'interpolated' all of
-    them (:func:`fit_text_positions`). ``activation``: 'quick_gelu' or 'gelu'. Raises UserError for a source that isn't there, is broken, carries code
-    or holds other parameters than a CLIP's.
+    them (:func:`fit_text_positions`). ``activation``: 'quick_gelu' or 'gelu'. Raises UserError for a source that isn't
+    there, is broken, carries code or holds other parameters than a CLIP's.
     """
     if pretrain_choice.startswith('scratch:'):
         return CLIP(shape_named(pretrain_choice), img_size, stride_size, text_length, activation)
@@ -76,6 +76,17 @@ def build_clip(pretrain_choice, img_size, stride_size, text_length=77, trust_arc
 def empty_clip(shape, img_size, stride_size, text_length=77, activation='quick_gelu'):
     """A :class:`CLIP` for a checkpoint to fill: until then its weights are random."""
     return CLIP(shape, img_size, stride_size, text_length, activation)
+
+
+def clip_to_replace(pretrain_choice, weights, *sizes):
+    """A :class:`CLIP` without values, for ``weights`` of a run that are loaded next; ``sizes``: as :func:`empty_clip` takes them.
+
+    It draws no random numbers, as :func:`build_clip` draws none for a file.
+    """
+    state = {name[len('base_model.'):]: value for name, value in weights.items() if name.startswith('base_model.')}
+    with torch.device('meta'):
+        clip = CLIP(shape_named(pretrain_choice) if pretrain_choice in OPENAI_SHA256 else shape_of(state), *sizes)
+    return clip.to_empty(device='cpu')
 
 
 def shape_named(pretrain_choice, trust_archive=False):

@@ -73,12 +73,13 @@ def misfits(own, weights):
     return found
 
 
-def start_from(model, path):
+def start_from(model, path, weights=None):
     """``--init_from``: start a new run from another one's weights, or from a CLIP's, such as those that were pretrained on generated
     pedestrians. The encoders must fit; heads that the checkpoint lacks and a classifier over other identities stay as they were made,
-    heads that only it has are left out, and the log says so."""
+    heads that only it has are left out, and the log says so. ``weights``: those of the file, if it was read before."""
     own = model.state_dict()
-    weights = without_prefixes(read_checkpoint(path)['model'], lambda names: any(name in own for name in names), path)
+    weights = read_checkpoint(path)['model'] if weights is None else weights
+    weights = without_prefixes(weights, lambda names: any(name in own for name in names), path)
     weights = as_a_runs(weights)
     prefixes = encoder_names(model)
     encoder = {name: value for name, value in weights.items() if name.startswith(prefixes) and not name.startswith(UNUSED)}

@@ -155,7 +155,9 @@ class Aptm(Backbone):
 
     @classmethod
     def build(cls, args, state_dict=None):
-        backbone = cls.started(args) if state_dict is None else cls(shape_of(state_dict), args.img_size)
+        # A whole model's file can bring heads that the weights to come lack.
+        has_file = args.training and os.path.isfile(os.path.expanduser(args.pretrain_choice))
+        backbone = cls.started(args) if state_dict is None or has_file else cls(shape_of(state_dict), args.img_size)
         backbone.refuse_vocabulary(args)
         return backbone
 

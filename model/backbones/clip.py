@@ -6,7 +6,7 @@ import torch
 from model.activation import ACTIVATIONS, settle_activation
 from model.backbones import Backbone
 from model.clip_model import ResidualAttentionBlock, Transformer
-from model.clip_weights import build_clip, empty_clip, shape_named, shape_of
+from model.clip_weights import build_clip, clip_to_replace, empty_clip, shape_named, shape_of
 from utils import pixels
 from utils.option_types import Effect, open_fraction
 from utils.simple_tokenizer import CleaningTokenizer, SimpleTokenizer
@@ -53,12 +53,15 @@ class Clip(Backbone):
     def build(cls, args, state_dict=None):
         settle_activation(args)
         sizes, activation = (args.img_size, args.stride_size, args.text_length), args.activation
-        if state_dict is not None:
+        if state_dict is not None and not args.training:
             of_clip = {name[len('base_model.'):]: value for name, value in state_dict.items() if name.startswith('base_model.')}
             return cls(empty_clip(shape_of(of_clip), *sizes, activation))
         if args.training:
-            clip = build_clip(args.pretrain_choice, *sizes, args.trust_archive, text_positions=args.text_positions,
-                              activation=activation)
+            if state_dict is not None:
+                clip = clip_to_replace(args.pretrain_choice, state_dict, *sizes, activation)
+            else:
+                clip = build_clip(args.pretrain_choice, *sizes, args.trust_archive, text_positions=args.text_positions,
+                                  activation=activation)
             for block in clip.transformer.resblocks:
                 block.attn.dropout = args.text_dropout
             return cls(clip)

@@ -45,6 +45,8 @@ class Head(nn.Module):
     reads_padding = False   # whether captions must keep their padding in training; true of heads that need text tokens anyway
     released_copies = {}   # {beginning of a name: of another}: entries that checkpoints hold twice, for the released code to read
 
+    reads_pretrained_scale = False   # whether it starts from the temperature that --pretrain_choice was trained with
+
     report_flag = None   # the flag of test.py, without dashes, that asks for report()
     report_help = ''     # the flag's line in test.py --help
     report_needs = ''    # what a run lacks that cannot have the report: '<flag>: this run has no <report_needs>'

@@ -26,6 +26,7 @@ class LearnedScale(nn.Module):
 
 class Contrast(Head):
     """What nitc and ritc share."""
+    reads_pretrained_scale = True
 
     def __init__(self, args, model):
         super().__init__()
