@@ -83,6 +83,7 @@ class RetrievalModel(nn.Module):
             self._register(head)
         self.needs = {need for head in self.heads for need in head.needs}
         self.released_copies = {copy: name for head in self.heads for copy, name in head.released_copies.items()}
+        self.released_names = {ours: theirs for head in self.heads for ours, theirs in head.released_names.items()}
         self.adding = tuple(head for head in self.heads if head.embedding)
         self.parts = self._parts()
         self.refines = any(type(head).refine is not Head.refine or head.embedding and head.embedding_reads_padding for head in self.heads)

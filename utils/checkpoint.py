@@ -9,7 +9,7 @@ from utils.errors import UserError
 from utils.iotools import atomic_write
 from utils.resumption import COUNTERS, UNUSED, check_values, moments_of
 from utils.weight_files import check_weights, plain_name, read_torch_file, sha256_of, some  # noqa: F401 (sha256_of: for others)
-from utils.weight_names import to_own_names, without_prefixes
+from utils.weight_names import replace_prefixes, to_own_names, without_prefixes
 
 logger = logging.getLogger('Pedestal.checkpoint')
 
@@ -146,14 +146,7 @@ class Checkpointer:
         if not self.save_to_disk:
             return
         self.refuse_not_finite(content)
-        path = self.path(name)
-        try:
-            with atomic_write(path, 'wb') as file:
-                torch.save(content, file)
-        except RuntimeError as error:  # torch's writer, when the file's own error (a full disk) stopped it halfway
-            if not isinstance(error.__context__, OSError):
-                raise error.__context__ or error from None
-            raise UserError(f'cannot write {path}: {error.__context__.strerror}; what was there is kept') from None
+        write_checkpoint(content, self.path(name))
 
     def weights(self):
         """The model's state dict, with the copies that a released loader asks for (``model.released_copies``: {beginning of the copy's
@@ -208,6 +201,23 @@ class Checkpointer:
             checkpoint['epoch'] = checkpoint.get('epoch', 0) + 1
         self.resumed = checkpoint
         return checkpoint
+
+
+def write_checkpoint(content, path):
+    """Write ``content`` to ``path`` whole or not at all; no disk space, no permission: :class:`UserError`."""
+    try:
+        with atomic_write(path, 'wb') as file:
+            torch.save(content, file)
+    except RuntimeError as error:  # torch's writer, when the file's own error (a full disk) stopped it halfway
+        if not isinstance(error.__context__, OSError):
+            raise error.__context__ or error from None
+        raise UserError(f'cannot write {path}: {error.__context__.strerror}; what was there is kept') from None
+
+
+def released_weights(model):
+    """The state dict that a model's checkpoints hold, under the names of the method's released code."""
+    weights = {name: value for name, value in Checkpointer(model).weights().items() if name not in model.training_only}
+    return replace_prefixes(weights, model.released_names)
 
 
 def is_divided(value):
