@@ -364,15 +364,21 @@ def take_leftover(model, source):
         logger.info('heads from %s: %s%s', source, some(taken) or 'none', f'; left out: {some(rest)}' if rest else '')
 
 
-def replaces_pretrained(args, backbone, weights):
-    """Whether ``weights`` bring all that a new model would take from the files of ``--pretrain_choice``.
+def build_replaced(args, num_classes, backbone, weights):
+    """The model for ``weights`` that the caller loads next, without the files of ``--pretrain_choice``; None if it needs them.
 
-    Random weights come from no file. A learned temperature starts from the pretrained one if the weights have none.
+    Random weights come from no file. A learned temperature starts from the pretrained one if ``weights`` have none.
     """
     if args.pretrain_choice.startswith('scratch:') or not backbone.is_of(weights):
-        return False
-    needs_scale = any(head.reads_pretrained_scale for head in active_heads(args))
-    return not needs_scale or 'logit_scale' in weights and weights['logit_scale'].shape == ()
+        return None
+    random_state, activation = torch.get_rng_state(), args.activation
+    model = RetrievalModel(args, num_classes, backbone.build(args, weights))
+    scale, own = weights.get('logit_scale'), model.state_dict().get('logit_scale')
+    if own is None or scale is not None and scale.shape == own.shape:
+        return model
+    torch.set_rng_state(random_state)      # the model is built again, from the same random numbers
+    args.activation = activation
+    return None
 
 
 def build_model(args, num_classes, state_dict=None, replaced_by=None):
@@ -383,16 +389,17 @@ def build_model(args, num_classes, state_dict=None, replaced_by=None):
     its weights are loaded, strictly. With ``replaced_by``, the weights of ``--init_from`` or ``--resume`` that the caller
     loads next, the files of ``--pretrain_choice`` are read only if those weights lack what the model needs of them.
     """
-    backbone, to_come = backbone_class(args), state_dict
+    backbone, model = backbone_class(args), None
     if state_dict is not None:
         refuse_other_family(backbone, state_dict, getattr(args, 'checkpoint', None) or 'the checkpoint')
     elif replaced_by is not None:
         replaced_by = as_a_runs(replaced_by)
         refuse_other_family(backbone, replaced_by, args.resume_ckpt_file if args.resume else args.init_from)
-        to_come = replaced_by if replaces_pretrained(args, backbone, replaced_by) else None
-    model = RetrievalModel(args, num_classes, backbone.build(args, to_come))
+        model = build_replaced(args, num_classes, backbone, replaced_by)
+    pretrained = model is None and state_dict is None
+    model = model or RetrievalModel(args, num_classes, backbone.build(args, state_dict))
     take_leftover(model, args.pretrain_choice)
-    if args.training and to_come is None:
+    if args.training and pretrained:
         model.weights_loaded()
     if args.compile and args.training:
         compile_blocks(model, pick_device(args.device))

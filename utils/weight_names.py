@@ -22,11 +22,6 @@ def without_prefixes(weights, fits, source=''):
         fits: ``fits(names)`` says whether names can be read. The shortest prefix that makes it true is stripped; if there
             is none, the names stay.
         source: the file that the log names.
-
-    Example:
-        >>> weights = {'module.model.visual.proj': 1, 'module.model.text_projection': 2}
-        >>> list(without_prefixes(weights, is_known))
-        ['visual.proj', 'text_projection']
     """
     unwrapped = {strip_wrappers(name): value for name, value in weights.items()}
     prefix = common_prefix(list(unwrapped), fits)
@@ -38,7 +33,11 @@ def without_prefixes(weights, fits, source=''):
 
 
 def common_prefix(names, fits):
-    """The shortest prefix of all names without which they fit; '' if there is none."""
+    """The shortest prefix of all names without which they fit; '' if there is none.
+
+    >>> common_prefix(['module.model.visual.proj', 'module.model.text_projection'], is_known)
+    'module.model.'
+    """
     prefix = ''
     while names and not fits(names):
         part = names[0].partition('.')[0] + '.'

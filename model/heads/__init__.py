@@ -46,8 +46,6 @@ class Head(nn.Module):
     released_names = {}    # {beginning of a name: that of the released code}, where the released code has other names than ours
     released_copies = {}   # {beginning of a name: of another}: entries that checkpoints hold twice, for the released code to read
 
-    reads_pretrained_scale = False   # whether it starts from the temperature that --pretrain_choice was trained with
-
     report_flag = None   # the flag of test.py, without dashes, that asks for report()
     report_help = ''     # the flag's line in test.py --help
     report_needs = ''    # what a run lacks that cannot have the report: '<flag>: this run has no <report_needs>'

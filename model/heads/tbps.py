@@ -28,7 +28,6 @@ class LearnedScale(nn.Module):
 
 class Contrast(Head):
     """What nitc and ritc share."""
-    reads_pretrained_scale = True
     released_names = TBPS_NAMES
 
     def __init__(self, args, model):

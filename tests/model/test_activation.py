@@ -11,8 +11,10 @@ from model import build_model
 from model.activation import read_activation
 from model.aptm_weights import refuse_other_activation
 from model.clip_model import QuickGELU
+from processor.report import load_trained
 from tests.support import options, small_archive
 from utils.errors import UserError
+from utils.options import build_test_parser, parse_test_options
 
 TOWERS = ('text', 'vision')
 
@@ -94,6 +96,16 @@ def test_a_new_run_has_the_activation_of_the_run_that_it_starts_from(clip, tmp_p
     assert read_activation(str(tmp_path / 'run' / 'best.pth')) == ('gelu', str(tmp_path / 'run' / 'configs.yaml'))
     assert built(clip, init_from=str(tmp_path / 'run' / 'best.pth'))[1] == 'gelu'
     assert built(str(tmp_path / 'run' / 'best.pth'))[1] == 'gelu'
+
+
+def test_a_clip_before_any_training_is_tested_with_it(clip, tmp_path):
+    (tmp_path / 'config.json').write_text(json.dumps(hugging_face()))
+    for words, activation in (([], 'gelu'), (['--activation', 'quick_gelu'], 'quick_gelu')):
+        args = parse_test_options(build_test_parser('test.py', ''), ['--pretrain_choice', clip, '--device', 'cpu', *words])
+        model, _ = load_trained(args, 1)
+        assert model.base_model.activation == args.activation == activation
+    with pytest.raises(UserError, match='--activation is of the run that --config_file names'):
+        parse_test_options(build_test_parser('test.py', ''), ['--config_file', 'configs.yaml', '--activation', 'gelu'])
 
 
 def test_embeddings_are_those_of_transformers(tmp_path, caplog):

@@ -136,6 +136,18 @@ def test_a_folder_that_is_there_is_left_alone(trained, tmp_path):
         export.main(['--config_file', trained, '--out', str(tmp_path)])
 
 
+def test_transformers_gets_the_activation(trained, tmp_path):
+    pytest.importorskip('transformers')
+    recipe = tmp_path / 'configs.yaml'
+    with open(trained) as file:
+        recipe.write_text(file.read().replace('activation: quick_gelu', 'activation: gelu'))
+    people = pedestal.load(str(recipe), checkpoint=os.path.join(os.path.dirname(trained), 'best.pth'), amp='off', device='cpu')
+    assert "transformers' embeddings are the model's" in hugging_face.as_clip(people, str(tmp_path / 'gelu'))
+    with open(tmp_path / 'gelu' / 'config.json') as file:
+        content = json.load(file)
+    assert [content[f'{side}_config']['hidden_act'] for side in ('text', 'vision')] == ['gelu', 'gelu']
+
+
 def test_a_tbps_clip_run_in_the_released_layout(data, clip, tmp_path, run_folder, capsys):
     """The released eval.py loads what it finds under these names, and says nothing of the rest."""
     train_program.main(['--loss_names', 'nitc+ritc+citc+ss', '--mvs_image', '--preparation', 'tbps', '--root_dir', data,
