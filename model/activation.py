@@ -28,8 +28,9 @@ def read_activation(path):
         file = os.path.join(folder, name)
         found = read(file) if os.path.isfile(file) else None
         if found is not None and found not in ACTIVATIONS:
-            raise UserError(f"{file}: the activation of {os.path.basename(path)} is {found!r}, and CLIP's encoders have "
-                            f"{' or '.join(ACTIVATIONS)} here: choose other weights, or the nearest one by --activation")
+            raise UserError(
+                f"{file}: the activation of {os.path.basename(path)} is {found!r}, and CLIP's encoders have "
+                f"{' or '.join(ACTIVATIONS)} here: choose other weights, or the nearest one by --activation")
         if found is not None:
             return found, file
     return None, None
@@ -70,8 +71,8 @@ def read_description(file):
     try:
         return read_json(file)
     except UserError as error:
-        raise UserError(f'{error}; it can say which activation the weights next to it have: repair or remove it, or give '
-                        '--activation quick_gelu or gelu') from None
+        raise UserError(f'{error}; it can say which activation the weights next to it have: repair or remove it, or '
+                        'give --activation quick_gelu or gelu') from None
 
 
 def settle_activation(args):
@@ -82,8 +83,8 @@ def settle_activation(args):
         args.activation = found or USUAL
         reason = f'{file} says so' if found else f'assumed: {why_assumed(source)}'
     elif is_resumed(args) and args.activation != (found or USUAL):
-        raise UserError(f'--activation {args.activation}: the run of {source} has {found or USUAL}; leave the option out, or start '
-                        'a new run with --init_from')
+        raise UserError(f'--activation {args.activation}: the run of {source} has {found or USUAL}; leave the option out, '
+                        'or start a new run with --init_from')
     else:
         reason = 'the option activation says so'
     log.info('activation of the encoders: %s (%s)', args.activation, reason)
@@ -105,5 +106,5 @@ def why_assumed(source):
         return 'the weights are random'
     if not os.path.isfile(os.path.expanduser(source)):
         return "OpenAI's CLIPs have it"
-    return (f"OpenAI's CLIPs have it, and neither {' nor '.join(READERS)} next to {source} says otherwise; weights that were trained "
-            'with GELU, as most of open_clip\'s were, need --activation gelu')
+    return (f"OpenAI's CLIPs have it, and neither {' nor '.join(READERS)} next to {source} says otherwise; "
+            "weights that were trained with GELU, as most of open_clip's were, need --activation gelu")

@@ -365,9 +365,12 @@ def take_leftover(model, source):
 
 
 def build_replaced(args, num_classes, backbone, weights):
-    """The model for ``weights`` that the caller loads next, without the files of ``--pretrain_choice``; None if it needs them.
+    """Build the model for ``weights`` that the caller loads next, without the files of ``--pretrain_choice``.
 
     Random weights come from no file. A learned temperature starts from the pretrained one if ``weights`` have none.
+
+    Returns:
+        The :class:`RetrievalModel`; None if it needs those files.
     """
     if args.pretrain_choice.startswith('scratch:') or not backbone.is_of(weights):
         return None
@@ -386,8 +389,8 @@ def build_model(args, num_classes, state_dict=None, replaced_by=None):
 
     For training, the encoders start from ``--pretrain_choice``. For testing (``args.training`` false) a checkpoint is going
     to fill them, so only their shape is looked up. With ``state_dict``, a trained model's, the shape is read off it and
-    its weights are loaded, strictly. With ``replaced_by``, the weights of ``--init_from`` or ``--resume`` that the caller
-    loads next, the files of ``--pretrain_choice`` are read only if those weights lack what the model needs of them.
+    its weights are loaded, strictly. With ``replaced_by``, the weights of ``--init_from`` or ``--resume`` that the
+    caller loads next, the files of ``--pretrain_choice`` are read only if those weights lack what the model needs of them.
     """
     backbone, model = backbone_class(args), None
     if state_dict is not None:

@@ -375,8 +375,8 @@ class CLIP(nn.Module):
     """Both encoders, with random weights (``model.clip_weights.build_clip`` fills in pretrained ones).
 
     ``shape``: a :class:`ClipShape`; ``img_size``: (height, width) in pixels; ``stride_size``: pixels between patches (a
-    ResNet has none); ``text_length``: the longest caption in tokens; ``activation``: ``'quick_gelu'`` or ``'gelu'``, of the
-    transformers. Raises UserError for an image that is smaller than a patch.
+    ResNet has none); ``text_length``: the longest caption in tokens; ``activation``: ``'quick_gelu'`` or ``'gelu'``, of
+    the transformers. Raises UserError for an image that is smaller than a patch.
 
     Attributes: ``embed_dim, vocab_size, text_length``; ``has_image_tokens``: False for a ResNet, which gives one vector
     an image; ``grid``: (rows, cols) of the image's positions; ``patch_size, stride_size``: pixels, None for a ResNet.

@@ -79,9 +79,9 @@ def empty_clip(shape, img_size, stride_size, text_length=77, activation='quick_g
 
 
 def clip_to_replace(pretrain_choice, weights, *sizes):
-    """A :class:`CLIP` without values, for ``weights`` of a run that are loaded next; ``sizes``: as :func:`empty_clip` takes them.
+    """A :class:`CLIP` without values, for ``weights`` of a run that are loaded next.
 
-    It draws no random numbers, as :func:`build_clip` draws none for a file.
+    ``sizes``: as :func:`empty_clip` takes them. It draws no random numbers, as :func:`build_clip` draws none for a file.
     """
     state = {name[len('base_model.'):]: value for name, value in weights.items() if name.startswith('base_model.')}
     with torch.device('meta'):

@@ -2,8 +2,8 @@
 
 Writes ``image_encoder.onnx`` and ``text_encoder.onnx`` (any batch size; their embeddings have length 1: they are normalised in the
 graphs, and need not be again), the tokenizer's files and ``config.json``, and compares the embeddings with PyTorch's. ``--to huggingface``
-writes a CLIP that transformers loads, of a run that is a plain one. ``--released_layout --out checkpoint_best.pth`` writes a checkpoint
-that the method's released code loads.
+writes a CLIP that transformers loads, of a run that is a plain one. ``--released_layout --out checkpoint_best.pth``
+writes a checkpoint that the method's released code loads.
 """
 import json
 import os
@@ -39,10 +39,11 @@ class Encoder(torch.nn.Module):
 
 def main(argv=None):
     parser = build_test_parser('export.py', __doc__)
-    parser.add_argument('--out', required=True, help='the folder, or with --released_layout the file, to write; it must not be there yet')
+    parser.add_argument('--out', required=True,
+                        help='the folder, or with --released_layout the file, to write; it must not be there yet')
     parser.add_argument('--to', choices=['onnx', 'huggingface'], default='onnx', help='the format')
     parser.add_argument('--released_layout', action='store_true',
-                        help="write --out as a checkpoint with the names of the method's released code, instead of encoders")
+                        help="write a checkpoint with the names of the method's released code, instead of encoders")
     args = parse_test_options(parser, argv)
     args.device, args.amp = 'cpu', 'off'
     if os.path.exists(args.out):

@@ -15,7 +15,7 @@ logger = logging.getLogger('Pedestal.checkpoint')
 
 
 def read_checkpoint(path, hashed=False):
-    """A checkpoint's dict with the trained weights under ``'model'``, named as Pedestal names them (:func:`to_own_names`); with
+    """A checkpoint's dict with the trained weights under ``'model'``, by Pedestal's names (:func:`to_own_names`); with
     ``hashed`` also ``'sha256'``, of the file that was read. Weights that are no plain tensors raise :class:`UserError`."""
     checkpoint, digest = read_torch_file(path, hashed=True) if hashed else (read_torch_file(path), None)
     if not isinstance(checkpoint, dict):

@@ -37,7 +37,8 @@ class NumberType:
 
     def __setstate__(self, state):
         """``state``: (version, byte order, subarray, names, fields, item size, alignment, flags, ...)"""
-        if type(state) is not tuple or len(state) < 5 or state[2:5] != (None, None, None) or state[1] not in tuple('<>|='):
+        is_plain = type(state) is tuple and len(state) >= 5 and state[2:5] == (None, None, None)
+        if not is_plain or state[1] not in ('<', '>', '|', '='):
             refuse('a numpy.dtype that holds more than numbers')
         self.dtype = self.dtype.newbyteorder(state[1])
 

@@ -40,8 +40,9 @@ def read_torch_file(path, hashed=False):
     except Exception as error:  # unpickling arbitrary bytes raises nearly anything
         if re.search('unsupported (global|class)|trying to (call|instantiate)', str(error), re.IGNORECASE):
             named = re.search(r'GLOBAL (\S+)', str(error))
-            raise UserError(f"{path} holds pickled objects other than tensors and plain data{f' ({named[1]})' if named else ''}, "
-                            'which can carry code, and is not loaded: save its state dict alone') from None
+            which = f' ({named[1]})' if named else ''
+            raise UserError(f'{path} holds pickled objects other than tensors and plain data{which}, which can carry code, '
+                            'and is not loaded: save its state dict alone') from None
         raise UserError(f'{path} is truncated or no file of weights') from None
     if not same:  # a run replaced it meanwhile
         return read_torch_file(path, hashed)

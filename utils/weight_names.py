@@ -5,9 +5,9 @@ logger = logging.getLogger('Pedestal.checkpoint')
 
 # Parts of names that torch.compile, FSDP and activation checkpointing put in, wherever a wrapped module is.
 WRAPPERS = ('_orig_mod.', '_fsdp_wrapped_module.', '_checkpoint_wrapped_module.')
-# What names begin with that a reader knows: ours, OpenAI's, open_clip's, Hugging Face's, TBPS-CLIP's, APTM's, BERT's and Swin's.
-KNOWN = ('base_model.', 'visual.', 'transformer.resblocks.', 'text.', 'text_model.', 'vision_model.', 'encode_text.', 'vision_encoder.',
-         'text_encoder.', 'bert.', 'embeddings.', 'patch_embed.')
+# First parts of names that readers know: ours, OpenAI's, open_clip's, Hugging Face's, TBPS-CLIP's, APTM's, BERT's, Swin's.
+KNOWN = ('base_model.', 'visual.', 'transformer.resblocks.', 'text.', 'text_model.', 'vision_model.', 'encode_text.',
+         'vision_encoder.', 'text_encoder.', 'bert.', 'embeddings.', 'patch_embed.')
 # TBPS-CLIP's text encoder has CLIP's bare names after one of its own.
 TBPS_NAMES = {'encode_text.': 'base_model.', 'visual.': 'base_model.visual.'}
 # Names of SEN's code for what every other codebase calls by IRRA's.
@@ -19,8 +19,8 @@ def without_prefixes(weights, fits, source=''):
 
     Args:
         weights: a state dict.
-        fits: ``fits(names)`` says whether names can be read. The shortest prefix that makes it true is stripped; if there
-            is none, the names stay.
+        fits: ``fits(names)`` says whether names can be read. The shortest prefix that makes it true is stripped; if
+            there is none, the names stay.
         source: the file that the log names.
     """
     unwrapped = {strip_wrappers(name): value for name, value in weights.items()}
@@ -59,7 +59,7 @@ def is_known(names):
 
 
 def to_own_names(weights, source='', fits=is_known):
-    """A state dict under the names that Pedestal reads: without prefixes, and with TBPS-CLIP's and SEN's names replaced."""
+    """A state dict by the names that Pedestal reads: without prefixes, and with TBPS-CLIP's and SEN's names replaced."""
     weights = without_prefixes(weights, fits, source)
     weights = {name.removeprefix('module.'): value for name, value in weights.items()}
     if any(name.startswith('encode_text.') for name in weights):

@@ -45,9 +45,10 @@ class Clip(Backbone):
         parser.add_argument('--text_positions', choices=['first', 'interpolated'], default='first',
                             help="where --text_length is another than the pretrained CLIP's: its first text positions, or all of them, "
                                  'resized linearly (TBPS-CLIP)')
-        parser.add_argument('--activation', choices=['auto', *ACTIVATIONS], default='auto', effect=Effect.RESULT | Effect.RUN,
-                            help="activation of CLIP's encoders; auto: as the configs.yaml, open_clip_config.json or config.json next "
-                                 'to the weights says, else quick_gelu')
+        parser.add_argument('--activation', choices=['auto', *ACTIVATIONS], default='auto',
+                            effect=Effect.RESULT | Effect.RUN,
+                            help="activation of CLIP's encoders; auto: as the configs.yaml, open_clip_config.json or "
+                                 'config.json next to the weights says, else quick_gelu')
 
     @classmethod
     def build(cls, args, state_dict=None):

@@ -64,15 +64,15 @@ def describe(args):
 
 
 def activation(args, config, tag):
-    """(the activation that the weights were trained with, who says so): their tag, the files next to them, or the model's name."""
+    """(the activation that the weights were trained with, who says so): their tag, the files next to them, or the model."""
     model, weights = parse(args.pretrain_choice)
     named = 'quick_gelu' if config.get('quick_gelu') else 'gelu'
     if tag:
         return 'quick_gelu' if tag.get('quick_gelu') else named, f'the tag {weights} says so'
     found, file = read_activation(weights) if weights else (None, None)
     if found == 'gelu' != named:
-        raise UserError(f'--pretrain_choice {model}:{weights}: the model has {named} and {file} says {found}; name the model that the '
-                        f"weights are of, such as {model.removesuffix('-quickgelu')}")
+        raise UserError(f'--pretrain_choice {model}:{weights}: the model has {named} and {file} says {found}; name the model '
+                        f"that the weights are of, such as {model.removesuffix('-quickgelu')}")
     return (found, f'{file} says so') if found else (named, f"assumed: open_clip's {model} has it")
 
 
@@ -268,7 +268,8 @@ class OpenClip(Backbone):
         """(the activation, who says so)"""
         if starts:
             return activation(args, config, library().get_pretrained_cfg(*parse(args.pretrain_choice)))
-        return 'quick_gelu' if config.get('quick_gelu') else 'gelu', f'the {DESCRIPTION} of the run, or open_clip, says so'
+        named = 'quick_gelu' if config.get('quick_gelu') else 'gelu'
+        return named, f'the {DESCRIPTION} of the run, or open_clip, says so'
 
     def load(self, path, args):
         """Take the weights of a file, whichever of the library's dialects it speaks; position tables are fitted to the images."""

@@ -1,4 +1,4 @@
-"""Runs that start from a checkpoint, or go on with one, read nothing of --pretrain_choice: it need not be there, nor a network."""
+"""Runs that start from a checkpoint, or resume one, read nothing of --pretrain_choice and need no network."""
 import glob
 import os
 import shutil
@@ -53,7 +53,7 @@ def saved(model, path, change=lambda weights: weights):
 
 @pytest.mark.parametrize('choice', ['ViT-B/16', '/gone/clip.pt'])
 def test_init_from_gives_the_same_model_without_the_weights(archive, offline, tmp_path, choice):
-    """Of another classifier, whose random numbers are drawn as if the weights had been read."""
+    """The new classifier has the random numbers that it has if the weights are read."""
     path = saved(small_model(archive, 'sdm+id+mlm', seed=1, **SIZES), tmp_path / 'best.pth')
     torch.manual_seed(3)
     expected = build_model(options(loss_names='sdm+id+mlm', pretrain_choice=archive, **SIZES), 9)

@@ -19,7 +19,7 @@ from utils.checkpoint import load_weights, read_checkpoint, released_weights, wr
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 PAIRS = 40      # that FMFA's classifier counts
 SMALL = dict(img_size=(64, 32), text_length=77, cmt_depth=1)
-# What the released code writes beside the weights.
+# Entries that the released code writes next to the weights.
 TRAINING = {'optimizer': {'state': {}, 'param_groups': [{'lr': np.float64(1e-5), 'params': [0]}]}}
 IRRAS = {**TRAINING, 'epoch': 7, 'scheduler': {'last_epoch': 7, 'milestones': (20, 50)}}
 
@@ -121,7 +121,7 @@ def own_folder(tmp_path):
 
 
 def opened(method, path, folder):
-    """What test.py loads from a checkpoint."""
+    """The model that test.py loads from a checkpoint."""
     if method == 'APTM':    # of a shape that is in no file
         model = new_model(method, folder)
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Prefixes that wrappers and training code put before all names of a state dict: stripped if the names fit then, and said."""
+"""Prefixes that wrappers and training code put before all names of a state dict are stripped if the names fit then."""
 import pytest
 import torch
 from torch import nn
@@ -60,7 +60,7 @@ def test_a_prefix_before_the_names_of_aptms_parts(tmp_path):
 
 
 def test_what_torch_compile_puts_into_names_is_dropped():
-    """Of a part that was compiled on its own."""
+    """One part of the model was compiled on its own."""
     weights = {'base_model._orig_mod.visual.proj': 1, 'classifier.weight': 2}
     assert to_own_names(weights) == {'base_model.visual.proj': 1, 'classifier.weight': 2}
 
@@ -83,7 +83,7 @@ def test_names_that_would_become_one_stay():
 
 
 class Unknown(nn.Module):
-    """Of a family that nobody knows, whose only part is called as if it were a prefix."""
+    """A family that nobody knows, whose only part has a name like a prefix."""
 
     def __init__(self):
         super().__init__()
