@@ -78,14 +78,20 @@ def empty_clip(shape, img_size, stride_size, text_length=77, activation='quick_g
     return CLIP(shape, img_size, stride_size, text_length, activation)
 
 
-def clip_to_replace(pretrain_choice, weights, *sizes):
-    """A :class:`CLIP` without values, for ``weights`` of a run that are loaded next.
+def clip_to_fill(pretrain_choice, weights, source, *sizes):
+    """A :class:`CLIP` without values, for ``weights`` of a run, the file ``source``, that are loaded next.
 
     ``sizes``: as :func:`empty_clip` takes them. It draws no random numbers, as :func:`build_clip` draws none for a file.
+    Raises UserError if the shape is read off ``weights`` and they do not fit it.
     """
     state = {name[len('base_model.'):]: value for name, value in weights.items() if name.startswith('base_model.')}
+    is_named = pretrain_choice in OPENAI_SHA256
     with torch.device('meta'):
-        clip = CLIP(shape_named(pretrain_choice) if pretrain_choice in OPENAI_SHA256 else shape_of(state), *sizes)
+        clip = CLIP(shape_named(pretrain_choice) if is_named else shape_of(state, source), *sizes)
+    # Position tables depend on --img_size and --text_length: whoever loads the weights compares these.
+    other = [] if is_named else [text for text in misfits(clip.state_dict(), state) if 'positional_embedding' not in text]
+    if other:
+        raise UserError(f'{source} does not hold the parameters of a CLIP that Pedestal knows (of another size or type: {some(other)})')
     return clip.to_empty(device='cpu')
 
 
@@ -333,6 +339,8 @@ def shape_of(state, source='the state dict'):
     """The :class:`ClipShape` that a state dict (OpenAI's names) has. The number of heads is in no tensor: heads are 64
     wide but in the few published models where it's known otherwise. ``source`` is what an error calls the weights."""
     try:
+        if any(0 in value.shape for value in state.values()):
+            raise ValueError
         text = dict(
             embed_dim=state['text_projection'].shape[1], text_length=state['positional_embedding'].shape[0],
             vocab_size=state['token_embedding.weight'].shape[0], text_width=state['ln_final.weight'].shape[0],

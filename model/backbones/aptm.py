@@ -1,4 +1,5 @@
 """APTM (Yang et al., ACM MM 2023): a Swin image encoder, BERT as text and fusion encoder, and embeddings of their first tokens."""
+import logging
 import os
 import re
 from dataclasses import MISSING, asdict, dataclass, fields
@@ -14,6 +15,8 @@ from utils.errors import UserError, unknown
 from utils.option_types import weight, yes_no
 from utils.pixels import Pixels
 from utils.wordpiece import make_vocabulary, read_vocabulary
+
+logger = logging.getLogger('Pedestal.model')
 
 SHAPES_FOLDER = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), 'configs', 'aptm', 'shapes')
 PUBLISHED = 'aptm-base'
@@ -159,6 +162,7 @@ class Aptm(Backbone):
         has_file = args.training and os.path.isfile(os.path.expanduser(args.pretrain_choice))
         backbone = cls.started(args) if state_dict is None or has_file else cls(shape_of(state_dict), args.img_size)
         backbone.refuse_vocabulary(args)
+        logger.info('activation of the encoders: gelu (Swin and BERT have no other)')
         return backbone
 
     def refuse_vocabulary(self, args):

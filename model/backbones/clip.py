@@ -3,10 +3,10 @@ import functools
 
 import torch
 
-from model.activation import ACTIVATIONS, settle_activation
+from model.activation import ACTIVATIONS, settle_activation, source_of_weights
 from model.backbones import Backbone
 from model.clip_model import ResidualAttentionBlock, Transformer
-from model.clip_weights import build_clip, clip_to_replace, empty_clip, shape_named, shape_of
+from model.clip_weights import build_clip, clip_to_fill, empty_clip, shape_named, shape_of
 from utils import pixels
 from utils.option_types import Effect, open_fraction
 from utils.simple_tokenizer import CleaningTokenizer, SimpleTokenizer
@@ -59,7 +59,7 @@ class Clip(Backbone):
             return cls(empty_clip(shape_of(of_clip), *sizes, activation))
         if args.training:
             if state_dict is not None:
-                clip = clip_to_replace(args.pretrain_choice, state_dict, *sizes, activation)
+                clip = clip_to_fill(args.pretrain_choice, state_dict, source_of_weights(args), *sizes, activation)
             else:
                 clip = build_clip(args.pretrain_choice, *sizes, args.trust_archive, text_positions=args.text_positions,
                                   activation=activation)

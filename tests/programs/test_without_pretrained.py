@@ -98,6 +98,18 @@ def test_what_does_not_fit_is_refused_as_before(archive, offline, tmp_path):
         replaced('ViT-B/16', saved(tiny('itc'), tmp_path / 'aptm.pth'))
 
 
+@pytest.mark.parametrize('name, shape, message', [
+    ('text_projection', (64,), 'is no CLIP that Pedestal knows: its tensors have other dimensions'),
+    ('visual.conv1.weight', (0, 3, 16, 16), 'is no CLIP that Pedestal knows: its tensors have other dimensions'),
+    ('ln_final.weight', (6400,), r'does not hold the parameters of a CLIP.*\[64, 64\] for \[6400, 64\]'),
+    ('visual.conv1.weight', (100, 3, 16, 16), 'a transformer of width 100 cannot be divided into heads of 64')])
+def test_weights_that_do_not_fit_each_other_are_one_sentence(archive, tmp_path, name, shape, message):
+    path = saved(small_model(archive, 'sdm', **SIZES), tmp_path / 'spoilt.pth', lambda weights: {
+        **weights, f'base_model.{name}': torch.zeros(shape)})
+    with pytest.raises(UserError, match=message):
+        replaced('/gone/clip.pt', path)
+
+
 def test_aptms_weights_are_not_asked_for_either(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
     with pytest.raises(UserError, match='no weights of Swin-B'):
