@@ -7,6 +7,8 @@ import torch
 from model.clip_weights import load_safetensors
 from utils.checkpoint import read_torch_file, some
 from utils.errors import UserError
+from utils.iotools import read_json
+from utils.weight_names import to_own_names
 
 SWIN_FILE = 'swin_base_patch4_window7_224_22k.pth'
 SWIN_URL = f'https://github.com/SwinTransformer/storage/releases/download/v1.0.0/{SWIN_FILE}'
@@ -48,6 +50,14 @@ def bert_file(path):
     return found[0]
 
 
+def refuse_other_activation(path):
+    """Raise UserError if the config.json next to BERT's weights names another activation than BERT's own."""
+    file = os.path.join(os.path.dirname(path), 'config.json')
+    found = read_json(file).get('hidden_act', 'gelu') if os.path.isfile(file) else 'gelu'
+    if found != 'gelu':
+        raise UserError(f"{file}: hidden_act is {found!r}, and APTM's text encoder has 'gelu': choose another BERT")
+
+
 def read_weights(path):
     """The tensors of a file: of safetensors, or saved by PyTorch, bare or under ``model`` or ``state_dict``."""
     if path.endswith('.safetensors'):
@@ -59,7 +69,7 @@ def read_weights(path):
     tensors = {name: value for name, value in entries.items() if isinstance(value, torch.Tensor)} if isinstance(entries, dict) else {}
     if not tensors:
         raise UserError(f'{path} holds no weights')
-    return {name.removeprefix('module.'): value for name, value in tensors.items()}
+    return to_own_names(tensors, path)
 
 
 # -- names ------------------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from model.backbones import backbone_class, refuse_other_family
 from model.clip_model import MLP, ResidualAttentionBlock, Transformer
 from model.heads import Head, active_heads, parse_loss_names, told_of, where
 from utils import precision
-from utils.checkpoint import some
+from utils.checkpoint import as_a_runs, some
 from utils.comm import get_world_size, pick_device
 from utils.errors import UserError
 from utils.peers import ALONE, Alone
@@ -83,6 +83,7 @@ class RetrievalModel(nn.Module):
             self._register(head)
         self.needs = {need for head in self.heads for need in head.needs}
         self.released_copies = {copy: name for head in self.heads for copy, name in head.released_copies.items()}
+        self.released_names = {ours: theirs for head in self.heads for ours, theirs in head.released_names.items()}
         self.adding = tuple(head for head in self.heads if head.embedding)
         self.parts = self._parts()
         self.refines = any(type(head).refine is not Head.refine or head.embedding and head.embedding_reads_padding for head in self.heads)
@@ -363,19 +364,45 @@ def take_leftover(model, source):
         logger.info('heads from %s: %s%s', source, some(taken) or 'none', f'; left out: {some(rest)}' if rest else '')
 
 
-def build_model(args, num_classes, state_dict=None):
+def build_replaced(args, num_classes, backbone, weights):
+    """Build the model for ``weights`` that the caller loads next, without the files of ``--pretrain_choice``.
+
+    Random weights come from no file. A learned temperature starts from the pretrained one if ``weights`` have none.
+
+    Returns:
+        The :class:`RetrievalModel`; None if it needs those files.
+    """
+    if args.pretrain_choice.startswith('scratch:') or not backbone.is_of(weights):
+        return None
+    random_state, activation = torch.get_rng_state(), args.activation
+    model = RetrievalModel(args, num_classes, backbone.build(args, weights))
+    scale, own = weights.get('logit_scale'), model.state_dict().get('logit_scale')
+    if own is None or scale is not None and scale.shape == own.shape:
+        return model
+    torch.set_rng_state(random_state)      # the model is built again, from the same random numbers
+    args.activation = activation
+    return None
+
+
+def build_model(args, num_classes, state_dict=None, replaced_by=None):
     """The model that ``args`` describe, on the CPU.
 
     For training, the encoders start from ``--pretrain_choice``. For testing (``args.training`` false) a checkpoint is going
     to fill them, so only their shape is looked up. With ``state_dict``, a trained model's, the shape is read off it and
-    its weights are loaded, strictly.
+    its weights are loaded, strictly. With ``replaced_by``, the weights of ``--init_from`` or ``--resume`` that the
+    caller loads next, the files of ``--pretrain_choice`` are read only if those weights lack what the model needs of them.
     """
-    backbone = backbone_class(args)
+    backbone, model = backbone_class(args), None
     if state_dict is not None:
         refuse_other_family(backbone, state_dict, getattr(args, 'checkpoint', None) or 'the checkpoint')
-    model = RetrievalModel(args, num_classes, backbone.build(args, state_dict))
+    elif replaced_by is not None:
+        replaced_by = as_a_runs(replaced_by)
+        refuse_other_family(backbone, replaced_by, args.resume_ckpt_file if args.resume else args.init_from)
+        model = build_replaced(args, num_classes, backbone, replaced_by)
+    pretrained = model is None and state_dict is None
+    model = model or RetrievalModel(args, num_classes, backbone.build(args, state_dict))
     take_leftover(model, args.pretrain_choice)
-    if args.training and state_dict is None:
+    if args.training and pretrained:
         model.weights_loaded()
     if args.compile and args.training:
         compile_blocks(model, pick_device(args.device))

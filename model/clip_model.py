@@ -89,16 +89,17 @@ class SiLULinear(torch.autograd.Function):
 
 
 class MLP(nn.Sequential):
-    """Linear, QuickGELU, Linear, four times as wide in between.
+    """Linear, activation (``'quick_gelu'`` or ``'gelu'``), Linear, four times as wide in between.
 
     ``lean``: computes the same up to rounding, in less time and memory. QuickGELU's two factors go into the weights on either side of
     it, which are smaller than what is between them, and the gradient keeps the first layer's output alone. Layers that somebody hooked,
-    wrapped or exchanged are called one after the other as ever.
+    wrapped or exchanged, and GELU, are called one after the other as ever.
     """
     lean = False
 
-    def __init__(self, width):
-        super().__init__(OrderedDict(c_fc=nn.Linear(width, 4 * width), gelu=QuickGELU(), c_proj=nn.Linear(4 * width, width)))
+    def __init__(self, width, activation='quick_gelu'):
+        gelu = {'quick_gelu': QuickGELU, 'gelu': nn.GELU}[activation]()
+        super().__init__(OrderedDict(c_fc=nn.Linear(width, 4 * width), gelu=gelu, c_proj=nn.Linear(4 * width, width)))
 
     def forward(self, x):
         if not (self.lean and is_plain(self.c_fc, nn.Linear) and is_plain(self.gelu, QuickGELU) and is_plain(self.c_proj, nn.Linear)):
@@ -176,11 +177,11 @@ def attention_weights(q, k, causal):
 class ResidualAttentionBlock(nn.Module):
     """x + attn(ln_1 x), then x + mlp(ln_2 x)."""
 
-    def __init__(self, width, heads):
+    def __init__(self, width, heads, activation='quick_gelu'):
         super().__init__()
         self.attn = Attention(width, heads)
         self.ln_1 = LayerNorm(width)
-        self.mlp = MLP(width)
+        self.mlp = MLP(width, activation)
         self.ln_2 = LayerNorm(width)
 
     def forward(self, x, causal=False, need_map=False):
@@ -196,10 +197,10 @@ class Transformer(nn.Module):
     arXiv 1604.06174).
     """
 
-    def __init__(self, width, layers, heads):
+    def __init__(self, width, layers, heads, activation='quick_gelu'):
         super().__init__()
         self.grad_checkpoint = False
-        self.resblocks = nn.ModuleList(ResidualAttentionBlock(width, heads) for _ in range(layers))
+        self.resblocks = nn.ModuleList(ResidualAttentionBlock(width, heads, activation) for _ in range(layers))
 
     def forward(self, x, causal=False, need_map=False):
         attention = None
@@ -231,7 +232,7 @@ class VisionTransformer(nn.Module):
     replaces tokens does so between them.
     """
 
-    def __init__(self, shape, img_size, stride_size):
+    def __init__(self, shape, img_size, stride_size, activation='quick_gelu'):
         super().__init__()
         width, patch = shape.vision_width, shape.vision_patch_size
         self.patch_size, self.stride_size = patch, stride_size
@@ -242,7 +243,7 @@ class VisionTransformer(nn.Module):
         self.proj = nn.Parameter(torch.empty(width, shape.embed_dim))
         self.conv1 = nn.Conv2d(3, width, patch, stride_size, bias=False)
         self.ln_pre = LayerNorm(width)
-        self.transformer = Transformer(width, shape.vision_layers, shape.vision_heads)
+        self.transformer = Transformer(width, shape.vision_layers, shape.vision_heads, activation)
         self.ln_post = LayerNorm(width)
 
     def forward(self, images, need_map=False):
@@ -374,24 +375,25 @@ class CLIP(nn.Module):
     """Both encoders, with random weights (``model.clip_weights.build_clip`` fills in pretrained ones).
 
     ``shape``: a :class:`ClipShape`; ``img_size``: (height, width) in pixels; ``stride_size``: pixels between patches (a
-    ResNet has none); ``text_length``: the longest caption in tokens. Raises UserError for an image that is smaller than
-    a patch.
+    ResNet has none); ``text_length``: the longest caption in tokens; ``activation``: ``'quick_gelu'`` or ``'gelu'``, of
+    the transformers. Raises UserError for an image that is smaller than a patch.
 
     Attributes: ``embed_dim, vocab_size, text_length``; ``has_image_tokens``: False for a ResNet, which gives one vector
     an image; ``grid``: (rows, cols) of the image's positions; ``patch_size, stride_size``: pixels, None for a ResNet.
     """
 
-    def __init__(self, shape, img_size, stride_size=16, text_length=77):
+    def __init__(self, shape, img_size, stride_size=16, text_length=77, activation='quick_gelu'):
         super().__init__()
         self.embed_dim, self.vocab_size, self.text_length = shape.embed_dim, shape.vocab_size, text_length
+        self.activation = activation
         self.has_image_tokens = not shape.is_resnet
         self.positional_embedding = nn.Parameter(torch.empty(text_length, shape.text_width))
         self.text_projection = nn.Parameter(torch.empty(shape.text_width, shape.embed_dim))
         if shape.is_resnet:
             self.visual = ModifiedResNet(shape, img_size)
         else:
-            self.visual = VisionTransformer(shape, img_size, stride_size)
-        self.transformer = Transformer(shape.text_width, shape.text_layers, shape.text_heads)
+            self.visual = VisionTransformer(shape, img_size, stride_size, activation)
+        self.transformer = Transformer(shape.text_width, shape.text_layers, shape.text_heads, activation)
         self.token_embedding = nn.Embedding(shape.vocab_size, shape.text_width)
         self.ln_final = LayerNorm(shape.text_width)
         visual = self.visual

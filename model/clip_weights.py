@@ -2,8 +2,7 @@
 
 A source is what ``--pretrain_choice`` takes: an OpenAI name (``ViT-B/16``), a path (OpenAI's TorchScript archive, a
 state dict or ``.safetensors``; names as OpenAI, open_clip or Hugging Face write them), or ``scratch:<shape>`` for
-random weights. A file doesn't say which activation its weights were trained with: it is taken to be QuickGELU, as in
-OpenAI's. Weights that open_clip trained with plain GELU load too, and start from somewhat shifted features.
+random weights. Their activation is ``model/activation.py``'s business.
 """
 import http.client
 import logging
@@ -19,9 +18,10 @@ import torch.nn.functional as F
 import yaml
 
 from model.clip_model import CLIP, ClipShape
-from utils.checkpoint import misfits, renamed
+from utils.checkpoint import misfits
 from utils.errors import UserError, unknown
 from utils.weight_files import check_archive, check_weights, read_torch_file, sha256_of, some
+from utils.weight_names import to_own_names
 
 log = logging.getLogger('Pedestal.weights')
 
@@ -42,24 +42,25 @@ SHAPES_FOLDER = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__f
 WEIGHT_FILES = ('.pt', '.pth', '.bin', '.ckpt', '.safetensors')
 
 
-def build_clip(pretrain_choice, img_size, stride_size, text_length=77, trust_archive=False, download_root=None, text_positions='first'):
+def build_clip(pretrain_choice, img_size, stride_size, text_length=77, trust_archive=False, download_root=None,
+               text_positions='first', activation='quick_gelu'):
     """The :class:`CLIP` of a source, its position tables fitted to ``img_size`` (height, width), ``stride_size`` and
     ``text_length``.
 
     ``trust_archive``: run a TorchScript archive although its checksum is none of OpenAI's. ``download_root``: where
     OpenAI's files are kept (``~/.cache/clip``). ``text_positions``: 'first' takes the table's first ones, 'interpolated' all of
-    them (:func:`fit_text_positions`). Raises UserError for a source that isn't there, is broken, carries code
-    or holds other parameters than a CLIP's.
+    them (:func:`fit_text_positions`). ``activation``: 'quick_gelu' or 'gelu'. Raises UserError for a source that isn't
+    there, is broken, carries code or holds other parameters than a CLIP's.
     """
     if pretrain_choice.startswith('scratch:'):
-        return CLIP(shape_named(pretrain_choice), img_size, stride_size, text_length)
+        return CLIP(shape_named(pretrain_choice), img_size, stride_size, text_length, activation)
     if pretrain_choice in OPENAI_SHA256:
         path, trust_archive = openai_file(pretrain_choice, download_root), True
     else:
         path = existing_path(pretrain_choice)
     state, fitted, scale = _read(path, trust_archive)
     with torch.device('meta'):      # no random weights for what is overwritten
-        clip = CLIP(shape_of(state, path), img_size, stride_size, text_length)
+        clip = CLIP(shape_of(state, path), img_size, stride_size, text_length, activation)
     positions = len(state[image_table(clip)]) - 1, len(state['positional_embedding'])
     fit_tables(state, clip, fitted, path, text_positions)
     check_entries(state, clip, path)
@@ -72,9 +73,26 @@ def build_clip(pretrain_choice, img_size, stride_size, text_length=77, trust_arc
     return clip
 
 
-def empty_clip(shape, img_size, stride_size, text_length=77):
+def empty_clip(shape, img_size, stride_size, text_length=77, activation='quick_gelu'):
     """A :class:`CLIP` for a checkpoint to fill: until then its weights are random."""
-    return CLIP(shape, img_size, stride_size, text_length)
+    return CLIP(shape, img_size, stride_size, text_length, activation)
+
+
+def clip_to_fill(pretrain_choice, weights, source, *sizes):
+    """A :class:`CLIP` without values, for ``weights`` of a run, the file ``source``, that are loaded next.
+
+    ``sizes``: as :func:`empty_clip` takes them. It draws no random numbers, as :func:`build_clip` draws none for a file.
+    Raises UserError if the shape is read off ``weights`` and they do not fit it.
+    """
+    state = {name[len('base_model.'):]: value for name, value in weights.items() if name.startswith('base_model.')}
+    is_named = pretrain_choice in OPENAI_SHA256
+    with torch.device('meta'):
+        clip = CLIP(shape_named(pretrain_choice) if is_named else shape_of(state, source), *sizes)
+    # Position tables depend on --img_size and --text_length: whoever loads the weights compares these.
+    other = [] if is_named else [text for text in misfits(clip.state_dict(), state) if 'positional_embedding' not in text]
+    if other:
+        raise UserError(f'{source} does not hold the parameters of a CLIP that Pedestal knows (of another size or type: {some(other)})')
+    return clip.to_empty(device='cpu')
 
 
 def shape_named(pretrain_choice, trust_archive=False):
@@ -191,7 +209,7 @@ def _read(path, trust_archive):
     except Exception:       # unpickling arbitrary bytes raises nearly anything
         raise UserError(f'{path} is truncated or no file of weights') from None
     state = tensors_in(entries, path)
-    state = renamed({name.removeprefix('module.'): value for name, value in state.items()})
+    state = to_own_names(state, path)
     scale = state.get('logit_scale', state.get('base_model.logit_scale'))
     fitted = any(name.startswith('base_model.') for name in state)
     if fitted:      # the heads' parameters are no part of a CLIP
@@ -321,6 +339,8 @@ def shape_of(state, source='the state dict'):
     """The :class:`ClipShape` that a state dict (OpenAI's names) has. The number of heads is in no tensor: heads are 64
     wide but in the few published models where it's known otherwise. ``source`` is what an error calls the weights."""
     try:
+        if any(0 in value.shape for value in state.values()):
+            raise ValueError
         text = dict(
             embed_dim=state['text_projection'].shape[1], text_length=state['positional_embedding'].shape[0],
             vocab_size=state['token_embedding.weight'].shape[0], text_width=state['ln_final.weight'].shape[0],

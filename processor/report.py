@@ -105,7 +105,9 @@ def load_untrained(args):
     if args.stride_size is None:
         args.stride_size = shape_named(args.pretrain_choice, args.trust_archive).vision_patch_size or 16
     seed_all(args.seed)   # of random weights
-    model = build_model(argparse.Namespace(**{**vars(args), 'training': True}), 1)
+    started = argparse.Namespace(**{**vars(args), 'training': True})
+    model = build_model(started, 1)
+    args.activation = started.activation
     path = os.path.expanduser(args.pretrain_choice)
     checksum = sha256_of(path) if os.path.isfile(path) else OPENAI_SHA256.get(args.pretrain_choice)
     return model.to(pick_device(args.device)), {'sha256': checksum}

@@ -94,9 +94,10 @@ def train_alone(args, device, resumed):
 
     with comm.first_before_others('data'):     # it makes the caches that the others find
         loaders = build_training(args)
-    model = build_model(args, loaders.num_classes)
-    if args.init_from and not args.resume:
-        start_from(model, args.init_from)
+    started = read_checkpoint(args.init_from)['model'] if args.init_from and not args.resume else None
+    model = build_model(args, loaders.num_classes, replaced_by=resumed['model'] if args.resume else started)
+    if started is not None:
+        start_from(model, args.init_from, started)
     model.to(device)
     logger.info('%.1fM parameters, losses %s', parameter_count(model) / 1e6, args.loss_names)
 

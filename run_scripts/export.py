@@ -2,7 +2,8 @@
 
 Writes ``image_encoder.onnx`` and ``text_encoder.onnx`` (any batch size; their embeddings have length 1: they are normalised in the
 graphs, and need not be again), the tokenizer's files and ``config.json``, and compares the embeddings with PyTorch's. ``--to huggingface``
-writes a CLIP that transformers loads, of a run that is a plain one.
+writes a CLIP that transformers loads, of a run that is a plain one. ``--released_layout --out checkpoint_best.pth``
+writes a checkpoint that the method's released code loads.
 """
 import json
 import os
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from run_scripts import start
 import pedestal
 from run_scripts.exports.hugging_face import as_clip
+from utils.checkpoint import released_weights, write_checkpoint
 from utils.errors import UserError
 from utils.iotools import atomic_write
 from utils.options import build_test_parser, parse_test_options
@@ -37,12 +39,18 @@ class Encoder(torch.nn.Module):
 
 def main(argv=None):
     parser = build_test_parser('export.py', __doc__)
-    parser.add_argument('--out', required=True, help='the folder to write; it must not be there yet')
+    parser.add_argument('--out', required=True,
+                        help='the folder, or with --released_layout the file, to write; it must not be there yet')
     parser.add_argument('--to', choices=['onnx', 'huggingface'], default='onnx', help='the format')
+    parser.add_argument('--released_layout', action='store_true',
+                        help="write a checkpoint with the names of the method's released code, instead of encoders")
     args = parse_test_options(parser, argv)
     args.device, args.amp = 'cpu', 'off'
     if os.path.exists(args.out):
         raise UserError(f'{args.out} is there already: name a folder that is not, or remove it')
+    if args.released_layout:
+        write_released(pedestal.People(args), args.out)
+        return
     write = {'onnx': write_onnx, 'huggingface': as_clip}[args.to]
     people = pedestal.People(args)
     parent = os.path.dirname(os.path.abspath(args.out))
@@ -55,6 +63,14 @@ def main(argv=None):
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     print(f'wrote {args.out}')
+
+
+def write_released(people, path):
+    """Write the checkpoint of a run with the names that the method's released code loads."""
+    weights = released_weights(people.model)
+    epoch = {'epoch': people.checkpoint['epoch']} if 'epoch' in people.checkpoint else {}
+    write_checkpoint({'model': weights, **epoch}, path)
+    print(f'wrote {path}: {len(weights)} entries, named as in the released code')
 
 
 def import_onnx():

@@ -88,10 +88,9 @@ def golden_archive(description, path):
     return str(path)
 
 
-def golden_model(name, tmp_path, **changes):
-    """(model in eval mode, vectors, description) of a reference: fitted position tables, all other weights by their names."""
-    from model import build_model
-    vectors, description = golden(name)
+def golden_options(name, tmp_path, **changes):
+    """The options of a reference's model."""
+    description = golden_json(name)
     config = description['config']
     known = build_parser().defaults_in_code
     settings = {key: value for key, value in description['args'].items() if key in known}
@@ -100,7 +99,14 @@ def golden_model(name, tmp_path, **changes):
                     stride_size=config['stride'],
                     pretrain_choice=golden_archive(description, tmp_path / 'clip.pt'), amp='off')
     settings.update(changes)
-    model = build_model(options(**settings), config['num_classes'])
+    return options(**settings)
+
+
+def golden_model(name, tmp_path, **changes):
+    """(model in eval mode, vectors, description) of a reference: fitted position tables, all other weights by their names."""
+    from model import build_model
+    vectors, description = golden(name)
+    model = build_model(golden_options(name, tmp_path, **changes), description['config']['num_classes'])
     with torch.no_grad():
         for key, value in model.state_dict().items():
             if not key.endswith(('positional_embedding', 'decoder_pos_embed', 'running_mean', 'running_var', 'num_batches_tracked')):

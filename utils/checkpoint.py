@@ -9,15 +9,13 @@ from utils.errors import UserError
 from utils.iotools import atomic_write
 from utils.resumption import COUNTERS, UNUSED, check_values, moments_of
 from utils.weight_files import check_weights, plain_name, read_torch_file, sha256_of, some  # noqa: F401 (sha256_of: for others)
+from utils.weight_names import replace_prefixes, to_own_names, without_prefixes
 
 logger = logging.getLogger('Pedestal.checkpoint')
 
-# Names of SEN's code for what every other fork calls by IRRA's.
-RENAMED = {'cross_attn_mlm.': 'cross_attn.', 'cross_modal_transformer_mlm.': 'cross_modal_transformer.'}
-
 
 def read_checkpoint(path, hashed=False):
-    """A checkpoint's dict with the trained weights under ``'model'``, names without DistributedDataParallel's ``module.``; with
+    """A checkpoint's dict with the trained weights under ``'model'``, by Pedestal's names (:func:`to_own_names`); with
     ``hashed`` also ``'sha256'``, of the file that was read. Weights that are no plain tensors raise :class:`UserError`."""
     checkpoint, digest = read_torch_file(path, hashed=True) if hashed else (read_torch_file(path), None)
     if not isinstance(checkpoint, dict):
@@ -29,21 +27,14 @@ def read_checkpoint(path, hashed=False):
             raise UserError(f"{path} is not a checkpoint: it has no 'model', only {', '.join(map(str, list(checkpoint)[:5]))}")
         checkpoint = {'model': checkpoint}
     check_weights(checkpoint['model'], path)
-    checkpoint['model'] = renamed({name.removeprefix('module.'): value for name, value in checkpoint['model'].items()})
+    if not is_own(checkpoint):
+        checkpoint['model'] = to_own_names(checkpoint['model'], path)
     return {**checkpoint, 'sha256': digest} if hashed else checkpoint
 
 
-# Of TBPS-CLIP's checkpoints, whose text encoder has CLIP's bare names behind one of its own.
-TBPS_NAMES = {'encode_text.': 'base_model.', 'visual.': 'base_model.visual.'}
-
-
-def renamed(weights):
-    """A state dict under the names that Pedestal reads."""
-    if any(name.startswith('encode_text.') for name in weights):
-        weights = {next((new + name[len(old):] for old, new in TBPS_NAMES.items() if name.startswith(old)), name): value
-                   for name, value in weights.items()}
-    return {next((new + name[len(old):] for old, new in RENAMED.items() if name.startswith(old)), name): value
-            for name, value in weights.items()}
+def is_own(checkpoint):
+    """Whether Pedestal wrote a checkpoint. Its names are the model's own, whatever they begin with."""
+    return bool({'step', 'val_dataset'} & set(checkpoint))
 
 
 def is_unused(name):
@@ -54,7 +45,8 @@ def load_weights(model, weights, source='the checkpoint', resumed=False):
     """Load a state dict strictly: every entry must be there with its shape; dtypes are converted. Published entries that
     nothing reads are dropped and listed; entries that training alone needs may be missing unless a run is ``resumed``. Anything else
     raises :class:`UserError` and leaves the model as it was."""
-    own, weights = model.state_dict(), renamed(weights)
+    own = model.state_dict()
+    weights = to_own_names(weights, source, lambda names: any(name in own for name in names))
     unused = [name for name in weights if is_unused(name) and name not in own]
     weights = {name: value for name, value in weights.items() if name not in unused}
     spared = set() if resumed else getattr(model, 'training_only', set())
@@ -81,11 +73,14 @@ def misfits(own, weights):
     return found
 
 
-def start_from(model, path):
+def start_from(model, path, weights=None):
     """``--init_from``: start a new run from another one's weights, or from a CLIP's, such as those that were pretrained on generated
     pedestrians. The encoders must fit; heads that the checkpoint lacks and a classifier over other identities stay as they were made,
-    heads that only it has are left out, and the log says so."""
-    weights, own = as_a_runs(read_checkpoint(path)['model']), model.state_dict()
+    heads that only it has are left out, and the log says so. ``weights``: those of the file, if it was read before."""
+    own = model.state_dict()
+    weights = read_checkpoint(path)['model'] if weights is None else weights
+    weights = without_prefixes(weights, lambda names: any(name in own for name in names), path)
+    weights = as_a_runs(weights)
     prefixes = encoder_names(model)
     encoder = {name: value for name, value in weights.items() if name.startswith(prefixes) and not name.startswith(UNUSED)}
     missing = [name for name in own if name.startswith(prefixes) and name not in encoder]
@@ -151,14 +146,7 @@ class Checkpointer:
         if not self.save_to_disk:
             return
         self.refuse_not_finite(content)
-        path = self.path(name)
-        try:
-            with atomic_write(path, 'wb') as file:
-                torch.save(content, file)
-        except RuntimeError as error:  # torch's writer, when the file's own error (a full disk) stopped it halfway
-            if not isinstance(error.__context__, OSError):
-                raise error.__context__ or error from None
-            raise UserError(f'cannot write {path}: {error.__context__.strerror}; what was there is kept') from None
+        write_checkpoint(content, self.path(name))
 
     def weights(self):
         """The model's state dict, with the copies that a released loader asks for (``model.released_copies``: {beginning of the copy's
@@ -213,6 +201,23 @@ class Checkpointer:
             checkpoint['epoch'] = checkpoint.get('epoch', 0) + 1
         self.resumed = checkpoint
         return checkpoint
+
+
+def write_checkpoint(content, path):
+    """Write ``content`` to ``path`` whole or not at all; no disk space, no permission: :class:`UserError`."""
+    try:
+        with atomic_write(path, 'wb') as file:
+            torch.save(content, file)
+    except RuntimeError as error:  # torch's writer, when the file's own error (a full disk) stopped it halfway
+        if not isinstance(error.__context__, OSError):
+            raise error.__context__ or error from None
+        raise UserError(f'cannot write {path}: {error.__context__.strerror}; what was there is kept') from None
+
+
+def released_weights(model):
+    """The state dict that a model's checkpoints hold, under the names of the method's released code."""
+    weights = {name: value for name, value in Checkpointer(model).weights().items() if name not in model.training_only}
+    return replace_prefixes(weights, model.released_names)
 
 
 def is_divided(value):

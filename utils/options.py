@@ -470,13 +470,16 @@ def build_test_parser(program, description):
     untrained.add_argument('--img_size', type=up_to(10_000), nargs=2, metavar=('HEIGHT', 'WIDTH'), help='pixels (default: 384 128)')
     untrained.add_argument('--stride_size', type=up_to(10_000), help="pixels between patches (default: the patch's size)")
     untrained.add_argument('--text_length', type=positive(int, least=2, most=10_000), help='tokens a caption (default: 77)')
+    untrained.add_argument('--activation', choices=['auto', 'quick_gelu', 'gelu'],
+                           help="activation of CLIP's encoders (default: as files next to the weights say, else quick_gelu)")
     untrained.add_argument('--output_dir', help='results go to <output_dir>/<dataset>/zero-shot_<weights> (default: logs)')
     untrained.add_argument('--trust_archive', action='store_true', default=None, help='load a TorchScript archive that is not OpenAI'"'"'s')
     return parser
 
 
 # What describes a CLIP before training; a run has its own.
-OF_UNTRAINED = ('backbone', 'pretrain_choice', 'img_size', 'stride_size', 'text_length', 'output_dir', 'trust_archive')
+OF_UNTRAINED = ('backbone', 'pretrain_choice', 'img_size', 'stride_size', 'text_length', 'activation', 'output_dir',
+                'trust_archive')
 
 
 def parse_test_options(parser, argv=None):

@@ -5,21 +5,17 @@ import os
 import re
 import zipfile
 import zlib
-from collections import OrderedDict
 
 import torch
 
 from utils.errors import UserError
+from utils.plain_data import SAFE_GLOBALS
 
 logger = logging.getLogger('Pedestal.checkpoint')
 
 # What weights and optimizer states are made of.
 PLAIN = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32,
          torch.int64)
-
-
-# Released code keeps its options in a checkpoint as EasyDicts, which are read as plain dicts, without the library's code.
-STAND_INS = [(OrderedDict, 'easydict.EasyDict')]
 
 
 def read_torch_file(path, hashed=False):
@@ -33,7 +29,7 @@ def read_torch_file(path, hashed=False):
                 check_archive(file, path)
             else:
                 logger.info('%s is of an old format without checksums: damage to its numbers would not be seen', path)
-            with torch.serialization.safe_globals(STAND_INS):
+            with torch.serialization.safe_globals(SAFE_GLOBALS):
                 content = torch.load(path, map_location='cpu', weights_only=True)
             digest = sha256_of_open(file) if hashed else None
             same = state_of(os.fstat(file.fileno())) == state_of(os.stat(path))
@@ -43,8 +39,10 @@ def read_torch_file(path, hashed=False):
         raise UserError(f'cannot read {path}: {error.strerror or error}') from None
     except Exception as error:  # unpickling arbitrary bytes raises nearly anything
         if re.search('unsupported (global|class)|trying to (call|instantiate)', str(error), re.IGNORECASE):
-            raise UserError(f'{path} holds pickled objects other than tensors, which can carry code, and is not loaded: '
-                            'save its state dict alone') from None
+            named = re.search(r'GLOBAL (\S+)', str(error))
+            which = f' ({named[1]})' if named else ''
+            raise UserError(f'{path} holds pickled objects other than tensors and plain data{which}, which can carry code, '
+                            'and is not loaded: save its state dict alone') from None
         raise UserError(f'{path} is truncated or no file of weights') from None
     if not same:  # a run replaced it meanwhile
         return read_torch_file(path, hashed)

@@ -1,4 +1,5 @@
 """APTM (Yang et al., ACM MM 2023): a Swin image encoder, BERT as text and fusion encoder, and embeddings of their first tokens."""
+import logging
 import os
 import re
 from dataclasses import MISSING, asdict, dataclass, fields
@@ -14,6 +15,8 @@ from utils.errors import UserError, unknown
 from utils.option_types import weight, yes_no
 from utils.pixels import Pixels
 from utils.wordpiece import make_vocabulary, read_vocabulary
+
+logger = logging.getLogger('Pedestal.model')
 
 SHAPES_FOLDER = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), 'configs', 'aptm', 'shapes')
 PUBLISHED = 'aptm-base'
@@ -157,8 +160,11 @@ class Aptm(Backbone):
 
     @classmethod
     def build(cls, args, state_dict=None):
-        backbone = cls.started(args) if state_dict is None else cls(shape_of(state_dict), args.img_size)
+        # A whole model's file can bring heads that the weights to come lack.
+        has_file = args.training and os.path.isfile(os.path.expanduser(args.pretrain_choice))
+        backbone = cls.started(args) if state_dict is None or has_file else cls(shape_of(state_dict), args.img_size)
         backbone.refuse_vocabulary(args)
+        logger.info('activation of the encoders: gelu (Swin and BERT have no other)')
         return backbone
 
     def refuse_vocabulary(self, args):
@@ -191,8 +197,10 @@ class Aptm(Backbone):
     def from_two_files(self, choice):
         """Swin's and BERT's own weights; the projections and cross-attention stay as they were made."""
         swin, bert = choice.split('+', 1) if '+' in choice else (aptm_weights.swin_file(), aptm_weights.bert_folder())
+        bert_file = aptm_weights.bert_file(os.path.expanduser(bert))
+        aptm_weights.refuse_other_activation(bert_file)
         state = {**aptm_weights.from_swin(aptm_weights.read_weights(os.path.expanduser(swin))),
-                 **aptm_weights.from_bert(aptm_weights.read_weights(aptm_weights.bert_file(os.path.expanduser(bert))))}
+                 **aptm_weights.from_bert(aptm_weights.read_weights(bert_file))}
         aptm_weights.load_encoders(self, state, f'{swin} and {bert}', lambda name: '.crossattention.' in name or '_proj.' in name[:12])
         return self
 

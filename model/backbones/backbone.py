@@ -31,7 +31,8 @@ class Backbone(nn.Module):
     @classmethod
     def build(cls, args, state_dict=None):
         """The backbone that ``args`` describe, on the CPU: for training with the weights of ``--pretrain_choice``, for testing
-        (``args.training`` false) with any. ``state_dict``: a trained model's, to read the shape off; its weights are loaded later."""
+        (``args.training`` false) with any. ``state_dict``: a trained model's, to read the shape off; its weights are
+        loaded later, for testing or (``args.training`` true) by ``--init_from`` and ``--resume``."""
         raise NotImplementedError
 
     @staticmethod

@@ -3,11 +3,12 @@ import functools
 
 import torch
 
+from model.activation import ACTIVATIONS, settle_activation, source_of_weights
 from model.backbones import Backbone
 from model.clip_model import ResidualAttentionBlock, Transformer
-from model.clip_weights import build_clip, empty_clip, shape_named, shape_of
+from model.clip_weights import build_clip, clip_to_fill, empty_clip, shape_named, shape_of
 from utils import pixels
-from utils.option_types import open_fraction
+from utils.option_types import Effect, open_fraction
 from utils.simple_tokenizer import CleaningTokenizer, SimpleTokenizer
 
 TOKENS = frozenset({'image_tokens', 'text_tokens', 'masked_text_tokens', 'image_attention', 'text_attention', "CLIP's image encoder"})
@@ -44,19 +45,28 @@ class Clip(Backbone):
         parser.add_argument('--text_positions', choices=['first', 'interpolated'], default='first',
                             help="where --text_length is another than the pretrained CLIP's: its first text positions, or all of them, "
                                  'resized linearly (TBPS-CLIP)')
+        parser.add_argument('--activation', choices=['auto', *ACTIVATIONS], default='auto',
+                            effect=Effect.RESULT | Effect.RUN,
+                            help="activation of CLIP's encoders; auto: as the configs.yaml, open_clip_config.json or "
+                                 'config.json next to the weights says, else quick_gelu')
 
     @classmethod
     def build(cls, args, state_dict=None):
-        sizes = args.img_size, args.stride_size, args.text_length
-        if state_dict is not None:
+        settle_activation(args)
+        sizes, activation = (args.img_size, args.stride_size, args.text_length), args.activation
+        if state_dict is not None and not args.training:
             of_clip = {name[len('base_model.'):]: value for name, value in state_dict.items() if name.startswith('base_model.')}
-            return cls(empty_clip(shape_of(of_clip), *sizes))
+            return cls(empty_clip(shape_of(of_clip), *sizes, activation))
         if args.training:
-            clip = build_clip(args.pretrain_choice, *sizes, args.trust_archive, text_positions=args.text_positions)
+            if state_dict is not None:
+                clip = clip_to_fill(args.pretrain_choice, state_dict, source_of_weights(args), *sizes, activation)
+            else:
+                clip = build_clip(args.pretrain_choice, *sizes, args.trust_archive, text_positions=args.text_positions,
+                                  activation=activation)
             for block in clip.transformer.resblocks:
                 block.attn.dropout = args.text_dropout
             return cls(clip)
-        return cls(empty_clip(shape_named(args.pretrain_choice, args.trust_archive), *sizes))
+        return cls(empty_clip(shape_named(args.pretrain_choice, args.trust_archive), *sizes, activation))
 
     @staticmethod
     def tokenizer(args, captions=None):

@@ -8,6 +8,7 @@ import os
 import torch
 from torch import nn
 
+from model.activation import read_activation
 from model.backbones import Backbone
 from model.backbones.clip import Clip
 from model.clip_weights import DROPPED, load_entries, tensors_in
@@ -15,6 +16,7 @@ from utils.checkpoint import load_weights
 from utils.errors import UserError, unknown
 from utils.iotools import atomic_write
 from utils.pixels import Pixels
+from utils.weight_names import to_own_names
 
 logger = logging.getLogger('Pedestal.model')
 
@@ -56,9 +58,22 @@ def describe(args):
     if 'multimodal_cfg' in config:
         raise UserError(f'--pretrain_choice {model} has a text decoder beside its two towers, which nothing here trains: choose another '
                         'model')
-    if tag.get('quick_gelu'):
-        config['quick_gelu'] = True      # the activation that the weights were trained with
+    if activation(args, config, tag)[0] == 'quick_gelu':
+        config['quick_gelu'] = True
     return {'model_cfg': config, 'preprocess_cfg': preparation(known, model, tag)}
+
+
+def activation(args, config, tag):
+    """(the activation that the weights were trained with, who says so): their tag, the files next to them, or the model."""
+    model, weights = parse(args.pretrain_choice)
+    named = 'quick_gelu' if config.get('quick_gelu') else 'gelu'
+    if tag:
+        return 'quick_gelu' if tag.get('quick_gelu') else named, f'the tag {weights} says so'
+    found, file = read_activation(weights) if weights else (None, None)
+    if found == 'gelu' != named:
+        raise UserError(f'--pretrain_choice {model}:{weights}: the model has {named} and {file} says {found}; name the model '
+                        f"that the weights are of, such as {model.removesuffix('-quickgelu')}")
+    return (found, f'{file} says so') if found else (named, f"assumed: open_clip's {model} has it")
 
 
 def preparation(known, model, tag):
@@ -243,16 +258,25 @@ class OpenClip(Backbone):
             backbone.fit(args.img_size, model)
         else:
             backbone.load(path, args)
+        logger.info('activation of the encoders: %s (%s)', *cls.activation_in_words(args, config, starts))
         if starts and path is None:
             logger.warning('--pretrain_choice %s names no weights: the encoders start from random ones', args.pretrain_choice)
         return backbone
+
+    @staticmethod
+    def activation_in_words(args, config, starts):
+        """(the activation, who says so)"""
+        if starts:
+            return activation(args, config, library().get_pretrained_cfg(*parse(args.pretrain_choice)))
+        named = 'quick_gelu' if config.get('quick_gelu') else 'gelu'
+        return named, f'the {DESCRIPTION} of the run, or open_clip, says so'
 
     def load(self, path, args):
         """Take the weights of a file, whichever of the library's dialects it speaks; position tables are fitted to the images."""
         from open_clip.convert import convert_state_dict
         from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed, resize_text_pos_embed
         model = parse(args.pretrain_choice)[0]
-        state = {name.removeprefix('module.'): value for name, value in read_file(path, args.trust_archive).items()}
+        state = to_own_names(read_file(path, args.trust_archive), path)
         fitted = any(name.startswith('base_model.') for name in state)
         if fitted:      # of a run: tables have their size already, and the heads' parameters are for --init_from
             self.fit(args.img_size, model)

@@ -34,6 +34,7 @@ class Head(nn.Module):
     reads = ()     # options it reads that another file adds
     any_width = False   # whether tokens may be of another width than embeddings, and images' of another than captions'
     reads_padding = False   # whether captions must keep their padding in training; true of heads that need text tokens anyway
+    released_names = {}    # {prefix of a name: its prefix in the released code}, if that has other names than ours
     released_copies = {}   # {beginning of a name: of another}: entries that checkpoints hold twice, for the released code to read
 
     report_flag = None   # the flag of test.py, without dashes, that asks for report()

@@ -9,6 +9,8 @@ from model import objectives
 from model.heads import Head
 from utils.option_types import amount, fraction, weight, yes_no
 
+# The released model has its encoders under other names, and loads what has them alone, without a word on the rest.
+TBPS_NAMES = {'base_model.visual.': 'visual.', 'base_model.': 'encode_text.'}
 START = math.log(1 / 0.07)   # of the temperature's logarithm, where the pretrained archive brings none
 
 
@@ -26,6 +28,7 @@ class LearnedScale(nn.Module):
 
 class Contrast(Head):
     """What nitc and ritc share."""
+    released_names = TBPS_NAMES
 
     def __init__(self, args, model):
         super().__init__()
@@ -92,6 +95,7 @@ class RITC(Contrast):
 class CITC(Head):
     """Similarities are the same within and across the modalities."""
     names = ('citc',)
+    released_names = TBPS_NAMES
 
     @staticmethod
     def add_options(parser):
@@ -108,6 +112,7 @@ class CITC(Head):
 class SS(Head):
     """Two strongly augmented views of an image find each other (SimCLR)."""
     names = ('ss',)
+    released_names = TBPS_NAMES
     fields = ('simclr_images',)
     gathers = True
 

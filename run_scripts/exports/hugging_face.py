@@ -26,9 +26,9 @@ def as_clip(people, folder):
         projection_dim=clip.embed_dim, logit_scale_init_value=math.log(1 / args.temperature),
         text_config=dict(vocab_size=clip.vocab_size, max_position_embeddings=args.text_length, bos_token_id=people.tokenizer.start,
                          eos_token_id=people.tokenizer.end, pad_token_id=people.tokenizer.pad, projection_dim=clip.embed_dim,
-                         **sizes(shape.text_width, shape.text_layers)),
+                         **sizes(shape.text_width, shape.text_layers, clip.activation)),
         vision_config=dict(image_size=max(args.img_size), patch_size=clip.patch_size, projection_dim=clip.embed_dim,
-                           **sizes(shape.vision_width, shape.vision_layers)))
+                           **sizes(shape.vision_width, shape.vision_layers, clip.activation)))
     exported, state = transformers.CLIPModel(config).eval(), clip.state_dict()
     if is_oblong(args):
         state['visual.positional_embedding'] = square_table(state['visual.positional_embedding'], clip.grid)
@@ -87,9 +87,9 @@ def enlarging(side, length):
     return torch.linalg.pinv(resized.t())
 
 
-def sizes(width, layers):
+def sizes(width, layers, activation):
     return dict(hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers, num_attention_heads=width // 64,
-                hidden_act='quick_gelu')
+                hidden_act=activation)
 
 
 def renamed(state, logit_scale):

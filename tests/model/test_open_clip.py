@@ -246,6 +246,26 @@ def test_the_activation_is_the_weights():
     assert of('ViT-B-16:openai') and not of('ViT-B-16:laion2b_s34b_b88k') and not of('ViT-B-16')
 
 
+def test_the_activation_of_a_file_is_said_next_to_it(tmp_path, caplog):
+    logging.getLogger('Pedestal').propagate = logging.getLogger('Pedestal.model').propagate = True
+    caplog.set_level('INFO', logger='Pedestal.model')
+    path = saved(theirs('tiny-clip', (96, 32)), tmp_path / 'weights.pt')
+    small(weights=path)
+    assert "activation of the encoders: gelu (assumed: open_clip's tiny-clip has it)" in caplog.text
+    (tmp_path / 'open_clip_config.json').write_text(json.dumps({'model_cfg': {'quick_gelu': True}}))
+    model = small(weights=path)
+    assert {type(block.mlp.gelu) for block in model.base_model.text.transformer.resblocks} == {open_clip.transformer.QuickGELU}
+    assert f"activation of the encoders: quick_gelu ({tmp_path / 'open_clip_config.json'} says so)" in caplog.text
+
+
+def test_a_file_of_another_activation_than_the_models_is_refused(tmp_path):
+    path = saved(theirs('tiny-clip', (96, 32)), tmp_path / 'weights.pt')
+    (tmp_path / 'open_clip_config.json').write_text(json.dumps({'model_cfg': {}}))
+    args = options(backbone='open_clip', pretrain_choice='ViT-B-16-quickgelu' + path, loss_names='itc')
+    with pytest.raises(UserError, match='has quick_gelu and .*open_clip_config.json says gelu.*such as ViT-B-16$'):
+        backbones.describe(args)
+
+
 @pytest.mark.parametrize('change, message', [
     (dict(pretrain_choice='tiny-clup'), "unknown open_clip model 'tiny-clup'.*did you mean tiny-clip"),
     (dict(pretrain_choice='ViT-B-16:opennai'), "unknown tag of ViT-B-16, and no file 'opennai'.*did you mean openai"),

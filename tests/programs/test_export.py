@@ -135,3 +135,33 @@ def test_a_missing_library_is_one_sentence(trained, tmp_path, monkeypatch, modul
 def test_a_folder_that_is_there_is_left_alone(trained, tmp_path):
     with pytest.raises(UserError, match='is there already'):
         export.main(['--config_file', trained, '--out', str(tmp_path)])
+
+
+def test_transformers_gets_the_activation(trained, tmp_path):
+    pytest.importorskip('transformers')
+    recipe = tmp_path / 'configs.yaml'
+    with open(trained) as file:
+        recipe.write_text(file.read().replace('activation: quick_gelu', 'activation: gelu'))
+    people = pedestal.load(str(recipe), checkpoint=os.path.join(os.path.dirname(trained), 'best.pth'), amp='off', device='cpu')
+    assert "transformers' embeddings are the model's" in hugging_face.as_clip(people, str(tmp_path / 'gelu'))
+    with open(tmp_path / 'gelu' / 'config.json') as file:
+        content = json.load(file)
+    assert [content[f'{side}_config']['hidden_act'] for side in ('text', 'vision')] == ['gelu', 'gelu']
+
+
+def test_a_tbps_clip_run_in_the_released_layout(data, clip, tmp_path, run_folder, capsys):
+    """The released eval.py loads what it finds under these names, and says nothing of the rest."""
+    train_program.main(['--loss_names', 'nitc+ritc+citc+ss', '--mvs_image', '--preparation', 'tbps', '--root_dir', data,
+                        '--dataset_name', 'CUHK-PEDES', '--num_epoch', '1', '--pretrain_choice', clip, '--img_size', '64', '32',
+                        '--batch_size', '8', '--num_workers', '0', '--device', 'cpu', '--limit_train', '8',
+                        '--output_dir', str(tmp_path / 'logs')])
+    config, out = os.path.join(run_folder(), 'configs.yaml'), str(tmp_path / 'checkpoint_best.pth')
+    export.main(['--config_file', config, '--released_layout', '--out', out])
+    assert f'wrote {out}' in capsys.readouterr().out
+    content = torch.load(out, weights_only=True)
+    names = {name.partition('.')[0] for name in content['model']}
+    assert names == {'visual', 'encode_text', 'logit_scale', 'simclr_mlp'} and content['epoch'] == 1
+    ours, theirs = (pedestal.load(run_folder(), checkpoint=checkpoint).model.state_dict() for checkpoint in (None, out))
+    assert ours.keys() == theirs.keys() and all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    with pytest.raises(UserError, match='checkpoint_best.pth is there already'):
+        export.main(['--config_file', config, '--released_layout', '--out', out])
