@@ -22,7 +22,7 @@ def main(argv=None):
     args = parse_test_options(parser, argv)
     gradio = import_gradio()
     people = pedestal.People(args)
-    page = build(gradio, find_in(people, args), args.top)
+    page = build(gradio, find_in(people, args), args.top, people.describe_truncation)
     try:
         page.launch(server_name=args.host, server_port=args.port, share=False, quiet=True, prevent_thread_lock=True)
     except OSError as error:   # Gradio's own words name its variables
@@ -55,11 +55,14 @@ def find_in(people, args):
     return find
 
 
-def build(gradio, find, top):
-    """The page: ``find(sentence, how many)`` gives its images."""
+def build(gradio, find, top, describe_truncation=lambda text: ''):
+    """The page: ``find(sentence, how many)`` gives its images, ``describe_truncation(sentence)`` a warning or ''."""
     def answer(text):
         try:
-            return [(read_image(path), f'{score:.3f}  {os.path.basename(path)}') for path, score in find(text, top)]
+            images = [(read_image(path), f'{score:.3f}  {os.path.basename(path)}') for path, score in find(text, top)]
+            if warning := describe_truncation(text):
+                gradio.Warning(warning)
+            return images
         except UserError as error:
             raise gradio.Error(str(error)) from None
 
