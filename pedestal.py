@@ -26,6 +26,7 @@ from processor.report import load_trained
 from processor.runs import Run, Split, embed_queries
 from utils.errors import UserError
 from utils.iotools import read_image
+from utils.pixels import CLIP
 from utils.options import Effect, build_parser, build_test_parser, parse_test_options, plain
 
 logger = logging.getLogger('Pedestal.search')
@@ -168,11 +169,14 @@ class People:
 
     @functools.cached_property
     def identity(self):
-        """(what an embedding hangs on, a short key of it): the checkpoint's hash, and the options that are not as usual."""
+        """(what an embedding depends on, a short key of it): the checkpoint's hash, the options that are not as usual, and
+        the images' mean and standard deviation if they are not CLIP's."""
         parser = build_parser()
         usual = parser.defaults_in_code
         left_out = {'root_dir', 'dataset_name', 'seed', 'checkpoint'} | parser.without(Effect.RESULT)
         options = {name: plain(value) for name, value in sorted(vars(self.args).items())
                    if name in usual and name not in left_out and plain(value) != plain(usual[name])}
         model = {'sha256': self.checkpoint['sha256'], 'options': options}
+        if self.model.pixels != CLIP:
+            model['pixels'] = list(map(plain, self.model.pixels))
         return model, hashlib.sha256(json.dumps(model, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,25 +1,23 @@
 """Evaluate a run's best checkpoint, ours or a published one's: ``python test.py --config_file <run>/configs.yaml``."""
+# PYTHON_ARGCOMPLETE_OK (the tab key completes options; see README.md)
 import signal
 
 if __name__ == '__main__':  # until run() below takes over: Ctrl-C while PyTorch loads ends the program without a traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-from processor.head_reports import add_report_flags, heads_asked, write_report
-from processor.report import baselines, beside_checkpoint, evaluate, save_results
-from processor.runs import Split, open_run
-from utils import comm
+from model.heads import add_report_flags
+from utils.declarations import with_declarations
 from utils.errors import run
-from utils.logger import setup_logger
-from utils.options import build_test_parser, parse_test_options
-
-DEPENDENT = 3  # exit status where embeddings depend on their neighbours in the batch
+from utils.options import build_test_parser, is_launched_by_torchrun, parse_test_options
 
 
 def main(argv=None):
-    parser = build_test_parser('test.py', __doc__)
-    add_report_flags(parser)
+    args = None if is_launched_by_torchrun() else read_options(argv)
+    from processor.test_run import test_on
+    from utils import comm
+    from utils.logger import setup_logger
     with comm.joined():
-        args = parse_test_options(parser, argv)
+        args = args or read_options(argv)
         setup_logger('Pedestal', save_dir='', if_train=False, distributed_rank=comm.get_rank())
         statuses = []
         for name in (*args.dataset_name.split('+'), *getattr(args, 'further_datasets', ())):
@@ -28,22 +26,12 @@ def main(argv=None):
         return max(statuses)
 
 
-def test_on(args):
-    """Evaluate on one dataset; returns the exit status, the same on all processes."""
-    opened = open_run(args)
-    asked = heads_asked(args, opened.model)
-    report = evaluate(args, opened.model, opened.images, opened.captions, opened.checkpoint)
-    comm.by_first(lambda: tell(report, args, opened, asked))
-    return 0 if report.independent else DEPENDENT
-
-
-def tell(report, args, opened, asked):
-    """Save and print the report, and those of the heads that are ``asked`` for one."""
-    report.baselines = baselines(args, opened.images.dataset, opened.captions.dataset)
-    save_results(report, args)
-    print(report.text)
-    for head in asked:
-        print(write_report(head, Split(args, opened), beside_checkpoint(args, head.report_flag)))
+@with_declarations
+def read_options(argv):
+    """The options of the evaluation. Raises :class:`~utils.errors.UserError`."""
+    parser = build_test_parser('test.py', __doc__)
+    add_report_flags(parser)
+    return parse_test_options(parser, argv)
 
 
 if __name__ == '__main__':

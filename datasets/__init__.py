@@ -1,1 +1,8 @@
-from datasets.build import build_dataloader  # noqa: F401
+"""``from datasets import build_dataloader``, as IRRA's scripts have it. Importing the package alone does not import PyTorch."""
+import importlib
+
+
+def __getattr__(name):
+    if name == 'build_dataloader':
+        return importlib.import_module('datasets.build').build_dataloader
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

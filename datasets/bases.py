@@ -4,6 +4,7 @@ import itertools
 import logging
 import os
 import random
+from bisect import bisect_right
 from collections import Counter, defaultdict
 
 import numpy as np
@@ -424,8 +425,9 @@ class ImageDataset(Dataset):
     attributes = None     # (labels int8 [N, A], token ids of the prompts [2A, L]), where attributes are to be recognised
     recognises = False    # and nothing else is measured
 
-    def __init__(self, image_pids, img_paths, transform=None, store=None):
+    def __init__(self, image_pids, img_paths, transform=None, store=None, pixels=None):
         self.image_pids, self.img_paths, self.transform, self.store = image_pids, img_paths, transform, store
+        self.pixels = pixels      # mean and standard deviation of its images
 
     def __len__(self):
         return len(self.image_pids)
@@ -487,7 +489,10 @@ class ImageTextDataset(Dataset):
         labels: int8 [S, A] of each pair's image, for the field ``attribute_labels``.
         txt_aug: mask, replace and remove words (:func:`datasets.augmentation.disturb_tokens`), before anything is masked for a head; with
             the ``preparation`` 'tbps' delete words as TBPS-CLIP does (:func:`datasets.augmentation.tbps_caption`).
-        pixels: the mean and deviation of ``simclr_images``.
+        pixels: the mean and standard deviation of ``simclr_images``.
+        parts: ``(smallest image id, transform, pixels)`` of each of several joined datasets, by rising ids, instead of
+            one ``transform`` and ``pixels``. If ``images`` are uint8, ``image_statistics`` go with them: float32 [2, 3],
+            their mean and standard deviation.
         translations: {(image_id, caption): its back-translation}, for TBPS-CLIP.
 
     Raises:
@@ -498,7 +503,7 @@ class ImageTextDataset(Dataset):
                  masked_token_rate=0.8, masked_token_unchanged_rate=0.1, skip_broken=False, attribute_tagger='textblob',
                  mlm_masking='random', caption_filter=0.0, store=None, img_aug=False, tokenizer=None, rand_aug=None, labels=None,
                  token_folder=None,
-                 txt_aug=False, preparation='irra', pixels=known_pixels.CLIP, translations=None):
+                 txt_aug=False, preparation='irra', pixels=known_pixels.CLIP, translations=None, parts=None):
         for field in fields:
             if field not in FIELDS and field not in IMAGE_FIELDS:
                 raise unknown('batch field, asked for by a head and made by no dataset:', field, [*FIELDS, *IMAGE_FIELDS])
@@ -506,6 +511,11 @@ class ImageTextDataset(Dataset):
             raise unknown('caption masking', caption_masking, ('inplace', 'clean'))
         if mlm_masking not in ('random', 'attention', 'noun'):
             raise unknown('mlm masking', mlm_masking, ('random', 'attention', 'noun'))
+        parts = parts or [(0, transform, pixels)]
+        self.first_images = [first for first, _, _ in parts]
+        self.transforms = [transform for _, transform, _ in parts]
+        self.statistics = [torch.tensor([pixels.mean, pixels.std]) for _, _, pixels in parts]
+        (_, transform, pixels), *_ = parts
         self.dataset, self.transform, self.skip_broken = dataset, transform, skip_broken
         self.store, self.img_aug, self.rand_aug, self.labels = store, img_aug, rand_aug, labels
         self.txt_aug, self.preparation, self.translations, self.pixels = txt_aug, preparation, translations or {}, pixels
@@ -517,8 +527,10 @@ class ImageTextDataset(Dataset):
         if 'mlm_labels' in self.fields and not self.inplace:
             self.fields.add('mlm_ids')
         self.mlm_masking, self.caption_filter = mlm_masking, caption_filter
-        self.simclr = simclr_transforms(store.img_size if store is not None else size_of(transform), (pixels.mean, pixels.std)) \
-            if 'simclr_images' in self.fields else None
+        self.simclr = None
+        if 'simclr_images' in self.fields:
+            size = store.img_size if store is not None else size_of(transform)
+            self.simclr = [simclr_transforms(size, (pixels.mean, pixels.std)) for _, _, pixels in parts]
         self.masks = mlm_masking != 'attention' and (self.inplace or any(FIELDS[name].masks for name in self.fields & FIELDS.keys()))
         self.made = [name for name, field in FIELDS.items()
                      if (name == 'caption_ids' or name in self.fields) and (self.masks or not field.masks)]
@@ -540,43 +552,42 @@ class ImageTextDataset(Dataset):
         index, seed = key if isinstance(key, tuple) else (key, derive_seed(key))
         pid, image_id, path, _ = self.dataset[index]
         try:
-            image = self.image_fields(path, seed)
+            image = self.image_fields(path, seed, bisect_right(self.first_images, image_id) - 1)
         except UserError as error:
             if not self.skip_broken:
                 raise UserError(f'{error} (python -m datasets.check lists all such images, --skip_broken leaves them out)') from None
             return {'skipped': path}
         return {'pids': pid, 'image_ids': image_id, 'index': index, **image, **self.text_fields(index, random.Random(seed))}
 
-    def image_fields(self, path, seed):
-        """What a sample carries of its image: one view, and further ones where a head asks for them."""
+    def image_fields(self, path, seed, part=0):
+        """What a sample carries of its image: one view, and further ones if a head asks for them.
+
+        ``part``: the number of the joined dataset that the image belongs to.
+        """
         image = read_image(path) if self.store is None else self.store[path]
-        fields = self.one_view(image, seed)
+        transform = self.transforms[part]
+        fields = self.one_view(image, seed, transform)
+        if len(self.statistics) > 1 and 'views' in fields:
+            fields['image_statistics'] = self.statistics[part]
         if 'second_images' in self.fields:
-            second = self.one_view(image, derive_seed(seed, SECOND))
+            second = self.one_view(image, derive_seed(seed, SECOND), transform)
             fields.update({f'second_{name}': value for name, value in second.items()})
         if 'simclr_images' in self.fields:
             whole = image if self.store is None else to_pil_image(image)
-            fields['simclr_images'] = torch.stack([seeded(self.simclr, whole, seed, number) for number in SIMCLR])   # [2, 3, H, W]
+            views = [seeded(self.simclr[part], whole, seed, number) for number in SIMCLR]
+            fields['simclr_images'] = torch.stack(views)   # [2, 3, H, W]
         return fields
 
-    def one_view(self, image, seed):
+    def one_view(self, image, seed, transform):
         """``images`` and, where they are finished on the device, ``views`` of a PIL image, or of a uint8 tensor out of the store."""
         if self.rand_aug is not None:
             image = image if self.store is not None else as_tensor(self.rand_aug(image))
             return dict(zip(('images', 'views'), draw_rand_view(image, seed)))
         if self.store is None:
-            return {'images': self.view(image, seed)}
+            return {'images': view_of(image, seed, transform)}
         if self.preparation == 'tbps':   # its draws are not those of datasets.views
-            return {'images': self.view(to_pil_image(image), seed)}
+            return {'images': view_of(to_pil_image(image), seed, transform)}
         return {'images': image, 'views': draw_view(self.store.img_size, self.img_aug, seed)}
-
-    def view(self, image, seed):
-        """The transformed image; torch's global generator is as it was afterwards."""
-        if self.transform is None:
-            return image
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPU, too
-            return self.transform(image)
 
     def ids_of(self, caption):
         """A caption's token ids, int64 [L]."""
@@ -586,6 +597,15 @@ class ImageTextDataset(Dataset):
         """What a sample carries of its caption: see :mod:`datasets.fields`."""
         sample = CaptionSample(self, index, rng)
         return {name: FIELDS[name](sample) for name in self.made}
+
+
+def view_of(image, seed, transform):
+    """The transformed image; torch's global generator is as it was afterwards."""
+    if transform is None:
+        return image
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPU, too
+        return transform(image)
 
 
 def size_of(transform):

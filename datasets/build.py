@@ -83,8 +83,7 @@ def build_training(args):
     # of all training images, however many --limit_train leaves
     store = image_store(args, dataset, 'train', (sample[2] for sample in dataset.train), args.skip_broken)
     attributes = attributes_of(args, dataset, 'train', samples) if 'attribute_labels' in getattr(args, 'batch_fields', ()) else None
-    train = training_loader(args, samples, store, tokenizer, attributes, dataset.translations(), getattr(dataset, 'sizes', None),
-                            token_folder(dataset))
+    train = training_loader(args, samples, store, tokenizer, attributes, dataset)
     train.dataset.noise = noise
     return TrainingLoaders(train, evaluations, len(pids))
 
@@ -117,24 +116,32 @@ def family(args):
     return options.room('model.backbones').of(args)
 
 
-def training_loader(args, samples, store=None, tokenizer=None, attributes=None, translations=None, sizes=None,
-                    tokens_in=None):
-    """``attributes``: ``(labels int8 [images, A], pairs of prompts)`` of the dataset, where a head asks for them. ``tokens_in``: the folder
-    of what is kept of captions."""
-    pixels = family(args).pixels(args)
+def training_loader(args, samples, store=None, tokenizer=None, attributes=None, dataset=None):
+    """``attributes``: ``(labels int8 [images, A], pairs of prompts)`` of the dataset, if a head asks for them.
+    ``dataset``: what the ``samples`` are of."""
+    parts = [(first, build_preparation(args, pixels, is_train=True), pixels)
+             for first, pixels in pixels_of_parts(args, dataset)]
+    (_, transform, pixels), *_ = parts
     pairs = ImageTextDataset(
-        samples, build_preparation(args, pixels, is_train=True), args.text_length,
+        samples, transform, args.text_length,
         fields=getattr(args, 'batch_fields', ()), caption_masking=args.caption_masking,
         masked_token_rate=args.masked_token_rate, masked_token_unchanged_rate=args.masked_token_unchanged_rate,
         skip_broken=args.skip_broken, attribute_tagger=getattr(args, 'attribute_tagger', 'textblob'),
         mlm_masking=getattr(args, 'mlm_masking', 'random'), caption_filter=getattr(args, 'caption_filter', 0.0),
         store=store, img_aug=args.img_aug, tokenizer=tokenizer, rand_aug=resize(args.img_size, pixels) if args.rand_aug else None,
-        labels=attributes and attributes[0], token_folder=tokens_in,
+        labels=attributes and attributes[0], token_folder=dataset and token_folder(dataset),
         txt_aug=getattr(args, 'txt_aug', False), preparation=getattr(args, 'preparation', 'irra'), pixels=pixels,
-        translations=translations)
-    sampler = build_batch_sampler(args, pids_of(samples), sizes)
+        translations=dataset and dataset.translations(), parts=parts)
+    sampler = build_batch_sampler(args, pids_of(samples), getattr(dataset, 'sizes', None))
     together = WithPrompts(attributes[1], pairs.tokenizer) if attributes else collate
     return Loader(pairs, batch_sampler=sampler, collate_fn=together, **reading(args))
+
+
+def pixels_of_parts(args, dataset):
+    """``[(smallest image id, Pixels)]`` of joined datasets whose images have different statistics; else of all images."""
+    parts = getattr(dataset, 'built', [dataset])
+    found = [family(args).pixels(args, part and part.name) for part in parts]
+    return list(zip(dataset.first_images, found)) if len(set(found)) > 1 else [(0, found[0])]
 
 
 def evaluation_loaders(args, dataset, split, batch_size, tokenizer=None):
@@ -144,9 +151,9 @@ def evaluation_loaders(args, dataset, split, batch_size, tokenizer=None):
     content = getattr(dataset, split)
     if not content['captions']:
         raise empty(dataset, split)
-    transform = build_preparation(args, family(args).pixels(args), is_train=False)
-    images = ImageDataset(content['image_pids'], content['img_paths'], transform,
-                          image_store(args, dataset, split, content['img_paths']))
+    pixels = family(args).pixels(args, dataset.name)
+    images = ImageDataset(content['image_pids'], content['img_paths'], build_preparation(args, pixels, is_train=False),
+                          image_store(args, dataset, split, content['img_paths']), pixels)
     texts = [family(args).test_caption(dataset.name, caption) for caption in content['captions']]
     captions = TextDataset(content['caption_pids'], texts, args.text_length, tokenizer=tokenizer,
                            token_folder=token_folder(dataset))

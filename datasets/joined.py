@@ -21,6 +21,7 @@ class Joined(BaseDataset):
 
     Attributes:
         sizes: training captions of each part; ``train`` holds them in this order.
+        first_images: the smallest image id of each part.
         built: the parts themselves.
     """
     parts = ()
@@ -30,8 +31,9 @@ class Joined(BaseDataset):
         self.dataset_dir = self.img_dir = root
         self.anno_path = ' + '.join(part.anno_path for part in built)
         self.sizes = [len(part.train) for part in built]
-        self.train, self.translated, people, images = [], {}, 0, 0
+        self.train, self.translated, self.first_images, people, images = [], {}, [], 0, 0
         for part in built:
+            self.first_images.append(images)
             self.translated.update({(images + image, text): other for (image, text), other in part.translations().items()})
             self.train += [(people + pid, images + image, *rest) for pid, image, *rest in part.train]
             people += len(part.train_id_container)

@@ -1,36 +1,42 @@
 """The datasets that there are: each file of this folder with a :class:`~datasets.bases.BaseDataset` in it."""
 import argparse
 import functools
-import importlib
 import logging
 import os
 import pkgutil
 
-from datasets.bases import BaseDataset
-from datasets.joined import joined_class
-from datasets.table import COLUMNS, UFINE, as_a_table, is_table, is_ufine, table_class
 from utils import options
+from utils.declarations import is_pytorch_loaded, load_plugin
 from utils.errors import unknown
+from utils.help_pages import Topic, first_sentence, own_docstring
 from utils.option_types import amount, up_to
 
 logger = logging.getLogger('Pedestal.dataset')
 
 
-@functools.lru_cache(maxsize=None)
 def datasets():
-    """``{name: class}`` of all datasets. A file that cannot be imported is named in the log, and only its dataset is missing."""
+    """``{name: class}`` of all datasets. A file that cannot be imported is named in the log, and only its dataset is missing. Before
+    PyTorch is imported, classes are declarations (:func:`~utils.declarations.declare`)."""
+    return collect_datasets(is_pytorch_loaded())
+
+
+@functools.lru_cache(maxsize=1)
+def collect_datasets(imported):
+    """:func:`datasets`, once for declarations and once more after PyTorch is imported."""
+    classes, base = [], load_plugin('datasets.bases').BaseDataset
     for module in pkgutil.iter_modules([os.path.dirname(__file__)], 'datasets.'):
-        if module.ispkg:   # synthpedes writes datasets and defines none
+        if module.ispkg or module.name == __name__:   # synthpedes writes datasets and defines none
             continue
         try:
-            importlib.import_module(module.name)
+            found = vars(load_plugin(module.name)).values()
         except Exception as error:
             logger.warning('%s cannot be imported, and what it defines is missing: %s: %s', module.name, type(error).__name__, error)
-    return {cls.name: cls for cls in sorted(subclasses(BaseDataset), key=lambda cls: cls.name.lower()) if cls.name}
+            continue
+        classes += [cls for cls in found if isinstance(cls, type) and issubclass(cls, base) and cls.name and cls.__module__ == module.name]
+    return {cls.name: cls for cls in sorted(classes, key=lambda cls: cls.name.lower())}
 
 
-def subclasses(cls):
-    return {found for direct in cls.__subclasses__() for found in (direct, *subclasses(direct)) if found.__module__.startswith('datasets.')}
+datasets.cache_clear = collect_datasets.cache_clear
 
 
 def names():
@@ -40,12 +46,13 @@ def names():
 
 def dataset_class(name, columns=None, split_seed=1):
     """The class of the dataset that ``--dataset_name`` names. ``columns``, ``split_seed``: of a table (:mod:`datasets.table`)."""
+    tables = load_plugin('datasets.table')
     if '+' in name:
-        return joined_class(name, lambda part: dataset_class(part, columns, split_seed))
-    if is_table(name):
-        return table_class(name, columns, split_seed)
-    if name not in datasets() and is_ufine(name):
-        raise as_a_table(UFINE)
+        return load_plugin('datasets.joined').joined_class(name, lambda part: dataset_class(part, columns, split_seed))
+    if tables.is_table(name):
+        return tables.table_class(name, columns, split_seed)
+    if name not in datasets() and tables.is_ufine(name):
+        raise tables.as_a_table(tables.UFINE)
     if name not in datasets():
         raise unknown('dataset', name, datasets())
     return datasets()[name]
@@ -56,10 +63,16 @@ class DatasetOptions(options.Room):
 
     def add_options(self, parser):
         parser.actions()['dataset_name'].help = names()
-        parser.add_argument('--dataset_shares', type=amount, nargs='+', default=None,
+        joined = parser.add_argument_group('several datasets', 'with --dataset_name <one>+<another>')
+        joined.add_argument('--dataset_shares', type=amount, nargs='+', default=None,
                             help="of the captions of an epoch, for each of several datasets joined with +; without it: as many as it has")
         parser.uncut |= {'--dataset_shares'}     # --dataset is --dataset_name in released commands
         add_table_options(parser.add_argument_group('own data', 'with --dataset_name <table>.json, .jsonl, .csv or .tsv'))
+        parser.catalogs['datasets for --dataset_name'] = {name: first_sentence(cls) for name, cls in datasets().items()}
+        parser.completions['dataset_name'] = list(datasets())
+        for name, cls in datasets().items():
+            parser.topics[name] = Topic('dataset', own_docstring(cls), frozenset({'dataset_name', 'root_dir', 'dataset_shares',
+                                                                                        'val_dataset', 'eval_dataset'}))
 
 
 def add_table_options(group):
@@ -71,8 +84,9 @@ def add_table_options(group):
 def column(word):
     """A word of ``--columns``."""
     what, equals, name = word.partition('=')
-    if what not in COLUMNS or not name:
-        raise argparse.ArgumentTypeError(f"'{word}' must be one of {', '.join(f'{what}=<column>' for what in COLUMNS)}")
+    columns = load_plugin('datasets.table').COLUMNS
+    if what not in columns or not name:
+        raise argparse.ArgumentTypeError(f"'{word}' must be one of {', '.join(f'{what}=<column>' for what in columns)}")
     return word
 
 

@@ -15,7 +15,7 @@ def constants(device, pixels):
     return tuple(torch.tensor(values, device=device).view(3, 1, 1) for values in (pixels.mean, pixels.std, pixels.fill))
 
 
-def finish(images, views=None, pixels=known_pixels.CLIP):
+def finish(images, views=None, pixels=known_pixels.CLIP, statistics=None):
     """What :func:`datasets.transforms.build_transforms` does behind the resizing, on the CPU to the same bits.
 
     Nothing here reads a value back to the host, so a GPU is not waited for.
@@ -23,11 +23,15 @@ def finish(images, views=None, pixels=known_pixels.CLIP):
     Args:
         images: uint8 [B, 3, H, W].
         views: the samples' own draws, whole numbers [B, 7] of :func:`datasets.transforms.draw_view`; None: as they are.
+        pixels: mean and standard deviation, and the color of what is erased.
+        statistics: mean and standard deviation of each sample, float32 [B, 2, 3], instead of those of ``pixels``.
 
     Returns:
-        float32 [B, 3, H, W] on the images' device, with the mean and deviation of ``pixels``.
+        float32 [B, 3, H, W] on the images' device, normalized.
     """
     mean, std, fill = constants(images.device, pixels)
+    if statistics is not None:
+        mean, std = statistics[..., None, None].unbind(1)                    # [B, 3, 1, 1] each
     if views is None:
         return normalised(images, mean, std)
     flip, top, left, *rectangle = views.long().unbind(1)                     # [B] each

@@ -5,9 +5,8 @@ import logging
 import torch
 
 from datasets.sampler import batches_of
-from processor.step import ready
+from processor.step import pixels_of, ready
 from utils import comm
-from utils import pixels as known_pixels
 from utils.errors import UserError
 from utils.metrics import retrieval_metrics, table
 from utils.ranking import rank_embeddings
@@ -77,7 +76,7 @@ def embed(encode, loader, model, shared=False):
     device, was_training = next(model.parameters()).device, model.training
     of_captions = encode == model.encode_text
     cut = getattr(model, 'without_padding', None) if of_captions else None
-    field, pixels = 'caption_ids' if of_captions else 'images', getattr(model, 'pixels', known_pixels.CLIP)
+    field, pixels = 'caption_ids' if of_captions else 'images', pixels_of(loader, model)
     pids, feats = [], []
     model.eval()
     try:

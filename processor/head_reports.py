@@ -2,22 +2,12 @@
 import json
 import logging
 
-from model.heads import head_classes
+from model.heads import reporting_classes
 from utils.errors import UserError
 from utils.iotools import atomic_write
 from utils.pictures import save_picture
 
 logger = logging.getLogger('Pedestal.test')
-
-
-def add_report_flags(parser):
-    """A flag for every head that has a report, whether a run uses the head or not."""
-    for head in reporting_classes():
-        parser.add_argument(f'--{head.report_flag}', action='store_true', help=head.report_help)
-
-
-def reporting_classes():
-    return [head for head in head_classes() if head.report_flag]
 
 
 def heads_asked(args, model):

@@ -5,8 +5,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from processor.step import ready
-from utils import pixels as known_pixels
+from processor.step import pixels_of, ready
 from utils import precision
 
 IN_COMPANY = 1e-4   # the cosine distance that other neighbours may make, where all else, and so the rounding, stays the same
@@ -74,8 +73,8 @@ def check_independence(model, img_loader, txt_loader, embeddings=None, samples=S
         for side, encode, loader, position in sides:
             chosen = neighbours(len(loader.dataset), samples)
             inputs = torch.stack([loader.dataset[i][1] for i in chosen])
-            field, pixels = 'images' if side == 'image' else 'caption_ids', getattr(model, 'pixels', known_pixels.CLIP)
-            inputs = ready({field: inputs}, device, pixels=pixels)[field]
+            field = 'images' if side == 'image' else 'caption_ids'
+            inputs = ready({field: inputs}, device, pixels=pixels_of(loader, model))[field]
             given = embeddings[position][chosen] if embeddings else None
             result.worst[side], result.company[side] = moves(encode, inputs, given)
     finally:

@@ -84,7 +84,10 @@ class Report:
 
 
 def load_trained(args, num_classes):
-    """(the trained model on its device, the rest of its checkpoint) of ``args.checkpoint``; without one, of the pretrained CLIP."""
+    """(the trained model on its device, the rest of its checkpoint) of ``args.checkpoint``; without one, of the
+    pretrained CLIP. Logs the notes on its options, once."""
+    while args.notes:
+        logger.info('note: %s', args.notes.pop(0))
     if args.checkpoint is None:
         return load_untrained(args)
     checkpoint = read_checkpoint(args.checkpoint, hashed=True)

@@ -13,6 +13,7 @@ from datasets.build import dataset_of
 from datasets.transforms import build_transforms
 from processor.evaluation import embed
 from processor.report import load_trained
+from processor.step import pixels_of
 from utils import comm
 from utils.iotools import read_image
 from utils.nearest import nearest
@@ -100,15 +101,20 @@ class Split:
         """Pass all captions of the split through the model."""
         return embed(self.run.model.encode_text, self.run.captions, self.run.model)
 
+    @property
+    def pixels(self):
+        """The mean and standard deviation of the split's images."""
+        return pixels_of(self.run.images, self.run.model)
+
     def load_images(self, entries):
         """The images of some entries, normalised, on the model's device: [K, 3, H, W]."""
-        transform = build_transforms(self.args.img_size, is_train=False, pixels=self.run.model.pixels)
+        transform = build_transforms(self.args.img_size, is_train=False, pixels=self.pixels)
         return torch.stack([transform(read_image(self.dataset.path(entry))) for entry in entries]).to(self.device)
 
     def colours(self, images):
         """Normalised images [..., 3, H, W] -> colours from 0 to 1, on the CPU."""
-        pixels = self.run.model.pixels
-        mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (pixels.mean, pixels.std))
+        mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1)
+                     for values in (self.pixels.mean, self.pixels.std))
         return (images * std + mean).clamp(0, 1).cpu()
 
     def tokens(self, captions):

@@ -2,7 +2,7 @@
 import torch
 
 from processor.independence import SecondStageMove
-from processor.step import ready
+from processor.step import pixels_of, ready
 from utils import comm
 from utils.errors import UserError
 from utils.ranking import as_tensor, cosine_slabs, full_precision, rank_slabs
@@ -46,7 +46,7 @@ class SecondStage:
         found, was_training = [], self.model.training
         self.model.eval()
         for _, images in loader:
-            images = ready({'images': images}, self.device, pixels=self.model.pixels)['images']
+            images = ready({'images': images}, self.device, pixels=pixels_of(loader, self.model))['images']
             with self.model.autocast():
                 tokens = self.model.backbone.encode_image(images)[0]
             found.append(tokens if self.fits(tokens, len(loader.dataset)) else tokens.cpu())

@@ -66,16 +66,24 @@ def ready(batch, device, cut=None, pixels=known_pixels.CLIP):
     """A loader's batch on ``device``, as the encoders read it; with a dataset's ``pids, caption_ids, images, ...`` or some of them.
 
     Images of the image cache (uint8) are augmented by their own ``views`` and normalised there. ``cut``: what shortens captions while
-    they are on the host, where reading their lengths is free. ``pixels``: the images' mean and deviation.
+    they are on the host, where reading their lengths is free. ``pixels``: the images' mean and standard deviation, if the
+    batch does not have each sample's own (``image_statistics``).
     """
     if cut is not None and 'caption_ids' in batch:
         batch = {**batch, 'caption_ids': cut(batch['caption_ids'])}
     batch = moved(batch, device)
+    statistics = batch.pop('image_statistics', None)
     for which in ('', 'second_'):
         images = batch.get(f'{which}images')
         if images is not None and images.dtype == torch.uint8:
-            batch[f'{which}images'] = finish(images, batch.pop(f'{which}views', None), pixels)
+            batch[f'{which}images'] = finish(images, batch.pop(f'{which}views', None), pixels, statistics)
     return batch
+
+
+def pixels_of(loader, model):
+    """The :class:`~utils.pixels.Pixels` of a loader's images; those of the model for a loader that has none."""
+    own = getattr(getattr(loader, 'dataset', None), 'pixels', None)
+    return own or getattr(model, 'pixels', known_pixels.CLIP)
 
 
 def moved(batch, device):

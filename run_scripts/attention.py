@@ -74,7 +74,7 @@ def with_noise(args):
     (caption, pid), = [(args.caption, None)] if args.caption else split_queries(split, 1)
     one, (queries, q_pids) = people.encode_captions([caption]), split.queries
     for deviation in args.noise:
-        gallery = split.embed_images(noisy(people.model, deviation, args.seed))
+        gallery = split.embed_images(noisy(people.model, deviation, args.seed, split.pixels))
         found = retrieval_metrics(rankings(queries, gallery[0], q_pids, gallery[1])['t2i'])
         told = f"noise {deviation:g}: Rank-1 {found['R1']:.2f}, mAP {found['mAP']:.2f}"
         print(told)
@@ -82,13 +82,14 @@ def with_noise(args):
     return draw(rows)
 
 
-def noisy(model, deviation, seed):
+def noisy(model, deviation, seed, pixels):
     """``model.encode_image`` of images to which Gaussian noise is added, the same for every deviation but for its size."""
     generator = torch.Generator().manual_seed(seed)
 
     def encode(images):
         noise = torch.randn(images.shape, generator=generator).to(images.device)
-        return model.encode_image(images + deviation * noise / torch.tensor(model.pixels.std, device=images.device).view(3, 1, 1))
+        noise = noise / torch.tensor(pixels.std, device=images.device).view(3, 1, 1)
+        return model.encode_image(images + deviation * noise)
     return encode
 
 

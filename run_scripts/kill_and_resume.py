@@ -26,6 +26,7 @@ import torch
 
 from run_scripts import ROOT, start
 from utils.errors import UserError
+from utils.option_types import count, whole
 
 DEFAULTS = ['--dataset_name', 'synthpedes', '--loss_names', 'sdm+mlm+id', '--pretrain_choice', 'scratch:tiny', '--img_size', '96', '48',
             '--img_aug', '--MLM', '--batch_size', '16', '--num_epoch', '3', '--save_steps', '2', '--num_workers', '0', '--log_period', '1',
@@ -37,11 +38,11 @@ APART = 1e-4    # how far weights and losses may be apart after another number o
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--kills', type=int, default=20)
-    parser.add_argument('--seed', type=int, default=0, help='of the moments')
-    parser.add_argument('--ids', type=int, default=30, help='training identities')
-    parser.add_argument('--processes', type=int, default=1, help='how many train together')
-    parser.add_argument('--resume_with', type=int, help='processes that go on with the killed run (default: as many)')
+    parser.add_argument('--kills', type=count, default=20)
+    parser.add_argument('--seed', type=whole, default=0, help='of the moments')
+    parser.add_argument('--ids', type=count, default=30, help='training identities')
+    parser.add_argument('--processes', type=count, default=1, help='how many train together')
+    parser.add_argument('--resume_with', type=count, help='processes that go on with the killed run (default: as many)')
     parser.add_argument('--folder', help='where to work and leave everything (default: a temporary folder, removed)')
     parser.add_argument('train_options', nargs='*', help='after --, for train.py')
     args = parser.parse_args(argv)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from run_scripts import ROOT, start
 from model.heads import parse_loss_names
 from processor.history import best_last_mean, read_evaluations
-from processor.report import ONE_BY_ONE, evaluate, read_results, save_results
+from processor.report import ONE_BY_ONE, beside_checkpoint, evaluate, read_results, save_results
 from processor.runs import open_run
 from utils.checkpoint import sha256_of
 from utils.errors import UserError
@@ -117,7 +117,7 @@ def rows_of(folder, logs, overrides=()):
 
 def kept_results(args):
     """({how: {task: summary}}, independent) of the metrics.json beside the checkpoint if it is of that checkpoint; else None."""
-    kept = read_results(os.path.join(os.path.dirname(args.checkpoint), 'metrics.json'), sha256_of(args.checkpoint))
+    kept = read_results(f"{beside_checkpoint(args, 'metrics')}.json", sha256_of(args.checkpoint))
     return kept[1:] if kept and kept[0] == args.dataset_name else None
 
 

@@ -104,13 +104,14 @@ STAIRS = ((7, 0.2), (4, 0.5))               # from so many warm-ups on, so much 
 
 
 class AptmSchedule(StepSchedule):
-    """APTM's rates (Yang et al., ACM MM 2023). With s steps done of T in all and W of warm-up, the base rate is multiplied by s / W while
-    s < W; then
+    """APTM's learning rates (Yang et al., ACM MM 2023), which decay linearly to 0.
 
-    ``step_linear`` (W: ``warmup_steps``): by (T - s) / (T - W);
-    ``step_stairs`` (W = int(0.1 T)): by 1, by 0.5 from 4 W on, and by 0.2 from 7 W on.
+    With s steps done of T in all and W warm-up steps, the base rate is multiplied by s / W while s < W; after the warm-up
 
-    The first step of a warm-up is one of no length, as released.
+    - ``step_linear`` (W: ``warmup_steps``) multiplies it by (T - s) / (T - W);
+    - ``step_stairs`` (W = int(0.1 T)) multiplies it by the same and by a stair: 1, 0.5 from step 4 W on, 0.2 from step 7 W on.
+
+    The first step of a warm-up has a rate of 0, as in the released code.
     """
 
     def __init__(self, optimizer, *settings, warmup_steps=0, **named):
@@ -129,9 +130,10 @@ class AptmSchedule(StepSchedule):
         warmup = int(WARM_SHARE * total) if self.mode == 'step_stairs' else self.warmup_steps
         if done < warmup:
             return base * done / warmup
+        stair = 1.0
         if self.mode == 'step_stairs':
-            return base * next((factor for warmups, factor in STAIRS if warmup and done >= warmups * warmup), 1.0)
-        return base * max(total - done, 0) / max(total - warmup, 1)
+            stair = next((factor for warmups, factor in STAIRS if warmup and done >= warmups * warmup), 1.0)
+        return base * stair * max(total - done, 0) / max(total - warmup, 1)
 
 
 def build_lr_scheduler(args, optimizer):

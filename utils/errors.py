@@ -1,5 +1,4 @@
 """One kind of error for what a user can put right, told in one sentence."""
-import difflib
 import os
 import re
 import signal
@@ -22,24 +21,48 @@ class UserError(Exception):
 
 
 def nearest(name, known, meant=None):
-    """``'; did you mean x?'`` for the known name closest to ``name``, or the list of known names if none is close.
+    """``'; did you mean x?'`` for the known name closest in spelling, or the list of known names if none is close.
 
     Args:
-        meant: ``{another name: the known one}`` of what people call it elsewhere.
+        name: what the user wrote.
+        known: the names that exist.
+        meant: ``{name in other programs: the known one}``.
 
-    >>> nearest('mml', ['sdm', 'id', 'mlm'])
-    '; did you mean mlm?'
-    >>> nearest('x', ['sdm', 'id', 'mlm'])
-    '; known: id, mlm, sdm'
-    >>> nearest('--lerning_rate', ['--lr', '--noisy_rate'], meant={'--learning_rate': '--lr'})
-    '; did you mean --lr?'
+    Example:
+        >>> nearest('mml', ['sdm', 'id', 'mlm'])
+        '; did you mean mlm?'
+        >>> nearest('x', ['sdm', 'id', 'mlm'])
+        '; known: id, mlm, sdm'
+        >>> nearest('--lerning_rate', ['--lr', '--noisy_rate'], meant={'--learning_rate': '--lr'})
+        '; did you mean --lr?'
     """
     known = sorted(str(k) for k in known)
-    lower = {**{other: k for other, k in (meant or {}).items() if k in known}, **{k.lower(): k for k in known}}
-    close = difflib.get_close_matches(str(name).lower(), lower, n=1, cutoff=0.5)
-    if close:
-        return f'; did you mean {lower[close[0]]}?'
+    candidates = {other: k for other, k in (meant or {}).items() if k in known} | {k: k for k in known}
+    written = str(name).lower().lstrip('-')
+    distances = {k: spelling_distance(written, k.lower().lstrip('-')) for k in candidates}
+    closest = min(distances, key=distances.get, default=None)
+    if closest is not None and distances[closest] <= max(1, len(written) // 4):
+        return f'; did you mean {candidates[closest]}?'
     return f'; known: {", ".join(known)}' if len(known) <= 20 else ''
+
+
+def spelling_distance(written, known):
+    """The number of letters to insert, remove, replace or swap with their neighbor; below 1 if one name begins with the other.
+
+    Example:
+        >>> spelling_distance('lerning_rate', 'learning_rate'), spelling_distance('mml', 'mlm'), spelling_distance('cuhk', 'cuhk-pedes')
+        (1, 1, 0.5)
+    """
+    if len(written) >= 3 and known.startswith(written) and known != written:
+        return 0.5
+    before, row = [], list(range(len(known) + 1))
+    for i, a in enumerate(written, 1):
+        before, last, row = row, before, [i]
+        for j, b in enumerate(known, 1):
+            row.append(min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (a != b)))
+            if i > 1 and j > 1 and a == known[j - 2] and written[i - 2] == b:
+                row[j] = min(row[j], last[j - 2] + 1)
+    return row[-1]
 
 
 def unknown(what, name, known):

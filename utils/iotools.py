@@ -135,6 +135,9 @@ def save_train_configs(path, args):
 
 
 def load_train_configs(path):
-    """A run's ``configs.yaml``, ours or a released one's, as options: ``args.lr`` and ``args['lr']``. Names that an older one lacks get
-    what its code meant."""
-    return EasyDict(vars(options.run_options(path)))
+    """A run's ``configs.yaml``, ours or a released one's, as options: ``args.lr`` and ``args['lr']``.
+
+    Names that an older one lacks get what its code meant. Names that Pedestal does not have stay, for code that reads them.
+    """
+    known = vars(options.run_options(path))
+    return EasyDict({**{name: value for name, value in options.read_yaml(path).items() if name not in known}, **known})

@@ -16,13 +16,19 @@ from utils.errors import UserError
 from utils.option_types import (Effect, amount, count, decay, positive, fraction, split_dataset_path, up_to, weight, whole,
                                 yes_no)
 from utils.parser import Parser
-from utils.recipes import FORKS, as_dict, plain, read_recipe, what_its_fork_meant, with_sen_captions
-from utils.reranking import RERANK_SCORES
+from utils.recipes import (FORKS, as_dict, left_out_notes, plain, rde_notes, read_options, read_recipe,
+                           refuse_other_interface, unknown_keys, what_its_fork_meant, with_rde_losses, with_sen_captions)
 from utils.safe_yaml import read_yaml
 
 __all__ = ['Effect', 'Parser', 'Room', 'amount', 'as_dict', 'build_parser', 'build_test_parser', 'complete', 'count', 'decay', 'dump',
            'get_args', 'parse_test_options', 'plain', 'positive', 'read_yaml', 'register', 'run_options', 'fraction',
            'split_dataset_path', 'up_to', 'weight', 'whole', 'yes_no']
+
+# The options that train.py --help shows; --help all shows the others, too.
+EVERYDAY = ('config_file', 'print_config', 'name', 'output_dir', 'resume', 'init_from', 'seed', 'device', 'amp', 'dataset_name', 'root_dir',
+            'batch_size', 'num_workers', 'img_aug', 'val_dataset', 'loss_names', 'MLM', 'backbone', 'pretrain_choice', 'img_size',
+            'text_length', 'num_epoch', 'lr', 'optimizer', 'image_cache', 'micro_batch', 'grad_checkpoint')
+RERANK_SCORES = ('caption', 'released')
 
 # Short names for the declarations below.
 NOTHING, RESULT, RUN, CALL = Effect.NOTHING, Effect.RESULT, Effect.RUN, Effect.CALL
@@ -52,7 +58,7 @@ class Room:
         return []
 
 
-USUAL = ('model.backbones', 'model.heads')   # imported where a script asks for options and has imported none of them, as IRRA's users' do
+USUAL = ('model.backbones', 'model.heads', 'datasets.registry')   # imported where a script asks for options and has imported none of them, as IRRA's users' do
 ROOMS = {}
 
 
@@ -70,7 +76,7 @@ def rooms():
     """The rooms in a fixed order: the usual ones first."""
     for name in USUAL:
         importlib.import_module(name)
-    return [ROOMS[name] for name in sorted(ROOMS, key=lambda name: (name not in USUAL, name))]
+    return [ROOMS[name] for name in sorted(ROOMS, key=lambda name: (USUAL.index(name) if name in USUAL else len(USUAL), name))]
 
 
 # -- the options -----------------------------------------------------------------------------------------------------------
@@ -84,6 +90,7 @@ def build_parser():
     for room in rooms():
         room.add_options(parser)
     add_unread_options(parser)
+    parser.everyday = EVERYDAY
     parser.defaults_in_code = {name: action.default for name, action in parser.actions().items()}
     return parser
 
@@ -110,7 +117,8 @@ def add_run_options(parser):
                      help='split that chooses the best epoch')
     yes_no(run, '--resume', False, 'go on with the run of --resume_ckpt_file, in its folder; --resume FOLDER names it at once', effect=CALL)
     run.add_argument('--resume_ckpt_file', default='', effect=CALL, help='the last.pth to go on from, or the folder that it is in')
-    run.add_argument('--init_from', default='', effect=RESULT | RUN, help='a checkpoint whose weights a new run starts from')
+    run.add_argument('--init_from', '--finetune', default='', effect=RESULT | RUN,
+                     help="a checkpoint whose weights a new run starts from (--finetune is FMFA's name for it)")
     run.add_argument('--save_steps', type=positive(int, strict=False, most=10 ** 9), default=1000, effect=NOTHING,
                      help='steps between writes of last.pth; 0: at epoch ends only')
     run.add_argument('--save_period', type=whole, default=0, effect=NOTHING,
@@ -122,7 +130,8 @@ def add_run_options(parser):
                      help='precision of the forward pass')
     run.add_argument('--test', dest='training', action='store_false', default=True, effect=CALL,
                      help="IRRA's way to say: not for training")
-    run.add_argument('--local_rank', '--local-rank', type=int, default=0, effect=CALL, help='set by launchers; read from the environment')
+    run.add_argument('--local_rank', '--local-rank', type=positive(int, least=-1, strict=False), default=0, effect=CALL,
+                     help='set by launchers; read from the environment')
 
 
 def add_data_options(parser):
@@ -184,7 +193,8 @@ def add_solver_options(parser):
     solver.add_argument('--beta', type=decay, default=0.999, help="Adam's second beta")
     solver.add_argument('--lrscheduler', default='cosine', choices=['step', 'exp', 'poly', 'cosine', 'linear', 'step_cosine',
                                                                          'step_linear', 'step_stairs'],
-                        help='how lr changes from epoch to epoch; step_cosine: a cosine that moves with every step (TBPS-CLIP)')
+                        help='how lr changes from epoch to epoch; step_cosine: a cosine that moves with every step (TBPS-CLIP); '
+                             'step_linear, step_stairs: a linear decay with every step (APTM), the latter with two drops')
     solver.add_argument('--milestones', type=count, nargs='+', default=(20, 50), help='epochs, for step')
     solver.add_argument('--gamma', type=weight, default=0.1, help='factor at each milestone, for step')
     solver.add_argument('--warmup_steps', type=whole, default=0, help='optimizer steps before the schedule proper, for step_linear')
@@ -232,14 +242,14 @@ def add_unread_options(parser):
     unread = parser.add_argument_group('without effect', 'flags of the released command lines that their code never reads, or whose code '
                                        'cannot run')
     yes_no(unread, '--distributed', False, 'IRRA', effect=UNREAD | CALL)
-    unread.add_argument('--img_res', type=int, default=16, effect=UNREAD, help='A2TE')
-    unread.add_argument('--queue_size', type=int, default=65536, effect=UNREAD, help='A2TE')
+    unread.add_argument('--img_res', type=count, default=16, effect=UNREAD, help='A2TE')
+    unread.add_argument('--queue_size', type=count, default=65536, effect=UNREAD, help='A2TE')
     unread.add_argument('--stage', default='first', effect=UNREAD, help='A2TE')
     yes_no(unread, '--need_limit', False, 'SEN', effect=UNREAD)
     yes_no(unread, '--need_pseudo', False, 'SEN', effect=UNREAD)
     unread.add_argument('--fuse_loss_weight', type=weight, default=1.0, effect=UNREAD, help='SEN')
     yes_no(unread, '--MIM', False, 'AGM', effect=UNREAD)
-    unread.add_argument('--patch_dim', type=int, default=64, effect=UNREAD, help='AGM')
+    unread.add_argument('--patch_dim', type=count, default=64, effect=UNREAD, help='AGM')
     unread.add_argument('--mim_loss_weight', type=weight, default=1.0, effect=UNREAD, help='AGM')
 
 
@@ -254,21 +264,23 @@ def get_args(argv=None):
     ((256, 128), 1e-05, 'clean')
     """
     argv = with_run_named(list(sys.argv[1:] if argv is None else argv))
+    refuse_other_interface(argv, 'the command line')
     parser = build_parser()
     first = parser.parse(argv)
     given = parser.given(argv)
-    flags = with_sen_captions({name: getattr(first, name) for name in given})
-    recipe = read_recipe(first.config_file, parser) if first.config_file else {}
+    recipe, lines = read_recipe(first.config_file, parser) if first.config_file else ({}, [])
+    recipe, of_recipe = as_rde_means(recipe, f'{first.config_file}: ')
+    flags, of_flags = as_rde_means(with_sen_captions({name: getattr(first, name) for name in given}))
     told = {**recipe, **flags}
     if os.path.isdir(told.get('resume_ckpt_file', '')):
         told['resume_ckpt_file'] = newest_state(told['resume_ckpt_file'])
     check(argparse.Namespace(**{**parser.defaults_in_code, **told}))
-    resumed = options_of_resumed_run(told['resume_ckpt_file'], parser) if told.get('resume') else {}
+    resumed, of_run = options_of_resumed_run(told['resume_ckpt_file'], parser) if told.get('resume') else ({}, [])
     settings = {**parser.defaults_in_code, **resumed, **told}
     if 'MLM' in given and 'caption_masking' not in flags:
         settings['caption_masking'] = None  # the flag decides it, also after a recipe that was printed in full
     args = complete(argparse.Namespace(**settings))
-    args.notes = notes(args, parser, given, {**resumed, **told})
+    args.notes = [*lines, *of_recipe, *of_flags, *of_run, *notes(args, parser, given, {**resumed, **told})]
     if resumed:
         run = complete(argparse.Namespace(**{**parser.defaults_in_code, **resumed}))
         refuse_changes(args, run, parser)
@@ -278,6 +290,17 @@ def get_args(argv=None):
         print(dump(args), end='')
         sys.exit(0)
     return args
+
+
+def is_launched_by_torchrun():
+    """Whether this process is one of several, by the environment."""
+    return os.environ.get('WORLD_SIZE', '1') != '1'
+
+
+def as_rde_means(said, where=''):
+    """``(options, lines for the log)``: the options ``said``, with the losses that RDE's loss names mean."""
+    meant = with_rde_losses(said, room('model.heads').loss_names())
+    return meant, rde_notes(said, meant, where)
 
 
 def with_run_named(argv):
@@ -292,9 +315,10 @@ def with_run_named(argv):
 
 
 def newest_state(folder):
-    """The checkpoint in a run's folder to go on from: last.pth; a released run has best.pth alone."""
-    last, best = (os.path.join(folder, name) for name in ('last.pth', 'best.pth'))
-    return best if os.path.isfile(best) and not os.path.exists(last) else last
+    """The checkpoint in a run's folder to go on from: last.pth; a released run has its best one alone."""
+    last, config = (os.path.join(folder, name) for name in ('last.pth', 'configs.yaml'))
+    trained_on = read_yaml(config).get('dataset_name') if os.path.exists(config) else None
+    return last if os.path.exists(last) else best_checkpoint([folder], [trained_on]) or last
 
 
 def check(args):
@@ -323,9 +347,9 @@ def refuse_changes(args, run, parser):
 
 
 def options_of_resumed_run(checkpoint, parser):
-    """The options in the folder of the checkpoint that a run is resumed from; none if it keeps no configs.yaml."""
+    """What :func:`~utils.recipes.read_recipe` finds beside the checkpoint to resume from; nothing without a configs.yaml."""
     path = os.path.join(os.path.dirname(checkpoint), 'configs.yaml')
-    return read_recipe(path, parser) if os.path.exists(path) else {}
+    return read_recipe(path, parser) if os.path.exists(path) else ({}, [])
 
 
 def complete(args):
@@ -392,7 +416,7 @@ def recipe_differences(args, parser):
     for name in sorted(set(os.listdir(folder)) - {'published'}):
         path = os.path.join(folder, name, dataset)
         try:
-            recipe = argparse.Namespace(**{**parser.defaults_in_code, **read_recipe(path, parser)})
+            recipe = argparse.Namespace(**{**parser.defaults_in_code, **read_recipe(path, parser)[0]})
         except UserError:   # no recipe for this dataset, or the head that brings its options is broken: it is not this run's
             continue
         if method(recipe) != method(args):
@@ -408,15 +432,15 @@ def recipe_differences(args, parser):
 
 def run_options(path):
     """The options of a run's configs.yaml, ours or a released one's, with what is missing there filled in as its code meant
-    it. Names that Pedestal doesn't know are kept as they are: a fork may have had them."""
+    it. ``notes`` are lines for the log, such as on keys that Pedestal has no option for: these are left out."""
     parser = build_parser()
     actions = parser.actions()
-    content = read_yaml(path)
+    said = read_options(path)
+    content = with_rde_losses(said)
     options = {**parser.defaults_in_code, **what_its_fork_meant(content)}
-    for name, value in content.items():
-        options[name] = parser.typed(name, value, path) if name in actions else value
+    options.update({name: parser.typed(name, value, path) for name, value in content.items() if name in actions})
     args = complete(argparse.Namespace(**options))
-    args.notes = []
+    args.notes = [*left_out_notes(unknown_keys(content, parser), path), *rde_notes(said, content, f'{path}: ')]
     return args
 
 
@@ -459,7 +483,9 @@ OF_UNTRAINED = ('backbone', 'pretrain_choice', 'img_size', 'stride_size', 'text_
 def parse_test_options(parser, argv=None):
     """The options of the run that --config_file names, under those of the command line, and ``checkpoint``, the file to test: None
     for the CLIP of --pretrain_choice before any training."""
-    given = parser.parse(sys.argv[1:] if argv is None else argv)
+    argv = sys.argv[1:] if argv is None else argv
+    refuse_other_interface(argv, 'the command line')
+    given = parser.parse(argv)
     if not given.config_file and given.backbone and given.checkpoint:
         return released_options(given)
     if not given.config_file:
@@ -479,7 +505,8 @@ def parse_test_options(parser, argv=None):
     name, args.root_dir = split_dataset_path(args.dataset_name, args.root_dir)
     args.dataset_name, *args.further_datasets = name.split('+')
     args.image_cache = given.image_cache or ''   # a folder of the machine that trained need not be on this one
-    args.checkpoint = given.checkpoint or find_checkpoint(given.config_file, args.output_dir)
+    args.checkpoint = given.checkpoint or find_checkpoint(given.config_file, args)
+    note_whose_best(args)
     return args
 
 
@@ -517,13 +544,40 @@ def untrained_options(given):
     return args
 
 
-def find_checkpoint(config_file, output_dir):
-    """best.pth beside the configs.yaml, or in the folder that it names."""
-    candidates = [os.path.join(folder, 'best.pth') for folder in (os.path.dirname(config_file), output_dir)]
-    for path in candidates:
-        if os.path.isfile(path):
-            return path
-    raise UserError(f"no best.pth: neither {' nor '.join(candidates)} is there; name one with --checkpoint")
+# FMFA's code evaluates each of its runs on three datasets and keeps the best epoch of each.
+BEST_ON = {'best0.pth': 'CUHK-PEDES', 'best1.pth': 'ICFG-PEDES', 'best2.pth': 'RSTPReid'}
+
+
+def best_checkpoint(folders, datasets):
+    """A run's best checkpoint in the first of ``folders`` that has one, else None.
+
+    It is best.pth. Of the three that FMFA's code keeps it is the one of the first of ``datasets``, or else best0.pth, which
+    FMFA's own test.py reads.
+    """
+    wanted = [name for dataset in datasets for name in BEST_ON if BEST_ON[name] == dataset]
+    paths = (os.path.join(folder, name) for folder in folders for name in ('best.pth', *wanted, *BEST_ON))
+    return next((path for path in paths if os.path.isfile(path)), None)
+
+
+def find_checkpoint(config_file, args):
+    """The best checkpoint beside the configs.yaml, or in the folder that it names. Of FMFA's it is that of the dataset to
+    test on, or else of the dataset that the run trained on."""
+    folders = [os.path.dirname(config_file), args.output_dir]
+    found = best_checkpoint(folders, [args.dataset_name, args.trained_on])
+    if found is None:
+        candidates = ' nor '.join(os.path.join(folder, 'best.pth') for folder in folders)
+        raise UserError(f"no best.pth: neither {candidates} is there; name one with --checkpoint")
+    return found
+
+
+def note_whose_best(args):
+    """Note which dataset chose a checkpoint that FMFA's code kept."""
+    dataset = BEST_ON.get(os.path.basename(args.checkpoint))
+    if dataset:
+        args.eval_dataset = dataset
+        kept = ', '.join(f'{name}: {its_dataset}' for name, its_dataset in BEST_ON.items())
+        args.notes.append(f"{args.checkpoint} is of the best epoch on {dataset}: FMFA's code keeps the best epoch of each of "
+                          f'three datasets ({kept}); --checkpoint names another')
 
 
 def dump(args):

@@ -1,7 +1,9 @@
 """argparse as every program here uses it: errors are sentences, and each option says what depends on it."""
 import argparse
+import os
 
 from utils.errors import UserError, nearest
+from utils.help_pages import ShowHelp, full_page
 from utils.option_types import Effect, legible, shortened, with_bounds
 
 
@@ -20,17 +22,11 @@ class Group(Declaring, argparse._ArgumentGroup):
     pass
 
 
-class Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Help that gives each option's default, except where it says nothing: none, an empty text, or what a flag such as
-    --test turns off."""
-
-    def _get_help_string(self, action):
-        return action.help if action.default in (None, '') or action.const is False else super()._get_help_string(action)
-
-
 # What other programs call some flags.
 ELSEWHERE = {'--learning_rate': '--lr', '--wd': '--weight_decay', '--bs': '--batch_size', '--dataset': '--dataset_name',
-             '--gpu': '--device', '--gpus': '--device', '--model': '--pretrain_choice', '--precision': '--amp'}
+             '--gpu': '--device', '--gpus': '--device', '--model': '--pretrain_choice', '--precision': '--amp', '--epochs': '--num_epoch',
+             '--workers': '--num_workers', '--losses': '--loss_names', '--pretrained': '--pretrain_choice', '--scheduler': '--lrscheduler',
+             '--data_root': '--root_dir', '--data_dir': '--root_dir', '--config': '--config_file', '--cfg': '--config_file'}
 
 
 class Parser(Declaring, argparse.ArgumentParser):
@@ -42,7 +38,13 @@ class Parser(Declaring, argparse.ArgumentParser):
 
     def __init__(self, abbreviations=False, **settings):
         self.abbreviations = abbreviations
-        super().__init__(allow_abbrev=False, formatter_class=Help, **settings)
+        super().__init__(allow_abbrev=False, add_help=False, **settings)
+        self.everyday = ()            # the options that --help shows; none: all
+        self.catalogs = {}            # {title: {name: what it is}} of names that options take, for --help
+        self.completions = {}         # {option: the names that it joins by +}, for the shell
+        self.topics = {}              # {name: Topic} that --help <name> explains
+        self.add_argument('-h', '--help', nargs='?', const='', default=argparse.SUPPRESS, action=ShowHelp, metavar='TOPIC',
+                          help='show this page')
         self.uncut = set()            # flags that released command lines, which cut flags short, cannot mean
         self.readers = {}             # option -> what reads it, such as heads; options that aren't here are read by all
         self.defaults_in_code = {}    # option -> default before a recipe changes it
@@ -53,6 +55,8 @@ class Parser(Declaring, argparse.ArgumentParser):
         return group
 
     def parse(self, argv):
+        if '_ARGCOMPLETE' in os.environ:    # the shell asks what may follow: pip install argcomplete
+            self.complete()
         words = self.in_full(argv)
         for word in words:  # before argparse, which would first ask for what is missing
             flag, _, value = word.partition('=')
@@ -64,6 +68,16 @@ class Parser(Declaring, argparse.ArgumentParser):
         if extra:
             raise UserError(f"'{extra[0]}' belongs to no flag")
         return args
+
+    def complete(self):
+        """Print what may follow on the command line, for the shell, and exit."""
+        import argcomplete
+        for name, known in self.completions.items():
+            self.actions()[name].completer = joined_names(known)
+        argcomplete.autocomplete(self, always_complete_options='long')
+
+    def format_help(self):
+        return full_page(self) + '\n'
 
     def error(self, message):
         raise UserError(message)
@@ -151,3 +165,11 @@ def read_as_flag(action, value):
     if action.choices and value not in action.choices:
         raise argparse.ArgumentTypeError(f"'{shortened(value)}' must be one of {', '.join(action.choices)}")
     return value
+
+
+def joined_names(known):
+    """A function for argcomplete: the ``known`` names after the last + of what is typed."""
+    def complete(prefix, **unused):
+        before, plus, _ = prefix.rpartition('+')
+        return [before + plus + name for name in sorted(known)]
+    return complete

@@ -32,7 +32,40 @@ FORKS = (
          decided={'php_attention': 'batch', 'itc_loss_weight': 5.0, 'batch_size': 64, 'test_batch_size': 64,
                   'transformer_lr_factor': 1.0, 'moe_lr_factor': 1.0},    # the first release has no such factors
          unsaid={'php_attention': 'batch', 'itc_loss_weight': 5.0, 'batch_size': 64, 'test_batch_size': 64}),
+    Fork('FMFA', {'minmax_loss_weight', 'sdm_loss_use_weight'}, 'a-sdm+mlm+id+efa',
+         decided={'lr_rules': 'flat', 'lr': 5e-6, 'caption_masking': 'inplace'},          # with and without --MLM
+         unsaid={'lr_rules': 'flat', 'lr': 5e-6, 'caption_masking': 'inplace'}),
 )
+
+@dataclass
+class OtherInterface:
+    """A released codebase whose command line is not like IRRA's, known by its own flags and keys of its YAML files."""
+    name: str
+    flags: set
+    keys: set
+    instead: str     # what to type
+
+
+OTHER_INTERFACES = (
+    OtherInterface('APTM', {'--task', '--epo'}, {'vision_config', 'train_file'},
+                   'python train.py --config_file configs/aptm/<dataset>.yaml --pretrain_choice <checkpoint of MALS>, or to '
+                   'evaluate python test.py --backbone aptm --checkpoint <file> --dataset_name <dataset> --rerank 128 '
+                   '--rerank_score released'),
+    OtherInterface('TBPS-CLIP', {'--simplified'}, {'experiment', 'schedule'},
+                   'python train.py --config_file configs/tbps-clip/<dataset>.yaml, for the simplified one with --loss_names '
+                   'nitc+ritc --no-mvs_image, or to evaluate python test.py --config_file '
+                   'configs/tbps-clip/<dataset>.yaml --checkpoint <file>'),
+)
+
+
+def refuse_other_interface(words, where):
+    """Raise :class:`UserError` if ``words``, a command line or a YAML file's keys, are of a codebase with another interface."""
+    for other in OTHER_INTERFACES:
+        its_own = [word for word in words if word.split('=')[0] in other.flags | other.keys]
+        if its_own:
+            raise UserError(f"{where}: {its_own[0]} is of {other.name}'s released code, whose interface is another; "
+                            f'type {other.instead}')
+
 
 # SEN's dataset for --need_MAE masks and filters every caption, whatever --MLM says.
 SEN_CAPTIONS = {'caption_masking': 'inplace', 'mlm_masking': 'noun', 'caption_filter': 0.2}
@@ -43,26 +76,87 @@ def with_sen_captions(options):
     return {**SEN_CAPTIONS, **options} if options.get('need_MAE') is True else options
 
 
+# The loss names of RDE's code, in the order in which it looks for them.
+RDE_LOSSES = ('TAL', 'TRL', 'InfoNCE', 'SDM')
+
+
+def with_rde_losses(options, losses=()):
+    """Replace RDE's loss names in ``options``.
+
+    RDE's code trains the first of :data:`RDE_LOSSES` that ``loss_names`` holds between two ``+``, on both embeddings and with
+    pairs divided before each epoch. Everything else in it names the run (``TAL+sr0.3_tau0.015``). If one of our ``losses``
+    is beside it, the meaning is open: the options stay as they are, and whoever looks the losses up refuses them.
+
+    >>> with_rde_losses({'loss_names': 'TAL+sr0.3_tau0.015', 'tau': 0.015})
+    {'ccd': True, 'loss_names': 'tal+tse', 'tau': 0.015}
+    """
+    named = str(options.get('loss_names', '')).replace(' ', '').split('+')
+    loss = next((name for name in RDE_LOSSES if name in named), None)
+    if loss is None or set(named) & set(losses):
+        return options
+    return {'ccd': True, **options, 'loss_names': f'{loss.lower()}+tse'}
+
+
+def rde_notes(before, after, where=''):
+    """Lines for the log if :func:`with_rde_losses` made ``after`` of the options ``before``, which are from the file ``where``."""
+    if after is before:
+        return []
+    means = after['loss_names'] + (' with --ccd' if after['ccd'] else '')
+    defaults = {'tse_mode': '--tse_mode train since October 2024', 'noisy_rate': '--noisy_rate 0.2 by default'}
+    others = [text for name, text in defaults.items() if name not in before]
+    return [f"{where}--loss_names '{before['loss_names']}' is RDE's name of {means}"
+            + (f"; RDE's code has {' and '.join(others)}" if others else '')]
+
+
 def is_of_a_run(content):
     """Whether a config was written by a run, ours or a released one's: those hold what no recipe says."""
     return bool({'training', 'local_rank', 'batch_fields'} & set(content))
 
 
-def read_recipe(path, parser):
-    """A recipe's options with the flags' types. A key that is no option is an error with the nearest name. Of a run's
-    configs.yaml, under whatever name, what describes that run alone (its folder, its resumption) is left out."""
+def is_released(content):
+    """Whether a config was written by a run of another codebase: ours hold every option."""
+    return is_of_a_run(content) and 'caption_masking' not in content
+
+
+def read_options(path):
+    """A config's mapping. Raises :class:`UserError`, also for the YAML file of a codebase with another interface."""
     content = read_yaml(path)
-    actions = parser.actions()
-    of_a_run = is_of_a_run(content)
-    options = what_its_fork_meant(content) if of_a_run else {}
-    left_out = parser.having(Effect.RUN | Effect.CALL) | {'batch_fields'} if of_a_run else ()
-    for name, value in content.items():
-        if name in left_out:
-            continue
-        if name not in actions:
-            raise UserError(f"{path}: unknown option '{name}'{nearest(name, actions)}")
-        options[name] = parser.typed(name, value, path)
-    return with_sen_captions(options)
+    if not is_of_a_run(content):
+        refuse_other_interface(content, path)
+    return content
+
+
+def read_recipe(path, parser):
+    """Read a recipe, or the configs.yaml of a run as one, under whatever name.
+
+    Returns:
+        ``(options, notes)``: the options with the flags' types, and lines for the log. What describes a run alone (its
+        folder, its resumption) is left out, and so are the options that only a released run has: a note names them.
+
+    Raises:
+        UserError: a key that is no option, in a recipe or in a configs.yaml of ours; a value that its flag would refuse.
+    """
+    content = read_options(path)
+    released, actions = is_released(content), parser.actions()
+    options = what_its_fork_meant(content) if is_of_a_run(content) else {}
+    of_one_run = parser.having(Effect.RUN | Effect.CALL) | {'batch_fields'} if is_of_a_run(content) else ()
+    unknown = unknown_keys(content, parser)
+    if unknown and not released:
+        raise UserError(f"{path}: unknown option '{unknown[0]}'{nearest(unknown[0], actions)}")
+    options.update({name: parser.typed(name, value, path) for name, value in content.items()
+                    if name in actions and name not in of_one_run})
+    meant = with_rde_losses(options) if released else options
+    return with_sen_captions(meant), [*left_out_notes(unknown, path), *rde_notes(options, meant, f'{path}: ')]
+
+
+def unknown_keys(content, parser):
+    """The keys of a config that are no options, but for ``batch_fields``, which our own runs write."""
+    return [name for name in content if name not in parser.actions() and name != 'batch_fields']
+
+
+def left_out_notes(unknown, path):
+    """A line for the log that names the keys of a config which are no options here."""
+    return [f"{path}: Pedestal has no option {', '.join(unknown)}: left out"] if unknown else []
 
 
 def what_its_fork_meant(content):

@@ -4,7 +4,6 @@ from tqdm import tqdm
 
 from utils.errors import UserError
 
-RERANK_SCORES = ('caption', 'released')
 COSINE_SHARE = 0.002       # what the first stage counts beside the second (APTM)
 
 

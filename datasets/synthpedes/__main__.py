@@ -64,8 +64,9 @@ def main(argv=None):
         return 0
     knobs = {name: getattr(args, name) for name in KNOBS}
     if args.contact_sheet:
-        settings = settle(args.ids or 60, args.images_per_id, args.captions_per_image, args.size, args.seed,
-                             args.format, None, None, knobs)
+        ids = 60 if args.ids is None else args.ids
+        settings = settle(ids, args.images_per_id, args.captions_per_image, args.size, args.seed, args.format, None, None,
+                          knobs)
         contact_sheet(args.contact_sheet, settings)
         return 0
     if args.out is None or args.ids is None:

@@ -63,7 +63,7 @@ class Clip(Backbone):
         return clip_tokenizer(args.preparation == 'tbps')
 
     @staticmethod
-    def pixels(args):
+    def pixels(args, dataset=None):
         return pixels.TBPS if args.preparation == 'tbps' else pixels.CLIP
 
     @staticmethod

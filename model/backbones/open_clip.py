@@ -308,7 +308,7 @@ class OpenClip(Backbone):
         return tokenizer
 
     @staticmethod
-    def pixels(args):
+    def pixels(args, dataset=None):
         """Images are squeezed into ``--img_size``, whatever the library crops; what is erased in training has the mean's colour."""
         found = describe(args)['preprocess_cfg']
         return Pixels(tuple(found['mean']), tuple(found['std']), (0.0, 0.0, 0.0), found['interpolation'])

@@ -1,226 +1,36 @@
 """Heads: one training objective each, one file each, chosen by name in ``--loss_names``.
 
 Adding a method is adding a file here with a :class:`Head` in it; it is found by itself. ``docs/adding_a_method.md``
-walks through a complete one.
+walks through a complete one. Importing this package does not import PyTorch (:mod:`utils.declarations`).
 """
-import contextlib
 import functools
 import importlib
 import pkgutil
-import re
 import sys
-from collections.abc import Callable
-from typing import NamedTuple
-
-from torch import nn
 
 from utils import options
+from utils.declarations import NeedsImport, is_pytorch_loaded, load_plugin
 from utils.errors import UserError, nearest
+from utils.help_pages import Topic, first_sentence, own_docstring
+
+EXPORTED = dict.fromkeys(('Head', 'HeadReport', 'told_of', 'where'), 'model.heads.head')
 
 
-class HeadReport(NamedTuple):
-    """What :meth:`Head.report` makes of a trained model."""
-    text: str             # is printed
-    content: dict         # becomes <report_flag>.json
-    draw: Callable        # draw() is the matplotlib figure that becomes <report_flag>.png
+def __getattr__(name):
+    """``from model.heads import Head``: the class and its helpers, which need PyTorch."""
+    if name in EXPORTED:
+        return getattr(importlib.import_module(EXPORTED[name]), name)
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
 
-class Head(nn.Module):
-    """A training objective on top of the encoders.
-
-    Subclasses say what they are in class attributes and build their parts in ``__init__(args, model)``. The model
-    registers those parts under their attribute names, so that ``self.classifier = nn.Linear(...)`` is ``classifier.weight``
-    in the checkpoint, as in the published ones. A part that heads share is made by ``model.shared(cls, ...)``.
-
-    ``forward(encoded, batch)`` gets the model's :class:`~model.build.Encoded` and the batch's dict of tensors and returns a
-    dict: entries ending in ``_loss`` are added up for training, already weighted; others are read-outs for the log.
-    """
-
-    names = ()     # the loss names it answers to
-    backbone = ''  # the one backbone that it is made for, where it goes before another head of its names; '' for any
-    needs = ()     # of Encoded, beside the embeddings: 'image_tokens', 'text_tokens', 'masked_text_tokens', 'image_attention', ...
-    fields = ()    # what it reads from the batch beside pids, image_ids, images and caption_ids
-    reads = ()     # options it reads that another file adds
-    any_width = False   # whether tokens may be of another width than embeddings, and images' of another than captions'
-    reads_padding = False   # whether captions must keep their padding in training; true of heads that need text tokens anyway
-    released_copies = {}   # {beginning of a name: of another}: entries that checkpoints hold twice, for the released code to read
-
-    report_flag = None   # the flag of test.py, without dashes, that asks for report()
-    report_help = ''     # the flag's line in test.py --help
-    report_needs = ''    # what a run lacks that cannot have the report: '<flag>: this run has no <report_needs>'
-
-    # An embedding of its own, beside the one that all heads share. Two samples are as similar as the weighted sum of the cosines of all
-    # embeddings says; a table has a row for each of them and one for the sum.
-    embedding = ''                   # its name in tables; a head that has one defines embed()
-    embedding_width = None           # how long its vectors are; set here or in __init__
-    embedding_weight = 1.0           # of its cosine in the sum; the shared embedding's is 1
-    embedding_attention = False      # whether embed() is given the attention of the last block
-    embedding_reads_padding = True   # whether embed() reads what stands behind a caption's end
-
-    training_only = ()   # names of parts that training alone needs (queues, momentum encoders): last.pth has them, best.pth does not
-
-    def __init__(self, args=None, model=None):
-        super().__init__()
-
-    @staticmethod
-    def add_options(parser):
-        """Add the head's own options to ``parser`` (an argparse parser or group)."""
-
-    @staticmethod
-    def learning_rate(name, lr, weight_decay, args):
-        """(lr, weight decay) of the parameter ``name`` after the published rules have given it ``lr`` and ``weight_decay``. Of heads that
-        share a part, the one with the highest rate decides."""
-        return lr, weight_decay
-
-    @staticmethod
-    def wanted(args):
-        """Whether the options ask for the head although no name in ``--loss_names`` does."""
-        return False
-
-    @staticmethod
-    def settle(args, active):
-        """Check the head's options together and fill in what depends on others, at start; ``active``: is it one of the
-        :func:`active_heads`? Raises :class:`~utils.errors.UserError`."""
-
-    def __call__(self, *inputs, **settings):
-        with told_of(self):
-            return super().__call__(*inputs, **settings)
-
-    def look_up(self, batch):
-        """Tensors to add to a batch, found while it is still on the CPU: what ``forward`` could find itself, but on a GPU only by
-        waiting for it. Loops other than ours may leave this out."""
-        return {}
-
-    def rewrite(self, batch, model, peers):
-        """Change a batch on its device, before encoders and heads read it, and return it: ``batch`` is the whole one, however the
-        step splits it, or this process's rows of it (``peers``, :class:`~utils.peers.Peers`). AGM masks captions here."""
-        return batch
-
-    @classmethod
-    def fields_for(cls, args):
-        """The ``fields``, where they depend on options."""
-        return cls.fields
-
-    def embed(self, side, tokens, caption_ids, attention):
-        """The head's own embedding, [B, embedding_width], in training (``encoded.added[name]`` is the images' and the captions') and in
-        evaluation alike.
-
-        Args:
-            side: 'image' or 'text'.
-            tokens: [B, N, D] of images, class token first, or [B, L, D] of captions.
-            caption_ids: [B, L] of captions; None of images.
-            attention: [B, N, N] or [B, L, L], of the last block, the mean over its heads; None without ``embedding_attention``.
-        """
-        raise NotImplementedError
-
-    def pair_losses(self, encoded, batch):
-        """{name: [B]}: a loss for each pair of the batch, for heads that :meth:`divide` the training pairs. With several processes there
-        are no tokens here."""
-        return {}
-
-    # divide(losses, coins) is called before each epoch, of the one head that defines it. ``losses`` is {name: [n]}: what pair_losses of
-    # all heads gave each of the n training pairs in one pass in evaluation mode (0 where the pass had none). ``coins`` is [n] of 0 and
-    # 1, drawn from the seed and the epoch. It returns float [n], on the CPU, and batches of the epoch carry it as ``batch['clean']``.
-    divide = None
-
-    def before_step(self, epoch, step, steps):
-        """Called before step ``step`` of ``steps`` (from 1) of epoch ``epoch`` (from 1)."""
-
-    def weights_loaded(self, model):
-        """Called once a new run's weights are there, pretrained or of ``--init_from``: now is the time to copy them. A resumed run gets the
-        head's parts from its checkpoint."""
-
-    def after_step(self, model):
-        """Called after each optimizer step: for momentum encoders and queues."""
-
-    # share(piece, batch) is for --micro_batch and heads with ``needs``. ``piece`` holds some of the batch's samples. The head's results
-    # on the piece are multiplied by the share, a number or a scalar tensor, so that those of all pieces add up to the batch's. A head
-    # whose results do not add up like that leaves it None, and trains on whole batches only.
-    share = None
-
-    # Of several processes each has some rows of the batch. A head that gathers what it needs of the others' rows (encoded.peers) trains on
-    # them together although --micro_batch cannot split it. Its results are those of the process's own rows, multiplied by ``share``, or,
-    # without one, of the whole batch, the same on all processes. What it draws, all draw alike, but within encoded.peers.apart().
-    gathers = False
-
-    def share_of(self, piece, batch):
-        """What its results on a piece are multiplied by."""
-        return len(piece['pids']) / len(batch['pids']) if self.share is None else self.share(piece, batch)
-
-    @property
-    def reads_the_pass(self):
-        """Whether it reads more of a pass through the encoders than embeddings, or changes them. Others always get the whole batch's
-        embeddings, in however many pieces it was encoded."""
-        return bool(self.needs or self.embedding) or type(self).refine is not Head.refine
-
-    def why_whole(self):
-        """Why ``--micro_batch`` cannot split a batch for this head, in words; None where it can: the head reads embeddings alone, and
-        gets those of the whole batch at once, or it has a ``share``."""
-        if type(self).refine is not Head.refine:
-            return 'it refines embeddings and does not say (why_whole) that its losses do without what that leaves behind'
-        if self.embedding and self.share is None:
-            return 'it adds an embedding and defines no share(piece, batch)'
-        return 'it reads tokens and defines no share(piece, batch)' if self.needs and self.share is None else None
-
-    def maps(self, side, tokens, caption_ids, attention):
-        """What the head reads of samples, for run_scripts/attention.py: ``{title: weights}``, [B, N] of an image's patches or [B, L] of a
-        caption's tokens. The arguments are those of :meth:`embed`; maps of both sides under one title are drawn as one."""
-        return {}
-
-    def why_one_process(self):
-        """Why several processes cannot train it together, in words; None where they can."""
-        return None if self.gathers else self.why_whole()
-
-    def has_report(self):
-        """Whether this head, as it was built, can make its report."""
-        return self.report_flag is not None
-
-    def report(self, split):
-        """An analysis of the trained model for test.py, which prints it and writes it beside the checkpoint: a :class:`HeadReport`.
-
-        ``split`` is a test split: ``split.embed_images()`` and ``split.embed_captions()`` pass one side through the model,
-        ``split.entries`` are its annotated images, which ``split.load_images(entries)`` and ``split.tokens(captions)`` make inputs of.
-        """
-        raise NotImplementedError
-
-    # match(encoder, caption_ids [P, L], text_tokens [P, L, D], image_tokens [P, N, K]), of a head that scores pairs: float32 [P], larger
-    # where a caption and an image belong together. test.py --rerank orders each caption's best images by it. None: it scores none.
-    match = None
-
-    # recognise(image_tokens [B, N, K]), of a head that tells images' attributes by itself: [B, A], above 0 where the image has one.
-    # Without it they are told by prompts.
-    recognise = None
-
-    def refine(self, embedding, tokens, extras):
-        """Change the retrieval embedding, in training and in evaluation alike.
-
-        ``embedding`` is [B, D] float32, ``tokens`` [B, N, D] are the image's patches (without the class token) or all of the
-        caption's; returns the new [B, D]. What ``forward`` needs from this pass goes into the dict ``extras``, which it
-        finds as ``encoded.image_extras`` or ``encoded.text_extras``.
-        """
-        return embedding
-
-
-def where(head):
-    """A head and its file, for messages."""
-    return f"{type(head).__module__.replace('.', '/')}.py: {type(head).__name__}"
-
-
-@contextlib.contextmanager
-def told_of(head):
-    """A layer of a width that doesn't fit is told in one line with the head's file; other errors keep their traceback."""
-    try:
-        yield
-    except RuntimeError as error:
-        lines = str(error).strip().splitlines()
-        if not lines or not re.search('shape|size of tensor|sizes of tensors|normalized_shape', lines[0]):
-            raise
-        raise UserError(f'{where(head)}: {lines[0]}') from error
+def head_base():
+    """:class:`Head`, or its declaration before PyTorch is imported."""
+    return load_plugin('model.heads.head').Head
 
 
 def released_names():
     """{loss name of a released command line: (what it is here, the file's words on it)} of every file's ``RELEASED``."""
-    modules = dict.fromkeys(sys.modules[head.__module__] for head in head_classes())
+    modules = dict.fromkeys(load_plugin(head.__module__) for head in head_classes())
     return {name: meaning for module in modules for name, meaning in getattr(module, 'RELEASED', {}).items()}
 
 
@@ -236,7 +46,7 @@ def files():
     modules = []
     for name in sorted(m.name for m in pkgutil.iter_modules(__path__)):
         try:
-            modules.append(importlib.import_module(f'{__name__}.{name}'))
+            modules.append(load_plugin(f'{__name__}.{name}'))
         except (Exception, SystemExit) as error:  # whatever a file that somebody is writing may raise
             leave_out(name, error)
     return modules
@@ -247,7 +57,10 @@ CLAIMED = {}    # loss name that several files claim -> the sentence that refuse
 
 
 def leave_out(file, error):
-    """Name a file that is broken, once. Everything else works without it; only its losses are missing."""
+    """Name a file that is broken, once. Everything else works without it; only its losses are missing. A file whose declarations raise
+    may be sound: :class:`~utils.declarations.NeedsImport` asks for the file itself."""
+    if not is_pytorch_loaded():
+        raise NeedsImport(f'{file}: {error}') from error
     if file not in LEFT_OUT:
         kind = '' if isinstance(error, UserError) else f'{type(error).__name__}: '
         LEFT_OUT[file] = ' '.join(f'{kind}{error}'.split())
@@ -257,9 +70,15 @@ def leave_out(file, error):
 OWN = {}        # {backbone: {loss name: Head class}} of heads that are made for one
 
 
-@functools.lru_cache(maxsize=None)
 def registry():
-    """{loss name: Head class} of every sound file in this folder, for any backbone; fills ``OWN`` with the others."""
+    """{loss name: Head class} of every sound file in this folder, for any backbone; fills ``OWN`` with the others. Before PyTorch is
+    imported, classes are declarations (:func:`~utils.declarations.declare`)."""
+    return collect_heads(is_pytorch_loaded())
+
+
+@functools.lru_cache(maxsize=1)
+def collect_heads(imported):
+    """:func:`registry`, once for declarations and once more after PyTorch is imported."""
     heads, parser = {}, options.own_parser()
     OWN.clear()
     for module in files():
@@ -271,12 +90,15 @@ def registry():
     return heads
 
 
+registry.cache_clear = collect_heads.cache_clear
+
+
 def heads_of(module, others, parser):
     """{loss name: Head class} of one file, without those in ``OWN``. What would disturb the heads of the ``others``, such as an option
     that is in ``parser`` already, raises."""
-    heads, alone = {}, options.Parser(prog=module.__name__)
+    heads, alone, base = {}, options.Parser(prog=module.__name__), head_base()
     for head in vars(module).values():
-        if not (isinstance(head, type) and issubclass(head, Head) and head.names) or head.__module__ != module.__name__:
+        if not (isinstance(head, type) and issubclass(head, base) and head.names) or head.__module__ != module.__name__:
             continue    # no head, or imported from its own file
         own = OWN.setdefault(head.backbone, {}) if head.backbone else heads
         check_names(head, own if head.backbone else {**others, **heads})
@@ -307,7 +129,7 @@ def check_aliases(module):
 @functools.lru_cache(maxsize=None)
 def aliases():
     """{name: the losses that it stands for, joined by +} of every file's ``ALIASES``."""
-    modules = dict.fromkeys(sys.modules[head.__module__] for head in head_classes())
+    modules = dict.fromkeys(load_plugin(head.__module__) for head in head_classes())
     return {name: losses for module in modules for name, losses in getattr(module, 'ALIASES', {}).items()}
 
 
@@ -315,9 +137,20 @@ def head_classes():
     """Every head, each once, in a fixed order: those with a loss, and then those beside them that options alone ask for (``wanted``)."""
     everywhere = registry().values()
     named = list(dict.fromkeys([*everywhere, *(head for own in OWN.values() for head in own.values())]))
-    modules = dict.fromkeys(sys.modules[head.__module__] for head in named)
-    return named + [head for module in modules for head in vars(module).values() if isinstance(head, type) and issubclass(head, Head)
-                    and head.__module__ == module.__name__ and not head.names and head.wanted is not Head.wanted]
+    modules, base = dict.fromkeys(load_plugin(head.__module__) for head in named), head_base()
+    return named + [head for module in modules for head in vars(module).values() if isinstance(head, type) and issubclass(head, base)
+                    and head.__module__ == module.__name__ and not head.names and head.wanted is not base.wanted]
+
+
+def reporting_classes():
+    """The heads that have a report for test.py."""
+    return [head for head in head_classes() if head.report_flag]
+
+
+def add_report_flags(parser):
+    """A flag for every head that has a report, whether a run uses the head or not."""
+    for head in reporting_classes():
+        parser.add_argument(f'--{head.report_flag}', action='store_true', help=head.report_help)
 
 
 def heads_on(backbone):
@@ -361,19 +194,42 @@ def parse_loss_names(loss_names, backbone='clip'):
     return list(dict.fromkeys(heads))
 
 
+def title_of(head):
+    """The title of a head's options in ``--help all``."""
+    names = f"loss {', '.join(head.names)}" if head.names else head.__name__
+    return f'{names}: {first_sentence(head)}' if first_sentence(head) else names
+
+
+def options_read_by(heads, parser):
+    """The options that some of the heads add or read."""
+    added = {name for name, readers in parser.readers.items() if any(head in readers for head in heads)}
+    return frozenset(added.union(*(head.reads for head in heads)))
+
+
 class HeadOptions(options.Room):
     """What the heads bring to the options."""
 
     def add_options(self, parser):
         for head in head_classes():
             before = set(parser.actions())
-            head.add_options(parser.add_argument_group(f"losses: {', '.join(head.names)}" if head.names else head.__name__))
+            head.add_options(parser.add_argument_group(title_of(head)))
             for name in set(parser.actions()) - before:
                 parser.readers[name] = [head]
         for head in head_classes():
             for name in head.reads:
                 if name in parser.readers:
                     parser.readers[name].append(head)
+        named = {}      # {loss: its heads}: one for each backbone, if there are several
+        for head in head_classes():
+            for name in head.names:
+                named.setdefault(name, []).append(head)
+        everything = {**named, **{alias: [head for name in losses.split('+') for head in named.get(name, ())]
+                                  for alias, losses in aliases().items()}}
+        parser.catalogs['losses for --loss_names, joined by +'] = {
+            name: first_sentence(heads[0]) if name in named else f'stands for {aliases()[name]}' for name, heads in everything.items()}
+        parser.completions['loss_names'] = list(everything)
+        for name, heads in everything.items():
+            parser.topics[name] = Topic('loss', ' '.join(map(own_docstring, heads)), options_read_by(heads, parser))
 
     def active(self, args):
         return active_heads(args)
@@ -388,6 +244,10 @@ class HeadOptions(options.Room):
         """The losses, whatever their order, also where a file with one of them is broken."""
         names = str(args.loss_names).replace(' ', '').split('+')
         return {loss for name in names for loss in aliases().get(name, name).split('+')}
+
+    def loss_names(self):
+        """All names that ``--loss_names`` takes, on any backbone."""
+        return {*registry(), *aliases(), *(name for own in OWN.values() for name in own)}
 
     def notes(self, args):
         named = parse_loss_names(args.loss_names, getattr(args, 'backbone', 'clip'))

@@ -14,6 +14,7 @@ BASE, GUIDED, TEMPERATURE = 0.1, 0.9 * 0.95, 0.02   # chance = BASE + GUIDED * s
 
 
 class CMT(Head):
+    """Cross-modal contrast of AGM, with a temperature of its own."""
     names = ('cmt',)
     reads = ('temperature',)
 

@@ -4,6 +4,7 @@ from model.heads import Head
 
 
 class CMPM(Head):
+    """Cross-modal projection matching (Zhang and Lu, ECCV 2018)."""
     names = ('cmpm',)
 
     def __init__(self, args, model):

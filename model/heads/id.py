@@ -7,6 +7,7 @@ from utils.option_types import weight
 
 
 class ID(Head):
+    """Identity classification with one classifier for both modalities (IRRA)."""
     names = ('id',)
 
     @staticmethod

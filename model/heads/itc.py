@@ -5,6 +5,7 @@ from utils.option_types import weight
 
 
 class ITC(Head):
+    """Image-text contrast, the InfoNCE loss of CLIP (Radford et al., ICML 2021)."""
     names = ('itc',)
     reads = ('temperature',)
 

@@ -49,6 +49,7 @@ def output_std(width, depth):
 
 
 class MLM(Head):
+    """Masked language modeling with image tokens, the implicit relation reasoning of IRRA."""
     names = ('mlm',)
     needs = ('image_tokens', 'masked_text_tokens')
     fields = ('mlm_labels',)

@@ -157,6 +157,7 @@ def balance(gates):
 
 
 class PHP(Head):
+    """Even use of the experts in the hierarchical parsing of PHP."""
     names = ('aux',)
     gathers = True
     report_flag = 'moe_report'

@@ -4,6 +4,7 @@ from model.heads import Head
 
 
 class SDM(Head):
+    """Similarity distribution matching between images and captions (IRRA)."""
     names = ('sdm',)
     reads = ('temperature',)
 

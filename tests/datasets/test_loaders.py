@@ -427,7 +427,7 @@ def test_second_views_follow_from_the_sample_and_come_from_the_image_cache_too(t
 def test_what_is_said_of_a_word_stays_with_it_where_others_are_removed():
     pairs = [(0, 0, 'image', 'a tall man wears a red jacket, blue jeans and white shoes with a big black backpack on his back')]
     whole, disturbed = (ImageTextDataset(pairs, fields=('attributes_mask',), text_length=40, txt_aug=wanted) for wanted in (False, True))
-    whole.image_fields = disturbed.image_fields = lambda path, seed: {}
+    whole.image_fields = disturbed.image_fields = lambda path, seed, part: {}
     sample = whole[0]
     groups = dict(zip(sample['caption_ids'].tolist(), sample['attributes_mask'].tolist()))
     shorter = 0

@@ -22,7 +22,7 @@ def test_what_there_is():
 
 def test_the_help_of_the_programs_names_them():
     text = ' '.join(build_parser().format_help().split())
-    assert f'--dataset_name DATASET_NAME {names()} (default: CUHK-PEDES)' in text
+    assert f'--dataset_name NAME {names()} (default: CUHK-PEDES)' in text
 
 
 NEW = '''

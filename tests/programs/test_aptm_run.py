@@ -6,9 +6,11 @@ import pytest
 import torch
 from PIL import Image
 
+import pedestal
 import test as test_program
 import train as train_program
 from datasets.synthpedes import generate
+from model.backbones.aptm import STATISTICS
 from model.heads.aptm import ITM
 from run_scripts import page
 from utils.errors import UserError
@@ -169,3 +171,13 @@ def test_a_dataset_of_attributes_alone(tmp_path, capsys):
         train_program.main(command(str(tmp_path), tmp_path / 'logs', '--dataset_name', 'PA-100K'))
     with pytest.raises(UserError, match='--rerank orders images for captions, and PA-100K has none'):
         evaluated(only(tmp_path / 'logs' / 'PA-100K'), '--rerank', '3')
+
+
+def test_embeddings_of_photos_depend_on_the_image_statistics(run, monkeypatch):
+    """An index of photos that was made with other statistics is not taken for this run's."""
+    def identity():
+        return pedestal.load(run, device='cpu').identity
+    model, key = identity()
+    assert len(model['pixels'][0]) == 3 and identity() == (model, key)
+    monkeypatch.setitem(STATISTICS, 'CUHK-PEDES', ((.3890, .3652, .3484), (.2434, .2374, .2337)))
+    assert identity()[1] != key

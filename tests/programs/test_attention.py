@@ -106,9 +106,9 @@ def test_the_picture(trained, photo, tmp_path):
 
 def test_noise_lowers_retrieval_and_none_changes_nothing(trained, opened, tmp_path, capsys):
     plain, _ = embed(opened.model.encode_image, opened.images, opened.model)
-    same, _ = embed(program.noisy(opened.model, 0.0, 1), opened.images, opened.model)
-    other, _ = embed(program.noisy(opened.model, 0.3, 1), opened.images, opened.model)
-    again, _ = embed(program.noisy(opened.model, 0.3, 1), opened.images, opened.model)
+    same, _ = embed(program.noisy(opened.model, 0.0, 1, opened.model.pixels), opened.images, opened.model)
+    other, _ = embed(program.noisy(opened.model, 0.3, 1, opened.model.pixels), opened.images, opened.model)
+    again, _ = embed(program.noisy(opened.model, 0.3, 1, opened.model.pixels), opened.images, opened.model)
     assert torch.allclose(plain, same, atol=1e-6) and torch.equal(other, again) and not torch.allclose(plain, other, atol=1e-2)
     out = str(tmp_path / 'x.png')
     for own in ([], ['--caption', TEXT]):

@@ -16,6 +16,7 @@ import processor.processor
 import train as train_program
 from datasets.build import build_dataset
 from datasets.sampler import RandomBatches
+from processor import training_run
 from processor.interrupt import Interrupt
 from run_scripts.kill_and_resume import far_apart
 from tests.several import PATIENCE, Launched
@@ -132,7 +133,7 @@ def killed_while_the_other_hears_nothing():
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(PATIENCE)
 
-    train_program.build_model, parting.GRACE = stop, 0.5
+    training_run.build_model, parting.GRACE = stop, 0.5
     train_program.main()
 
 
@@ -147,7 +148,7 @@ def test_a_process_that_hangs_when_another_is_killed(several):
 
 def killed_before_anything_is_saved():
     if os.environ['TORCHELASTIC_RESTART_COUNT'] == '0':
-        train_program.build_model = lambda *_: os.kill(os.getpid(), signal.SIGKILL) if comm.is_first() else time.sleep(1)
+        training_run.build_model = lambda *_: os.kill(os.getpid(), signal.SIGKILL) if comm.is_first() else time.sleep(1)
     train_program.main()
 
 
