@@ -8,6 +8,7 @@
 import functools
 import hashlib
 import json
+import logging
 import os
 
 import torch
@@ -15,8 +16,10 @@ import torch.nn.functional as F
 from PIL import Image
 
 from datasets.bases import tokenize
+from datasets.captions import caption_problem
 from datasets.build import build_dataloader, family
 from datasets.transforms import build_preparation
+from datasets.truncation import describe_truncation
 from processor.attention import look
 from processor.photos import Photos
 from processor.report import load_trained
@@ -25,6 +28,8 @@ from utils.errors import UserError
 from utils.iotools import read_image
 from utils.pixels import CLIP
 from utils.options import Effect, build_parser, build_test_parser, parse_test_options, plain
+
+logger = logging.getLogger('Pedestal.search')
 
 __all__ = ['People', 'UserError', 'load', 'options_of']
 
@@ -76,11 +81,22 @@ class People:
         return self.transform(image.convert('RGB') if isinstance(image, Image.Image) else read_image(os.fspath(image)))
 
     def tokens(self, captions):
-        """Token ids [K, L] of captions."""
-        for caption in captions:
-            if not isinstance(caption, str) or not caption.strip():
+        """Token ids [K, L] of captions. Logs a warning if some are longer than the text length."""
+        for number, caption in enumerate(captions, start=1):
+            problem = caption_problem(caption) if isinstance(caption, str) else f'a {type(caption).__name__}'
+            if problem == 'an empty caption':
                 raise UserError('a caption is empty; describe somebody')
-        return torch.stack([tokenize(caption, self.tokenizer, self.args.text_length) for caption in captions])
+            if problem:
+                raise UserError(f'description {number} is {problem}; describe somebody in a sentence')
+        tokens = torch.stack([tokenize(caption, self.tokenizer, self.args.text_length) for caption in captions])
+        if sentence := describe_truncation(captions, tokens, self.tokenizer, 'descriptions'):
+            logger.warning('%s', sentence)
+        return tokens
+
+    def describe_truncation(self, caption):
+        """Describe the end of a caption that the model does not read, because it is too long; '' if it reads all."""
+        tokens = tokenize(caption, self.tokenizer, self.args.text_length)[None]
+        return describe_truncation([caption], tokens, self.tokenizer, 'descriptions')
 
     def encode_images(self, images):
         """Photos, as paths or ``PIL.Image``s -> embeddings [K, D]. Raises :class:`UserError` where one cannot be read."""

@@ -1,13 +1,11 @@
 """What all datasets share: the annotation and its checks, and the torch Datasets that the loaders read."""
 import functools
-import html
 import itertools
 import logging
 import os
 import random
-import unicodedata
 from bisect import bisect_right
-from collections import defaultdict
+from collections import Counter, defaultdict
 
 import numpy as np
 import torch
@@ -18,11 +16,13 @@ from torchvision.transforms.functional import to_pil_image
 
 from datasets.attributes import annotate_all, load_tagger
 from datasets.augmentation import seeded, simclr_transforms
+from datasets.captions import LONGEST, caption_problem, is_encodable, looks_like_list
 from datasets.entries import open_entries
 from datasets.fields import FIELDS, CaptionSample
 from datasets.listing import Strings, captions_of, digest_of, open_arrays
 from datasets.published_splits import split_note
 from datasets.released_lists import list_files, read_list, read_reid_list, reid_files
+from datasets.truncation import warn_of_truncation
 from datasets.transforms import as_tensor, draw_rand_view, draw_view
 from utils import pixels as known_pixels
 from utils.errors import UserError, unknown
@@ -163,6 +163,10 @@ class BaseDataset:
             number, token = special[0]
             logger.warning("%s: %d captions hold %s or the like as text, which the tokenizer takes for a token of its own, the first of "
                            'them in entry %d (counted from 0)', path, len(special), token, number)
+        repeated = repeated_images(entries, cls.image_key)
+        if repeated:
+            logger.warning('%s: %d images are listed more than once, the first of them %s; each time counts',
+                           path, len(repeated), next(iter(repeated)))
         return entries
 
     def attributes(self, split):
@@ -179,6 +183,8 @@ class BaseDataset:
         if not missing:
             return missing
         what = f'{len(missing)} of {len(entries)} {split} images are missing, the first of them: {", ".join(missing[:3])}'
+        if '\\' in missing[0] and not missing_files([missing[0].replace('\\', '/')]):
+            what += f'; they are there with / instead of \\: write the paths in {self.anno_path} so'
         if split != 'train' or not skip_broken:
             hint = '; --skip_broken leaves them out' if split == 'train' else ''
             raise UserError(f'{what} (python -m datasets.check --dataset_name {self.name} lists all){hint}')
@@ -259,36 +265,14 @@ def entry_problem(entry, image_key, captioned=True):
     for number, caption in enumerate(entry['captions'], start=1):
         if not isinstance(caption, str):
             return f'has a caption {number} that is a {type(caption).__name__} instead of text'
+        if looks_like_list(caption):
+            return f'has a caption {number} that is a list written as one text: write a JSON list, without quote marks'
         if captioned and (problem := caption_problem(caption)):
             return f'has {problem} (number {number})'
     translated = entry.get('captions_bt', entry['captions'])
     if not isinstance(translated, list) or len(translated) != len(entry['captions']) or not all(isinstance(t, str) for t in translated):
         return f"has 'captions_bt' that are no list of {len(entry['captions'])} texts, a back-translation of each caption"
     return path_problem(entry[image_key], image_key)
-
-
-LONGEST = 10_000     # characters of a caption: byte pairs of one long word take the square of its length
-INVISIBLE = {'Cc', 'Cf', 'Cs', 'Zs', 'Zl', 'Zp', 'Mn', 'Me'}   # Unicode's categories of what leaves no trace by itself
-
-
-def caption_problem(caption):
-    """What is wrong with a caption, or None."""
-    if len(caption) > LONGEST:
-        return f'a caption of {len(caption):,} characters, and at most {LONGEST:,} are read'
-    if all(unicodedata.category(character) in INVISIBLE for character in html.unescape(html.unescape(caption))):
-        return 'an empty caption'
-    if not encodable(caption):
-        return 'a caption with half of a character (a lone surrogate)'
-    return None
-
-
-def encodable(text):
-    """Whether a text can be written: JSON's escapes can say what no character is."""
-    try:
-        text.encode('utf-8')
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def special_tokens(caption):
@@ -304,11 +288,15 @@ def special_captions(entries):
     return [(number, token) for number, entry in enumerate(entries) for caption in entry['captions'] for token in special_tokens(caption)]
 
 
-def path_problem(path, image_key):
-    if not path.strip() or '\0' in path or not encodable(path):
+def path_problem(path, image_key, folder='imgs/'):
+    """Describe the problem of an image's path, which lies below ``folder``; None if there is none.
+
+    ``image_key``: the field or column that holds the path.
+    """
+    if not path.strip() or '\0' in path or not is_encodable(path):
         return f"has an empty or impossible '{image_key}': {path!r}"
     if os.path.isabs(path) or os.path.normpath(path).split(os.sep)[0] == os.pardir:
-        return f"has a '{image_key}' outside of imgs/: {path}"
+        return f"has a '{image_key}' outside of {folder}: {path}"
     return None
 
 
@@ -318,6 +306,12 @@ def shared_identities(entries):
     for entry in entries:
         found[entry['id']].add(entry['split'])
     return {pid: [split for split in SPLITS if split in splits] for pid, splits in found.items() if len(splits) > 1}
+
+
+def repeated_images(entries, image_key):
+    """Count the images that are listed more than once, however their paths are spelled: ``{path: count}``."""
+    times = Counter(os.path.normpath(entry[image_key]) for entry in entries)
+    return {path: count for path, count in times.items() if count > 1}
 
 
 def missing_files(paths):
@@ -335,10 +329,9 @@ def missing_files(paths):
 def without_holes(pids, source):
     """Numbers 0..C-1 in the order of the ``pids`` [N], int64 [N], and C; logs a change."""
     there, numbers = np.unique(np.asarray(pids, dtype=np.int64), return_inverse=True)
-    changed = int((there != np.arange(len(there))).sum())
-    if changed:
-        logger.info('%s: the numbers of the %d training identities run from %d to %d with holes; '
-                    '%d of them are renumbered, to 0..%d', source, len(there), there[0], there[-1], changed, len(there) - 1)
+    if (there != np.arange(len(there))).any():
+        logger.info("%s: training labels its %d identities 0 to %d, in the order of their numbers, which have gaps",
+                    source, len(there), len(there) - 1)
     return numbers, len(there)
 
 
@@ -348,11 +341,37 @@ def renumbered(samples, source):
     return [(number, *rest) for number, (_, *rest) in zip(numbers.tolist(), samples)], set(range(count))
 
 
-def first_captions(samples, count, source):
-    """The first ``count`` training samples (captions), their identities renumbered from 0, and the set of pids."""
-    kept = samples[:count]
-    logger.info('--limit_train: the first %d of %d training captions', len(kept), len(samples))
+def first_captions(samples, count, source, sizes=None):
+    """The first ``count`` training samples (captions), their identities renumbered from 0, and the set of pids.
+
+    Args:
+        samples: training samples.
+        count: how many are kept.
+        source: the annotation, for the log.
+        sizes: samples of each dataset, if ``samples`` joins several: each keeps its part of ``count``.
+    """
+    sizes = sizes or [len(samples)]
+    counts = proportional_counts(min(count, sum(sizes)), sizes)
+    starts = itertools.accumulate(sizes[:-1], initial=0)
+    kept = [sample for start, part in zip(starts, counts) for sample in samples[start:start + part]]
+    several = f' ({" + ".join(map(str, counts))} of the datasets)' if len(sizes) > 1 else ''
+    logger.info('--limit_train: the first %d of %d training captions%s', len(kept), len(samples), several)
     return renumbered(kept, source)
+
+
+def proportional_counts(total, sizes):
+    """``total`` divided among datasets by their ``sizes``, at least 1 of each if that is possible.
+
+    >>> proportional_counts(10, [90, 30]), proportional_counts(3, [1000, 1])
+    ([8, 2], [2, 1])
+    """
+    shares = [total * size / sum(sizes) for size in sizes]
+    counts = [max(int(share), min(size, 1)) for share, size in zip(shares, sizes)]
+    while sum(counts) < total:      # the largest remainder first
+        counts[max(range(len(sizes)), key=lambda part: shares[part] - counts[part])] += 1
+    while sum(counts) > total:
+        counts[max(reversed(range(len(sizes))), key=counts.__getitem__)] -= 1
+    return counts
 
 
 # -- torch Datasets ----------------------------------------------------------------------------------------------------
@@ -435,6 +454,7 @@ class TextDataset(Dataset):
         self.caption_pids, self.captions = caption_pids, captions
         self.tokenizer = tokenizer or default_tokenizer()
         self.tokens = tokenize_all(captions, text_length, truncate, self.tokenizer, token_folder)
+        warn_of_truncation(captions, self.tokens, self.tokenizer, 'queries')
 
     @property
     def lengths(self):
@@ -526,6 +546,7 @@ class ImageTextDataset(Dataset):
         self.mask_id = self.tokenizer.mask
         captions = captions_of(dataset)
         self.tokens = tokenize_all(captions, text_length, truncate, self.tokenizer, token_folder)
+        warn_of_truncation(captions, self.tokens, self.tokenizer, 'training captions')
         if any(FIELDS[name].tags for name in self.made) or caption_filter or self.masks and mlm_masking == 'noun':
             if preparation == 'tbps':
                 raise UserError('--preparation tbps cleans captions, and parts of speech (the loss attribute, --mlm_masking noun, '

@@ -25,6 +25,7 @@ logger = logging.getLogger('Pedestal.dataset')
 
 def build_dataset(name, root, verbose=True, splits=SPLITS, skip_broken=False, columns=None, split_seed=1):
     """A dataset by its name; see :class:`datasets.bases.BaseDataset`, and of ``columns`` and ``split_seed`` :mod:`datasets.table`."""
+    name, root = options.split_dataset_path(name, root)
     return dataset_class(name, columns, split_seed)(root, verbose=verbose, splits=splits, skip_broken=skip_broken)
 
 
@@ -90,7 +91,7 @@ def build_training(args):
 def samples_of(args, dataset):
     """(the training samples that ``--limit_train`` leaves, their pids)"""
     if args.limit_train:
-        return first_captions(dataset.train, args.limit_train, dataset.anno_path)
+        return first_captions(dataset.train, args.limit_train, dataset.anno_path, getattr(dataset, 'sizes', None))
     return dataset.train, dataset.train_id_container
 
 

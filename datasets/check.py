@@ -8,17 +8,19 @@ import hashlib
 import inspect
 import operator
 import os
-from collections import Counter, defaultdict
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 
 from prettytable import PrettyTable
 from tqdm import tqdm
 
-from datasets.bases import SPLITS, entry_problem, missing_files, shared_identities, special_captions, split_counts
+from datasets.bases import (SPLITS, entry_problem, missing_files, repeated_images, shared_identities, special_captions,
+                            split_counts)
 from datasets.published_splits import KINDS, differing_counts
 from datasets.registry import add_table_options, dataset_class, names
 from datasets.table import is_table
 from utils.errors import UserError, run
+from utils.option_types import split_dataset_path
 from utils.iotools import read_image, read_json, refuse_irregular
 from utils.terminal import one_line
 
@@ -105,6 +107,7 @@ def check(name, root, workers, columns=None, split_seed=1):
     """(table of the counts as text, ``{kind of problem: [lines]}`` of what there is)."""
     if '+' in name:
         raise UserError(f'--dataset_name {name}: datasets are checked one by one')
+    name, root = split_dataset_path(name, root)
     dataset = dataset_class(name, columns, split_seed)
     folder, annotation = dataset.locate(root)
     images = dataset.image_folder(folder)
@@ -125,15 +128,16 @@ def check(name, root, workers, columns=None, split_seed=1):
     problems['identities in several splits'] = [
         f'{pid}: {", ".join(splits)}' for pid, splits in shared_identities(entries).items()]
 
-    times = Counter(os.path.join(images, os.path.normpath(entry[dataset.image_key])) for entry in entries)
-    problems['images listed more than once'] = [f'{path}: {count} times' for path, count in times.items() if count > 1]
-    problems['missing images'] = missing_files(list(times))
+    paths = dict.fromkeys(os.path.join(images, os.path.normpath(entry[dataset.image_key])) for entry in entries)
+    problems['images listed more than once'] = [f'{os.path.join(images, path)}: {count} times'
+                                                for path, count in repeated_images(entries, dataset.image_key).items()]
+    problems['missing images'] = missing_files(paths)
     absent = set(problems['missing images'])
-    paths = [path for path in times if path not in absent]
-    found = examine_all(paths, workers)
+    there = [path for path in paths if path not in absent]
+    found = examine_all(there, workers)
     problems['broken images'] = [problem for _, problem in found if problem]
-    problems['images with the same bytes'] = identical(paths, [digest for digest, _ in found])
-    problems['images that the annotation does not list'] = [path for path in files_below(images) if path not in times]
+    problems['images with the same bytes'] = identical(there, [digest for digest, _ in found])
+    problems['images that the annotation does not list'] = [path for path in files_below(images) if path not in paths]
     return table, {kind: lines for kind, lines in problems.items() if lines}
 
 
@@ -144,6 +148,7 @@ def main(argv=None):
     parser.add_argument('--workers', type=int, default=os.cpu_count() or 1, help='threads that read images')
     add_table_options(parser)
     args = parser.parse_args(argv)
+    args.dataset_name, args.root_dir = split_dataset_path(args.dataset_name, args.root_dir)
     if not 1 <= args.workers <= 1024:
         raise UserError(f'--workers must be from 1 to 1024, not {args.workers}')
     table, problems = check(args.dataset_name, args.root_dir, args.workers, args.columns, args.split_seed)

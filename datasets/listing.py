@@ -15,7 +15,7 @@ import numpy as np
 
 logger = logging.getLogger('Pedestal.dataset')
 
-VERSION = 1           # of the files: another one's are not read. To be raised when an annotation comes to be read otherwise
+VERSION = 2           # of the files: another one's are not read. Raise it when annotations are read differently
 WHOLE = 'whole.json'  # written last: what arrays there are, with their sizes
 BLOCK = 2 ** 14       # texts that are decoded at a time
 

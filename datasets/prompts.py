@@ -7,6 +7,7 @@ import random
 import torch
 
 from datasets.bases import collate, tokenize
+from datasets.captions import is_empty_caption
 from datasets.whole_words import mask_whole_words
 from utils.errors import UserError
 from utils.iotools import read_json
@@ -60,11 +61,15 @@ def read_prompts(path, count):
     """
     entries = read_json(path)
     if not isinstance(entries, list) or not all(
-            isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) and text.strip() for text in pair) for pair in entries):
+            isinstance(pair, list) and len(pair) == 2 and all(map(is_sentence, pair)) for pair in entries):
         raise UserError(f'{path} must hold a list of pairs of sentences: [["where the label is 0", "where it is 1"], ...]')
     if len(entries) != count:
         raise UserError(f'{path} holds {len(entries)} pairs of prompts, and the images have {count} labels: write one pair for each')
     return [tuple(pair) for pair in entries]
+
+
+def is_sentence(text):
+    return isinstance(text, str) and not is_empty_caption(text)
 
 
 def sentences(prompts):

@@ -5,10 +5,15 @@ APTM's are of rows ``{"image", "caption", "image_id", "label"}``, a row a captio
 other annotations: ``{id, split, captions, file_path}``, and ``label`` or ``captions_bt`` where there is one.
 """
 import glob
+import logging
 import os
 
+from datasets.captions import is_empty_caption
+from datasets.identities import JUNK, canonical_identity, number_identities, spelling_variants
 from utils.errors import UserError
 from utils.iotools import read_json
+
+logger = logging.getLogger('Pedestal.dataset')
 
 VALUES = frozenset((1, 0, -1))
 
@@ -54,7 +59,7 @@ def read_list(path, split, count=None, captioned=True, wrong=None):
         UserError: the first row that isn't as it should be, with its number.
     """
     rows = read_rows(path, '{"image": .., "caption": .., "image_id": ..}')
-    entries, numbers = [], {}
+    entries = []
     for number, row in enumerate(rows):
         problem = row_problem(row, count, captioned)
         if problem and wrong is None:
@@ -64,14 +69,34 @@ def read_list(path, split, count=None, captioned=True, wrong=None):
             continue
         captions = row['caption'] if isinstance(row.get('caption'), list) else [row.get('caption', '')]
         pid = row.get('image_id', number)
-        pid = pid if isinstance(pid, int) else numbers.setdefault(pid, len(numbers))       # 'c_g_a_0_0' and the like
         label = {'label': row['label']} if count is not None else {}
         last = entries[-1] if entries else None
         if last and last['file_path'] == row['image'] and last['id'] == pid:
             last['captions'] += captions
         else:
             entries.append({'id': pid, 'split': split, 'captions': captions, 'file_path': row['image'], **label})
+    number_named(entries, path, wrong)
     return entries
+
+
+def number_named(entries, path, wrong):
+    """Give entries whose ids are names, such as 'c_g_a_0_0', numbers instead."""
+    ids = [entry['id'] for entry in entries]
+    if all(isinstance(pid, int) for pid in ids):
+        return
+    report_oddities(spelling_variants(ids), path, wrong)
+    numbers = number_identities(ids)
+    for entry in entries:
+        entry['id'] = int(JUNK) if canonical_identity(entry['id']) == JUNK else numbers[str(entry['id'])]
+
+
+def report_oddities(lines, path, wrong):
+    """Report oddities of an annotation: in the list ``wrong`` of :mod:`datasets.check`, or without it in the log."""
+    for line in lines:
+        if wrong is None:
+            logger.warning('%s: %s', path, line)
+        else:
+            wrong.append(f'{path}: {line}')
 
 
 def row_problem(row, count, captioned):
@@ -80,7 +105,7 @@ def row_problem(row, count, captioned):
         return "has no 'image', the path of a picture"
     caption = row.get('caption')
     texts = caption if isinstance(caption, list) else [caption]
-    if captioned and not (texts and all(isinstance(text, str) and text.strip() for text in texts)):
+    if captioned and not (texts and all(isinstance(text, str) and not is_empty_caption(text) for text in texts)):
         return "has no 'caption', a sentence or a list of sentences"
     if not isinstance(row.get('image_id', 0), (int, str)) or isinstance(row.get('image_id'), bool):
         return "has an 'image_id' that is neither a number nor a name"

@@ -3,16 +3,18 @@
 A row has a photo's path, a caption (or a list of captions), whom it shows and, where the division is given, its split. Rows of one photo
 are one entry with several captions. See docs/desk.md.
 """
-import csv
-import json
 import logging
+import math
 import os
 import random
 import re
 
-from datasets.bases import SPLITS, BaseDataset, read_entries
+from datasets.bases import SPLITS, BaseDataset, path_problem
+from datasets.captions import caption_problem, looks_like_list, parse_caption_list
+from datasets.identities import JUNK, canonical_identity, number_identities, spelling_variants
+from datasets.released_lists import report_oddities
+from datasets.table_files import read_rows
 from utils.errors import UserError, nearest
-from utils.iotools import MOST_JSON, refuse_irregular, without_duplicates
 
 logger = logging.getLogger('Pedestal.dataset')
 
@@ -25,6 +27,8 @@ COLUMNS = {
 }
 SPLIT_NAMES = {'training': 'train', 'valid': 'val', 'validation': 'val', 'dev': 'val', 'testing': 'test', **{name: name for name in SPLITS}}
 SHARES = {'val': 0.1, 'test': 0.2}      # of the identities, where no split is given; the rest trains
+UNREADABLE_LIST = 'a list as text that is neither JSON nor Python'
+WINDOWS_DRIVE = re.compile(r'[A-Za-z]:[\\/]')
 UFINE = 'UFine6926'
 CUHK_FOLDERS = {'CUHK01', 'CUHK03', 'Market', 'test_query', 'train_query'}
 
@@ -47,8 +51,8 @@ def is_table(name):
 def table_class(name, columns=None, split_seed=1):
     """The :class:`~datasets.bases.BaseDataset` of a table. ``columns``: of ``--columns``, words like ``caption=text``."""
     if os.path.basename(name) != name:
-        folder, file = os.path.split(name)
-        raise UserError(f'--dataset_name names a table by its file alone: --root_dir {folder} --dataset_name {file}')
+        raise UserError(f'--dataset_name {name} is the path of a table: tables that are joined with + lie in one '
+                        f'folder, --root_dir {os.path.dirname(name)}, and are named by their files alone')
     given = dict(word.split('=', 1) for word in columns or ())
     settings = {'name': name, 'annotations': (name,), 'columns': given, 'split_seed': split_seed}
     return type('Table', (Table,), {'__module__': 'table', **settings})   # of another module: it is not one of those that find themselves
@@ -75,61 +79,26 @@ class Table(BaseDataset):
         return [path]
 
     @classmethod
-    def read(cls, path):
-        rows = read_rows(path)
+    def read(cls, path, wrong=None):
+        rows, images = read_rows(path), cls.image_folder(os.path.dirname(path))
         names = columns_of(rows, cls.columns, path)
         for number, row in enumerate(rows):
-            for what, column in names.items():
-                if row.get(column) in (None, '', []):
-                    raise UserError(f"{path}: row {number} (counted from 0) has no '{column}', its {what}")
-        entries = merged(rows, names, path)
+            if problem := row_problem(row, names, images):
+                raise UserError(f'{path}: row {number} (counted from 0) {problem}')
+        people = {number: row for number, row in enumerate(rows) if canonical_identity(row[names['id']]) != JUNK}
+        meaning = f"in the column '{names['id']}', which stands for an image of nobody"
+        if not people:
+            raise UserError(f'{path}: every row has {JUNK} {meaning}')
+        junk = [f'{len(rows) - len(people)} rows have {JUNK} {meaning}: they are skipped'] * (len(people) < len(rows))
+        lists = sum(looks_like_list(row[names['caption']]) for row in people.values()
+                    if isinstance(row[names['caption']], str))
+        if lists:
+            logger.info('%s: the captions of %d rows are lists written as text, and are read as lists', path, lists)
+        report_oddities(junk + spelling_variants(row[names['id']] for row in people.values()), path, wrong)
+        entries = merge_rows(people, names, path, images)
         if 'split' not in names:
             divide(entries, cls.split_seed, path)
         return entries
-
-
-def read_rows(path):
-    """The rows of a table: a list of mappings."""
-    refuse_irregular(path, MOST_JSON)
-    ending = os.path.splitext(path)[1].lower()
-    try:
-        if ending == '.json':
-            rows = read_entries(path)
-        else:
-            with open(path, encoding='utf-8-sig', newline='') as file:
-                rows = json_lines(file, path) if ending == '.jsonl' else table_lines(file, path, '\t' if ending == '.tsv' else ',')
-    except OSError as error:
-        raise UserError(f'{path} cannot be read: {error.strerror}') from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f'{path} is no table in UTF-8: {error}') from None
-    wrong = [number for number, row in enumerate(rows) if not isinstance(row, dict)]
-    if wrong:
-        raise UserError(f'{path}: row {wrong[0]} (counted from 0) is a {type(rows[wrong[0]]).__name__} instead of a mapping')
-    if not rows:
-        raise UserError(f'{path} has no rows')
-    return rows
-
-
-def json_lines(file, path):
-    rows = []
-    for number, line in enumerate(file, start=1):
-        try:
-            rows += [json.loads(line, object_pairs_hook=without_duplicates)] if line.strip() else []
-        except (ValueError, RecursionError) as error:
-            raise UserError(f'{path}, line {number} is not JSON: {error}') from None
-    return rows
-
-
-def table_lines(file, path, delimiter):
-    reader = csv.DictReader(file, delimiter=delimiter)
-    names = reader.fieldnames or []
-    if len(set(names)) < len(names):
-        raise UserError(f'{path} has the column {next(name for name in names if names.count(name) > 1)!r} more than once')
-    rows = list(reader)
-    for number, row in enumerate(rows):
-        if None in row or None in row.values():
-            raise UserError(f'{path}: row {number} (counted from 0) has not as many cells as there are columns; put quotes around commas')
-    return rows
 
 
 def columns_of(rows, given, path):
@@ -150,32 +119,63 @@ def columns_of(rows, given, path):
     return names
 
 
-def merged(rows, names, path):
-    """Entries ``{id, split, captions, file_path}`` of the rows; those of one photo are one entry."""
-    entries, numbers = {}, numbered([row[names['id']] for row in rows])
-    for number, row in enumerate(rows):
-        photo, captions = str(row[names['image']]), row[names['caption']]
+def row_problem(row, names, images):
+    """Describe the problem of a row in words of the table's columns; None if there is none."""
+    for what, column in names.items():
+        if row.get(column) in (None, '', []) or isinstance(row[column], float) and math.isnan(row[column]):
+            return f"has no '{column}', its {what}"
+    for caption in captions_of_row(row, names):
+        if not isinstance(caption, str):
+            return f"has a '{names['caption']}' that is a {type(caption).__name__} instead of text"
+        if problem := caption_problem(caption) or looks_like_list(caption) and UNREADABLE_LIST:
+            return f"has {problem} in its column '{names['caption']}': {caption[:50]!r}"
+    path = photo_path(str(row[names['image']]), images)
+    if os.path.isabs(path) or WINDOWS_DRIVE.match(path):
+        return f"has an absolute path in its column '{names['image']}': {path}; photos are below {images}"
+    if 'split' in names and split_name(row, names) not in SPLIT_NAMES:
+        return f"has the unknown split {row[names['split']]!r}{nearest(split_name(row, names), SPLIT_NAMES)}"
+    return path_problem(path, names['image'], images)
+
+
+def split_name(row, names):
+    return str(row[names['split']]).strip().lower()
+
+
+def captions_of_row(row, names):
+    """A row's captions: a list of JSON, a list that was written as text, or one caption."""
+    caption = row[names['caption']]
+    if isinstance(caption, str) and looks_like_list(caption):
+        caption = parse_caption_list(caption) or caption
+    return caption if isinstance(caption, list) else [caption]
+
+
+def photo_path(path, images):
+    """A photo's path as a table has it -> the path below the folder ``images``.
+
+    Backslashes of Windows become slashes unless a file has such a name. An absolute path into the folder becomes relative.
+    """
+    if '\\' in path and not os.path.lexists(os.path.join(images, path)):
+        path = path.replace('\\', '/')
+    if not os.path.isabs(path):
+        return path
+    inside = os.path.relpath(path, os.path.abspath(images))
+    return path if inside.split(os.sep)[0] == os.pardir else inside
+
+
+def merge_rows(rows, names, path, images):
+    """Merge ``{number: row}`` into entries ``{id, split, captions, file_path}``, one for each photo."""
+    entries, numbers = {}, number_identities([row[names['id']] for row in rows.values()])
+    for number, row in rows.items():
+        photo = photo_path(str(row[names['image']]), images)
         entry = {'id': numbers[str(row[names['id']])], 'captions': [], 'file_path': photo}
         if 'split' in names:
-            split = str(row[names['split']]).strip().lower()
-            if split not in SPLIT_NAMES:
-                raise UserError(f'{path}: row {number} (counted from 0) has the unknown split {row[names["split"]]!r}'
-                                f'{nearest(split, SPLIT_NAMES)}')
-            entry['split'] = SPLIT_NAMES[split]
-        known = entries.setdefault(photo, entry)
+            entry['split'] = SPLIT_NAMES[split_name(row, names)]
+        known = entries.setdefault(os.path.normpath(photo), entry)
         for what in ('id', 'split'):
             if known.get(what) != entry.get(what):
                 raise UserError(f"{path}: row {number} (counted from 0) gives {photo} another {names[what]} than a row before it")
-        known['captions'] += captions if isinstance(captions, list) else [captions]
+        known['captions'] += captions_of_row(row, names)
     return list(entries.values())
-
-
-def numbered(ids):
-    """``{id as text: number}``: whole numbers as they are, names in their order."""
-    texts = {str(one) for one in ids}
-    if all(re.fullmatch(r'\d{1,9}', text) for text in texts):
-        return {text: int(text) for text in texts}
-    return {text: number for number, text in enumerate(sorted(texts))}
 
 
 def divide(entries, seed, path):

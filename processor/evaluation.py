@@ -22,6 +22,8 @@ class Evaluator:
     ranks, and all have the results.
     """
 
+    measure, metric = 'Rank-1', 'R1'     # of what :meth:`eval` returns: its name in sentences, and in results
+
     def __init__(self, img_loader, txt_loader):
         self.img_loader, self.txt_loader = img_loader, txt_loader
         self.results = {}

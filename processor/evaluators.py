@@ -24,7 +24,7 @@ class EachDataset:
     def __init__(self, evaluators):
         self.evaluators, self.results, self.others = evaluators, {}, {}
         first, evaluator = next(iter(evaluators.items()))
-        self.measure = f"{getattr(evaluator, 'measure', 'Rank-1')} on {first}"
+        self.measure, self.metric = f'{evaluator.measure} on {first}', evaluator.metric
 
     def eval(self, model):
         figures = []

@@ -48,11 +48,17 @@ class Trainer:
         self.look_every = LOOK_EVERY if next(model.parameters()).is_cuda else 1
         # Where the run is: the epoch to go on with, the steps done in it, all steps done, the epoch still to be evaluated.
         self.epoch, self.step, self.total_steps, self.unevaluated = 1, 0, 0, None
-        self.best = {'R1': -1.0, 'epoch': 0}
+        # A script's own evaluator may say nothing of what it measures, and is one of Rank-1 then.
+        self.measure, self.metric = getattr(evaluator, 'measure', 'Rank-1'), getattr(evaluator, 'metric', 'R1')
+        self.best = self.no_best()
         self.means = Means()
         self.unseen = []   # (step, image ids, samples, names, results) of steps whose losses nobody has looked at yet
         self.skipped = 0
         self.seconds_per_step = self.seconds_per_evaluation = 0.0
+
+    def no_best(self):
+        """The best evaluation before the first one."""
+        return {self.metric: -1.0, 'epoch': 0}
 
     # -- the run ---------------------------------------------------------------------------------------------------------
 
@@ -71,8 +77,8 @@ class Trainer:
                     self.train_epoch()
                     self.evaluate()
             if self.best['epoch']:
-                logger.info('done: best Rank-1 %.3f at epoch %d (%s split): %s', self.best['R1'], self.best['epoch'],
-                            self.args.val_dataset, self.checkpointer.path('best'))
+                logger.info('done: best %s %.3f at epoch %d (%s split): %s', self.measure, self.best[self.metric],
+                            self.best['epoch'], self.args.val_dataset, self.checkpointer.path('best'))
                 course = best_last_mean(read_evaluations(self.args.output_dir))
                 if course:   # a script of one's own may keep no journal
                     logger.info('%s', history_in_words(course))
@@ -166,15 +172,15 @@ class Trainer:
             top1 = self.evaluator.eval(self.model)
         self.seconds_per_evaluation = time.perf_counter() - began
         self.interrupt.at_once = False
-        figures = dict(getattr(self.evaluator, 'results', {}).get('t2i', {'R1': float(top1)}))
+        figures = dict(getattr(self.evaluator, 'results', {}).get('t2i', {self.metric: float(top1)}))
         self.journal.write('evaluation', epoch, self.total_steps, {**figures, 'split': self.args.val_dataset})
         for name, summary in getattr(self.evaluator, 'others', {}).items():
             self.journal.write(f'evaluation/{name}', epoch, self.total_steps, {**summary, 'split': self.args.val_dataset})
-        if top1 > self.best['R1']:
-            self.best = {'R1': float(top1), 'epoch': epoch}
+        if top1 > self.best[self.metric]:
+            self.best = {self.metric: float(top1), 'epoch': epoch}
             self.checkpointer.save('best', epoch=epoch, metrics=figures, val_dataset=self.args.val_dataset,
                                    noise=getattr(self.loader.dataset, 'noise', None))
-        logger.info('epoch %d: %s %.3f, best %.3f at epoch %d', epoch, getattr(self.evaluator, 'measure', 'Rank-1'), top1, self.best['R1'],
+        logger.info('epoch %d: %s %.3f, best %.3f at epoch %d', epoch, self.measure, top1, self.best[self.metric],
                     self.best['epoch'])
         self.unevaluated = None
         self.save_last()
@@ -276,14 +282,16 @@ class Trainer:
             raise UserError(f"the checkpoint is {state['step']} steps into an epoch, and the training set gives {len(self.loader)}: "
                             'it is of other data, or damaged')
         self.step, self.total_steps = state['step'], state['total_steps']
-        self.unevaluated, self.best = state['unevaluated'], state['best']
+        self.unevaluated, best = state['unevaluated'], state['best']
+        # Checkpoints of older code call each measure R1.
+        self.best = {self.metric: best.get(self.metric, best.get('R1', -1.0)), 'epoch': best['epoch']}
         self.skipped, self.division.clean = state.get('skipped', 0), state.get('clean')
         self.means.load_state_dict(state['means'])
         if state.get('scaler'):
             self.learn.scaler.load_state_dict(state['scaler'])
         restore_random_states(state['random_states'])
         self.miss_best()
-        best = f"best Rank-1 so far {self.best['R1']:.3f}" if self.best['epoch'] else 'not evaluated yet'
+        best = f'best {self.measure} so far {self.best[self.metric]:.3f}' if self.best['epoch'] else 'not evaluated yet'
         logger.info('resumed at epoch %d after %d of its steps; %s', self.epoch, self.step, best)
 
     def miss_best(self):
@@ -291,9 +299,9 @@ class Trainer:
         path = self.checkpointer.path('best')
         if not self.best['epoch'] or comm.from_process(0, os.path.isfile(path)):
             return
-        logger.warning('there is no %s any more, of epoch %d with Rank-1 %.3f: the best from here on becomes best.pth', path,
-                       self.best['epoch'], self.best['R1'])
-        self.best = {'R1': -1.0, 'epoch': 0}
+        logger.warning('there is no %s any more, of epoch %d with %s %.3f: the best from here on becomes best.pth',
+                       path, self.best['epoch'], self.measure, self.best[self.metric])
+        self.best = self.no_best()
         if not self.step:
             self.unevaluated = self.epoch - 1 or None
 

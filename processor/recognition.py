@@ -52,7 +52,7 @@ def as_table(measures):
 class Recogniser:
     """An evaluator of attributes, as :class:`processor.evaluation.Evaluator` is of retrieval: the best epoch is that of the best mA."""
 
-    measure = 'mA'
+    measure = metric = 'mA'
 
     def __init__(self, img_loader):
         self.img_loader, self.results = img_loader, {}

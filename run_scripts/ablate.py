@@ -32,7 +32,7 @@ from datasets.build import build_dataset, dataset_class, dataset_of
 from datasets.joined import first_of
 from datasets.registry import published_split_note
 from datasets.synthpedes import is_synthetic
-from processor.history import best_last_mean, read_evaluations
+from processor.history import MEASURES, best_last_mean, measure_of, read_evaluations
 from processor.report import baselines, read_results
 from utils.checkpoint import sha256_of
 from utils.csv_files import write_csv
@@ -297,7 +297,8 @@ def train_all(cells, grid, stop, keep):
 def in_words(result):
     if 'error' in result:
         return f"broken: {result['error']}"
-    return f"finished, Rank-1 {result['metrics']['R1']:.2f} at epoch {result['epoch']}"
+    metric = measure_of(result['metrics'])
+    return f"finished, {MEASURES[metric]} {result['metrics'][metric]:.2f} at epoch {result['epoch']}"
 
 
 def as_time(seconds):

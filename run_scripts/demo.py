@@ -39,7 +39,7 @@ def main(argv=None):
         gradio = import_gradio(folder)
         listener = listen(args.host, args.port)
         people = pedestal.People(args)
-        page = build(gradio, find_in(people, args), args.top)
+        page = build(gradio, find_in(people, args), args.top, people.describe_truncation)
         token = args.token or (None if is_loopback(args.host) else secrets.token_urlsafe(24))
         needed = '; the page asks everybody for the token in this address' if token else ''
         print(f'open {address(args.host, listener, token)} in a browser; Ctrl-C ends it{needed}', flush=True)
@@ -93,11 +93,14 @@ def find_in(people, args):
     return find
 
 
-def build(gradio, find, top):
-    """The page: ``find(sentence, how many)`` gives its images."""
+def build(gradio, find, top, describe_truncation=lambda text: ''):
+    """The page: ``find(sentence, how many)`` gives its images, ``describe_truncation(sentence)`` a warning or ''."""
     def answer(text):
         try:
-            return [shown(path, score) for path, score in find(text, top)]
+            images = [shown(path, score) for path, score in find(text, top)]
+            if warning := describe_truncation(text):
+                gradio.Warning(html.escape(warning))
+            return images
         except UserError as error:
             raise gradio.Error(html.escape(str(error)), print_exception=False) from None
 

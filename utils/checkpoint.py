@@ -6,7 +6,7 @@ import os
 import torch
 
 from utils.errors import UserError
-from utils.iotools import atomic_write
+from utils.iotools import atomic_write, write_error
 from utils.resumption import COUNTERS, UNUSED, check_values, moments_of
 from utils.weight_files import check_weights, plain_name, read_torch_file, sha256_of, some  # noqa: F401 (sha256_of: for others)
 from utils.weight_names import replace_prefixes, to_own_names, without_prefixes
@@ -211,7 +211,7 @@ def write_checkpoint(content, path):
     except RuntimeError as error:  # torch's writer, when the file's own error (a full disk) stopped it halfway
         if not isinstance(error.__context__, OSError):
             raise error.__context__ or error from None
-        raise UserError(f'cannot write {path}: {error.__context__.strerror}; what was there is kept') from None
+        raise write_error(path, error.__context__) from None
 
 
 def released_weights(model):

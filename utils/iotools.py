@@ -98,9 +98,14 @@ def atomic_write(path, mode='w'):
         with contextlib.suppress(OSError):
             os.remove(temporary)
         if isinstance(error, OSError):
-            kept = '; what was there is kept' if os.path.exists(path) else ''
-            raise UserError(f'cannot write {path}: {error.strerror or error}{kept}') from None
+            raise write_error(path, error) from None
         raise
+
+
+def write_error(path, error):
+    """The :class:`UserError` for a file that cannot be written; it says that the old content stays if there is any."""
+    kept = '; what was there is kept' if os.path.exists(path) else ''
+    return UserError(f'cannot write {path}: {error.strerror or error}{kept}')
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@
 """
 import argparse
 import enum
+import os
 
 
 class Effect(enum.Flag):
@@ -19,6 +20,20 @@ class Effect(enum.Flag):
     UNPUBLISHED = enum.auto()     # with RESULT: not compared with the published recipe, which is not about it
     FLAG = enum.auto()            # with others: for the command line alone, because a file that a stranger wrote must not decide it
     UNREAD = enum.auto()          # nothing: a flag of a released command line that its code never reads, or crashes on
+
+
+def split_dataset_path(name, root):
+    """``(--dataset_name, --root_dir)`` of a dataset that may be named by its path, such as ``/elsewhere/people.jsonl``.
+
+    A relative path is one of the current folder or, if nothing is there, of ``root``.
+
+    >>> split_dataset_path('/elsewhere/people.jsonl', 'data'), split_dataset_path('CUHK-PEDES', 'data')
+    (('people.jsonl', '/elsewhere'), ('CUHK-PEDES', 'data'))
+    """
+    folder, base = os.path.split(name.rstrip(os.sep))
+    if not folder or '+' in name and not os.path.exists(name):      # several datasets
+        return name, root
+    return base, folder if os.path.isabs(name) or os.path.exists(name) else os.path.join(root, folder)
 
 
 LARGEST = {int: 10 ** 6, float: 1e30}   # the latter is finite in float32, and so is what it is multiplied with

@@ -13,7 +13,8 @@ import sys
 
 from utils import recipes
 from utils.errors import UserError
-from utils.option_types import Effect, amount, count, decay, positive, fraction, up_to, weight, whole, yes_no
+from utils.option_types import (Effect, amount, count, decay, positive, fraction, split_dataset_path, up_to, weight, whole,
+                                yes_no)
 from utils.parser import Parser
 from utils.recipes import (FORKS, as_dict, left_out_notes, plain, rde_notes, read_options, read_recipe,
                            refuse_other_interface, unknown_keys, what_its_fork_meant, with_rde_losses, with_sen_captions,
@@ -21,8 +22,8 @@ from utils.recipes import (FORKS, as_dict, left_out_notes, plain, rde_notes, rea
 from utils.safe_yaml import read_yaml
 
 __all__ = ['Effect', 'Parser', 'Room', 'amount', 'as_dict', 'build_parser', 'build_test_parser', 'complete', 'count', 'decay', 'dump',
-           'get_args', 'parse_test_options', 'plain', 'positive', 'read_yaml', 'register', 'run_options', 'fraction', 'up_to', 'weight',
-           'whole', 'yes_no']
+           'get_args', 'parse_test_options', 'plain', 'positive', 'read_yaml', 'register', 'run_options', 'fraction',
+           'split_dataset_path', 'up_to', 'weight', 'whole', 'yes_no']
 
 # The options that train.py --help shows; --help all shows the others, too.
 EVERYDAY = ('config_file', 'print_config', 'name', 'output_dir', 'resume', 'init_from', 'seed', 'device', 'amp', 'dataset_name', 'root_dir',
@@ -137,7 +138,7 @@ def add_run_options(parser):
 
 def add_data_options(parser):
     data = parser.add_argument_group('data')
-    data.add_argument('--dataset_name', default='CUHK-PEDES', help='one of the datasets in datasets/')
+    data.add_argument('--dataset_name', default='CUHK-PEDES', help='name of a dataset in datasets/, or path of a table')
     data.add_argument('--root_dir', default='./data', effect=RESULT | RESUMED | UNPUBLISHED, help="the folder with the datasets' folders")
     data.add_argument('--batch_size', type=count, default=128, help='captions a step, each with its image')
     data.add_argument('--test_batch_size', type=count, default=512, effect=NOTHING, help='samples encoded at a time by test.py')
@@ -156,7 +157,8 @@ def add_data_options(parser):
     data.add_argument('--sampler', default='random', help='random, identity or idrannum')
     yes_no(data, '--drop_last', False, 'leave out the last, smaller batch of an epoch; for the sampler random')
     data.add_argument('--num_instance', type=count, default=4, help='captions of an identity in a batch, for identity and idrannum')
-    data.add_argument('--limit_train', type=up_to(10 ** 9), default=None, help='train on the first so many captions only')
+    data.add_argument('--limit_train', type=up_to(10 ** 9), default=None,
+                      help='training captions to keep, the first ones; of several datasets in proportion to their sizes')
     yes_no(data, '--skip_broken', False, 'leave out training images that cannot be read, and say how many', effect=RESULT | RESUMED)
 
 
@@ -354,6 +356,7 @@ def options_of_resumed_run(checkpoint, parser):
 
 def complete(args):
     """Settle what depends on several options: caption masking, and what each room has to settle."""
+    args.dataset_name, args.root_dir = split_dataset_path(args.dataset_name, args.root_dir)
     args.img_size, args.milestones = tuple(args.img_size), tuple(args.milestones)
     if args.caption_masking is None:
         args.caption_masking = 'inplace' if args.MLM else 'clean'
@@ -504,7 +507,8 @@ def parse_test_options(parser, argv=None):
         if value is not None or not hasattr(args, name):
             setattr(args, name, value)
     # of several datasets the first is looked at, as it was in training; test.py goes on to the others
-    args.dataset_name, *args.further_datasets = args.dataset_name.split('+')
+    name, args.root_dir = split_dataset_path(args.dataset_name, args.root_dir)
+    args.dataset_name, *args.further_datasets = name.split('+')
     args.image_cache = given.image_cache or ''   # a folder of the machine that trained need not be on this one
     args.checkpoint = given.checkpoint or find_checkpoint(given.config_file, args)
     note_whose_best(args)
@@ -524,6 +528,7 @@ def released_options(given):
     for name, value in vars(given).items():
         if not hasattr(args, name):
             setattr(args, name, value)
+    args.dataset_name, args.root_dir = split_dataset_path(args.dataset_name, args.root_dir)
     return args
 
 
@@ -539,6 +544,7 @@ def untrained_options(given):
     for name, value in vars(given).items():
         if value is not None or not hasattr(args, name):
             setattr(args, name, value)
+    args.dataset_name, args.root_dir = split_dataset_path(args.dataset_name, args.root_dir)
     args.img_size, args.stride_size, args.checkpoint, args.trained_on = tuple(args.img_size), stride_size, None, None
     return args
 

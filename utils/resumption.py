@@ -39,7 +39,10 @@ def is_number(value):
 
 
 def is_best(value):
-    return isinstance(value, dict) and is_number(value.get('R1')) and is_whole(value.get('epoch'))
+    if not isinstance(value, dict) or not is_whole(value.get('epoch')):
+        return False
+    measured = [value[metric] for metric in ('R1', 'mA') if metric in value]
+    return bool(measured) and all(map(is_number, measured))
 
 
 def are_means(value):
@@ -78,7 +81,7 @@ RULES = {
     'skipped': ('a whole number', is_whole),
     'unevaluated': ('an epoch or None', lambda value: value is None or is_whole(value, 1)),
     'moments': ('a whole number', is_whole),
-    'best': ("{'R1': a number, 'epoch': a whole number}", is_best),
+    'best': ("{'R1' or 'mA': a number, 'epoch': a whole number}", is_best),
     'means': ("{'sums': {name: number}, 'count': a whole number}", are_means),
     'scaler': ('the state of a gradient scaler', is_scaler),
     'random_states': ('the states of the random generators', are_random_states),

@@ -89,6 +89,17 @@ def annotation(rng, folder):
     return what, rng.choice([TRAIN, TRAIN, TEST, CHECK, TRAIN + ['--image_cache', 'cache']]), False
 
 
+def table(rng, folder):
+    """A table as spreadsheets and scripts write it, or with spoilt bytes."""
+    path = os.path.join('data', 'CUHK-PEDES', rng.choice(['people.csv', 'people.csv', 'people.tsv', 'people.CSV']))
+    rows = [{'image': entry['file_path'], 'caption': caption, 'id': str(entry['id']), 'split': entry['split']}
+            for entry in read_json(os.path.join(folder, ANNOTATION)) for caption in entry['captions']]
+    what = mutate.spoil_table(rng, rows, os.path.join(folder, path))
+    if rng.random() < 0.2:
+        what += f'; {mutate.spoil_file(rng, os.path.join(folder, path))}'
+    return what, [*rng.choice([TRAIN, CHECK, CHECK]), '--dataset_name', path], False
+
+
 def image(rng, folder):
     program = rng.choice([TRAIN, TEST, CHECK, RETRIEVE])
     path = rng.choice(images_read(folder, program))
@@ -292,4 +303,4 @@ def spoilt_mapping(rng, path):
     return f'{".".join(map(str, place))} is {mutate.short(value)}'
 
 
-KINDS = [annotation, image, recipe, flags, flags, paths, tools, checkpoint, checkpoint, training_state, results]
+KINDS = [annotation, image, recipe, flags, flags, paths, tools, checkpoint, checkpoint, training_state, results, table]

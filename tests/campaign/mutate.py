@@ -1,4 +1,6 @@
 """Ways to spoil values, bytes, files, JSON documents and checkpoints. Each takes a ``random.Random``, does one thing, and says what."""
+import csv
+import io
 import json
 import os
 
@@ -99,6 +101,39 @@ def spoil_json(rng, path):
         text, what = text.replace('{', '{"split": "train", "split": "test", ', 1), 'a key twice'
     write(path, text.encode('utf-8', 'surrogatepass'))
     return what
+
+
+# -- tables --------------------------------------------------------------------------------------------------------------
+
+IDENTITIES = ['{}.0', '00{}', ' {}', '{} ', '\uff10{}', '\u200b{}', '-1', '-{}', 'nan', '{}e0', '']
+IMAGES = ['./{}', 'imgs/../{}', '/imgs/{}', 'C:\\{}', '\\{}', '../{}', '{} ', '']
+CAPTIONS = ["['{}', 'b']", '["{}"]', "['{}' 'b']", '[{}]', '"{}', '{}"', '{}\na,b,c,d', '=1+1', '']
+
+
+def spoil_table(rng, rows, path):
+    """Spoil a cell of a table ``[{column: text}]``, or how it is written, and write it; returns what was done."""
+    row, column = rng.choice(rows), rng.choice(sorted(rows[0]))
+    patterns = {'id': IDENTITIES, 'image': IMAGES, 'caption': CAPTIONS, 'split': ['Train', ' {}', 'x', '']}[column]
+    if rng.random() < 0.8:
+        pattern = rng.choice([*patterns, rng.choice(TEXTS)])
+        row[column] = pattern.replace('{}', row[column])
+    what = f'{column} {short(row[column])}'
+    delimiter = rng.choice([',', ',', '\t', ';', '|', ':'])
+    lines = io.StringIO()
+    quoting = rng.choice([csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
+    writer = csv.DictWriter(lines, list(rows[0]), delimiter=delimiter, quoting=quoting)
+    writer.writeheader()
+    writer.writerows(rows)
+    text = lines.getvalue()
+    if rng.random() < 0.3:
+        old, new = rng.choice([('"', ''), (delimiter, ''), (delimiter, delimiter * 2), ('a', '"'), ('\r\n', '\r'),
+                               ('\r\n', '\n\n'), ('', 'sep=;\n')])
+        place = rng.randrange(len(text)) if old else 0
+        text = text[:place] + text[place:].replace(old, new, 1)
+        what += f', and {short(new)} for {short(old)} after {place}'
+    encoding = rng.choice(['utf-8', 'utf-8', 'utf-8', 'utf-8-sig', 'gb18030', 'utf-16', 'latin-1'])
+    write(path, text.encode(encoding, 'replace'))
+    return f'{what}, separated by {short(delimiter)}, in {encoding}'
 
 
 def short(value, most=60):

@@ -56,6 +56,33 @@ def test_statistics_are_logged_when_asked_for(make_dataset, tmp_path, caplog):
                     ['train', '4', '8', '24'], ['val', '1', '2', '6'], ['test', '2', '4', '12']]
 
 
+@pytest.mark.parametrize('spelling', ['{}', './{}', 'train//../{}'])
+def test_an_image_that_is_listed_twice_is_said(make_dataset, tmp_path, caplog, spelling):
+    def twice(entries):
+        entries.append({**entries[0], 'file_path': spelling.format(entries[0]['file_path'])})
+    make_dataset(change=twice)
+    CUHKPEDES(str(tmp_path), verbose=False)
+    sentence = '1 images are listed more than once, the first of them train/0001_0.jpg; each time counts'
+    assert sentence in caplog.text
+
+
+def test_paths_of_windows_end_with_a_remedy(make_dataset, tmp_path):
+    def windows(entries):
+        for entry in entries:
+            entry['file_path'] = entry['file_path'].replace('/', '\\')
+    make_dataset(change=windows)
+    with pytest.raises(UserError, match=r'they are there with / instead of \\: write the paths in .*reid_raw.json so'):
+        CUHKPEDES(str(tmp_path))
+
+
+def test_a_list_of_captions_that_is_written_as_text(make_dataset, tmp_path):
+    def text(entries):
+        entries[0]['captions'] = [str(entries[0]['captions'])]
+    make_dataset(change=text)
+    with pytest.raises(UserError, match='entry 0 .* has a caption 1 that is a list written as one text'):
+        CUHKPEDES(str(tmp_path))
+
+
 # -- training identities -----------------------------------------------------------------------------------------------
 
 def test_holes_are_closed_and_logged(make_dataset, tmp_path, caplog):
@@ -68,7 +95,7 @@ def test_holes_are_closed_and_logged(make_dataset, tmp_path, caplog):
     assert [sample[0] for sample in dataset.train[::4]] == [1, 3, 2, 0]  # in the order of 3, 11, 7, 1
     assert dataset.train_id_container == {0, 1, 2, 3}
     assert set(dataset.test['image_pids']) == {1006, 1007}  # as annotated
-    assert 'the 4 training identities run from 0 to 10 with holes; 3 of them are renumbered, to 0..3' in caplog.text
+    assert "labels its 4 identities 0 to 3, in the order of their numbers, which have gaps" in caplog.text
 
 
 def test_whole_numbering_is_left_alone(caplog):

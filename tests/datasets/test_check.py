@@ -270,8 +270,8 @@ def test_all_that_is_wrong_with_lists_is_listed(tmp_path):
         f"{path}: row 1 (counted from 0) has no 'caption', a sentence or a list of sentences",
         f"{path}: row 2 (counted from 0) has no 'image', the path of a picture",
         f'{path}: row 3 (counted from 0) has the label 3: labels are 1, 0, or -1 for unknown',
-        'entry 2 (counted from 0), 0.png, has an empty caption (number 1)',
-        "entry 3 (counted from 0), ../0.png, has a 'file_path' outside of imgs/: ../0.png"]
+        f"{tmp_path}/gene_attrs/z_attrs.json: row 0 (counted from 0) has no 'caption', a sentence or a list of sentences",
+        "entry 2 (counted from 0), ../0.png, has a 'file_path' outside of imgs/: ../0.png"]
     assert found["captions that hold the tokenizer's own tokens as text"] == ['0.png: <|mask|>']
     assert found['images that the annotation does not list'] == [str(tmp_path / 'images/MALS/3.png')]
 

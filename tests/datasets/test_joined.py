@@ -1,9 +1,11 @@
 """Several datasets joined with +."""
+import logging
 import os
 from collections import Counter
 
 import pytest
 
+from datasets.bases import proportional_counts
 from datasets.check import check
 from datasets.build import build_dataloader, build_dataset, build_training
 from datasets.sampler import SharedBatches
@@ -57,6 +59,23 @@ def test_a_flag_cut_short_is_the_datasets_name():
     args = get_args(['--dataset', 'RSTPReid', '--batch_size', '8'])
     assert (args.dataset_name, args.dataset_shares) == ('RSTPReid', None)
     assert get_args(['--dataset', 'RSTPReid+ICFG-PEDES', '--dataset_shares', '1', '2']).dataset_shares == [1, 2]
+
+
+def test_limit_train_takes_captions_of_each(root, caplog):
+    one, other = (build_dataset(name, root).train for name in ('CUHK-PEDES', 'RSTPReid'))
+    with caplog.at_level(logging.INFO, 'Pedestal.dataset'):
+        loaders = training(root, dataset_name='CUHK-PEDES+RSTPReid', limit_train=10)
+    captions = [caption for *_, caption in loaders.train.dataset.dataset]
+    first = round(10 * len(one) / (len(one) + len(other)))
+    assert captions == [caption for *_, caption in [*one[:first], *other[:10 - first]]] and 0 < first < 10
+    assert f'the first 10 of {len(one) + len(other)} training captions ({first} + {10 - first} of the datasets)' in caplog.text
+
+
+@pytest.mark.parametrize('total, sizes, counts', [
+    (10, [50, 50], [5, 5]), (1, [50, 50], [1, 0]), (2, [1000, 1], [1, 1]), (3, [1, 1000, 1], [1, 1, 1]),
+    (7, [3, 3, 3], [3, 2, 2]), (9, [3, 3, 3], [3, 3, 3]), (5, [0, 8], [0, 5])])
+def test_parts_of_a_limit(total, sizes, counts):
+    assert proportional_counts(total, sizes) == counts
 
 
 def test_the_check_takes_one_at_a_time(root):

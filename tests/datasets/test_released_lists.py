@@ -37,6 +37,18 @@ def test_a_list_of_captions_and_names_instead_of_numbers(tmp_path):
     assert pretraining_lists(str(tmp_path)) == [path]
 
 
+@pytest.mark.parametrize('one, other, people', [(7, '7', 1), (0, 'c_0', 2), ('Ann', 'ann', 2), ('7', '7.0', 2)])
+def test_identities_that_are_written_in_two_ways(tmp_path, caplog, one, other, people):
+    """Numbers and names never share a number, and what differs in writing only is said, by datasets.check too."""
+    path = written(tmp_path / 'finetune' / 'cuhk_train.json', [
+        {'image': f'{number}.png', 'caption': 'a man', 'image_id': pid} for number, pid in enumerate((one, other))])
+    wrong = []
+    for entries in (read_list(path, 'train'), read_list(path, 'train', wrong=wrong)):
+        assert len({entry['id'] for entry in entries}) == people
+    differs = other != 'c_0'
+    assert ('differ in writing only' in caplog.text) == differs and len(wrong) == differs
+
+
 def test_images_without_captions(tmp_path):
     path = written(tmp_path / 'PA100K_test.json', [{'image': '1.jpg', 'label': [1, 0]}, {'image': '2.jpg', 'label': [0, 0]}])
     assert [(entry['id'], entry['captions'], entry['label']) for entry in read_list(path, 'test', 2, captioned=False)] == [

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from datasets.bases import tokenize
+from datasets.truncation import describe_truncation, find_truncated
 from model import build_model
 from model.backbones import open_clip as backbones
 from model.backbones.__main__ import runs
@@ -112,6 +113,8 @@ def test_captions_become_the_library_s_ids():
     tokenizer = OpenClip.tokenizer(args)
     ours = torch.stack([tokenize(text, tokenizer, 10) for text in TEXTS])
     assert torch.equal(ours, open_clip.tokenize(TEXTS, context_length=10))
+    assert find_truncated(TEXTS, ours, tokenizer) == [(index, count) for index, text in enumerate(TEXTS)
+                                                     if (count := 2 + len(tokenizer.encode(text))) > 10]
     assert tokenizer.lengths(ours).tolist() == [8, 10, 3] and tokenizer.decode(tokenizer.encode('a red coat')) == 'a red coat '
 
 
@@ -140,6 +143,9 @@ def test_another_vocabulary_padded_its_own_way(tmp_path, monkeypatch):
     ours = torch.stack([tokenize(text, tokenizer, 8) for text in [*TEXTS, 'a ' * 20]])
     assert torch.equal(ours, open_clip.get_tokenizer('tiny-pieces')([*TEXTS, 'a ' * 20]))
     assert ours[0].tolist() == [2, 3, 4, 2, 5, 6, 1, 1]     # padding is 1
+    sentence = describe_truncation([*TEXTS, 'a ' * 19 + 'bag'], ours, tokenizer)
+    cut = len(find_truncated(TEXTS, ours[:-1], tokenizer)) + 1
+    assert f'{cut} of {len(TEXTS) + 1} captions have more than 8 tokens' in sentence
     reference = theirs('tiny-pieces', (160, 160))
     model = build_model(options(**{**vars(args), 'pretrain_choice': 'tiny-pieces' + saved(reference, tmp_path / 'weights.pt'),
                                    'img_size': (160, 160)}), 4).eval()

@@ -107,6 +107,11 @@ def test_the_table_holds_mean_and_sample_deviation(grid, capsys, monkeypatch):
     assert not list(grid['folder'].glob('*.tmp'))
 
 
+def test_a_finished_run_names_its_measure():
+    assert ablate.in_words({'metrics': {'mA': 50.0, 'F1': 1.0}, 'epoch': 2}) == 'finished, mA 50.00 at epoch 2'
+    assert ablate.in_words({'metrics': {'R1': 50.0, 'mAP': 1.0}, 'epoch': 2}) == 'finished, Rank-1 50.00 at epoch 2'
+
+
 @pytest.mark.parametrize('epoch, epochs, r1, heading', [
     ('best', '2', 30.0, 'at the epoch with its best Rank-1 on the test split'),
     ('last', '4', 20.0, 'after its last epoch, on the test split'),

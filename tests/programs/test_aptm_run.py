@@ -149,8 +149,20 @@ def test_a_dataset_of_attributes_alone(tmp_path, capsys):
             Image.new('RGB', (32, 96), colour).save(tmp_path / 'images' / 'pa100k' / 'release_data' / row['image'])
     train_program.main(command(str(tmp_path), tmp_path / 'logs', '--loss_names', 'attr', '--dataset_name', 'PA-100K', '--attr_smoothing',
                                '0', '--num_epoch', '3'))
-    status, content = evaluated(only(tmp_path / 'logs' / 'PA-100K'))
+    run = only(tmp_path / 'logs' / 'PA-100K')
+    status, content = evaluated(run)
     assert status == 0 and content['results'] == {} and content['attributes']['mA'] >= 50
+    with open(os.path.join(run, 'train_log.txt')) as file:
+        log = file.read()
+    best = torch.load(os.path.join(run, 'last.pth'), weights_only=True)['best']
+    assert f"done: best mA {best['mA']:.3f} at epoch {best['epoch']}" in log
+    assert 'Rank-1' not in log and 'R1' not in best
+    state = torch.load(os.path.join(run, 'last.pth'), weights_only=True)
+    state['best'] = {'R1': best['mA'], 'epoch': best['epoch']}         # as older code called it
+    torch.save(state, os.path.join(run, 'last.pth'))
+    train_program.main(['--resume', run, '--num_epoch', '4'])
+    with open(os.path.join(run, 'train_log.txt')) as file:
+        assert f"best mA so far {best['mA']:.3f}" in file.read()
     train_program.main(command(str(tmp_path), tmp_path / 'image', '--loss_names', 'img_cls', '--dataset_name', 'PA-100K', '--num_epoch',
                                '4', '--lr', '3e-3'))
     status, content = evaluated(only(tmp_path / 'image' / 'PA-100K'))

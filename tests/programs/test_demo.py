@@ -43,13 +43,18 @@ def test_a_folder_is_searched_as_search_does(args, opened, tmp_path):
     assert len(glob.glob(f'{tmp_path}/*.jpg')) == 4
 
 
-def test_the_page_answers(opened):
+def test_the_page_answers(opened, monkeypatch):
     gradio = pytest.importorskip('gradio', reason='Gradio is not installed: pip install gradio')
     path = opened.images.dataset.img_paths[0]
     page = demo.build(gradio, lambda text, top: [(path, 0.5)] * top, top=2)
     answer = next(function.fn for function in page.fns.values() if function.api_name == 'find')
     (image, caption), again = answer('a man')
     assert caption == f'0.500  {os.path.basename(path)}' and image.size and again[1] == caption
+
+    warned = []
+    monkeypatch.setattr(gradio, 'Warning', warned.append)
+    page = demo.build(gradio, lambda text, top: [(path, 0.5)], 1, lambda text: f'{text} is cut')
+    assert next(iter(page.fns.values())).fn('a man') and warned == ['a man is cut']
 
     def refuse(text, top):
         raise UserError('a caption is empty; describe somebody')

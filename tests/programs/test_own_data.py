@@ -9,6 +9,7 @@ import torch
 import test as test_program
 import train as train_program
 from processor.progress import Journal
+from utils.options import build_test_parser, parse_test_options
 
 
 def test_a_table_trains_and_is_tested(data, clip, tmp_path, run_folder, capsys):
@@ -30,6 +31,12 @@ def test_a_table_trains_and_is_tested(data, clip, tmp_path, run_folder, capsys):
     with open(os.path.join(run_folder('mine.csv'), 'metrics.json')) as file:
         produced_by = json.load(file)['produced_by']
     assert produced_by['identities'] == round(0.2 * len(people)) and produced_by['options']['columns'][0] == 'image=picture'
+
+
+def test_the_tests_table_is_named_by_its_path(trained):
+    words = ['--config_file', trained, '--dataset_name', '/elsewhere/people.csv']
+    args = parse_test_options(build_test_parser('', ''), words)
+    assert (args.dataset_name, args.root_dir, args.trained_on) == ('people.csv', '/elsewhere', 'CUHK-PEDES')
 
 
 def test_two_datasets_train_together_and_are_tested_each(data, clip, tmp_path, run_folder, capsys):

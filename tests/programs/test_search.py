@@ -159,6 +159,10 @@ def test_an_index_elsewhere(people, folder, tmp_path):
     (['--images', '{tmp}/none', '--caption', 'x'], 'there is no folder .*none'),
     (['--images', '{tmp}', '--caption', 'x'], 'there are no photos below'),
     (['--images', '{photos}', '--caption', ' '], 'a caption is empty'),
+    (['--images', '{photos}', '--caption', '\u200b\u2060'], 'a caption is empty'),
+    (['--images', '{photos}', '--caption', '&nbsp;\u3164'], 'a caption is empty'),
+    (['--images', '{photos}', '--caption', 'a man', '--caption', 'x' * 10001],
+     'description 2 is a caption of 10,001 characters'),
     (['--images', '{photos}', '--caption', 'x', '--top', '0'], '--top.*must be above 0'),
     (['--images', '{photos}', '--caption', 'x', '--out', 'x.doc'], "'doc' is none"),
     (['--images', '{photos}', '--caption', 'x', '--index', '{photos}/2.jpg'], 'cannot write the index into .*--index')])
@@ -260,3 +264,14 @@ def test_without_faiss_it_is_one_sentence(folder, trained, monkeypatch):
     monkeypatch.setattr(pedestal.People, 'photos', lambda *_: pytest.fail('photos were embedded'))
     with pytest.raises(UserError, match='--faiss needs FAISS: pip install faiss-cpu'):
         search.main(['--config_file', trained, '--images', folder, '--caption', TEXT, '--faiss'])
+
+
+def test_a_description_that_is_cut_is_said(people, folder, caplog):
+    begin = 'a man in a red coat ' * 15
+    one, other = (people.search(begin + end, folder) for end in ('with a black bag', 'without a bag'))
+    assert one == other         # the model reads neither end
+    assert caplog.text.count('1 of 1 descriptions have more than 77 tokens') == 2
+    assert "(96 tokens) loses 'a red coat a man" in caplog.text
+    caplog.clear()
+    people.search('a man in a red coat', folder)
+    assert not caplog.text and not people.describe_truncation('a man')

@@ -5,8 +5,10 @@ import struct
 import zlib
 
 import pytest
+import torch
 from PIL import Image
 
+from utils.checkpoint import Checkpointer
 from utils.errors import UserError
 from utils.iotools import atomic_write, read_image, read_json
 
@@ -182,6 +184,23 @@ def test_full_disk_says_that_the_old_file_is_kept(tmp_path):
         with atomic_write(path):
             raise full
     assert path.read_text() == 'old' and os.listdir(tmp_path) == ['a']
+
+
+@pytest.mark.parametrize('there', [False, True])
+def test_a_checkpoint_that_cannot_be_written_says_what_is_kept(tmp_path, monkeypatch, there):
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def save(content, file):
+        try:
+            raise full
+        except OSError:
+            raise RuntimeError('unexpected pos')     # noqa: B904  as torch's writer does
+    monkeypatch.setattr(torch, 'save', save)
+    if there:
+        (tmp_path / 'last.pth').write_text('old')
+    with pytest.raises(UserError, match='No space left on device' + ('; what was there is kept$' if there else '$')):
+        Checkpointer(torch.nn.Linear(1, 1), save_dir=str(tmp_path), save_to_disk=True).save('last', epoch=1)
+    assert os.listdir(tmp_path) == ['last.pth'] * there
 
 
 @pytest.mark.skipif(not os.path.exists('/dev/full'), reason='needs /dev/full')

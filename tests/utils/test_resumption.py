@@ -76,6 +76,7 @@ def swapped(checkpoint):
         ('epoch', 0), ('epoch', 'two'), ('epoch', 2.0), ('epoch', True), ('step', -1), ('step', None), ('total_steps', 'x'),
         ('skipped', []),
         ('unevaluated', 'no'), ('best', None), ('best', {'R1': float('nan'), 'epoch': 1}), ('best', {'R1': 1.0}), ('means', []),
+        ('best', {'epoch': 1}), ('best', {'mA': 'x', 'epoch': 1}),
         ('means', {'sums': {'loss': 'x'}, 'count': 1}), ('means', {'sums': {'loss': 1.0}, 'count': 0}), ('scaler', {'scale': 1.0}),
         ('scheduler', {}), ('scheduler', {'last_epoch': 1.5}), ('scheduler', 7), ('optimizer', []), ('optimizer', {'state': {}}),
         ('random_states', {}), ('random_states', torch.zeros(2)))],
