@@ -13,7 +13,7 @@ import sys
 import types
 
 ALWAYS_IMPORTED = ('utils.declarations', 'utils.errors', 'utils.option_types', 'utils.options', 'utils.recipes', 'utils.safe_yaml', 'yaml')
-PLUGIN_PACKAGES = ('model.heads', 'model.backbones', 'datasets')
+PLUGIN_PACKAGES = ('model', 'model.heads', 'model.backbones', 'datasets')
 
 
 class NeedsImport(Exception):
@@ -143,7 +143,7 @@ def is_light(name):
 def declared_name(module, name):
     """What ``from module import name`` binds in a declaration: another plug-in file's declaration, or :class:`Unavailable`."""
     missing = Unavailable(f'{module}.{name}')
-    if not module.startswith(PLUGIN_PACKAGES):
+    if module.split('.')[0] not in PLUGIN_PACKAGES:
         return missing
     package = importlib.import_module(module) if module in PLUGIN_PACKAGES else None
     return getattr(declare(getattr(package, 'EXPORTED', {}).get(name, module)), name, missing)
