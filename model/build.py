@@ -10,7 +10,7 @@ from torch import nn
 
 from model.backbones import backbone_class, refuse_other_family
 from model.clip_model import MLP, ResidualAttentionBlock, Transformer
-from model.heads import Head, active_heads, parse_loss_names, told_of, where
+from model.heads import Head, active_heads, parse_loss_names, describe_head, head_error_context
 from utils import precision
 from utils.checkpoint import as_a_runs, some
 from utils.comm import get_world_size, pick_device
@@ -82,18 +82,18 @@ class RetrievalModel(nn.Module):
             head.is_named = type(head) in named
             self._register(head)
         self.needs = {need for head in self.heads for need in head.needs}
-        self.released_copies = {copy: name for head in self.heads for copy, name in head.released_copies.items()}
-        self.released_names = {ours: theirs for head in self.heads for ours, theirs in head.released_names.items()}
+        self.reference_copies = {copy: name for head in self.heads for copy, name in head.reference_copies.items()}
+        self.reference_names = {ours: theirs for head in self.heads for ours, theirs in head.reference_names.items()}
         self.adding = tuple(head for head in self.heads if head.embedding)
         self.parts = self._parts()
         self.refines = any(type(head).refine is not Head.refine or head.embedding and head.embedding_reads_padding for head in self.heads)
-        self.attends = any(head.embedding_attention for head in self.adding)
+        self.attends = any(head.embedding_needs_attention for head in self.adding)
         self.reads_padding = self.refines or any(head.reads_padding for head in self.heads) or bool(
             self.needs & {'text_tokens', 'masked_text_tokens', 'text_attention'})
         if args.micro_batch and args.training:
-            self._refuse_pieces('--micro_batch', Head.why_whole, ' (--grad_checkpoint saves memory with every loss)')
+            self._refuse_pieces('--micro_batch', Head.micro_batch_unsupported, ' (--grad_checkpoint saves memory with every loss)')
         if get_world_size() > 1 and args.training:
-            self._refuse_pieces('training with several processes', Head.why_one_process, '')
+            self._refuse_pieces('training with several processes', Head.distributed_unsupported, '')
         backbone.set_grad_checkpoint(args.grad_checkpoint)
         for part in self.modules():
             if isinstance(part, Transformer):       # the heads' cross encoder, too
@@ -116,13 +116,13 @@ class RetrievalModel(nn.Module):
         for name, part in [*owner.named_children(), *owner.named_parameters(recurse=False)]:
             if id(part) not in shared:
                 if owner is not self.backbone and (part is self or holds(part, self.backbone.encoder)):
-                    raise UserError(f'{where(owner)}.{name} is the model itself or its encoder: a head keeps copies (copy.deepcopy) and '
+                    raise UserError(f'{describe_head(owner)}.{name} is the model itself or its encoder: a head keeps copies (copy.deepcopy) and '
                                     'parts of its own; hooks are given the model')
                 if hasattr(self, name):
-                    raise UserError(f'{where(owner)}.{name}: the model has another part of that name')
+                    raise UserError(f'{describe_head(owner)}.{name}: the model has another part of that name')
                 setattr(self, name, part)
         if any(True for _ in owner.buffers(recurse=False)):
-            raise UserError(f'{where(owner)} keeps a buffer of its own: put it into a module that the head owns, under whose name '
+            raise UserError(f'{describe_head(owner)} keeps a buffer of its own: put it into a module that the head owns, under whose name '
                             'it is saved')
 
     def _parts(self):
@@ -132,21 +132,21 @@ class RetrievalModel(nn.Module):
         widths = [(BASE, self.embed_dim, 1.0)]
         for head in self.adding:
             if not isinstance(head.embedding_width, int):
-                raise UserError(f"{where(head)} adds the embedding '{head.embedding}' and does not say how wide it is (embedding_width)")
+                raise UserError(f"{describe_head(head)} adds the embedding '{head.embedding}' and does not say how wide it is (embedding_width)")
             widths.append((head.embedding, head.embedding_width, head.embedding_weight))
         ends = torch.tensor([width for _, width, _ in widths]).cumsum(0).tolist()
         return tuple(Part(name, slice(end - width, end), weight) for (name, width, weight), end in zip(widths, ends))
 
     @property
     def training_only(self):
-        """The names in the state dict that training alone needs (:attr:`~model.heads.Head.training_only`)."""
-        parts = tuple(f'{part}.' for head in self.heads for part in head.training_only)
+        """The names in the state dict that training alone needs (:attr:`~model.heads.Head.training_only_parts`)."""
+        parts = tuple(f'{part}.' for head in self.heads for part in head.training_only_parts)
         return {name for name in self.state_dict() if parts and f'{name}.'.startswith(parts)}
 
-    def weights_loaded(self):
+    def after_weights_loaded(self):
         """Tell the heads that a new run's weights are there."""
         for head in self.heads:
-            head.weights_loaded(self)
+            head.after_weights_loaded(self)
 
     def owners_of(self, name):
         """The active heads whose own or shared part the parameter ``name`` is; none for the encoders'."""
@@ -162,13 +162,13 @@ class RetrievalModel(nn.Module):
             raise UserError(f"{loss} reads {missing[0].replace('_', ' ')} and {why}: leave it out of --loss_names or use "
                             f'{self.backbone.instead}')
         reads_tokens = bool(head.needs) or head.refine is not Head.refine
-        if reads_tokens and not head.any_width and {self.image_width, self.text_width} != {self.embed_dim}:
+        if reads_tokens and not head.accepts_any_width and {self.image_width, self.text_width} != {self.embed_dim}:
             raise UserError(f"{loss} reads tokens in the embeddings' space and the backbone {name} has image tokens {self.image_width}, "
                             f'text tokens {self.text_width} and embeddings {self.embed_dim} wide: leave it out of --loss_names or use '
                             f'{self.backbone.instead}')
 
     def _refuse_pieces(self, what, why, instead):
-        reason = self.backbone.why_whole()
+        reason = self.backbone.micro_batch_unsupported()
         if reason:
             raise UserError(f'{what} cannot split a batch for {reason}')
         for head in self.heads:
@@ -214,7 +214,7 @@ class RetrievalModel(nn.Module):
         for head in self.heads:
             refined = head.refine(embedding, tokens, {} if extras is None else extras)
             if refined.shape != embedding.shape:
-                raise UserError(f'{where(head)}: refine turns embeddings {list(embedding.shape)} into {list(refined.shape)}, which other '
+                raise UserError(f'{describe_head(head)}: refine turns embeddings {list(embedding.shape)} into {list(refined.shape)}, which other '
                                 "heads cannot read: it keeps their shape; a head's own embedding is added beside them by embed()")
             embedding = refined
         return embedding
@@ -231,10 +231,10 @@ class RetrievalModel(nn.Module):
         """{name: [B, E] float32} of the embeddings that heads add."""
         embeddings = {}
         for head in self.adding:
-            with told_of(head):
-                embedding = head.embed(side, tokens, caption_ids, attention if head.embedding_attention else None).float()
+            with head_error_context(head):
+                embedding = head.embed(side, tokens, caption_ids, attention if head.embedding_needs_attention else None).float()
             if embedding.shape != (len(tokens), head.embedding_width):
-                raise UserError(f"{where(head)}: embed gives {list(embedding.shape)} for a batch of {len(tokens)} {side}s, and its "
+                raise UserError(f"{describe_head(head)}: embed gives {list(embedding.shape)} for a batch of {len(tokens)} {side}s, and its "
                                 f'embedding_width is {head.embedding_width}')
             embeddings[head.embedding] = embedding
         return embeddings
@@ -255,8 +255,8 @@ class RetrievalModel(nn.Module):
         return caption_ids[:, :min(-(-longest // 8) * 8, caption_ids.shape[1])]
 
     def looked_up(self, batch):
-        """What :meth:`Head.look_up` of all heads finds in a batch that is still on the CPU."""
-        return {name: value for head in self.heads for name, value in head.look_up(batch).items()}
+        """What :meth:`Head.prepare_on_host` of all heads finds in a batch that is still on the CPU."""
+        return {name: value for head in self.heads for name, value in head.prepare_on_host(batch).items()}
 
     def encode_image(self, images):
         """Normalised images [B, 3, H, W] -> embeddings [B, D], float32, not normalised."""
@@ -293,9 +293,9 @@ class RetrievalModel(nn.Module):
             added={name: (of_images[name], of_captions[name]) for name in of_images})
 
     def rewritten(self, batch, peers=ALONE):
-        """The batch as :meth:`Head.rewrite` of all heads leaves it."""
+        """The batch as :meth:`Head.transform_batch` of all heads leaves it."""
         for head in self.heads:
-            batch = head.rewrite(batch, self, peers)
+            batch = head.transform_batch(batch, self, peers)
         return batch
 
     def forward(self, batch):
@@ -403,7 +403,7 @@ def build_model(args, num_classes, state_dict=None, replaced_by=None):
     model = model or RetrievalModel(args, num_classes, backbone.build(args, state_dict))
     take_leftover(model, args.pretrain_choice)
     if args.training and pretrained:
-        model.weights_loaded()
+        model.after_weights_loaded()
     if args.compile and args.training:
         compile_blocks(model, pick_device(args.device))
     if state_dict is not None:

@@ -17,7 +17,7 @@ class Look(NamedTuple):
     Attributes:
         similarity: of the photo and the caption, a cosine.
         maps: ``[(title, [rows, cols])]`` over the photo: the attention of the embedding's token in the last block, what heads read
-            (:meth:`model.heads.Head.maps`), each with the words that it weighs most, and what hiding a piece takes away.
+            (:meth:`model.heads.Head.attention_maps`), each with the words that it weighs most, and what hiding a piece takes away.
         words: ``[(word, [rows, cols] or None, what leaving it out takes away)]``: the patches that each of the caption's tokens attends to
             in the cross encoder or, without one, the cosines of its token and theirs; None where tokens cannot be compared.
     """
@@ -73,8 +73,8 @@ class Pair:
         found, ((patches, of_image), (tokens, of_text)) = [], self.encoded
         for head in self.model.heads:
             with self.model.autocast():
-                on_photo = head.maps('image', patches, None, of_image)
-                on_words = head.maps('text', tokens, self.ids.to(tokens.device), of_text)
+                on_photo = head.attention_maps('image', patches, None, of_image)
+                on_words = head.attention_maps('text', tokens, self.ids.to(tokens.device), of_text)
             found += [(self.titled(title, on_words.get(title)), self.over_the_photo(rows[0])) for title, rows in on_photo.items()]
         return found
 

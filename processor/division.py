@@ -16,14 +16,14 @@ APART = 2 ** 20   # added to an epoch's number: the draws of its division are ot
 
 
 class Division:
-    """The division of an epoch's training pairs, for a model with a head that makes one (:attr:`~model.heads.Head.divide`).
+    """The division of an epoch's training pairs, for a model with a head that makes one (:attr:`~model.heads.Head.select_clean_pairs`).
 
     ``clean`` is float [n], each pair's part in the epoch's losses; None before the first division, and without such a head.
     """
 
     def __init__(self, model, loader, seed):
         self.model, self.loader, self.seed, self.clean = model, loader, seed, None
-        self.head = next((head for head in getattr(model, 'heads', ()) if head.divide is not None), None)
+        self.head = next((head for head in getattr(model, 'heads', ()) if head.select_clean_pairs is not None), None)
 
     def begin(self, epoch, epochs, stop_between=lambda: None):
         """Divide the pairs for an epoch. ``stop_between`` is called between batches, and may raise.
@@ -35,7 +35,7 @@ class Division:
             return
         losses = self.all_pairs(epoch, epochs, stop_between)
         coins = torch.randint(2, (len(self.loader.dataset),), generator=torch.Generator().manual_seed(derive_seed(self.seed, epoch, APART)))
-        self.clean = comm.from_process(0, self.head.divide(losses, coins))     # one division, whatever machines round
+        self.clean = comm.from_process(0, self.head.select_clean_pairs(losses, coins))     # one division, whatever machines round
         logger.info('epoch %d: %d of %d training pairs count as clean', epoch, int(self.clean.sum()), len(self.clean))
 
     def all_pairs(self, epoch, epochs, stop_between):

@@ -19,7 +19,7 @@ def recognise(model, loader, images=None):
     labels, prompts = loader.dataset.attributes                       # int8 [N, A], int64 [2A, L]
     head = recogniser(model)
     if head is not None:
-        scores = embed(lambda images: head.recognise(encoded_images(model, images)), loader, model, shared=True)[0]    # [N, A]
+        scores = embed(lambda images: head.predict_attributes(encoded_images(model, images)), loader, model, shared=True)[0]    # [N, A]
         if scores.shape != labels.shape:
             raise UserError(f'the run tells {scores.shape[1]} attributes, and the images have {labels.shape[1]} labels')
         return attribute_measures(scores > 0, labels)
@@ -34,7 +34,7 @@ def recognise(model, loader, images=None):
 
 def recogniser(model):
     """The head that tells attributes without prompts, or None."""
-    return next((head for head in getattr(model, 'heads', ()) if head.recognise is not None), None)
+    return next((head for head in getattr(model, 'heads', ()) if head.predict_attributes is not None), None)
 
 
 def encoded_images(model, images):

@@ -16,7 +16,7 @@ ALLOWED, ALLOWED_HALF = 1e-3, 5e-2    # difference of a pair's score, as a share
 def matching_head(model):
     """The active head that scores pairs; UserError where there is none."""
     for head in model.heads:
-        if head.match is not None:
+        if head.score_pairs is not None:
             return head
     raise UserError("--rerank needs a loss whose head scores pairs of a caption and an image, such as 'itm' on the backbone aptm, and the "
                     f"run's losses have none ({', '.join(head.names[0] for head in model.heads if head.names)}): leave it out")
@@ -66,7 +66,7 @@ class SecondStage:
             text_tokens = self.model.backbone.encode_text(ids)[0]
             count = len(images)
             tokens = self.tokens[images.to(self.tokens.device)].to(self.device)
-            return self.head.match(self.model.backbone.encoder, ids.expand(count, -1), text_tokens.expand(count, -1, -1), tokens)
+            return self.head.score_pairs(self.model.backbone.encoder, ids.expand(count, -1), text_tokens.expand(count, -1, -1), tokens)
 
     def largest_move(self, best):
         """How far scores of pairs depend on the other pairs of their batch, as a share of a caption's range of scores."""

@@ -10,7 +10,7 @@ import torch
 
 from datasets.views import finish
 from model.build import Encoded, add_results, total_loss
-from model.heads import where
+from model.heads import describe_head
 from processor.parallel import alone, synchronised
 from utils import comm, precision
 from utils import pixels as known_pixels
@@ -96,7 +96,7 @@ def backward(model, batch, size=None, scale=lambda loss: loss, peers=ALONE, pass
     1. Every piece is embedded.
     2. Heads that read embeddings alone get those of the whole batch, of all processes. Their losses give a gradient at the embeddings.
     3. Each piece takes its rows of that gradient back through its encoders, and its share of the losses of heads that read tokens
-       (:attr:`~model.heads.Head.share`).
+       (:attr:`~model.heads.Head.micro_batch_weight`).
 
     A batch in one piece passes the encoders once. Several pieces pass them twice, first without gradient: then activations are held of
     ``size`` samples at a time. What is random in a piece (dropout, hidden patches) follows from PyTorch's seed and the piece's number,
@@ -208,13 +208,13 @@ class Whole(dict):
 
     def seen_by(self, head):
         """It, as a head is given it that reads embeddings alone."""
-        return {**self, **self.images} if head.gathers else Whole(self, self.images, head)
+        return {**self, **self.images} if head.uses_all_gather else Whole(self, self.images, head)
 
     def __missing__(self, name):
         if name not in self.images:
             raise KeyError(name)
-        raise UserError(f"{where(self.head)} reads batch['{name}'], and each of several processes has its rows alone: a head that gathers "
-                        'what it makes of them (encoded.peers.gather) says so (gathers = True)')
+        raise UserError(f"{describe_head(self.head)} reads batch['{name}'], and each of several processes has its rows alone: a head that gathers "
+                        'what it makes of them (encoded.peers.gather) says so (uses_all_gather = True)')
 
 
 def embed(model, piece, seed, number, peers):
@@ -241,7 +241,7 @@ def learn_together(model, encoded, whole, scale):
     results = {}
     with model.autocast():
         for head in model.heads:
-            if not head.reads_the_pass:
+            if not head.uses_tokens:
                 results[head] = head(encoded, whole.seen_by(head) if isinstance(whole, Whole) else whole)
     loss = sum(map(total_loss, results.values()))
     if isinstance(loss, torch.Tensor):
@@ -255,10 +255,10 @@ def piece_loss(model, encoded, piece, whole, at_embeddings, results, scale, peer
     loss, rows = 0, peers.rows_in(piece)
     with model.autocast():
         for head in model.heads:
-            if head.reads_the_pass:
+            if head.uses_tokens:
                 of_piece = head(encoded, piece)
                 if piece is not whole and of_piece:
-                    share = head.share_of(piece, whole) if rows else 0    # a stand-in has none
+                    share = head.compute_micro_batch_weight(piece, whole) if rows else 0    # a stand-in has none
                     of_piece = {name: share * value for name, value in of_piece.items()}
                 loss = loss + peers.world * total_loss(of_piece)
                 sums = results.setdefault(head, {})
@@ -270,9 +270,9 @@ def piece_loss(model, encoded, piece, whole, at_embeddings, results, scale, peer
 
 def in_order(model, by_head, peers):
     """All results, without gradient, in the order of ``--loss_names``: those of heads that read tokens are the sums over all processes."""
-    shares = [value for head in model.heads if head.reads_the_pass for value in by_head[head].values()]
+    shares = [value for head in model.heads if head.uses_tokens for value in by_head[head].values()]
     sums = iter(peers.total(torch.stack([value.float() for value in shares])).unbind()) if peers is not ALONE and shares else iter(shares)
     results = {'temperature': torch.full((), model.temperature)}
     for head in model.heads:
-        add_results(results, head, {name: next(sums) if head.reads_the_pass else value.detach() for name, value in by_head[head].items()})
+        add_results(results, head, {name: next(sums) if head.uses_tokens else value.detach() for name, value in by_head[head].items()})
     return results

@@ -95,8 +95,8 @@ def start_from(model, path, weights=None):
     anew = [name for name in own if name not in fitting]
     left_out = [name for name in weights if name not in own and not is_unused(name)]
     model.load_state_dict({**own, **fitting})
-    if hasattr(model, 'weights_loaded'):
-        model.weights_loaded()
+    if hasattr(model, 'after_weights_loaded'):
+        model.after_weights_loaded()
     logger.info('started from %s: %d entries taken%s%s', path, len(fitting),
                 f'; made anew: {some(anew)}' if anew else '', f'; left out: {some(left_out)}' if left_out else '')
 
@@ -149,10 +149,10 @@ class Checkpointer:
         write_checkpoint(content, self.path(name))
 
     def weights(self):
-        """The model's state dict, with the copies that a released loader asks for (``model.released_copies``: {beginning of the copy's
+        """The model's state dict, with the copies that a released loader asks for (``model.reference_copies``: {beginning of the copy's
         name: of the original's}). They share its memory, and take no room in the file."""
         weights = dict(self.model.state_dict())
-        for copy, original in getattr(self.model, 'released_copies', {}).items():
+        for copy, original in getattr(self.model, 'reference_copies', {}).items():
             weights.update({copy + name[len(original):]: value for name, value in list(weights.items()) if name.startswith(original)})
         return weights
 
@@ -217,7 +217,7 @@ def write_checkpoint(content, path):
 def released_weights(model):
     """The state dict that a model's checkpoints hold, under the names of the method's released code."""
     weights = {name: value for name, value in Checkpointer(model).weights().items() if name not in model.training_only}
-    return replace_prefixes(weights, model.released_names)
+    return replace_prefixes(weights, model.reference_names)
 
 
 def is_divided(value):

@@ -48,7 +48,7 @@ class Room:
         """Those readers that ``args`` ask for."""
         return []
 
-    def settle(self, args):
+    def validate_options(self, args):
         """Check the room's options together and fill in what depends on others. Raises :class:`~utils.errors.UserError`."""
 
     def method(self, args):
@@ -364,7 +364,7 @@ def complete(args):
         raise UserError('--masked_token_rate and --masked_token_unchanged_rate are shares of the same tokens and add up to '
                         f'{args.masked_token_rate + args.masked_token_unchanged_rate:g}, above 1')
     for room in rooms():
-        room.settle(args)
+        room.validate_options(args)
     return args
 
 

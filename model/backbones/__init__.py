@@ -76,8 +76,8 @@ class BackboneOptions(options.Room):
     def active(self, args):
         return [backbone_class(args)]
 
-    def settle(self, args):
-        backbone_class(args).settle(args)
+    def validate_options(self, args):
+        backbone_class(args).validate_options(args)
 
     def method(self, args):
         return args.backbone

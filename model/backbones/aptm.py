@@ -151,7 +151,7 @@ class Aptm(Backbone):
                             '(pretrain)')
 
     @staticmethod
-    def settle(args):
+    def validate_options(args):
         """Masking and filtering of captions by CLIP's ids are CLIP's: here the loss mlm masks a copy of its own."""
         for name, usual in (('caption_masking', 'clean'), ('mlm_masking', 'random'), ('caption_filter', 0.0)):
             if getattr(args, name) != usual:

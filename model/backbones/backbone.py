@@ -25,7 +25,7 @@ class Backbone(nn.Module):
         """Add the backbone's own options to ``parser`` (an argparse parser or group)."""
 
     @staticmethod
-    def settle(args):
+    def validate_options(args):
         """Check the backbone's options together and fill in what depends on others. Raises :class:`~utils.errors.UserError`."""
 
     @classmethod
@@ -105,5 +105,5 @@ class Backbone(nn.Module):
         """``--freeze_conv1``: keep what makes patches of an image as pretrained."""
         raise UserError(f'--freeze_conv1 is for CLIP, and --backbone is {self.name}: leave it out')
 
-    def why_whole(self):
+    def micro_batch_unsupported(self):
         """What ``--micro_batch`` cannot split a batch for, and why; None where it can."""

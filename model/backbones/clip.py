@@ -126,7 +126,7 @@ class Clip(Backbone):
     def freeze_patches(self):
         self.base_model.visual.conv1.requires_grad_(False)
 
-    def why_whole(self):
+    def micro_batch_unsupported(self):
         if self.base_model.has_image_tokens:
             return None
         return 'a ResNet, which normalises over all of its images: leave it out or use a ViT as --pretrain_choice'

@@ -243,7 +243,7 @@ class OpenClip(Backbone):
     # -- before there is a model ------------------------------------------------------------------------------------------------
 
     @staticmethod
-    def settle(args):
+    def validate_options(args):
         for name, usual in (('stride_size', 16), ('preparation', 'irra')):
             if getattr(args, name) != usual:
                 raise UserError(f'--{name} {getattr(args, name)} {OF_CLIP}')
@@ -405,7 +405,7 @@ class OpenClip(Backbone):
         of_words = text.transformer.resblocks if self.has_words else ()
         return [*((block, False) for block in of_images), *((block, not self.keeps_padding) for block in of_words)]
 
-    def why_whole(self):
+    def micro_batch_unsupported(self):
         if any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in self.base_model.modules()):
             return 'an encoder that normalises over all of its images: leave it out or use a ViT as --pretrain_choice'
         return None

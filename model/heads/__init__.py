@@ -13,7 +13,7 @@ from utils.declarations import NeedsImport, is_pytorch_loaded, load_plugin
 from utils.errors import UserError, nearest
 from utils.help_pages import Topic, first_sentence, own_docstring
 
-EXPORTED = dict.fromkeys(('Head', 'HeadReport', 'told_of', 'where'), 'model.heads.head')
+EXPORTED = dict.fromkeys(('Head', 'HeadReport', 'head_error_context', 'describe_head'), 'model.heads.head')
 
 
 def __getattr__(name):
@@ -28,7 +28,7 @@ def head_base():
     return load_plugin('model.heads.head').Head
 
 
-def released_names():
+def reference_loss_names():
     """{loss name of a released command line: (what it is here, the file's words on it)} of every file's ``RELEASED``."""
     modules = dict.fromkeys(load_plugin(head.__module__) for head in head_classes())
     return {name: meaning for module in modules for name, meaning in getattr(module, 'RELEASED', {}).items()}
@@ -134,12 +134,12 @@ def aliases():
 
 
 def head_classes():
-    """Every head, each once, in a fixed order: those with a loss, and then those beside them that options alone ask for (``wanted``)."""
+    """Every head, each once, in a fixed order: those with a loss, and then those beside them that options alone ask for (``is_enabled``)."""
     everywhere = registry().values()
     named = list(dict.fromkeys([*everywhere, *(head for own in OWN.values() for head in own.values())]))
     modules, base = dict.fromkeys(load_plugin(head.__module__) for head in named), head_base()
     return named + [head for module in modules for head in vars(module).values() if isinstance(head, type) and issubclass(head, base)
-                    and head.__module__ == module.__name__ and not head.names and head.wanted is not base.wanted]
+                    and head.__module__ == module.__name__ and not head.names and head.is_enabled is not base.is_enabled]
 
 
 def reporting_classes():
@@ -163,7 +163,7 @@ def active_heads(args):
     """The Head classes that ``args`` ask for: those of ``--loss_names`` in its order, then those wanted by other options."""
     backbone = getattr(args, 'backbone', 'clip')
     named = parse_loss_names(args.loss_names, backbone)
-    return named + [head for head in head_classes() if head not in named and head.backbone in ('', backbone) and head.wanted(args)]
+    return named + [head for head in head_classes() if head not in named and head.backbone in ('', backbone) and head.is_enabled(args)]
 
 
 def parse_loss_names(loss_names, backbone='clip'):
@@ -172,9 +172,9 @@ def parse_loss_names(loss_names, backbone='clip'):
     heads, seen, here = [], set(), heads_on(backbone)
     known = {**here, **aliases()}
     split = str(loss_names).replace(' ', '').split('+')
-    released = next((name for name in split if name in released_names()), None)
+    released = next((name for name in split if name in reference_loss_names()), None)
     if released:
-        raise UserError(f"--loss_names '{loss_names}' {released_names()[released]}")
+        raise UserError(f"--loss_names '{loss_names}' {reference_loss_names()[released]}")
     for name in split:
         if name in REFUSED or name in CLAIMED:
             raise UserError(REFUSED.get(name) or CLAIMED[name])
@@ -203,7 +203,7 @@ def title_of(head):
 def options_read_by(heads, parser):
     """The options that some of the heads add or read."""
     added = {name for name, readers in parser.readers.items() if any(head in readers for head in heads)}
-    return frozenset(added.union(*(head.reads for head in heads)))
+    return frozenset(added.union(*(head.shared_options for head in heads)))
 
 
 class HeadOptions(options.Room):
@@ -216,7 +216,7 @@ class HeadOptions(options.Room):
             for name in set(parser.actions()) - before:
                 parser.readers[name] = [head]
         for head in head_classes():
-            for name in head.reads:
+            for name in head.shared_options:
                 if name in parser.readers:
                     parser.readers[name].append(head)
         named = {}      # {loss: its heads}: one for each backbone, if there are several
@@ -234,11 +234,11 @@ class HeadOptions(options.Room):
     def active(self, args):
         return active_heads(args)
 
-    def settle(self, args):
+    def validate_options(self, args):
         heads = active_heads(args)
         for head in head_classes():
-            head.settle(args, head in heads)
-        args.batch_fields = tuple(sorted({field for head in heads for field in head.fields_for(args)}))
+            head.validate_options(args, head in heads)
+        args.batch_fields = tuple(sorted({field for head in heads for field in head.get_fields(args)}))
 
     def method(self, args):
         """The losses, whatever their order, also where a file with one of them is broken."""

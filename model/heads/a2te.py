@@ -21,9 +21,9 @@ class Attribute(Head):
     names = ('attribute',)
     needs = ('image_tokens', 'text_tokens')
     fields = ('attributes_mask',)
-    reads = ('cmt_depth', 'attribute_tagger')
-    released_copies = A2TE_COPIES
-    gathers = True
+    shared_options = ('cmt_depth', 'attribute_tagger')
+    reference_copies = A2TE_COPIES
+    uses_all_gather = True
 
     @staticmethod
     def add_options(parser):
@@ -55,10 +55,10 @@ class Attribute(Head):
         loss = objectives.attribute_matching(logits, matches, there, captions=with_groups(groups_read))
         return {'attr_loss': self.weight * loss}
 
-    def share(self, piece, batch):
+    def micro_batch_weight(self, piece, batch):
         return 1    # of several processes' captions: the loss is a sum, divided by the whole batch's
 
-    def why_whole(self):
+    def micro_batch_unsupported(self):
         return 'it draws for each image a caption of the whole batch'
 
 
@@ -98,9 +98,9 @@ class Detail(Head):
     """Images and captions compared by those patches and words that their embeddings are made of."""
     names = ('detail',)
     needs = ('image_tokens', 'text_tokens', 'image_attention', 'text_attention')
-    gathers = True
-    released_copies = A2TE_COPIES
-    reads = ('temperature',)
+    uses_all_gather = True
+    reference_copies = A2TE_COPIES
+    shared_options = ('temperature',)
 
     @staticmethod
     def add_options(parser):
@@ -127,10 +127,10 @@ class Detail(Head):
         image, text, pids = map(peers.gather, (image, text, batch['pids']))
         return {'detail_loss': self.weight * objectives.detail(image, text, pids, tau=self.tau)}
 
-    def maps(self, side, tokens, caption_ids, attention):
+    def attention_maps(self, side, tokens, caption_ids, attention):
         return {'details': details_map(side, attention, caption_ids, self.patches, self.words)}
 
-    def why_whole(self):
+    def micro_batch_unsupported(self):
         return 'it normalises its details over the whole batch'
 
 

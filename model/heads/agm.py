@@ -16,7 +16,7 @@ BASE, GUIDED, TEMPERATURE = 0.1, 0.9 * 0.95, 0.02   # chance = BASE + GUIDED * s
 class CMT(Head):
     """Cross-modal contrast of AGM, with a temperature of its own."""
     names = ('cmt',)
-    reads = ('temperature',)
+    shared_options = ('temperature',)
 
     def __init__(self, args, model):
         super().__init__()
@@ -31,7 +31,7 @@ class MaskedInPlace(Head):
     reads_padding = True   # draws are made for all of a caption's places
 
     @staticmethod
-    def wanted(args):
+    def is_enabled(args):
         in_place = args.caption_masking == 'inplace' or (args.caption_masking is None and args.MLM)
         return args.mlm_masking == 'attention' and in_place
 
@@ -43,7 +43,7 @@ class MaskedInPlace(Head):
         self.mask_id, self.rates = model.mask_id, model.masked_token_rates
 
     @torch.no_grad()
-    def rewrite(self, batch, model, peers):
+    def transform_batch(self, batch, model, peers):
         # Under an autocast of its own: its cache must not hand weights cast here, without gradient, to the pass that learns.
         with model.autocast():
             _, attention = model.backbone.encode_text(batch['caption_ids'], need_map=True)

@@ -36,13 +36,13 @@ class Matching(nn.Module):
 
 class AptmHead(Head):
     backbone = 'aptm'
-    any_width = True
+    accepts_any_width = True
 
 
 class SoftITC(AptmHead):
     """InfoNCE whose targets are all samples of an identity."""
     names = ('itc',)
-    reads = ('itc_loss_weight',)
+    shared_options = ('itc_loss_weight',)
 
     @staticmethod
     def add_options(parser):
@@ -63,8 +63,8 @@ class ITM(AptmHead):
     """Does a caption belong to an image? Asked of the pairs and of two hard negatives for each."""
     names = ('itm',)
     needs = ('image_tokens', 'text_tokens', 'fusion')
-    reads = ('start_temperature',)
-    gathers = True
+    shared_options = ('start_temperature',)
+    uses_all_gather = True
 
     @staticmethod
     def add_options(parser):
@@ -82,10 +82,10 @@ class ITM(AptmHead):
                                        self.temperature.temp)
         return {'itm_loss': self.weight * loss, 'itm_acc': accuracy}
 
-    def why_whole(self):
+    def micro_batch_unsupported(self):
         return 'it draws negatives out of the whole batch and reads their tokens'
 
-    def match(self, encoder, caption_ids, text_tokens, image_tokens):
+    def score_pairs(self, encoder, caption_ids, text_tokens, image_tokens):
         """The scores that re-rank: of captions [P, L] with tokens [P, L, D] and images with tokens [P, N, K], [P]."""
         return self.matching(encoder, text_tokens, encoder.mask_of(caption_ids), image_tokens)[:, 1].float()
 
@@ -112,7 +112,7 @@ class BertMLM(AptmHead):
     names = ('mlm',)
     needs = ('image_tokens', 'fusion')
     fields = ('bert_mlm_ids', 'bert_mlm_places', 'bert_mlm_labels')
-    reads = ('mlm_loss_weight',)
+    shared_options = ('mlm_loss_weight',)
 
     def __init__(self, args, model):
         super().__init__()
@@ -127,7 +127,7 @@ class BertMLM(AptmHead):
 
     reads_padding = True
 
-    def share(self, piece, batch):
+    def micro_batch_weight(self, piece, batch):
         chosen, in_all = ((samples['bert_mlm_labels'] != NO_LABEL).sum() for samples in (piece, batch))
         return chosen / in_all.clamp(min=1)
 
@@ -148,8 +148,8 @@ class EDA(AptmHead):
     names = ('eda',)
     needs = ('image_tokens', 'fusion')
     fields = ('eda_ids',)
-    reads = ('start_temperature',)
-    gathers = True
+    shared_options = ('start_temperature',)
+    uses_all_gather = True
 
     @staticmethod
     def add_options(parser):
@@ -171,7 +171,7 @@ class EDA(AptmHead):
             loss = loss + matching_loss(self.matching, encoded, text, tokens, encoder.mask_of(ids), pids, self.temperature.temp)[0]
         return {'eda_loss': self.weight * loss}
 
-    def why_whole(self):
+    def micro_batch_unsupported(self):
         return 'it compares the whole batch and reads its tokens'
 
 
@@ -180,8 +180,8 @@ class Attributes(AptmHead):
     names = ('attr',)
     needs = ('image_tokens', 'fusion')
     fields = ('attribute_labels', 'prompt_seed')     # the batch has prompts for it, too
-    reads = ('start_temperature',)
-    gathers = True
+    shared_options = ('start_temperature',)
+    uses_all_gather = True
 
     @staticmethod
     def add_options(parser):
@@ -200,10 +200,10 @@ class Attributes(AptmHead):
         contrast, matching, words = attribute_losses(self, encoded, batch)
         return {'attr_loss': self.weight * (contrast + matching + words) / 3}
 
-    def share(self, piece, batch):
+    def micro_batch_weight(self, piece, batch):
         return 1    # of several processes' images and prompts: the losses are sums, divided by what the whole batch has
 
-    def why_whole(self):
+    def micro_batch_unsupported(self):
         return 'its prompts are matched with images of the whole batch'
 
 
@@ -257,7 +257,7 @@ class ImageAttributes(AptmHead):
     names = ('img_cls',)
     needs = ('image_tokens',)
     fields = ('attribute_labels',)
-    gathers = True
+    uses_all_gather = True
 
     @staticmethod
     def add_options(parser):
@@ -275,13 +275,13 @@ class ImageAttributes(AptmHead):
         first, labels = encoded.peers.gather(first), encoded.peers.gather(labels)                        # [B, 1, K], [B, A]
         if len(first) < 2:      # BatchNorm has nothing to compare one image with
             return {'img_cls_loss': first.sum() * 0}
-        logits = self.recognise(first)                                                                   # [B, A]
+        logits = self.predict_attributes(first)                                                                   # [B, A]
         if logits.shape != labels.shape:
             raise UserError(f'--img_cls_attributes {logits.shape[1]}: the images have {labels.shape[1]} labels')
         return {'img_cls_loss': objectives.binary_attributes(logits, labels)}
 
-    def recognise(self, image_tokens):
+    def predict_attributes(self, image_tokens):
         return self.img_cls(image_tokens[:, 0]).float()
 
-    def why_whole(self):
+    def micro_batch_unsupported(self):
         return 'its BatchNorm sees the whole batch'

@@ -7,7 +7,7 @@ from utils.options import positive
 class AdaptiveSDM(Head):
     """IRRA's sdm, with more weight on rows whose best match is not the first of their identity."""
     names = ('a-sdm',)
-    reads = ('temperature',)
+    shared_options = ('temperature',)
 
     def __init__(self, args, model):
         super().__init__()
@@ -21,7 +21,7 @@ class ExplicitAlignment(Head):
     """Words and patches against the patches that words gather: every sample with every other, token by token."""
     names = ('efa',)
     needs = ('image_tokens', 'text_tokens')
-    gathers = True
+    uses_all_gather = True
 
     @staticmethod
     def add_options(parser):
@@ -38,5 +38,5 @@ class ExplicitAlignment(Head):
         loss = objectives.explicit_alignment(patches, encoded.text_tokens, piece=self.piece, gather=encoded.peers.gather)
         return {'efa_loss': self.weight * loss}
 
-    def why_whole(self):
+    def micro_batch_unsupported(self):
         return 'it compares the tokens of each sample with those of all others'

@@ -7,7 +7,7 @@ from utils.option_types import weight
 class ITC(Head):
     """Image-text contrast, the InfoNCE loss of CLIP (Radford et al., ICML 2021)."""
     names = ('itc',)
-    reads = ('temperature',)
+    shared_options = ('temperature',)
 
     @staticmethod
     def add_options(parser):

@@ -53,8 +53,8 @@ class MLM(Head):
     names = ('mlm',)
     needs = ('image_tokens', 'masked_text_tokens')
     fields = ('mlm_labels',)
-    gathers = True
-    reads = ('MLM', 'mlm_masking', 'masked_token_rate', 'masked_token_unchanged_rate')
+    uses_all_gather = True
+    shared_options = ('MLM', 'mlm_masking', 'masked_token_rate', 'masked_token_unchanged_rate')
 
     @staticmethod
     def add_options(parser):
@@ -91,15 +91,15 @@ class MLM(Head):
         return {'mlm_loss': part * self.weight * objectives.masked_language_modelling(logits, labels),
                 'mlm_acc': part * objectives.accuracy(logits, labels)}
 
-    def look_up(self, batch):
+    def prepare_on_host(self, batch):
         known = 'mlm_labels' in batch and not self.by_attention
         return {'mlm_places': chosen_places(batch['mlm_labels'])} if known else {}
 
-    def why_whole(self):
+    def micro_batch_unsupported(self):
         return ('with --mlm_masking attention and clean captions it chooses words in the middle of the step (--caption_masking inplace '
                 'does before it)') if self.chooses else None
 
-    def share(self, piece, batch):
+    def micro_batch_weight(self, piece, batch):
         return 1 if self.chooses else share_of_words(piece['mlm_labels'], batch['mlm_labels'])    # known in forward alone, or here
 
     def masked_captions(self, encoded, batch):

@@ -159,7 +159,7 @@ def balance(gates):
 class PHP(Head):
     """Even use of the experts in the hierarchical parsing of PHP."""
     names = ('aux',)
-    gathers = True
+    uses_all_gather = True
     report_flag = 'moe_report'
     report_help = "also report how PHP's experts are used: table, JSON and figure"
     report_needs = 'experts; they come with PHP (--php_parts efp or crfm+efp)'
@@ -181,11 +181,11 @@ class PHP(Head):
         parser.add_argument('--cnum', type=up_to(10_000), default=9, help='slots that CRFM parses tokens into')
 
     @staticmethod
-    def wanted(args):
+    def is_enabled(args):
         return args.php_parts is not None
 
     @staticmethod
-    def settle(args, active):
+    def validate_options(args, active):
         if not active:
             if args.php_attention is not None:
                 raise UserError(f'--php_attention {args.php_attention} is of PHP, which these options leave out: '
@@ -227,7 +227,7 @@ class PHP(Head):
             slots, extras['gates'] = self.shared_transformer(slots.float())
         return embedding + slots.float().mean(dim=1)
 
-    def maps(self, side, tokens, caption_ids, attention):
+    def attention_maps(self, side, tokens, caption_ids, attention):
         """Each slot of CRFM: the part that it parses."""
         if self.safl is None:
             return {}
@@ -242,10 +242,10 @@ class PHP(Head):
         images, captions = (balance(encoded.peers.gather(extras['gates'])) for extras in (encoded.image_extras, encoded.text_extras))
         return {'aux_loss': self.factor * (images + captions)}
 
-    def why_whole(self):
-        return "it balances the experts' load over the whole batch" if self.has_loss else self.why_one_process()
+    def micro_batch_unsupported(self):
+        return "it balances the experts' load over the whole batch" if self.has_loss else self.distributed_unsupported()
 
-    def why_one_process(self):
+    def distributed_unsupported(self):
         return 'with --php_attention batch its embeddings depend on each other' if self.across_batch else None
 
     def has_report(self):

@@ -2,7 +2,7 @@
 the division of the training pairs into clean and noisy ones before each epoch (CCD)."""
 from functools import partial
 
-from model import division, objectives
+from model import noise_mixture, objectives
 from model.heads import Head
 from model.heads.a2te import DetailLayers, details_map, kept
 from utils.errors import UserError
@@ -61,13 +61,13 @@ class TAL(PairLoss):
 class TRL(PairLoss):
     """Triplets with the hardest negative."""
     names = ('trl',)
-    reads = ('tau', 'margin')
+    shared_options = ('tau', 'margin')
 
 
 class InfoNCE(PairLoss):
     """itc as RDE computes it; beside others of this file."""
     names = ('infonce',)
-    reads = ('temperature',)
+    shared_options = ('temperature',)
 
 
 class TSE(Head):
@@ -75,11 +75,11 @@ class TSE(Head):
     names = ('tse',)
     embedding = 'TSE'
     embedding_width = 1024
-    embedding_attention = True
+    embedding_needs_attention = True
     embedding_reads_padding = False
     needs = ('image_tokens', 'text_tokens', 'image_attention', 'text_attention')
-    gathers = True
-    reads = ('tau', 'margin', 'temperature')
+    uses_all_gather = True
+    shared_options = ('tau', 'margin', 'temperature')
 
     @staticmethod
     def add_options(parser):
@@ -94,7 +94,7 @@ class TSE(Head):
         return (LEARNING_RATE, weight_decay) if name.startswith(('visul_emb_layer', 'texual_emb_layer')) else (lr, weight_decay)
 
     @staticmethod
-    def settle(args, active):
+    def validate_options(args, active):
         if active and not chosen(args):
             raise UserError(f"the loss 'tse' trains its embedding by the losses beside it: add one of {', '.join(measures(args))} to "
                             f"--loss_names '{args.loss_names}'")
@@ -113,7 +113,7 @@ class TSE(Head):
             return self.details.visul_emb_layer(tokens, attention, self.patches, self.fixed)              # [B, 1024]
         return self.details.texual_emb_layer(tokens, attention, caption_ids, self.words, self.fixed)      # [B, 1024]
 
-    def maps(self, side, tokens, caption_ids, attention):
+    def attention_maps(self, side, tokens, caption_ids, attention):
         return {'TSE': details_map(side, attention, caption_ids, self.patches, self.words)}
 
     def pair_losses(self, encoded, batch):
@@ -126,16 +126,16 @@ class TSE(Head):
         return {'tse_loss': sum(objectives.of_clean_pairs(losses[f'tse {name}'], clean, mean)
                                 for name, (_, mean) in self.measures.items())}
 
-    def why_whole(self):
+    def micro_batch_unsupported(self):
         return 'it compares the second embeddings of the whole batch'
 
-    def why_one_process(self):
+    def distributed_unsupported(self):
         return None if self.fixed else 'with --tse_mode train it normalises its tokens over the whole batch (--tse_mode eval does not)'
 
 
 class Division(Head):
     """Consensus division: before each epoch, pairs that all similarities call noisy are left out of that epoch's losses."""
-    reads = ('noisy_rate', 'dataset_name')
+    shared_options = ('noisy_rate', 'dataset_name')
 
     @staticmethod
     def add_options(parser):
@@ -143,11 +143,11 @@ class Division(Head):
                                        'infonce, sdm and tse, and train on the clean ones (RDE)')
 
     @staticmethod
-    def wanted(args):
+    def is_enabled(args):
         return args.ccd
 
     @staticmethod
-    def settle(args, active):
+    def validate_options(args, active):
         if active and not chosen(args):
             raise UserError(f"--ccd divides pairs by a loss that has one number a pair: add one of {', '.join(measures(args))} to "
                             f"--loss_names '{args.loss_names}'")
@@ -155,10 +155,10 @@ class Division(Head):
     def __init__(self, args, model):
         super().__init__()
         thorough = args.noisy_rate > 0.4 or args.dataset_name == 'RSTPReid'
-        self.settings = division.THOROUGH if thorough else division.GENTLE
+        self.settings = noise_mixture.THOROUGH if thorough else noise_mixture.GENTLE
 
-    def divide(self, losses, coins):
-        return division.divide(list(losses.values()), coins, self.settings)
+    def select_clean_pairs(self, losses, tie_breakers):
+        return noise_mixture.divide(list(losses.values()), coins, self.settings)
 
     def forward(self, encoded, batch):
         return {}

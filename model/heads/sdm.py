@@ -6,7 +6,7 @@ from model.heads import Head
 class SDM(Head):
     """Similarity distribution matching between images and captions (IRRA)."""
     names = ('sdm',)
-    reads = ('temperature',)
+    shared_options = ('temperature',)
 
     def __init__(self, args, model):
         super().__init__()

@@ -26,7 +26,7 @@ class MAE(Head):
     report_help = 'also report what SEN restores: errors of hidden patches with right and wrong captions, JSON and figure'
     report_needs = "restoration; it comes with SEN (the loss 'mae')"
     needs = ('image_tokens', 'text_tokens', "CLIP's image encoder")
-    reads = ('cmt_depth',)
+    shared_options = ('cmt_depth',)
 
     @staticmethod
     def add_options(parser):
@@ -75,7 +75,7 @@ class MAE(Head):
         loss = objectives.restoration(restored, patches(images, self.patch_size), self.scored(order))
         return {'mae_loss': self.weight * loss}
 
-    def share(self, piece, batch):
+    def micro_batch_weight(self, piece, batch):
         return len(piece['pids']) / len(batch['pids'])   # as many patches are scored in each image
 
     def draw_order(self, images):

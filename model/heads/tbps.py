@@ -28,7 +28,7 @@ class LearnedScale(nn.Module):
 
 class Contrast(Head):
     """What nitc and ritc share."""
-    released_names = TBPS_NAMES
+    reference_names = TBPS_NAMES
 
     def __init__(self, args, model):
         super().__init__()
@@ -39,7 +39,7 @@ class Contrast(Head):
 class NITC(Contrast):
     """The targets are softened by what a second pass of the same model finds alike."""
     names = ('nitc',)
-    gathers = True
+    uses_all_gather = True
 
     @staticmethod
     def add_options(parser):
@@ -49,7 +49,7 @@ class NITC(Contrast):
         yes_no(parser, '--mvs_image', False, 'nitc also compares a second view of each image')
 
     @classmethod
-    def fields_for(cls, args):
+    def get_fields(cls, args):
         return ('second_images',) if args.mvs_image else ()
 
     def __init__(self, args, model):
@@ -70,7 +70,7 @@ class NITC(Contrast):
                   for view in views]
         return {'nitc_loss': self.weight * sum(losses) / len(losses)}
 
-    def why_whole(self):
+    def micro_batch_unsupported(self):
         return 'it encodes a second view of the whole batch' if self.both_views else None
 
 
@@ -95,7 +95,7 @@ class RITC(Contrast):
 class CITC(Head):
     """Similarities are the same within and across the modalities."""
     names = ('citc',)
-    released_names = TBPS_NAMES
+    reference_names = TBPS_NAMES
 
     @staticmethod
     def add_options(parser):
@@ -112,9 +112,9 @@ class CITC(Head):
 class SS(Head):
     """Two strongly augmented views of an image find each other (SimCLR)."""
     names = ('ss',)
-    released_names = TBPS_NAMES
+    reference_names = TBPS_NAMES
     fields = ('simclr_images',)
-    gathers = True
+    uses_all_gather = True
 
     @staticmethod
     def add_options(parser):
@@ -129,5 +129,5 @@ class SS(Head):
         one, other = (self.simclr_mlp(encoded.embed_image(views)) for views in batch['simclr_images'].unbind(1))   # [b, D] each
         return {'ss_loss': self.weight * objectives.simclr(*map(encoded.peers.gather, (one, other)))}              # of [B, D]
 
-    def why_whole(self):
+    def micro_batch_unsupported(self):
         return 'it encodes two more views of the whole batch'

@@ -77,7 +77,7 @@ def test_nothing_but_matrices_decays_and_all_learn_alike(archive):
                                             (dict(loss_names='nitc', mvs_image=True), False)])
 def test_further_views_keep_a_batch_whole(archive, changes, split):
     model = small_model(archive, **changes)
-    assert all(head.why_whole() is None for head in model.heads) is split
+    assert all(head.micro_batch_unsupported() is None for head in model.heads) is split
     if split:
         whole, pieces = (Step(model.eval(), torch.optim.SGD(model.parameters(), lr=0.0), size)(small_batch()) for size in (None, 2))
         for name in whole:
