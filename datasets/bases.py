@@ -91,7 +91,7 @@ class BaseDataset:
         if verbose:
             logger.info('%s\n%s', self.dataset_dir, self.statistics())
             for note in filter(None, (split_note(self, split, self.counts(split)) for split in SPLITS if split in splits)):
-                logger.warning('%s; its figures compare with no published ones', note)
+                logger.info('%s; its figures compare with no published ones', note)
 
     @classmethod
     def locate(cls, root):
