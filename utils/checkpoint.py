@@ -155,10 +155,8 @@ class Checkpointer:
         try:
             with atomic_write(path, 'wb') as file:
                 torch.save(content, file)
-        except RuntimeError as error:  # torch's writer, when the file's own error (a full disk) stopped it halfway
-            if not isinstance(error.__context__, OSError):
-                raise error.__context__ or error from None
-            raise UserError(f'cannot write {path}: {error.__context__.strerror}; what was there is kept') from None
+        except RuntimeError as error:  # torch's writer, when another error (such as Ctrl-C) stopped it halfway
+            raise error.__context__ or error from None
 
     def weights(self):
         """The model's state dict, with the copies that a released loader asks for (``model.released_copies``: {beginning of the copy's
