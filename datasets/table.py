@@ -4,7 +4,6 @@ A row has a photo's path, a caption (or a list of captions), whom it shows and, 
 are one entry with several captions. See docs/desk.md.
 """
 import csv
-import json
 import logging
 import os
 import random
@@ -12,7 +11,7 @@ import re
 
 from datasets.bases import SPLITS, BaseDataset, read_entries
 from utils.errors import UserError, nearest
-from utils.iotools import MOST_JSON, refuse_irregular, without_duplicates
+from utils.iotools import MOST_JSON, parse_json, refuse_irregular
 
 logger = logging.getLogger('Pedestal.dataset')
 
@@ -114,8 +113,8 @@ def json_lines(file, path):
     rows = []
     for number, line in enumerate(file, start=1):
         try:
-            rows += [json.loads(line, object_pairs_hook=without_duplicates)] if line.strip() else []
-        except (ValueError, RecursionError) as error:
+            rows += [parse_json(line)] if line.strip() else []
+        except ValueError as error:
             raise UserError(f'{path}, line {number} is not JSON: {error}') from None
     return rows
 

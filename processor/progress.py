@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from utils import comm
 from utils.errors import UserError
-from utils.iotools import atomic_write
+from utils.iotools import atomic_write, parse_json
 
 logger = logging.getLogger('Pedestal.train')
 
@@ -87,8 +87,8 @@ class Journal:
 def fact_of(line):
     """The dict in a line of ``metrics.jsonl``; None if it is no such line."""
     try:
-        fact = json.loads(line)
-    except (ValueError, RecursionError):
+        fact = parse_json(line)
+    except ValueError:
         return None
     if not isinstance(fact, dict) or not all(type(fact.get(name)) is int for name in ('epoch', 'step')) or 'kind' not in fact:
         return None
