@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import zlib
-from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -27,12 +26,10 @@ from utils.nearest import BLOCK, nearest
 
 logger = logging.getLogger('Pedestal.search')
 
-CHECKED = 4096     # embeddings that are read at a time for their checksums
 CHUNK = 256        # photos between two writes: what a killed program has to embed again
 FOLDER = '.pedestal'
 LONGEST = 1.01     # of a cosine similarity: what is longer was not computed from embeddings
-
-Line = namedtuple('Line', 'path size time why checksum seed raw')   # seed: CRC-32 of the line without its checksum; raw: bytes
+READ = 8192        # embeddings that are read at a time: a larger block is slower to allocate than to read
 
 
 class Photos:
@@ -69,44 +66,48 @@ class Photos:
 
     def read(self):
         """Read the index as far as it is whole, and note which photos are in it as they are now."""
-        head, self.head_size, self.lines = read_lines(self.lines_path)
+        head, self.raws, self.lines = read_lines(self.lines_path)
+        self.seeds = [zlib.crc32(raw.rpartition(b', ')[0]) for raw in self.raws[1:]]      # of each line without its checksum
         self.begun, self.generation = bool(head), head.get('generation', 0)
         if head and (head.get('model'), head.get('width')) != (self.model, self.width):
             raise UserError(f'{self.lines_path} is an index of another model (checkpoint {str(head.get("model", {}).get("sha256"))[:8]}, '
                             f'and this is {str(self.model["sha256"])[:8]}): remove it, or keep this one elsewhere with --index')
         self.vectors = Vectors(self.vectors_path, self.width)
         damaged = self.damaged_lines()
-        self.rows, self.broken, self.whole_lines, row = {}, {}, [], 0
-        for number, line in enumerate(self.lines):
-            if line.why is None and row == len(self.vectors):      # a disk that lost what it had promised to have written
+        self.rows, self.broken, self.good, known, row = {}, {}, [], set(), 0
+        for number, (path, size, time, why, _) in enumerate(self.lines):
+            if why is None and row == len(self.vectors):            # a disk that lost what it had promised to have written
                 self.lines = self.lines[:number]
                 break
-            if number not in damaged and self.now.get(line.path) == (line.size, line.time):
-                self.whole_lines.append(line)
-                if line.why is None:
-                    self.rows[row] = line.path
+            if number not in damaged and self.now.get(path) == (size, time):
+                known.add(path)
+                self.good.append(number)
+                if why is None:
+                    self.rows[row] = path
                 else:
-                    self.broken[line.path] = line.why
-            row += line.why is None
+                    self.broken[path] = why
+            row += why is None
         self.held = self.vectors.count = row
-        known = {line.path for line in self.whole_lines}
         self.new = [path for path in self.now if path not in known]
         self.paths = list(self.rows.values())
 
     def damaged_lines(self):
         """The numbers of lines whose checksum is not that of the line and its embedding, which the log counts."""
-        seeds = [line.seed for line in self.lines if line.why is None]
-        sums = iter(self.vectors.checksums(seeds[:len(self.vectors)]))
+        sums = iter(self.vectors.checksums(self.embedded(self.seeds)[:len(self.vectors)]))
         damaged = set()
-        for number, line in enumerate(self.lines):
-            found = next(sums, line.checksum) if line.why is None else line.seed     # read() cuts the lines that have no row
-            if found != line.checksum:
+        for number, ((*_, why, checksum), seed) in enumerate(zip(self.lines, self.seeds)):
+            found = next(sums, checksum) if why is None else seed       # read() cuts the lines that have no embedding
+            if found != checksum:
                 damaged.add(number)
         self.damaged = len(damaged)
         if damaged:
             logger.warning('%s: %d of %d entries are damaged, and their photos are embedded again', self.lines_path, len(damaged),
                            len(self.lines))
         return damaged
+
+    def embedded(self, values):
+        """Those of the lines' ``values`` whose photos have an embedding."""
+        return [value for value, line in zip(values, self.lines) if line[3] is None]
 
     @property
     def vectors_path(self):
@@ -163,7 +164,7 @@ class Photos:
 
     def whole_bytes(self):
         """The length of the index's lines as far as they are whole."""
-        return self.head_size + sum(len(line.raw) + 1 for line in self.lines)
+        return sum(len(raw) + 1 for raw in self.raws[:1 + len(self.lines)])
 
     def rewrite(self):
         """Write the index anew, with what is still there: new vectors first, then, at once, the lines that name them."""
@@ -174,7 +175,7 @@ class Photos:
                 file.write(vectors[row:row + 1].tobytes())
         with atomic_write(self.lines_path, 'wb') as file:
             file.write(head_of({'model': self.model, 'width': self.width, 'generation': self.generation}))
-            file.writelines(line.raw + b'\n' for line in self.whole_lines)
+            file.writelines(self.raws[1 + number] + b'\n' for number in self.good)
         for other in glob.glob(f'{glob.escape(os.path.join(self.place, self.key))}.*.*'):
             if other.endswith(('.f32', '.faiss')) and other != self.vectors_path:
                 with contextlib.suppress(OSError):
@@ -190,13 +191,12 @@ class Photos:
         """``[[(path, cosine similarity)]]``: for each of ``queries`` [Q, width], of length 1, the ``top`` photos, the best first."""
         self.refuse_changed()
         gone = self.held - len(self.rows)                           # embeddings of photos that are no longer there
-        return self.named(*nearest(queries, self.vectors, top + gone), top)
+        return self.named(*nearest(queries, self.vectors, top + gone, READ), top)
 
     def refuse_changed(self):
         """Compare the checksums again if another program has written into the file of embeddings."""
         if self.vectors.has_changed():
-            lines = [line for line in self.lines if line.why is None]
-            if self.vectors.checksums([line.seed for line in lines]) != [line.checksum for line in lines]:
+            if self.vectors.checksums(self.embedded(self.seeds)) != self.checksums():
                 self.vectors.stamp = None       # refuse the next search, too
                 raise UserError(f'another program changed {self.vectors.path}: start this one again, and damaged embeddings are '
                                 'computed again')
@@ -239,7 +239,10 @@ class Photos:
 
     def embeddings_checksum(self):
         """Of all embeddings and photos of the index, in order."""
-        return zlib.crc32(np.array([line.checksum for line in self.lines if line.why is None], '<u4').tobytes())
+        return zlib.crc32(np.array(self.checksums(), '<u4').tobytes())
+
+    def checksums(self):
+        return self.embedded([line[4] for line in self.lines])
 
     def named(self, scores, rows, top):
         """The photos of an index's rows, without those that are gone."""
@@ -310,9 +313,9 @@ class Vectors:
         """The CRC-32 of each of the first embeddings, which goes on from its seed."""
         sums, size = [], 4 * self.width
         self.stamp = self.stamp_now() if self.reader else None
-        for start in range(0, len(seeds), CHECKED):
-            block = memoryview(self[start:start + CHECKED]).cast('B')
-            sums += [zlib.crc32(block[place * size:(place + 1) * size], seed) for place, seed in enumerate(seeds[start:start + CHECKED])]
+        for start in range(0, len(seeds), READ):
+            block = memoryview(self[start:start + READ]).cast('B')
+            sums += [zlib.crc32(block[place * size:(place + 1) * size], seed) for place, seed in enumerate(seeds[start:start + READ])]
         return sums
 
     def has_changed(self):
@@ -336,14 +339,14 @@ def head_of(content):
 
 
 def read_lines(path):
-    """(first line, its bytes, the other lines as :class:`Line`) of an index; ({}, 0, []) if there is none. A last line that is cut short
-    is left out."""
+    """(content of the first line, all lines as bytes, content of the others: path, size, time, why, checksum) of an index; ({}, [], [])
+    if there is none. A last line that is cut short is left out."""
     try:
         with open(path, 'rb') as file:
             first, *raws = file.read().split(b'\n')[:-1] or [b'{}']
         head, lines = parse_json(first), parse_json(b'[' + b','.join(raws) + b']')
     except (FileNotFoundError, NotADirectoryError):
-        return {}, 0, []
+        return {}, [], []
     except OSError as error:
         raise UserError(f'{path} cannot be read: {error.strerror}') from None
     except ValueError:
@@ -352,12 +355,12 @@ def read_lines(path):
         raise UserError(f'{path} is no index of photos: remove it, and the photos are embedded again')
     if head and 'crc32' not in head:
         logger.warning('%s has no checksums, for an older version wrote it: the photos are embedded again', path)
-        return {}, 0, []
+        return {}, [], []
     if head and head_of({name: value for name, value in head.items() if name != 'crc32'}) != first + b'\n':
         raise UserError(f'{path} is damaged: remove it, and the photos are embedded again')
     if not all(len(line) == 5 for line in lines):
         raise UserError(f'{path} is damaged: remove it, and the photos are embedded again')
-    return head, len(first) + 1, [Line(*line, zlib.crc32(raw.rpartition(b', ')[0]), raw) for line, raw in zip(lines, raws)]
+    return head, [first, *raws], lines
 
 
 def settle(file):

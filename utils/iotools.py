@@ -81,14 +81,15 @@ def parse_json(text):
     except RecursionError:
         raise ValueError(TOO_DEEP) from None
     level = [content]
-    for _ in range(DEEPEST_JSON + 1):
-        level = [value for value in level if isinstance(value, (list, dict))]
+    for _ in range(DEEPEST_JSON):
+        level = [child for value in level if type(value) in CONTAINERS for child in (value.values() if type(value) is dict else value)
+                 if type(child) in CONTAINERS]
         if not level:
             return content
-        level = [child for value in level for child in (value.values() if isinstance(value, dict) else value)]
     raise ValueError(TOO_DEEP)
 
 
+CONTAINERS = {list, dict}
 TOO_DEEP = f'it has lists or mappings nested more than {DEEPEST_JSON} deep'
 
 
