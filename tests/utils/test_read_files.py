@@ -1,5 +1,7 @@
+import contextlib
 import errno
 import io
+import json
 import multiprocessing
 import os
 import stat
@@ -11,9 +13,16 @@ import pytest
 import torch
 from PIL import Image
 
+from datasets.listing import read_arrays
+from datasets.table import read_rows
+from model.backbones.open_clip import read_description
+from processor.history import read_journal
+from processor.photos import read_lines
+from processor.progress import Journal
 from utils.checkpoint import Checkpointer
 from utils.errors import UserError
-from utils.iotools import atomic_write, read_image, read_json
+from utils.iotools import atomic_write, parse_json, read_image, read_json
+from utils.safe_yaml import read_yaml
 
 
 @pytest.fixture
@@ -76,6 +85,41 @@ def test_equal_keys_in_one_mapping(tmp_path, text):
     (tmp_path / 'a.json').write_text(text)
     with pytest.raises(UserError, match="a.json is not JSON: a mapping has the key 'a' more than once$"):
         read_json(tmp_path / 'a.json')
+
+
+@pytest.mark.parametrize('depth', [101, 900, 5000, 200_000])
+@pytest.mark.parametrize('opening, closing', [('[', ']'), ('{"a":', '}'), ('[{"a": [0, ', ']}]')])
+def test_json_that_is_nested_too_deep(tmp_path, opening, closing, depth):
+    (tmp_path / 'a.json').write_text(f'{opening * depth}1{closing * depth}')
+    with pytest.raises(UserError, match='a.json is not JSON: it has lists or mappings nested more than 100 deep$'):
+        read_json(tmp_path / 'a.json')
+
+
+def test_json_that_is_nested_as_deep_as_may_be():
+    assert json.dumps(parse_json('[' * 99 + '{}' + ']' * 99)) == '[' * 99 + '{}' + ']' * 99
+
+
+def photos_at(path):
+    read_lines(path)
+
+
+def history_at(path):
+    assert read_journal(os.path.dirname(path)) == []       # as a line that a kill cut short
+
+
+def journal_at(path):
+    Journal(os.path.dirname(path)).close()
+
+
+@pytest.mark.parametrize('read, name', [
+    (photos_at, 'index.jsonl'), (read_description, 'open_clip.json'), (history_at, 'metrics.jsonl'), (journal_at, 'metrics.jsonl'),
+    (read_rows, 'people.jsonl'), (read_rows, 'people.json'), (read_arrays, 'whole.json'), (read_yaml, 'configs.yaml')])
+@pytest.mark.parametrize('depth', [980, 100_000])
+def test_no_reader_of_our_own_files_raises_on_deep_nesting(tmp_path, read, name, depth):
+    """RecursionError would be a traceback."""
+    (tmp_path / name).write_text(f'{{"a": {"[" * depth}{"]" * depth}}}\n')
+    with contextlib.suppress(UserError):
+        read(str(tmp_path if read is read_arrays else tmp_path / name))
 
 
 def test_not_an_image(tmp_path):
