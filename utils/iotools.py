@@ -141,7 +141,7 @@ def report_write_errors(folder, advice):
     try:
         yield
     except Exception as error:
-        reason = write_error_reason(error)
+        reason = write_error_reason(error) or (error.strerror or str(error) if isinstance(error, OSError) else None)
         if reason is None:
             raise
         raise UserError(f'cannot write {folder}: {reason}; {advice}') from None
