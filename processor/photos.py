@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from datasets.check import files_below
 from utils.errors import UserError
-from utils.iotools import RandomReader, atomic_write, lock_folder, parse_json
+from utils.iotools import RandomReader, atomic_write, lock_folder, parse_json, refuse_irregular
 from utils.nearest import BLOCK, nearest
 
 logger = logging.getLogger('Pedestal.search')
@@ -341,6 +341,7 @@ def head_of(content):
 def read_lines(path):
     """(content of the first line, all lines as bytes, content of the others: path, size, time, why, checksum) of an index; ({}, [], [])
     if there is none. A last line that is cut short is left out."""
+    refuse_irregular(path)
     try:
         with open(path, 'rb') as file:
             first, *raws = file.read().split(b'\n')[:-1] or [b'{}']

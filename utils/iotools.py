@@ -151,10 +151,13 @@ class RandomReader:
     """Reads a file at any offset; processes and threads may share one.
 
     It needs no memory map. If another program cuts the file, a read is short, whereas a map would end the process (SIGBUS). If
-    another file takes the name, this one stays readable.
+    another file takes the name, this one stays readable. A pipe or a device raises :class:`UserError`.
     """
 
     def __init__(self, path):
+        refuse_irregular(path)
+        if os.path.isdir(path):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
         self.descriptor = os.open(path, os.O_RDONLY | getattr(os, 'O_BINARY', 0))
 
     def read_into(self, buffer, offset):

@@ -342,6 +342,22 @@ def test_a_file_without_checksums_is_made_anew(store_of, images, log):
     assert f'image cache {file} has no checksums, for an older version wrote it; it is made anew' in log()
 
 
+@pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='needs pipes')
+def test_a_pipe_in_the_place_of_a_cache_is_not_waited_for(store_of, images, log):
+    file = store_of().file
+    os.remove(file)
+    os.mkfifo(file)
+    assert holds(store_of(), images) and f'{file} is not a regular file' in log()
+
+
+def test_a_folder_in_the_place_of_a_cache_is_one_sentence(store_of):
+    file = store_of().file
+    os.remove(file)
+    os.mkdir(file)
+    with pytest.raises(UserError, match='^cannot write the image cache into .*: Is a directory; choose another folder'):
+        store_of()
+
+
 def test_a_damaged_image_that_cannot_be_made_again_is_refused(store_of, images):
     store = store_of()
     flip(store.file, 200)

@@ -294,6 +294,18 @@ def test_an_open_index_that_is_damaged_is_one_sentence(people, folder, change, s
     assert len(people.search(TEXT, people.photos(folder))) == 10
 
 
+@pytest.mark.parametrize('ending', ['.jsonl', '.1.f32'])
+@pytest.mark.parametrize('put', [os.mkdir, pytest.param(getattr(os, 'mkfifo', None), marks=pytest.mark.skipif(
+    not hasattr(os, 'mkfifo'), reason='needs pipes'))])
+def test_no_file_in_the_place_of_an_index_is_one_sentence(people, folder, ending, put):
+    index = people.photos(folder)
+    path = f'{folder}/.pedestal/{index.key}{ending}'
+    os.remove(path)
+    put(path)
+    with pytest.raises(UserError, match=f'{ending}.* (cannot be read|is not a regular file)'):
+        people.photos(folder)
+
+
 def test_no_similarity_is_above_one(people, folder):
     index = people.photos(folder)
     index.vectors = np.full((index.held, people.width), 1e3, np.float32)
