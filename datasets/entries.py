@@ -16,6 +16,7 @@ from utils.iotools import refuse_irregular
 logger = logging.getLogger('Pedestal.dataset')
 
 TEXTS = 'paths', 'captions', 'rest'
+CHECKS = 'datasets.entries', 'datasets.released_lists'   # code that checks an annotation, beside the datasets' own
 BLOCK = 2 ** 20    # bytes of an annotation that are hashed at a time
 
 
@@ -161,7 +162,7 @@ def key_of(dataset, path):
     if 'files' not in vars(reads):
         return None
     settings = {name: value for name in dir(dataset) if not name.startswith('__') and plain(value := getattr(dataset, name))}
-    modules = dict.fromkeys(cls.__module__ for cls in dataset.__mro__[:-2])     # but BaseDataset's and object's: VERSION is for those
+    modules = dict.fromkeys([*(cls.__module__ for cls in dataset.__mro__[:-1]), *CHECKS])    # all but object's
     code = [getattr(sys.modules.get(module), '__file__', None) for module in modules]
     return digest_of(settings, [file_digest(file) for file in code if file],
                      [(os.path.basename(file), file_digest(file)) for file in dataset.files(path)])

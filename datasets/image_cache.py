@@ -1,4 +1,4 @@
-"""The image cache: the images of a split, decoded and resized once, in one memory-mapped file."""
+"""The image cache: the images of a split, decoded and resized once, in one file with a checksum for each image."""
 import contextlib
 import glob
 import hashlib
@@ -6,8 +6,8 @@ import json
 import logging
 import os
 import shutil
-import socket
 import time
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -16,7 +16,8 @@ from torchvision import transforms as T
 from tqdm import tqdm
 
 from utils.errors import UserError
-from utils.iotools import atomic_write, read_image, read_json
+from utils.iotools import RandomReader, atomic_write, read_image, read_json
+from utils.temporary import remove_abandoned, temporary_sibling
 
 logger = logging.getLogger('Pedestal.dataset')
 
@@ -28,49 +29,102 @@ class ImageStore:
     """A cache file's images: ``store[path]`` is a uint8 tensor [3, H, W] of its own, resized as
     :func:`datasets.transforms.build_transforms` does it. Goes to other processes as the file's name.
 
+    Each read compares the image with its checksum. A damaged image is decoded again from its own file, and the cache is repaired.
+
     Args:
         file: what :func:`open_store` wrote.
         paths: the images in it, in order.
         img_size: (H, W).
+        interpolation: how the images were resized.
 
     Raises:
-        UserError: the file is not whole; at indexing, an image that could not be read when the file was made.
+        UserError: the file is not whole; at indexing, an image that could not be read when the file was made, or one that is
+            damaged in the cache and cannot be read now.
     """
 
-    def __init__(self, file, paths, img_size):
-        self.file, self.img_size = file, tuple(img_size)
+    def __init__(self, file, paths, img_size, interpolation='bilinear'):
+        self.file, self.img_size, self.interpolation = file, tuple(img_size), interpolation
         self.rows = {path: row for row, path in enumerate(paths)}
-        self.images = load(file, self.shape)   # uint8 [N, 3, H, W]
-        self.broken = frozenset(paths[row] for row in broken_rows(file, len(paths)))
+        self.reader, self.reported = open_reader(file), False
+        rows = broken_rows(file, len(paths))
+        self.offset, self.checksums = read_checksums(self.reader, file, (len(paths), *self.shape), rows)   # uint32 [N]
+        self.broken = frozenset(paths[row] for row in rows)
 
     @property
     def shape(self):
-        return (len(self.rows), 3, *self.img_size)
+        return (3, *self.img_size)
 
     def __getitem__(self, path):
         if path in self.broken:
             raise UserError(f'image {path} could not be read when the image cache {self.file} was made')
-        if self.images is None:
-            self.images = load(self.file, self.shape)
-        return torch.from_numpy(np.array(self.images[self.rows[path]]))
+        if self.reader is None:
+            self.reader = open_reader(self.file)
+        row, image = self.rows[path], np.empty(self.shape, np.uint8)
+        count = self.reader.read_into(image, self.offset + row * image.nbytes)
+        if count < image.nbytes or zlib.crc32(image) != self.checksums[row]:
+            image = self.restore(row, path)
+        return torch.from_numpy(image)
+
+    def restore(self, row, path):
+        """uint8 [3, H, W]: an image that is damaged in the cache, from its own file; also written back into the cache."""
+        if not self.reported:
+            logger.warning('image cache %s is damaged at %s: this image and other damaged ones are made again from their files',
+                           self.file, path)
+            self.reported = True     # once in each process
+        try:
+            image = resized(path, resize_to(self.img_size, self.interpolation))
+        except UserError as error:
+            raise UserError(f'image cache {self.file} is damaged at {path}, which cannot be made again: {error}') from None
+        if zlib.crc32(image) == self.checksums[row]:
+            self.write_back(row, image)
+        return image
+
+    def write_back(self, row, image):
+        """Repair the file unless it is read-only, has been cut, or another one has taken its place."""
+        with contextlib.suppress(OSError), open(self.file, 'r+b') as file:
+            status = os.fstat(file.fileno())
+            if os.path.samestat(status, self.reader.status()) and status.st_size > self.offset + len(self.rows) * image.nbytes:
+                file.seek(self.offset + row * image.nbytes)
+                file.write(image.tobytes())
 
     def __getstate__(self):
-        return {**self.__dict__, 'images': None}  # pickled, they would be read whole
+        return {**self.__dict__, 'reader': None}
 
 
-def load(file, shape):
-    """A cache file's images, uint8 of this shape, memory-mapped; one that isn't whole raises :class:`UserError`."""
+def open_reader(file):
+    try:
+        return RandomReader(file)
+    except OSError as error:
+        raise UserError(f'image cache {file} cannot be read: {error.strerror or error}') from None
+
+
+def read_checksums(reader, file, shape, broken):
+    """``(offset of the first image, uint32 [N] checksum of each image)`` of a cache file; :class:`UserError` if it is not whole.
+
+    The file is a .npy array with a trailer of little-endian uint32: a CRC-32 for each image, one of the list of ``broken`` rows, and
+    one of the header and all that is before it in the trailer.
+    """
     try:
         images = np.load(file, mmap_mode='r', allow_pickle=False)
     except MemoryError:
         raise
     except Exception as error:  # damaged headers make NumPy raise nearly anything
         raise UserError(f'image cache {file} cannot be read: {getattr(error, "strerror", None) or error}') from None
-    whole = (isinstance(images, np.memmap) and images.shape == shape and images.dtype == np.uint8 and images.flags.c_contiguous
-             and os.path.getsize(file) == images.offset + images.nbytes)
+    if not (isinstance(images, np.memmap) and images.shape == shape and images.dtype == np.uint8 and images.flags.c_contiguous):
+        raise UserError(f'image cache {file} is damaged')
+    offset, end = images.offset, images.offset + images.nbytes
+    header, trailer, size = bytearray(offset), np.empty(shape[0] + 2, '<u4'), reader.status().st_size
+    if size == end:
+        raise UserError(f'image cache {file} has no checksums, for an older version wrote it')
+    whole = (size == end + trailer.nbytes and reader.read_into(header, 0) == offset and reader.read_into(trailer, end) == trailer.nbytes
+             and trailer[-1] == zlib.crc32(trailer[:-1], zlib.crc32(header)) and trailer[-2] == checksum_of_rows(broken))
     if not whole:
         raise UserError(f'image cache {file} is damaged')
-    return images
+    return offset, trailer[:-2].copy()
+
+
+def checksum_of_rows(rows):
+    return zlib.crc32(json.dumps(rows).encode())
 
 
 def broken_file(file):
@@ -104,7 +158,7 @@ def open_store(folder, name, paths, root, img_size, workers=1, skip_broken=False
     Raises:
         UserError: an image cannot be read, the disk is too small, the folder cannot be written.
     """
-    remove_leftovers(folder)
+    remove_abandoned(folder)
     paths = sorted(set(paths))
     resized = '' if interpolation == 'bilinear' else f'{interpolation}_'
     kind = os.path.join(folder, f'{name}_{resized}{img_size[0]}x{img_size[1]}')
@@ -113,10 +167,10 @@ def open_store(folder, name, paths, root, img_size, workers=1, skip_broken=False
     if others:
         logger.warning('the images have changed since %s was made (%s); unless another copy of the dataset uses it, it can be deleted',
                        ', '.join(others), in_words(sum(map(os.path.getsize, others))))
-    store = found(file, paths, img_size, skip_broken)
+    store = found(file, paths, img_size, skip_broken, interpolation)
     if store is None:
         make(file, paths, img_size, workers, skip_broken, interpolation)
-        store = ImageStore(file, paths, img_size)
+        store = ImageStore(file, paths, img_size, interpolation)
     return store
 
 
@@ -135,12 +189,12 @@ def size_and_time(path):
     return status.st_size, status.st_mtime_ns
 
 
-def found(file, paths, img_size, skip_broken):
+def found(file, paths, img_size, skip_broken, interpolation='bilinear'):
     """The store in a file that is there; None if it is to be made."""
     if not os.path.exists(file):
         return None
     try:
-        store = ImageStore(file, paths, img_size)
+        store = ImageStore(file, paths, img_size, interpolation)
     except UserError as error:
         logger.warning('%s; it is made anew', error)
         return None
@@ -159,45 +213,44 @@ def make(file, paths, img_size, workers, skip_broken, interpolation='bilinear'):
     """Write a cache file, whole or not at all."""
     logger.info('image cache %s: %s', file, contents(paths, img_size))
     folder, began = os.path.dirname(file), time.perf_counter()
-    temporary = f'{file}.{socket.gethostname()}.{os.getpid()}.tmp'   # another process may be at it, too
     try:
         os.makedirs(folder, exist_ok=True)
         refuse_small_disk(folder, size_of(paths, img_size))
-        broken = fill(temporary, paths, img_size, workers, skip_broken, interpolation)
-        if broken:
-            with atomic_write(broken_file(file)) as record:   # first: there must be no file with empty rows and no record of them
-                json.dump(broken, record)
-        os.replace(temporary, file)
+        with temporary_sibling(file) as temporary:   # another process may write this cache, too
+            broken = fill(temporary, paths, img_size, workers, skip_broken, interpolation)
+            if broken:
+                with atomic_write(broken_file(file)) as record:   # first: there must be no file with empty rows and no record of them
+                    json.dump(broken, record)
+            os.replace(temporary, file)
         if not broken and os.path.exists(broken_file(file)):
             os.remove(broken_file(file))
     except OSError as error:
         raise UserError(f'cannot write the image cache into {folder}: {error.strerror or error}; '
                         'choose another folder with --image_cache <folder>') from None
-    finally:
-        with contextlib.suppress(OSError):
-            os.remove(temporary)
     seconds = time.perf_counter() - began
     logger.info('image cache written in %.1f s, %.0f images a second', seconds, len(paths) / seconds)
 
 
 def fill(file, paths, img_size, workers, skip_broken, interpolation='bilinear'):
-    """Write the images into a new file and wait until they are on the disk; returns the rows of those that cannot be read."""
+    """Write the images and their checksums into a new file and wait until they are on the disk; returns the rows of those that cannot be
+    read."""
     images = np.lib.format.open_memmap(file, 'w+', np.uint8, (len(paths), 3, *img_size))
+    trailer, end = np.zeros(len(paths) + 2, '<u4'), images.offset + images.nbytes
     if hasattr(os, 'posix_fallocate'):  # a full disk shows now: on writing into a map, it would end the process
         with open(file, 'r+b') as whole:
-            os.posix_fallocate(whole.fileno(), 0, os.path.getsize(file))
-    resize = T.Resize(tuple(img_size), T.InterpolationMode(interpolation))
+            os.posix_fallocate(whole.fileno(), 0, end + trailer.nbytes)
+    resize = resize_to(img_size, interpolation)
 
     def store(row):
         """Whether the image could be read."""
         try:
-            image = read_image(paths[row])
+            image = resized(paths[row], resize)
         except UserError as error:
             if not skip_broken:
                 raise
             logger.warning('left out: %s', error)
             return False
-        images[row] = np.asarray(resize(image)).transpose(2, 0, 1)
+        images[row], trailer[row] = image, zlib.crc32(image)
         return True
 
     pool = ThreadPoolExecutor(max(1, workers))  # decoding and resizing leave Python's lock to others
@@ -208,30 +261,23 @@ def fill(file, paths, img_size, workers, skip_broken, interpolation='bilinear'):
         pool.shutdown(cancel_futures=True)
     images.flush()
     with open(file, 'r+b') as whole:
+        header = whole.read(images.offset)
+        trailer[-2] = checksum_of_rows(broken)
+        trailer[-1] = zlib.crc32(trailer[:-1], zlib.crc32(header))
+        whole.seek(end)
+        whole.write(trailer.tobytes())
+        whole.flush()
         os.fsync(whole.fileno())
     return broken
 
 
-def remove_leftovers(folder):
-    """Remove what processes of this machine left when they were killed."""
-    for path in glob.glob(f'{glob.escape(folder)}/*.npy.{glob.escape(socket.gethostname())}.*.tmp'):
-        pid = path.split('.')[-2]
-        if pid.isdecimal() and not others_run(int(pid)):
-            with contextlib.suppress(OSError):
-                os.remove(path)
+def resize_to(img_size, interpolation):
+    return T.Resize(tuple(img_size), T.InterpolationMode(interpolation))
 
 
-def others_run(pid):
-    """Whether another process of this number is there."""
-    if pid == os.getpid() or os.name != 'posix':   # elsewhere os.kill ends the process
-        return pid != os.getpid()
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # another user's
-        pass
-    return True
+def resized(path, resize):
+    """uint8 [3, H, W]: an image file as a cache holds it."""
+    return np.ascontiguousarray(np.asarray(resize(read_image(path))).transpose(2, 0, 1))
 
 
 def refuse_small_disk(folder, size):

@@ -1,6 +1,5 @@
 """What a start needs of a large annotation, kept in memory-mapped arrays beside it, so that a million captions are neither read nor
 tokenised again."""
-import contextlib
 import glob
 import hashlib
 import json
@@ -8,15 +7,21 @@ import itertools
 import logging
 import os
 import shutil
-import socket
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
 
+from utils.errors import UserError
+from utils.iotools import read_json, refuse_irregular
+from utils.temporary import temporary_sibling
+
 logger = logging.getLogger('Pedestal.dataset')
 
 VERSION = 2           # of the files: another one's are not read. Raise it when annotations are read differently
-WHOLE = 'whole.json'  # written last: what arrays there are, with their sizes
+WHOLE = 'whole.json'  # written last: what arrays there are, with their sizes and checksums
+CHECKED = 2 ** 20     # bytes of a file that are read at a time for its checksum
+DAMAGE = OSError, ValueError, TypeError, EOFError, UserError
 BLOCK = 2 ** 14       # texts that are decoded at a time
 
 
@@ -144,54 +149,75 @@ def keep_arrays(folder, name, key, arrays):
 
 
 def read_arrays(place):
-    """The arrays in a folder; None if they aren't there, or not whole."""
-    try:
-        with open(os.path.join(place, WHOLE), encoding='utf-8') as file:
-            sizes = json.load(file)
-        if not isinstance(sizes, dict) or any(os.path.getsize(file_of(place, what)) != size for what, size in sizes.items()):
-            raise ValueError('another size')
-        # 'c': what is written into an array stays in this process, and PyTorch takes it without a warning.
-        return {what: np.load(file_of(place, what), mmap_mode='c', allow_pickle=False) for what in sizes}
-    except FileNotFoundError:
+    """The arrays in a folder, each compared with its checksum; None if they aren't there, or not whole, which the log says."""
+    if not os.path.lexists(os.path.join(place, WHOLE)):
         return None
-    except (OSError, ValueError, TypeError, EOFError) as error:
+    try:
+        return load_arrays(place)
+    except DAMAGE as error:
         logger.warning('%s is damaged (%s) and is made anew', place, error)
         return None
 
 
+def load_arrays(place):
+    """The arrays in a folder, memory-mapped. If it is damaged, this raises one of :data:`DAMAGE`.
+
+    All of each file is compared with its checksum, once at the start: the arrays are then read at random and in many processes.
+    """
+    content = read_json(os.path.join(place, WHOLE))
+    if not isinstance(content, dict) or set(content) != {'arrays', 'crc32'}:
+        raise ValueError(f'{WHOLE} holds no checksums')
+    checksums = content['arrays']
+    if content['crc32'] != zlib.crc32(json.dumps(checksums).encode()):
+        raise ValueError(f'{WHOLE} has another checksum')
+    for what, checksum in checksums.items():
+        if checksum_of_file(file_of(place, what)) != checksum:
+            raise ValueError(f'{what}.npy has another checksum')
+    # 'c': what is written into an array stays in this process, and PyTorch takes it without a warning.
+    return {what: np.load(file_of(place, what), mmap_mode='c', allow_pickle=False) for what in checksums}
+
+
+def checksum_of_file(path):
+    """``[bytes, CRC-32]`` of a file."""
+    refuse_irregular(path)
+    size = checksum = 0
+    with open(path, 'rb', buffering=0) as file:
+        while block := file.read(CHECKED):
+            size, checksum = size + len(block), zlib.crc32(block, checksum)
+    return [size, checksum]
+
+
 def write_arrays(place, arrays):
-    """Write a folder of arrays, whole or not at all."""
-    folder = os.path.dirname(place)
-    os.makedirs(folder, exist_ok=True)
-    remove_leftovers(folder)
-    temporary = f'{place}.{socket.gethostname()}.{os.getpid()}.tmp'
-    try:
-        os.mkdir(temporary)
+    """Write a folder of arrays with their checksums, whole or not at all."""
+    os.makedirs(os.path.dirname(place), exist_ok=True)
+    with temporary_sibling(place, folder=True) as temporary:
         for what, array in arrays.items():
             np.save(file_of(temporary, what), array, allow_pickle=False)
         with open(os.path.join(temporary, WHOLE), 'w', encoding='utf-8') as file:
-            json.dump({what: os.path.getsize(file_of(temporary, what)) for what in arrays}, file)
+            checksums = {what: checksum_of_file(file_of(temporary, what)) for what in arrays}
+            json.dump({'arrays': checksums, 'crc32': zlib.crc32(json.dumps(checksums).encode())}, file)
         for file in os.listdir(temporary):
             with open(os.path.join(temporary, file), 'rb+') as written:
                 os.fsync(written.fileno())
-        if os.path.isdir(place) and read_arrays(place) is None:
+        if os.path.isdir(place) and not is_whole(place):
             shutil.rmtree(place)
-        with contextlib.suppress(FileExistsError):     # another process was quicker
+        try:
             os.rename(temporary, place)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        except OSError:
+            if not is_whole(place):     # else another process was quicker
+                raise
+
+
+def is_whole(place):
+    try:
+        load_arrays(place)
+    except DAMAGE:
+        return False
+    return True
 
 
 def file_of(place, what):
     return os.path.join(place, f'{what}.npy')
-
-
-def remove_leftovers(folder):
-    """Remove what processes of this machine left when they were killed."""
-    for path in glob.glob(f'{glob.escape(folder)}/*.{glob.escape(socket.gethostname())}.*.tmp'):
-        pid = path.split('.')[-2]
-        if pid.isdecimal() and os.name == 'posix' and not os.path.exists(f'/proc/{pid}') and os.path.isdir('/proc/self'):
-            shutil.rmtree(path, ignore_errors=True)
 
 
 def digest_of(*parts):

@@ -1,14 +1,13 @@
 """The rows of a table's file: .json, .jsonl, .csv or .tsv."""
 import csv
 import io
-import json
 import logging
 import os
 import re
 
 from datasets.bases import read_entries
 from utils.errors import UserError
-from utils.iotools import MOST_JSON, refuse_irregular, without_duplicates
+from utils.iotools import MOST_JSON, parse_json, refuse_irregular
 
 logger = logging.getLogger('Pedestal.dataset')
 
@@ -65,8 +64,8 @@ def json_lines(text, path):
     rows = []
     for number, line in enumerate(io.StringIO(text), start=1):
         try:
-            rows += [json.loads(line, object_pairs_hook=without_duplicates)] if line.strip() else []
-        except (ValueError, RecursionError) as error:
+            rows += [parse_json(line)] if line.strip() else []
+        except ValueError as error:
             raise UserError(f'{path}, line {number} is not JSON: {error}') from None
     return rows
 

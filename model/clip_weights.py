@@ -15,11 +15,12 @@ from dataclasses import MISSING, fields
 
 import torch
 import torch.nn.functional as F
-import yaml
 
 from model.clip_model import CLIP, ClipShape
 from utils.checkpoint import misfits
 from utils.errors import UserError, unknown
+from utils.safe_yaml import load_yaml
+from utils.temporary import temporary_sibling
 from utils.weight_files import check_archive, check_weights, read_torch_file, sha256_of, some
 from utils.weight_names import to_own_names
 
@@ -116,11 +117,7 @@ def read_shape(name):
         raise unknown('CLIP shape', name, known)
     path = os.path.join(SHAPES_FOLDER, name + '.yaml')
     keys = [field.name for field in fields(ClipShape)]
-    try:
-        with open(path, encoding='utf-8') as file:
-            entries = yaml.safe_load(file)
-    except yaml.YAMLError as error:
-        raise UserError(f'{path} is not YAML: {" ".join(str(error).split())}') from None
+    entries = load_yaml(path)
     if not isinstance(entries, dict):
         raise UserError(f'{path} holds no shape: it needs lines like "embed_dim: 512"')
     for key, value in entries.items():
@@ -156,19 +153,16 @@ def openai_file(name, download_root=None):
             return path
         log.warning('%s has a wrong checksum (an interrupted download?) and is downloaded again', path)
     url = f'{OPENAI_URL}/{OPENAI_SHA256[name]}/{file_stem(name)}.pt'
-    part = f'{path}.{os.getpid()}.part'
     try:
         os.makedirs(folder, exist_ok=True)
-        download(url, part, OPENAI_SHA256[name])
-        os.replace(part, path)
+        with temporary_sibling(path) as part:
+            download(url, part, OPENAI_SHA256[name])
+            os.replace(part, path)
     except (OSError, http.client.HTTPException) as error:
         raise UserError(
             f'cannot download the weights of {name} ({error}): put {os.path.basename(path)} from {url} (sha256 '
             f'{OPENAI_SHA256[name]}) into {folder}, or give --pretrain_choice the path of a weights file you have, '
             f'or scratch:{file_stem(name)} for random weights') from None
-    finally:
-        if os.path.exists(part):
-            os.remove(part)
     return path
 
 

@@ -30,10 +30,10 @@ def cosine_similarity(a, b):
     return F.normalize(a, dim=-1) @ F.normalize(b, dim=-1).t()
 
 
-def same_identity(pids):
+def same_identity_mask(pids):
     """[B] -> [B, B], 1. where two samples have the same pid.
 
-    >>> same_identity(torch.tensor([7, 7, 9]))
+    >>> same_identity_mask(torch.tensor([7, 7, 9]))
     tensor([[1., 1., 0.],
             [1., 1., 0.],
             [0., 0., 1.]])
@@ -59,7 +59,7 @@ def sdm(image_embedding, text_embedding, pids, *, scale):
     >>> round(sdm(image, text, torch.tensor([0, 1, 1]), scale=50).item(), 4)    # the last two show one person and are told apart
     0.9242
     """
-    labels = same_identity(pids)
+    labels = same_identity_mask(pids)
     target = labels / labels.sum(dim=1, keepdim=True)
     logits = scale * cosine_similarity(image_embedding, text_embedding)
     return matching_divergence(logits, target) + matching_divergence(logits.t(), target)
@@ -88,7 +88,7 @@ def cmpm(image_embedding, text_embedding, pids):
     >>> round(cmpm(10 * torch.eye(3), 10 * torch.eye(3), torch.tensor([0, 1, 2])).item(), 4)    # lengths count
     0.0013
     """
-    target = F.normalize(same_identity(pids), dim=1)
+    target = F.normalize(same_identity_mask(pids), dim=1)
     image_on_text = image_embedding @ F.normalize(text_embedding, dim=-1).t()
     text_on_image = text_embedding @ F.normalize(image_embedding, dim=-1).t()
     return matching_divergence(image_on_text, target) + matching_divergence(text_on_image, target)
@@ -116,12 +116,12 @@ def identity(image_logits, text_logits, pids):
 
 
 @full_precision
-def masked_language_modelling(logits, labels):
+def masked_language_modeling(logits, labels):
     """Mean cross-entropy of the chosen tokens, [M, V], [M] -> scalar; 0 where a batch has none.
 
-    >>> round(masked_language_modelling(torch.zeros(2, 8), torch.tensor([3, 5])).item(), 4)    # log 8
+    >>> round(masked_language_modeling(torch.zeros(2, 8), torch.tensor([3, 5])).item(), 4)    # log 8
     2.0794
-    >>> masked_language_modelling(torch.zeros(0, 8), torch.zeros(0, dtype=torch.long))
+    >>> masked_language_modeling(torch.zeros(0, 8), torch.zeros(0, dtype=torch.long))
     tensor(0.)
     """
     return F.cross_entropy(logits, labels, reduction='sum') / max(len(labels), 1)
@@ -159,7 +159,7 @@ def detail(image_details, text_details, pids, *, tau=100.0, margin=0.1):
     >>> detail(torch.ones(3, 4), torch.ones(3, 4), torch.tensor([0, 1, 2]))    # nothing is told apart: the margin, six times
     tensor(0.6000)
     """
-    scores, same = cosine_similarity(text_details, image_details), same_identity(pids)
+    scores, same = cosine_similarity(text_details, image_details), same_identity_mask(pids)
 
     def one_way(scores):
         share = (scores / tau).masked_fill(same == 0, float('-inf')).softmax(dim=1).detach()
@@ -188,7 +188,7 @@ def tri(image_embedding, text_embedding, pids, *, margin=0.05):
     tensor(0.1000)
     """
     cosine = cosine_similarity(text_embedding, image_embedding)            # [B texts, B images]
-    same = same_identity(pids).bool()
+    same = same_identity_mask(pids).bool()
     other = cosine.masked_fill(same, float('-inf'))
     positive = cosine.diagonal()
     # With one identity the largest is -inf, and so is the hinge's argument: 0, and no gradient.
@@ -246,7 +246,7 @@ def tal(image_embedding, text_embedding, pids, *, tau=0.015, margin=0.1):
     >>> tal(torch.ones(3, 4), torch.ones(3, 4), torch.tensor([5, 5, 5]))    # one identity: no negatives
     tensor([0., 0., 0.])
     """
-    same = same_identity(pids).bool()
+    same = same_identity_mask(pids).bool()
     alone = same.all(dim=1)                                                # [B] no negative
 
     def one_way(scores):
@@ -264,7 +264,7 @@ def trl(image_embedding, text_embedding, pids, *, tau=0.015, margin=0.1):
     >>> trl(torch.eye(3), torch.eye(3), torch.tensor([0, 1, 2]))
     tensor([0., 0., 0.])
     """
-    same = same_identity(pids).bool()
+    same = same_identity_mask(pids).bool()
 
     def one_way(scores):
         return F.relu(margin + scores.masked_fill(same, 0).max(dim=1).values - soft_positive(scores, same, tau))
@@ -280,7 +280,7 @@ def infonce_per_pair(image_embedding, text_embedding, *, scale):
 @full_precision
 def sdm_per_pair(image_embedding, text_embedding, pids, *, scale):
     """:func:`sdm` a pair, [B]: its mean over the batch is the loss."""
-    labels = same_identity(pids)
+    labels = same_identity_mask(pids)
     target = labels / labels.sum(dim=1, keepdim=True)
 
     def one_way(scores):
@@ -289,12 +289,12 @@ def sdm_per_pair(image_embedding, text_embedding, pids, *, scale):
     return both_ways(one_way, image_embedding, text_embedding)
 
 
-def of_clean_pairs(losses, clean, mean):
+def reduce_clean_pairs(losses, clean, mean):
     """The losses [B] of the pairs that count, by ``clean`` [B] of 0 and 1 (None: all do): their sum or, with ``mean``, their mean; 0
     where none does.
 
     >>> losses, clean = torch.tensor([1., 2., 6.]), torch.tensor([1., 1., 0.])
-    >>> of_clean_pairs(losses, clean, mean=False), of_clean_pairs(losses, clean, mean=True)
+    >>> reduce_clean_pairs(losses, clean, mean=False), reduce_clean_pairs(losses, clean, mean=True)
     (tensor(3.), tensor(1.5000))
     """
     clean = torch.ones_like(losses) if clean is None else clean
@@ -310,15 +310,15 @@ def clamped_scale(log_scale, most=100.0):
     return scale + (scale.clamp(max=most) - scale).detach()
 
 
-def identity_shares(pids):
+def identity_targets(pids):
     """[B] -> [B, B]: each row's samples of its own identity, with equal shares that add up to 1.
 
-    >>> identity_shares(torch.tensor([7, 7, 9]))
+    >>> identity_targets(torch.tensor([7, 7, 9]))
     tensor([[0.5000, 0.5000, 0.0000],
             [0.5000, 0.5000, 0.0000],
             [0.0000, 0.0000, 1.0000]])
     """
-    labels = same_identity(pids)
+    labels = same_identity_mask(pids)
     return labels / labels.sum(dim=1, keepdim=True)
 
 
@@ -332,7 +332,7 @@ def nitc(image_embedding, text_embedding, soft_image, soft_text, pids, *, scale,
     logits = scale * cosine_similarity(image_embedding, text_embedding)
     with torch.no_grad():
         soft = scale * cosine_similarity(soft_image, soft_text)
-        to_text, to_image = (alpha * x.softmax(dim=1) + (1 - alpha) * identity_shares(pids) for x in (soft, soft.t()))
+        to_text, to_image = (alpha * x.softmax(dim=1) + (1 - alpha) * identity_targets(pids) for x in (soft, soft.t()))
     return (F.cross_entropy(logits, to_text) + F.cross_entropy(logits.t(), to_image)) / 2
 
 
@@ -340,7 +340,7 @@ def nitc(image_embedding, text_embedding, soft_image, soft_text, pids, *, scale,
 def ritc(image_embedding, text_embedding, pids, *, scale, eps=1e-2):
     """Reverse image-text contrast (TBPS-CLIP, eq. 7): KL(softmax || identities) with ``eps`` inside the logarithm, mean of both
     directions. Its least value is below 0."""
-    logits, target = scale * cosine_similarity(image_embedding, text_embedding), identity_shares(pids)
+    logits, target = scale * cosine_similarity(image_embedding, text_embedding), identity_targets(pids)
     return (matching_divergence(logits, target, eps) + matching_divergence(logits.t(), target, eps)) / 2
 
 
@@ -375,7 +375,7 @@ def a_sdm(image_embedding, text_embedding, pids, *, scale):
     The first match is the item of the row's identity with the lowest index, as released, which need not be the row's own; a row whose
     best match is another has the weight 1 + 0.1 (cosine of the best - cosine of the first), with its gradient.
     """
-    target = identity_shares(pids)
+    target = identity_targets(pids)
     first = target.argmax(dim=1, keepdim=True)                             # [B, 1]
 
     def one_way(cosine):
@@ -447,7 +447,7 @@ def token_similarity(tokens, gathered, piece):
 def itc_by_identity(image_embedding, text_embedding, pids, *, temperature):
     """InfoNCE with soft targets: every sample of the same identity is as much of a match, each by its share of the row. The mean of both
     directions. ``temperature`` may be a tensor that is learned."""
-    target, logits = identity_shares(pids), cosine_similarity(image_embedding, text_embedding) / temperature      # [B, B] both
+    target, logits = identity_targets(pids), cosine_similarity(image_embedding, text_embedding) / temperature      # [B, B] both
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.t(), target)) / 2
 
 
@@ -460,7 +460,7 @@ def hard_negatives(image_embedding, text_embedding, pids, *, temperature, genera
     of the batch there are none: ``(None, None)``.
     """
     cosine = cosine_similarity(image_embedding.float(), text_embedding.float()) / temperature
-    same = same_identity(pids).bool()
+    same = same_identity_mask(pids).bool()
     if bool(same.all(dim=1).any()):
         return None, None
     of_images, of_texts = ((logits.softmax(dim=1) + 1e-5).masked_fill(same, 0) for logits in (cosine, cosine.t()))

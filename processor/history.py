@@ -3,9 +3,10 @@
 The best of 60 epochs on the split that chose it is a maximum of 60 noisy figures: it lies above what the run reaches as a rule. The
 last epoch was chosen by nothing, and the mean of the last five has less noise.
 """
-import json
 import os
 import statistics
+
+from utils.iotools import parse_json
 
 MEAN_OF = 5   # epochs at the end
 
@@ -35,7 +36,7 @@ def read_journal(folder):
 
 def fact_in(line):
     try:
-        entry = json.loads(line)
+        entry = parse_json(line)
         return entry if isinstance(entry['kind'], str) and isinstance(entry['epoch'], int) else None
     except (ValueError, KeyError, TypeError):   # the line that a kill cut short
         return None

@@ -2,6 +2,7 @@
 import json
 import logging
 import os
+import threading
 import time
 
 from torch.utils.tensorboard import SummaryWriter
@@ -9,7 +10,7 @@ from tqdm import tqdm
 
 from utils import comm
 from utils.errors import UserError
-from utils.iotools import atomic_write
+from utils.iotools import atomic_write, parse_json
 
 logger = logging.getLogger('Pedestal.train')
 
@@ -46,7 +47,7 @@ class Journal:
         self.path = os.path.join(folder, 'metrics.jsonl')
         self._take_back(step, unevaluated)
         try:
-            self.board = SummaryWriter(folder, purge_step=step + 1 if step else None)
+            self.board = Board(folder, purge_step=step + 1 if step else None)
         except OSError as error:
             raise UserError(f'cannot write into {folder}: {error.strerror}') from None
 
@@ -76,19 +77,61 @@ class Journal:
                 file.write(line + '\n')
         except OSError as error:
             raise UserError(f'cannot write {self.path}: {error.strerror}') from None
-        for name, value in values.items():
-            if isinstance(value, (int, float)):
-                self.board.add_scalar(f'{kind}/{name}', value, step)
+        self.board.add(kind, values, step)
 
     def close(self):
         self.board.close()
 
 
+class Board:
+    """TensorBoard's events in a run's folder. They are a copy of ``metrics.jsonl`` for the eye, so a run goes on without them if they
+    cannot be written any more, which the log says once. ``settings``: ``SummaryWriter``'s."""
+
+    def __init__(self, folder, **settings):
+        self.writer, self.excepthook = None, threading.excepthook
+        threading.excepthook = self.pass_on
+        try:
+            self.writer = SummaryWriter(folder, **settings)
+        except OSError:
+            self.close()
+            raise
+
+    def pass_on(self, args):
+        """Leave an error of TensorBoard's thread to :meth:`stop_at`, for the next call raises it again; Python would print it."""
+        if not type(args.thread).__module__.startswith('tensorboard.'):
+            self.excepthook(args)
+
+    def add(self, kind, values, step):
+        """``{name: value}`` of a step; values that are no numbers are left out."""
+        try:
+            for name, value in values.items():
+                if self.writer is not None and isinstance(value, (int, float)):
+                    self.writer.add_scalar(f'{kind}/{name}', value, step)
+        except OSError as error:
+            self.stop_at(error)
+
+    def stop_at(self, error):
+        self.writer = None
+        logger.warning("TensorBoard's events cannot be written (%s): the run goes on without them, and metrics.jsonl has all figures",
+                       error.strerror or error)
+
+    def close(self):
+        try:
+            if self.writer is not None:
+                self.writer.close()
+        except OSError as error:
+            self.stop_at(error)
+        finally:
+            self.writer = None
+            if threading.excepthook == self.pass_on:
+                threading.excepthook = self.excepthook
+
+
 def fact_of(line):
     """The dict in a line of ``metrics.jsonl``; None if it is no such line."""
     try:
-        fact = json.loads(line)
-    except (ValueError, RecursionError):
+        fact = parse_json(line)
+    except ValueError:
         return None
     if not isinstance(fact, dict) or not all(type(fact.get(name)) is int for name in ('epoch', 'step')) or 'kind' not in fact:
         return None

@@ -5,10 +5,10 @@ graphs, and need not be again), the tokenizer's files and ``config.json``, and c
 writes a CLIP that transformers loads, of a run that is a plain one. ``--released_layout --out checkpoint_best.pth``
 writes a checkpoint that the method's released code loads.
 """
+import contextlib
 import json
 import os
-import shutil
-import tempfile
+import signal
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +17,10 @@ from run_scripts import start
 import pedestal
 from run_scripts.exports.hugging_face import as_clip
 from utils.checkpoint import released_weights, write_checkpoint
-from utils.errors import UserError
-from utils.iotools import atomic_write
+from utils.errors import UserError, write_error_reason
+from utils.iotools import atomic_write, report_write_errors
 from utils.options import build_test_parser, parse_test_options
+from utils.temporary import temporary_sibling
 
 LARGEST = 1e-4   # cosine distance between exported and own embeddings
 SENTENCES = ('a woman in a red coat', 'The man wears black trousers, white sneakers and a grey hooded jacket. He carries a backpack.',
@@ -53,15 +54,11 @@ def main(argv=None):
         return
     write = {'onnx': write_onnx, 'huggingface': as_clip}[args.to]
     people = pedestal.People(args)
-    parent = os.path.dirname(os.path.abspath(args.out))
-    os.makedirs(parent, exist_ok=True)
-    folder = tempfile.mkdtemp(prefix='.export', dir=parent)              # whole or not at all
-    try:
-        print(write(people, folder))
-        os.chmod(folder, 0o755)
-        os.rename(folder, args.out)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with exit_on_sigterm(), report_write_errors(args.out, 'free some space, or name another folder with --out'):
+        os.makedirs(os.path.dirname(os.path.abspath(args.out)), exist_ok=True)
+        with temporary_sibling(os.path.abspath(args.out), folder=True) as folder:       # whole or not at all
+            print(write(people, folder))
+            os.rename(folder, args.out)
     print(f'wrote {args.out}')
 
 
@@ -71,6 +68,18 @@ def write_released(people, path):
     epoch = {'epoch': people.checkpoint['epoch']} if 'epoch' in people.checkpoint else {}
     write_checkpoint({'model': weights, **epoch}, path)
     print(f'wrote {path}: {len(weights)} entries, named as in the released code')
+
+
+@contextlib.contextmanager
+def exit_on_sigterm():
+    """Leave on SIGTERM as on Ctrl-C: by an exception that libraries pass on, so that the temporary folder is removed."""
+    def leave(number, frame):
+        raise SystemExit(128 + number)
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def import_onnx():
@@ -96,6 +105,8 @@ def write_onnx(people, folder):
             torch.onnx.export(encoder, (inputs,), path, input_names=[field], output_names=['embeddings'], dynamo=True, verbose=False,
                               dynamic_shapes={'inputs': {0: torch.export.Dim('batch', min=1)}}, external_data=False)
         except Exception as error:   # its errors have no common type
+            if write_error_reason(error):
+                raise
             raise UserError(f"PyTorch cannot export the {name} encoder of this run: {str(error).strip().splitlines()[0]}") from None
         session = runtime.InferenceSession(path, providers=['CPUExecutionProvider'])
         found.append(difference(session, field, encoder, inputs))

@@ -6,7 +6,7 @@ import os
 import torch
 
 from utils.errors import UserError
-from utils.iotools import atomic_write, write_error
+from utils.iotools import atomic_write
 from utils.resumption import COUNTERS, UNUSED, check_values, moments_of
 from utils.weight_files import check_weights, plain_name, read_torch_file, sha256_of, some  # noqa: F401 (sha256_of: for others)
 from utils.weight_names import replace_prefixes, to_own_names, without_prefixes
@@ -208,10 +208,8 @@ def write_checkpoint(content, path):
     try:
         with atomic_write(path, 'wb') as file:
             torch.save(content, file)
-    except RuntimeError as error:  # torch's writer, when the file's own error (a full disk) stopped it halfway
-        if not isinstance(error.__context__, OSError):
-            raise error.__context__ or error from None
-        raise write_error(path, error.__context__) from None
+    except RuntimeError as error:  # torch's writer, when another error (such as Ctrl-C) stopped it halfway
+        raise error.__context__ or error from None
 
 
 def released_weights(model):

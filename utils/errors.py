@@ -1,4 +1,5 @@
 """One kind of error for what a user can put right, told in one sentence."""
+import errno
 import os
 import re
 import signal
@@ -112,6 +113,43 @@ def is_out_of_memory(error):
     return isinstance(error, MemoryError) or of_allocator
 
 
+# Of a disk that is full, of a quota or limit that is reached, and of a folder that this user cannot write.
+FULL = [getattr(errno, name) for name in ('ENOSPC', 'EDQUOT', 'EFBIG', 'EROFS') if hasattr(errno, name)]
+FORBIDDEN = [errno.EACCES, errno.EPERM]
+
+
+def write_error_reason(error):
+    """The system's words if ``error``, or one that it was raised from, is of a full or unwritable disk; else None.
+
+    >>> try:
+    ...     try:
+    ...         raise OSError(errno.ENOSPC, 'No space left on device')
+    ...     except OSError:
+    ...         raise RuntimeError('serialization failed')
+    ... except RuntimeError as error:
+    ...     write_error_reason(error)
+    'No space left on device'
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in FULL + FORBIDDEN:
+            return error.strerror or str(error)
+        words = [os.strerror(code) for code in FULL if os.strerror(code) in str(error)]    # Rust and C++ give nothing else
+        if words:
+            return words[0]
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def describe_disk_error(error):
+    """A sentence for an ``OSError`` that no program expected; None if it is no matter of disks and permissions."""
+    if error.errno in FULL:
+        where = error.filename or 'its output or a temporary file'
+        return f'cannot write {where}: {error.strerror}; free some space, or choose another folder'
+    if error.errno in FORBIDDEN and error.filename:
+        return f'cannot open {error.filename}: {error.strerror}'
+    return None
+
+
 def program_name():
     folder, program = os.path.split(sys.argv[0])
     return os.path.basename(folder) if program == '__main__.py' else program   # python -m <package>
@@ -146,4 +184,10 @@ def run(main):
     except BrokenPipeError:  # `... | head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 141
+    except OSError as error:
+        sentence = describe_disk_error(error)
+        if sentence is None:
+            raise
+        tell_error(sentence)
+        status = 2
     sys.exit(status)

@@ -11,11 +11,13 @@ from easydict import EasyDict
 from PIL import Image, UnidentifiedImageError
 
 from utils import options
-from utils.errors import UserError
+from utils.errors import UserError, write_error_reason
+from utils.temporary import temporary_sibling
 
 
 MOST_PIXELS = 50_000_000        # of an image: 150 MB once it is decoded
 MOST_JSON = 2 * 1024 ** 3       # bytes
+DEEPEST_JSON = 100              # lists and mappings inside of each other
 
 
 def refuse_irregular(path, most=None):
@@ -55,13 +57,40 @@ def read_json(path):
     refuse_irregular(path, MOST_JSON)
     try:
         with open(path, encoding='utf-8') as file:
-            return json.load(file, object_pairs_hook=without_duplicates)
+            return parse_json(file.read())
     except FileNotFoundError:
         raise UserError(f'no file {path}') from None
     except OSError as error:
         raise UserError(f'{path} cannot be read: {error.strerror}') from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f'{path} is not JSON: {error}') from None
+
+
+def parse_json(text):
+    """Parse JSON text or bytes. All JSON that a file brings is parsed here.
+
+    Raises:
+        ValueError: it is not JSON, has a key twice in one mapping, or is nested more than 100 deep. Python's own parser raises
+            ``RecursionError`` for that, or lets it pass to code that then raises it.
+
+    >>> parse_json('{"a": [1, 2]}')
+    {'a': [1, 2]}
+    """
+    try:
+        content = json.loads(text, object_pairs_hook=without_duplicates)
+    except RecursionError:
+        raise ValueError(TOO_DEEP) from None
+    level = [content]
+    for _ in range(DEEPEST_JSON):
+        level = [child for value in level if type(value) in CONTAINERS for child in (value.values() if type(value) is dict else value)
+                 if type(child) in CONTAINERS]
+        if not level:
+            return content
+    raise ValueError(TOO_DEEP)
+
+
+CONTAINERS = {list, dict}
+TOO_DEEP = f'it has lists or mappings nested more than {DEEPEST_JSON} deep'
 
 
 def without_duplicates(pairs):
@@ -77,9 +106,12 @@ def without_duplicates(pairs):
 def atomic_write(path, mode='w'):
     """``with atomic_write(path) as file:`` writes the file whole or not at all.
 
-    The content goes into ``<path>.tmp``, which takes the place of ``path`` once it is on the disk. If anything fails, the
-    temporary file is removed and what was at ``path`` stays. A folder that isn't writable or a full disk raises
-    :class:`UserError`. ``mode``: 'w' (UTF-8) or 'wb'.
+    The content goes into a temporary file next to ``path``, which takes the place of ``path`` once it is on the disk. Each writer has
+    its own (:func:`utils.temporary.temporary_sibling`), so that of two the last one wins and no reader sees half a file. If anything
+    fails, the temporary file is removed and ``path`` stays as it was. ``mode``: 'w' (UTF-8) or 'wb'.
+
+    Raises:
+        UserError: the folder is not writable, or its disk is full.
 
     >>> with atomic_write('figures.txt') as file:
     ...     _ = file.write('Rank-1 73.38')
@@ -87,18 +119,17 @@ def atomic_write(path, mode='w'):
     'Rank-1 73.38'
     """
     path = os.fspath(path)
-    temporary = f'{path}.tmp'  # always the same name: what a killed process left is overwritten by the next
     try:
-        with open(temporary, mode, encoding=None if 'b' in mode else 'utf-8') as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with temporary_sibling(path) as temporary:
+            with open(temporary, mode, encoding=None if 'b' in mode else 'utf-8') as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     except BaseException as error:
-        with contextlib.suppress(OSError):
-            os.remove(temporary)
-        if isinstance(error, OSError):
-            raise write_error(path, error) from None
+        cause = error.__context__ if isinstance(error, RuntimeError) else error    # torch.save's own error hides the disk's
+        if isinstance(cause, OSError):
+            raise write_error(path, cause) from None
         raise
 
 
@@ -106,6 +137,51 @@ def write_error(path, error):
     """The :class:`UserError` for a file that cannot be written; it says that the old content stays if there is any."""
     kept = '; what was there is kept' if os.path.exists(path) else ''
     return UserError(f'cannot write {path}: {error.strerror or error}{kept}')
+
+
+@contextlib.contextmanager
+def report_write_errors(folder, advice):
+    """``with report_write_errors('out', 'choose another --out'):`` turns the errors of a full or unwritable disk into a
+    :class:`UserError` that names ``folder``, also if a library wraps them or :func:`atomic_write` names a temporary folder."""
+    try:
+        yield
+    except Exception as error:
+        reason = write_error_reason(error) or (error.strerror or str(error) if isinstance(error, OSError) else None)
+        if reason is None:
+            raise
+        raise UserError(f'cannot write {folder}: {reason}; {advice}') from None
+
+
+class RandomReader:
+    """Reads a file at any offset; processes and threads may share one.
+
+    It needs no memory map. If another program cuts the file, a read is short, whereas a map would end the process (SIGBUS). If
+    another file takes the name, this one stays readable. A pipe or a device raises :class:`UserError`.
+    """
+
+    def __init__(self, path):
+        refuse_irregular(path)
+        if os.path.isdir(path):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+        self.descriptor = os.open(path, os.O_RDONLY | getattr(os, 'O_BINARY', 0))
+
+    def read_into(self, buffer, offset):
+        """Fill a writable buffer from ``offset`` on; returns the number of bytes read."""
+        if hasattr(os, 'preadv'):
+            return os.preadv(self.descriptor, [buffer], offset)
+        os.lseek(self.descriptor, offset, os.SEEK_SET)
+        view = memoryview(buffer).cast('B')
+        content = os.read(self.descriptor, len(view))
+        view[:len(content)] = content
+        return len(content)
+
+    def status(self):
+        """The ``os.stat_result`` of the file."""
+        return os.fstat(self.descriptor)
+
+    def __del__(self):
+        if hasattr(self, 'descriptor'):     # not if os.open failed
+            os.close(self.descriptor)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,8 @@
 """A run's log: the console and a file in the run's folder."""
+import contextlib
 import logging
 import os
+import sys
 
 from tqdm import tqdm
 
@@ -22,6 +24,24 @@ class ConsoleHandler(logging.Handler):
         tqdm.write(self.format(record))
 
 
+class LogFile(logging.FileHandler):
+    """A log file. If it cannot be written any more (a full disk), the console says so once, and the program goes on."""
+
+    reported = False
+
+    def handleError(self, record):
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self.reported:
+            self.reported = True
+            tqdm.write(f'{self.baseFilename} cannot be written ({error.strerror or error}): what follows is on the console alone')
+
+    def close(self):
+        with contextlib.suppress(OSError):      # the lines that it could not write are still in its buffer
+            super().close()
+
+
 def setup_logger(name, save_dir, if_train, distributed_rank=0):
     """The logger ``name`` and Pedestal's own, writing to the console and to ``train_log.txt`` or ``test_log.txt`` in
     ``save_dir`` (appending; no file if it is empty). Processes other than rank 0 stay silent."""
@@ -33,7 +53,7 @@ def setup_logger(name, save_dir, if_train, distributed_rank=0):
             try:
                 os.makedirs(save_dir, exist_ok=True)
                 file = os.path.join(save_dir, 'train_log.txt' if if_train else 'test_log.txt')
-                handlers.append(logging.FileHandler(file, encoding='utf-8', errors='backslashreplace'))   # names may be no text
+                handlers.append(LogFile(file, encoding='utf-8', errors='backslashreplace'))   # names may be no text
             except OSError as error:
                 raise UserError(f'cannot write into {save_dir}: {error.strerror}; choose another --output_dir') from None
     for handler in handlers:

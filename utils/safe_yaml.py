@@ -57,19 +57,24 @@ SafeLoader.add_implicit_resolver('tag:yaml.org,2002:float', re.compile(r'^[-+]?[
 
 def read_yaml(path):
     """A YAML file's mapping. Missing, malformed, too large, not a mapping, with Python tags or with a key twice: :class:`UserError`."""
-    text = read_text(path)
-    try:
-        content = yaml.load(text, Loader=SafeLoader)
-    except (yaml.constructor.ConstructorError, Refused) as error:
-        plain = '' if isinstance(error, Refused) else '; configs hold plain values only'
-        raise UserError(f'{path}, line {error.problem_mark.line + 1}: {error.problem}{plain}') from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    content = load_yaml(path)
     if content is None:
         return {}
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise UserError(f'{path} must hold options as `name: value` lines')
     return content
+
+
+def load_yaml(path):
+    """A YAML file's content, whatever it is; :class:`UserError` as :func:`read_yaml`."""
+    text = read_text(path)
+    try:
+        return yaml.load(text, Loader=SafeLoader)
+    except (yaml.constructor.ConstructorError, Refused) as error:
+        plain = '' if isinstance(error, Refused) else '; configs hold plain values only'
+        raise UserError(f'{path}, line {error.problem_mark.line + 1}: {error.problem}{plain}') from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
 
 
 def read_text(path):

@@ -4,7 +4,6 @@ import os
 import re
 from dataclasses import MISSING, asdict, dataclass, fields
 
-import yaml
 from torch import nn
 
 from model import aptm_weights
@@ -14,6 +13,7 @@ from model.swin import SwinTransformer, misfit
 from utils.errors import UserError, unknown
 from utils.option_types import weight, yes_no
 from utils.pixels import Pixels
+from utils.safe_yaml import read_yaml
 from utils.wordpiece import make_vocabulary, read_vocabulary
 
 logger = logging.getLogger('Pedestal.model')
@@ -74,11 +74,10 @@ def read_shape(name):
     if name not in known:
         raise unknown('APTM shape', name, known)
     path = os.path.join(SHAPES_FOLDER, f'{name}.yaml')
-    with open(path, encoding='utf-8') as file:
-        entries = yaml.safe_load(file)
+    entries = read_yaml(path)
     names = {field.name for field in fields(AptmShape)}
-    lacking = [field.name for field in fields(AptmShape) if field.default is MISSING and field.name not in (entries or {})]
-    if not isinstance(entries, dict) or lacking or set(entries) - names:
+    lacking = [field.name for field in fields(AptmShape) if field.default is MISSING and field.name not in entries]
+    if lacking or set(entries) - names:
         raise UserError(f'{path} must hold exactly {", ".join(sorted(names))}')
     return AptmShape(**entries)
 

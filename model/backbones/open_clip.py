@@ -14,7 +14,7 @@ from model.backbones.clip import Clip
 from model.clip_weights import DROPPED, load_entries, tensors_in
 from utils.checkpoint import load_weights
 from utils.errors import UserError, unknown
-from utils.iotools import atomic_write
+from utils.iotools import atomic_write, parse_json
 from utils.pixels import Pixels
 from utils.weight_names import to_own_names
 
@@ -89,7 +89,7 @@ def preparation(known, model, tag):
 def read_description(path):
     try:
         with open(path, encoding='utf-8') as file:
-            content = json.load(file)
+            content = parse_json(file.read())
         content['model_cfg']['vision_cfg'], content['model_cfg']['text_cfg']
         return {'model_cfg': content['model_cfg'], 'preprocess_cfg': {key: content['preprocess_cfg'][key] for key in PREPARED}}
     except (OSError, ValueError, KeyError, TypeError) as error:

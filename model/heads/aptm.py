@@ -94,7 +94,7 @@ def matching_loss(matching, encoded, text, text_tokens, mask, pids, temperature)
     """(loss, accuracy) over B pairs and 2 B hard negatives; the pairs alone where the batch holds one identity. Of several processes each
     has its own pairs, with negatives out of the whole batch."""
     peers = encoded.peers
-    texts, images = objectives.hard_negatives(*map(peers.gather, (encoded.image, text, pids)), temperature=temperature)
+    texts, images = objectives.sample_hard_negatives(*map(peers.gather, (encoded.image, text, pids)), temperature=temperature)
     pairs = [(text_tokens, mask, encoded.image_tokens)]
     if texts is not None:
         texts, images = peers.mine(texts), peers.mine(images)
@@ -140,7 +140,7 @@ def word_loss(encoder, ids, mask, places, labels, image_tokens):
     chosen = (labels != NO_LABEL).nonzero().squeeze(1)
     logits = encoder.predict(tokens.index_select(0, chosen))
     labels = labels.index_select(0, chosen)
-    return objectives.masked_language_modelling(logits, labels), objectives.accuracy(logits, labels)
+    return objectives.masked_language_modeling(logits, labels), objectives.accuracy(logits, labels)
 
 
 class EDA(AptmHead):
@@ -215,10 +215,10 @@ def attribute_losses(head, encoded, batch):
     labelled = (everyones >= 0).sum(dim=0)                                                           # [A]
     contrast = objectives.attribute_contrast(encoded.image, encoder.text_embedding(tokens, ids), labels, smoothing=head.smoothing,
                                              temperature=head.temperature.temp, labelled=labelled)
-    holds, in_all = objectives.prompt_holds(labels), labelled.tolist()                               # [b, 2A]
+    holds, in_all = objectives.true_prompts(labels), labelled.tolist()                               # [b, 2A]
     losses = [match_prompt(head, encoded, tokens[prompt], mask[prompt], labels[:, prompt // 2], holds[:, prompt], in_all[prompt // 2])
               for prompt in torch.randperm(len(ids))[:PROMPTS_MATCHED].tolist()]
-    return contrast, torch.stack(losses).mean(), prompt_words(encoded, batch, mask, objectives.prompt_holds(everyones))
+    return contrast, torch.stack(losses).mean(), prompt_words(encoded, batch, mask, objectives.true_prompts(everyones))
 
 
 def match_prompt(head, encoded, tokens, mask, labels, holds, labelled):
@@ -232,7 +232,7 @@ def match_prompt(head, encoded, tokens, mask, labels, holds, labelled):
     count = len(known)
     with encoded.peers.apart():
         logits = head.matching(encoded.encoder, tokens.expand(count, -1, -1), mask.expand(count, -1), encoded.image_tokens[known])
-    return objectives.smoothed_binary(logits, holds[known].long(), smoothing=head.smoothing) * part
+    return objectives.smoothed_cross_entropy(logits, holds[known].long(), smoothing=head.smoothing) * part
 
 
 def prompt_words(encoded, batch, mask, holds):
@@ -278,7 +278,7 @@ class ImageAttributes(AptmHead):
         logits = self.predict_attributes(first)                                                                   # [B, A]
         if logits.shape != labels.shape:
             raise UserError(f'--img_cls_attributes {logits.shape[1]}: the images have {labels.shape[1]} labels')
-        return {'img_cls_loss': objectives.binary_attributes(logits, labels)}
+        return {'img_cls_loss': objectives.attribute_binary_cross_entropy(logits, labels)}
 
     def predict_attributes(self, image_tokens):
         return self.img_cls(image_tokens[:, 0]).float()

@@ -35,7 +35,7 @@ class ExplicitAlignment(Head):
 
     def forward(self, encoded, batch):
         patches = encoded.image_tokens[:, 1:]                                  # [B, N, D] without the class token
-        loss = objectives.explicit_alignment(patches, encoded.text_tokens, piece=self.piece, gather=encoded.peers.gather)
+        loss = objectives.explicit_alignment(patches, encoded.text_tokens, chunk_size=self.piece, gather=encoded.peers.gather)
         return {'efa_loss': self.weight * loss}
 
     def micro_batch_unsupported(self):

@@ -88,7 +88,7 @@ class MLM(Head):
         all_labels, labels = labels, labels.flatten().index_select(0, places)
         logits = self.mlm_head(tokens.flatten(0, 1).index_select(0, places))    # [M, V]
         part = share_of_words(labels, encoded.peers.gather(all_labels)) if self.chooses else 1
-        return {'mlm_loss': part * self.weight * objectives.masked_language_modelling(logits, labels),
+        return {'mlm_loss': part * self.weight * objectives.masked_language_modeling(logits, labels),
                 'mlm_acc': part * objectives.accuracy(logits, labels)}
 
     def prepare_on_host(self, batch):

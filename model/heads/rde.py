@@ -45,7 +45,7 @@ class PairLoss(Head):
 
     def forward(self, encoded, batch):
         losses = self.pair_losses(encoded, batch)[self.names[0]]
-        return {f'{self.names[0]}_loss': objectives.of_clean_pairs(losses, batch.get('clean'), self.mean)}
+        return {f'{self.names[0]}_loss': objectives.reduce_clean_pairs(losses, batch.get('clean'), self.mean)}
 
 
 class TAL(PairLoss):
@@ -123,7 +123,7 @@ class TSE(Head):
     def forward(self, encoded, batch):
         losses = self.pair_losses(encoded, batch)
         clean = encoded.peers.gather(batch['clean']) if 'clean' in batch else None
-        return {'tse_loss': sum(objectives.of_clean_pairs(losses[f'tse {name}'], clean, mean)
+        return {'tse_loss': sum(objectives.reduce_clean_pairs(losses[f'tse {name}'], clean, mean)
                                 for name, (_, mean) in self.measures.items())}
 
     def micro_batch_unsupported(self):
@@ -155,10 +155,10 @@ class Division(Head):
     def __init__(self, args, model):
         super().__init__()
         thorough = args.noisy_rate > 0.4 or args.dataset_name == 'RSTPReid'
-        self.settings = noise_mixture.THOROUGH if thorough else noise_mixture.GENTLE
+        self.settings = noise_mixture.FINE_FIT if thorough else noise_mixture.COARSE_FIT
 
     def select_clean_pairs(self, losses, tie_breakers):
-        return noise_mixture.divide(list(losses.values()), coins, self.settings)
+        return noise_mixture.select_by_consensus(list(losses.values()), coins, self.settings)
 
     def forward(self, encoded, batch):
         return {}

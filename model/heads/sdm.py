@@ -18,5 +18,5 @@ class SDM(Head):
     def forward(self, encoded, batch):
         if 'clean' in batch:   # a division leaves out noisy pairs
             losses = self.pair_losses(encoded, batch)['sdm']
-            return {'sdm_loss': objectives.of_clean_pairs(losses, batch['clean'], mean=True)}
+            return {'sdm_loss': objectives.reduce_clean_pairs(losses, batch['clean'], mean=True)}
         return {'sdm_loss': objectives.sdm(encoded.image, encoded.text, batch['pids'], scale=self.scale)}

@@ -89,7 +89,9 @@ def try_case(args, base, folder, number, keep=False):
     cases.copy_base(base, folder)
     what, words, must_be_refused = kind_of(number)(rng, folder)
     wrong, status, output, errors = judge.complaints(words, folder, judge.snapshot(folder), args.seconds)
-    if must_be_refused and status == 0:
+    if status == 0 and callable(must_be_refused):
+        wrong += must_be_refused()
+    elif status == 0 and must_be_refused:
         wrong.append('taken without a word')
     if not keep:
         shutil.rmtree(folder)

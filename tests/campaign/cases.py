@@ -25,6 +25,10 @@ RETRIEVE = ['run_scripts/retrieve.py', '--config_file', 'run/configs.yaml', '--r
 REPRODUCE = ['run_scripts/reproduce_tables.py', '--logs', '.', '--root_dir', 'data']
 COMPARE = ['run_scripts/compare.py', 'run', 'other']
 GENERATE = ['-m', 'datasets.synthpedes', '--out', 'data', '--ids', '4', '--images_per_id', '1', '--size', '32', '16', '--workers', '1']
+CACHED = ['-m', 'tests.campaign.small_caches', *TRAIN, '--image_cache', 'caches/image']
+SEARCH = ['run_scripts/search.py', '--config_file', 'run/configs.yaml', '--images', 'data/CUHK-PEDES/imgs', '--caption', 'a man in red',
+          '--index', 'caches/index', '--out', 'found.json']
+CACHES = ['listing_cache', 'token_cache']     # beside the annotation
 ANNOTATION = 'data/CUHK-PEDES/reid_raw.json'
 IMAGES = 'data/CUHK-PEDES/imgs'
 # Losses whose heads read many options, with what keeps them small.
@@ -49,9 +53,34 @@ def make_base(folder):
     runs = os.path.join(folder, 'logs', 'CUHK-PEDES')
     shutil.move(os.path.join(runs, *os.listdir(runs)), os.path.join(folder, 'run'))
     must_succeed(TEST, folder)
+    make_caches(folder)
     for name in ('logs', 'output', 'errors'):
         path = os.path.join(folder, name)
         shutil.rmtree(path) if os.path.isdir(path) else os.remove(path)
+
+
+def make_caches(folder):
+    """All caches in ``caches/``, out of the other cases' way, and the figures of the programs that made them."""
+    for words in (CACHED, SEARCH):
+        must_succeed(words, folder)
+    for name in CACHES:
+        shutil.move(os.path.join(folder, 'data', 'CUHK-PEDES', name), os.path.join(folder, 'caches', name))
+    with open(os.path.join(folder, 'caches', 'figures.json'), 'w') as file:
+        json.dump({'training': trained_figures(folder), 'search': found_photos(folder)}, file)
+    os.remove(os.path.join(folder, 'found.json'))
+
+
+def trained_figures(folder):
+    """[kind, {name: value}] of each line of the newest run's journal, without times."""
+    runs = os.path.join(folder, 'logs', 'CUHK-PEDES')
+    with open(os.path.join(runs, sorted(os.listdir(runs))[-1], 'metrics.jsonl')) as file:
+        lines = map(json.loads, file)
+        return [[line.pop('kind'), {name: value for name, value in line.items() if 'second' not in name}] for line in lines]
+
+
+def found_photos(folder):
+    with open(os.path.join(folder, 'found.json')) as file:
+        return [[photo['path'], round(photo['score'], 4)] for photo in json.load(file)[0]['photos']]
 
 
 def try_unspoilt(base, folder):
@@ -81,7 +110,8 @@ def copy_base(base, folder):
     shutil.copytree(base, folder, copy_function=copy)
 
 
-# -- the kinds of cases: each returns (what was done, the program's words, whether it must be refused) --------------------------------
+# -- the kinds of cases: each returns (what was done, the program's words, whether it must be
+# refused or, called after success, what is wrong) --------------------------------
 
 def annotation(rng, folder):
     path = os.path.join(folder, ANNOTATION)
@@ -303,4 +333,21 @@ def spoilt_mapping(rng, path):
     return f'{".".join(map(str, place))} is {mutate.short(value)}'
 
 
-KINDS = [annotation, image, recipe, flags, flags, paths, tools, checkpoint, checkpoint, training_state, results, table]
+def caches(rng, folder):
+    """Flipped bits and other damage of a cache. A program refuses it, or its figures are those of a whole cache."""
+    kind = rng.choice(['image', 'image', 'index', 'index', *CACHES])
+    place = os.path.join(folder, 'caches', kind)
+    path = rng.choice(sorted(os.path.join(below, name) for below, _, names in os.walk(place) for name in names if name != '.lock'))
+    what = mutate.flipped_bits(rng, path) if rng.random() < 0.7 else mutate.spoil_file(rng, path)
+    for name in CACHES:
+        shutil.move(os.path.join(folder, 'caches', name), os.path.join(folder, 'data', 'CUHK-PEDES', name))
+    with open(os.path.join(folder, 'caches', 'figures.json')) as file:
+        figures = json.load(file)
+    program, now, before = (SEARCH, found_photos, figures['search']) if kind == 'index' else (CACHED, trained_figures, figures['training'])
+
+    def differs():
+        return [f'{kind}: other figures than those of a whole cache'] * (now(folder) != before)
+    return f'{os.path.relpath(path, folder)}: {what}', program, differs
+
+
+KINDS = [annotation, image, recipe, flags, flags, paths, tools, checkpoint, checkpoint, training_state, results, table, caches]

@@ -38,6 +38,17 @@ def spoilt_bytes(rng, content):
     return rng.randbytes(rng.choice([1, 100, 10000])), 'random bytes'
 
 
+def flipped_bits(rng, path):
+    """Flip one bit of a file, or a few."""
+    with open(path, 'rb') as file:
+        content = bytearray(file.read())
+    places = [rng.randrange(len(content)) for _ in range(rng.choice([1, 1, 4]))]
+    for place in places:
+        content[place] ^= 1 << rng.randrange(8)
+    write(path, bytes(content))
+    return f'{len(places)} bits flipped, the first in byte {places[0]}'
+
+
 def other_file(rng, path):
     """Put something else than a regular file in the place of ``path``; returns what."""
     kind = rng.choice(OTHERS)

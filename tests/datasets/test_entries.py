@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from datasets import bases, build_dataloader
+from datasets import bases, build_dataloader, entries
 from datasets.bases import BaseDataset
 from datasets.build import attributes_of, build_dataset
 from datasets.entries import Entries
@@ -137,6 +137,27 @@ def test_a_damaged_one_is_made_anew(annotated, caplog):
     assert captions(path) == before and 'is damaged' in caplog.text
     caplog.clear()
     assert captions(path) == before and 'is damaged' not in caplog.text
+
+
+@pytest.mark.parametrize('array', ['train.ids', 'train.ends', 'test.paths_blob', 'train.captions_ends', 'train.captions_digest'])
+def test_a_flipped_bit_is_seen_in_each_array(annotated, caplog, array):
+    path, folder = annotated
+    before = captions(path)
+    file = folder / os.listdir(folder)[0] / f'{array}.npy'
+    content = bytearray(file.read_bytes())
+    content[128] ^= 2
+    file.write_bytes(content)
+    assert captions(path) == before and caplog.text.count('is damaged') == 1
+
+
+def test_other_checks_read_the_annotation_again(annotated, monkeypatch):
+    """What was kept has passed the checks of before."""
+    path, folder = annotated
+    captions(path)
+    monkeypatch.setattr('datasets.entries.file_digest', lambda file: 'x' if file.endswith('bases.py') else file)
+    first = entries.key_of(bases.BaseDataset, str(path))
+    monkeypatch.setattr('datasets.entries.file_digest', lambda file: 'y' if file.endswith('bases.py') else file)
+    assert entries.key_of(bases.BaseDataset, str(path)) != first
 
 
 def test_a_folder_that_cannot_be_written_is_said_once_a_start(annotated, caplog):

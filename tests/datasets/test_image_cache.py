@@ -5,9 +5,6 @@ import multiprocessing
 import os
 import pickle
 import shutil
-import socket
-import subprocess
-import sys
 import threading
 from collections import namedtuple
 
@@ -269,27 +266,137 @@ def test_the_file_is_on_the_disk_before_it_gets_its_name(store_of, monkeypatch):
     assert events == [os.path.getsize(store.file), store.file]
 
 
-@pytest.fixture
-def ended():
-    """The number of a process that is no more."""
-    process = subprocess.Popen([sys.executable, '-c', ''])
-    process.wait()
-    return process.pid
+LEFT = 'x.npy.0123abcd.pedestal.tmp'     # what a killed process leaves
 
 
-def test_what_killed_processes_left_is_removed(store_of, tmp_path, ended):
-    (tmp_path / 'cache').mkdir()
-    host, kept = socket.gethostname(), [f'x.npy.elsewhere.{ended}.tmp', f'x.npy.{socket.gethostname()}.{os.getppid()}.tmp', 'notes.tmp']
-    for name in (f'x.npy.{host}.{ended}.tmp', f'x.npy.{host}.{os.getpid()}.tmp', *kept):
-        (tmp_path / 'cache' / name).write_text('half')
+@pytest.mark.parametrize('made_before', [False, True])
+def test_what_killed_processes_left_is_removed(store_of, tmp_path, made_before):
+    if made_before:
+        store_of()
+    folder, kept = tmp_path / 'cache', ['notes.tmp', 'x.npy.elsewhere.7.tmp', 'new.npy.0123abcd.pedestal.tmp']
+    folder.mkdir(exist_ok=True)
+    for name in (LEFT, *kept):
+        (folder / name).write_text('half')
+    for name in (LEFT, *kept[:2]):
+        os.utime(folder / name, ns=(1, 1))
     file = store_of().file
     assert listing(tmp_path) == sorted([os.path.basename(file), *kept])
 
 
-def test_what_killed_processes_left_is_removed_where_another_finished(store_of, tmp_path, ended):
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
+def test_a_cache_in_the_making_is_left_alone_whatever_its_host_and_process_are_called(store_of, images, tmp_path, monkeypatch):
+    """Two containers with one hostname share a folder: neither sees the other's processes."""
+    def start_another(path):
+        monkeypatch.setattr(datasets.image_cache, 'read_image', read_image)
+        (making, ) = (tmp_path / 'cache').glob('*.tmp')
+        os.utime(making, ns=(1, 1))                                     # a slow disk: untouched for long
+        assert holds(open_store(str(tmp_path / 'cache'), 'other', images, str(tmp_path / 'imgs'), SIZE), images)
+        assert making.exists()
+        return read_image(path)
+    monkeypatch.setattr(datasets.image_cache, 'read_image', start_another)
+    assert holds(store_of(workers=1), images) and len(listing(tmp_path)) == 2
+
+
+# -- damage --------------------------------------------------------------------------------------------------------------
+
+def flip(path, place, bit=1):
+    with open(path, 'r+b') as file:
+        file.seek(place, os.SEEK_END if place < 0 else os.SEEK_SET)
+        byte = file.read(1)[0] ^ bit
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte]))
+
+
+def content_of(path):
+    with open(path, 'rb') as file:
+        return file.read()
+
+
+@pytest.mark.parametrize('place, bit', [(128, 1), (128 + 2 * 576 + 70, 128), (128 + 5 * 576 - 1, 4)])
+def test_a_flipped_bit_of_an_image_is_seen_and_repaired(store_of, images, log, place, bit):
     file = store_of().file
-    (tmp_path / 'cache' / f'x.npy.{socket.gethostname()}.{ended}.tmp').write_text('half')
-    assert store_of().file == file and listing(tmp_path) == [os.path.basename(file)]
+    before = content_of(file)
+    flip(file, place, bit)
+    store = store_of()
+    sent = pickle.loads(pickle.dumps(store))
+    assert holds(sent, images) and content_of(file) == before
+    flip(file, place, bit)                                              # under a run
+    assert holds(store, images) and holds(store, images) and content_of(file) == before
+    damaged = sorted(images)[(place - 128) // 576]
+    assert log().count(f'image cache {file} is damaged at {damaged}: this image and other damaged ones are made again') == 2
+
+
+@pytest.mark.parametrize('place', [20, 127, -1, -7, -12, -28])
+def test_a_flipped_bit_of_the_header_or_the_checksums_makes_the_file_anew(store_of, images, log, place):
+    file = store_of().file
+    before = content_of(file)
+    flip(file, place)
+    assert holds(store_of(), images) and content_of(file) == before
+    assert log().count('it is made anew') == 1
+
+
+def test_a_file_without_checksums_is_made_anew(store_of, images, log):
+    file = store_of().file
+    os.truncate(file, 128 + 5 * 576)
+    assert holds(store_of(), images)
+    assert f'image cache {file} has no checksums, for an older version wrote it; it is made anew' in log()
+
+
+@pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='needs pipes')
+def test_a_pipe_in_the_place_of_a_cache_is_not_waited_for(store_of, images, log):
+    file = store_of().file
+    os.remove(file)
+    os.mkfifo(file)
+    assert holds(store_of(), images) and f'{file} is not a regular file' in log()
+
+
+def test_a_folder_in_the_place_of_a_cache_is_one_sentence(store_of):
+    file = store_of().file
+    os.remove(file)
+    os.mkdir(file)
+    with pytest.raises(UserError, match='^cannot write the image cache into .*: Is a directory; choose another folder'):
+        store_of()
+
+
+def test_a_damaged_image_that_cannot_be_made_again_is_refused(store_of, images):
+    store = store_of()
+    flip(store.file, 200)
+    os.remove(sorted(images)[0])
+    with pytest.raises(UserError, match=f'^image cache {store.file} is damaged at .*0.png, which cannot be made again: no image .*0.png$'):
+        store[sorted(images)[0]]
+    assert holds(store, sorted(images)[1:])
+
+
+def test_a_file_that_is_cut_or_replaced_under_a_run(store_of, images, log):
+    store = store_of()
+    with open(f'{store.file}.new', 'wb') as file:
+        file.write(b'something else')
+    kept = content_of(store.file)
+    os.truncate(store.file, 300)                                       # a memory map would end the process
+    assert holds(store, images) and os.path.getsize(store.file) == 300
+    with open(store.file, 'wb') as file:
+        file.write(kept)
+    os.replace(f'{store.file}.new', store.file)
+    assert holds(store, images) and content_of(store.file) == b'something else'
+
+
+def test_another_record_of_broken_images_is_seen(store_of, images, log):
+    spoil(images[2])
+    file = store_of(skip_broken=True).file
+    with open(file.replace('.npy', '.broken.json'), 'w') as record:
+        record.write('[3]')                                             # of the 4 that a flipped bit may make
+    store = store_of(skip_broken=True)
+    assert store.broken == {images[2]} and holds(store, [path for path in images if path != images[2]]) and 'is damaged; ' in log()
+
+
+def test_a_batch_never_holds_damaged_pixels(args):
+    plain = epoch(build_dataloader(args())[0])
+    store = build_dataloader(args(image_cache='auto'))[0].dataset.store
+    for place in range(128, os.path.getsize(store.file) - 100, 2304):
+        flip(store.file, place + 11, 64)
+    cached = build_dataloader(args(image_cache='auto'))[0]
+    for one, other in zip(plain, epoch(cached), strict=True):
+        assert torch.equal(one['images'], finish(other['images'], other['views']))
 
 
 def test_two_processes_at_once(store_of, images, tmp_path, monkeypatch):

@@ -72,11 +72,71 @@ def test_a_stopped_write_leaves_nothing(tmp_path, made, monkeypatch):
 
 
 def test_a_killed_write_is_cleared_away(tmp_path, made):
-    import socket
-    left = tmp_path / f'tokens_k0.{socket.gethostname()}.99999999.tmp'
+    left = tmp_path / 'tokens_k0.0123abcd.pedestal.tmp'
     left.mkdir()
+    os.utime(left, ns=(1, 1))
     arrays(tmp_path, made)
     assert sorted(os.listdir(tmp_path)) == ['tokens_k1']
+
+
+def test_arrays_in_the_making_are_left_alone_whatever_their_host_and_process_are_called(tmp_path, made, monkeypatch):
+    save, others = np.save, []
+
+    def start_another(path, *settings, **more):
+        if not others:
+            (making,) = tmp_path.glob('*.tmp')
+            os.utime(making, ns=(1, 1))
+            others.append(making)
+            arrays(tmp_path, made, 'k2')
+        return save(path, *settings, **more)
+    monkeypatch.setattr(np, 'save', start_another)
+    arrays(tmp_path, made)
+    assert sorted(os.listdir(tmp_path)) == ['tokens_k1', 'tokens_k2']
+
+
+def test_of_two_writers_the_first_one_stays(tmp_path, made, monkeypatch, caplog):
+    rename = os.rename
+
+    def after_another(old, new):
+        monkeypatch.setattr(os, 'rename', rename)
+        arrays(tmp_path, made)
+        rename(old, new)
+    monkeypatch.setattr(os, 'rename', after_another)
+    assert arrays(tmp_path, made)['numbers'].tolist() == [1, 2, 3] and not caplog.text
+    assert made == ['k1', 'k1'] and os.listdir(tmp_path) == ['tokens_k1']
+
+
+def flip(path, place, bit=1):
+    content = bytearray(path.read_bytes())
+    content[place] ^= bit
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize('name', ['numbers.npy', 'others.npy', 'whole.json'])
+def test_a_flipped_bit_is_seen_wherever_it_is(tmp_path, made, caplog, name):
+    arrays(tmp_path, made)
+    size = os.path.getsize(tmp_path / 'tokens_k1' / name)
+    for number, place in enumerate(sorted({0, size // 3, size // 2, size - 1}), start=1):
+        flip(tmp_path / 'tokens_k1' / name, place, 1 << place % 8)
+        assert arrays(tmp_path, made)['numbers'].tolist() == [1, 2, 3]
+        assert len(made) == 1 + number and caplog.text.count('is damaged') == number    # one line each time
+        assert arrays(tmp_path, made) and len(made) == 1 + number
+
+
+@pytest.mark.parametrize('content', ['{}', '[]', '{"numbers": 152}', '{"arrays": {}, "crc32": 0}', '[' * 990 + ']' * 990, '\udcff'])
+def test_sizes_that_are_no_checksums(tmp_path, made, content):
+    arrays(tmp_path, made)
+    (tmp_path / 'tokens_k1' / 'whole.json').write_text(content, errors='surrogateescape')
+    assert arrays(tmp_path, made)['numbers'].tolist() == [1, 2, 3] and made == ['k1', 'k1']
+
+
+@pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='needs pipes')
+@pytest.mark.parametrize('name', ['numbers.npy', 'whole.json'])
+def test_a_pipe_in_the_place_of_an_array(tmp_path, made, name):
+    arrays(tmp_path, made)
+    os.remove(tmp_path / 'tokens_k1' / name)
+    os.mkfifo(tmp_path / 'tokens_k1' / name)
+    assert arrays(tmp_path, made)['numbers'].tolist() == [1, 2, 3] and made == ['k1', 'k1']
 
 
 def test_a_folder_that_cannot_be_written(tmp_path, made, caplog):
@@ -102,6 +162,15 @@ def test_tokens_of_many_captions_are_kept(tmp_path, monkeypatch):
     assert bases.tokenize_all(captions, 10, folder=folder).shape == (3, 10)
     assert bases.tokenize_all(['another', *captions[1:]], 20, folder=folder)[0].tolist() != plain[0].tolist()
     assert len(os.listdir(folder)) == 3
+
+
+def test_a_flipped_bit_never_gives_another_token(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(bases, 'MANY', 3)
+    captions, folder = ['a man', 'a woman in red', 'somebody'], tmp_path / 'token_cache'
+    plain = bases.tokenize_all(captions, 20, folder=str(folder)).clone()      # it is a map of the file
+    flip(next(folder.glob('*/tokens.npy')), 128 + 4)
+    assert torch.equal(bases.tokenize_all(captions, 20, folder=str(folder)), plain)
+    assert caplog.text.count('is damaged (tokens.npy has another checksum) and is made anew') == 1
 
 
 def test_digests():

@@ -39,5 +39,5 @@ def test_explicit_alignment_falls_until_each_sample_is_its_own_best_match(archiv
     with torch.no_grad():
         encoded = model.eval().encode(batch)
         patches, words = encoded.image_tokens[:, 1:], encoded.text_tokens
-        scores = objectives.token_similarity(words, objectives.gathered_patches(patches, words), piece=4)
+        scores = objectives.token_similarity(words, objectives.group_patches_by_word(patches, words), chunk_size=4)
     assert scores.argmax(dim=1).tolist() == list(range(6))

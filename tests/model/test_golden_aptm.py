@@ -53,7 +53,7 @@ class Released(nn.Module):
     def contrast_and_match(self, ids, mask, image_tokens, pids):
         tokens, text = self.features(ids, mask)
         image = self.vision_proj(image_tokens[:, 0])
-        texts, images = objectives.hard_negatives(image, text, pids, temperature=self.temp)
+        texts, images = objectives.sample_hard_negatives(image, text, pids, temperature=self.temp)
         logits = self.match(torch.cat([tokens, tokens[texts], tokens]), torch.cat([mask, mask[texts], mask]),
                             torch.cat([image_tokens, image_tokens, image_tokens[images]]))
         matches = torch.cat([torch.ones(len(ids)), torch.zeros(2 * len(ids))]).long()
@@ -64,7 +64,7 @@ class Released(nn.Module):
         tokens = self.text_encoder.read(ids, mask, image_tokens)
         tokens = tokens.gather(1, places[..., None].expand(-1, -1, tokens.shape[-1]))
         chosen = labels != -100
-        return objectives.masked_language_modelling(self.text_encoder.predict(tokens[chosen]), labels[chosen])
+        return objectives.masked_language_modeling(self.text_encoder.predict(tokens[chosen]), labels[chosen])
 
     def attributes(self, vectors, kind, labels, image_tokens, sample, smoothing):
         """The three losses of a kind of prompts: 'attr' (MALS) or 'pa' (PA-100K)."""
@@ -73,12 +73,12 @@ class Released(nn.Module):
         tokens, prompts = self.features(ids, mask)
         contrast = objectives.attribute_contrast(self.vision_proj(image_tokens[:, 0]), prompts, labels, temperature=self.temp,
                                                  smoothing=smoothing)
-        holds, matching = objectives.prompt_holds(labels), []
+        holds, matching = objectives.true_prompts(labels), []
         for prompt in sample:
             known = labels[:, prompt // 2] >= 0
             count = int(known.sum())
             logits = self.match(tokens[prompt].expand(count, -1, -1), mask[prompt].expand(count, -1), image_tokens[known])
-            matching.append(objectives.smoothed_binary(logits, holds[known, prompt].long(), smoothing=smoothing))
+            matching.append(objectives.smoothed_cross_entropy(logits, holds[known, prompt].long(), smoothing=smoothing))
         true = holds.any(dim=0)
         example = holds.float().t()[true].argmax(dim=1)
         words = self.predict_words(masked[true], mask[true], places[true], words[true], image_tokens[example])

@@ -40,7 +40,7 @@ def test_rde(file, name, loss):
     per_pair = RDE[loss](image, text, case)
     total = 0
     for part, ours in (('bge', per_pair), ('tse', RDE[loss](image_tse, text_tse, case))):
-        summed = objectives.of_clean_pairs(ours, case['label_hat'], mean=loss in ('InfoNCE', 'SDM'))
+        summed = objectives.reduce_clean_pairs(ours, case['label_hat'], mean=loss in ('InfoNCE', 'SDM'))
         assert_close(summed, case[f'{loss}/{part}_loss'])
         total = total + summed
     assert_close(per_pair, case[f'{loss}/bge_per_sample'])
@@ -109,12 +109,12 @@ def test_fmfa_explicit_alignment(file, name, piece):
     case = entries(file, name)
     image_tokens, text_tokens = inputs(case, 'image_tokens', 'text_tokens')
     patches = image_tokens[:, 1:]
-    gathered = objectives.gathered_patches(patches, text_tokens)
-    assert_close(objectives.patch_shares(patches, text_tokens), case['weights'])
+    gathered = objectives.group_patches_by_word(patches, text_tokens)
+    assert_close(objectives.patch_weights(patches, text_tokens), case['weights'])
     assert_close(gathered, case['aggregated'])
-    assert_close(objectives.token_triplets(text_tokens, gathered, margin=0.1), case['efa_text'])
-    assert_close(objectives.token_triplets(patches, gathered, margin=0.9), case['efa_image'])
-    loss = objectives.explicit_alignment(patches, text_tokens, piece=piece)
+    assert_close(objectives.token_triplet_loss(text_tokens, gathered, margin=0.1), case['efa_text'])
+    assert_close(objectives.token_triplet_loss(patches, gathered, margin=0.9), case['efa_image'])
+    loss = objectives.explicit_alignment(patches, text_tokens, chunk_size=piece)
     assert_close(loss, case['efa'])
     loss.backward()
     assert_gradients(case, 'efa', absolute=1e-7, image_tokens=image_tokens, text_tokens=text_tokens)

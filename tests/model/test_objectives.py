@@ -97,7 +97,7 @@ def test_identity_is_the_mean_of_both_cross_entropies():
 
 
 def test_masked_language_modelling_of_nothing_is_zero():
-    assert objectives.masked_language_modelling(torch.empty(0, 7), torch.empty(0, dtype=torch.long)).item() == 0
+    assert objectives.masked_language_modeling(torch.empty(0, 7), torch.empty(0, dtype=torch.long)).item() == 0
 
 
 def test_losses_are_float32_under_autocast():
@@ -169,9 +169,9 @@ def test_a_small_temperature_does_not_overflow():
 
 def test_pairs_that_do_not_count():
     losses = torch.tensor([1.0, 2.0, 4.0])
-    assert objectives.of_clean_pairs(losses, torch.tensor([1.0, 0.0, 1.0]), mean=False) == 5
-    assert objectives.of_clean_pairs(losses, torch.tensor([1.0, 0.0, 1.0]), mean=True) == 2.5
-    assert all(objectives.of_clean_pairs(losses, torch.zeros(3), mean=mean) == 0 for mean in (True, False))
+    assert objectives.reduce_clean_pairs(losses, torch.tensor([1.0, 0.0, 1.0]), mean=False) == 5
+    assert objectives.reduce_clean_pairs(losses, torch.tensor([1.0, 0.0, 1.0]), mean=True) == 2.5
+    assert all(objectives.reduce_clean_pairs(losses, torch.zeros(3), mean=mean) == 0 for mean in (True, False))
 
 
 def test_temperature_is_clamped_and_goes_on_learning():
@@ -184,6 +184,6 @@ def test_temperature_is_clamped_and_goes_on_learning():
 
 def test_words_to_which_all_patches_are_the_same_gather_their_mean():
     patches, words = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0)), torch.zeros(2, 5, 4)
-    torch.testing.assert_close(objectives.gathered_patches(patches, words), patches.mean(dim=1, keepdim=True).expand(2, 5, 4))
+    torch.testing.assert_close(objectives.group_patches_by_word(patches, words), patches.mean(dim=1, keepdim=True).expand(2, 5, 4))
     value, (gradient,) = grads(lambda words: objectives.explicit_alignment(patches, words), words)
     assert value.isfinite() and gradient.isfinite().all()

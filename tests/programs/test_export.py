@@ -1,6 +1,7 @@
 """run_scripts/export.py: what is written, that its embeddings are the model's, and what is refused."""
 import json
 import os
+import signal
 from types import SimpleNamespace
 
 import numpy as np
@@ -165,3 +166,61 @@ def test_a_tbps_clip_run_in_the_released_layout(data, clip, tmp_path, run_folder
     assert ours.keys() == theirs.keys() and all(torch.equal(value, theirs[name]) for name, value in ours.items())
     with pytest.raises(UserError, match='checkpoint_best.pth is there already'):
         export.main(['--config_file', config, '--released_layout', '--out', out])
+
+
+def exporting(trained, out, to):
+    export.main(['--config_file', trained, '--out', out, '--to', to])
+
+
+@needs_onnx
+def test_a_disk_that_is_full_is_named_as_such(trained, tmp_path, file_size_limit):
+    """Not as a model that cannot be exported."""
+    out = str(tmp_path / 'model')
+    file_size_limit(5000)
+    with pytest.raises(UserError, match=f'^cannot write {out}: File too large; free some space, or name another folder with --out$'):
+        exporting(trained, out, 'onnx')
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize('error, reason', [
+    (OSError(28, os.strerror(28)), 'No space left on device'), (PermissionError(13, os.strerror(13)), 'Permission denied'),
+    (RuntimeError('I/O error: No space left on device (os error 28)'), 'No space left on device')])
+@pytest.mark.parametrize('to', ['onnx', 'huggingface'])
+def test_what_a_library_says_of_a_full_disk(trained, tmp_path, monkeypatch, error, reason, to):
+    def fail(*_, **__):
+        try:
+            raise error
+        except Exception as cause:
+            raise ValueError('the exporter failed') from cause
+    monkeypatch.setattr(torch.onnx, 'export', fail)
+    monkeypatch.setattr(export, 'import_onnx', lambda: None)
+    monkeypatch.setattr(export, 'as_clip', fail)
+    out = str(tmp_path / 'model')
+    with pytest.raises(UserError, match=f'^cannot write {out}: {reason}; free some space'):
+        exporting(trained, out, to)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_place_that_is_no_folder(trained, tmp_path):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(UserError, match=f'^cannot write {tmp_path}/file/model: (File exists|Not a directory); free some space, or name'):
+        exporting(trained, str(tmp_path / 'file' / 'model'), 'onnx')
+
+
+@pytest.mark.parametrize('number, error', [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_a_stopped_export_leaves_nothing(trained, tmp_path, monkeypatch, number, error):
+    def stopped(encoder, inputs, path, **settings):
+        with open(path, 'w') as file:
+            file.write('half')
+        os.kill(os.getpid(), number)
+        raise AssertionError('not reached')
+    monkeypatch.setattr(torch.onnx, 'export', stopped)
+    monkeypatch.setattr(export, 'import_onnx', lambda: None)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(error) as left:
+            exporting(trained, str(tmp_path / 'model'), 'onnx')
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert os.listdir(tmp_path) == [] and getattr(left.value, 'code', 143) == 143
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

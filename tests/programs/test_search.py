@@ -184,6 +184,142 @@ def test_a_damaged_index_is_told(people, folder, content):
         assert len(people.photos(folder).paths) == 10
 
 
+def flip(path, place, bit):
+    with open(path, 'r+b') as file:
+        file.seek(place)
+        byte = file.read(1)[0] ^ bit
+        file.seek(place)
+        file.write(bytes([byte]))
+
+
+@pytest.mark.parametrize('place, bit', [(0, 1), (4 * 64 * 3 + 3, 64), (4 * 64 * 10 - 1, 128)])
+def test_a_flipped_bit_in_an_embedding_is_seen_and_embedded_again(people, folder, monkeypatch, caplog, place, bit):
+    """The highest bit of an exponent makes 0.1 to 1e37."""
+    whole, index = people.search(TEXT, folder, top=99), people.photos(folder)
+    flip(index.vectors_path, place, bit)
+    counts = embedded(people, monkeypatch)
+    assert dict(people.search(TEXT, folder, top=99)) == pytest.approx(dict(whole), abs=1e-6) and counts == [1]
+    assert 'jsonl: 1 of 10 entries are damaged, and their photos are embedded again' in caplog.text
+    caplog.clear()
+    after = people.photos(folder)
+    assert counts == [1] and not caplog.text and after.held == 10 and not os.path.exists(index.vectors_path)
+
+
+@pytest.mark.parametrize('old, new', [('"5.jpg"', '"6.jpg"'), (', null, ', ', true, '), ('], [', '], ['), ('.jpg', '.jpf')])
+def test_a_flipped_bit_in_a_photos_line_is_seen(people, folder, caplog, old, new):
+    whole, index = dict(people.search(TEXT, folder, top=99)), people.photos(folder)
+    with open(index.lines_path, 'rb') as file:
+        content = file.read()
+    for number in range(1, 4):
+        head, *lines = content.split(b'\n')
+        lines[number] = lines[number].replace(b'3', b'2', 1)           # of the path, the size, the time or the checksum
+        with open(index.lines_path, 'wb') as file:
+            file.write(b'\n'.join([head, *lines]).replace(old.encode(), new.encode(), 1))
+        assert dict(people.search(TEXT, folder, top=99)) == pytest.approx(whole, abs=1e-6)
+        with open(people.photos(folder).lines_path, 'rb') as file:
+            content = file.read()
+
+
+def test_a_flipped_bit_in_the_first_line_is_refused(people, folder):
+    index = people.photos(folder)
+    with open(index.lines_path, 'rb') as file:
+        head, rest = file.read().split(b'\n', 1)
+    for old, new in ((b'"generation": 1', b'"generation": 0'), (b'"crc32": ', b'"crc32": 1')):
+        with open(index.lines_path, 'wb') as file:
+            file.write(head.replace(old, new) + b'\n' + rest)
+        with pytest.raises(UserError, match='is damaged: remove it, and the photos are embedded again'):
+            people.photos(folder)
+
+
+def test_an_index_without_checksums_is_made_anew(people, folder, monkeypatch, caplog):
+    whole, index = dict(people.search(TEXT, folder, top=99)), people.photos(folder)
+    with open(index.lines_path) as file:
+        head, *lines = map(json.loads, file)
+    del head['crc32']
+    with open(index.lines_path, 'w') as file:
+        file.write('\n'.join(map(json.dumps, [head, *(line[:4] for line in lines)])) + '\n')
+    counts = embedded(people, monkeypatch)
+    assert dict(people.search(TEXT, folder, top=99)) == pytest.approx(whole, abs=1e-6) and counts == [10]
+    assert caplog.text.count('has no checksums, for an older version wrote it') >= 1
+    assert len(glob.glob(f'{folder}/.pedestal/*.f32')) == 1
+
+
+def test_a_damaged_index_of_photos_that_are_gone(people, folder):
+    index = people.photos(folder)
+    paths = list(index.paths)
+    np.array([np.nan], np.float32).tofile(f'{folder}/.pedestal/nan')
+    with open(index.vectors_path, 'r+b') as file:
+        file.write(np.array([np.nan], np.float32).tobytes())
+    os.remove(os.path.join(folder, paths[0]))
+    assert len(people.search(TEXT, folder, top=99)) == 9
+
+
+# What another program does to an index while this one, such as the demo, has it open.
+
+def append(index, folder, people):
+    shutil.copy(f'{folder}/9.jpg', f'{folder}/new.jpg')
+    people.photos(folder)
+
+
+def rewrite(index, folder, people):
+    for number in range(2, 9):
+        os.remove(f'{folder}/{number}.jpg')
+    shutil.copy(f'{folder}/9.jpg', f'{folder}/new.jpg')
+    assert people.photos(folder).vectors_path != index.vectors_path
+
+
+def remove(index, folder, people):
+    shutil.rmtree(f'{folder}/.pedestal')
+
+
+def replace(index, folder, people):
+    with open(f'{index.vectors_path}.other', 'wb') as file:
+        file.write(bytes(100))
+    os.replace(f'{index.vectors_path}.other', index.vectors_path)
+
+
+@pytest.mark.parametrize('change', [append, rewrite, remove, replace])
+def test_an_open_index_stays_as_it_was(people, folder, change):
+    index = people.photos(folder)
+    whole = people.search(TEXT, index, top=99)
+    change(index, folder, people)
+    assert people.search(TEXT, index, top=99) == whole and len(whole) == 10
+
+
+@pytest.mark.parametrize('change, sentence', [
+    (lambda path: os.truncate(path, 300), '^another program cut .*f32: start this one again'),
+    (lambda path: os.truncate(path, 0), '^another program cut .*f32: start this one again'),
+    (lambda path: flip(path, 700, 64), '^another program changed .*f32: start this one again')])
+def test_an_open_index_that_is_damaged_is_one_sentence(people, folder, change, sentence):
+    """A memory map would end the process by SIGBUS."""
+    index = people.photos(folder)
+    change(index.vectors_path)
+    for _ in range(2):
+        with pytest.raises(UserError, match=sentence):
+            people.search(TEXT, index)
+    assert len(people.search(TEXT, people.photos(folder))) == 10
+
+
+@pytest.mark.parametrize('ending', ['.jsonl', '.1.f32'])
+@pytest.mark.parametrize('put', [os.mkdir, pytest.param(getattr(os, 'mkfifo', None), marks=pytest.mark.skipif(
+    not hasattr(os, 'mkfifo'), reason='needs pipes'))])
+def test_no_file_in_the_place_of_an_index_is_one_sentence(people, folder, ending, put):
+    index = people.photos(folder)
+    path = f'{folder}/.pedestal/{index.key}{ending}'
+    os.remove(path)
+    put(path)
+    with pytest.raises(UserError, match=f'{ending}.* (cannot be read|is not a regular file)'):
+        people.photos(folder)
+
+
+def test_no_similarity_is_above_one(people, folder):
+    index = people.photos(folder)
+    index.vectors = np.full((index.held, people.width), 1e3, np.float32)
+    index.refuse_changed = lambda: None
+    with pytest.raises(UserError, match='a similarity is .*e.0., and the largest possible one is 1: the embeddings are damaged'):
+        people.search(TEXT, index)
+
+
 def test_a_folder_of_nothing_but_broken_photos(trained, tmp_path):
     (tmp_path / 'x.png').write_bytes(b'')
     with pytest.raises(UserError, match='none of the 1 photos'):
@@ -256,6 +392,22 @@ def test_faiss_finds_nearly_all_and_says_how_many(people, folder, trained, capsy
         search.main(['--config_file', trained, '--images', folder, '--caption', TEXT, '--faiss', '--top', '3'])
         assert 'FAISS finds 100.0% of the 3 best' in capsys.readouterr().out
     assert glob.glob(f'{folder}/.pedestal/*.faiss')
+
+
+def test_a_damaged_faiss_index_is_made_again(people, folder, caplog):
+    pytest.importorskip('faiss', reason='FAISS is not installed: pip install faiss-cpu')
+    queries = people.encode_captions([TEXT])
+    whole = people.photos(folder).search_approximately(queries, 3)
+    path, = glob.glob(f'{folder}/.pedestal/*.faiss')
+    for place in (os.path.getsize(path) // 2, os.path.getsize(path) - 2):
+        flip(path, place, 64)
+        assert people.photos(folder).search_approximately(queries, 3) == whole
+        assert caplog.text.count('faiss is damaged and is made again') == 1
+        caplog.clear()
+    os.truncate(path, 3)
+    assert people.photos(folder).search_approximately(queries, 3) == whole
+    shutil.copy(f'{folder}/9.jpg', f'{folder}/new.jpg')
+    assert len(people.photos(folder).search_approximately(queries, 99)[0]) == 11 and 'faiss is damaged' not in caplog.text
 
 
 def test_without_faiss_it_is_one_sentence(folder, trained, monkeypatch):

@@ -65,3 +65,25 @@ def test_importing_a_program_leaves_ctrl_c_alone(program):
     before = signal.getsignal(signal.SIGINT)
     runpy.run_path(os.path.join(ROOT, program), run_name='imported')
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize('error, sentence', [
+    (OSError(28, 'No space left on device', 'out/a.npy'), 'cannot write out/a.npy: No space left on device; free some space, or choose '
+                                                          'another folder'),
+    (OSError(28, 'No space left on device'), 'cannot write its output or a temporary file: No space left on device; free some space, or '
+                                             'choose another folder'),
+    (OSError(122, 'Disk quota exceeded', 'x'), 'cannot write x: Disk quota exceeded; free some space, or choose another folder'),
+    (PermissionError(13, 'Permission denied', 'out'), 'cannot open out: Permission denied')])
+def test_a_full_disk_that_nobody_expected_is_one_sentence(error, sentence, capsys):
+    def main():
+        raise error
+    with pytest.raises(SystemExit) as left:
+        run(main)
+    assert left.value.code == 2 and capsys.readouterr().err.strip().endswith(f'error: {sentence}')
+
+
+def test_other_errors_of_the_system_stay_tracebacks():
+    def main():
+        raise ConnectionRefusedError(111, 'Connection refused')
+    with pytest.raises(ConnectionRefusedError):
+        run(main)

@@ -8,7 +8,7 @@ from tests.support import golden, golden_cases
 
 def settings_of(description, case):
     gmm = description['cases'][case]['gmm']
-    return {'iterations': gmm['max_iter'], 'tolerance': gmm['tol'], 'floor': gmm['reg_covar']}
+    return {name: gmm[name] for name in ('max_iter', 'tol', 'reg_covar')}
 
 
 @pytest.mark.parametrize('part', ['bge', 'tse'])
@@ -16,36 +16,36 @@ def settings_of(description, case):
 def test_chances_of_a_similarity(file, case, part):
     vectors, description = golden(file)
     losses = vectors[f'{case}/in/loss_{part}']
-    chances = noise_mixture.clean_chances(losses, settings_of(description, case))
+    chances = noise_mixture.clean_probabilities(losses, settings_of(description, case))
     torch.testing.assert_close(chances, vectors[f'{case}/out/prob_{part}'], rtol=1e-5, atol=1e-5)
-    assert torch.equal(noise_mixture.are_clean(chances).float(), vectors[f'{case}/out/pred_{part}'])
+    assert torch.equal(noise_mixture.select_likely_clean(chances).float(), vectors[f'{case}/out/pred_{part}'])
 
 
 @pytest.mark.parametrize('file, case', golden_cases('rde_ccd_*', 'in/coin'))
 def test_consensus(file, case):
     vectors, description = golden(file)
     losses = [vectors[f'{case}/in/loss_{part}'] for part in ('bge', 'tse')]
-    clean = noise_mixture.divide(losses, vectors[f'{case}/in/coin'], settings_of(description, case))
+    clean = noise_mixture.select_by_consensus(losses, vectors[f'{case}/in/coin'], settings_of(description, case))
     assert torch.equal(clean, vectors[f'{case}/out/label_hat'])
 
 
 @pytest.mark.parametrize('file, case', golden_cases('rde_ccd_*', 'in/prob'))
 def test_threshold(file, case):
     vectors, _ = golden(file)
-    assert torch.equal(noise_mixture.are_clean(vectors[f'{case}/in/prob']).float(), vectors[f'{case}/out/pred'])
+    assert torch.equal(noise_mixture.select_likely_clean(vectors[f'{case}/in/prob']).float(), vectors[f'{case}/out/pred'])
 
 
 def test_released_settings_are_those_of_the_vectors():
     description = golden('rde_ccd_tiny')[1]
-    assert settings_of(description, 'gentle') == noise_mixture.GENTLE
-    assert settings_of(description, 'thorough') == settings_of(description, 'rstp') == noise_mixture.THOROUGH
+    assert settings_of(description, 'gentle') == noise_mixture.COARSE_FIT
+    assert settings_of(description, 'thorough') == settings_of(description, 'rstp') == noise_mixture.FINE_FIT
 
 
 @pytest.mark.parametrize('part', ['bge', 'tse'])
 @pytest.mark.parametrize('case', ['gentle', 'thorough', 'rstp'])
 def test_start_is_that_of_k_means(case, part):
     vectors, _ = golden('rde_ccd_tiny')
-    assert torch.equal(noise_mixture.low_group(vectors[f'{case}/in/loss_{part}']), vectors[f'{case}/in/start_low_{part}'].bool())
+    assert torch.equal(noise_mixture.lower_cluster(vectors[f'{case}/in/loss_{part}']), vectors[f'{case}/in/start_low_{part}'].bool())
 
 
 def test_low_group_is_the_best_of_all_cuts():
@@ -54,10 +54,10 @@ def test_low_group_is_the_best_of_all_cuts():
     def within(low):
         return sum(float((part - part.mean()).square().sum()) for part in (values[low], values[~low]))
     cuts = [values <= bound for bound in sorted(values.tolist())[:-1]]
-    assert torch.equal(noise_mixture.low_group(values), min(cuts, key=within))
+    assert torch.equal(noise_mixture.lower_cluster(values), min(cuts, key=within))
 
 
 def test_losses_that_do_not_differ_and_very_few_are_divided_all_the_same():
-    assert torch.equal(noise_mixture.clean_chances(torch.full((5,), 0.3)), torch.ones(5))
-    assert noise_mixture.divide([torch.tensor([0.5]), torch.tensor([0.1])], torch.zeros(1)).tolist() == [0.0]   # one in a hundred of one
-    assert noise_mixture.divide([torch.tensor([0.0, 1.0]), torch.tensor([0.0, 1.0])], torch.zeros(2)).tolist() == [1.0, 0.0]
+    assert torch.equal(noise_mixture.clean_probabilities(torch.full((5,), 0.3)), torch.ones(5))
+    assert noise_mixture.select_by_consensus([torch.tensor([0.5]), torch.tensor([0.1])], torch.zeros(1)).tolist() == [0.0]   # one in a hundred of one
+    assert noise_mixture.select_by_consensus([torch.tensor([0.0, 1.0]), torch.tensor([0.0, 1.0])], torch.zeros(2)).tolist() == [1.0, 0.0]
