@@ -2,7 +2,7 @@
 import json
 import logging
 
-from model.heads import reporting_classes
+from model.heads import heads_with_report
 from utils.errors import UserError
 from utils.iotools import atomic_write
 from utils.pictures import save_picture
@@ -13,7 +13,7 @@ logger = logging.getLogger('Pedestal.test')
 def heads_asked(args, model):
     """The model's heads whose reports ``args`` ask for. Raises UserError where the model has no such head: before anything is
     evaluated."""
-    return [head_with_report(model, cls) for cls in reporting_classes() if getattr(args, cls.report_flag)]
+    return [head_with_report(model, cls) for cls in heads_with_report() if getattr(args, cls.report_flag)]
 
 
 def head_with_report(model, cls):

@@ -52,8 +52,8 @@ def files():
     return modules
 
 
-LEFT_OUT = {}   # file -> why
-CLAIMED = {}    # loss name that several files claim -> the sentence that refuses it
+IMPORT_ERRORS = {}   # file -> why
+NAME_CONFLICTS = {}    # loss name that several files claim -> the sentence that refuses it
 
 
 def leave_out(file, error):
@@ -61,10 +61,10 @@ def leave_out(file, error):
     may be sound: :class:`~utils.declarations.NeedsImport` asks for the file itself."""
     if not is_pytorch_loaded():
         raise NeedsImport(f'{file}: {error}') from error
-    if file not in LEFT_OUT:
+    if file not in IMPORT_ERRORS:
         kind = '' if isinstance(error, UserError) else f'{type(error).__name__}: '
-        LEFT_OUT[file] = ' '.join(f'{kind}{error}'.split())
-        print(f'model/heads/{file}.py is left out, and its losses with it: {LEFT_OUT[file]}', file=sys.stderr, flush=True)
+        IMPORT_ERRORS[file] = ' '.join(f'{kind}{error}'.split())
+        print(f'model/heads/{file}.py is left out, and its losses with it: {IMPORT_ERRORS[file]}', file=sys.stderr, flush=True)
 
 
 OWN = {}        # {backbone: {loss name: Head class}} of heads that are made for one
@@ -116,8 +116,8 @@ def check_names(head, others):
         if not name or set(name) & set('+ '):
             raise UserError(f"{head.__name__} cannot be called '{name}': --loss_names joins names with + and ignores blanks")
         if name in others and others[name] is not head:
-            CLAIMED[name] = f"the loss name '{name}' is claimed by both {others[name].__module__} and {head.__module__}; rename one"
-            raise UserError(CLAIMED[name])
+            NAME_CONFLICTS[name] = f"the loss name '{name}' is claimed by both {others[name].__module__} and {head.__module__}; rename one"
+            raise UserError(NAME_CONFLICTS[name])
 
 
 def check_aliases(module):
@@ -142,18 +142,18 @@ def head_classes():
                     and head.__module__ == module.__name__ and not head.names and head.is_enabled is not base.is_enabled]
 
 
-def reporting_classes():
+def heads_with_report():
     """The heads that have a report for test.py."""
     return [head for head in head_classes() if head.report_flag]
 
 
 def add_report_flags(parser):
     """A flag for every head that has a report, whether a run uses the head or not."""
-    for head in reporting_classes():
+    for head in heads_with_report():
         parser.add_argument(f'--{head.report_flag}', action='store_true', help=head.report_help)
 
 
-def heads_on(backbone):
+def heads_for_backbone(backbone):
     """{loss name: Head class} on a backbone."""
     everywhere = registry()
     return {**everywhere, **OWN.get(backbone, {})}
@@ -169,15 +169,15 @@ def active_heads(args):
 def parse_loss_names(loss_names, backbone='clip'):
     """``'sdm+mlm+id'`` -> its Head classes on a backbone, in that order. Unknown and repeated names raise :class:`UserError`; a loss that
     an alias stands for may be named beside it and counts once."""
-    heads, seen, here = [], set(), heads_on(backbone)
+    heads, seen, here = [], set(), heads_for_backbone(backbone)
     known = {**here, **aliases()}
     split = str(loss_names).replace(' ', '').split('+')
     released = next((name for name in split if name in reference_loss_names()), None)
     if released:
         raise UserError(f"--loss_names '{loss_names}' {reference_loss_names()[released]}")
     for name in split:
-        if name in REFUSED or name in CLAIMED:
-            raise UserError(REFUSED.get(name) or CLAIMED[name])
+        if name in REFUSED or name in NAME_CONFLICTS:
+            raise UserError(REFUSED.get(name) or NAME_CONFLICTS[name])
         elsewhere = [other for other, own in OWN.items() if name in own]
         if name not in known and elsewhere:
             raise UserError(f"unknown loss '{name}' here: the loss '{name}' runs on the backbone {' or '.join(elsewhere)} alone, "

@@ -43,7 +43,7 @@ class Attribute(Head):
         matches = torch.ones_like(groups[:, 0], dtype=torch.long)                # [B]
         everyones = groups_read = peers.gather(groups)
         if len(everyones) > 1:                                                   # a single pair has no other caption
-            drawn = similar_captions(peers.gather(encoded.image), peers.gather(encoded.text))     # [B]
+            drawn = sample_similar_captions(peers.gather(encoded.image), peers.gather(encoded.text))     # [B]
             groups_read, other = torch.cat([everyones, everyones[drawn]]), peers.mine(drawn)
             groups = torch.cat([groups, everyones[other]])                       # [2B, L]
             image_tokens = torch.cat([image_tokens, image_tokens])
@@ -63,17 +63,17 @@ class Attribute(Head):
 
 
 @torch.no_grad()
-def similar_captions(image_embedding, text_embedding):
+def sample_similar_captions(image_embedding, text_embedding):
     """For each image another caption of the batch, drawn by the softmax of their inner products. [B, D], [B, D] -> [B]."""
     with torch.autocast(image_embedding.device.type, enabled=False):
         scores = image_embedding @ text_embedding.t()                            # [B images, B captions]
     # Numbers that got out of hand are the trainer's to report: a GPU that draws from them is lost.
     scores = scores.nan_to_num().fill_diagonal_(float('-inf'))
     chances = scores.softmax(dim=1)
-    return race(chances) if chances.is_cuda else torch.multinomial(chances, 1).squeeze(1)
+    return exponential_race(chances) if chances.is_cuda else torch.multinomial(chances, 1).squeeze(1)
 
 
-def race(chances):
+def exponential_race(chances):
     """One column of each row, drawn by its chance, [B, C] -> [B]: the first of exponential waiting times. ``torch.multinomial`` draws
     the same and makes the host wait for a GPU."""
     return (torch.empty_like(chances).exponential_() / chances).argmin(dim=1)
@@ -128,7 +128,7 @@ class Detail(Head):
         return {'detail_loss': self.weight * objectives.detail(image, text, pids, tau=self.tau)}
 
     def attention_maps(self, side, tokens, caption_ids, attention):
-        return {'details': details_map(side, attention, caption_ids, self.patches, self.words)}
+        return {'details': selection_map(side, attention, caption_ids, self.patches, self.words)}
 
     def micro_batch_unsupported(self):
         return 'it normalises its details over the whole batch'
@@ -192,7 +192,7 @@ class VisualDetails(nn.Module):
 
     def forward(self, tokens, attention, k, fixed=False, peers=ALONE):
         """The ``k`` patches that the class token attends to most, pooled: [B, N, D], [B, N, N] -> [B, out]."""
-        places = attended_patches(attention, k)                                     # [B, k]
+        places = most_attended_patches(attention, k)                                     # [B, k]
         return embedded(tokens, places, self.mlp, self.fc, fixed, peers).max(dim=1).values
 
 
@@ -205,27 +205,27 @@ class TextDetails(nn.Module):
     def forward(self, tokens, attention, caption_ids, k, fixed=False, peers=ALONE):
         """The ``k`` content tokens that the end token attends to most, pooled; all of them where there are fewer, and the end
         token where there is none: [B, L, D], [B, L, L], [B, L] -> [B, out]."""
-        places, real = attended_words(attention, caption_ids, k)                    # [B, k]
+        places, real = most_attended_words(attention, caption_ids, k)                    # [B, k]
         details = embedded(tokens, places, self.mlp, self.linear, fixed, peers)     # [B, k, out]
         return details.masked_fill(~real[:, :, None], float('-inf')).max(dim=1).values
 
 
-def details_map(side, attention, caption_ids, patches, words):
+def selection_map(side, attention, caption_ids, patches, words):
     """Which tokens are details: 1 or 0 of patches [B, N]; of words [B, L] the attention to those that are, and 0."""
     if side == 'image':
-        places = attended_patches(attention, patches) - 1                                       # [B, k]
+        places = most_attended_patches(attention, patches) - 1                                       # [B, k]
         return torch.zeros_like(attention[:, 0, 1:]).scatter(1, places, 1.0)
-    places, real = attended_words(attention, caption_ids, words)                                # [B, k] each
+    places, real = most_attended_words(attention, caption_ids, words)                                # [B, k] each
     of_end = attention[torch.arange(len(attention)), caption_ids.argmax(dim=1)]                 # [B, L]
     return of_end * torch.zeros_like(of_end).scatter(1, places, real.to(of_end.dtype))
 
 
-def attended_patches(attention, k):
+def most_attended_patches(attention, k):
     """Where the ``k`` tokens are that the class token attends to most: [B, N, N] -> [B, k]."""
     return attention[:, 0, 1:].topk(k, dim=1).indices + 1
 
 
-def attended_words(attention, caption_ids, k):
+def most_attended_words(attention, caption_ids, k):
     """``(places, real)``, int64 and bool [B, k]: where the tokens are that the end token attends to most, and whether they are to
     be pooled: short captions are filled up with padding, which the batch norm sees as in the release."""
     end = caption_ids.argmax(dim=1, keepdim=True)                                   # [B, 1]

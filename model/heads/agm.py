@@ -26,7 +26,7 @@ class CMT(Head):
         return {'cmt_loss': objectives.cmt(encoded.image, encoded.text, scale=self.scale)}
 
 
-class MaskedInPlace(Head):
+class InPlaceMasking(Head):
     """``--mlm_masking attention --caption_masking inplace``: every head reads captions in which attended words are hidden."""
     reads_padding = True   # draws are made for all of a caption's places
 
@@ -47,7 +47,7 @@ class MaskedInPlace(Head):
         # Under an autocast of its own: its cache must not hand weights cast here, without gradient, to the pass that learns.
         with model.autocast():
             _, attention = model.backbone.encode_text(batch['caption_ids'], need_map=True)
-        ids, labels = mask_attended(batch['caption_ids'], attention, self.mask_id, *self.rates, peers)
+        ids, labels = mask_attended_tokens(batch['caption_ids'], attention, self.mask_id, *self.rates, peers)
         kept = {name: value for name, value in batch.items() if name != 'mlm_ids'}
         return {**kept, 'caption_ids': ids, 'mlm_labels': labels}
 
@@ -57,7 +57,7 @@ class MaskedInPlace(Head):
 
 
 @torch.no_grad()
-def mask_attended(ids, attention, mask_id, masked_rate=0.8, unchanged_rate=0.1, peers=ALONE):
+def mask_attended_tokens(ids, attention, mask_id, masked_rate=0.8, unchanged_rate=0.1, peers=ALONE):
     """Choose content tokens by the attention they get and hide them: ``(masked ids [B, L], labels [B, L])``.
 
     Of the chosen tokens the share ``masked_rate`` becomes ``mask_id``, ``unchanged_rate`` stays as it is, and the others
@@ -71,7 +71,7 @@ def mask_attended(ids, attention, mask_id, masked_rate=0.8, unchanged_rate=0.1, 
     """
     weight = peers.gather(attention_to_content(ids, attention, mask_id))            # [B, L]
     ids = peers.gather(ids)
-    chances = masking_chances(weight)
+    chances = masking_probabilities(weight)
     chosen = torch.rand(ids.shape, device=ids.device) < chances
     places = torch.arange(ids.shape[1], device=ids.device)
     most = (places == weight.argmax(dim=1, keepdim=True)) & (chances > 0)           # none where a caption has no content
@@ -90,7 +90,7 @@ def attention_to_content(ids, attention, mask_id):
     return weight.masked_fill((ids <= 0) | (ids >= mask_id), float('-inf'))
 
 
-def masking_chances(weight):
+def masking_probabilities(weight):
     """Each token's chance to be chosen, [B, L] -> [B, L]; 0 for what is no content."""
     content = weight > float('-inf')
     # finite, so that a caption without content gives no NaN

@@ -6,7 +6,7 @@ from torch import nn
 from model import objectives
 from model.clip_model import Attention, LayerNorm, QuickGELU, Transformer
 from model.heads import Head
-from model.heads.agm import mask_attended
+from model.heads.agm import mask_attended_tokens
 from utils.errors import UserError
 from utils.option_types import up_to, weight
 
@@ -84,40 +84,40 @@ class MLM(Head):
     def forward(self, encoded, batch):
         text_tokens, labels = self.masked_captions(encoded, batch)              # [B, L, D], [B, L] with 0 = not chosen
         tokens = self.cross(text_tokens, encoded.image_tokens)                  # [B, L, D]
-        places = batch['mlm_places'] if 'mlm_places' in batch else chosen_places(labels)    # [M] of B*L
+        places = batch['mlm_positions'] if 'mlm_positions' in batch else masked_positions(labels)    # [M] of B*L
         all_labels, labels = labels, labels.flatten().index_select(0, places)
         logits = self.mlm_head(tokens.flatten(0, 1).index_select(0, places))    # [M, V]
-        part = share_of_words(labels, encoded.peers.gather(all_labels)) if self.chooses else 1
+        part = word_fraction(labels, encoded.peers.gather(all_labels)) if self.chooses else 1
         return {'mlm_loss': part * self.weight * objectives.masked_language_modeling(logits, labels),
                 'mlm_acc': part * objectives.accuracy(logits, labels)}
 
     def prepare_on_host(self, batch):
         known = 'mlm_labels' in batch and not self.by_attention
-        return {'mlm_places': chosen_places(batch['mlm_labels'])} if known else {}
+        return {'mlm_positions': masked_positions(batch['mlm_labels'])} if known else {}
 
     def micro_batch_unsupported(self):
         return ('with --mlm_masking attention and clean captions it chooses words in the middle of the step (--caption_masking inplace '
                 'does before it)') if self.chooses else None
 
     def micro_batch_weight(self, piece, batch):
-        return 1 if self.chooses else share_of_words(piece['mlm_labels'], batch['mlm_labels'])    # known in forward alone, or here
+        return 1 if self.chooses else word_fraction(piece['mlm_labels'], batch['mlm_labels'])    # known in forward alone, or here
 
     def masked_captions(self, encoded, batch):
         """The text tokens of masked captions and their labels: as they came, or masked here by the whole captions'
         attention."""
         if not self.chooses:
             return encoded.masked_text_tokens, batch['mlm_labels']
-        ids, labels = mask_attended(batch['caption_ids'], encoded.text_attention, self.mask_id, *self.rates, encoded.peers)
+        ids, labels = mask_attended_tokens(batch['caption_ids'], encoded.text_attention, self.mask_id, *self.rates, encoded.peers)
         with encoded.peers.apart():
             return encoded.encoder.encode_text(ids)[0], labels
 
 
-def share_of_words(labels, in_all):
+def word_fraction(labels, in_all):
     """How many of the chosen words, whose labels are not 0, are these."""
     chosen, in_all = ((words > 0).sum() for words in (labels, in_all))
     return chosen / in_all.clamp(min=1)
 
 
-def chosen_places(labels):
+def masked_positions(labels):
     """Where [B, L] labels are not 0: int64 [M], counted through all B*L."""
     return labels.flatten().nonzero().squeeze(1)

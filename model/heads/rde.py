@@ -4,7 +4,7 @@ from functools import partial
 
 from model import noise_mixture, objectives
 from model.heads import Head
-from model.heads.a2te import DetailLayers, details_map, kept
+from model.heads.a2te import DetailLayers, selection_map, kept
 from utils.errors import UserError
 from utils.option_types import amount, positive, weight, yes_no
 
@@ -114,7 +114,7 @@ class TSE(Head):
         return self.details.texual_emb_layer(tokens, attention, caption_ids, self.words, self.fixed)      # [B, 1024]
 
     def attention_maps(self, side, tokens, caption_ids, attention):
-        return {'TSE': details_map(side, attention, caption_ids, self.patches, self.words)}
+        return {'TSE': selection_map(side, attention, caption_ids, self.patches, self.words)}
 
     def pair_losses(self, encoded, batch):
         whole = tuple(map(encoded.peers.gather, (*encoded.added['TSE'], batch['pids'])))

@@ -19,7 +19,7 @@ GREY = (0.2989, 0.5870, 0.1140)   # of red, green and blue (ITU-R 601)
 class MAE(Head):
     """Text-guided restoration: a masked autoencoder (He et al., CVPR 2022) of the image in grey, with the caption's help.
 
-    ``draw_order`` chooses the patches and ``restore`` restores; ``report`` draws pictures with them.
+    ``sample_order`` chooses the patches and ``restore`` restores; ``report`` draws pictures with them.
     """
     names = ('mae',)
     report_flag = 'restoration'
@@ -40,10 +40,10 @@ class MAE(Head):
         check_tiling(args.img_size, patch, model.base_model.stride_size)
         self.weight, self.patch_size = args.mae_loss_weight, patch
         self.tokens = 1 + grid[0] * grid[1]
-        self.keep = tokens_kept(self.tokens, args.mask_ratio)
+        self.keep = count_visible_tokens(self.tokens, args.mask_ratio)
         self.mask_token = nn.Parameter(torch.empty(1, 1, width))
         # A parameter that never learns, as in the published checkpoints.
-        self.decoder_pos_embed = nn.Parameter(sine_cosine_table(grid, width)[None], requires_grad=False)
+        self.decoder_pos_embed = nn.Parameter(sincos_position_embedding(grid, width)[None], requires_grad=False)
         self.decoder_embed = nn.Linear(width, width)
         self.cross_attn_Text = Attention(width, width // 64)
         self.cross_modal_transformer_mae = Transformer(width, args.cmt_depth, width // 64)
@@ -70,22 +70,22 @@ class MAE(Head):
     def forward(self, encoded, batch):
         images = batch['images']
         everyones = images.new_empty((encoded.peers.number_of(images), 0))              # all processes draw for all images
-        order = encoded.peers.mine(self.draw_order(everyones))
+        order = encoded.peers.mine(self.sample_order(everyones))
         restored = self.restore(encoded.encoder, images, encoded.text_tokens, order)    # [B, N-1, 3 patch^2]
-        loss = objectives.restoration(restored, patches(images, self.patch_size), self.scored(order))
+        loss = objectives.restoration(restored, patchify(images, self.patch_size), self.scored_patches(order))
         return {'mae_loss': self.weight * loss}
 
     def micro_batch_weight(self, piece, batch):
         return len(piece['pids']) / len(batch['pids'])   # as many patches are scored in each image
 
-    def draw_order(self, images):
+    def sample_order(self, images):
         """A random order of each image's tokens, the class token first: [B, N] positions; the first ``keep`` are seen."""
         noise = torch.rand((len(images), self.tokens), device=images.device)
         class_token = torch.zeros(self.tokens, dtype=torch.bool, device=images.device)
         class_token[0] = True
         return noise.masked_fill(class_token, -1).argsort(dim=1)
 
-    def scored(self, order):
+    def scored_patches(self, order):
         """Patches that count in the loss, [B, N-1]. The released mask takes the first ``keep`` patches for seen, although
         the class token is one of the ``keep`` tokens: so the first hidden patch is not scored."""
         rank = order.argsort(dim=1)[:, 1:] - 1          # of each patch among the patches
@@ -97,7 +97,7 @@ class MAE(Head):
         [B, 3, H, W], [B, L, D], [B, N] -> [B, N-1, 3 patch^2], in the images' normalised colours, laid out as
         :func:`patches` does.
         """
-        tokens = encoder.visual.embed(grey(images))                                 # [B, N, width]
+        tokens = encoder.visual.embed(to_gray(images))                                 # [B, N, width]
         seen, _ = encoder.visual.encode(take(tokens, order[:, :self.keep]))         # [B, keep, D]
         text = self.norm_2(text_tokens)                                             # [B, L, D]
         x = self.decoder_embed(self.norm_1(seen))
@@ -113,8 +113,8 @@ class MAE(Head):
         """Restorations of ``number`` images, spread over the split, with their own captions and with another person's."""
         chosen = spread(split.entries, number)
         captions = [entry['captions'][0] for entry in chosen]
-        wrong = [other_persons_caption(entry, split.entries) for entry in chosen]
-        views, errors = restorations(self, split.run.model, split.load_images(chosen), [split.tokens(captions), split.tokens(wrong)],
+        wrong = [caption_of_another_identity(entry, split.entries) for entry in chosen]
+        views, errors = restore_with_captions(self, split.run.model, split.load_images(chosen), [split.tokens(captions), split.tokens(wrong)],
                                      split.seed)
         text = (f"mean squared error of hidden patches: {errors[0]:.4f} with the image's own caption, "
                 f'{errors[1]:.4f} with a wrong one')
@@ -149,7 +149,7 @@ def check_tiling(img_size, patch, stride):
                         f'{img_size[1]} is none: take {height} {width}')
 
 
-def tokens_kept(tokens, mask_ratio):
+def count_visible_tokens(tokens, mask_ratio):
     """How many of an image's tokens are seen, the class token among them."""
     keep = int(tokens * (1 - mask_ratio)) if 0 < mask_ratio < 1 else 0
     if not 1 <= keep <= tokens - 2:     # one hidden patch is not scored, so there must be two
@@ -163,26 +163,26 @@ def take(tokens, positions):
     return tokens.gather(1, positions[..., None].expand(-1, -1, tokens.shape[-1]))
 
 
-def grey(images):
+def to_gray(images):
     """[B, 3, H, W] -> the same in grey, three equal channels."""
     shade = sum(weight * channel for weight, channel in zip(GREY, images.unbind(1)))    # [B, H, W]
     return shade.unsqueeze(1).expand_as(images)
 
 
-def patches(images, size):
+def patchify(images, size):
     """[B, 3, H, W] -> [B, rows*cols, size*size*3]: pixels row by row, red, green and blue of each together."""
     batch, _, height, width = images.shape
     x = images.reshape(batch, 3, height // size, size, width // size, size)
     return x.permute(0, 2, 4, 3, 5, 1).reshape(batch, -1, size * size * 3)
 
 
-def unpatch(values, size, grid):
+def unpatchify(values, size, grid):
     """:func:`patches` undone: [B, rows*cols, size*size*3] -> [B, 3, rows*size, cols*size]."""
     x = values.reshape(len(values), *grid, size, size, 3)
     return x.permute(0, 5, 1, 3, 2, 4).reshape(len(values), 3, grid[0] * size, grid[1] * size)
 
 
-def sine_cosine_table(grid, width):
+def sincos_position_embedding(grid, width):
     """Fixed positions (He et al., CVPR 2022): [1 + rows*cols, width], the column in the first half, the row in the second,
     each half sines then cosines; zeros for the class token."""
     rows, cols = (torch.arange(n, dtype=torch.float64) for n in grid)
@@ -207,7 +207,7 @@ def spread(entries, number):
     return [entries[place] for place in places]
 
 
-def other_persons_caption(entry, entries):
+def caption_of_another_identity(entry, entries):
     """The first caption, behind the entry and then from the start, of another identity."""
     start = entries.index(entry)
     for other in entries[start:] + entries[:start]:
@@ -217,20 +217,20 @@ def other_persons_caption(entry, entries):
 
 
 @torch.no_grad()
-def restorations(head, model, images, captions, seed):
+def restore_with_captions(head, model, images, captions, seed):
     """The pictures of ``COLUMNS`` for images [K, 3, H, W], [K, 4, 3, H, W] in their normalised colours, and for each of the token ids
     [K, L] in ``captions`` the error that the loss would see. All captions get the same patches, drawn with ``seed``."""
     grid, size = model.base_model.grid, head.patch_size
     torch.manual_seed(seed)
-    order = head.draw_order(images)
+    order = head.sample_order(images)
     hidden = (order.argsort(dim=1)[:, 1:] >= head.keep).float()                         # [K, N-1]
-    hidden = unpatch(hidden[..., None].expand(-1, -1, 3 * size * size), size, grid)     # [K, 3, H, W]
-    views, errors = [images, grey(images) * (1 - hidden)], []
+    hidden = unpatchify(hidden[..., None].expand(-1, -1, 3 * size * size), size, grid)     # [K, 3, H, W]
+    views, errors = [images, to_gray(images) * (1 - hidden)], []
     for ids in captions:
         with model.autocast():
             restored = head.restore(model.base_model, images, model.base_model.encode_text(ids)[0], order).float()
-        errors.append(objectives.restoration(restored, patches(images, size), head.scored(order)).item())
-        views.append(torch.where(hidden > 0, unpatch(restored, size, grid), grey(images)))
+        errors.append(objectives.restoration(restored, patchify(images, size), head.scored_patches(order)).item())
+        views.append(torch.where(hidden > 0, unpatchify(restored, size, grid), to_gray(images)))
     return torch.stack(views, dim=1), errors
 
 

@@ -174,16 +174,16 @@ def test_negatives_are_never_the_own_caption_however_sure_the_model_is():
     image = 1000 * torch.eye(5)
     for seed in range(20):
         torch.manual_seed(seed)
-        drawn = a2te.similar_captions(image, image)
+        drawn = a2te.sample_similar_captions(image, image)
         assert (drawn != torch.arange(5)).all() and drawn.shape == (5,)
     text = torch.zeros(5, 5)
     text[3] = 50     # the caption that fits every image
-    assert a2te.similar_captions(torch.ones(5, 5), text)[[0, 1, 2, 4]].tolist() == [3] * 4
+    assert a2te.sample_similar_captions(torch.ones(5, 5), text)[[0, 1, 2, 4]].tolist() == [3] * 4
 
 
 def test_negatives_of_embeddings_that_got_out_of_hand():
     image = torch.tensor([[float('nan')], [float('inf')], [1.0]])
-    assert (a2te.similar_captions(image, image) != torch.arange(3)).all()
+    assert (a2te.sample_similar_captions(image, image) != torch.arange(3)).all()
 
 
 @pytest.mark.parametrize('training', (False, True))
@@ -235,7 +235,7 @@ def test_chosen_words_when_attention_has_run_out_of_digits():
     ids = torch.tensor([[510, 5, 6, 7, 511, 0, 0, 0]])
     attention = torch.zeros(1, 8, 8)
     attention[0, 4, 2] = 0.5
-    places, real = a2te.attended_words(attention, ids, 5)
+    places, real = a2te.most_attended_words(attention, ids, 5)
     assert places[0, 0] == 2 and sorted(places[0, :3].tolist()) == [1, 2, 3]
     assert real[0].tolist() == [True, True, True, False, False]
     assert set(places[0, 3:].tolist()) <= {5, 6, 7}

@@ -6,7 +6,7 @@ import torch
 
 from model import build_model
 from model.build import total_loss
-from model.heads.agm import attention_to_content, mask_attended, masking_chances
+from model.heads.agm import attention_to_content, mask_attended_tokens, masking_probabilities
 from tests.support import golden_archive, golden_json, options
 from utils.options import get_args
 
@@ -38,7 +38,7 @@ def plain_chances(ids, attention):
 def test_chances_are_the_formula():
     ids = captions([5, 17, 1, 9])
     attention = attention_maps(4, 20)
-    chances = masking_chances(attention_to_content(ids, attention, MASK))
+    chances = masking_probabilities(attention_to_content(ids, attention, MASK))
     for row, caption, one_map in zip(chances, ids.tolist(), attention.double().tolist()):
         assert row.tolist() == pytest.approx(plain_chances(caption, one_map), rel=1e-4, abs=1e-7)
 
@@ -46,7 +46,7 @@ def test_chances_are_the_formula():
 def test_a_caption_without_content_stays_whole():
     ids = captions([0, 3])
     torch.manual_seed(0)
-    masked, labels = mask_attended(ids, attention_maps(2, 20), MASK)
+    masked, labels = mask_attended_tokens(ids, attention_maps(2, 20), MASK)
     assert torch.equal(masked[0], ids[0]) and not labels[0].any() and labels[1].any()
 
 
@@ -54,7 +54,7 @@ def test_draws_follow_the_chances_and_the_rates():
     ids = captions([8]).expand(20000, -1)
     attention = attention_maps(1, 20).expand(20000, -1, -1)
     torch.manual_seed(0)
-    masked, labels = mask_attended(ids, attention, MASK, 0.7, 0.2)
+    masked, labels = mask_attended_tokens(ids, attention, MASK, 0.7, 0.2)
     chosen = labels > 0
     chances = torch.tensor(plain_chances(ids[0].tolist(), attention[0].double().tolist()))
     none = (1 - chances).prod()                              # then the one attended to most is chosen
@@ -75,18 +75,18 @@ def test_at_least_one_is_the_one_attended_to_most(monkeypatch):
     ids = captions([6])
     attention = attention_maps(1, 20)
     monkeypatch.setattr(torch, 'rand', lambda *shape, **_: torch.full(shape[0], 0.999))
-    masked, labels = mask_attended(ids, attention, MASK)
+    masked, labels = mask_attended_tokens(ids, attention, MASK)
     place = int(attention[0, 7, 1:7].argmax()) + 1
     assert labels.nonzero().tolist() == [[0, place]] and masked[0, place] == MASK
     attention[:] = 1 / 20                                    # all alike: still only one
-    assert (mask_attended(ids, attention, MASK)[1] > 0).sum() == 1
+    assert (mask_attended_tokens(ids, attention, MASK)[1] > 0).sum() == 1
 
 
 def test_rates_of_one(monkeypatch):
     ids, attention = captions([12]), attention_maps(1, 20)
     monkeypatch.setattr(torch, 'rand', lambda *shape, **_: torch.zeros(shape[0]))
-    assert ((mask_attended(ids, attention, MASK, 1.0, 0.0)[0] == MASK).sum()) == 12
-    assert torch.equal(mask_attended(ids, attention, MASK, 0.0, 1.0)[0], ids)
+    assert ((mask_attended_tokens(ids, attention, MASK, 1.0, 0.0)[0] == MASK).sum()) == 12
+    assert torch.equal(mask_attended_tokens(ids, attention, MASK, 0.0, 1.0)[0], ids)
 
 
 # -- in a model ----------------------------------------------------------------------------------------------------------
@@ -121,7 +121,7 @@ def own_draw(model, batch):
     with torch.no_grad():
         _, attention = model.base_model.encode_text(batch['caption_ids'], need_map=True)
     torch.manual_seed(5)
-    return mask_attended(batch['caption_ids'], attention, MASK)
+    return mask_attended_tokens(batch['caption_ids'], attention, MASK)
 
 
 def test_clean_masks_a_copy_by_the_attention_of_the_pass_that_is_there(archive):

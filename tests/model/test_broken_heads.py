@@ -22,8 +22,8 @@ class Sound(Head):
 def beside(tmp_path, monkeypatch):
     """``beside(file=text, ...)`` puts files beside the heads."""
     monkeypatch.setattr(heads_package, '__path__', [*heads_package.__path__, str(tmp_path)])
-    monkeypatch.setattr(heads_package, 'LEFT_OUT', {})
-    monkeypatch.setattr(heads_package, 'CLAIMED', {})
+    monkeypatch.setattr(heads_package, 'IMPORT_ERRORS', {})
+    monkeypatch.setattr(heads_package, 'NAME_CONFLICTS', {})
     caches = (heads_package.registry, heads_package.aliases)
 
     def put(**files):

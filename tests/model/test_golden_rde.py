@@ -4,7 +4,7 @@ import torch
 
 from model import build_model
 from model.build import total_loss
-from model.heads.a2te import attended_words
+from model.heads.a2te import most_attended_words
 from solver.build import parameter_settings
 from tests.support import golden_batch, golden_files, golden_json, golden_model, options
 from utils.checkpoint import load_weights
@@ -62,7 +62,7 @@ def test_embeddings_and_the_tokens_that_they_are_made_of(file, tmp_path):
     ends = batch['caption_ids'].argmax(dim=1)
     assert_close(image_attention[:, 0], vectors['out/image_attention'])
     assert_close(text_attention[torch.arange(len(ends)), ends], vectors['out/text_attention'])
-    places, real = attended_words(text_attention, batch['caption_ids'], vectors['out/text_selected'].shape[1])
+    places, real = most_attended_words(text_attention, batch['caption_ids'], vectors['out/text_selected'].shape[1])
     assert torch.equal(places.masked_fill(~real, -1), vectors['out/text_selected'])
 
 

@@ -12,7 +12,7 @@ from model.backbones import open_clip as backbones
 from model.backbones.__main__ import runs
 from model.backbones.open_clip import OpenClip
 from model.build import total_loss
-from model.heads import heads_on
+from model.heads import heads_for_backbone
 from tests.support import options, small_archive
 from utils.checkpoint import load_weights
 from utils.errors import UserError
@@ -174,7 +174,7 @@ def batch(length, size=4):
             'mlm_labels': labels}
 
 
-@pytest.mark.parametrize('loss', sorted(name for name, head in heads_on('open_clip').items() if runs(head, OpenClip)))
+@pytest.mark.parametrize('loss', sorted(name for name, head in heads_for_backbone('open_clip').items() if runs(head, OpenClip)))
 def test_what_the_table_says_runs(loss):
     model, samples = small(loss_names=loss), batch(40)
     results = model({**samples, 'attributes_mask': (samples['mlm_labels'] > 0).long(), 'second_images': samples['images'],

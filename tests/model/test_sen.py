@@ -97,16 +97,16 @@ def small_model(tmp_path_factory, loss_names='sdm+mae', **changes):
 
 def test_patches_are_cut_pixel_by_pixel_and_put_back():
     images = torch.randn(2, 3, 8, 12)
-    cut = sen.patches(images, 4)                                              # 2 x 3 patches of 4 x 4
+    cut = sen.patchify(images, 4)                                              # 2 x 3 patches of 4 x 4
     for row in range(2):
         for col in range(3):
             plain = [images[1, channel, 4 * row + y, 4 * col + x].item() for y in range(4) for x in range(4) for channel in range(3)]
             assert cut[1, 3 * row + col].tolist() == plain
-    assert torch.equal(sen.unpatch(cut, 4, (2, 3)), images)
+    assert torch.equal(sen.unpatchify(cut, 4, (2, 3)), images)
 
 
 def test_positions():
-    table = sen.sine_cosine_table((3, 2), 8)
+    table = sen.sincos_position_embedding((3, 2), 8)
     assert table.shape == (7, 8) and not table[0].any()
     for row in range(3):
         for col in range(2):
@@ -116,8 +116,8 @@ def test_positions():
 
 def test_grey_has_three_equal_channels():
     image = torch.tensor([0.5, -1.0, 2.0]).view(1, 3, 1, 1).expand(1, 3, 2, 2)
-    assert sen.grey(image).shape == (1, 3, 2, 2)
-    torch.testing.assert_close(sen.grey(image), torch.full((1, 3, 2, 2), 0.2989 * 0.5 - 0.5870 + 0.1140 * 2))
+    assert sen.to_gray(image).shape == (1, 3, 2, 2)
+    torch.testing.assert_close(sen.to_gray(image), torch.full((1, 3, 2, 2), 0.2989 * 0.5 - 0.5870 + 0.1140 * 2))
 
 
 @pytest.fixture(scope='module')
@@ -131,9 +131,9 @@ def test_which_patches_are_seen_and_which_are_scored(model):
     noise = torch.rand(5, 13, generator=torch.Generator().manual_seed(3))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, 'rand', Noise(noise))
-        order = head.draw_order(torch.zeros(5, 3, 96, 32))
+        order = head.sample_order(torch.zeros(5, 3, 96, 32))
     assert head.keep == 3
-    for row, scored, noises in zip(order.tolist(), head.scored(order).tolist(), noise.tolist()):
+    for row, scored, noises in zip(order.tolist(), head.scored_patches(order).tolist(), noise.tolist()):
         by_noise = sorted(range(1, 13), key=lambda place: noises[place])
         assert row == [0, *by_noise]
         assert [place for place in range(1, 13) if scored[place - 1]] == sorted(by_noise[3:])
@@ -142,14 +142,14 @@ def test_which_patches_are_seen_and_which_are_scored(model):
 def test_hidden_patches_leave_no_trace(model):
     """Only the seen patches reach the decoder, and only their grey."""
     head, images = model.heads[1], torch.randn(1, 3, 96, 32)
-    order = head.draw_order(images)
+    order = head.sample_order(images)
     text = torch.randn(1, 20, model.embed_dim)
 
     def restored(image):
         with torch.no_grad():
             return head.restore(model.base_model, image, text, order)
     expected = restored(images)
-    hidden = sen.unpatch(torch.zeros(1, 12, 768).index_fill(1, order[0, 3:] - 1, 1.0), 16, (6, 2))
+    hidden = sen.unpatchify(torch.zeros(1, 12, 768).index_fill(1, order[0, 3:] - 1, 1.0), 16, (6, 2))
     torch.testing.assert_close(restored(images + 5 * hidden), expected)
     shift = torch.tensor([0.5870, -0.2989, 0.0]).view(1, 3, 1, 1)            # the same grey
     torch.testing.assert_close(restored(images + shift), expected, rtol=1e-4, atol=1e-5)
@@ -215,11 +215,11 @@ def test_mask_ratio_outside(ratio):
 @pytest.mark.parametrize('ratio, tokens', [(0.99, 13), (0.01, 13), (1.5, 13), (float('nan'), 13)])
 def test_mask_ratio_that_leaves_nothing(ratio, tokens):
     with pytest.raises(UserError, match='leaves nothing to see or nothing to restore of 12 patches'):
-        sen.tokens_kept(tokens, ratio)
+        sen.count_visible_tokens(tokens, ratio)
 
 
 def test_mask_ratio_at_full_size():
-    assert sen.tokens_kept(193, 0.7) == 57 and sen.tokens_kept(193, 0.8) == 38
+    assert sen.count_visible_tokens(193, 0.7) == 57 and sen.count_visible_tokens(193, 0.8) == 38
 
 
 @pytest.mark.parametrize('changes, message', [

@@ -76,7 +76,7 @@ def test_restoration_hides_other_patches_and_is_weighed_alike(archive, monkeypat
     head = next(head for head in model.heads if isinstance(head, MAE))
     order = torch.arange(head.tokens)
     order[1:] = order[1:].flip(0)
-    monkeypatch.setattr(MAE, 'draw_order', lambda self, images: order.repeat(len(images), 1))
+    monkeypatch.setattr(MAE, 'sample_order', lambda self, images: order.repeat(len(images), 1))
     assert_same(in_pieces(model, batch, 4), whole_batch(model, batch))
 
 

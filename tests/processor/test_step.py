@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from model import build_model
 from model.build import total_loss
-from model.heads.a2te import race
+from model.heads.a2te import exponential_race
 from processor.step import Step, backward
 from run_scripts.benchmark.memory import kept_bytes
 from solver import build_optimizer
@@ -128,7 +128,7 @@ def test_a_read_in_a_head_is_found(archive, read):
 def test_draws_without_a_host_read_are_the_same():
     torch.manual_seed(0)
     chances = torch.tensor([[0.5, 0.3, 0.2, 0.0]]).repeat(20000, 1)
-    drawn = race(chances).bincount(minlength=4) / len(chances)
+    drawn = exponential_race(chances).bincount(minlength=4) / len(chances)
     torch.testing.assert_close(drawn, chances[0], atol=0.015, rtol=0)
     assert drawn[3] == 0
 
@@ -182,7 +182,7 @@ def test_scores_at_masked_positions_alone(archive):
     expected = losses_and_gradients(model, batch)
     assert_close(step_and_gradients(model, batch), expected)
     assert shapes == [(6, 512)] * 2
-    assert set(model.looked_up(batch)) == {'mlm_places'}
+    assert set(model.looked_up(batch)) == {'mlm_positions'}
 
 
 @pytest.mark.parametrize('masking', ['clean', 'inplace'])

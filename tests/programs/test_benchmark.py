@@ -165,7 +165,7 @@ def observed(way, batch, monkeypatch):
             return real(*arguments, **settings)
         return noted
     trainer.model.base_model.encode_text = note(encode_text, **{'text passes': 1})
-    mlm.forward = note(mlm.forward, **{'places known': lambda encoded, batch: 'mlm_places' in batch})
+    mlm.forward = note(mlm.forward, **{'places known': lambda encoded, batch: 'mlm_positions' in batch})
     trainer.model.mlm_head.fc.register_forward_pre_hook(lambda _, inputs: seen.update(scored=inputs[0][..., 0].numel()))
     with monkeypatch.context() as patched:
         patched.setattr(F, 'scaled_dot_product_attention', note(sdpa, **{'kernels of attention': lambda *_: True}))

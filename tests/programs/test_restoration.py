@@ -10,7 +10,7 @@ import train as train_program
 from datasets.bases import default_tokenizer, tokenize
 from model import build_model
 from model.heads import sen
-from model.heads.sen import grey
+from model.heads.sen import to_gray
 from run_scripts import restoration
 from tests.support import options
 from utils.errors import UserError
@@ -52,13 +52,13 @@ def test_what_is_in_the_picture(clip):
     model = build_model(args, 0).eval()
     images, coat, jeans = torch.randn(3, 3, 64, 32) / 2, *(torch.stack([tokenize(text, default_tokenizer(), 77)] * 3)
                                                            for text in ('a red coat', 'blue jeans and shoes'))
-    views, errors = sen.restorations(model.heads[0], model, images, [coat, coat], args.seed)
+    views, errors = sen.restore_with_captions(model.heads[0], model, images, [coat, coat], args.seed)
     assert views.shape == (3, 4, 3, 64, 32) and errors[0] == errors[1]
     assert torch.equal(views[:, 2], views[:, 3]) and torch.equal(views[:, 0], images)
-    seen = (views[:, 1] == grey(images)).all(dim=1, keepdim=True).expand(-1, 3, -1, -1)
+    seen = (views[:, 1] == to_gray(images)).all(dim=1, keepdim=True).expand(-1, 3, -1, -1)
     assert seen.float().mean().item() == pytest.approx(3 / 8, abs=0.01)     # 9 tokens, 4 kept, one of them the class token
-    torch.testing.assert_close(views[:, 2][seen], grey(images)[seen])
-    different, _ = sen.restorations(model.heads[0], model, images, [coat, jeans], args.seed)
+    torch.testing.assert_close(views[:, 2][seen], to_gray(images)[seen])
+    different, _ = sen.restore_with_captions(model.heads[0], model, images, [coat, jeans], args.seed)
     assert torch.equal(different[:, :3], views[:, :3]) and not torch.equal(different[:, 3], views[:, 3])
 
 
@@ -71,9 +71,9 @@ def test_the_picture_says_that_sen_sees_grey():
 
 def test_wrong_captions_are_of_others():
     entries = [{'id': pid, 'captions': [f'{pid} {number}']} for pid, number in ((1, 0), (1, 1), (2, 0), (2, 1))]
-    assert [sen.other_persons_caption(entry, entries) for entry in entries] == ['2 0', '2 0', '1 0', '1 0']
+    assert [sen.caption_of_another_identity(entry, entries) for entry in entries] == ['2 0', '2 0', '1 0', '1 0']
     with pytest.raises(UserError, match='one identity only'):
-        sen.other_persons_caption(entries[0], entries[:2])
+        sen.caption_of_another_identity(entries[0], entries[:2])
     assert sen.spread(entries, 2) == [entries[0], entries[3]]
     with pytest.raises(UserError, match='no entries'):
         sen.spread([], 2)
