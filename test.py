@@ -1,8 +1,11 @@
 """Evaluate a run's best checkpoint, ours or a published one's: ``python test.py --config_file <run>/configs.yaml``."""
 import signal
 
+from utils.launcher import watch_launcher
+
 if __name__ == '__main__':  # until run() below takes over: Ctrl-C while PyTorch loads ends the program without a traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    watch_launcher()                # torchrun may be killed while PyTorch loads
 
 from processor.head_reports import add_report_flags, heads_asked, write_report
 from processor.report import baselines, beside_checkpoint, evaluate, save_results

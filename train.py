@@ -6,8 +6,11 @@ import shutil
 import signal
 import time
 
+from utils.launcher import watch_launcher
+
 if __name__ == '__main__':  # until run() below takes over: Ctrl-C while PyTorch loads ends the program without a traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    watch_launcher()                # torchrun may be killed while PyTorch loads
 
 from datasets.build import build_training, dataset_class
 from model import build_model

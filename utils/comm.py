@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from utils.errors import UserError
+from utils.launcher import watch_launcher
 from utils.parting import LeftAlone, Parting, heed_signals, ignore_signals, place
 
 MEETING = datetime.timedelta(minutes=10)   # how long a process waits for the others to start
@@ -41,6 +42,7 @@ def _distributed():
 def joined():
     """``with joined():`` this process is one of those that torchrun started (by its RANK and WORLD_SIZE), each with a GPU of its own
     where there are some. Without torchrun nothing happens."""
+    watch_launcher()
     world = processes_started()
     if world == 1 or _distributed():
         yield
