@@ -24,6 +24,7 @@ from utils.seeding import derive_seed, random_states, restore_random_states, see
 
 logger = logging.getLogger('Pedestal.train')
 
+WAIT_FOR_BATCH = 20  # seconds after a signal that one of several processes waits for its batch; torchrun kills after 30
 LOOK_EVERY = 20  # steps between reads of the losses from a GPU, each of which waits for it
 
 
@@ -64,6 +65,7 @@ class Trainer:
         self.journal = Journal(self.args.output_dir, self.total_steps, self.unevaluated) if comm.is_first() else NoJournal()
         try:
             with Interrupt() as self.interrupt:
+                self.loader.on_wait = self.stop_while_waiting
                 if not self.total_steps:
                     self.save_last()  # from here on there is something to resume, and a full disk shows at once
                 self.evaluate()
@@ -234,6 +236,17 @@ class Trainer:
     def stop_if_asked(self):
         if self.asked_to_stop():
             raise Stopped
+
+    def stop_while_waiting(self):
+        """Stop if a signal came while this process waits for a batch, which may never come. One of several processes cannot save
+        then, because the others are elsewhere."""
+        if not self.interrupt.requested:
+            return
+        if comm.get_world_size() == 1:
+            self.save_last()
+        elif time.monotonic() - self.interrupt.requested_at < WAIT_FOR_BATCH:
+            return
+        raise Stopped
 
     def asked_to_stop(self):
         """Whether a signal reached this process, or another one of several: all leave at the same step, with the same status."""

@@ -7,7 +7,7 @@ import time
 
 import torch.distributed as dist
 
-from utils.errors import UserError, tell_error
+from utils.errors import UserError, explain_worker_error, tell_error
 
 NOTE = 'left'       # what the store holds once a process leaves: its number and its status
 PATIENCE = 1.0      # seconds until the system has told that a process is gone
@@ -138,7 +138,7 @@ def status_of(error):
         return error.code if isinstance(error.code, int) else 1
     if isinstance(error, KeyboardInterrupt):
         return 128 + signal.SIGINT
-    return 2 if isinstance(error, UserError) or is_broken(error) else 1
+    return 2 if isinstance(error, UserError) or is_broken(error) or explain_worker_error(error) else 1
 
 
 def heed_signals():
