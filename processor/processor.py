@@ -46,7 +46,7 @@ class Trainer:
         self.optimizer, self.scheduler, self.checkpointer = optimizer, scheduler, checkpointer
         self.learn = Step(model, optimizer, args.micro_batch, getattr(args, 'shard', False))
         self.division = Division(model, train_loader, args.seed)
-        self.look_every = LOOK_EVERY if next(model.parameters()).is_cuda else 1
+        self.look_every = LOOK_EVERY if next(model.parameters()).device.type != 'cpu' else 1
         # Where the run is: the epoch to go on with, the steps done in it, all steps done, the epoch still to be evaluated.
         self.epoch, self.step, self.total_steps, self.unevaluated = 1, 0, 0, None
         self.best = {'R1': -1.0, 'epoch': 0}

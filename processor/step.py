@@ -79,7 +79,8 @@ def ready(batch, device, cut=None, pixels=known_pixels.CLIP):
 
 
 def moved(batch, device):
-    return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+    on_cuda = torch.device(device).type == 'cuda'   # elsewhere the host's memory might be gone before it is copied
+    return {name: value.to(device, non_blocking=on_cuda) for name, value in batch.items()}
 
 
 def backward(model, batch, size=None, scale=lambda loss: loss, peers=ALONE, passes=alone):

@@ -309,7 +309,7 @@ def lock(cell):
     ablate.py was killed is left alone."""
     try:
         os.makedirs(cell.folder, exist_ok=True)
-        file = open(cell.path('.lock'), 'w')
+        file = open(cell.path('.lock'), 'wb')
     except OSError as error:
         raise UserError(f'cannot write into {cell.folder}: {error.strerror}; choose another --output_dir') from None
     with file:
@@ -322,7 +322,7 @@ def train_one(cell, held, stop, keep):
         os.remove(cell.path('result.json'))  # why it broke the last time
     resumption = ['--resume', '--resume_ckpt_file', cell.last] if cell.last else []
     command = [sys.executable, os.path.join(ROOT, 'train.py'), *cell.argv, '--output_dir', cell.folder, *resumption]
-    with open(cell.path('output.txt'), 'w') as output:
+    with open(cell.path('output.txt'), 'wb') as output:
         # In a session of its own: a Ctrl-C of the terminal reaches it through Stop alone, not twice.
         inherited = {'pass_fds': [held.fileno()]} if os.name == 'posix' else {}
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,

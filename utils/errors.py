@@ -75,6 +75,15 @@ WORKER_DEATHS = {
                  '(0 needs none)',
     'Segmentation fault': 'crashed, most likely in a library that decodes images: python -m datasets.check reads them all',
 }
+
+
+def explain_missing_operator(error):
+    """A sentence for an operator that PyTorch lacks on an Apple GPU; None for any other error."""
+    found = re.search(r"operator '([^']+)' is not currently (?:implemented|supported).* MPS", str(error))
+    return found and (f'PyTorch has no {found[1]} for --device mps: set PYTORCH_ENABLE_MPS_FALLBACK=1, which computes it on the CPU, '
+                      'or use --device cpu')
+
+
 OUT_OF_FILES = ('the processes that read images have too many open files: raise the limit (ulimit -n 4096), or lower --num_workers '
                 '(0 needs none)')
 # How workers hand batches over: in shared memory, by file descriptors. PyTorch's words changed between 2.6 and 2.14.
@@ -142,7 +151,7 @@ def run(main):
         print(f'{program_name()}: interrupted', file=sys.stderr)
         status = 130
     except (MemoryError, RuntimeError) as error:
-        problem = explain_worker_error(error)
+        problem = explain_worker_error(error) or explain_missing_operator(error)
         if not problem and not is_out_of_memory(error):
             raise
         reason = f'{error}'.strip().split('\n')[0] or 'no more to be had'

@@ -110,7 +110,7 @@ def lock_folder(folder, advice):
     hold it. Where the file system knows no locks, there is none.
     """
     try:
-        file = open(os.path.join(folder, '.lock'), 'a')
+        file = open(os.path.join(folder, '.lock'), 'ab')
     except OSError as error:
         raise UserError(f'cannot write into {folder}: {error.strerror or error}') from None
     with file:

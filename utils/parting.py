@@ -112,10 +112,12 @@ def place():
 def is_gone(pid):
     """Whether a process of this machine has ended; its parent may not have heard of it yet."""
     try:
-        with open(f'/proc/{pid}/stat') as file:
+        with open(f'/proc/{pid}/stat', encoding='utf-8', errors='replace') as file:
             return file.read().rsplit(')', 1)[1].split()[0] in 'ZX'
     except OSError:     # gone, or no Linux
         pass
+    if os.name != 'posix':      # there os.kill ends the process
+        return False
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
