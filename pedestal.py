@@ -40,7 +40,7 @@ def load(run, checkpoint=None, device='auto', amp=None):
     Args:
         run: a run's folder, or the configs.yaml in it; ours, or a published one's.
         checkpoint: instead of the best.pth beside it.
-        device: auto, cpu, cuda or cuda:<n>.
+        device: auto, cpu, mps, cuda or cuda:<n>.
         amp: precision: auto, bf16, fp16 or off; None: as the run was trained.
 
     Raises:

@@ -2,8 +2,11 @@
 # PYTHON_ARGCOMPLETE_OK (the tab key completes options; see README.md)
 import signal
 
+from utils.launcher import watch_launcher
+
 if __name__ == '__main__':  # until run() below takes over: Ctrl-C while PyTorch loads ends the program without a traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    watch_launcher()                # torchrun may be killed while PyTorch loads
 
 from model.heads import add_report_flags
 from utils.declarations import with_declarations

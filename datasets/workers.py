@@ -1,22 +1,116 @@
 """The processes that read for a loader: a signal to their whole group leaves them alone, and they never outlive their parent."""
 import contextlib
 import multiprocessing
+import multiprocessing.queues
 import os
 import signal
 import threading
 
+from torch._utils import ExceptionWrapper
 from torch.utils.data import DataLoader
+
+from utils.errors import UserError, explain_worker_error
 
 SIGNALS = {signal.SIGINT, signal.SIGTERM}
 LOOK_EVERY = 1.0   # seconds between looks after the parent
+POLL = 1           # seconds of waiting for a batch between calls of on_wait
+# Seconds until a batch counts as lost. Known causes are reported at once, so this one is for a worker that hangs. A network file
+# system may stand still for minutes and recover; other ranks wait for an hour (utils.comm.PATIENCE).
+MAX_WAIT = 1800
 
 
 class Loader(DataLoader):
-    """A DataLoader whose workers are not to be ended by a signal, not even before :func:`start_worker` has run in them."""
+    """A DataLoader that never waits forever, and whose workers survive signals, even before :func:`start_worker` has run in them.
+
+    ``on_wait()`` is called each second while the next batch isn't there, and may raise. Iterating raises
+    :class:`~utils.errors.UserError` if a worker died, cannot send its batch, or sends none for half an hour.
+    """
+
+    def __init__(self, dataset, *args, num_workers=0, **settings):
+        if num_workers:
+            settings = {'timeout': MAX_WAIT, 'multiprocessing_context': loader_context(), **settings}
+        self.on_wait = lambda: None
+        super().__init__(dataset, *args, num_workers=num_workers, **settings)
 
     def __iter__(self):
-        with held() if self._iterator is None else contextlib.nullcontext():
-            return super().__iter__()
+        with explained(), held() if self._iterator is None else contextlib.nullcontext():
+            return Batches(super().__iter__(), self)
+
+
+class Batches:
+    """The iterator of a :class:`Loader`. It waits in short steps, so that the main process can act on signals meanwhile."""
+
+    def __init__(self, iterator, loader):
+        self.iterator, self.loader = iterator, loader
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if not self.loader.num_workers:
+            return next(self.iterator)
+        self.iterator._timeout = POLL
+        try:
+            return self.wait()
+        finally:
+            self.iterator._timeout = self.loader.timeout    # starting the next epoch waits for its workers, too
+
+    def wait(self):
+        for _ in range(MAX_WAIT // POLL):
+            with contextlib.suppress(NoBatchYet), explained():
+                return next(self.iterator)
+            try:
+                self.loader.on_wait()
+            except BaseException:
+                self.end_workers()
+                raise
+        self.end_workers()
+        raise UserError(f'no batch came from the {self.loader.num_workers} processes that read images for {MAX_WAIT} s: the disk or '
+                        'network file system of --root_dir may hang; --num_workers 0 reads without such processes and shows where')
+
+    def end_workers(self):
+        """End workers that may hang. PyTorch would wait five seconds for each."""
+        for worker in self.iterator._workers:
+            worker.terminate()
+
+
+class NoBatchYet(Exception):
+    """The next batch isn't there yet. Asking again goes on waiting."""
+
+
+@contextlib.contextmanager
+def explained():
+    """Turn what PyTorch raises for a problem between a loader and its workers into :class:`UserError`."""
+    try:
+        yield
+    except (RuntimeError, OSError) as error:
+        if str(error).startswith('DataLoader timed out'):
+            raise NoBatchYet from None
+        sentence = explain_worker_error(error)
+        if sentence:
+            raise UserError(sentence) from None
+        raise
+
+
+class BatchQueue(multiprocessing.queues.Queue):
+    """A worker's queue. It sends the reason in place of a batch that it cannot send; Python would only print it, and the loader wait."""
+
+    def _on_queue_feeder_error(self, error, item):
+        if not isinstance(item, tuple) or len(item) != 2 or isinstance(item[1], ExceptionWrapper):
+            super()._on_queue_feeder_error(error, item)
+        else:
+            number, _ = item
+            self.put((number, ExceptionWrapper((type(error), error, error.__traceback__), where='of a DataLoader worker')))
+
+
+def loader_context():
+    """The multiprocessing context in use, with a :class:`BatchQueue` as its queue."""
+    context = type(multiprocessing.get_context())
+
+    class Context(context):
+        def Queue(self, maxsize=0):
+            return BatchQueue(maxsize, ctx=self.get_context())
+    return Context()
 
 
 @contextlib.contextmanager

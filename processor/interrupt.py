@@ -1,6 +1,7 @@
 """Ctrl-C and SIGTERM: save, then leave."""
 import signal
 import threading
+import time
 
 from utils import comm
 
@@ -15,7 +16,7 @@ class Interrupt:
     processes it may be the first one again, for torchrun passes signals on."""
 
     def __init__(self):
-        self.requested = None
+        self.requested = self.requested_at = None
         self.at_once = False
         self._previous = {}
 
@@ -31,5 +32,6 @@ class Interrupt:
 
     def _handle(self, number, frame):
         again, self.requested = self.requested is not None and comm.get_world_size() == 1, number
+        self.requested_at = self.requested_at or time.monotonic()
         if again or self.at_once:
             raise Stopped

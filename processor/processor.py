@@ -24,6 +24,7 @@ from utils.seeding import derive_seed, random_states, restore_random_states, see
 
 logger = logging.getLogger('Pedestal.train')
 
+WAIT_FOR_BATCH = 20  # seconds after a signal that one of several processes waits for its batch; torchrun kills after 30
 LOOK_EVERY = 20  # steps between reads of the losses from a GPU, each of which waits for it
 
 
@@ -45,7 +46,7 @@ class Trainer:
         self.optimizer, self.scheduler, self.checkpointer = optimizer, scheduler, checkpointer
         self.learn = Step(model, optimizer, args.micro_batch, getattr(args, 'shard', False))
         self.division = Division(model, train_loader, args.seed)
-        self.look_every = LOOK_EVERY if next(model.parameters()).is_cuda else 1
+        self.look_every = LOOK_EVERY if next(model.parameters()).device.type != 'cpu' else 1
         # Where the run is: the epoch to go on with, the steps done in it, all steps done, the epoch still to be evaluated.
         self.epoch, self.step, self.total_steps, self.unevaluated = 1, 0, 0, None
         # A script's own evaluator may say nothing of what it measures, and is one of Rank-1 then.
@@ -70,6 +71,7 @@ class Trainer:
         self.journal = Journal(self.args.output_dir, self.total_steps, self.unevaluated) if comm.is_first() else NoJournal()
         try:
             with Interrupt() as self.interrupt:
+                self.loader.on_wait = self.stop_while_waiting
                 if not self.total_steps:
                     self.save_last()  # from here on there is something to resume, and a full disk shows at once
                 self.evaluate()
@@ -240,6 +242,17 @@ class Trainer:
     def stop_if_asked(self):
         if self.asked_to_stop():
             raise Stopped
+
+    def stop_while_waiting(self):
+        """Stop if a signal came while this process waits for a batch, which may never come. One of several processes cannot save
+        then, because the others are elsewhere."""
+        if not self.interrupt.requested:
+            return
+        if comm.get_world_size() == 1:
+            self.save_last()
+        elif time.monotonic() - self.interrupt.requested_at < WAIT_FOR_BATCH:
+            return
+        raise Stopped
 
     def asked_to_stop(self):
         """Whether a signal reached this process, or another one of several: all leave at the same step, with the same status."""

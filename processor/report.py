@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 import torch
 import torchvision
-from torch.utils.data import DataLoader
 
 from datasets.joined import first_of
 from datasets.registry import published_split_note
 from datasets.sampler import SplitSampler
 from datasets.synthpedes import baseline_similarities, is_synthetic
+from datasets.workers import Loader
 from model import build_model
 from model.clip_weights import OPENAI_SHA256, file_stem, shape_named
 from processor.evaluation import Evaluator, rankings
@@ -215,7 +215,7 @@ class Shuffled(SplitSampler):
 def reordered(loader, seed, shuffle=False, **settings):
     """A loader of the same samples, shuffled by ``seed`` or in other batches."""
     generator, count = torch.Generator().manual_seed(seed), len(loader.dataset)
-    return DataLoader(loader.dataset, **{
+    return Loader(loader.dataset, **{
         'batch_size': loader.batch_size, 'num_workers': loader.num_workers, 'pin_memory': loader.pin_memory,
         'worker_init_fn': loader.worker_init_fn, 'generator': generator,
         'sampler': Shuffled(count, generator) if shuffle else SplitSampler(count), **settings})

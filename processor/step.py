@@ -87,7 +87,8 @@ def pixels_of(loader, model):
 
 
 def moved(batch, device):
-    return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+    on_cuda = torch.device(device).type == 'cuda'   # elsewhere the host's memory might be gone before it is copied
+    return {name: value.to(device, non_blocking=on_cuda) for name, value in batch.items()}
 
 
 def backward(model, batch, size=None, scale=lambda loss: loss, peers=ALONE, passes=alone):

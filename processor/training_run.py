@@ -40,6 +40,7 @@ def run_training(args):
         train(args, device, resumed)
     finally:
         if comm.is_first() and not os.path.exists(os.path.join(args.output_dir, 'last.pth')):
+            setup_logger('Pedestal', save_dir='', if_train=True)    # close the log: Windows removes no open file
             remove_folder(args.output_dir)  # nothing was trained: leave no litter
 
 

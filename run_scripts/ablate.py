@@ -10,7 +10,6 @@ itself (on another GPU), it takes the runs that nobody is at. The table is print
 Exit status 0 if every run is finished, 1 if not, 130 if stopped.
 """
 import contextlib
-import fcntl
 import glob
 import hashlib
 import itertools
@@ -37,6 +36,7 @@ from processor.report import baselines, read_results
 from utils.checkpoint import sha256_of
 from utils.csv_files import write_csv
 from utils.errors import UserError, unknown
+from utils.file_lock import try_lock
 from utils.iotools import atomic_write, read_json
 from utils.options import Effect, Parser, as_dict, build_parser, get_args, plain, whole
 from utils.tables import METRICS, as_latex, as_markdown, as_text
@@ -45,6 +45,7 @@ from utils.tables import METRICS, as_latex, as_markdown, as_text
 OF_EPOCHS = {'best': 'each run at the epoch with its best Rank-1 on the {} split, whose figures these are',
              'last': 'each run after its last epoch, on the {} split',
              'mean': "the mean of each run's evaluations in its last five epochs, on the {} split"}
+ENDING = [getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP') if hasattr(signal, name)]
 OWN = {'loss_names': '--loss_names', 'seed': '--seeds', 'config_file': '--config_file', 'output_dir': '--output_dir'}
 
 
@@ -238,7 +239,7 @@ class Stop:
         self.requested, self.process, self._previous = None, None, {}   # requested: the signal
 
     def __enter__(self):
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in ENDING:
             if signal.getsignal(number) is not signal.SIG_IGN:  # nohup means it
                 self._previous[number] = signal.signal(number, self._handle)
         return self
@@ -311,16 +312,11 @@ def lock(cell):
     ablate.py was killed is left alone."""
     try:
         os.makedirs(cell.folder, exist_ok=True)
-        file = open(cell.path('.lock'), 'w')
+        file = open(cell.path('.lock'), 'wb')
     except OSError as error:
         raise UserError(f'cannot write into {cell.folder}: {error.strerror}; choose another --output_dir') from None
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield None
-        else:
-            yield file
+        yield file if try_lock(file, is_inherited=True) else None
 
 
 def train_one(cell, held, stop, keep):
@@ -329,10 +325,11 @@ def train_one(cell, held, stop, keep):
         os.remove(cell.path('result.json'))  # why it broke the last time
     resumption = ['--resume', '--resume_ckpt_file', cell.last] if cell.last else []
     command = [sys.executable, os.path.join(ROOT, 'train.py'), *cell.argv, '--output_dir', cell.folder, *resumption]
-    with open(cell.path('output.txt'), 'w') as output:
+    with open(cell.path('output.txt'), 'wb') as output:
         # In a session of its own: a Ctrl-C of the terminal reaches it through Stop alone, not twice.
+        inherited = {'pass_fds': [held.fileno()]} if os.name == 'posix' else {}
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-                                   start_new_session=True, pass_fds=[held.fileno()])
+                                   start_new_session=True, **inherited)
         status = stop.wait_for(process)
     if status and stop.requested:
         return None

@@ -71,7 +71,7 @@ def build_cost_parser():
     parser.add_argument('--recipes', nargs='+', default=recipes, help='files in configs')
     parser.add_argument('--batch_size', type=count, help=f"of a step (default: the recipe's; {ON_CPU} on a CPU)")
     parser.add_argument('--repeats', type=count, default=5, help='of a step and of a query; the median is shown')
-    parser.add_argument('--device', default='auto', help='auto, cpu, cuda or cuda:<n>')
+    parser.add_argument('--device', default='auto', help='auto, cpu, mps, cuda or cuda:<n>')
     parser.add_argument('--amp', default='auto', choices=['auto', 'bf16', 'fp16', 'off'], help='precision of the forward pass')
     parser.add_argument('--format', nargs='+', choices=FORMATS, default=['text'], help='how the table is printed')
     parser.add_argument('--csv', metavar='FILE', help='also write all in full precision')

@@ -46,6 +46,8 @@ def main(argv=None):
     parser.add_argument('--folder', help='where to work and leave everything (default: a temporary folder, removed)')
     parser.add_argument('train_options', nargs='*', help='after --, for train.py')
     args = parser.parse_args(argv)
+    if not os.path.isdir('/proc/self/task'):
+        raise UserError('kill_and_resume.py finds the processes that it kills in /proc, so it needs Linux')
     if args.folder:
         os.makedirs(args.folder, exist_ok=True)
         return compare(args, args.folder)
@@ -123,7 +125,7 @@ def kill_all(process):
 
 def children(pid):
     """The processes that torchrun started, by their numbers; of a program that is no torchrun, those that read images."""
-    with open(f'/proc/{pid}/task/{pid}/children') as file:
+    with open(f'/proc/{pid}/task/{pid}/children', encoding='utf-8') as file:
         return sorted(map(int, file.read().split()))
 
 
@@ -215,7 +217,7 @@ def journal(folder):
     path = os.path.join(folder, 'metrics.jsonl')
     if not os.path.exists(path):
         return []
-    with open(path) as file:
+    with open(path, encoding='utf-8') as file:
         lines = [json.loads(line) for line in file if line.endswith('\n')]
     return [{name: value for name, value in line.items() if name != 'samples_per_second'} for line in lines]
 

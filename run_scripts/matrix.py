@@ -66,7 +66,7 @@ def build_matrix_parser():
     parser.add_argument('--runs', nargs='+', required=True, help="runs' folders, or folders with runs at any depth")
     parser.add_argument('--datasets', nargs='+', required=True, help='what all are tested on')
     parser.add_argument('--root_dir', help="the folder with the datasets' folders (default: as in the runs' configs)")
-    parser.add_argument('--device', help='auto, cpu, cuda or cuda:<n> (default: as in the configs)')
+    parser.add_argument('--device', help='auto, cpu, mps, cuda or cuda:<n> (default: as in the configs)')
     parser.add_argument('--metrics', nargs='+', choices=METRICS, default=['R1', 'mAP'], help='a table for each')
     parser.add_argument('--format', nargs='+', choices=[*FORMATS, 'csv'], default=['text'], help='what is printed')
     parser.add_argument('--out', metavar='NAME', help='also write NAME.txt, NAME.md, NAME.tex and NAME.csv')

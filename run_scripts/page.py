@@ -49,7 +49,7 @@ def build_page_parser():
     parser.add_argument('--top', type=count, default=8, help='images a caption')
     parser.add_argument('--dataset_name', help='another dataset than the run was trained on')
     parser.add_argument('--root_dir', help="the folder with the datasets' folders")
-    parser.add_argument('--device', help='auto, cpu, cuda or cuda:<n>')
+    parser.add_argument('--device', help='auto, cpu, mps, cuda or cuda:<n>')
     return parser
 
 

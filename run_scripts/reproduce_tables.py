@@ -58,7 +58,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(prog='reproduce_tables.py', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--logs', default='logs', help="the folder with the runs' folders, at any depth")
     parser.add_argument('--root_dir', help="the folder with the datasets' folders (default: as in the runs' configs)")
-    parser.add_argument('--device', help='auto, cpu, cuda or cuda:<n> (default: as in the configs)')
+    parser.add_argument('--device', help='auto, cpu, mps, cuda or cuda:<n> (default: as in the configs)')
     parser.add_argument('--published', action='store_true', help="list all that is published on the runs' datasets, too")
     parser.add_argument('--format', nargs='+', choices=FORMATS, default=['text'], help='how the tables are printed')
     args = parser.parse_args(argv)

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from utils.errors import UserError
+from utils.launcher import watch_launcher
 from utils.parting import LeftAlone, Parting, heed_signals, ignore_signals, place
 
 MEETING = datetime.timedelta(minutes=10)   # how long a process waits for the others to start
@@ -41,6 +42,7 @@ def _distributed():
 def joined():
     """``with joined():`` this process is one of those that torchrun started (by its RANK and WORLD_SIZE), each with a GPU of its own
     where there are some. Without torchrun nothing happens."""
+    watch_launcher()
     world = processes_started()
     if world == 1 or _distributed():
         yield
@@ -200,14 +202,22 @@ def largest(number):
 
 
 def pick_device(name):
-    """``auto``, ``cpu``, ``cuda`` or ``cuda:<n>`` -> torch.device; a GPU that isn't there raises :class:`UserError`. Each of several
-    processes on a machine gets a GPU of its own."""
+    """``auto``, ``cpu``, ``mps`` (an Apple GPU), ``cuda`` or ``cuda:<n>`` -> torch.device. ``auto`` is ``cuda`` if there is one, else
+    ``cpu``. Each of several processes on a machine gets a GPU of its own.
+
+    Raises:
+        UserError: the device is unknown or isn't there.
+    """
     if name == 'auto':
         name = 'cuda' if torch.cuda.is_available() else 'cpu'
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"unknown --device '{name}'; use auto, cpu, cuda or cuda:<n>") from None
+        device = None
+    if device is None or device.type not in ('cpu', 'mps', 'cuda') or (device.type != 'cuda' and device.index):
+        raise UserError(f"unknown --device '{name}'; use auto, cpu, mps, cuda or cuda:<n>")
+    if device.type == 'mps':
+        refuse_mps(name)
     if device.type == 'cuda' and not torch.cuda.is_available():
         raise UserError(f'--device {name}: PyTorch sees no GPU here; use --device cpu, or check the driver and the PyTorch build')
     if device.type == 'cuda' and (device.index or 0) >= torch.cuda.device_count():
@@ -215,6 +225,14 @@ def pick_device(name):
     if device.type == 'cuda' and get_world_size() > 1:
         return own_gpu(device)
     return device
+
+
+def refuse_mps(name):
+    """Raise :class:`UserError` if there is no Apple GPU, or if several processes would share it."""
+    if not torch.backends.mps.is_available():
+        raise UserError(f'--device {name}: PyTorch sees no Apple GPU here; use --device auto, cpu or cuda')
+    if get_world_size() > 1:
+        raise UserError(f'--device {name} is one GPU, and torchrun started {get_world_size()} processes; start one: python train.py ...')
 
 
 def own_gpu(device):

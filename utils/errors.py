@@ -2,6 +2,7 @@
 import errno
 import os
 import re
+import shutil
 import signal
 import sys
 
@@ -73,21 +74,60 @@ def unknown(what, name, known):
     return UserError(f'unknown {what} {name!r}{nearest(name, known)}')
 
 
-def worker_problem(error):
-    """What PyTorch says of a loader's worker that died, as a sentence with the likely cause; None where it says something else."""
-    found = re.search(r'DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal: ([^.]*)|exited unexpectedly)', str(error))
+def explain_worker_error(error):
+    """What PyTorch says of a data loader's worker that died or cannot send its batch, as a sentence with cause and remedy.
+
+    Returns:
+        None if the error says something else.
+    """
+    message = str(error)
+    for pattern, cause in TRANSFER_FAILURES.items():
+        if re.search(pattern, message, re.DOTALL):
+            return cause.format(shared_memory=describe_shared_memory())
+    if getattr(error, 'errno', None) in (errno.EMFILE, errno.ENFILE):
+        return OUT_OF_FILES
+    found = re.search(r'DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal: ([^.]*)|exited unexpectedly)', message)
     if not found:
         return None
     pid, how = found[1], (found[2] or 'exited').strip()
     cause = WORKER_DEATHS.get(how, f'ended unexpectedly ({how.lower()}); --num_workers 0 reads without such processes and shows why')
-    return f'a process that reads images (pid {pid}) {cause}'
+    return f'a process that reads images (pid {pid}) {cause.format(shared_memory=describe_shared_memory())}'
 
 
 WORKER_DEATHS = {
     'Killed': 'was killed, most likely by the system because memory ran out: lower --num_workers or --batch_size',
-    'Bus error': 'had no shared memory left: lower --num_workers, or give a container more (docker run --shm-size 8g)',
+    'Bus error': 'had no shared memory left{shared_memory}: give a container more (docker run --shm-size 8g), or lower --num_workers '
+                 '(0 needs none)',
     'Segmentation fault': 'crashed, most likely in a library that decodes images: python -m datasets.check reads them all',
 }
+
+
+def explain_missing_operator(error):
+    """A sentence for an operator that PyTorch lacks on an Apple GPU; None for any other error."""
+    found = re.search(r"operator '([^']+)' is not currently (?:implemented|supported).* MPS", str(error))
+    return found and (f'PyTorch has no {found[1]} for --device mps: set PYTORCH_ENABLE_MPS_FALLBACK=1, which computes it on the CPU, '
+                      'or use --device cpu')
+
+
+OUT_OF_FILES = ('the processes that read images have too many open files: raise the limit (ulimit -n 4096), or lower --num_workers '
+                '(0 needs none)')
+# How workers hand batches over: in shared memory, by file descriptors. PyTorch's words changed between 2.6 and 2.14.
+TRANSFER_FAILURES = {
+    r'(shared memory|/torch_\d).*No space left on device':
+        'the processes that read images have no shared memory left{shared_memory}: give a container more (docker run --shm-size 8g), '
+        'or lower --num_workers (0 needs none)',
+    r'/torch_\d.*Too many open files|^Too many open files\. Communication|received \d+ items of ancdata|DataLoader worker.*\[Errno 2[34]\]':
+        OUT_OF_FILES,
+}
+
+
+def describe_shared_memory():
+    """The size of the shared memory, in brackets; nothing if the system doesn't say."""
+    try:
+        return f" (/dev/shm has {shutil.disk_usage('/dev/shm').total / 1e6:.0f} MB)"
+    except OSError:
+        return ''
+
 
 
 def readable(message, word=300, most=900):
@@ -174,7 +214,7 @@ def run(main):
         print(f'{program_name()}: interrupted', file=sys.stderr)
         status = 130
     except (MemoryError, RuntimeError) as error:
-        problem = worker_problem(error)
+        problem = explain_worker_error(error) or explain_missing_operator(error)
         if not problem and not is_out_of_memory(error):
             raise
         reason = f'{error}'.strip().split('\n')[0] or 'no more to be had'

@@ -1,7 +1,5 @@
 """Reading and writing files, with errors that say which file and why."""
 import contextlib
-import errno
-import fcntl
 import json
 import os
 import stat
@@ -12,6 +10,7 @@ from PIL import Image, UnidentifiedImageError
 
 from utils import options
 from utils.errors import UserError, write_error_reason
+from utils.file_lock import try_lock
 from utils.temporary import temporary_sibling
 
 
@@ -192,15 +191,12 @@ def lock_folder(folder, advice):
     hold it. Where the file system knows no locks, there is none.
     """
     try:
-        file = open(os.path.join(folder, '.lock'), 'a')
+        file = open(os.path.join(folder, '.lock'), 'ab')
     except OSError as error:
         raise UserError(f'cannot write into {folder}: {error.strerror or error}') from None
     with file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                raise UserError(f'another program is at work in {folder}: {advice}') from None
+        if not try_lock(file):
+            raise UserError(f'another program is at work in {folder}: {advice}')
         yield
 
 

@@ -127,7 +127,7 @@ def add_run_options(parser):
                      help='epochs between kept checkpoints epoch_<n>.pth; 0: none')
     run.add_argument('--seed', type=positive(int, strict=False, most=2 ** 63 - 1), default=1, effect=RESULT | UNPUBLISHED,
                      help='of everything random')
-    run.add_argument('--device', default='auto', effect=NOTHING, help='auto, cpu, cuda or cuda:<n>')
+    run.add_argument('--device', default='auto', effect=NOTHING, help='auto, cpu, mps, cuda or cuda:<n>')
     run.add_argument('--amp', default='auto', choices=['auto', 'bf16', 'fp16', 'off'], effect=RESULT | RESUMED | UNPUBLISHED,
                      help='precision of the forward pass')
     run.add_argument('--test', dest='training', action='store_false', default=True, effect=CALL,
@@ -463,7 +463,7 @@ def build_test_parser(program, description):
                         help="how both stages' scores are scaled: within each caption, or over the whole test split, as APTM's code does")
     parser.add_argument('--test_batch_size', type=count, help='samples encoded at a time')
     parser.add_argument('--num_workers', type=positive(int, strict=False, most=1024), help='processes that load data')
-    parser.add_argument('--device', help='auto, cpu, cuda or cuda:<n>')
+    parser.add_argument('--device', help='auto, cpu, mps, cuda or cuda:<n>')
     parser.add_argument('--amp', choices=['auto', 'bf16', 'fp16', 'off'], help='precision of the forward pass')
     parser.add_argument('--image_cache', nargs='?', const='auto', metavar='FOLDER',
                         help="keep decoded and resized images in FOLDER (without one: in the dataset's folder)")

@@ -7,7 +7,7 @@ import time
 
 import torch.distributed as dist
 
-from utils.errors import UserError, tell_error
+from utils.errors import UserError, explain_worker_error, tell_error
 
 NOTE = 'left'       # what the store holds once a process leaves: its number and its status
 PATIENCE = 1.0      # seconds until the system has told that a process is gone
@@ -112,10 +112,12 @@ def place():
 def is_gone(pid):
     """Whether a process of this machine has ended; its parent may not have heard of it yet."""
     try:
-        with open(f'/proc/{pid}/stat') as file:
+        with open(f'/proc/{pid}/stat', encoding='utf-8', errors='replace') as file:
             return file.read().rsplit(')', 1)[1].split()[0] in 'ZX'
     except OSError:     # gone, or no Linux
         pass
+    if os.name != 'posix':      # there os.kill ends the process
+        return False
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -138,7 +140,7 @@ def status_of(error):
         return error.code if isinstance(error.code, int) else 1
     if isinstance(error, KeyboardInterrupt):
         return 128 + signal.SIGINT
-    return 2 if isinstance(error, UserError) or is_broken(error) else 1
+    return 2 if isinstance(error, UserError) or is_broken(error) or explain_worker_error(error) else 1
 
 
 def heed_signals():

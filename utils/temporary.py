@@ -6,7 +6,7 @@ import secrets
 import shutil
 import time
 
-from utils.file_locks import is_locked, lock_path
+from utils.file_lock import is_locked, lock_path
 
 NAME = re.compile(r'.+\.[0-9a-f]{8}\.pedestal\.tmp')
 UNTOUCHED = 60                      # seconds: a younger one may not be locked yet, or is about to be renamed

@@ -16,13 +16,9 @@ from datasets.synthpedes import people
 from datasets.synthpedes.drawing import Palette, new_scene, photo
 from datasets.workers import start_worker
 from utils.errors import UserError, unknown
+from utils.file_lock import try_lock
 from utils.iotools import read_json
 from utils.seeding import derive_seed
-
-try:
-    import fcntl
-except ImportError:   # Windows: nothing tells two runs of each other
-    fcntl = None
 
 VERSION = 1  # of the drawings and sentences: the same settings give the same files only within a version
 KNOBS = {  # name: (default, lowest, highest, what it does)
@@ -210,7 +206,7 @@ def _all_identities(tasks, workers):
 
 
 def _dump(path, content):
-    with open(path, 'w') as file:
+    with open(path, 'w', encoding='utf-8') as file:
         json.dump(content, file, indent=1)
 
 
@@ -312,19 +308,15 @@ def _locked(new, folder):
     """Make the folder ``new`` where it is not there, and lock it; returns the lock, which ends with the process at the latest."""
     while True:
         os.makedirs(new, exist_ok=True)
-        if fcntl is None:
+        if not hasattr(os, 'O_DIRECTORY'):   # Windows opens no folders, so two runs do not see each other there
             return None
         try:
             lock = os.open(new, os.O_RDONLY)
         except FileNotFoundError:   # who wrote it has just finished
             continue
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_lock(lock, is_inherited=True):
             os.close(lock)
-            raise UserError(f'another run is writing {folder}: wait until it is done, or choose another --out') from None
-        except OSError:             # a file system without locks
-            return lock
+            raise UserError(f'another run is writing {folder}: wait until it is done, or choose another --out')
         if os.path.lexists(new) and os.path.samestat(os.fstat(lock), os.stat(new)):
             return lock
         os.close(lock)

@@ -282,7 +282,7 @@ def expert_usage(mixtures, pass_samples):
     def counting(number):
         def count_chosen(module, inputs, outputs):
             chosen = outputs[2]                                                      # [B, S, E]
-            counts[number] = counts[number] + chosen.sum(dim=(0, 1), dtype=torch.float64)
+            counts[number] = counts[number] + chosen.cpu().sum(dim=(0, 1), dtype=torch.float64)    # MPS has no float64
         return count_chosen
     hooks = [mixture.register_forward_hook(counting(number)) for number, mixture in enumerate(mixtures)]
     try:

@@ -50,7 +50,7 @@ def build_benchmark_parser():
     parser.add_argument('--quick', action='store_true', help='a small model, small batches, small galleries')
     parser.add_argument('--batch_size', type=count, help='of a training step (default: 64 on a GPU, 8 on a CPU)')
     parser.add_argument('--repeats', type=count, help='of what is measured (default: 5, with --quick 3)')
-    parser.add_argument('--device', default='auto', help='auto, cpu, cuda or cuda:<n>')
+    parser.add_argument('--device', default='auto', help='auto, cpu, mps, cuda or cuda:<n>')
     parser.add_argument('--amp', default='auto', choices=['auto', 'bf16', 'fp16', 'off'], help='precision of our way')
     parser.add_argument('--json', metavar='FILE', help='write all that was measured')
     parser.add_argument('--markdown', metavar='FILE', help='write the tables')

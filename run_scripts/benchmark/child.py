@@ -9,6 +9,8 @@ from utils.errors import UserError
 def in_child(measure, *arguments):
     """The dict that ``measure(*arguments)`` returns in a new process, so that no row finds another one's memory;
     ``{'error': why}`` where it fails."""
+    if 'forkserver' not in multiprocessing.get_all_start_methods():
+        return {'error': 'speed and memory are measured on Linux and macOS alone, not on Windows'}
     context = multiprocessing.get_context('forkserver')   # forks from a process that has imported PyTorch and computed nothing
     context.set_forkserver_preload(['torch', 'torchvision', 'torch.utils.tensorboard', 'run_scripts.benchmark.rows'])
     receiving, sending = context.Pipe(duplex=False)

@@ -2,7 +2,6 @@
 import contextlib
 import os
 import platform
-import resource
 import sys
 import time
 
@@ -49,6 +48,7 @@ def peak_bytes(device='cpu'):
     """The most memory that this process has held so far, or that its tensors on a GPU have."""
     if torch.device(device).type == 'cuda':
         return torch.cuda.max_memory_allocated(device)
+    import resource     # which Windows lacks
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
 
 

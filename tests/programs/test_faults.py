@@ -14,6 +14,7 @@ import torch
 
 import processor.processor
 import train as train_program
+from datasets.bases import ImageTextDataset
 from datasets.build import build_dataset
 from datasets.sampler import RandomBatches
 from processor import training_run
@@ -102,6 +103,30 @@ def test_a_signal_while_one_process_evaluates(several, run_folder):
     assert statuses == [130, 130], printed
     assert 'Traceback' not in printed and not errors_in(printed) and printed.count('stopped; go on with: ') == 1
     assert read_checkpoint(os.path.join(run_folder(), 'last.pth'))['unevaluated'] == 1
+
+
+def with_a_worker_that_hangs():
+    read = ImageTextDataset.__getitem__
+
+    def hang_after_the_first_batch(self, index):
+        if comm.get_rank() == 1 and torch.utils.data.get_worker_info().id == 1:
+            time.sleep(1000)
+        return read(self, index)
+
+    os.sched_getaffinity = lambda process: range(8)
+    ImageTextDataset.__getitem__, processor.processor.WAIT_FOR_BATCH = hang_after_the_first_batch, 2
+    train_program.main()
+
+
+def test_a_signal_while_a_worker_of_one_process_hangs(several, tmp_path):
+    run = several('--num_epoch', '1', '--num_workers', '2', main=with_a_worker_that_hangs)
+    wait_for_step(run, tmp_path / 'logs', 1)
+    for rank in (0, 1):
+        run.send(rank, signal.SIGTERM)
+    began = time.time()
+    statuses, printed = run.wait()
+    assert statuses == [143, 143] and time.time() - began < 60, printed
+    assert 'Traceback' not in printed and printed.count('stopped; go on with: ') == 1
 
 
 # -- a process that is gone ----------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -13,6 +14,7 @@ import yaml
 
 import test as test_program
 import train as train_program
+from datasets.bases import ImageTextDataset
 from tests.support import HANG_TIMEOUT
 from utils.checkpoint import read_checkpoint
 from utils.errors import UserError
@@ -213,6 +215,32 @@ def test_sigterm_while_workers_start(command, tmp_path):
     _, errors = process.communicate(timeout=HANG_TIMEOUT)
     assert process.returncode == 143 and 'Traceback' not in errors, errors
     assert saved(tmp_path)
+
+
+def test_the_first_signal_saves_and_leaves_while_workers_hang(command, run_folder, monkeypatch, tmp_path):
+    """The second worker reads the second batch, which never comes."""
+    command = command + ['--num_workers', '2', '--log_period', '1']
+    read = ImageTextDataset.__getitem__
+
+    def hang_in_the_second_worker(self, index):
+        worker = torch.utils.data.get_worker_info()
+        return read(self, index) if worker is None or worker.id == 0 else time.sleep(1000)
+
+    def signal_after_the_first_step():
+        while not any(journal(folder, 'train') for folder, _, names in os.walk(tmp_path / 'logs') if 'metrics.jsonl' in names):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patched, pytest.raises(SystemExit) as left:
+        patched.setattr(os, 'sched_getaffinity', lambda process: range(8), raising=False)
+        patched.setattr(ImageTextDataset, '__getitem__', hang_in_the_second_worker)
+        threading.Thread(target=signal_after_the_first_step, daemon=True).start()
+        train_program.main(command)
+    assert left.value.code == 143
+    assert read_checkpoint(os.path.join(run_folder(), 'last.pth'))['total_steps'] == 1
+    train_program.main(['--resume', run_folder()])
+    train_program.main(command + ['--output_dir', str(tmp_path / 'whole')])
+    assert same_weights(run_folder(), run_folder(root=tmp_path / 'whole'))
 
 
 def saved(folder):
