@@ -210,7 +210,7 @@ def _all_identities(tasks, workers):
 
 
 def _dump(path, content):
-    with open(path, 'w') as file:
+    with open(path, 'w', encoding='utf-8') as file:
         json.dump(content, file, indent=1)
 
 
