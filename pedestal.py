@@ -25,6 +25,7 @@ from processor.photos import Photos
 from processor.report import load_trained
 from processor.runs import Run, Split, embed_queries
 from utils.errors import UserError
+from utils.images import READER_VERSION, to_rgb
 from utils.iotools import read_image
 from utils.pixels import CLIP
 from utils.options import Effect, build_parser, build_test_parser, parse_test_options, plain
@@ -56,6 +57,25 @@ def options_of(run, **flags):
     return parse_test_options(build_test_parser('pedestal', ''), ['--config_file', config, *words])
 
 
+def load_rgb(image):
+    """Bring a photo to 8-bit RGB as :mod:`utils.images` says.
+
+    Args:
+        image: a path or a ``PIL.Image``.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    if not isinstance(image, Image.Image):
+        return read_image(os.fspath(image))
+    try:
+        return to_rgb(image)
+    except MemoryError:
+        raise
+    except Exception as error:  # a lazily opened file is decoded here: PIL's decoders raise nearly anything
+        raise UserError(f'an image cannot be read: {getattr(error, "strerror", None) or error}') from None
+
+
 class People:
     """A trained model that encodes and searches. ``args``: its options (:func:`utils.options.parse_test_options`); see :func:`load`.
 
@@ -78,7 +98,7 @@ class People:
 
     def read(self, image):
         """A photo as the model reads it, [3, H, W]: a path, or a ``PIL.Image``. Raises :class:`UserError` where it cannot be read."""
-        return self.transform(image.convert('RGB') if isinstance(image, Image.Image) else read_image(os.fspath(image)))
+        return self.transform(load_rgb(image))
 
     def tokens(self, captions):
         """Token ids [K, L] of captions. Logs a warning if some are longer than the text length."""
@@ -176,7 +196,7 @@ class People:
         left_out = {'root_dir', 'dataset_name', 'seed', 'checkpoint'} | parser.without(Effect.RESULT)
         options = {name: plain(value) for name, value in sorted(vars(self.args).items())
                    if name in usual and name not in left_out and plain(value) != plain(usual[name])}
-        model = {'sha256': self.checkpoint['sha256'], 'options': options}
+        model = {'sha256': self.checkpoint['sha256'], 'options': options, 'reader': READER_VERSION}
         if self.model.pixels != CLIP:
             model['pixels'] = list(map(plain, self.model.pixels))
         return model, hashlib.sha256(json.dumps(model, sort_keys=True).encode()).hexdigest()[:16]

@@ -20,11 +20,13 @@ from datasets.published_splits import KINDS, differing_counts
 from datasets.registry import add_table_options, dataset_class, names
 from datasets.table import is_table
 from utils.errors import UserError, run
+from utils.images import SkippedFiles, find_images
 from utils.option_types import split_dataset_path
 from utils.iotools import read_image, read_json, refuse_irregular
 from utils.terminal import one_line
 
-IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.tif', '.tiff', '.webp')
+# What is worth knowing of a copy that is whole.
+NOTES = ('images that are converted when they are read', 'files below the images that are skipped')
 
 
 def expected_counts(name, folder):
@@ -53,23 +55,23 @@ def compare(counts, expected, source):
 
 
 def examine(path):
-    """(digest of the file's bytes, what is wrong with the image or None)."""
-    digest = hashlib.sha256()
+    """(digest of the file's bytes, what is wrong with the image or None, how its pixels are converted: phrases)."""
+    digest, notes = hashlib.sha256(), []
     try:
         refuse_irregular(path)
         with open(path, 'rb') as file:
             while block := file.read(2 ** 20):
                 digest.update(block)
     except OSError as error:
-        return None, f'{path} cannot be read: {error.strerror}'
+        return None, f'{path} cannot be read: {error.strerror}', notes
     except UserError as error:
-        return None, str(error)
+        return None, str(error), notes
     digest = digest.digest()
     try:
-        read_image(path)
+        read_image(path, notes)
     except UserError as error:
-        return digest, str(error)
-    return digest, None
+        return digest, str(error), []
+    return digest, None, notes
 
 
 def examine_all(paths, workers):
@@ -79,19 +81,6 @@ def examine_all(paths, workers):
         return list(tqdm(pool.map(examine, paths), total=len(paths), unit='image', desc='reading', disable=None))
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def files_below(folder):
-    """All image files below a folder, hidden ones left out. Follows links, but into no folder twice."""
-    found, seen = [], set()
-    for place, folders, files in os.walk(folder, followlinks=True):
-        if os.path.realpath(place) in seen:
-            folders.clear()
-            continue
-        seen.add(os.path.realpath(place))
-        found += [os.path.join(place, name) for name in sorted(files)
-                  if name.lower().endswith(IMAGES) and not name.startswith('.')]
-    return found
 
 
 def identical(paths, digests):
@@ -135,9 +124,13 @@ def check(name, root, workers, columns=None, split_seed=1):
     absent = set(problems['missing images'])
     there = [path for path in paths if path not in absent]
     found = examine_all(there, workers)
-    problems['broken images'] = [problem for _, problem in found if problem]
-    problems['images with the same bytes'] = identical(there, [digest for digest, _ in found])
-    problems['images that the annotation does not list'] = [path for path in files_below(images) if path not in paths]
+    problems['broken images'] = [problem for _, problem, _ in found if problem]
+    problems['images with the same bytes'] = identical(there, [digest for digest, _, _ in found])
+    below, skipped = find_images(images)
+    problems['images that the annotation does not list'] = [path for path in below if path not in paths]
+    problems['folders that cannot be listed'] = skipped.folders
+    problems[NOTES[0]] = [f'{path}: {", ".join(notes)}' for path, (_, _, notes) in zip(there, found) if notes]
+    problems[NOTES[1]] = SkippedFiles(hidden=skipped.hidden, others=skipped.others).summary()
     return table, {kind: lines for kind, lines in problems.items() if lines}
 
 
@@ -158,6 +151,7 @@ def main(argv=None):
         for line in lines:
             print(f'  {one_line(line)}')
     folder = dataset_class(args.dataset_name, args.columns, args.split_seed).locate(args.root_dir)[0]
+    problems = {kind: lines for kind, lines in problems.items() if kind not in NOTES}
     if problems:
         print(f'{folder}: not whole: {", ".join(f"{len(lines)} {kind}" for kind, lines in problems.items())}')
         return 1

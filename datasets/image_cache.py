@@ -16,6 +16,7 @@ from torchvision import transforms as T
 from tqdm import tqdm
 
 from utils.errors import UserError
+from utils.images import READER_VERSION
 from utils.iotools import RandomReader, atomic_write, read_image, read_json
 from utils.temporary import remove_abandoned, temporary_sibling
 
@@ -165,8 +166,8 @@ def open_store(folder, name, paths, root, img_size, workers=1, skip_broken=False
     file = f'{kind}_{key_of(paths, root, img_size, interpolation)}.npy'
     others = sorted(set(glob.glob(f'{glob.escape(kind)}_*.npy')) - {file})
     if others:
-        logger.warning('the images have changed since %s was made (%s); unless another copy of the dataset uses it, it can be deleted',
-                       ', '.join(others), in_words(sum(map(os.path.getsize, others))))
+        logger.warning('the images have changed since %s was made (%s), or an older version made it; unless another copy of '
+                       'the dataset uses it, it can be deleted', ', '.join(others), in_words(sum(map(os.path.getsize, others))))
     store = found(file, paths, img_size, skip_broken, interpolation)
     if store is None:
         make(file, paths, img_size, workers, skip_broken, interpolation)
@@ -178,7 +179,7 @@ def key_of(paths, root, img_size, interpolation='bilinear'):
     """16 hexadecimal digits that differ when the images do."""
     images = [(os.path.relpath(path, root), *size_and_time(path)) for path in paths]
     resized = [] if interpolation == 'bilinear' else [interpolation]
-    return hashlib.sha256(json.dumps([VERSION, *img_size, *resized, images]).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([VERSION, READER_VERSION, *img_size, *resized, images]).encode()).hexdigest()[:16]
 
 
 def size_and_time(path):

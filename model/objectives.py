@@ -302,7 +302,7 @@ def load_balance(gate_logits, selection):
     return (probability * selection.flatten(0, -2).mean(dim=0)).sum()
 
 
-# -- RDE (Qin et al., CVPR 2024): one number per pair, [B]; the losses of its caption's row and its image's column are added
+# -- RDE (Qin et al., CVPR 2024): one loss per pair, [B], which is its caption's loss plus its image's loss
 
 def sum_directions(row_losses, image_embedding, text_embedding, *settings):
     """Add the losses of both directions.

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from datasets.check import files_below
 from utils.errors import UserError
+from utils.images import find_images
 from utils.iotools import RandomReader, atomic_write, lock_folder, parse_json, refuse_irregular
 from utils.nearest import BLOCK, nearest
 
@@ -45,6 +45,7 @@ class Photos:
     Attributes:
         paths: [N] the photos that are there and can be read, as they are below ``folder``.
         broken: ``{path: why}`` of those that cannot be read.
+        skipped: sentences that count and name the files and folders that are not searched.
 
     Raises:
         UserError: there is no such folder or no photo in it; the index is of another model, or damaged.
@@ -56,9 +57,10 @@ class Photos:
         self.folder, self.model, self.width = folder, model, width
         self.place = place or os.path.join(folder, FOLDER)
         self.lines_path = os.path.join(self.place, f'{key}.jsonl')
-        self.now = listed(folder, self.place)
+        self.now, self.skipped = listed(folder, self.place)
         if not self.now:
-            raise UserError(f'there are no photos below {folder} (.jpg, .png and the like)')
+            skipped = ''.join(f'; skipped: {line}' for line in self.skipped)
+            raise UserError(f'there are no photos below {folder} (JPEG, PNG and others that Pillow reads){skipped}')
         self.key = key
         self.read()
 
@@ -254,14 +256,20 @@ class Photos:
 
 
 def listed(folder, place):
-    """``{path below folder: (size, time in ns)}`` of the image files below a folder, but for those in ``place``."""
+    """Find the images below a folder, except those in ``place``.
+
+    Returns:
+        ``{path below folder: (size, time in ns)}``, and sentences on what is skipped.
+    """
     found, own = {}, os.path.join(place, '')
-    for path in sorted(files_below(folder)):
+    paths, skipped = find_images(folder)
+    skipped.others = [path for path in skipped.others if not path.startswith(own)]
+    for path in sorted(paths):
         if not path.startswith(own):
             with contextlib.suppress(OSError):                      # gone meanwhile, or a link to nowhere
                 status = os.stat(path)
                 found[path[len(folder):].lstrip(os.sep)] = status.st_size, status.st_mtime_ns
-    return found
+    return found, skipped.summary()
 
 
 def read_or_why(read, path):

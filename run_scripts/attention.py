@@ -7,8 +7,6 @@ the patches whose tokens are like the word's. Behind each word is what leaving i
 
 ``--noise`` shows instead how retrieval on the test split changes as noise is added to its images (deviations of 0 to 1 of a pixel's range).
 """
-import textwrap
-
 import torch
 
 from run_scripts import start
@@ -20,7 +18,7 @@ from utils.iotools import read_image
 from utils.metrics import retrieval_metrics
 from utils.option_types import fraction
 from utils.options import build_test_parser, parse_test_options
-from utils.pictures import check_picture, pyplot, save_picture
+from utils.pictures import check_picture, pyplot, save_picture, wrap_text
 
 COLUMNS = 8   # of the figure
 
@@ -59,7 +57,7 @@ def grid(photo, panels, title):
         axis.axis('off')
     for axis, (name, values) in zip(axes.flat, panels):
         axis.imshow(photo, extent=(0, 1, 0, 1), aspect=shape)
-        axis.set_title(textwrap.fill(name, 24), fontsize=7, parse_math=False)
+        axis.set_title(wrap_text(name, 24), fontsize=7, parse_math=False)
         if values is not None:
             axis.imshow(values.numpy(), extent=(0, 1, 0, 1), aspect=shape, cmap='inferno', alpha=0.6, interpolation='nearest')
     return figure

@@ -24,7 +24,7 @@ from processor.report import counts_in
 from utils.checkpoint import sha256_of
 from utils.csv_files import write_csv
 from utils.errors import UserError, unknown
-from utils.iotools import atomic_write, read_json
+from utils.iotools import atomic_write, read_json, walk_folders
 from utils.options import Effect, Parser, build_parser, whole
 from utils.queries import Queries, read_queries
 from utils.statistics import difference, holm, interval
@@ -123,7 +123,7 @@ def results_in(pattern, name):
         elif os.path.isfile(os.path.join(place, name)):
             found.append(os.path.join(place, name))
         else:
-            found += sorted(os.path.join(folder, name) for folder, _, files in os.walk(place) if name in files)
+            found += sorted(os.path.join(folder, name) for folder, _, files in walk_folders(place) if name in files)
     if not found:
         lacking = f'there is no {name} in or below {pattern}' if places and os.path.exists(places[0]) else f'there is no run {pattern}'
         raise UserError(f'{lacking}: name a folder that test.py has evaluated (python test.py --config_file <run>/configs.yaml)')

@@ -23,7 +23,7 @@ from utils.iotools import atomic_write, read_image
 from utils.metrics import table
 from utils.nearest import nearest
 from utils.options import Parser, count
-from utils.pictures import as_label, pyplot
+from utils.pictures import as_label, pyplot, save_figure
 
 TEMPLATE = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'page.html')
 THUMBNAIL = 40, 96   # width and height at most: 20,000 of them take about 20 MB
@@ -141,7 +141,7 @@ def curves(shown):
         if axis.lines:
             axis.legend(fontsize=6, loc='upper left', bbox_to_anchor=(1, 1), frameon=False)
     file = io.BytesIO()
-    figure.savefig(file, format='svg')
+    save_figure(figure, file, format='svg')
     plt.close(figure)
     return base64.b64encode(file.getvalue()).decode()
 

@@ -23,6 +23,7 @@ from processor.report import ONE_BY_ONE, SavedResults, beside_checkpoint, counts
 from processor.runs import open_run
 from utils.checkpoint import sha256_of
 from utils.errors import UserError
+from utils.iotools import walk_folders
 from utils.options import build_test_parser, parse_test_options, read_yaml
 from utils.tables import FORMATS, METRICS
 
@@ -79,7 +80,7 @@ def run_folders(logs):
     """The folders with a configs.yaml, in order."""
     if not os.path.isdir(logs):
         raise UserError(f'no folder {logs}: point --logs at the folder that holds the runs')
-    folders = sorted(folder for folder, _, files in os.walk(logs) if 'configs.yaml' in files)
+    folders = sorted(folder for folder, _, files in walk_folders(logs) if 'configs.yaml' in files)
     if not folders:
         raise UserError(f'no run below {logs}: a run is a folder with a configs.yaml and a best.pth')
     return folders

@@ -4,15 +4,13 @@ Each row is a caption with the gallery images ranked first, and above each its c
 red ones are not. With ``--caption "a woman in a red coat"`` the query is yours, and frames are grey. The images' files are printed with
 their similarities.
 """
-import textwrap
-
 import torch
 
 from run_scripts import start
 import pedestal
 from utils.iotools import read_image
 from utils.options import build_test_parser, count, parse_test_options
-from utils.pictures import check_picture, pyplot, save_picture
+from utils.pictures import check_picture, pyplot, save_picture, wrap_text
 from utils.terminal import one_line
 
 GREEN, RED, GREY = '#2ca02c', '#d62728', '#7f7f7f'
@@ -66,7 +64,8 @@ def draw(rows):
                                      width_ratios=[text_width] + [1] * columns)
     figure.subplots_adjust(left=0.005, right=0.995, bottom=0.005, top=1 - 0.15 / (height * len(rows)), wspace=0.06, hspace=0.15 / height)
     for row, (caption, pid, images) in zip(axes, rows):
-        row[0].text(0, 0.5, textwrap.fill(caption, 36), va='center', ha='left', fontsize=9, transform=row[0].transAxes, parse_math=False)
+        row[0].text(0, 0.5, wrap_text(caption, 36), va='center', ha='left', fontsize=9, transform=row[0].transAxes,
+                    parse_math=False)
         for axis in row:
             axis.axis('off')
         for axis, (path, image_pid, score) in zip(row[1:], images):

@@ -55,6 +55,8 @@ def tell(photos):
         print(f'left out: {one_line(why)}')
     if len(photos.broken) > 10:
         print(f'and {len(photos.broken) - 10} more; {photos.lines_path} names all')
+    for line in photos.skipped:
+        print(f'left out: {one_line(line)}')
     if photos.others:
         others = len(photos.others)
         print(f"{photos.place} also holds embeddings of {others} other model{'s' * (others > 1)}, which are not used")

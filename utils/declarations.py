@@ -127,8 +127,8 @@ def bind_imports(statement, namespace):
     for alias in statement.names:
         bound = alias.asname or alias.name.split('.')[0]
         if isinstance(statement, ast.Import):
-            light = is_light(alias.name)
-            namespace[bound] = importlib.import_module(alias.name if alias.asname else bound) if light else Unavailable(alias.name)
+            module = importlib.import_module(alias.name) if is_light(alias.name) else Unavailable(alias.name)
+            namespace[bound] = module if alias.asname or isinstance(module, Unavailable) else sys.modules[bound]
         elif is_light(statement.module):
             namespace[bound] = getattr(importlib.import_module(statement.module), alias.name)
         else:

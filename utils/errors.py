@@ -199,9 +199,22 @@ def tell_error(error):
     print(f'{program_name()}: error: {readable(error)}', file=sys.stderr, flush=True)
 
 
+def restart_in_utf8_mode():
+    """Start this program again with PYTHONUTF8=1 if Python reads arguments and file names as ASCII.
+
+    That happens with LC_ALL=C and PYTHONUTF8=0. Python fixes this encoding when it starts, and in ASCII it can neither
+    open a photo with a Chinese name nor read a Chinese caption.
+    """
+    is_ascii = os.name == 'posix' and sys.getfilesystemencoding() == 'ascii'
+    if is_ascii and sys.executable and os.environ.get('PYTHONUTF8') != '1':
+        os.environ['PYTHONUTF8'] = '1'
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
 def run(main):
     """Run a program's ``main()`` and exit with its status; a :class:`UserError` becomes one line and status 2."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    restart_in_utf8_mode()
     if hasattr(sys.stdout, 'reconfigure'):
         sys.stdout.reconfigure(errors='backslashreplace')   # a file's name may hold bytes that are no text
     protect_streams()

@@ -1,18 +1,22 @@
 """Reading and writing files, with errors that say which file and why."""
 import contextlib
+import errno
 import json
+import logging
 import os
 import stat
 
 import yaml
 from easydict import EasyDict
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
 from utils import options
 from utils.errors import UserError, write_error_reason
 from utils.file_lock import try_lock
+from utils.images import describe_unknown_format, open_image, to_rgb
 from utils.temporary import temporary_sibling
 
+logger = logging.getLogger('Pedestal.files')
 
 MOST_PIXELS = 50_000_000        # of an image: 150 MB once it is decoded
 MOST_JSON = 2 * 1024 ** 3       # bytes
@@ -32,19 +36,26 @@ def refuse_irregular(path, most=None):
         raise UserError(f'{path} has {status.st_size:,} bytes; at most {most:,} are read')
 
 
-def read_image(path):
-    """An image file as a fully decoded RGB ``PIL.Image``. Missing, truncated, not an image or enormous: :class:`UserError`."""
+def read_image(path, notes=None):
+    """Read an image file as a fully decoded RGB ``PIL.Image``, its pixels as :mod:`utils.images` says.
+
+    Args:
+        notes: a list that takes what had to be converted, a phrase each.
+
+    Raises:
+        UserError: the file is missing, truncated, enormous or no image, or does not say what its pixels mean.
+    """
     refuse_irregular(path)
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             width, height = image.size
             if width * height > MOST_PIXELS:   # a few bytes can claim any size
                 raise ValueError(f'it has {width}x{height} pixels, and at most {MOST_PIXELS:,} are decoded')
-            return image.convert('RGB')  # a copy, or decoded in place: whole either way
+            return to_rgb(image, notes)
     except FileNotFoundError:
         raise UserError(f'no image {path}') from None
     except UnidentifiedImageError:
-        raise UserError(f'{path} is not an image') from None
+        raise UserError(describe_unknown_format(path)) from None
     except MemoryError:
         raise
     except Exception as error:  # damaged files make PIL's decoders raise nearly anything
@@ -198,6 +209,13 @@ def lock_folder(folder, advice):
         if not try_lock(file):
             raise UserError(f'another program is at work in {folder}: {advice}')
         yield
+
+
+def walk_folders(folder):
+    """``os.walk`` that logs the folders that cannot be listed, which Python's skips in silence."""
+    def warn(error):
+        logger.warning('skipped: folder %s cannot be read: %s', error.filename, error.strerror or error)
+    return os.walk(folder, onerror=warn)
 
 
 def save_train_configs(path, args):

@@ -8,6 +8,7 @@
 import argparse
 import enum
 import os
+import sys
 
 
 class Effect(enum.Flag):
@@ -93,7 +94,10 @@ def open_fraction(text):
 def legible(text):
     """``text``, unless it holds what no file's name and no config can hold."""
     if '\0' in text or any('\ud800' <= letter <= '\udfff' for letter in text):
-        raise argparse.ArgumentTypeError(f'{ascii(shortened(text))} holds a byte 0 or bytes that are not UTF-8')
+        encoding = sys.getfilesystemencoding().upper()     # of arguments, too
+        hint = '' if encoding == 'UTF-8' else '; PYTHONUTF8=1 reads them as UTF-8'
+        problem = f'holds a byte 0 or bytes that are not {encoding}{hint}'
+        raise argparse.ArgumentTypeError(f'{ascii(shortened(text))} {problem}')
     return text
 
 

@@ -1,6 +1,5 @@
 """SEN (Text-guided Image Restoration and Semantic Enhancement, 2024): restore a colour image from a few of its patches in
 grey and the caption, and keep each pair closer than its hardest negatives."""
-import textwrap
 
 import torch
 from torch import nn
@@ -11,7 +10,7 @@ from model.heads import Head, HeadReport
 from model.heads.mlm import output_std
 from utils.errors import UserError
 from utils.option_types import open_fraction, weight
-from utils.pictures import pyplot
+from utils.pictures import pyplot, wrap_text
 
 GREY = (0.2989, 0.5870, 0.1140)   # of red, green and blue (ITU-R 601)
 
@@ -241,7 +240,7 @@ def draw_restorations(views, captions, wrong):
                                      width_ratios=[2.4] + [1] * columns + [2.4])
     for row, pictures, own, other in zip(axes, views, captions, wrong):
         for axis, text in ((row[0], own), (row[-1], other)):
-            axis.text(0.02, 0.5, textwrap.fill(text, 34), va='center', ha='left', fontsize=8, transform=axis.transAxes,
+            axis.text(0.02, 0.5, wrap_text(text, 34), va='center', ha='left', fontsize=8, transform=axis.transAxes,
                       parse_math=False)
         for axis in row:
             axis.axis('off')

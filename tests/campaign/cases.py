@@ -5,7 +5,6 @@ import shutil
 
 import torch
 import yaml
-from PIL import Image
 
 from datasets.synthpedes import generate
 from tests.campaign import mutate
@@ -133,13 +132,14 @@ def table(rng, folder):
 def image(rng, folder):
     program = rng.choice([TRAIN, TEST, CHECK, RETRIEVE])
     path = rng.choice(images_read(folder, program))
-    what = strange_image(rng, path) if rng.random() < 0.3 else mutate.spoil_file(rng, path)
+    what, refused = mutate.strange_image(rng, path) if rng.random() < 0.5 else (mutate.spoil_file(rng, path), False)
     extra = rng.choice([[], [], ['--num_workers', '1'], ['--num_workers', '2'], ['--image_cache', 'cache']])
     if program is CHECK:
         extra = []
     elif program is TRAIN:
         extra = extra + rng.choice([[], ['--skip_broken'], ['--img_aug']])
-    return f'{os.path.basename(path)}: {what}', program + extra, False
+    must_fail = refused and program is not RETRIEVE and '--skip_broken' not in extra     # a figure shows some images alone
+    return f'{os.path.basename(path)}: {what}', program + extra, must_fail
 
 
 def images_read(folder, program):
@@ -148,16 +148,6 @@ def images_read(folder, program):
     train = [entry for entry in entries if entry['split'] == 'train'][:8 if program is TRAIN else None]
     found = [entry for entry in entries if entry['split'] == 'test'] + (train if program in (TRAIN, CHECK) else [])
     return [os.path.join(folder, IMAGES, entry['file_path']) for entry in found]
-
-
-def strange_image(rng, path):
-    """A whole image, but not of the kind that a gallery holds."""
-    mode = rng.choice(['1', 'L', 'LA', 'P', 'RGBA', 'CMYK', 'I;16', 'F', 'YCbCr'])
-    size = rng.choice([(1, 1), (1, 3000), (3000, 1), (32, 64), (12000, 12000)])
-    form = {'CMYK': 'tiff', 'F': 'tiff', 'YCbCr': 'jpeg'}.get(mode, 'png')
-    os.remove(path)
-    Image.new(mode, size).save(path, form)
-    return f'a {form} of {size} in {mode}'
 
 
 def recipe(rng, folder):

@@ -5,6 +5,7 @@ import json
 import os
 
 import torch
+from PIL import Image, ImageCms
 
 NUMBERS = ['0', '-1', '-0.0', '1', '2', '3', '1.5', '1e3', '1e-320', '1e400', 'nan', 'inf', '-inf', str(2 ** 31), str(2 ** 63), '9' * 30,
            '99999999999', '0x10', '1_0', '\u0663', '', ' ', '+', '7 7', '1,5', 'true', 'null', '[]']
@@ -151,6 +152,45 @@ def short(value, most=60):
     """A value for people to read, in ASCII."""
     text = ascii(value)
     return text if len(text) <= most else f'{text[:most]}... ({len(text)} characters)'
+
+
+# -- pixels --------------------------------------------------------------------------------------------------------------
+
+MODES = {'1': 'png', 'L': 'png', 'LA': 'png', 'P': 'png', 'RGB': 'jpeg', 'RGBA': 'png', 'CMYK': 'tiff', 'I;16': 'png', 'I': 'tiff',
+         'F': 'tiff', 'YCbCr': 'jpeg', 'LAB': 'tiff'}
+REFUSED = {'I', 'F', 'LAB'}
+
+
+def strange_image(rng, path):
+    """Put an image of any kind of pixels, with any metadata, in the place of an image: (what was done, whether it must be refused)."""
+    mode, options, what = rng.choice(sorted(MODES)), {}, []
+    form = MODES[mode]
+    size = rng.choice([(1, 1), (1, 3000), (3000, 1), (32, 64), (32, 64), (32, 64), (12000, 12000)])
+    image = Image.new(mode, size)
+    if rng.random() < 0.4:
+        orientation = rng.choice([*range(10), 65535])
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        options['exif'] = exif.tobytes() if rng.random() < 0.7 or form == 'tiff' else spoilt_bytes(rng, exif.tobytes())[0]
+        what.append(f'EXIF orientation {orientation}')
+    if rng.random() < 0.4:
+        profile = ImageCms.ImageCmsProfile(ImageCms.createProfile(rng.choice(['sRGB', 'LAB', 'XYZ']))).tobytes()
+        options['icc_profile'] = profile if rng.random() < 0.5 else spoilt_bytes(rng, profile)[0]
+        what.append('a color profile')
+    if form == 'png' and mode in ('L', 'P', '1') and rng.random() < 0.5:
+        options['transparency'] = 0
+        what.append('a transparent color')
+    several = form != 'jpeg' and size[0] * size[1] < 10 ** 6 and rng.random() < 0.2
+    if several:
+        options |= {'save_all': True, 'append_images': [Image.new(mode, size, 1)]}
+        what.append('two frames')
+    os.remove(path)
+    image.save(path, form, **options)
+    if rng.random() < 0.1:
+        with open(path, 'wb') as file:
+            file.write(b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n(x) run\n')
+        return 'PostScript', True
+    return ', '.join([f'a {form} of {size} in {mode}', *what]), mode in REFUSED or several or size == (12000, 12000)
 
 
 # -- checkpoints ---------------------------------------------------------------------------------------------------------

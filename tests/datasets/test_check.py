@@ -9,9 +9,10 @@ import pytest
 from PIL import Image
 
 from datasets.build import build_dataset
-from datasets.check import check, compare, files_below, main
+from datasets.check import check, compare, main
 from datasets.registry import datasets
 from utils.errors import UserError
+from utils.images import find_images
 
 WRONG = 'counts that differ'  # of a tiny dataset under a published name
 
@@ -152,10 +153,42 @@ def test_unlisted(folder):
     path, entries = folder
     source = path / 'imgs' / entries[0]['file_path']
     (path / 'imgs' / 'more').mkdir()
-    for name in ('more/x.jpg', 'more/y.PNG', 'top.jpeg', '.hidden.jpg', 'Thumbs.db', 'more/notes.txt'):
+    for name in ('more/x.jpg', 'more/y.PNG', 'top.jpeg', '.hidden.jpg', 'more/named otherwise.txt'):
         shutil.copy(source, path / 'imgs' / name)
-    assert sorted(problems(path)['images that the annotation does not list']) == \
-        [f'{path}/imgs/{name}' for name in ('more/x.jpg', 'more/y.PNG', 'top.jpeg')]
+    for name in ('Thumbs.db', 'more/notes.txt'):
+        (path / 'imgs' / name).write_text('no image')
+    found = problems(path)
+    assert sorted(found['images that the annotation does not list']) == \
+        [f'{path}/imgs/{name}' for name in ('more/named otherwise.txt', 'more/x.jpg', 'more/y.PNG', 'top.jpeg')]
+    assert found['files below the images that are skipped'] == [
+        f'1 hidden image file ({path}/imgs/.hidden.jpg)',
+        f'2 files that Pillow does not read as an image (1 .db, 1 .txt; {path}/imgs/Thumbs.db, {path}/imgs/more/notes.txt)']
+
+
+def test_images_whose_pixels_are_converted_are_named_and_those_that_cannot_be_are_broken(folder, capsys):
+    path, entries = folder
+    turned, deep, several = [path / 'imgs' / entry['file_path'] for entry in entries[:3]]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(turned).save(turned, exif=exif)
+    status, out = run_main(path, capsys)
+    assert status == 0 and f'images that are converted when they are read (1):\n  {turned}: EXIF orientation 6 is applied\n' in out
+    Image.new('F', (4, 8)).save(deep, format='tiff')
+    Image.new('RGB', (4, 8)).save(several, format='gif', save_all=True, append_images=[Image.new('RGB', (4, 8), 'red')])
+    found = problems(path)['broken images']
+    assert len(found) == 2 and f'{deep} cannot be read: it holds floating-point' in found[0] and f'{several} cannot be' in found[1]
+
+
+def test_folders_that_cannot_be_listed_are_named(folder, monkeypatch):
+    path, scandir = folder[0], os.scandir
+    (path / 'imgs' / 'closed').mkdir()
+
+    def refuse(place='.'):
+        if os.fspath(place).endswith('closed'):
+            raise PermissionError(13, 'Permission denied', place)
+        return scandir(place)
+    monkeypatch.setattr(os, 'scandir', refuse)
+    assert problems(path) == {'folders that cannot be listed': [f'{path}/imgs/closed cannot be read: Permission denied']}
 
 
 def test_links_are_followed_and_never_in_circles(folder, tmp_path):
@@ -164,7 +197,7 @@ def test_links_are_followed_and_never_in_circles(folder, tmp_path):
     os.symlink(tmp_path / 'elsewhere', path / 'imgs' / 'train')
     os.symlink(path / 'imgs', tmp_path / 'elsewhere' / 'circle')
     assert problems(path) == {}
-    assert len(files_below(str(path / 'imgs'))) == 14
+    assert len(find_images(str(path / 'imgs'))[0]) == 14
 
 
 def test_identities_in_several_splits(folder):

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -131,6 +132,21 @@ def test_broken_photos_are_named_and_left_out(people, folder, trained, capsys, t
     assert first['caption'] == TEXT and {one['path']: one['score'] for one in first['photos']} == pytest.approx(
         dict(people.search(TEXT, folder, top=3)), abs=1e-6)
     assert second['photos'][0]['path'] in told
+
+
+@pytest.mark.skipif(bool(find_spec('pillow_heif')), reason='HEIC is read here')
+def test_files_that_are_not_searched_are_counted_and_named(people, folder, capsys):
+    count = len(people.photos(folder).paths)
+    for name in ('a.heic', 'b.mp4'):
+        with open(f'{folder}/{name}', 'w') as file:
+            file.write('no photo')
+    os.rename(f'{folder}/2.jpg', f'{folder}/2.jfif')
+    photos = people.photos(folder)
+    search.tell(photos)
+    told = capsys.readouterr().out
+    assert len(photos.paths) == count and '2.jfif' in photos.paths
+    assert told == (f'left out: 2 files that Pillow does not read as an image (1 .heic, 1 .mp4; {folder}/a.heic, {folder}/b.mp4; '
+                    'pip install pillow-heif reads HEIC)\n')
 
 
 def test_a_picture(folder, trained, tmp_path):
