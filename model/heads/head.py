@@ -10,197 +10,304 @@ from utils.errors import UserError
 
 
 class HeadReport(NamedTuple):
-    """What :meth:`Head.report` makes of a trained model."""
-    text: str             # is printed
-    content: dict         # becomes <report_flag>.json
-    draw: Callable        # draw() is the matplotlib figure that becomes <report_flag>.png
+    """The result of :meth:`Head.report`.
+
+    Attributes:
+        text: what test.py prints.
+        content: the content of ``<report_flag>.json``.
+        draw: function without arguments that returns the matplotlib figure for ``<report_flag>.png``.
+    """
+    text: str
+    content: dict
+    draw: Callable
 
 
 class Head(nn.Module):
     """A training objective on top of the encoders.
 
-    Subclasses say what they are in class attributes and build their parts in ``__init__(args, model)``. The model
-    registers those parts under their attribute names, so that ``self.classifier = nn.Linear(...)`` is ``classifier.weight``
-    in the checkpoint, as in the published ones. A part that heads share is made by ``model.shared(cls, ...)``.
+    Subclasses declare what they need in class attributes and build their parts in ``__init__(args, model)``. The model
+    registers these parts under their attribute names: ``self.classifier = nn.Linear(...)`` is ``classifier.weight`` in
+    the checkpoint. ``model.shared(cls, ...)`` returns a part that several heads share.
 
-    ``forward(encoded, batch)`` gets the model's :class:`~model.build.Encoded` and the batch's dict of tensors and returns a
-    dict: entries ending in ``_loss`` are added up for training, already weighted; others are read-outs for the log.
+    ``forward(encoded, batch)`` takes the model's :class:`~model.build.Encoded` and the batch's dict of tensors. It
+    returns a dict of scalars: entries whose names end in ``_loss`` are summed, so they include their weight. The other
+    entries are logged.
+
+    Attributes:
+        names: loss names that select the head in ``--loss_names``.
+        backbone: the only backbone that the head supports; '' for any. On this backbone, the head replaces another
+            head of the same name.
+        needs: fields of Encoded that the head reads, besides the embeddings: 'image_tokens', 'text_tokens',
+            'masked_text_tokens', 'image_attention', ...
+        fields: batch fields that the head reads, besides pids, image_ids, images and caption_ids.
+        shared_options: options that the head reads and another file adds.
+        accepts_any_width: whether tokens may have another width than embeddings.
+        reads_padding: whether training keeps the padding of captions. Heads that need text tokens get it anyway.
+        reference_names: {prefix of a parameter's name: prefix in the method's reference implementation}.
+        reference_copies: {prefix: prefix of the original} of entries that checkpoints hold twice, because the
+            reference implementation reads both.
+        report_flag: flag of test.py, without dashes, that asks for :meth:`report`; None if the head has no report.
+        report_help: help text of that flag.
+        report_needs: what a run lacks if it has no report, for the error '<flag>: this run has no <report_needs>'.
+        embedding: name of the head's own embedding in tables, if it has one (:meth:`embed`). The similarity of two
+            samples is then the weighted sum of the cosines of all embeddings. A table has a row for each and one for
+            the sum.
+        embedding_width: number of dimensions of the own embedding, set here or in ``__init__``.
+        embedding_weight: weight of its cosine in the sum; the shared embedding has the weight 1.
+        embedding_needs_attention: whether :meth:`embed` gets the attention of the last block.
+        embedding_reads_padding: whether :meth:`embed` reads tokens after a caption's end.
+        training_only_parts: names of parts that only training needs, such as queues and momentum encoders. ``last.pth``
+            has them and ``best.pth`` does not.
+        uses_all_gather: whether the head gathers the rows that it needs from other ranks with ``encoded.peers``. It
+            then supports distributed training without :attr:`micro_batch_weight`. Its results are those of the global
+            batch, equal on all ranks; with a ``micro_batch_weight``, they are those of the local rows, times that
+            weight. All ranks draw the same random numbers, except in ``with encoded.peers.apart():``.
     """
 
-    names = ()     # the loss names it answers to
-    backbone = ''  # the one backbone that it is made for, where it goes before another head of its names; '' for any
-    needs = ()     # of Encoded, beside the embeddings: 'image_tokens', 'text_tokens', 'masked_text_tokens', 'image_attention', ...
-    fields = ()    # what it reads from the batch beside pids, image_ids, images and caption_ids
-    shared_options = ()     # options it reads that another file adds
-    accepts_any_width = False   # whether tokens may be of another width than embeddings, and images' of another than captions'
-    reads_padding = False   # whether captions must keep their padding in training; true of heads that need text tokens anyway
-    reference_names = {}    # {prefix of a name: its prefix in the released code}, if that has other names than ours
-    reference_copies = {}   # {beginning of a name: of another}: entries that checkpoints hold twice, for the released code to read
+    names = ()
+    backbone = ''
+    needs = ()
+    fields = ()
+    shared_options = ()
+    accepts_any_width = False
+    reads_padding = False
+    reference_names = {}
+    reference_copies = {}
 
-    report_flag = None   # the flag of test.py, without dashes, that asks for report()
-    report_help = ''     # the flag's line in test.py --help
-    report_needs = ''    # what a run lacks that cannot have the report: '<flag>: this run has no <report_needs>'
+    report_flag = None
+    report_help = ''
+    report_needs = ''
 
-    # An embedding of its own, beside the one that all heads share. Two samples are as similar as the weighted sum of the cosines of all
-    # embeddings says; a table has a row for each of them and one for the sum.
-    embedding = ''                   # its name in tables; a head that has one defines embed()
-    embedding_width = None           # how long its vectors are; set here or in __init__
-    embedding_weight = 1.0           # of its cosine in the sum; the shared embedding's is 1
-    embedding_needs_attention = False      # whether embed() is given the attention of the last block
-    embedding_reads_padding = True   # whether embed() reads what stands behind a caption's end
+    embedding = ''
+    embedding_width = None
+    embedding_weight = 1.0
+    embedding_needs_attention = False
+    embedding_reads_padding = True
 
-    training_only_parts = ()   # names of parts that training alone needs (queues, momentum encoders): last.pth has them, best.pth does not
+    training_only_parts = ()
+    uses_all_gather = False
 
     def __init__(self, args=None, model=None):
         super().__init__()
+
+    def __call__(self, *inputs, **settings):
+        with head_error_context(self):
+            return super().__call__(*inputs, **settings)
+
+    # -- Options
 
     @staticmethod
     def add_options(parser):
         """Add the head's own options to ``parser`` (an argparse parser or group)."""
 
     @staticmethod
-    def learning_rate(name, lr, weight_decay, args):
-        """(lr, weight decay) of the parameter ``name`` after the published rules have given it ``lr`` and ``weight_decay``. Of heads that
-        share a part, the one with the highest rate decides."""
-        return lr, weight_decay
-
-    @staticmethod
     def is_enabled(args):
-        """Whether the options ask for the head although no name in ``--loss_names`` does."""
+        """Whether options enable the head even if ``--loss_names`` does not name it."""
         return False
 
     @staticmethod
     def validate_options(args, active):
-        """Check the head's options together and fill in what depends on others, at start; ``active``: is it one of the
-        :func:`active_heads`? Raises :class:`~utils.errors.UserError`."""
+        """Check the head's options against each other, and fill in those that depend on others.
 
-    def __call__(self, *inputs, **settings):
-        with head_error_context(self):
-            return super().__call__(*inputs, **settings)
+        Args:
+            args: all options.
+            active: whether the head is one of :func:`~model.heads.active_heads`.
 
-    def prepare_on_host(self, batch):
-        """Tensors to add to a batch, found while it is still on the CPU: what ``forward`` could find itself, but on a GPU only by
-        waiting for it. Loops other than ours may leave this out."""
-        return {}
+        Raises:
+            UserError: the options contradict each other.
+        """
 
-    def transform_batch(self, batch, model, peers):
-        """Change a batch on its device, before encoders and heads read it, and return it: ``batch`` is the whole one, however the
-        step splits it, or this process's rows of it (``peers``, :class:`~utils.peers.Peers`). AGM masks captions here."""
-        return batch
+    @staticmethod
+    def learning_rate(name, lr, weight_decay, args):
+        """Learning rate and weight decay of a parameter.
+
+        If several heads share the parameter, the highest learning rate is used.
+
+        Args:
+            name: the parameter's name.
+            lr: learning rate by the rules that apply to all parameters.
+            weight_decay: weight decay by these rules.
+            args: all options.
+
+        Returns:
+            ``(lr, weight_decay)``.
+        """
+        return lr, weight_decay
 
     @classmethod
     def get_fields(cls, args):
-        """The ``fields``, where they depend on options."""
+        """The batch fields that the head reads, if they depend on options."""
         return cls.fields
 
-    def embed(self, side, tokens, caption_ids, attention):
-        """The head's own embedding, [B, embedding_width], in training (``encoded.added[name]`` is the images' and the captions') and in
-        evaluation alike.
-
-        Args:
-            side: 'image' or 'text'.
-            tokens: [B, N, D] of images, class token first, or [B, L, D] of captions.
-            caption_ids: [B, L] of captions; None of images.
-            attention: [B, N, N] or [B, L, L], of the last block, the mean over its heads; None without ``embedding_needs_attention``.
-        """
-        raise NotImplementedError
-
-    def pair_losses(self, encoded, batch):
-        """{name: [B]}: a loss for each pair of the batch, for heads that :meth:`divide` the training pairs. With several processes there
-        are no tokens here."""
-        return {}
-
-    # divide(losses, coins) is called before each epoch, of the one head that defines it. ``losses`` is {name: [n]}: what pair_losses of
-    # all heads gave each of the n training pairs in one pass in evaluation mode (0 where the pass had none). ``coins`` is [n] of 0 and
-    # 1, drawn from the seed and the epoch. It returns float [n], on the CPU, and batches of the epoch carry it as ``batch['clean']``.
-    select_clean_pairs = None
+    # -- A training step, in the order of the calls
 
     def before_step(self, epoch, step, steps):
-        """Called before step ``step`` of ``steps`` (from 1) of epoch ``epoch`` (from 1)."""
+        """Called before step ``step`` of ``steps`` in epoch ``epoch``. Both count from 1."""
 
-    def after_weights_loaded(self, model):
-        """Called once a new run's weights are there, pretrained or of ``--init_from``: now is the time to copy them. A resumed run gets the
-        head's parts from its checkpoint."""
+    def prepare_on_host(self, batch):
+        """Tensors to add to a batch while it is on the CPU.
 
-    def after_step(self, model):
-        """Called after each optimizer step: for momentum encoders and queues."""
+        Computing them in ``forward`` would make the host wait for the GPU. ``forward`` must compute them if they are
+        missing, because other training loops may not call this hook.
 
-    # share(piece, batch) is for --micro_batch and heads with ``needs``. ``piece`` holds some of the batch's samples. The head's results
-    # on the piece are multiplied by the share, a number or a scalar tensor, so that those of all pieces add up to the batch's. A head
-    # whose results do not add up like that leaves it None, and trains on whole batches only.
-    micro_batch_weight = None
-
-    # Of several processes each has some rows of the batch. A head that gathers what it needs of the others' rows (encoded.peers) trains on
-    # them together although --micro_batch cannot split it. Its results are those of the process's own rows, multiplied by ``micro_batch_weight``, or,
-    # without one, of the whole batch, the same on all processes. What it draws, all draw alike, but within encoded.peers.apart().
-    uses_all_gather = False
-
-    def compute_micro_batch_weight(self, piece, batch):
-        """What its results on a piece are multiplied by."""
-        return len(piece['pids']) / len(batch['pids']) if self.micro_batch_weight is None else self.micro_batch_weight(piece, batch)
-
-    @property
-    def uses_tokens(self):
-        """Whether it reads more of a pass through the encoders than embeddings, or changes them. Others always get the whole batch's
-        embeddings, in however many pieces it was encoded."""
-        return bool(self.needs or self.embedding) or type(self).refine is not Head.refine
-
-    def micro_batch_unsupported(self):
-        """Why ``--micro_batch`` cannot split a batch for this head, in words; None where it can: the head reads embeddings alone, and
-        gets those of the whole batch at once, or it has a ``micro_batch_weight``."""
-        if type(self).refine is not Head.refine:
-            return 'it refines embeddings and does not say (micro_batch_unsupported) that its losses do without what that leaves behind'
-        if self.embedding and self.micro_batch_weight is None:
-            return 'it adds an embedding and defines no micro_batch_weight(piece, batch)'
-        return 'it reads tokens and defines no micro_batch_weight(piece, batch)' if self.needs and self.micro_batch_weight is None else None
-
-    def attention_maps(self, side, tokens, caption_ids, attention):
-        """What the head reads of samples, for run_scripts/attention.py: ``{title: weights}``, [B, N] of an image's patches or [B, L] of a
-        caption's tokens. The arguments are those of :meth:`embed`; maps of both sides under one title are drawn as one."""
+        Returns:
+            {field: tensor}.
+        """
         return {}
 
-    def distributed_unsupported(self):
-        """Why several processes cannot train it together, in words; None where they can."""
-        return None if self.uses_all_gather else self.micro_batch_unsupported()
+    def transform_batch(self, batch, model, peers):
+        """Change a batch on its device before the encoders read it.
 
-    def has_report(self):
-        """Whether this head, as it was built, can make its report."""
-        return self.report_flag is not None
+        Args:
+            batch: {field: tensor} of all local rows, also with ``--micro_batch``.
+            model: the :class:`~model.build.RetrievalModel`.
+            peers: the ranks that hold the other rows (:mod:`utils.peers`).
 
-    def report(self, split):
-        """An analysis of the trained model for test.py, which prints it and writes it beside the checkpoint: a :class:`HeadReport`.
-
-        ``split`` is a test split: ``split.embed_images()`` and ``split.embed_captions()`` pass one side through the model,
-        ``split.entries`` are its annotated images, which ``split.load_images(entries)`` and ``split.tokens(captions)`` make inputs of.
+        Returns:
+            The new batch.
         """
-        raise NotImplementedError
-
-    # match(encoder, caption_ids [P, L], text_tokens [P, L, D], image_tokens [P, N, K]), of a head that scores pairs: float32 [P], larger
-    # where a caption and an image belong together. test.py --rerank orders each caption's best images by it. None: it scores none.
-    score_pairs = None
-
-    # recognise(image_tokens [B, N, K]), of a head that tells images' attributes by itself: [B, A], above 0 where the image has one.
-    # Without it they are told by prompts.
-    predict_attributes = None
+        return batch
 
     def refine(self, embedding, tokens, extras):
-        """Change the retrieval embedding, in training and in evaluation alike.
+        """Change the retrieval embedding, in training and in evaluation.
 
-        ``embedding`` is [B, D] float32, ``tokens`` [B, N, D] are the image's patches (without the class token) or all of the
-        caption's; returns the new [B, D]. What ``forward`` needs from this pass goes into the dict ``extras``, which it
-        finds as ``encoded.image_extras`` or ``encoded.text_extras``.
+        Args:
+            embedding: [B, D] float32.
+            tokens: [B, N, D], patches of images without the class token, or all tokens of captions.
+            extras: dict for what ``forward`` needs from this pass; ``forward`` reads it as ``encoded.image_extras``
+                or ``encoded.text_extras``.
+
+        Returns:
+            The new embedding, [B, D].
         """
         return embedding
 
+    def embed(self, side, tokens, caption_ids, attention):
+        """The head's own embedding, in training and in evaluation.
+
+        In training, ``encoded.added[name]`` holds it as (images [B, E], captions [B, E]).
+
+        Args:
+            side: 'image' or 'text'.
+            tokens: [B, N, D] of images with the class token first, or [B, L, D] of captions.
+            caption_ids: [B, L] of captions; None for images.
+            attention: [B, N, N] or [B, L, L] of the last block, averaged over its heads; None without
+                ``embedding_needs_attention``.
+
+        Returns:
+            [B, embedding_width].
+        """
+        raise NotImplementedError
+
+    def after_step(self, model):
+        """Called after each optimizer step, for example to update momentum encoders and queues."""
+
+    def after_weights_loaded(self, model):
+        """Called after a new run loads its weights (pretrained or ``--init_from``), for example to copy them.
+
+        A resumed run does not call it: it restores the head's parts from the checkpoint.
+        """
+
+    # -- Gradient accumulation and distributed training
+
+    # micro_batch_weight(micro_batch, batch) returns the factor of the head's results on a micro batch, a number or a
+    # scalar tensor. With these factors, the results of all micro batches must add up to those of the batch. Heads with
+    # ``needs`` that leave it None train on whole batches only.
+    micro_batch_weight = None
+
+    def compute_micro_batch_weight(self, micro_batch, batch):
+        """:attr:`micro_batch_weight`, or the fraction of the batch's samples if it is None."""
+        if self.micro_batch_weight is None:
+            return len(micro_batch['pids']) / len(batch['pids'])
+        return self.micro_batch_weight(micro_batch, batch)
+
+    @property
+    def uses_tokens(self):
+        """Whether the head reads more than embeddings, or changes them.
+
+        Other heads always get the embeddings of the global batch, also with ``--micro_batch``.
+        """
+        return bool(self.needs or self.embedding) or type(self).refine is not Head.refine
+
+    def micro_batch_unsupported(self):
+        """Why ``--micro_batch`` cannot split a batch for this head; None if it can.
+
+        It can if the head reads embeddings only, or has a :attr:`micro_batch_weight`.
+        """
+        if type(self).refine is not Head.refine:
+            return ('it refines embeddings, and does not declare (micro_batch_unsupported) that its losses do not read '
+                    'the extras of refine')
+        if self.embedding and self.micro_batch_weight is None:
+            return 'it adds an embedding and defines no micro_batch_weight(micro_batch, batch)'
+        if self.needs and self.micro_batch_weight is None:
+            return 'it reads tokens and defines no micro_batch_weight(micro_batch, batch)'
+        return None
+
+    def distributed_unsupported(self):
+        """Why several processes cannot train the head together; None if they can."""
+        return None if self.uses_all_gather else self.micro_batch_unsupported()
+
+    # -- Selection of clean training pairs before each epoch
+
+    def pair_losses(self, encoded, batch):
+        """Losses of single pairs, for :attr:`select_clean_pairs`: {name: [B]}.
+
+        With several processes, ``encoded`` has no tokens here.
+        """
+        return {}
+
+    # select_clean_pairs(losses, tie_breakers) is called before each epoch, on the one head that defines it.
+    # ``losses`` is {name: [n]}: the pair_losses of all heads for the n training pairs, from one pass in evaluation
+    # mode; 0 for pairs that the pass skipped. ``tie_breakers`` is [n] of 0 and 1, drawn from the seed and the epoch.
+    # It returns float [n] on the CPU. Batches of the epoch hold it as ``batch['clean']``.
+    select_clean_pairs = None
+
+    # -- Evaluation and analysis
+
+    # score_pairs(encoder, caption_ids [P, L], text_tokens [P, L, D], image_tokens [P, N, K]) returns float32 [P],
+    # higher for captions and images that belong together. test.py --rerank sorts each caption's best images by it.
+    score_pairs = None
+
+    # predict_attributes(image_tokens [B, N, K]) returns [B, A], positive if the image has the attribute. Without it,
+    # test.py recognizes attributes by prompts.
+    predict_attributes = None
+
+    def attention_maps(self, side, tokens, caption_ids, attention):
+        """Weights of patches and words, which run_scripts/attention.py draws.
+
+        The arguments are those of :meth:`embed`. Maps of both sides with the same title are drawn as one.
+
+        Returns:
+            {title: weights}, [B, N] for the patches of images or [B, L] for the tokens of captions.
+        """
+        return {}
+
+    def has_report(self):
+        """Whether the head, as it was built, supports :meth:`report`."""
+        return self.report_flag is not None
+
+    def report(self, split):
+        """Analyze the trained model. test.py prints the result and writes it next to the checkpoint.
+
+        Args:
+            split: a test split. ``split.embed_images()`` and ``split.embed_captions()`` pass one side through the
+                model. ``split.entries`` are its annotated images; ``split.load_images(entries)`` and
+                ``split.tokens(captions)`` turn them into inputs.
+
+        Returns:
+            A :class:`HeadReport`.
+        """
+        raise NotImplementedError
+
 
 def describe_head(head):
-    """A head and its file, for messages."""
+    """Name a head's file and class, for error messages."""
     return f"{type(head).__module__.replace('.', '/')}.py: {type(head).__name__}"
 
 
 @contextlib.contextmanager
 def head_error_context(head):
-    """A layer of a width that doesn't fit is told in one line with the head's file; other errors keep their traceback."""
+    """Report an error about tensor shapes in one line with the head's file. Other errors keep their traceback."""
     try:
         yield
     except RuntimeError as error:

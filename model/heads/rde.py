@@ -9,7 +9,7 @@ from utils.errors import UserError
 from utils.option_types import amount, positive, weight, yes_no
 
 # RDE's own command line: the first of these names is the loss, and everything else in the text is decoration there.
-RELEASED = {name: f"is of RDE's released code, where '{name}' alone counts, which trains both similarities on divided pairs: "
+REFERENCE_LOSS_NAMES = {name: f"is of RDE's released code, where '{name}' alone counts, which trains both similarities on divided pairs: "
                   f'type --loss_names {name.lower()}+tse --ccd, and what else you mean as flags (--tau, --margin, --select_ratio, '
                   '--noisy_rate)'
             for name in ('TAL', 'TRL', 'InfoNCE', 'SDM')}

@@ -313,14 +313,14 @@ def test_shared_cross_encoder_and_fields(tmp_path):
 
 
 @pytest.mark.parametrize('ratio, message', [
-    (0.05, 'keeps none of the 12 patches'), *((ratio, 'above 0 and at most 1') for ratio in (0.0, 1.5, -1, math.nan))])
+    (0.05, 'selects none of the 12 patches'), *((ratio, 'above 0 and at most 1') for ratio in (0.0, 1.5, -1, math.nan))])
 def test_pool_ratio_that_makes_no_sense(tmp_path, ratio, message):
     with pytest.raises(UserError, match=message):
         golden_model('a2te_tiny512', tmp_path, loss_names='detail', pool_ratio=ratio)
 
 
 def test_pool_ratio_that_keeps_no_word(tmp_path):
-    with pytest.raises(UserError, match='keeps none of the 1 words'):
+    with pytest.raises(UserError, match='selects none of the 1 words'):
         golden_model('a2te_tiny512', tmp_path, loss_names='detail', pool_ratio=0.5, text_length=3)
 
 

@@ -265,7 +265,7 @@ def test_bad_input_is_one_sentence(change, message, tmp_path, monkeypatch):
 
 
 def test_a_head_of_aptm_on_clip():
-    with pytest.raises(UserError, match="the loss 'itm' runs on the backbone aptm alone, and --backbone is clip"):
+    with pytest.raises(UserError, match="unknown loss 'itm' for --backbone clip: it needs --backbone aptm"):
         options(loss_names='sdm+itm')
 
 

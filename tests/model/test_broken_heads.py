@@ -44,7 +44,7 @@ def beside(tmp_path, monkeypatch):
     (4, 'raise SystemExit(1)', 'SystemExit'),
     (5, SOUND.replace("('sound',)", "'sound'"), 'Sound.names must be a tuple of texts'),
     (6, SOUND.replace("('sound',)", '(1,)'), 'Sound.names must be a tuple of texts'),
-    (7, SOUND.replace("('sound',)", "('so+und',)"), "Sound cannot be called 'so+und'"),
+    (7, SOUND.replace("('sound',)", "('so+und',)"), "Sound cannot have the name 'so+und'"),
     (8, SOUND.replace('--sound_weight', '--batch_size'), 'conflicting option string'),
     (9, SOUND.replace('--sound_weight', '--id_loss_weight'), 'conflicting option string'),
     (10, SOUND.replace('weight of sound', '5% of sound'), 'TypeError'),
@@ -58,14 +58,14 @@ def test_it_is_named_once_and_the_rest_works(beside, capsys, number, text, why):
     build_parser().format_help()
     build_test_parser('test.py', 'Test.').format_help()
     said = capsys.readouterr().err.splitlines()
-    assert len(said) == 1 and f'{file}.py is left out' in said[0] and why in said[0]
+    assert len(said) == 1 and f'{file}.py is skipped' in said[0] and why in said[0]
     with pytest.raises(UserError, match="unknown loss 'sound'"):
         parse_loss_names('sdm+sound')
 
 
 def test_a_name_that_two_files_claim_is_nobodys(beside, capsys):
     beside(aa_mine=SOUND.replace("('sound',)", "('sdm', 'sound')"))
-    with pytest.raises(UserError, match="the loss name 'sdm' is claimed by both model.heads.aa_mine and model.heads.sdm"):
+    with pytest.raises(UserError, match="the loss name 'sdm' is defined by both model.heads.aa_mine and model.heads.sdm"):
         parse_loss_names('sdm+id')
     assert parse_loss_names('id+itc') == [registry()['id'], registry()['itc']]
     assert len(capsys.readouterr().err.splitlines()) == 1

@@ -1,5 +1,6 @@
-"""The examples of docs/adding_a_method.md: each as it stands there is found, learns, and does what its section says."""
+"""Each example of docs/adding_a_*.md is found by itself, learns, and does what its section says."""
 import contextlib
+import glob
 import os
 import re
 
@@ -16,10 +17,18 @@ from tests.support import golden_archive, golden_json, small_batch, small_model
 from utils.checkpoint import Checkpointer, load_weights, start_from
 from utils.errors import UserError
 
-PAGE = os.path.join(os.path.dirname(__file__), '..', '..', 'docs', 'adding_a_method.md')
-with open(PAGE, encoding='utf-8') as file:
-    EXAMPLES = {re.search(r"names = \('([\w-]+)',\)", code)[1]: code
-                for code in re.findall(r'```python\n(.*?)```', file.read(), flags=re.DOTALL) if "names = ('" in code}
+DOCS = os.path.join(os.path.dirname(__file__), '..', '..', 'docs')
+PAGES = sorted(glob.glob(os.path.join(DOCS, 'adding_a_*.md')))
+
+
+def read_examples(path):
+    """The complete heads on a page: {loss name: code}."""
+    with open(path, encoding='utf-8') as file:
+        blocks = re.findall(r'```python\n(.*?)```', file.read(), flags=re.DOTALL)
+    return {re.search(r"names = \('([\w-]+)',\)", code)[1]: code for code in blocks if "names = ('" in code}
+
+
+EXAMPLES = {name: code for path in PAGES for name, code in read_examples(path).items()}
 
 
 @pytest.fixture(scope='module')

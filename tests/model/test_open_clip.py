@@ -286,7 +286,7 @@ def test_a_file_of_another_activation_than_the_models_is_refused(tmp_path):
     (dict(pretrain_choice='tiny-conv', loss_names='itc+mlm'), "the loss 'mlm' reads image tokens and the image encoder of tiny-conv gives "
                                                               'one vector'),
     (dict(loss_names='mae'), "open_clip's encoders are not ours"),
-    (dict(loss_names='itc+itm'), "the loss 'itm' runs on the backbone aptm alone"),
+    (dict(loss_names='itc+itm'), "unknown loss 'itm' for --backbone open_clip: it needs --backbone aptm"),
     (dict(pretrain_choice='tiny-resnet', img_size=(64, 64), micro_batch=2), '--micro_batch cannot split a batch for an encoder that norm'),
 ])
 def test_bad_input_is_one_sentence(change, message):

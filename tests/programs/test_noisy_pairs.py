@@ -14,7 +14,7 @@ from processor import division
 from processor.processor import Trainer
 from utils.checkpoint import read_checkpoint
 
-PAGE = os.path.join(os.path.dirname(__file__), '..', '..', 'docs', 'adding_a_method.md')
+PAGE = os.path.join(os.path.dirname(__file__), '..', '..', 'docs', 'adding_a_momentum_encoder.md')
 
 
 @pytest.fixture

@@ -179,7 +179,7 @@ def test_a_printed_recipe_makes_no_noise(tmp_path, capsys):
 
 def test_an_embedding_that_no_loss_names_is_said():
     notes = get_args(['--config_file', os.path.join(ROOT, 'configs/php/cuhk-pedes.yaml'), '--loss_names', 'sdm+id']).notes
-    assert any("'aux' is not among the losses and shapes the model all the same" in note for note in notes)
+    assert any("the head 'aux' is part of the model because its options are given" in note for note in notes)
 
 
 def test_published_config_is_read(tmp_path):
