@@ -19,7 +19,7 @@ def main(argv=None):
     from processor.test_run import test_on
     from utils import comm
     from utils.logger import setup_logger
-    with comm.joined():
+    with comm.process_group():
         args = args or read_options(argv)
         setup_logger('Pedestal', save_dir='', if_train=False, distributed_rank=comm.get_rank())
         statuses = []

@@ -19,7 +19,7 @@ def main(argv=None):
     args = None if is_launched_by_torchrun() else read_options(argv)
     from processor.training_run import run_training
     from utils import comm
-    with comm.joined():
+    with comm.process_group():
         run_training(args or read_options(argv))
 
 

@@ -19,7 +19,7 @@ from datasets.augmentation import seeded, simclr_transforms
 from datasets.captions import LONGEST, caption_problem, is_encodable, looks_like_list
 from datasets.entries import open_entries
 from datasets.fields import FIELDS, CaptionSample
-from datasets.listing import Strings, captions_of, digest_of, open_arrays
+from datasets.array_cache import Strings, captions_of, digest_of, open_arrays
 from datasets.published_splits import split_note
 from datasets.released_lists import list_files, read_list, read_reid_list, reid_files
 from datasets.truncation import warn_of_truncation
@@ -51,7 +51,7 @@ class BaseDataset:
 
     Attributes:
         train: list of ``(pid, image_id, image path, caption)``, one entry a caption; pids are 0..C-1, ``image_id`` is
-            the number of the image's entry. Of a large annotation a sequence of such (:class:`datasets.listing.Samples`).
+            the number of the image's entry. Of a large annotation a sequence of such (:class:`datasets.array_cache.Samples`).
         train_annos, val_annos, test_annos: the entries of the splits, a list of dicts; of a large annotation a sequence of such.
         listed: {split: the entries' fields as arrays}, :class:`datasets.entries.Entries`.
         val, test: ``{'image_pids', 'img_paths', 'caption_pids', 'captions'}``, lists in the annotation's order, pids as
@@ -410,7 +410,7 @@ def tokenize_all(captions, text_length, truncate=True, tokenizer=None, folder=No
     """All captions, once and before workers start: int32 [S, L], which they then share.
 
     Of 50,000 captions and more the tokens are kept in ``folder``, memory-mapped, for the next start. They are made anew when a caption, the
-    vocabulary or the length is another (:func:`datasets.listing.open_arrays`).
+    vocabulary or the length is another (:func:`datasets.array_cache.open_arrays`).
     """
     tokenizer = tokenizer or default_tokenizer()
 
@@ -488,7 +488,7 @@ class ImageTextDataset(Dataset):
             length leaves of it and before it is masked (SEN).
         skip_broken: a sample whose image cannot be read becomes ``{'skipped': path}`` for :func:`collate` to leave out.
         store: a :class:`datasets.image_cache.ImageStore` to take the images from, instead of reading and transforming them:
-            ``images`` are uint8 [3, H, W] then, and ``views`` is what :func:`datasets.views.finish` is to do with them.
+            ``images`` are uint8 [3, H, W] then, and ``views`` is what :func:`datasets.device_augmentation.finish` is to do with them.
         img_aug: what ``views`` are drawn for: see :func:`datasets.transforms.build_transforms`.
         tokenizer: CLIP's unless another is given.
         rand_aug: a function that resizes a PIL image, for APTM's augmentation instead of ``transform``'s: images are uint8 with their
@@ -593,7 +593,7 @@ class ImageTextDataset(Dataset):
             return dict(zip(('images', 'views'), draw_rand_view(image, seed)))
         if self.store is None:
             return {'images': view_of(image, seed, transform)}
-        if self.preparation == 'tbps':   # its draws are not those of datasets.views
+        if self.preparation == 'tbps':   # its draws are not those of datasets.device_augmentation
             return {'images': view_of(to_pil_image(image), seed, transform)}
         return {'images': image, 'views': draw_view(self.store.img_size, self.img_aug, seed)}
 

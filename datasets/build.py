@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from datasets.bases import SPLITS, ImageDataset, ImageTextDataset, TextDataset, collate, first_captions
 from datasets.image_cache import open_store
-from datasets.listing import captions_of, image_ids_of, pids_of
+from datasets.array_cache import captions_of, image_ids_of, pids_of
 from datasets.noise import noisy_samples
 from datasets.prompts import WithPrompts, read_prompts, tokenized
 from datasets.registry import dataset_class
@@ -44,7 +44,7 @@ def build_dataloader(args):
         (:class:`datasets.bases.ImageTextDataset`); its ``batch_sampler.set_epoch(epoch, first_step)`` chooses what
         comes next. The others iterate ``(pids [B], images [B, 3, H, W])`` and ``(pids [B], caption_ids [B, L])`` in the
         annotation's order. A test needs no training entries; without them ``num_classes`` is 0. With ``args.image_cache``,
-        images are uint8, for :func:`datasets.views.finish`.
+        images are uint8, for :func:`datasets.device_augmentation.finish`.
 
     Raises:
         UserError: an unknown dataset or sampler, data that isn't whole, an empty split, a batch that doesn't fit, an image cache
@@ -197,7 +197,7 @@ def empty(dataset, split):
 def workers(args):
     """``--num_workers``, but no more than this process's part of the cores: they would only wait for each other."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    return min(args.num_workers, max(cores // comm.processes_here(), 1))
+    return min(args.num_workers, max(cores // comm.get_local_world_size(), 1))
 
 
 def reading(args):

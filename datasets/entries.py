@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from datasets.listing import Samples, Strings, digest_of, keep_arrays, place_of, read_arrays
+from datasets.array_cache import Samples, Strings, digest_of, keep_arrays, place_of, read_arrays
 from datasets.released_lists import label_problem
 from utils.iotools import refuse_irregular
 
@@ -75,7 +75,7 @@ class Entries(Sequence):
         return (os.path.join(folder, path) for path in (paths if self.whole else map(paths.__getitem__, self.rows.tolist())))
 
     def captions(self):
-        """All captions, in order: :class:`datasets.listing.Strings`."""
+        """All captions, in order: :class:`datasets.array_cache.Strings`."""
         if self.whole:
             return self.strings['captions']
         ends = self.arrays['ends'][self.rows]
@@ -83,7 +83,7 @@ class Entries(Sequence):
         return Strings.of(caption for first, end in zip((ends - self.counts).tolist(), ends.tolist()) for caption in captions[first:end])
 
     def samples(self, pids, folder):
-        """The training pairs with these ``pids`` [N] in place of the annotation's: :class:`datasets.listing.Samples`."""
+        """The training pairs with these ``pids`` [N] in place of the annotation's: :class:`datasets.array_cache.Samples`."""
         images = np.repeat(self.rows.astype(np.int32), self.counts)
         return Samples(np.repeat(pids.astype(np.int32), self.counts), images, images, self.strings['paths'], self.captions(), folder)
 

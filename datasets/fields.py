@@ -6,7 +6,7 @@ import torch
 from datasets.augmentation import disturb_tokens, tbps_caption
 from datasets.eda import augmented, wordnet
 from datasets.masking import keep_naming, mask_tokens, noun_chances
-from datasets.whole_words import mask_whole_words
+from datasets.whole_word_masking import mask_whole_words
 
 FIELDS = {}   # name: function of a CaptionSample that returns a tensor, in the order in which a sample's fields are made
 
@@ -73,7 +73,7 @@ class CaptionSample:
 
     @functools.cached_property
     def masked_words(self):
-        """``(masked ids [L], places [M], labels [M])``: see :func:`datasets.whole_words.mask_whole_words`."""
+        """``(masked ids [L], places [M], labels [M])``: see :func:`datasets.whole_word_masking.mask_whole_words`."""
         tokenizer = self.dataset.tokenizer
         return tuple(map(torch.tensor, mask_whole_words(self.ids.tolist(), self.rng, tokenizer.mask, tokenizer.continues,
                                                         tokenizer.vocab_size)))

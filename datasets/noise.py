@@ -4,7 +4,7 @@ import os
 
 import numpy as np
 
-from datasets.listing import Samples
+from datasets.array_cache import Samples
 from utils.errors import UserError
 
 RELEASED_SEED = 1   # with it, the permutations are those of the nine files that RDE released (three datasets; 0.2, 0.5, 0.8)

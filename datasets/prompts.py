@@ -8,7 +8,7 @@ import torch
 
 from datasets.bases import collate, tokenize
 from datasets.captions import is_empty_caption
-from datasets.whole_words import mask_whole_words
+from datasets.whole_word_masking import mask_whole_words
 from utils.errors import UserError
 from utils.iotools import read_json
 

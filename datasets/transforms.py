@@ -4,7 +4,7 @@ from torchvision import transforms as T
 
 from datasets.augmentation import tbps_transforms
 from datasets.rand_augment import draw_erased, rand_augment
-from datasets.views import PADDING
+from datasets.device_augmentation import PADDING
 from utils import pixels as known_pixels
 
 MEAN, STD = known_pixels.CLIP.mean, known_pixels.CLIP.std   # under IRRA's users' names
@@ -18,7 +18,7 @@ def build_transforms(img_size=(384, 128), aug=False, is_train=True, pixels=known
 
     Evaluation resizes only, training also flips, and with ``aug`` pads, crops and erases as IRRA's released code does:
     the erased rectangle is filled after normalising, with the mean's numbers, which are a light grey there and not the
-    mean. Behind the resizing, :func:`draw_view` and :func:`datasets.views.finish` do the same to a batch.
+    mean. Behind the resizing, :func:`draw_view` and :func:`datasets.device_augmentation.finish` do the same to a batch.
     """
     img_size = tuple(img_size)
     steps = [resize(img_size, pixels)]
@@ -44,7 +44,7 @@ def resize(img_size, pixels):
 
 
 def draw_view(img_size, aug, seed):
-    """The draws of ``build_transforms(img_size, aug)`` under ``torch.manual_seed(seed)``, for :func:`datasets.views.finish`.
+    """The draws of ``build_transforms(img_size, aug)`` under ``torch.manual_seed(seed)``, for :func:`datasets.device_augmentation.finish`.
 
     Returns:
         int32 [7]: mirrored or not (0, 1); top and left of the crop in the padded image (10, 10: not moved); top, left, height
@@ -72,7 +72,7 @@ def as_tensor(image):
 def draw_rand_view(image, seed):
     """APTM's augmentation of a resized image, uint8 [3, H, W]: ``(the flipped and augmented image, its view)``.
 
-    The view, for :func:`datasets.views.finish`, is what is to be erased; see :func:`draw_view`. torch's global generator is as it was
+    The view, for :func:`datasets.device_augmentation.finish`, is what is to be erased; see :func:`draw_view`. torch's global generator is as it was
     afterwards.
     """
     with torch.random.fork_rng(devices=[]):

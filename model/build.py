@@ -15,7 +15,7 @@ from utils import precision
 from utils.checkpoint import as_a_runs, some
 from utils.comm import get_world_size, pick_device
 from utils.errors import UserError
-from utils.peers import ALONE, Alone
+from utils.batch_shard import ALONE, Alone
 
 logger = logging.getLogger('Pedestal.model')
 
@@ -39,7 +39,7 @@ class Encoded:
     added: dict = field(default_factory=dict)          # {name: (images' [B, E], captions' [B, E])} of embeddings that heads add
     image_extras: dict = field(default_factory=dict)   # what Head.refine left there when the images were embedded
     text_extras: dict = field(default_factory=dict)    # and the captions
-    peers: Alone = ALONE                               # the processes that have the batch's other rows (utils/peers.py)
+    peers: Alone = ALONE                               # the processes that have the batch's other rows (utils/batch_shard.py)
 
 
 class Part(NamedTuple):

@@ -7,7 +7,7 @@ from model.build import Encoded
 from processor.progress import Bar
 from processor.step import in_pieces
 from utils import comm
-from utils.peers import ALONE, meet
+from utils.batch_shard import ALONE, meet
 from utils.seeding import derive_seed, seed_all
 
 logger = logging.getLogger('Pedestal.train')
@@ -35,7 +35,7 @@ class Division:
             return
         losses = self.all_pairs(epoch, epochs, stop_between)
         coins = torch.randint(2, (len(self.loader.dataset),), generator=torch.Generator().manual_seed(derive_seed(self.seed, epoch, APART)))
-        self.clean = comm.from_process(0, self.head.select_clean_pairs(losses, coins))     # one division, whatever machines round
+        self.clean = comm.broadcast_object(self.head.select_clean_pairs(losses, coins))     # one division, whatever machines round
         logger.info('epoch %d: %d of %d training pairs count as clean', epoch, int(self.clean.sum()), len(self.clean))
 
     def all_pairs(self, epoch, epochs, stop_between):

@@ -37,7 +37,7 @@ class Evaluator:
     def eval(self, model, i2t_metric=False):
         """Log the table of text-to-image and, if asked, image-to-text metrics; returns text-to-image Rank-1 in percent."""
         embeddings = self._compute_embedding(model)
-        self.results = comm.by_first(lambda: retrieval_results(*embeddings, i2t_metric, getattr(model, 'parts', ())))
+        self.results = comm.run_on_main_process(lambda: retrieval_results(*embeddings, i2t_metric, getattr(model, 'parts', ())))
         logger.info('\n%s', table(self.results))
         if self.results['t2i']['ties']:
             logger.warning('ties decide the ranking of %d queries (ranked in gallery order)', self.results['t2i']['ties'])
@@ -88,7 +88,7 @@ def embed(encode, loader, model, shared=False):
         model.train(was_training)
     found = (torch.cat(feats).cpu(), torch.cat(pids)) if feats else None   # one transfer: the GPU never waits for the host
     if order_of_all is not None:
-        order, parts = order_of_all, [part for part in comm.of_all(found) if part]
+        order, parts = order_of_all, [part for part in comm.all_gather_object(found) if part]
         found = [torch.cat(side) for side in zip(*parts)]
     if not found:
         raise UserError('nothing to evaluate: the split is empty')
@@ -108,7 +108,7 @@ def by_turns(loader, wanted, order):
     batches = [batch for number in range(world) for batch in batches_of(order, loader.batch_size, number, world)]
     sampler.turn = loader.batch_size, comm.get_rank(), world
     try:
-        with comm.one_for_all():
+        with comm.raise_on_all_ranks():
             yield torch.cat(batches) if batches else order
     finally:
         sampler.turn = None

@@ -17,8 +17,8 @@ from processor.step import Step
 from utils import comm
 from utils.checkpoint import is_released
 from utils.errors import UserError
-from utils.parting import STOPPED, is_broken
-from utils.peers import meet
+from utils.failures import STOPPED, is_broken
+from utils.batch_shard import meet
 from utils.resumption import OF_A_RUN
 from utils.seeding import derive_seed, random_states, restore_random_states, seed_all
 
@@ -66,9 +66,9 @@ class Trainer:
     def run(self, start_epoch):
         self.epoch = start_epoch
         self.restore(self.checkpointer.resumed)
-        if comm.parting():
-            comm.parting().how_to_go_on = self.how_to_go_on
-        self.journal = Journal(self.args.output_dir, self.total_steps, self.unevaluated) if comm.is_first() else NoJournal()
+        if comm.failure_monitor():
+            comm.failure_monitor().how_to_go_on = self.how_to_go_on
+        self.journal = Journal(self.args.output_dir, self.total_steps, self.unevaluated) if comm.is_main_process() else NoJournal()
         try:
             with Interrupt() as self.interrupt:
                 self.loader.on_wait = self.stop_while_waiting
@@ -87,9 +87,9 @@ class Trainer:
         except Stopped:
             self.leave(128 + (self.interrupt.requested or 2))
         except RuntimeError as error:
-            if not is_broken(error) or comm.parting().status() not in STOPPED:
+            if not is_broken(error) or comm.failure_monitor().status() not in STOPPED:
                 raise
-            self.leave(comm.parting().status())
+            self.leave(comm.failure_monitor().status())
         finally:
             self.journal.close()
 
@@ -101,7 +101,7 @@ class Trainer:
         last, processes = self.checkpointer.path('last'), comm.get_world_size()
         if not os.path.isfile(last):
             return ' before anything was saved'
-        program = f'torchrun --nproc_per_node {comm.processes_here()}' if processes > 1 else 'python'
+        program = f'torchrun --nproc_per_node {comm.get_local_world_size()}' if processes > 1 else 'python'
         return f'; go on with: {program} train.py --resume --resume_ckpt_file {last}'
 
     def train_epoch(self):
@@ -205,9 +205,9 @@ class Trainer:
             logger.info('epoch %d/%d step %d/%d: %s', self.epoch, self.args.num_epoch, self.step, len(self.loader), in_words(values))
 
     def report_skipped(self, paths):
-        if not comm.largest(len(paths)):
+        if not comm.all_reduce_max(len(paths)):
             return
-        paths = [path for of_process in comm.of_all(paths) for path in of_process]
+        paths = [path for of_process in comm.all_gather_object(paths) for path in of_process]
         for path in paths:
             logger.warning('left out: %s cannot be read', path)
         self.skipped += len(paths)
@@ -228,7 +228,7 @@ class Trainer:
 
     def stop_at(self, step, image_ids, values):
         bad = ', '.join(f'{name} is {value}' for name, value in values.items() if not math.isfinite(value))
-        names = ', '.join(comm.of_all(self.name_samples(image_ids)))
+        names = ', '.join(comm.all_gather_object(self.name_samples(image_ids)))
         raise UserError(f'at epoch {self.epoch}, step {step}, {bad}; the batch: {names}; '
                         f'{self.checkpointer.last_good()}')
 
@@ -256,7 +256,7 @@ class Trainer:
 
     def asked_to_stop(self):
         """Whether a signal reached this process, or another one of several: all leave at the same step, with the same status."""
-        asked = comm.largest(self.interrupt.requested or 0)
+        asked = comm.all_reduce_max(self.interrupt.requested or 0)
         if asked:   # else one may be noted meanwhile, for the next time
             self.interrupt.requested = asked
         return asked
@@ -310,7 +310,7 @@ class Trainer:
     def miss_best(self):
         """Where best.pth is gone, its weights are, too: the best of what follows takes its place, beginning with what there is."""
         path = self.checkpointer.path('best')
-        if not self.best['epoch'] or comm.from_process(0, os.path.isfile(path)):
+        if not self.best['epoch'] or comm.broadcast_object(os.path.isfile(path)):
             return
         logger.warning('there is no %s any more, of epoch %d with %s %.3f: the best from here on becomes best.pth',
                        path, self.best['epoch'], self.measure, self.best[self.metric])

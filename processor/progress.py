@@ -153,7 +153,7 @@ class Bar:
 
     def __init__(self, epoch, epochs, steps, first_step=0, what=''):
         self.bar = tqdm(total=steps, initial=first_step, desc=f'epoch {epoch}/{epochs} {what}'.strip(), unit='step',
-                        disable=None if comm.is_first() else True,
+                        disable=None if comm.is_main_process() else True,
                         dynamic_ncols=True, leave=False)
         self.began, self.samples = time.perf_counter(), 0
 

@@ -128,7 +128,7 @@ def evaluate(args, model, img_loader, txt_loader, checkpoint):
     qfeats, gfeats, qids, gids = embed_split(model, img_loader, txt_loader)
     first = f'{args.dataset_name} test: {len(qids)} captions, {len(gids)} images'
     report.add(first, 'as loaded', ranked(args, model, qfeats, gfeats, qids, gids), zip((qids, gids), names))
-    report.independence = comm.by_first(lambda: check_independence(model, img_loader, txt_loader, (qfeats, gfeats)))
+    report.independence = comm.run_on_main_process(lambda: check_independence(model, img_loader, txt_loader, (qfeats, gfeats)))
     if count:
         second, report.independence.second_stage = rerank(model, (img_loader, txt_loader), (qfeats, gfeats, qids, gids), count,
                                                           args.rerank_score)
@@ -163,7 +163,7 @@ def with_origin(report, args, checkpoint, *datasets_and_names):
 
 
 def ranked(args, model, *embeddings):
-    return comm.by_first(lambda: rankings(*embeddings, args.i2t, model.parts))
+    return comm.run_on_main_process(lambda: rankings(*embeddings, args.i2t, model.parts))
 
 
 def recognition_alone(args, model, img_loader, txt_loader, checkpoint):
@@ -172,7 +172,7 @@ def recognition_alone(args, model, img_loader, txt_loader, checkpoint):
         raise UserError(f'--rerank orders images for captions, and {args.dataset_name} has none: leave it out')
     report, names = Report(), names_of(args, img_loader.dataset, txt_loader.dataset)
     report.recognise(model, img_loader)
-    report.independence = comm.by_first(lambda: check_independence(model, img_loader, txt_loader))
+    report.independence = comm.run_on_main_process(lambda: check_independence(model, img_loader, txt_loader))
     report.lines.append(how_chosen(args, checkpoint))
     return with_origin(report, args, checkpoint, img_loader.dataset, txt_loader.dataset, names)
 

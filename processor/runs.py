@@ -30,7 +30,7 @@ class Run(NamedTuple):
 def open_run(args):
     """The :class:`Run` that ``args`` name (``parse_test_options``). Raises :class:`~utils.errors.UserError` where its data or
     its checkpoint cannot be read."""
-    with comm.first_before_others(f'test data of {args.dataset_name}'):   # it makes the caches that the others find
+    with comm.main_process_first(f'test data of {args.dataset_name}'):   # it makes the caches that the others find
         images, captions, num_classes = build_dataloader(args)
     model, checkpoint = load_trained(args, num_classes)
     return Run(model, images, captions, checkpoint)

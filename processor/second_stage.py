@@ -100,13 +100,13 @@ def rerank(model, loaders, embeddings, count, score, progress=True):
         with full_precision():
             def slabs():
                 return cosine_slabs(qfeats.float(), gfeats.float())
-            best, scores = score_best(slabs(), count, len(gfeats), match, len(qfeats), progress and comm.is_first())
-            for number, part in enumerate(comm.of_all((best[rank::world], scores[rank::world]))):
+            best, scores = score_best(slabs(), count, len(gfeats), match, len(qfeats), progress and comm.is_main_process())
+            for number, part in enumerate(comm.all_gather_object((best[rank::world], scores[rank::world]))):
                 best[number::world], scores[number::world] = part
 
             def ranking():
                 bounds = bounds_of(slabs()) if score == 'released' else None
                 return rank_slabs(rescored(slabs(), best, scores, score, bounds), as_tensor(qids), as_tensor(gids), 10)
-            return comm.by_first(lambda: (ranking(), stage.largest_move(best)))
+            return comm.run_on_main_process(lambda: (ranking(), stage.largest_move(best)))
     finally:
         model.train(was_training)

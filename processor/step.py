@@ -8,14 +8,14 @@ from functools import partial
 
 import torch
 
-from datasets.views import finish
+from datasets.device_augmentation import finish
 from model.build import Encoded, add_results, total_loss
 from model.heads import describe_head
 from processor.parallel import alone, synchronised
 from utils import comm, precision
 from utils import pixels as known_pixels
 from utils.errors import UserError
-from utils.peers import ALONE
+from utils.batch_shard import ALONE
 from utils.seeding import derive_seed
 
 
@@ -43,7 +43,7 @@ class Step:
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision.amp_dtype(model.amp, device) is torch.float16)
 
     def __call__(self, batch, peers=ALONE):
-        """``peers``: the processes that have the batch's other rows (:func:`utils.peers.meet`)."""
+        """``peers``: the processes that have the batch's other rows (:func:`utils.batch_shard.meet`)."""
         self.optimizer.zero_grad(set_to_none=True)
         results = backward(self.model, batch, self.micro_batch, self.scaler.scale, peers, self.passes)
         self.scaler.step(self.optimizer)
@@ -168,7 +168,7 @@ def in_pieces(model, batch, size, peers=ALONE, passes=alone):
     Of a whole batch that lies with several processes, this one has its rows of the images (:class:`Whole`)."""
     device, count = next(model.parameters()).device, len(batch['pids'])
     size = min(size or count, count)
-    longest = comm.largest(model.without_padding(batch['caption_ids']).shape[1])
+    longest = comm.all_reduce_max(model.without_padding(batch['caption_ids']).shape[1])
     shared = of_first({name: value for name, value in batch.items() if is_shared(name)})
     batch = {**batch, 'caption_ids': batch['caption_ids'][:, :longest], **shared}
     own = passes(partial(model.rewritten, ready(batch, device, pixels=model.pixels), peers))
@@ -193,7 +193,7 @@ def is_shared(name):
 
 def of_first(fields):
     """The first process's, where there are any: what is drawn for a batch is drawn by its first sample."""
-    return comm.from_process(0, fields) if fields else fields
+    return comm.broadcast_object(fields) if fields else fields
 
 
 def is_image(name):

@@ -12,7 +12,7 @@ def test_on(args):
     opened = open_run(args)
     asked = heads_asked(args, opened.model)
     report = evaluate(args, opened.model, opened.images, opened.captions, opened.checkpoint)
-    comm.by_first(lambda: tell(report, args, opened, asked))
+    comm.run_on_main_process(lambda: tell(report, args, opened, asked))
     return 0 if report.independent else DEPENDENT
 
 

@@ -24,7 +24,7 @@ logger = logging.getLogger('Pedestal.train')
 def run_training(args):
     """The run that the options describe, new or resumed, or the one in which a process failed, where torchrun starts all again."""
     device = pick_device(args.device)
-    resumed, begun = None, comm.kept('run folder')
+    resumed, begun = None, comm.store_get('run folder')
     if begun and os.path.isfile(os.path.join(begun, 'last.pth')):
         args.resume, args.resume_ckpt_file = True, os.path.join(begun, 'last.pth')
     if args.resume:
@@ -35,11 +35,11 @@ def run_training(args):
             return train(args, device, resumed)
         args.notes.append(f'{folder} is of a released run and stays as it is: the run goes on in a new folder')
     parent = os.path.join(args.output_dir, args.dataset_name)
-    args.output_dir = comm.from_process(0, begun_folder(begun, parent, args.name) if comm.is_first() else None)
+    args.output_dir = comm.broadcast_object(begun_folder(begun, parent, args.name) if comm.is_main_process() else None)
     try:
         train(args, device, resumed)
     finally:
-        if comm.is_first() and not os.path.exists(os.path.join(args.output_dir, 'last.pth')):
+        if comm.is_main_process() and not os.path.exists(os.path.join(args.output_dir, 'last.pth')):
             setup_logger('Pedestal', save_dir='', if_train=True)    # close the log: Windows removes no open file
             remove_folder(args.output_dir)  # nothing was trained: leave no litter
 
@@ -49,7 +49,7 @@ def begun_folder(begun, parent, name):
     if begun and os.path.isdir(begun):
         return begun
     folder = new_folder(parent, name)
-    comm.keep('run folder', folder)
+    comm.store_set('run folder', folder)
     return folder
 
 
@@ -81,7 +81,7 @@ def remove_folder(folder):
 def train(args, device, resumed=None):
     """``resumed``: the content of ``args.resume_ckpt_file``."""
     alone = lock_folder(args.output_dir, 'is the run going on there already? Wait for it, or stop it')
-    with alone if comm.is_first() else contextlib.nullcontext():
+    with alone if comm.is_main_process() else contextlib.nullcontext():
         train_alone(args, device, resumed)
 
 
@@ -93,7 +93,7 @@ def train_alone(args, device, resumed):
         logger.info('note: %s', line)
     seed_all(args.seed)
 
-    with comm.first_before_others('data'):     # it makes the caches that the others find
+    with comm.main_process_first('data'):     # it makes the caches that the others find
         loaders = build_training(args)
     started = read_checkpoint(args.init_from)['model'] if args.init_from and not args.resume else None
     model = build_model(args, loaders.num_classes, replaced_by=resumed['model'] if args.resume else started)
@@ -104,12 +104,12 @@ def train_alone(args, device, resumed):
 
     optimizer = build_optimizer(args, model)
     scheduler = build_lr_scheduler(args, optimizer)
-    checkpointer = Checkpointer(model, optimizer, scheduler, args.output_dir, save_to_disk=comm.is_first())
+    checkpointer = Checkpointer(model, optimizer, scheduler, args.output_dir, save_to_disk=comm.is_main_process())
     evaluator = build_evaluator(loaders.evaluations)
     start_epoch = 1
     if args.resume:
         start_epoch = checkpointer.resume(args.resume_ckpt_file, resumed)['epoch']
-    if comm.is_first() and (start_epoch <= args.num_epoch or not os.path.exists(os.path.join(args.output_dir, 'configs.yaml'))):
+    if comm.is_main_process() and (start_epoch <= args.num_epoch or not os.path.exists(os.path.join(args.output_dir, 'configs.yaml'))):
         save_train_configs(args.output_dir, args)
     do_train(start_epoch, args, model, loaders.train, evaluator, optimizer, scheduler, checkpointer)
 

@@ -60,7 +60,7 @@ def work(rank, count, port, tasks, answers):
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(count), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(count), MASTER_ADDR='127.0.0.1',
                       MASTER_PORT=str(port))
     torch.set_num_threads(1)
-    with comm.joined():
+    with comm.process_group():
         while (task := tasks.get()) is not None:
             function, inputs = task
             try:

@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from utils.errors import UserError
 from utils.launcher import watch_launcher
-from utils.parting import LeftAlone, Parting, heed_signals, ignore_signals, place
+from utils.failures import LeftAlone, Parting, heed_signals, ignore_signals, place
 
 MEETING = datetime.timedelta(minutes=10)   # how long a process waits for the others to start
 PATIENCE = datetime.timedelta(hours=1)     # and in a step
@@ -29,7 +29,7 @@ def get_world_size():
     return dist.get_world_size() if _distributed() else 1
 
 
-def is_first():
+def is_main_process():
     """Whether this process speaks and writes for all."""
     return get_rank() == 0
 
@@ -39,11 +39,11 @@ def _distributed():
 
 
 @contextlib.contextmanager
-def joined():
-    """``with joined():`` this process is one of those that torchrun started (by its RANK and WORLD_SIZE), each with a GPU of its own
+def process_group():
+    """``with process_group():`` this process is one of those that torchrun started (by its RANK and WORLD_SIZE), each with a GPU of its own
     where there are some. Without torchrun nothing happens."""
     watch_launcher()
-    world = processes_started()
+    world = launched_world_size()
     if world == 1 or _distributed():
         yield
         return
@@ -56,11 +56,11 @@ def joined():
         if in_main_thread:
             ignore_signals()    # all is done
         dist.barrier()      # nobody leaves, and with it its part of the connections, before all are through
-        parting().leaves.set()
+        failure_monitor().leaves.set()
     except BaseException as error:
         if in_main_thread:
             ignore_signals()
-        leaving = parting().after(error)
+        leaving = failure_monitor().after(error)
         if leaving is error:
             raise
         raise leaving from None
@@ -68,7 +68,7 @@ def joined():
     _of.clear()
 
 
-def processes_started():
+def launched_world_size():
     """How many processes were started together: torchrun says so in the environment."""
     world = os.environ.get('WORLD_SIZE', '1')
     if world == '1':
@@ -88,46 +88,46 @@ def join(world):
         _of['torchrun'] = getattr(store, 'underlying_store', store)
         store = _of['store'] = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
         on_gpus = torch.cuda.is_available() and dist.is_nccl_available()
-        if on_gpus and local_rank() < torch.cuda.device_count():
-            torch.cuda.set_device(local_rank())
+        if on_gpus and get_local_rank() < torch.cuda.device_count():
+            torch.cuda.set_device(get_local_rank())
         dist.init_process_group('cpu:gloo,cuda:nccl' if on_gpus else 'gloo', store=store, rank=rank, world_size=world, timeout=PATIENCE)
     except (dist.DistError, ValueError) as error:
         raise UserError(f"the {world} processes did not meet at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} "
                         f'({str(error).splitlines()[0]}); is torchrun running on each machine, with the same --nnodes and '
                         '--rdzv_endpoint?') from None
     _of['rows'] = dist.new_group(timeout=PATIENCE)
-    _of['parting'] = Parting(store, rank, of_all(place()))
+    _of['parting'] = Parting(store, rank, all_gather_object(place()))
 
 
-def parting():
-    """What the processes tell each other when they leave, a :class:`~utils.parting.Parting`; None where this one is alone."""
+def failure_monitor():
+    """What the processes tell each other when they leave, a :class:`~utils.failures.Parting`; None where this one is alone."""
     return _of.get('parting')
 
 
-def keep(name, text):
+def store_set(name, text):
     """Leave ``text`` with torchrun for the processes that it starts instead of these, should one fail."""
     if get_world_size() > 1:
         _of['torchrun'].set(name, text)
 
 
-def kept(name):
+def store_get(name):
     """What an earlier process, which torchrun started by the same command, left under ``name``; else None."""
     store = _of.get('torchrun')
     return store.get(name).decode() if store and store.check([name]) else None
 
 
-def for_rows():
+def embedding_group():
     """The processes as a group of their own, for the rows of a batch: what they exchange in the backward pass must not get between the
     parameters' gradients."""
     return _of['rows']
 
 
-def local_rank():
+def get_local_rank():
     """This process's number on its machine."""
     return int(os.environ.get('LOCAL_RANK', 0))
 
 
-def processes_here():
+def get_local_world_size():
     """How many of the processes are on this machine."""
     return int(os.environ.get('LOCAL_WORLD_SIZE', 1)) if get_world_size() > 1 else 1
 
@@ -139,19 +139,19 @@ def synchronize():
 
 
 @contextlib.contextmanager
-def first_before_others(what):
+def main_process_first(what):
     """The first process does what follows, and then the others do: they find what it left on the disk. ``what`` names it."""
-    while not is_first() and not _of['store'].check([what]):
-        if parting().status() is not None:
+    while not is_main_process() and not _of['store'].check([what]):
+        if failure_monitor().status() is not None:
             raise LeftAlone
         time.sleep(WAIT)    # and not in the store, where no signal would be heeded
     yield
-    if get_world_size() > 1 and is_first():
+    if get_world_size() > 1 and is_main_process():
         _of['store'].set(what, 'done')
 
 
 @contextlib.contextmanager
-def one_for_all():
+def raise_on_all_ranks():
     """A :class:`~utils.errors.UserError` that a process meets inside is raised on all at the end, where they wait for each other."""
     if get_world_size() == 1:
         yield
@@ -161,29 +161,29 @@ def one_for_all():
         yield
     except UserError as error:
         problem = str(error)
-    problems = list(filter(None, of_all(problem)))
+    problems = list(filter(None, all_gather_object(problem)))
     if problems:
         raise UserError(problems[0])
 
 
-def by_first(compute):
+def run_on_main_process(compute):
     """What ``compute()`` gives on the first process, any that pickles, on all; the others wait meanwhile. Its
     :class:`~utils.errors.UserError` is raised on all."""
-    with one_for_all():
-        value = compute() if is_first() else None
-    return from_process(0, value)
+    with raise_on_all_ranks():
+        value = compute() if is_main_process() else None
+    return broadcast_object(value)
 
 
-def from_process(number, value):
-    """The ``value`` of the process with that number, any that pickles, on all."""
+def broadcast_object(value, src=0):
+    """The ``value`` of rank ``src``, any object that pickles, on all ranks."""
     if get_world_size() == 1:
         return value
     values = [value]
-    dist.broadcast_object_list(values, src=number)
+    dist.broadcast_object_list(values, src=src)
     return values[0]
 
 
-def of_all(value):
+def all_gather_object(value):
     """[every process's ``value``], by its number."""
     if get_world_size() == 1:
         return [value]
@@ -192,7 +192,7 @@ def of_all(value):
     return values
 
 
-def largest(number):
+def all_reduce_max(number):
     """The largest of all processes' whole numbers."""
     if get_world_size() == 1:
         return number
@@ -240,7 +240,7 @@ def own_gpu(device):
     if device.index is not None:
         raise UserError(f'--device {device} is one GPU, and torchrun started {get_world_size()} processes, each for a GPU of its '
                         'own: leave --device out (CUDA_VISIBLE_DEVICES chooses the GPUs)')
-    if local_rank() >= torch.cuda.device_count():
+    if get_local_rank() >= torch.cuda.device_count():
         raise UserError(f'torchrun started more processes on this machine than there are GPUs: '
                         f'--nproc_per_node {torch.cuda.device_count()}')
-    return torch.device('cuda', local_rank())
+    return torch.device('cuda', get_local_rank())

@@ -3,7 +3,7 @@ import argparse
 import signal
 
 from datasets.synthpedes.baselines import baseline_scores
-from datasets.synthpedes.sheet import contact_sheet
+from datasets.synthpedes.contact_sheet import contact_sheet
 from datasets.synthpedes.writing import KNOBS, formats, generate, settle
 from utils.errors import UserError, run
 

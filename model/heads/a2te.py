@@ -8,7 +8,7 @@ from model.heads import Head
 from model.heads.mlm import CrossEncoder
 from utils.errors import UserError
 from utils.option_types import positive, weight
-from utils.peers import ALONE
+from utils.batch_shard import ALONE
 
 ALIASES = {'amm': 'mlm+attribute'}
 # A2TE's loader matches parameters by the ends of their names. Without the unused copy of the encoders that A2TE's model

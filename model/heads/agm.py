@@ -8,7 +8,7 @@ import torch
 from model import objectives
 from model.heads import Head
 from utils.errors import UserError
-from utils.peers import ALONE
+from utils.batch_shard import ALONE
 
 # A word is masked with the probability BASE_RATE + GUIDED_RATE * softmax(attention / TEMPERATURE).
 BASE_RATE, GUIDED_RATE, TEMPERATURE = 0.1, 0.9 * 0.95, 0.02

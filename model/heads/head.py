@@ -161,7 +161,7 @@ class Head(nn.Module):
         Args:
             batch: {field: tensor} of all local rows, also with ``--micro_batch``.
             model: the :class:`~model.build.RetrievalModel`.
-            peers: the ranks that hold the other rows (:mod:`utils.peers`).
+            peers: the ranks that hold the other rows (:mod:`utils.batch_shard`).
 
         Returns:
             The new batch.

@@ -6,7 +6,7 @@ from torch.utils.data import DataLoader
 
 from datasets.bases import TextDataset
 from datasets.sampler import CaptionSampler
-from datasets.views import finish
+from datasets.device_augmentation import finish
 from processor.evaluation import embed
 from run_scripts.benchmark import released_way
 from run_scripts.benchmark.machine import timed

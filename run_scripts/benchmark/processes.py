@@ -12,7 +12,7 @@ from processor.parallel import alone
 from run_scripts.benchmark.machine import cores, wait_for
 from run_scripts.benchmark.workload import Training, recipe, synthetic_batches
 from utils import comm
-from utils.peers import ALONE, meet
+from utils.batch_shard import ALONE, meet
 
 WARM_UP = 2     # steps
 
@@ -43,7 +43,7 @@ def take_part(rank, count, port, together, setting, answers):
                       MASTER_ADDR='127.0.0.1')
     if not setting.on_gpu:
         torch.set_num_threads(1)
-    with comm.joined():
+    with comm.process_group():
         training = Training(recipe(setting, '--device', str(comm.pick_device('cuda' if setting.on_gpu else 'cpu'))))
         if not together:
             training.step.passes = alone

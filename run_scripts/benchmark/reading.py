@@ -7,7 +7,7 @@ from datasets.synthpedes import generate
 from run_scripts.benchmark import released_way
 from run_scripts.benchmark.machine import timed
 from run_scripts.benchmark.workload import recipe
-from datasets.views import finish
+from datasets.device_augmentation import finish
 
 
 def make_dataset(root, ids):

@@ -8,7 +8,7 @@ import torch
 from datasets.bases import TextDataset, default_tokenizer
 from datasets.masking import mask_tokens
 from datasets.transforms import draw_view
-from datasets.views import finish
+from datasets.device_augmentation import finish
 from model import build_model
 from model.build import total_loss
 from processor.processor import LOOK_EVERY
@@ -17,7 +17,7 @@ from run_scripts import ROOT
 from run_scripts.benchmark import released_way
 from solver import build_optimizer
 from utils.options import get_args
-from utils.peers import ALONE
+from utils.batch_shard import ALONE
 from utils.seeding import derive_seed, seed_all
 from utils.simple_tokenizer import MASK
 

@@ -21,7 +21,7 @@ from datasets.transforms import build_transforms
 from tests.support import HANG_TIMEOUT, options
 from utils.errors import UserError
 from utils.iotools import read_image
-from datasets.views import finish
+from datasets.device_augmentation import finish
 
 SIZE = (24, 8)
 

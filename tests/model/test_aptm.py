@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 
-from datasets.whole_words import mask_whole_words
+from datasets.whole_word_masking import mask_whole_words
 from model import build_model
 from model.backbones.aptm import Aptm, read_shape, shape_of
 from model.build import RetrievalModel, total_loss

@@ -6,7 +6,7 @@ from model.build import total_loss
 from processor.step import Step
 from solver import build_optimizer
 from tests.support import golden_archive, golden_json, options, small_batch, small_model
-from datasets.views import finish
+from datasets.device_augmentation import finish
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 

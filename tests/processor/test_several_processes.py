@@ -17,7 +17,7 @@ from tests.several import Processes
 from tests.support import golden_archive, golden_json, small_batch, small_model
 from utils import comm
 from utils.errors import UserError
-from utils.peers import meet
+from utils.batch_shard import meet
 from utils.seeding import seed_all
 
 RATE = 1e-3

@@ -13,7 +13,7 @@ from tests.support import golden_archive, golden_json, options, small_batch, sma
 from utils import comm, precision
 from utils.checkpoint import Checkpointer
 from utils.errors import UserError
-from utils.peers import meet
+from utils.batch_shard import meet
 from utils.seeding import seed_all
 
 pytestmark = pytest.mark.skipif(not shards_on_cpus(), reason="this PyTorch's FSDP2 needs GPUs")
@@ -40,7 +40,7 @@ class Run:
         args = options(lr=1e-3, **settings)
         self.model = small_model(archive, **settings).train()
         self.optimizer = build_optimizer(args, self.model)
-        self.checkpoints = Checkpointer(self.model, self.optimizer, build_lr_scheduler(args, self.optimizer), str(folder), comm.is_first())
+        self.checkpoints = Checkpointer(self.model, self.optimizer, build_lr_scheduler(args, self.optimizer), str(folder), comm.is_main_process())
         if resumed:
             self.checkpoints.resume(str(resumed))
         self.step = Step(self.model, self.optimizer, micro_batch, shard)

@@ -22,7 +22,7 @@ from processor.interrupt import Interrupt
 from run_scripts.kill_and_resume import far_apart
 from tests.several import Launched
 from tests.support import HANG_TIMEOUT
-from utils import comm, parting
+from utils import comm, failures
 from utils.checkpoint import read_checkpoint
 from utils.errors import UserError
 
@@ -153,7 +153,7 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on_to_the_same_weight
 
 def killed_while_the_other_hears_nothing():
     def stop(*_):
-        if comm.is_first():
+        if comm.is_main_process():
             time.sleep(1)
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(HANG_TIMEOUT)
@@ -173,7 +173,7 @@ def test_a_process_that_hangs_when_another_is_killed(several):
 
 def killed_before_anything_is_saved():
     if os.environ['TORCHELASTIC_RESTART_COUNT'] == '0':
-        training_run.build_model = lambda *_: os.kill(os.getpid(), signal.SIGKILL) if comm.is_first() else time.sleep(1)
+        training_run.build_model = lambda *_: os.kill(os.getpid(), signal.SIGKILL) if comm.is_main_process() else time.sleep(1)
     train_program.main()
 
 

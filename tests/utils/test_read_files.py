@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from datasets.listing import read_arrays
+from datasets.array_cache import read_arrays
 from datasets.table_files import read_rows
 from model.backbones.open_clip import read_description
 from processor.history import read_journal

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from datasets.whole_words import MOST, mask_whole_words
+from datasets.whole_word_masking import MOST, mask_whole_words
 
 MASK, VOCAB = 103, 1000
 CONTINUES = frozenset(range(500, 600))

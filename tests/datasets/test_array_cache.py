@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from datasets import bases
-from datasets.listing import Samples, Strings, digest_of, open_arrays
+from datasets.array_cache import Samples, Strings, digest_of, open_arrays
 
 TEXTS = ['a man', '', 'Grüße 👋', 'x' * 1000]
 

@@ -8,7 +8,7 @@ from torchvision import transforms as T
 
 from datasets.transforms import MEAN, STD, build_transforms, draw_view
 from utils.seeding import derive_seed
-from datasets.views import finish
+from datasets.device_augmentation import finish
 
 NOTHING = torch.tensor([[0, 10, 10, 0, 0, 0, 0]])   # neither mirrored nor moved nor erased
 DRAWS = 4000

@@ -89,7 +89,7 @@ class Peers(Alone):
     @staticmethod
     def total(values):
         values = values.clone()
-        dist.all_reduce(values, group=comm.for_rows())
+        dist.all_reduce(values, group=comm.embedding_group())
         return values
 
     def rows_in(self, piece):
@@ -118,7 +118,7 @@ def exchanged(rows, peers):
     count = peers.counts[peers.rank]
     padded[:count] = rows[:count]
     found = [torch.empty_like(padded) for _ in peers.counts]
-    dist.all_gather(found, padded, group=comm.for_rows())
+    dist.all_gather(found, padded, group=comm.embedding_group())
     return torch.cat([part[:count] for part, count in zip(found, peers.counts)])
 
 
@@ -153,7 +153,7 @@ def meet(batch):
         return None, batch
     if not all(counts):
         giver = next(rank for rank, count in enumerate(counts) if count)
-        found = comm.from_process(giver, batch)
+        found = comm.broadcast_object(batch, src=giver)
         batch = batch if rows_of(batch) else {name: value if name.startswith('prompt_') else value[:1] for name, value in found.items()}
     return Peers(counts), batch
 
