@@ -14,13 +14,13 @@ from utils.errors import UserError, explain_worker_error
 SIGNALS = {signal.SIGINT, signal.SIGTERM}
 LOOK_EVERY = 1.0   # seconds between looks after the parent
 POLL = 1           # seconds of waiting for a batch between calls of on_wait
-# Seconds until a batch counts as lost. Known causes are reported at once, so this one is for a worker that hangs. A network file
-# system may stand still for minutes and recover; other ranks wait for an hour (utils.comm.PATIENCE).
+# Seconds until a batch counts as lost. Known causes are reported at once, so this one is for a worker that hangs.
+# A network file system may stand still for minutes and recover; other ranks wait for an hour (utils.comm.PATIENCE).
 MAX_WAIT = 1800
 
 
 class Loader(DataLoader):
-    """A DataLoader that never waits forever, and whose workers survive signals, even before :func:`start_worker` has run in them.
+    """A DataLoader that never waits forever, and whose workers survive signals, even before :func:`start_worker`.
 
     ``on_wait()`` is called each second while the next batch isn't there, and may raise. Iterating raises
     :class:`~utils.errors.UserError` if a worker died, cannot send its batch, or sends none for half an hour.
@@ -38,7 +38,7 @@ class Loader(DataLoader):
 
 
 class Batches:
-    """The iterator of a :class:`Loader`. It waits in short steps, so that the main process can act on signals meanwhile."""
+    """The iterator of a :class:`Loader`. It waits in short steps, so that the main process can act on signals."""
 
     def __init__(self, iterator, loader):
         self.iterator, self.loader = iterator, loader
@@ -65,8 +65,9 @@ class Batches:
                 self.end_workers()
                 raise
         self.end_workers()
-        raise UserError(f'no batch came from the {self.loader.num_workers} processes that read images for {MAX_WAIT} s: the disk or '
-                        'network file system of --root_dir may hang; --num_workers 0 reads without such processes and shows where')
+        raise UserError(f'no batch came from the {self.loader.num_workers} processes that read images for {MAX_WAIT} s: '
+                        'the disk or network file system of --root_dir may hang; --num_workers 0 reads without such '
+                        'processes and shows where')
 
     def end_workers(self):
         """End workers that may hang. PyTorch would wait five seconds for each."""
@@ -93,14 +94,18 @@ def explained():
 
 
 class BatchQueue(multiprocessing.queues.Queue):
-    """A worker's queue. It sends the reason in place of a batch that it cannot send; Python would only print it, and the loader wait."""
+    """A worker's queue that sends the reason in place of a batch that it cannot send.
+
+    Python would only print the reason, and the loader would wait.
+    """
 
     def _on_queue_feeder_error(self, error, item):
         if not isinstance(item, tuple) or len(item) != 2 or isinstance(item[1], ExceptionWrapper):
             super()._on_queue_feeder_error(error, item)
         else:
             number, _ = item
-            self.put((number, ExceptionWrapper((type(error), error, error.__traceback__), where='of a DataLoader worker')))
+            reason = ExceptionWrapper((type(error), error, error.__traceback__), where='of a DataLoader worker')
+            self.put((number, reason))
 
 
 def loader_context():

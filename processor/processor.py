@@ -244,8 +244,10 @@ class Trainer:
             raise Stopped
 
     def stop_while_waiting(self):
-        """Stop if a signal came while this process waits for a batch, which may never come. One of several processes cannot save
-        then, because the others are elsewhere."""
+        """Stop if a signal came while this process waits for a batch, which may never come.
+
+        One of several processes cannot save then, because the others are elsewhere.
+        """
         if not self.interrupt.requested:
             return
         if comm.get_world_size() == 1:

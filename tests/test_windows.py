@@ -10,19 +10,22 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 WITHOUT = '''
 import glob, importlib, os, signal, sys, warnings
 from types import SimpleNamespace
-for name in ('SIGHUP', 'SIGKILL', 'SIGALRM', 'SIGUSR1', 'SIGUSR2', 'sigtimedwait', 'sigwait', 'pthread_sigmask', 'setitimer', 'alarm'):
+for name in ('SIGHUP', 'SIGKILL', 'SIGALRM', 'SIGUSR1', 'SIGUSR2', 'sigtimedwait', 'sigwait', 'pthread_sigmask',
+             'setitimer', 'alarm'):
     if hasattr(signal, name):
         delattr(signal, name)
 import torch, torchvision, torch.utils.tensorboard, yaml, PIL.Image     # these know Windows by themselves
 
 for name in ('fcntl', 'resource', 'termios', 'pwd', 'grp'):
     sys.modules[name] = None
-for name in ('fork', 'getuid', 'geteuid', 'getgid', 'O_DIRECTORY', 'O_NOFOLLOW', 'O_CLOEXEC', 'O_NONBLOCK', 'sched_getaffinity', 'sysconf',
-             'killpg', 'setsid', 'getpgid', 'posix_fallocate', 'uname', 'mkfifo', 'chown', 'fchmod', 'getloadavg', 'sync'):
+for name in ('fork', 'getuid', 'geteuid', 'getgid', 'O_DIRECTORY', 'O_NOFOLLOW', 'O_CLOEXEC', 'O_NONBLOCK',
+             'sched_getaffinity', 'sysconf', 'killpg', 'setsid', 'getpgid', 'posix_fallocate', 'uname', 'mkfifo', 'chown',
+             'fchmod', 'getloadavg', 'sync'):
     if hasattr(os, name):
         delattr(os, name)
 # Windows reads text in its own encoding where none is given.
-warnings.filterwarnings('error', category=EncodingWarning, module='(datasets|model|processor|solver|utils|run_scripts|train|test|pedestal)')
+ours = '(datasets|model|processor|solver|utils|run_scripts|train|test|pedestal)'
+warnings.filterwarnings('error', category=EncodingWarning, module=ours)
 sys.path.insert(0, {root!r})
 
 

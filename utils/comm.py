@@ -202,8 +202,9 @@ def all_reduce_max(number):
 
 
 def pick_device(name):
-    """``auto``, ``cpu``, ``mps`` (an Apple GPU), ``cuda`` or ``cuda:<n>`` -> torch.device. ``auto`` is ``cuda`` if there is one, else
-    ``cpu``. Each of several processes on a machine gets a GPU of its own.
+    """``auto``, ``cpu``, ``mps`` (an Apple GPU), ``cuda`` or ``cuda:<n>`` -> torch.device.
+
+    ``auto`` is ``cuda`` if there is one, else ``cpu``. Each of several processes on a machine gets a GPU of its own.
 
     Raises:
         UserError: the device is unknown or isn't there.
@@ -232,7 +233,8 @@ def refuse_mps(name):
     if not torch.backends.mps.is_available():
         raise UserError(f'--device {name}: PyTorch sees no Apple GPU here; use --device auto, cpu or cuda')
     if get_world_size() > 1:
-        raise UserError(f'--device {name} is one GPU, and torchrun started {get_world_size()} processes; start one: python train.py ...')
+        raise UserError(f'--device {name} is one GPU, and torchrun started {get_world_size()} processes; '
+                        'start one: python train.py ...')
 
 
 def own_gpu(device):

@@ -75,7 +75,7 @@ def unknown(what, name, known):
 
 
 def explain_worker_error(error):
-    """What PyTorch says of a data loader's worker that died or cannot send its batch, as a sentence with cause and remedy.
+    """Explain what PyTorch says of a data loader's worker that died or cannot send its batch: cause and remedy.
 
     Returns:
         None if the error says something else.
@@ -96,8 +96,8 @@ def explain_worker_error(error):
 
 WORKER_DEATHS = {
     'Killed': 'was killed, most likely by the system because memory ran out: lower --num_workers or --batch_size',
-    'Bus error': 'had no shared memory left{shared_memory}: give a container more (docker run --shm-size 8g), or lower --num_workers '
-                 '(0 needs none)',
+    'Bus error': 'had no shared memory left{shared_memory}: give a container more (docker run --shm-size 8g), or lower '
+                 '--num_workers (0 needs none)',
     'Segmentation fault': 'crashed, most likely in a library that decodes images: python -m datasets.check reads them all',
 }
 
@@ -105,19 +105,19 @@ WORKER_DEATHS = {
 def explain_missing_operator(error):
     """A sentence for an operator that PyTorch lacks on an Apple GPU; None for any other error."""
     found = re.search(r"operator '([^']+)' is not currently (?:implemented|supported).* MPS", str(error))
-    return found and (f'PyTorch has no {found[1]} for --device mps: set PYTORCH_ENABLE_MPS_FALLBACK=1, which computes it on the CPU, '
-                      'or use --device cpu')
+    return found and (f'PyTorch has no {found[1]} for --device mps: set PYTORCH_ENABLE_MPS_FALLBACK=1, which computes it '
+                      'on the CPU, or use --device cpu')
 
 
-OUT_OF_FILES = ('the processes that read images have too many open files: raise the limit (ulimit -n 4096), or lower --num_workers '
-                '(0 needs none)')
+OUT_OF_FILES = ('the processes that read images have too many open files: raise the limit (ulimit -n 4096), or lower '
+                '--num_workers (0 needs none)')
 # How workers hand batches over: in shared memory, by file descriptors. PyTorch's words changed between 2.6 and 2.14.
 TRANSFER_FAILURES = {
     r'(shared memory|/torch_\d).*No space left on device':
-        'the processes that read images have no shared memory left{shared_memory}: give a container more (docker run --shm-size 8g), '
-        'or lower --num_workers (0 needs none)',
-    r'/torch_\d.*Too many open files|^Too many open files\. Communication|received \d+ items of ancdata|DataLoader worker.*\[Errno 2[34]\]':
-        OUT_OF_FILES,
+        'the processes that read images have no shared memory left{shared_memory}: give a container more '
+        '(docker run --shm-size 8g), or lower --num_workers (0 needs none)',
+    r'/torch_\d.*Too many open files|^Too many open files\. Communication': OUT_OF_FILES,
+    r'received \d+ items of ancdata|DataLoader worker.*\[Errno 2[34]\]': OUT_OF_FILES,
 }
 
 

@@ -21,8 +21,9 @@ def try_lock(file, is_inherited=False):
 
     Args:
         file: a file object, or on POSIX also the descriptor of an open folder.
-        is_inherited: whether child processes that inherit the descriptor also hold the lock (``flock``). Otherwise only this process
-            holds it (``lockf``), and the file must be open for writing. Locks on Windows are never inherited.
+        is_inherited: whether child processes that inherit the descriptor also hold the lock (``flock``). Otherwise
+            only this process holds it (``lockf``), and the file must be open for writing. Windows' locks are never
+            inherited.
 
     Returns:
         False if another process holds the lock, else True. A file system without locks also gives True.

@@ -1,4 +1,4 @@
-"""End a process of torchrun when torchrun is gone. It imports no PyTorch, so that a program can call it before anything else."""
+"""End a process of torchrun when torchrun is gone. A program calls it first, so this module imports no PyTorch."""
 import functools
 import os
 import signal
@@ -14,8 +14,8 @@ GRACE = 20.0            # seconds to end by SIGTERM: to finish a step and save
 def watch_launcher():
     """Send this process SIGTERM once the torchrun that launched it is gone, and end it 20 s later if it still runs.
 
-    Other programs are left alone: they may outlive their shell on purpose (nohup, tmux). On Windows nothing happens, because a process
-    there does not see that its parent ended.
+    Other programs are left alone: they may outlive their shell on purpose (nohup, tmux). On Windows nothing happens,
+    because a process there does not see that its parent ended.
     """
     if 'TORCHELASTIC_RUN_ID' in os.environ and os.name == 'posix':
         threading.Thread(target=end_with, args=(os.getppid(),), daemon=True, name='launcher watch').start()
@@ -27,8 +27,8 @@ def end_with(parent):
         time.sleep(CHECK_INTERVAL)
     if os.environ.get('LOCAL_RANK', '0') == '0':
         try:
-            print(f'{os.path.basename(sys.argv[0])}: error: torchrun, which started this process, is gone, most likely killed: all its '
-                  'processes end', file=sys.stderr, flush=True)
+            print(f'{os.path.basename(sys.argv[0])}: error: torchrun, which started this process, is gone, most likely '
+                  'killed: all its processes end', file=sys.stderr, flush=True)
         except (OSError, ValueError):   # nobody reads any more
             pass
     os.kill(os.getpid(), signal.SIGTERM)
@@ -37,8 +37,10 @@ def end_with(parent):
 
 
 def adopts_orphans(pid):
-    """Whether ``pid`` is the system's init or a user's systemd, which adopt processes whose parent is gone: torchrun ended before the
-    watch began. In a container torchrun itself may be process 1."""
+    """Whether ``pid`` is the system's init or a user's systemd, which adopt processes whose parent is gone.
+
+    Then torchrun ended before the watch began. In a container torchrun itself may be process 1.
+    """
     try:
         with open(f'/proc/{pid}/cmdline', 'rb') as file:
             program = os.path.basename(file.read().split(b'\0')[0])
