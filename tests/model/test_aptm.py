@@ -105,7 +105,7 @@ def test_attributes_of_the_image_alone():
     torch.testing.assert_close(total_loss(model(samples)), expected)
     alone = {name: value[:1] for name, value in samples.items()}
     assert total_loss(model.train()(alone)) == 0
-    with pytest.raises(UserError, match='--img_cls_attributes 26: the images have 3 labels'):
+    with pytest.raises(UserError, match='--img_cls_attributes is 26, and the images of the dataset have 3 labels: give --img_cls_attributes 3'):
         tiny('img_cls')(samples)
 
 
