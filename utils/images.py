@@ -19,15 +19,16 @@ import io
 import os
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 READER_VERSION = 2   # of the rules: pixels and embeddings that another version made are not used from a cache
 
 # Pillow's formats that are no photos: EPS starts Ghostscript, WMF asks Windows to draw, and the others hold
 # measurements or cannot be decoded.
 NO_PHOTOS = {'EPS', 'WMF', 'BUFR', 'GRIB', 'HDF5', 'MPEG', 'FITS', 'MCIDAS', 'SPIDER'}
+COMMON = ('JPEG', 'PNG', 'BMP', 'GIF', 'PPM')    # tried first: importing the others takes Pillow 0.1 s
 # Formats that their first bytes identify, whatever the file is called.
-MARKED = ('JPEG', 'PNG', 'GIF', 'BMP', 'TIFF', 'WEBP', 'AVIF', 'HEIF', 'JPEG2000')
+MARKED = ('JPEG', 'MPO', 'PNG', 'GIF', 'BMP', 'TIFF', 'WEBP', 'AVIF', 'HEIF', 'JPEG2000')
 ONE_PHOTO = {'MPO', 'PSD'}    # their further frames are previews, depth or layers of the first
 
 NO_RANGE = 'it holds {}, and nothing in it says which value is white: save it with 8 or 16 bits a channel'
@@ -48,11 +49,10 @@ AS_GOOD_AS_SRGB = 3           # levels of 255 by which a color may differ: profi
 
 @functools.lru_cache(maxsize=None)
 def get_image_formats():
-    """Pillow's names of the formats that are read, the most common ones first."""
+    """Pillow's names of the formats that are read."""
     register_heif()
     Image.init()
-    known = [name for name in Image.ID if name not in NO_PHOTOS]
-    return tuple(sorted(known, key=lambda name: MARKED.index(name) if name in MARKED else len(MARKED)))
+    return tuple(name for name in Image.ID if name not in NO_PHOTOS)
 
 
 def register_heif():
@@ -72,13 +72,19 @@ def get_image_endings():
 
 
 @contextlib.contextmanager
-def open_image(path, formats=None):
-    """``with open_image(path) as image:`` opens a ``PIL.Image`` of one of ``formats``, not decoded yet.
+def open_image(path):
+    """``with open_image(path) as image:`` opens a ``PIL.Image``, not decoded yet.
 
     Pillow gets an open file. Given a name, it maps raw pixels into memory and turns TIFFs wrongly (Pillow 13).
     """
-    with open(path, 'rb') as file, Image.open(file, formats=formats or get_image_formats()) as image:
-        yield image
+    Image.preinit()      # of the common formats; Pillow would import all, because formats are given
+    with open(path, 'rb') as file:
+        try:
+            image = Image.open(file, formats=COMMON)
+        except UnidentifiedImageError:
+            image = Image.open(file, formats=get_image_formats())
+        with image:
+            yield image
 
 
 def is_image_file(path):
@@ -88,8 +94,8 @@ def is_image_file(path):
     if not os.path.isfile(path):     # a pipe would be waited for
         return False
     try:
-        with open_image(path, [name for name in get_image_formats() if name in MARKED]):
-            return True
+        with open_image(path) as image:
+            return image.format in MARKED
     except Exception:  # damaged headers make PIL raise nearly anything
         return False
 
