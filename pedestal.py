@@ -17,8 +17,8 @@ from PIL import Image
 
 from datasets.bases import tokenize
 from datasets.captions import caption_problem
-from datasets.build import build_dataloader, family
-from datasets.transforms import build_preparation
+from datasets.build import build_dataloader, backbone_family
+from datasets.transforms import build_preprocessing
 from datasets.truncation import describe_truncation
 from processor.attention import look
 from processor.photos import Photos
@@ -87,8 +87,8 @@ class People:
         self.args = args
         self.model, self.checkpoint = load_trained(args, 0)
         self.model.eval()
-        self.transform = build_preparation(args, self.model.pixels, is_train=False)
-        self.tokenizer = family(args).tokenizer(args, None)
+        self.transform = build_preprocessing(args, self.model.pixels, is_train=False)
+        self.tokenizer = backbone_family(args).tokenizer(args, None)
 
     @property
     def device(self):

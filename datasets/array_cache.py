@@ -19,7 +19,7 @@ from utils.temporary import temporary_sibling
 logger = logging.getLogger('Pedestal.dataset')
 
 VERSION = 2           # of the files: another one's are not read. Raise it when annotations are read differently
-WHOLE = 'whole.json'  # written last: what arrays there are, with their sizes and checksums
+MANIFEST = 'whole.json'  # written last: what arrays there are, with their sizes and checksums
 CHECKED = 2 ** 20     # bytes of a file that are read at a time for its checksum
 DAMAGE = OSError, ValueError, TypeError, EOFError, UserError
 BLOCK = 2 ** 14       # texts that are decoded at a time
@@ -38,7 +38,7 @@ class Strings(Sequence):
         self.blob, self.ends = np.asarray(blob), np.asarray(ends)
 
     @classmethod
-    def of(cls, texts):
+    def from_texts(cls, texts):
         parts = [text.encode() for text in texts]
         return cls(np.frombuffer(b''.join(parts), np.uint8), np.cumsum([len(part) for part in parts], dtype=np.int64))
 
@@ -98,44 +98,44 @@ class Samples(Sequence):
             path = os.path.join(self.folder, self.paths[image])
             yield from ((pid, image_id, path, caption) for pid, image_id, _, caption in pairs)
 
-    def exchanged(self, permutation):
+    def permute_captions(self, permutation):
         """The same pairs, each with the caption of the pair that ``permutation`` [S] gives it."""
-        captions = Strings.of(map(self.captions.__getitem__, permutation.tolist()))
+        captions = Strings.from_texts(map(self.captions.__getitem__, permutation.tolist()))
         return Samples(self.pids, self.image_ids, self.images, self.paths, captions, self.folder)
 
 
-def pids_of(samples):
+def get_pids(samples):
     """The pids of training pairs, a list."""
     return samples.pids.tolist() if isinstance(samples, Samples) else [pid for pid, *_ in samples]
 
 
-def image_ids_of(samples):
+def get_image_ids(samples):
     """The image_ids of training pairs, int64 [S] or the like."""
     return samples.image_ids if isinstance(samples, Samples) else np.array([image_id for _, image_id, *_ in samples], np.int64)
 
 
-def captions_of(samples):
+def get_captions(samples):
     """The captions of training pairs, a sequence."""
     return samples.captions if isinstance(samples, Samples) else [caption for *_, caption in samples]
 
 
-def open_arrays(folder, name, key, make):
+def load_or_make_arrays(folder, name, key, make):
     """``{what: array}`` of ``<folder>/<name>_<key>/``, memory-mapped; ``make()`` gives them where they are not there whole.
 
     ``key`` follows from everything that they are made of: when that changes, others are made, and the old ones are named in the log. A
     folder that cannot be written to is no error: the arrays are made anew at each start then, which the log says.
     """
-    found = read_arrays(place_of(folder, name, key))
-    return keep_arrays(folder, name, key, make()) if found is None else found
+    found = read_cached_arrays(array_folder(folder, name, key))
+    return cache_arrays(folder, name, key, make()) if found is None else found
 
 
-def place_of(folder, name, key):
+def array_folder(folder, name, key):
     return os.path.join(folder, f'{name}_{key}')
 
 
-def keep_arrays(folder, name, key, arrays):
-    """``arrays``, out of the files that they are written into; see :func:`open_arrays`."""
-    place = place_of(folder, name, key)
+def cache_arrays(folder, name, key, arrays):
+    """``arrays``, out of the files that they are written into; see :func:`load_or_make_arrays`."""
+    place = array_folder(folder, name, key)
     others = sorted(set(glob.glob(f'{glob.escape(os.path.join(folder, name))}_*')) - {place})
     others = [other for other in others if not other.endswith('.tmp')]
     if others:
@@ -145,12 +145,12 @@ def keep_arrays(folder, name, key, arrays):
     except OSError as error:
         logger.warning('%s cannot be written (%s): it is made anew at every start', place, error.strerror or error)
         return arrays
-    return read_arrays(place) or arrays
+    return read_cached_arrays(place) or arrays
 
 
-def read_arrays(place):
+def read_cached_arrays(place):
     """The arrays in a folder, each compared with its checksum; None if they aren't there, or not whole, which the log says."""
-    if not os.path.lexists(os.path.join(place, WHOLE)):
+    if not os.path.lexists(os.path.join(place, MANIFEST)):
         return None
     try:
         return load_arrays(place)
@@ -164,20 +164,20 @@ def load_arrays(place):
 
     All of each file is compared with its checksum, once at the start: the arrays are then read at random and in many processes.
     """
-    content = read_json(os.path.join(place, WHOLE))
+    content = read_json(os.path.join(place, MANIFEST))
     if not isinstance(content, dict) or set(content) != {'arrays', 'crc32'}:
-        raise ValueError(f'{WHOLE} holds no checksums')
+        raise ValueError(f'{MANIFEST} holds no checksums')
     checksums = content['arrays']
     if content['crc32'] != zlib.crc32(json.dumps(checksums).encode()):
-        raise ValueError(f'{WHOLE} has another checksum')
+        raise ValueError(f'{MANIFEST} has another checksum')
     for what, checksum in checksums.items():
-        if checksum_of_file(file_of(place, what)) != checksum:
+        if file_checksum(array_file(place, what)) != checksum:
             raise ValueError(f'{what}.npy has another checksum')
     # 'c': what is written into an array stays in this process, and PyTorch takes it without a warning.
-    return {what: np.load(file_of(place, what), mmap_mode='c', allow_pickle=False) for what in checksums}
+    return {what: np.load(array_file(place, what), mmap_mode='c', allow_pickle=False) for what in checksums}
 
 
-def checksum_of_file(path):
+def file_checksum(path):
     """``[bytes, CRC-32]`` of a file."""
     refuse_irregular(path)
     size = checksum = 0
@@ -192,23 +192,23 @@ def write_arrays(place, arrays):
     os.makedirs(os.path.dirname(place), exist_ok=True)
     with temporary_sibling(place, folder=True) as temporary:
         for what, array in arrays.items():
-            np.save(file_of(temporary, what), array, allow_pickle=False)
-        with open(os.path.join(temporary, WHOLE), 'w', encoding='utf-8') as file:
-            checksums = {what: checksum_of_file(file_of(temporary, what)) for what in arrays}
+            np.save(array_file(temporary, what), array, allow_pickle=False)
+        with open(os.path.join(temporary, MANIFEST), 'w', encoding='utf-8') as file:
+            checksums = {what: file_checksum(array_file(temporary, what)) for what in arrays}
             json.dump({'arrays': checksums, 'crc32': zlib.crc32(json.dumps(checksums).encode())}, file)
         for file in os.listdir(temporary):
             with open(os.path.join(temporary, file), 'rb+') as written:
                 os.fsync(written.fileno())
-        if os.path.isdir(place) and not is_whole(place):
+        if os.path.isdir(place) and not is_intact(place):
             shutil.rmtree(place)
         try:
             os.rename(temporary, place)
         except OSError:
-            if not is_whole(place):     # else another process was quicker
+            if not is_intact(place):     # else another process was quicker
                 raise
 
 
-def is_whole(place):
+def is_intact(place):
     try:
         load_arrays(place)
     except DAMAGE:
@@ -216,10 +216,10 @@ def is_whole(place):
     return True
 
 
-def file_of(place, what):
+def array_file(place, what):
     return os.path.join(place, f'{what}.npy')
 
 
-def digest_of(*parts):
+def compute_key(*parts):
     """16 hexadecimal digits that follow from plain values."""
     return hashlib.sha256(json.dumps([VERSION, *parts]).encode()).hexdigest()[:16]

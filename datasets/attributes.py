@@ -51,11 +51,11 @@ def textblob_tagger():
 
     def tag(text):
         tagged = [(word, tag) for sentence in parse(text, chunks=False, collapse=False) for word, tag in sentence]
-        return corrected(located(text, tagged), text, lexicon)
+        return correct_tags(locate_words(text, tagged), text, lexicon)
     return tag
 
 
-def located(text, tagged):
+def locate_words(text, tagged):
     """``[(word, tag), ...]`` that cover a text but for its white space -> its Words. The tagger moves white space within words
     (it joins ': )'), so characters are counted rather than words searched."""
     places = [place for place, character in enumerate(text) if not character.isspace()]
@@ -71,7 +71,7 @@ def located(text, tagged):
 CLITIC = re.compile(r"(?<=\w)(n't|'(s|t|re|ve|m|ll|d))\b")
 
 
-def corrected(words, text, lexicon):
+def correct_tags(words, text, lexicon):
     """TextBlob's words without two of its habits: the pieces of "'s" and "n't" count as pronouns and nouns, and whatever has a
     hyphen as an adjective, as in 'a white t-shirt'."""
     clitics = {place for clitic in CLITIC.finditer(text) for place in range(*clitic.span())}

@@ -16,7 +16,7 @@ from utils.simple_tokenizer import without_marks
 DISTURBED, MASKED, REPLACED = 0.2, 0.6, 0.8
 
 
-def disturb_tokens(ids, rng, mask_id):
+def perturb_tokens(ids, rng, mask_id):
     """RDE's ``--txt_aug`` (Qin et al., CVPR 2024): content tokens are masked, replaced or removed, and nothing keeps a word, so that a
     short caption can lose all of them.
 
@@ -40,7 +40,7 @@ def disturb_tokens(ids, rng, mask_id):
     return kept + [0] * (len(ids) - len(kept)), places
 
 
-def tbps_caption(caption, rng, translated='', back_translation=0.1, deletion=0.05):
+def augment_tbps_caption(caption, rng, translated='', back_translation=0.1, deletion=0.05):
     """A training caption as TBPS-CLIP (Cao et al., AAAI 2024) draws it anew each time: replaced by its back-translation with the chance
     ``back_translation``, where there is one, and then each word deleted with the chance ``deletion``. One random word always stays,
     and a caption of one word stays as it is."""
@@ -57,7 +57,7 @@ def tbps_caption(caption, rng, translated='', back_translation=0.1, deletion=0.0
 IMAGENET = TBPS.mean, TBPS.std
 
 
-class SomeDraws(torch.nn.Module):
+class RandomChoices(torch.nn.Module):
     """``count`` of the transforms, drawn with replacement, in the drawn order."""
 
     def __init__(self, choices, count=2):
@@ -79,12 +79,12 @@ def tbps_transforms(img_size, aug=False, is_train=True):
     img_size = tuple(img_size)
     if not is_train:
         return T.Compose([T.Resize(img_size, T.InterpolationMode.BICUBIC, antialias=True), T.ToTensor(), T.Normalize(*IMAGENET)])
-    draws = [SomeDraws([T.ColorJitter(0.1, 0.1, 0.1, 0), T.RandomRotation(15), T.RandomResizedCrop(img_size, (0.9, 1.0), antialias=True),
+    draws = [RandomChoices([T.ColorJitter(0.1, 0.1, 0.1, 0), T.RandomRotation(15), T.RandomResizedCrop(img_size, (0.9, 1.0), antialias=True),
                         T.RandomGrayscale(0.1), T.RandomHorizontalFlip(0.5), T.RandomErasing(0.5, scale=(0.1, 0.2), value=0)])]
     return T.Compose([T.Resize(img_size), T.ToTensor(), *(draws if aug else []), T.Normalize(*IMAGENET)])
 
 
-class Blur(torch.nn.Module):
+class RandomGaussianBlur(torch.nn.Module):
     """PIL's Gaussian blur with a radius drawn between two bounds."""
 
     def __init__(self, least=0.1, most=2.0):
@@ -100,10 +100,10 @@ def simclr_transforms(img_size, mean_and_deviation=IMAGENET):
     """SimCLR's augmentation (Chen et al., ICML 2020) with TBPS-CLIP's settings: from a PIL image as it was read to [3, H, W]."""
     return T.Compose([
         T.RandomResizedCrop(tuple(img_size), (0.2, 1.0), antialias=True), T.RandomApply([T.ColorJitter(0.4, 0.4, 0.4, 0.1)], 0.8),
-        T.RandomGrayscale(0.2), T.RandomApply([Blur()], 0.5), T.RandomHorizontalFlip(0.5), T.ToTensor(), T.Normalize(*mean_and_deviation)])
+        T.RandomGrayscale(0.2), T.RandomApply([RandomGaussianBlur()], 0.5), T.RandomHorizontalFlip(0.5), T.ToTensor(), T.Normalize(*mean_and_deviation)])
 
 
-def seeded(transform, image, *keys):
+def apply_seeded(transform, image, *keys):
     """``transform(image)`` with what is random in it following from the integers ``keys``; torch's generator is as it was afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(*keys))   # torch.manual_seed would reseed the GPU, too

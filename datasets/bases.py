@@ -15,15 +15,15 @@ from torchvision import transforms as T
 from torchvision.transforms.functional import to_pil_image
 
 from datasets.attributes import annotate_all, load_tagger
-from datasets.augmentation import seeded, simclr_transforms
-from datasets.captions import LONGEST, caption_problem, is_encodable, looks_like_list
+from datasets.augmentation import apply_seeded, simclr_transforms
+from datasets.captions import MAX_CAPTION_LENGTH, caption_problem, is_encodable, looks_like_list
 from datasets.entries import open_entries
 from datasets.fields import FIELDS, CaptionSample
-from datasets.array_cache import Strings, captions_of, digest_of, open_arrays
+from datasets.array_cache import Strings, get_captions, compute_key, load_or_make_arrays
 from datasets.published_splits import split_note
-from datasets.released_lists import list_files, read_list, read_reid_list, reid_files
+from datasets.released_lists import aptm_list_files, read_aptm_list, read_tbps_list, tbps_list_files
 from datasets.truncation import warn_of_truncation
-from datasets.transforms import as_tensor, draw_rand_view, draw_view
+from datasets.transforms import as_tensor, sample_rand_augmentation, sample_augmentation
 from utils import pixels as known_pixels
 from utils.errors import UserError, unknown
 from utils.iotools import read_image, read_json
@@ -34,7 +34,7 @@ logger = logging.getLogger('Pedestal.dataset')
 
 SPLITS = ('train', 'val', 'test')
 IMAGE_FIELDS = 'second_images', 'simclr_images'   # what heads may ask for of a sample's image, beside datasets.fields
-SECOND, SIMCLR = 1, (2, 3)                         # what their draws' seeds are derived with
+SECOND_VIEW_KEY, SIMCLR_VIEW_KEYS = 1, (2, 3)                         # what their draws' seeds are derived with
 
 
 # -- annotations -------------------------------------------------------------------------------------------------------
@@ -63,33 +63,33 @@ class BaseDataset:
     """
     name = ''                # of the folder, and for --dataset_name
     annotations = ()         # file names of the annotation; the first one that is there is read
-    lookalikes = {}          # {file name: what to do} of files that people have instead of the annotation
+    unusable_annotations = {}          # {file name: what to do} of files that people have instead of the annotation
     image_key = 'file_path'
     first_pid = 0            # where the training identities' numbers begin
     published = {}           # {split: (identities, images, captions)} as its paper gives them: datasets.published_splits compares
     captions_per_image = 2   # of a stand-in that datasets.synthpedes writes in this format
     has_val = True           # does a stand-in have a val split?
-    recognises = False       # are its attributes what is measured, instead of retrieval?
-    captioned = True         # do its images have captions?
+    evaluates_attributes = False       # are its attributes what is measured, instead of retrieval?
+    has_captions = True         # do its images have captions?
     released_stem = ''       # of APTM's lists <root>/finetune/<stem>_<split>.json: they or TBPS-CLIP's are read without an annotation
 
     def __init__(self, root='', verbose=True, splits=SPLITS, skip_broken=False):
         self.dataset_dir, self.anno_path = self.locate(root)
         self.img_dir = self.image_folder(self.dataset_dir)
-        self.listed, annos = open_entries(type(self), self.anno_path, SPLITS, MANY)
-        self.kept = annos['train'] is self.listed['train']
-        left_out = {path for split in SPLITS if split in splits for path in self._missing(split, skip_broken)}
+        self.split_entries, annos = open_entries(type(self), self.anno_path, SPLITS, MIN_CACHED_CAPTIONS)
+        self.is_memory_mapped = annos['train'] is self.split_entries['train']
+        left_out = {path for split in SPLITS if split in splits for path in self._find_missing_images(split, skip_broken)}
         if left_out:
-            there = [path not in left_out for path in self.listed['train'].paths(self.img_dir)]
-            self.listed['train'] = self.listed['train'].where(there)
-            annos['train'] = self.listed['train'] if self.kept else list(itertools.compress(annos['train'], there))
+            there = [path not in left_out for path in self.split_entries['train'].paths(self.img_dir)]
+            self.split_entries['train'] = self.split_entries['train'].filter(is_present)
+            annos['train'] = self.split_entries['train'] if self.is_memory_mapped else list(itertools.compress(annos['train'], there))
         self.train_annos, self.val_annos, self.test_annos = (annos[split] for split in SPLITS)
 
-        self.train, self.train_id_container = self._training_samples(self.listed['train'])
-        self.val, self.val_id_container = self._evaluation_samples(self.listed['val'])
-        self.test, self.test_id_container = self._evaluation_samples(self.listed['test'])
+        self.train, self.train_id_container = self._build_training_samples(self.split_entries['train'])
+        self.val, self.val_id_container = self._build_evaluation_samples(self.split_entries['val'])
+        self.test, self.test_id_container = self._build_evaluation_samples(self.split_entries['test'])
         if verbose:
-            logger.info('%s\n%s', self.dataset_dir, self.statistics())
+            logger.info('%s\n%s', self.dataset_dir, self.format_counts())
             for note in filter(None, (split_note(self, split, self.counts(split)) for split in SPLITS if split in splits)):
                 logger.info('%s; its figures compare with no published ones', note)
 
@@ -101,7 +101,7 @@ class BaseDataset:
         stand_in = ('or make a stand-in with: '
                     f'python -m datasets.synthpedes --out {root or "."} --format {cls.name} --ids 300')
         if cls.released_stem and not any(map(os.path.exists, paths)):
-            for home, lists in ((root, list_files(root, cls.released_stem)), (folder, reid_files(folder))):
+            for home, lists in ((root, aptm_list_files(root, cls.released_stem)), (folder, tbps_list_files(folder))):
                 if lists:
                     return home, next(iter(lists.values()))
         if not os.path.isdir(folder):
@@ -110,7 +110,7 @@ class BaseDataset:
         for path in paths:
             if os.path.exists(path):
                 return folder, path
-        for name, what in cls.lookalikes.items():
+        for name, what in cls.unusable_annotations.items():
             if os.path.exists(os.path.join(folder, name)):
                 raise UserError(f'{os.path.join(folder, name)} {what}')
         raise UserError(f"no annotation {' or '.join(paths)}: put it beside imgs/, {stand_in}")
@@ -131,11 +131,11 @@ class BaseDataset:
         without it the first of them raises. A dataset's own ``read`` may do without."""
         folder, name = os.path.split(path)
         if cls.released_stem and name.startswith(f'{cls.released_stem}_'):
-            lists = list_files(os.path.dirname(folder), cls.released_stem)
-            entries = [entry for split, file in lists.items() for entry in read_list(file, split, wrong=wrong)]
+            lists = aptm_list_files(os.path.dirname(folder), cls.released_stem)
+            entries = [entry for split, file in lists.items() for entry in read_aptm_list(file, split, wrong=wrong)]
         elif cls.released_stem and name.endswith('_reid.json'):
-            lists = reid_files(folder)
-            entries = [entry for split, file in lists.items() for entry in checked(read_reid_list(file, split), file, 'file_path')]
+            lists = tbps_list_files(folder)
+            entries = [entry for split, file in lists.items() for entry in validate_entries(read_tbps_list(file, split), file, 'file_path')]
         else:
             return read_entries(path)
         return [{**entry, cls.image_key: entry['file_path']} for entry in entries]
@@ -144,15 +144,15 @@ class BaseDataset:
     def files(cls, path):
         """All that :meth:`read` reads. A class that reads otherwise says its files, too, or each start reads them anew."""
         folder = os.path.dirname(path)
-        lists = {**list_files(os.path.dirname(folder), cls.released_stem), **reid_files(folder)} if cls.released_stem else {}
+        lists = {**aptm_list_files(os.path.dirname(folder), cls.released_stem), **tbps_list_files(folder)} if cls.released_stem else {}
         return list(lists.values()) if path in lists.values() else [path]
 
     @classmethod
-    def entries(cls, path):
+    def load_entries(cls, path):
         """The annotation's entries, and in the log what is odd about them; :class:`UserError` where one is not of the right form."""
         entries = cls.read(path)
         path = path if len(cls.files(path)) == 1 else os.path.dirname(path)
-        checked(entries, path, cls.image_key, cls.captioned)
+        validate_entries(entries, path, cls.image_key, cls.has_captions)
         shared = shared_identities(entries)
         if shared:
             pid, found = next(iter(shared.items()))
@@ -173,12 +173,12 @@ class BaseDataset:
         """``(labels int8 [images, A] of 1, 0 and -1 for unknown, [(prompt where a label is 0, where it is 1)])`` of a split's images, in
         the order of ``<split>_annos``; None of a dataset without attributes."""
 
-    def path(self, entry):
+    def image_path(self, entry):
         return os.path.join(self.img_dir, entry[self.image_key])
 
-    def _missing(self, split, skip_broken):
+    def _find_missing_images(self, split, skip_broken):
         """The images of a split that aren't there, where they may be left out; else none may be missing."""
-        entries = self.listed[split]
+        entries = self.split_entries[split]
         missing = missing_files(entries.paths(self.img_dir))
         if not missing:
             return missing
@@ -191,24 +191,24 @@ class BaseDataset:
         logger.warning('%s; they are left out', what)
         return missing
 
-    def _training_samples(self, entries):
-        numbers, count = without_holes(entries.ids - self.first_pid, self.anno_path)
+    def _build_training_samples(self, entries):
+        numbers, count = renumber_pids(entries.ids - self.first_pid, self.anno_path)
         samples = entries.samples(numbers, self.img_dir)
-        return samples if self.kept else list(samples), set(range(count))
+        return samples if self.is_memory_mapped else list(samples), set(range(count))
 
-    def translations(self):
+    def back_translations(self):
         """{(image_id, caption): back-translation} of the training captions that have one (``captions_bt``)."""
-        if self.kept and not self.train_annos.may_have('captions_bt'):
+        if self.is_memory_mapped and not self.train_annos.may_have_field('captions_bt'):
             return {}
-        return {(image_id, caption): translated for image_id, entry in zip(self.listed['train'].rows.tolist(), self.train_annos)
+        return {(image_id, caption): translated for image_id, entry in zip(self.split_entries['train'].rows.tolist(), self.train_annos)
                 for caption, translated in zip(entry['captions'], entry.get('captions_bt', ()))}
 
-    def _evaluation_samples(self, entries):
+    def _build_evaluation_samples(self, entries):
         return {'image_pids': entries.ids.tolist(), 'img_paths': list(entries.paths(self.img_dir)),
                 'caption_pids': np.repeat(entries.ids, entries.counts).tolist(), 'captions': list(entries.captions())
                 }, set(entries.ids.tolist())
 
-    def statistics(self):
+    def format_counts(self):
         """The table of identities, images and captions in each split, as text."""
         table = PrettyTable(['split', 'identities', 'images', 'captions'])
         for split in SPLITS:
@@ -217,19 +217,19 @@ class BaseDataset:
 
     def counts(self, split):
         """``(identities, images, captions)`` of a split."""
-        listed = self.listed[split]
+        listed = self.split_entries[split]
         return len(np.unique(listed.ids)), len(listed), int(listed.counts.sum())
 
 
-def split_counts(entries):
+def count_entries(entries):
     """``(identities, images, captions)``; an image is counted once for each entry."""
     return len({entry['id'] for entry in entries}), len(entries), sum(len(entry['captions']) for entry in entries)
 
 
-def checked(entries, path, image_key, captioned=True):
+def validate_entries(entries, path, image_key, has_captions=True):
     """An annotation's entries, each of the right form; the first that isn't raises :class:`UserError`."""
     problems = [(number, problem) for number, entry in enumerate(entries)
-                if (problem := entry_problem(entry, image_key, captioned))]
+                if (problem := entry_problem(entry, image_key, has_captions))]
     if problems:
         number, problem = problems[0]
         more = f' (and {len(problems) - 1} other entries are wrong, too)' if problems[1:] else ''
@@ -247,8 +247,8 @@ def read_entries(path):
     return entries
 
 
-def entry_problem(entry, image_key, captioned=True):
-    """What is wrong with an annotation's entry, or None. ``captioned``: whether its captions are to be more than nothing."""
+def entry_problem(entry, image_key, has_captions=True):
+    """What is wrong with an annotation's entry, or None. ``has_captions``: whether its captions are to be more than nothing."""
     if not isinstance(entry, dict):
         return f'is a {type(entry).__name__} instead of a mapping'
     for field, kind in (('id', int), ('split', str), ('captions', list), (image_key, str)):
@@ -267,7 +267,7 @@ def entry_problem(entry, image_key, captioned=True):
             return f'has a caption {number} that is a {type(caption).__name__} instead of text'
         if looks_like_list(caption):
             return f'has a caption {number} that is a list written as one text: write a JSON list, without quote marks'
-        if captioned and (problem := caption_problem(caption)):
+        if has_captions and (problem := caption_problem(caption)):
             return f'has {problem} (number {number})'
     translated = entry.get('captions_bt', entry['captions'])
     if not isinstance(translated, list) or len(translated) != len(entry['captions']) or not all(isinstance(t, str) for t in translated):
@@ -326,7 +326,7 @@ def missing_files(paths):
     return [path for path in paths if not is_there(path)]
 
 
-def without_holes(pids, source):
+def renumber_pids(pids, source):
     """Numbers 0..C-1 in the order of the ``pids`` [N], int64 [N], and C; logs a change."""
     there, numbers = np.unique(np.asarray(pids, dtype=np.int64), return_inverse=True)
     if (there != np.arange(len(there))).any():
@@ -335,14 +335,14 @@ def without_holes(pids, source):
     return numbers, len(there)
 
 
-def renumbered(samples, source):
+def renumber_samples(samples, source):
     """Training samples with pids 0..C-1 in the order of the given ones, and the set of pids; logs a change."""
-    numbers, count = without_holes([pid for pid, *_ in samples], source)
+    numbers, count = renumber_pids([pid for pid, *_ in samples], source)
     return [(number, *rest) for number, (_, *rest) in zip(numbers.tolist(), samples)], set(range(count))
 
 
-def first_captions(samples, count, source, sizes=None):
-    """The first ``count`` training samples (captions), their identities renumbered from 0, and the set of pids.
+def limit_training_samples(samples, count, source, sizes=None):
+    """The first ``count`` training samples (captions), their identities renumber_samples from 0, and the set of pids.
 
     Args:
         samples: training samples.
@@ -356,7 +356,7 @@ def first_captions(samples, count, source, sizes=None):
     kept = [sample for start, part in zip(starts, counts) for sample in samples[start:start + part]]
     several = f' ({" + ".join(map(str, counts))} of the datasets)' if len(sizes) > 1 else ''
     logger.info('--limit_train: the first %d of %d training captions%s', len(kept), len(samples), several)
-    return renumbered(kept, source)
+    return renumber_samples(kept, source)
 
 
 def proportional_counts(total, sizes):
@@ -391,11 +391,11 @@ def tokenize(caption, tokenizer, text_length=77, truncate=True):
     >>> tokenize('a red coat', SimpleTokenizer(), text_length=8)
     tensor([49406,   320,   736,  7356, 49407,     0,     0,     0])
     """
-    if len(caption) > LONGEST:
-        raise UserError(f"caption of {len(caption):,} characters, and at most {LONGEST:,} are read: '{caption[:50]}...'")
+    if len(caption) > MAX_CAPTION_LENGTH:
+        raise UserError(f"caption of {len(caption):,} characters, and at most {MAX_CAPTION_LENGTH:,} are read: '{caption[:50]}...'")
     ids = tokenizer.encode(caption)
-    if not truncate and len(tokenizer.framed(ids, LONGEST + 2)) > text_length:
-        raise UserError(f"caption of {len(tokenizer.framed(ids, LONGEST + 2))} tokens is longer than the text length {text_length}: "
+    if not truncate and len(tokenizer.framed(ids, MAX_CAPTION_LENGTH + 2)) > text_length:
+        raise UserError(f"caption of {len(tokenizer.framed(ids, MAX_CAPTION_LENGTH + 2))} tokens is longer than the text length {text_length}: "
                         f"'{caption}'")
     ids = tokenizer.framed(ids, text_length)
     result = torch.full((text_length,), getattr(tokenizer, 'pad', 0), dtype=torch.long)
@@ -403,14 +403,14 @@ def tokenize(caption, tokenizer, text_length=77, truncate=True):
     return result
 
 
-MANY = 50_000   # captions whose tokens are kept for the next start
+MIN_CACHED_CAPTIONS = 50_000   # captions whose tokens are kept for the next start
 
 
 def tokenize_all(captions, text_length, truncate=True, tokenizer=None, folder=None):
     """All captions, once and before workers start: int32 [S, L], which they then share.
 
     Of 50,000 captions and more the tokens are kept in ``folder``, memory-mapped, for the next start. They are made anew when a caption, the
-    vocabulary or the length is another (:func:`datasets.array_cache.open_arrays`).
+    vocabulary or the length is another (:func:`datasets.array_cache.load_or_make_arrays`).
     """
     tokenizer = tokenizer or default_tokenizer()
 
@@ -419,11 +419,11 @@ def tokenize_all(captions, text_length, truncate=True, tokenizer=None, folder=No
         for row, caption in zip(tokens, captions):
             row.copy_(tokenize(caption, tokenizer, text_length, truncate))
         return tokens
-    if folder is None or len(captions) < MANY:
+    if folder is None or len(captions) < MIN_CACHED_CAPTIONS:
         return make()
-    strings = captions if isinstance(captions, Strings) else Strings.of(captions)
-    key = digest_of(strings.digest(), tokenizer.key, text_length, truncate)
-    return torch.from_numpy(open_arrays(folder, 'tokens', key, lambda: {'tokens': make().numpy()})['tokens'])
+    strings = captions if isinstance(captions, Strings) else Strings.from_texts(captions)
+    key = compute_key(strings.digest(), tokenizer.key, text_length, truncate)
+    return torch.from_numpy(load_or_make_arrays(folder, 'tokens', key, lambda: {'tokens': make().numpy()})['tokens'])
 
 
 class ImageDataset(Dataset):
@@ -431,7 +431,7 @@ class ImageDataset(Dataset):
     there, uint8 [3, H, W]."""
 
     attributes = None     # (labels int8 [N, A], token ids of the prompts [2A, L]), where attributes are to be recognised
-    recognises = False    # and nothing else is measured
+    evaluates_attributes = False    # and nothing else is measured
 
     def __init__(self, image_pids, img_paths, transform=None, store=None, pixels=None):
         self.image_pids, self.img_paths, self.transform, self.store = image_pids, img_paths, transform, store
@@ -488,18 +488,18 @@ class ImageTextDataset(Dataset):
             length leaves of it and before it is masked (SEN).
         skip_broken: a sample whose image cannot be read becomes ``{'skipped': path}`` for :func:`collate` to leave out.
         store: a :class:`datasets.image_cache.ImageStore` to take the images from, instead of reading and transforming them:
-            ``images`` are uint8 [3, H, W] then, and ``views`` is what :func:`datasets.device_augmentation.finish` is to do with them.
-        img_aug: what ``views`` are drawn for: see :func:`datasets.transforms.build_transforms`.
+            ``images`` are uint8 [3, H, W] then, and ``augmentation_params`` is what :func:`datasets.device_augmentation.augment_on_device` is to do with them.
+        img_aug: what ``augmentation_params`` are drawn for: see :func:`datasets.transforms.build_transforms`.
         tokenizer: CLIP's unless another is given.
         rand_aug: a function that resizes a PIL image, for APTM's augmentation instead of ``transform``'s: images are uint8 with their
-            ``views``, as out of a ``store``.
+            ``augmentation_params``, as out of a ``store``.
         token_folder: where the tokens of many captions are kept, see :func:`tokenize_all`.
         labels: int8 [S, A] of each pair's image, for the field ``attribute_labels``.
-        txt_aug: mask, replace and remove words (:func:`datasets.augmentation.disturb_tokens`), before anything is masked for a head; with
-            the ``preparation`` 'tbps' delete words as TBPS-CLIP does (:func:`datasets.augmentation.tbps_caption`).
+        txt_aug: mask, replace and remove words (:func:`datasets.augmentation.perturb_tokens`), before anything is masked for a head; with
+            the ``preparation`` 'tbps' delete words as TBPS-CLIP does (:func:`datasets.augmentation.augment_tbps_caption`).
         pixels: the mean and standard deviation of ``simclr_images``.
         parts: ``(smallest image id, transform, pixels)`` of each of several joined datasets, by rising ids, instead of
-            one ``transform`` and ``pixels``. If ``images`` are uint8, ``image_statistics`` go with them: float32 [2, 3],
+            one ``transform`` and ``pixels``. If ``images`` are uint8, ``image_stats`` go with them: float32 [2, 3],
             their mean and standard deviation.
         translations: {(image_id, caption): its back-translation}, for TBPS-CLIP.
 
@@ -511,7 +511,7 @@ class ImageTextDataset(Dataset):
                  masked_token_rate=0.8, masked_token_unchanged_rate=0.1, skip_broken=False, attribute_tagger='textblob',
                  mlm_masking='random', caption_filter=0.0, store=None, img_aug=False, tokenizer=None, rand_aug=None, labels=None,
                  token_folder=None,
-                 txt_aug=False, preparation='irra', pixels=known_pixels.CLIP, translations=None, parts=None):
+                 txt_aug=False, preprocessing='irra', pixels=known_pixels.CLIP, back_translations=None, parts=None):
         for field in fields:
             if field not in FIELDS and field not in IMAGE_FIELDS:
                 raise unknown('batch field, asked for by a head and made by no dataset:', field, [*FIELDS, *IMAGE_FIELDS])
@@ -520,35 +520,35 @@ class ImageTextDataset(Dataset):
         if mlm_masking not in ('random', 'attention', 'noun'):
             raise unknown('mlm masking', mlm_masking, ('random', 'attention', 'noun'))
         parts = parts or [(0, transform, pixels)]
-        self.first_images = [first for first, _, _ in parts]
+        self.first_image_ids = [first for first, _, _ in parts]
         self.transforms = [transform for _, transform, _ in parts]
         self.statistics = [torch.tensor([pixels.mean, pixels.std]) for _, _, pixels in parts]
         (_, transform, pixels), *_ = parts
         self.dataset, self.transform, self.skip_broken = dataset, transform, skip_broken
         self.store, self.img_aug, self.rand_aug, self.labels = store, img_aug, rand_aug, labels
-        self.txt_aug, self.preparation, self.translations, self.pixels = txt_aug, preparation, translations or {}, pixels
-        if txt_aug and preparation == 'tbps' and not self.translations:
+        self.txt_aug, self.preprocessing, self.back_translations, self.pixels = txt_aug, preparation, translations or {}, pixels
+        if txt_aug and preprocessing == 'tbps' and not self.back_translations:
             logger.info("no caption has a back-translation ('captions_bt', which TBPS-CLIP's train_reid.json has): words are deleted, "
                         'and no caption is replaced')
         self.tokenizer, self.text_length = tokenizer or default_tokenizer(), text_length
-        self.fields, self.inplace = set(fields), caption_masking == 'inplace'
-        if 'mlm_labels' in self.fields and not self.inplace:
+        self.fields, self.masks_in_place = set(fields), caption_masking == 'inplace'
+        if 'mlm_labels' in self.fields and not self.masks_in_place:
             self.fields.add('mlm_ids')
         self.mlm_masking, self.caption_filter = mlm_masking, caption_filter
         self.simclr = None
         if 'simclr_images' in self.fields:
-            size = store.img_size if store is not None else size_of(transform)
+            size = store.img_size if store is not None else transform_size(transform)
             self.simclr = [simclr_transforms(size, (pixels.mean, pixels.std)) for _, _, pixels in parts]
-        self.masks = mlm_masking != 'attention' and (self.inplace or any(FIELDS[name].masks for name in self.fields & FIELDS.keys()))
-        self.made = [name for name, field in FIELDS.items()
-                     if (name == 'caption_ids' or name in self.fields) and (self.masks or not field.masks)]
-        self.rates = masked_token_rate, masked_token_unchanged_rate
+        self.masks_captions = mlm_masking != 'attention' and (self.masks_in_place or any(FIELDS[name].uses_masking for name in self.fields & FIELDS.keys()))
+        self.field_names = [name for name, field in FIELDS.items()
+                     if (name == 'caption_ids' or name in self.fields) and (self.masks_captions or not field.uses_masking)]
+        self.mask_rates = masked_token_rate, masked_token_unchanged_rate
         self.mask_id = self.tokenizer.mask
-        captions = captions_of(dataset)
+        captions = get_captions(dataset)
         self.tokens = tokenize_all(captions, text_length, truncate, self.tokenizer, token_folder)
         warn_of_truncation(captions, self.tokens, self.tokenizer, 'training captions')
-        if any(FIELDS[name].tags for name in self.made) or caption_filter or self.masks and mlm_masking == 'noun':
-            if preparation == 'tbps':
+        if any(FIELDS[name].uses_tags for name in self.field_names) or caption_filter or self.masks_captions and mlm_masking == 'noun':
+            if preprocessing == 'tbps':
                 raise UserError('--preparation tbps cleans captions, and parts of speech (the loss attribute, --mlm_masking noun, '
                                 '--caption_filter) are those of captions as they are: leave one of the two out')
             self.attributes, self.parts = annotate_all(captions, default_tokenizer(), load_tagger(attribute_tagger), text_length)
@@ -560,7 +560,7 @@ class ImageTextDataset(Dataset):
         index, seed = key if isinstance(key, tuple) else (key, derive_seed(key))
         pid, image_id, path, _ = self.dataset[index]
         try:
-            image = self.image_fields(path, seed, bisect_right(self.first_images, image_id) - 1)
+            image = self.image_fields(path, seed, bisect_right(self.first_image_ids, image_id) - 1)
         except UserError as error:
             if not self.skip_broken:
                 raise UserError(f'{error} (python -m datasets.check lists all such images, --skip_broken leaves them out)') from None
@@ -574,40 +574,40 @@ class ImageTextDataset(Dataset):
         """
         image = read_image(path) if self.store is None else self.store[path]
         transform = self.transforms[part]
-        fields = self.one_view(image, seed, transform)
-        if len(self.statistics) > 1 and 'views' in fields:
-            fields['image_statistics'] = self.statistics[part]
+        fields = self.augment_view(image, seed, transform)
+        if len(self.statistics) > 1 and 'augmentation_params' in fields:
+            fields['image_stats'] = self.statistics[part]
         if 'second_images' in self.fields:
-            second = self.one_view(image, derive_seed(seed, SECOND), transform)
+            second = self.augment_view(image, derive_seed(seed, SECOND_VIEW_KEY), transform)
             fields.update({f'second_{name}': value for name, value in second.items()})
         if 'simclr_images' in self.fields:
             whole = image if self.store is None else to_pil_image(image)
-            views = [seeded(self.simclr[part], whole, seed, number) for number in SIMCLR]
+            views = [apply_seeded(self.simclr[part], whole, seed, number) for number in SIMCLR_VIEW_KEYS]
             fields['simclr_images'] = torch.stack(views)   # [2, 3, H, W]
         return fields
 
-    def one_view(self, image, seed, transform):
-        """``images`` and, where they are finished on the device, ``views`` of a PIL image, or of a uint8 tensor out of the store."""
+    def augment_view(self, image, seed, transform):
+        """``images`` and, where they are finished on the device, ``augmentation_params`` of a PIL image, or of a uint8 tensor out of the store."""
         if self.rand_aug is not None:
             image = image if self.store is not None else as_tensor(self.rand_aug(image))
-            return dict(zip(('images', 'views'), draw_rand_view(image, seed)))
+            return dict(zip(('images', 'augmentation_params'), sample_rand_augmentation(image, seed)))
         if self.store is None:
-            return {'images': view_of(image, seed, transform)}
-        if self.preparation == 'tbps':   # its draws are not those of datasets.device_augmentation
-            return {'images': view_of(to_pil_image(image), seed, transform)}
-        return {'images': image, 'views': draw_view(self.store.img_size, self.img_aug, seed)}
+            return {'images': apply_transform(image, seed, transform)}
+        if self.preprocessing == 'tbps':   # its draws are not those of datasets.device_augmentation
+            return {'images': apply_transform(to_pil_image(image), seed, transform)}
+        return {'images': image, 'augmentation_params': sample_augmentation(self.store.img_size, self.img_aug, seed)}
 
-    def ids_of(self, caption):
+    def tokenize_caption(self, caption):
         """A caption's token ids, int64 [L]."""
         return tokenize(caption, self.tokenizer, self.text_length)
 
     def text_fields(self, index, rng):
         """What a sample carries of its caption: see :mod:`datasets.fields`."""
         sample = CaptionSample(self, index, rng)
-        return {name: FIELDS[name](sample) for name in self.made}
+        return {name: FIELDS[name](sample) for name in self.field_names}
 
 
-def view_of(image, seed, transform):
+def apply_transform(image, seed, transform):
     """The transformed image; torch's global generator is as it was afterwards."""
     if transform is None:
         return image
@@ -616,7 +616,7 @@ def view_of(image, seed, transform):
         return transform(image)
 
 
-def size_of(transform):
+def transform_size(transform):
     """(H, W) of the images that a ``Compose`` makes."""
     return next(step.size for step in transform.transforms if isinstance(step, T.Resize))
 

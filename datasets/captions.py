@@ -5,7 +5,7 @@ import json
 import re
 import unicodedata
 
-LONGEST = 10_000     # characters of a caption: byte pairs of one long word take the square of its length
+MAX_CAPTION_LENGTH = 10_000     # characters of a caption: byte pairs of one long word take the square of its length
 INVISIBLE = {'Cc', 'Cf', 'Cs', 'Zs', 'Zl', 'Zp', 'Mn', 'Me'}   # Unicode's categories of what leaves no trace by itself
 BLANK = frozenset('\u115f\u1160\u2800\u3164\uffa0')               # letters and symbols that are drawn as nothing
 
@@ -26,8 +26,8 @@ def is_empty_caption(text):
 
 def caption_problem(caption):
     """Describe the problem of a caption; None if there is none."""
-    if len(caption) > LONGEST:
-        return f'a caption of {len(caption):,} characters, and at most {LONGEST:,} are read'
+    if len(caption) > MAX_CAPTION_LENGTH:
+        return f'a caption of {len(caption):,} characters, and at most {MAX_CAPTION_LENGTH:,} are read'
     if is_empty_caption(caption):
         return 'an empty caption'
     if not is_encodable(caption):

@@ -15,9 +15,9 @@ from prettytable import PrettyTable
 from tqdm import tqdm
 
 from datasets.bases import (SPLITS, entry_problem, missing_files, repeated_images, shared_identities, special_captions,
-                            split_counts)
+                            count_entries)
 from datasets.published_splits import KINDS, differing_counts
-from datasets.registry import add_table_options, dataset_class, names
+from datasets.registry import add_table_options, dataset_class, describe_names
 from datasets.table import is_table
 from utils.errors import UserError, run
 from utils.images import SkippedFiles, find_images
@@ -42,7 +42,7 @@ def expected_counts(name, folder):
     return published, 'published' if published else ''
 
 
-def compare(counts, expected, source):
+def compare_counts(counts, expected, source):
     """(table of the counts as text, list of differences)."""
     table, differences = PrettyTable(['split', *KINDS]), []
     for split in SPLITS:
@@ -83,7 +83,7 @@ def examine_all(paths, workers):
         pool.shutdown(cancel_futures=True)
 
 
-def identical(paths, digests):
+def identical_files(paths, digests):
     """Lines that each name the paths of files with the same bytes."""
     same = defaultdict(list)
     for path, digest in zip(paths, digests):
@@ -102,7 +102,7 @@ def check(name, root, workers, columns=None, split_seed=1):
     images = dataset.image_folder(folder)
     wrong = []
     entries = dataset.read(annotation, wrong) if 'wrong' in inspect.signature(dataset.read).parameters else dataset.read(annotation)
-    found = [(entry, entry_problem(entry, dataset.image_key, dataset.captioned)) for entry in entries]
+    found = [(entry, entry_problem(entry, dataset.image_key, dataset.has_captions)) for entry in entries]
     several = len(dataset.files(annotation)) > 1       # a number says little then
     problems = {'annotation': wrong + [f'entry {number} (counted from 0){f", {entry[dataset.image_key]}," if several else ""} {problem}'
                                        for number, (entry, problem) in enumerate(found) if problem]}
@@ -112,8 +112,8 @@ def check(name, root, workers, columns=None, split_seed=1):
         f'{entries[number][dataset.image_key]}: {token}' for number, token in special_captions(entries)]
 
     expected, source = expected_counts(name, folder)
-    counts = {split: split_counts([entry for entry in entries if entry['split'] == split]) for split in SPLITS}
-    table, problems['counts that differ'] = compare(counts, expected, source)
+    counts = {split: count_entries([entry for entry in entries if entry['split'] == split]) for split in SPLITS}
+    table, problems['counts that differ'] = compare_counts(counts, expected, source)
     problems['identities in several splits'] = [
         f'{pid}: {", ".join(splits)}' for pid, splits in shared_identities(entries).items()]
 
@@ -125,7 +125,7 @@ def check(name, root, workers, columns=None, split_seed=1):
     there = [path for path in paths if path not in absent]
     found = examine_all(there, workers)
     problems['broken images'] = [problem for _, problem, _ in found if problem]
-    problems['images with the same bytes'] = identical(there, [digest for digest, _, _ in found])
+    problems['images with the same bytes'] = identical_files(there, [digest for digest, _, _ in found])
     below, skipped = find_images(images)
     problems['images that the annotation does not list'] = [path for path in below if path not in paths]
     problems['folders that cannot be listed'] = skipped.folders
@@ -136,7 +136,7 @@ def check(name, root, workers, columns=None, split_seed=1):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(prog='datasets.check', description=__doc__.split('\n')[0])
-    parser.add_argument('--dataset_name', default='CUHK-PEDES', help=names())
+    parser.add_argument('--dataset_name', default='CUHK-PEDES', help=describe_names())
     parser.add_argument('--root_dir', default='./data', help="the folder with the datasets' folders")
     parser.add_argument('--workers', type=int, default=os.cpu_count() or 1, help='threads that read images')
     add_table_options(parser)

@@ -14,7 +14,7 @@ class CUHKPEDES(BaseDataset):
     name = 'CUHK-PEDES'
     released_stem = 'cuhk'
     annotations = ('reid_raw.json',)
-    lookalikes = {'caption_all.json': "is CUHK-PEDES's annotation without splits: put reid_raw.json beside it, which has them and comes in "
+    unusable_annotations = {'caption_all.json': "is CUHK-PEDES's annotation without splits: put reid_raw.json beside it, which has them and comes in "
                                       'the same archive'}
     first_pid = 1
     published = {'train': (11003, 34054, 68126), 'val': (1000, 3078, 6158), 'test': (1000, 3074, 6156)}
@@ -32,7 +32,7 @@ class SynthPedes(CUHKPEDES):
         if not os.path.exists(path):
             return None
         labels = labels_by_pid(read_json(path), path)
-        rows = [labels.get(pid) for pid in self.listed[split].ids.tolist()]
+        rows = [labels.get(pid) for pid in self.split_entries[split].ids.tolist()]
         if None in rows:
             raise UserError(f'{path} lacks identities of the annotation beside it: write both anew with python -m datasets.synthpedes')
         return torch.tensor(rows, dtype=torch.int8), PROMPTS

@@ -6,55 +6,55 @@ import torch.nn.functional as F
 
 from utils import pixels as known_pixels
 
-PADDING = 10   # black pixels around an image before it is cropped
+CROP_PADDING = 10   # black pixels around an image before it is cropped
 
 
 @functools.lru_cache(maxsize=None)
-def constants(device, pixels):
+def device_constants(device, pixels):
     """Mean, deviation and what is put where something is erased, [3, 1, 1] each. Made once for a device: a copy to it waits for it."""
     return tuple(torch.tensor(values, device=device).view(3, 1, 1) for values in (pixels.mean, pixels.std, pixels.fill))
 
 
-def finish(images, views=None, pixels=known_pixels.CLIP, statistics=None):
+def augment_on_device(images, views=None, pixels=known_pixels.CLIP, statistics=None):
     """What :func:`datasets.transforms.build_transforms` does behind the resizing, on the CPU to the same bits.
 
     Nothing here reads a value back to the host, so a GPU is not waited for.
 
     Args:
         images: uint8 [B, 3, H, W].
-        views: the samples' own draws, whole numbers [B, 7] of :func:`datasets.transforms.draw_view`; None: as they are.
+        views: the samples' own draws, whole numbers [B, 7] of :func:`datasets.transforms.sample_augmentation`; None: as they are.
         pixels: mean and standard deviation, and the color of what is erased.
         statistics: mean and standard deviation of each sample, float32 [B, 2, 3], instead of those of ``pixels``.
 
     Returns:
         float32 [B, 3, H, W] on the images' device, normalized.
     """
-    mean, std, fill = constants(images.device, pixels)
+    mean, std, fill = device_constants(images.device, pixels)
     if statistics is not None:
         mean, std = statistics[..., None, None].unbind(1)                    # [B, 3, 1, 1] each
     if views is None:
-        return normalised(images, mean, std)
+        return normalize(images, mean, std)
     flip, top, left, *rectangle = views.long().unbind(1)                     # [B] each
-    return erased(normalised(cropped(images, flip, top, left), mean, std), *rectangle, fill)
+    return erase(normalize(crop(images, flip, top, left), mean, std), *rectangle, fill)
 
 
-def normalised(images, mean, std):
+def normalize(images, mean, std):
     return images.float().div_(255).sub_(mean).div_(std)
 
 
-def cropped(images, flip, top, left):
+def crop(images, flip, top, left):
     """uint8 [B, 3, H, W], some of them mirrored, and each moved within its black border."""
     height, width = images.shape[2:]
-    padded = F.pad(images, (PADDING,) * 4)                                   # [B, 3, H + 20, W + 20]
-    rows = span(top, height)                                                 # [B, H]
-    columns = span(left, width)                                              # [B, W]
+    padded = F.pad(images, (CROP_PADDING,) * 4)                                   # [B, 3, H + 20, W + 20]
+    rows = position_range(top, height)                                                 # [B, H]
+    columns = position_range(left, width)                                              # [B, W]
     columns = torch.where(flip[:, None] != 0, padded.shape[3] - 1 - columns, columns)
     places = rows[:, :, None] * padded.shape[3] + columns[:, None, :]        # [B, H, W]
     places = places.flatten(1)[:, None].expand(-1, 3, -1)                    # [B, 3, H W]
     return padded.flatten(2).gather(2, places).view_as(images)
 
 
-def erased(pixels, top, left, height, width, fill):
+def erase(pixels, top, left, height, width, fill):
     """float32 [B, 3, H, W] with a rectangle of each image filled in place; the released code fills it with the mean's numbers
     although the pixels are normalised."""
     rows, columns = (torch.arange(size, device=pixels.device) for size in pixels.shape[2:])
@@ -64,6 +64,6 @@ def erased(pixels, top, left, height, width, fill):
     return torch.where(inside, fill, pixels, out=pixels)
 
 
-def span(start, size):
+def position_range(start, size):
     """[B] -> [B, size]: start, start + 1, ..."""
     return start[:, None] + torch.arange(size, device=start.device)

@@ -19,15 +19,15 @@ STOP_WORDS = frozenset('''
     more most other some such no nor not only own same so than too very s t can will just don should now'''.split())
 
 
-def augmented(caption, rng, synonyms=None):
+def augment_caption(caption, rng, synonyms=None):
     """A caption changed by one operation that ``rng`` (a ``random.Random``) draws: synonyms for some words, synonyms added, words
     swapped, or words left out. ``synonyms``: a function from a word to a list of others, or None where there is none.
 
     >>> import random
-    >>> augmented("A man's red, red shirt", random.Random(3))
+    >>> augment_caption("A man's red, red shirt", random.Random(3))
     'a shirt red red mans'
     """
-    words = only_letters(caption).split()
+    words = keep_letters(caption).split()
     if not words:
         return caption
     count = max(1, int(SHARE * len(words)))
@@ -37,7 +37,7 @@ def augmented(caption, rng, synonyms=None):
     return ' '.join(rng.choice(operations)(words, count, rng))
 
 
-def only_letters(caption):
+def keep_letters(caption):
     """Lower case, without apostrophes, and spaces for whatever is no letter."""
     return re.sub(r'[^a-z]+', ' ', re.sub("['\u2019]", '', caption.lower())).strip()
 
@@ -85,7 +85,7 @@ def delete_words(words, count, rng):
 
 
 @functools.lru_cache(maxsize=None)
-def wordnet():
+def load_synonyms():
     """A function from a word to WordNet's synonyms of it, sorted; None, said once, where nltk or WordNet isn't installed."""
     try:
         from nltk.corpus import wordnet as corpus
@@ -98,5 +98,5 @@ def wordnet():
     @functools.lru_cache(maxsize=None)
     def synonyms(word):
         lemmas = {lemma.name() for synset in corpus.synsets(word) for lemma in synset.lemmas()}
-        return sorted({only_letters(lemma.replace('_', ' ').replace('-', ' ')) for lemma in lemmas} - {word, ''})
+        return sorted({keep_letters(lemma.replace('_', ' ').replace('-', ' ')) for lemma in lemmas} - {word, ''})
     return synonyms

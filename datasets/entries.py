@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from datasets.array_cache import Samples, Strings, digest_of, keep_arrays, place_of, read_arrays
+from datasets.array_cache import Samples, Strings, compute_key, cache_arrays, array_folder, read_cached_arrays
 from datasets.released_lists import label_problem
 from utils.iotools import refuse_irregular
 
@@ -25,7 +25,7 @@ class Entries(Sequence):
     it takes of memory.
 
     Args:
-        arrays: of :func:`arrays_of`.
+        arrays: of :func:`entries_to_arrays`.
         split: what the entries are of.
         image_key: what they call an image's path.
         rows: which of the arrays' images these are, all without it.
@@ -40,15 +40,15 @@ class Entries(Sequence):
     def __init__(self, arrays, split, image_key, rows=None):
         self.arrays, self.split, self.image_key = arrays, split, image_key
         self.strings = {what: strings(arrays, what) for what in TEXTS if f'{what}_ends' in arrays}
-        self.whole = rows is None
-        self.rows = np.arange(len(arrays['ids'])) if self.whole else rows
-        self.counts = self.taken(np.diff(arrays['ends'], prepend=0))
-        self.ids, self.labels = self.taken(arrays['ids']), self.taken(arrays['labels'])
+        self.has_all_rows = rows is None
+        self.rows = np.arange(len(arrays['ids'])) if self.has_all_rows else rows
+        self.counts = self.select_rows(np.diff(arrays['ends'], prepend=0))
+        self.ids, self.labels = self.select_rows(arrays['ids']), self.select_rows(arrays['labels'])
 
-    def taken(self, array):
-        return array if self.whole else array[self.rows]
+    def select_rows(self, array):
+        return array if self.has_all_rows else array[self.rows]
 
-    def where(self, keep):
+    def filter(self, mask):
         """Those of the entries for which ``keep`` [N] is true."""
         return self if all(keep) else Entries(self.arrays, self.split, self.image_key, self.rows[np.array(keep, dtype=bool)])
 
@@ -65,22 +65,22 @@ class Entries(Sequence):
         return {'id': int(self.arrays['ids'][row]), 'split': self.split, 'captions': self.strings['captions'][first:end],
                 self.image_key: self.strings['paths'][row], **label, **(json.loads(rest) if rest else {})}
 
-    def may_have(self, field):
+    def may_have_field(self, field):
         """False where no entry has a further field of this name."""
         return f'"{field}"'.encode() in bytes(self.strings['rest'].blob)
 
     def paths(self, folder):
         """The images' paths, in order, as an iterator."""
         paths = self.strings['paths']
-        return (os.path.join(folder, path) for path in (paths if self.whole else map(paths.__getitem__, self.rows.tolist())))
+        return (os.path.join(folder, path) for path in (paths if self.has_all_rows else map(paths.__getitem__, self.rows.tolist())))
 
     def captions(self):
         """All captions, in order: :class:`datasets.array_cache.Strings`."""
-        if self.whole:
+        if self.has_all_rows:
             return self.strings['captions']
         ends = self.arrays['ends'][self.rows]
         captions = self.strings['captions']
-        return Strings.of(caption for first, end in zip((ends - self.counts).tolist(), ends.tolist()) for caption in captions[first:end])
+        return Strings.from_texts(caption for first, end in zip((ends - self.counts).tolist(), ends.tolist()) for caption in captions[first:end])
 
     def samples(self, pids, folder):
         """The training pairs with these ``pids`` [N] in place of the annotation's: :class:`datasets.array_cache.Samples`."""
@@ -88,8 +88,8 @@ class Entries(Sequence):
         return Samples(np.repeat(pids.astype(np.int32), self.counts), images, images, self.strings['paths'], self.captions(), folder)
 
 
-def arrays_of(entries, image_key):
-    """The arrays of a list of entries, all but their other fields (:func:`rest_of`)."""
+def entries_to_arrays(entries, image_key):
+    """The arrays of a list of entries, all but their other fields (:func:`extra_fields_array`)."""
     width = next((len(label) for entry in entries[:1] if isinstance(label := entry.get('label'), list)), 0)
     if any(label_problem(entry.get('label'), width) for entry in entries):
         width = 0
@@ -100,7 +100,7 @@ def arrays_of(entries, image_key):
             **texts('captions', (caption for entry in entries for caption in entry['captions']))}
 
 
-def rest_of(entries, image_key, labelled):
+def extra_fields_array(entries, image_key, labelled):
     """The array of the entries' other fields, as JSON. Raises TypeError where one cannot be written."""
     known = {'id', 'split', 'captions', image_key, *(['label'] if labelled else [])}
     rest = ({name: value for name, value in entry.items() if name not in known} for entry in entries)
@@ -109,7 +109,7 @@ def rest_of(entries, image_key, labelled):
 
 def texts(what, values):
     """The arrays of texts, and of their digest, which takes a reading of all of them."""
-    values = Strings.of(values)
+    values = Strings.from_texts(values)
     return {f'{what}_blob': values.blob, f'{what}_ends': values.ends, f'{what}_digest': np.frombuffer(values.digest().encode(), np.uint8)}
 
 
@@ -130,33 +130,33 @@ def open_entries(dataset, path, splits, many):
         splits: the names of the splits.
         many: captions in all splits together.
     """
-    key, folder = key_of(dataset, path), os.path.join(os.path.dirname(path), 'listing_cache')
-    kept = key and read_arrays(place_of(folder, dataset.name, key))
+    key, folder = annotation_key(dataset, path), os.path.join(os.path.dirname(path), 'listing_cache')
+    kept = key and read_cached_arrays(array_folder(folder, dataset.name, key))
     if kept:
         for line in strings(kept, 'said'):
             level, text = json.loads(line)
             logger.log(level, '%s', text.replace('\0', path))
     else:
-        with heard() as lines:
-            entries = dataset.entries(path)
+        with capture_log() as lines:
+            entries = dataset.load_entries(path)
         entries = {split: [entry for entry in entries if entry['split'] == split] for split in splits}
-        arrays = {split: arrays_of(entries[split], dataset.image_key) for split in splits}
+        arrays = {split: entries_to_arrays(entries[split], dataset.image_key) for split in splits}
         if key is None or sum(len(of['captions_ends']) for of in arrays.values()) < many:
             return {split: Entries(arrays[split], split, dataset.image_key) for split in splits}, entries
         said = [json.dumps([level, text.replace(path, '\0')]) for level, text in lines]
         try:
             kept = {f'{split}.{what}': array for split in splits for what, array in
-                    {**arrays[split], **rest_of(entries[split], dataset.image_key, arrays[split]['labels'].shape[1])}.items()}
+                    {**arrays[split], **extra_fields_array(entries[split], dataset.image_key, arrays[split]['labels'].shape[1])}.items()}
         except TypeError as error:
             logger.warning('%s is read anew at every start, for an entry of it cannot be kept: %s', path, error)
             return {split: Entries(arrays[split], split, dataset.image_key) for split in splits}, entries
-        kept = keep_arrays(folder, dataset.name, key, {**kept, **texts('said', said)})
+        kept = cache_arrays(folder, dataset.name, key, {**kept, **texts('said', said)})
     found = {split: Entries({name.partition('.')[2]: array for name, array in kept.items() if name.startswith(f'{split}.')}, split,
                             dataset.image_key) for split in splits}
     return found, dict(found)
 
 
-def key_of(dataset, path):
+def annotation_key(dataset, path):
     """What the kept arrays of an annotation follow from, as 16 hexadecimal digits; None where nobody knows which files are read."""
     reads = next(cls for cls in dataset.__mro__ if 'read' in vars(cls))
     if 'files' not in vars(reads):
@@ -164,8 +164,8 @@ def key_of(dataset, path):
     settings = {name: value for name in dir(dataset) if not name.startswith('__') and plain(value := getattr(dataset, name))}
     modules = dict.fromkeys([*(cls.__module__ for cls in dataset.__mro__[:-1]), *CHECKS])    # all but object's
     code = [getattr(sys.modules.get(module), '__file__', None) for module in modules]
-    return digest_of(settings, [file_digest(file) for file in code if file],
-                     [(os.path.basename(file), file_digest(file)) for file in dataset.files(path)])
+    return compute_key(settings, [hash_file(file) for file in code if file],
+                     [(os.path.basename(file), hash_file(file)) for file in dataset.files(path)])
 
 
 def plain(value):
@@ -173,7 +173,7 @@ def plain(value):
     return isinstance(value, (str, int)) or isinstance(value, dict) and all(isinstance(part, str) for part in (*value, *value.values()))
 
 
-def file_digest(path):
+def hash_file(path):
     """Of a file's bytes, by content rather than by time: a copy of a dataset is the same dataset."""
     refuse_irregular(path)
     digest = hashlib.sha256()
@@ -184,8 +184,8 @@ def file_digest(path):
 
 
 @contextlib.contextmanager
-def heard():
-    """``with heard() as lines:`` collects ``(level, text)`` of what this room says in the log meanwhile."""
+def capture_log():
+    """``with capture_log() as lines:`` collects ``(level, text)`` of what this room says in the log meanwhile."""
     lines, handler = [], logging.Handler()
     handler.emit = lambda record: lines.append((record.levelno, record.getMessage()))
     logger.addHandler(handler)

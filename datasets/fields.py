@@ -3,15 +3,15 @@ import functools
 
 import torch
 
-from datasets.augmentation import disturb_tokens, tbps_caption
-from datasets.eda import augmented, wordnet
-from datasets.masking import keep_naming, mask_tokens, noun_chances
+from datasets.augmentation import perturb_tokens, augment_tbps_caption
+from datasets.eda import augment_caption, load_synonyms
+from datasets.masking import descriptive_positions, mask_tokens, noun_mask_probabilities
 from datasets.whole_word_masking import mask_whole_words
 
 FIELDS = {}   # name: function of a CaptionSample that returns a tensor, in the order in which a sample's fields are made
 
 
-def field(function=None, *, masks=False, tags=False):
+def field(function=None, *, uses_masking=False, uses_tags=False):
     """Put a function into :data:`FIELDS` under its own name.
 
     Args:
@@ -19,8 +19,8 @@ def field(function=None, *, masks=False, tags=False):
         tags: it reads ``sample.dataset.attributes`` or ``.parts``, for which all captions are tagged at start.
     """
     if function is None:
-        return functools.partial(field, masks=masks, tags=tags)
-    function.masks, function.tags = masks, tags
+        return functools.partial(field, uses_masking=uses_masking, uses_tags=uses_tags)
+    function.uses_masking, function.uses_tags = masks, tags
     FIELDS[function.__name__] = function
     return function
 
@@ -39,27 +39,27 @@ class CaptionSample:
 
     def __init__(self, dataset, index, rng):
         self.dataset, self.index, self.rng = dataset, index, rng
-        self.ids, self.kept = dataset.tokens[index].long(), slice(None)
+        self.ids, self.token_positions = dataset.tokens[index].long(), slice(None)
         if dataset.caption_filter and rng.random() < dataset.caption_filter:
-            self.kept = keep_naming(self.ids.tolist(), dataset.parts[index].tolist(), dataset.mask_id)
-            self.ids = self.cut(self.ids)
-        if dataset.txt_aug and dataset.preparation == 'tbps':
+            self.token_positions = descriptive_positions(self.ids.tolist(), dataset.parts[index].tolist(), dataset.mask_id)
+            self.ids = self.select_tokens(self.ids)
+        if dataset.txt_aug and dataset.preprocessing == 'tbps':
             _, image_id, _, caption = dataset.dataset[index]
-            self.ids = dataset.ids_of(tbps_caption(caption, rng, dataset.translations.get((image_id, caption), '')))
+            self.ids = dataset.tokenize_caption(augment_tbps_caption(caption, rng, dataset.back_translations.get((image_id, caption), '')))
         elif dataset.txt_aug:
-            disturbed, left = disturb_tokens(self.ids.tolist(), rng, dataset.mask_id)
-            places = range(len(self.ids)) if self.kept == slice(None) else self.kept
-            self.ids, self.kept = torch.tensor(disturbed), [places[place] for place in left if place < len(places)]
+            disturbed, left = perturb_tokens(self.ids.tolist(), rng, dataset.mask_id)
+            places = range(len(self.ids)) if self.token_positions == slice(None) else self.token_positions
+            self.ids, self.token_positions = torch.tensor(disturbed), [places[place] for place in left if place < len(places)]
 
     @property
     def caption(self):
         """The caption as text."""
         return self.dataset.dataset[self.index][3]
 
-    def cut(self, row):
+    def select_tokens(self, row):
         """What is left of a row [L], which says something of each token, where the caption was cut down: the rest is zeros."""
         result = torch.zeros_like(row)
-        values = row[self.kept]
+        values = row[self.token_positions]
         result[:len(values)] = values
         return result
 
@@ -67,8 +67,8 @@ class CaptionSample:
     def masked(self):
         """``(masked ids [L], labels [L])``: see :func:`datasets.masking.mask_tokens`."""
         dataset = self.dataset
-        chances = noun_chances(self.cut(dataset.parts[self.index]).tolist()) if dataset.mlm_masking == 'noun' else None
-        return tuple(map(torch.tensor, mask_tokens(self.ids.tolist(), self.rng, dataset.mask_id, *dataset.rates, chances)))
+        chances = noun_mask_probabilities(self.select_tokens(dataset.parts[self.index]).tolist()) if dataset.mlm_masking == 'noun' else None
+        return tuple(map(torch.tensor, mask_tokens(self.ids.tolist(), self.rng, dataset.mask_id, *dataset.mask_rates, chances)))
 
 
     @functools.cached_property
@@ -81,22 +81,22 @@ class CaptionSample:
 
 @field
 def caption_ids(sample):
-    return sample.masked[0] if sample.dataset.masks and sample.dataset.inplace else sample.ids
+    return sample.masked[0] if sample.dataset.masks_captions and sample.dataset.masks_in_place else sample.ids
 
 
-@field(masks=True)
+@field(uses_masking=True)
 def mlm_ids(sample):
     return sample.masked[0]
 
 
-@field(masks=True)
+@field(uses_masking=True)
 def mlm_labels(sample):
     return sample.masked[1]
 
 
-@field(tags=True)
+@field(uses_tags=True)
 def attributes_mask(sample):
-    return sample.cut(sample.dataset.attributes[sample.index]).long()
+    return sample.select_tokens(sample.dataset.attributes[sample.index]).long()
 
 
 @field
@@ -105,7 +105,7 @@ def bert_mlm_ids(sample):
 
 
 @field
-def bert_mlm_places(sample):
+def bert_mlm_positions(sample):
     return sample.masked_words[1]
 
 
@@ -117,7 +117,7 @@ def bert_mlm_labels(sample):
 @field
 def eda_ids(sample):
     """Of the caption as easy data augmentation changes it (:mod:`datasets.eda`)."""
-    return sample.dataset.ids_of(augmented(sample.caption, sample.rng, wordnet()))
+    return sample.dataset.tokenize_caption(augment_caption(sample.caption, sample.rng, load_synonyms()))
 
 
 @field
@@ -128,5 +128,5 @@ def attribute_labels(sample):
 
 @field
 def prompt_seed(sample):
-    """What the words of the attributes' prompts are masked by, once a batch: see :class:`datasets.prompts.WithPrompts`."""
+    """What the words of the attributes' prompts are masked by, once a batch: see :class:`datasets.prompts.PromptCollator`."""
     return torch.tensor(sample.rng.getrandbits(62))

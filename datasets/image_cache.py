@@ -47,7 +47,7 @@ class ImageStore:
         self.file, self.img_size, self.interpolation = file, tuple(img_size), interpolation
         self.rows = {path: row for row, path in enumerate(paths)}
         self.reader, self.reported = open_reader(file), False
-        rows = broken_rows(file, len(paths))
+        rows = read_broken_rows(file, len(paths))
         self.offset, self.checksums = read_checksums(self.reader, file, (len(paths), *self.shape), rows)   # uint32 [N]
         self.broken = frozenset(paths[row] for row in rows)
 
@@ -63,17 +63,17 @@ class ImageStore:
         row, image = self.rows[path], np.empty(self.shape, np.uint8)
         count = self.reader.read_into(image, self.offset + row * image.nbytes)
         if count < image.nbytes or zlib.crc32(image) != self.checksums[row]:
-            image = self.restore(row, path)
+            image = self.decode_again(row, path)
         return torch.from_numpy(image)
 
-    def restore(self, row, path):
+    def decode_again(self, row, path):
         """uint8 [3, H, W]: an image that is damaged in the cache, from its own file; also written back into the cache."""
         if not self.reported:
             logger.warning('image cache %s is damaged at %s: this image and other damaged ones are made again from their files',
                            self.file, path)
             self.reported = True     # once in each process
         try:
-            image = resized(path, resize_to(self.img_size, self.interpolation))
+            image = load_resized(path, resize_to(self.img_size, self.interpolation))
         except UserError as error:
             raise UserError(f'image cache {self.file} is damaged at {path}, which cannot be made again: {error}') from None
         if zlib.crc32(image) == self.checksums[row]:
@@ -118,27 +118,27 @@ def read_checksums(reader, file, shape, broken):
     if size == end:
         raise UserError(f'image cache {file} has no checksums, for an older version wrote it')
     whole = (size == end + trailer.nbytes and reader.read_into(header, 0) == offset and reader.read_into(trailer, end) == trailer.nbytes
-             and trailer[-1] == zlib.crc32(trailer[:-1], zlib.crc32(header)) and trailer[-2] == checksum_of_rows(broken))
+             and trailer[-1] == zlib.crc32(trailer[:-1], zlib.crc32(header)) and trailer[-2] == rows_checksum(broken))
     if not whole:
         raise UserError(f'image cache {file} is damaged')
     return offset, trailer[:-2].copy()
 
 
-def checksum_of_rows(rows):
+def rows_checksum(rows):
     return zlib.crc32(json.dumps(rows).encode())
 
 
-def broken_file(file):
+def broken_rows_file(file):
     """Where a cache keeps the rows of images that could not be read; there only if there are any."""
     return file.removesuffix('.npy') + '.broken.json'
 
 
-def broken_rows(file, count):
-    if not os.path.exists(broken_file(file)):
+def read_broken_rows(file, count):
+    if not os.path.exists(broken_rows_file(file)):
         return []
-    rows = read_json(broken_file(file))
+    rows = read_json(broken_rows_file(file))
     if not isinstance(rows, list) or not all(isinstance(row, int) and 0 <= row < count for row in rows):
-        raise UserError(f'{broken_file(file)} is damaged')
+        raise UserError(f'{broken_rows_file(file)} is damaged')
     return rows
 
 
@@ -163,19 +163,19 @@ def open_store(folder, name, paths, root, img_size, workers=1, skip_broken=False
     paths = sorted(set(paths))
     resized = '' if interpolation == 'bilinear' else f'{interpolation}_'
     kind = os.path.join(folder, f'{name}_{resized}{img_size[0]}x{img_size[1]}')
-    file = f'{kind}_{key_of(paths, root, img_size, interpolation)}.npy'
+    file = f'{kind}_{cache_key(paths, root, img_size, interpolation)}.npy'
     others = sorted(set(glob.glob(f'{glob.escape(kind)}_*.npy')) - {file})
     if others:
         logger.warning('the images have changed since %s was made (%s), or an older version made it; unless another copy of '
-                       'the dataset uses it, it can be deleted', ', '.join(others), in_words(sum(map(os.path.getsize, others))))
-    store = found(file, paths, img_size, skip_broken, interpolation)
+                       'the dataset uses it, it can be deleted', ', '.join(others), format_bytes(sum(map(os.path.getsize, others))))
+    store = open_existing_store(file, paths, img_size, skip_broken, interpolation)
     if store is None:
-        make(file, paths, img_size, workers, skip_broken, interpolation)
+        write_store(file, paths, img_size, workers, skip_broken, interpolation)
         store = ImageStore(file, paths, img_size, interpolation)
     return store
 
 
-def key_of(paths, root, img_size, interpolation='bilinear'):
+def cache_key(paths, root, img_size, interpolation='bilinear'):
     """16 hexadecimal digits that differ when the images do."""
     images = [(os.path.relpath(path, root), *size_and_time(path)) for path in paths]
     resized = [] if interpolation == 'bilinear' else [interpolation]
@@ -190,7 +190,7 @@ def size_and_time(path):
     return status.st_size, status.st_mtime_ns
 
 
-def found(file, paths, img_size, skip_broken, interpolation='bilinear'):
+def open_existing_store(file, paths, img_size, skip_broken, interpolation='bilinear'):
     """The store in a file that is there; None if it is to be made."""
     if not os.path.exists(file):
         return None
@@ -204,27 +204,27 @@ def found(file, paths, img_size, skip_broken, interpolation='bilinear'):
             read_image(path)   # raises, as it would without a cache
         logger.warning('image cache %s lacks images that can be read now; it is made anew', file)
         return None
-    logger.info('image cache %s is used: %s', file, contents(paths, img_size))
+    logger.info('image cache %s is used: %s', file, describe_contents(paths, img_size))
     if store.broken:
         logger.warning('%d images could not be read when it was made; they are left out', len(store.broken))
     return store
 
 
-def make(file, paths, img_size, workers, skip_broken, interpolation='bilinear'):
+def write_store(file, paths, img_size, workers, skip_broken, interpolation='bilinear'):
     """Write a cache file, whole or not at all."""
-    logger.info('image cache %s: %s', file, contents(paths, img_size))
+    logger.info('image cache %s: %s', file, describe_contents(paths, img_size))
     folder, began = os.path.dirname(file), time.perf_counter()
     try:
         os.makedirs(folder, exist_ok=True)
-        refuse_small_disk(folder, size_of(paths, img_size))
+        check_disk_space(folder, images_size(paths, img_size))
         with temporary_sibling(file) as temporary:   # another process may write this cache, too
-            broken = fill(temporary, paths, img_size, workers, skip_broken, interpolation)
+            broken = write_images(temporary, paths, img_size, workers, skip_broken, interpolation)
             if broken:
-                with atomic_write(broken_file(file)) as record:   # first: there must be no file with empty rows and no record of them
+                with atomic_write(broken_rows_file(file)) as record:   # first: there must be no file with empty rows and no record of them
                     json.dump(broken, record)
             os.replace(temporary, file)
-        if not broken and os.path.exists(broken_file(file)):
-            os.remove(broken_file(file))
+        if not broken and os.path.exists(broken_rows_file(file)):
+            os.remove(broken_rows_file(file))
     except OSError as error:
         raise UserError(f'cannot write the image cache into {folder}: {error.strerror or error}; '
                         'choose another folder with --image_cache <folder>') from None
@@ -232,7 +232,7 @@ def make(file, paths, img_size, workers, skip_broken, interpolation='bilinear'):
     logger.info('image cache written in %.1f s, %.0f images a second', seconds, len(paths) / seconds)
 
 
-def fill(file, paths, img_size, workers, skip_broken, interpolation='bilinear'):
+def write_images(file, paths, img_size, workers, skip_broken, interpolation='bilinear'):
     """Write the images and their checksums into a new file and wait until they are on the disk; returns the rows of those that cannot be
     read."""
     images = np.lib.format.open_memmap(file, 'w+', np.uint8, (len(paths), 3, *img_size))
@@ -245,7 +245,7 @@ def fill(file, paths, img_size, workers, skip_broken, interpolation='bilinear'):
     def store(row):
         """Whether the image could be read."""
         try:
-            image = resized(paths[row], resize)
+            image = load_resized(paths[row], resize)
         except UserError as error:
             if not skip_broken:
                 raise
@@ -263,7 +263,7 @@ def fill(file, paths, img_size, workers, skip_broken, interpolation='bilinear'):
     images.flush()
     with open(file, 'r+b') as whole:
         header = whole.read(images.offset)
-        trailer[-2] = checksum_of_rows(broken)
+        trailer[-2] = rows_checksum(broken)
         trailer[-1] = zlib.crc32(trailer[:-1], zlib.crc32(header))
         whole.seek(end)
         whole.write(trailer.tobytes())
@@ -276,26 +276,26 @@ def resize_to(img_size, interpolation):
     return T.Resize(tuple(img_size), T.InterpolationMode(interpolation))
 
 
-def resized(path, resize):
+def load_resized(path, resize):
     """uint8 [3, H, W]: an image file as a cache holds it."""
     return np.ascontiguousarray(np.asarray(resize(read_image(path))).transpose(2, 0, 1))
 
 
-def refuse_small_disk(folder, size):
+def check_disk_space(folder, size):
     free = shutil.disk_usage(folder).free
     if size + RESERVE > free:
-        raise UserError(f'the image cache needs {in_words(size)} and {in_words(RESERVE)} to spare, and {folder} has {in_words(free)}: '
+        raise UserError(f'the image cache needs {format_bytes(size)} and {format_bytes(RESERVE)} to spare, and {folder} has {format_bytes(free)}: '
                         'choose another folder with --image_cache <folder>')
 
 
-def size_of(paths, img_size):
+def images_size(paths, img_size):
     return len(paths) * 3 * img_size[0] * img_size[1]
 
 
-def contents(paths, img_size):
-    return f'{len(paths):,} images of {img_size[0]}x{img_size[1]}, {in_words(size_of(paths, img_size))}'
+def describe_contents(paths, img_size):
+    return f'{len(paths):,} images of {img_size[0]}x{img_size[1]}, {format_bytes(images_size(paths, img_size))}'
 
 
-def in_words(size):
+def format_bytes(size):
     """Bytes as ``5.0 GB`` or ``12.3 MB``."""
     return f'{size / 1e9:.1f} GB' if size >= 1e9 else f'{size / 1e6:.1f} MB'

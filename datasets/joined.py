@@ -27,40 +27,40 @@ class Joined(BaseDataset):
     parts = ()
 
     def __init__(self, root='', verbose=True, splits=SPLITS, skip_broken=False):
-        self.built = built = [part(root, verbose=verbose, splits=splits, skip_broken=skip_broken) for part in self.parts]
+        self.components = built = [part(root, verbose=verbose, splits=splits, skip_broken=skip_broken) for part in self.parts]
         self.dataset_dir = self.img_dir = root
         self.anno_path = ' + '.join(part.anno_path for part in built)
         self.sizes = [len(part.train) for part in built]
-        self.train, self.translated, self.first_images, people, images = [], {}, [], 0, 0
+        self.train, self.translated, self.first_image_ids, people, images = [], {}, [], 0, 0
         for part in built:
-            self.first_images.append(images)
-            self.translated.update({(images + image, text): other for (image, text), other in part.translations().items()})
+            self.first_image_ids.append(images)
+            self.translated.update({(images + image, text): other for (image, text), other in part.back_translations().items()})
             self.train += [(people + pid, images + image, *rest) for pid, image, *rest in part.train]
             people += len(part.train_id_container)
             images = max((image for _, image, *_ in self.train), default=-1) + 1
         self.train_id_container = set(range(people))
         self.val, self.test = built[0].val, built[0].test
         self.val_id_container, self.test_id_container = built[0].val_id_container, built[0].test_id_container
-        self.val_annos, self.test_annos, self.path = built[0].val_annos, built[0].test_annos, built[0].path
+        self.val_annos, self.test_annos, self.image_path = built[0].val_annos, built[0].test_annos, built[0].image_path
 
     def attributes(self, split):
         """None: the parts' attributes need not be the same."""
 
-    def translations(self):
+    def back_translations(self):
         """{(image_id, caption): back-translation} of the parts' training captions that have one."""
         return self.translated
 
 
-def first_of(name):
+def first_dataset_name(name):
     """The dataset of a joined one that chooses the best epoch.
 
-    >>> first_of('CUHK-PEDES+ICFG-PEDES')
+    >>> first_dataset_name('CUHK-PEDES+ICFG-PEDES')
     'CUHK-PEDES'
     """
     return name.split('+')[0]
 
 
-def refuse_shares(shares, sizes, args):
+def validate_dataset_shares(shares, sizes, args):
     """Raise :class:`UserError` where ``--dataset_shares`` do not fit training captions of these ``sizes``."""
     if sizes is None:
         raise UserError(f'--dataset_shares is for several datasets, and --dataset_name is {args.dataset_name}: join them with +')

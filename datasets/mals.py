@@ -6,8 +6,8 @@ import torch
 from datasets.bases import BaseDataset
 from datasets.prompts import MALS as MALS_PROMPTS
 from datasets.prompts import PA100K as PA100K_PROMPTS
-from datasets.prompts import sentences
-from datasets.released_lists import list_files, pretraining_lists, read_list
+from datasets.prompts import flatten_prompts
+from datasets.released_lists import aptm_list_files, mals_list_files, read_aptm_list
 from utils.errors import UserError
 
 
@@ -26,7 +26,7 @@ class MALS(BaseDataset):
 
     @classmethod
     def locate(cls, root):
-        lists = pretraining_lists(root)
+        lists = mals_list_files(root)
         if not lists:
             raise UserError(f'no lists {os.path.join(root, "gene_attrs", "*_attrs.json")} of MALS: point --root_dir at the folder that '
                             'holds gene_attrs/')
@@ -39,18 +39,18 @@ class MALS(BaseDataset):
     @classmethod
     def read(cls, path, wrong=None):
         entries = []
-        for file in pretraining_lists(os.path.dirname(os.path.dirname(path))):
-            entries += read_list(file, 'train', len(MALS_PROMPTS), wrong=wrong)
+        for file in mals_list_files(os.path.dirname(os.path.dirname(path))):
+            entries += read_aptm_list(file, 'train', len(MALS_PROMPTS), wrong=wrong)
         for number, entry in enumerate(entries):      # each image is a person of its own
             entry['id'] = number
         return entries
 
     @classmethod
     def files(cls, path):
-        return pretraining_lists(os.path.dirname(os.path.dirname(path)))
+        return mals_list_files(os.path.dirname(os.path.dirname(path)))
 
     def attributes(self, split):
-        return torch.from_numpy(self.listed[split].labels), MALS_PROMPTS
+        return torch.from_numpy(self.split_entries[split].labels), MALS_PROMPTS
 
 
 class PA100K(BaseDataset):
@@ -58,13 +58,13 @@ class PA100K(BaseDataset):
     attributes are recognised; a split's captions are the prompts of the attributes."""
     name = 'PA-100K'
     image_key = 'file_path'
-    captioned = False
-    recognises = True
+    has_captions = False
+    evaluates_attributes = True
     published = {'train': (80000, 80000, 80000), 'val': (10000, 10000, 10000), 'test': (10000, 10000, 10000)}
 
     @classmethod
     def locate(cls, root):
-        lists = list_files(root, 'PA100K')
+        lists = aptm_list_files(root, 'PA100K')
         if not lists:
             raise UserError(f'no lists {os.path.join(root, "finetune", "PA100K_<split>.json")}: point --root_dir at the folder that holds '
                             'finetune/')
@@ -77,20 +77,20 @@ class PA100K(BaseDataset):
     @classmethod
     def read(cls, path, wrong=None):
         entries = []
-        for split, file in list_files(os.path.dirname(os.path.dirname(path)), 'PA100K').items():
-            entries += read_list(file, split, len(PA100K_PROMPTS), captioned=False, wrong=wrong)
+        for split, file in aptm_list_files(os.path.dirname(os.path.dirname(path)), 'PA100K').items():
+            entries += read_aptm_list(file, split, len(PA100K_PROMPTS), has_captions=False, wrong=wrong)
         for number, entry in enumerate(entries):
             entry['id'] = number
         return entries
 
     @classmethod
     def files(cls, path):
-        return list(list_files(os.path.dirname(os.path.dirname(path)), 'PA100K').values())
+        return list(aptm_list_files(os.path.dirname(os.path.dirname(path)), 'PA100K').values())
 
-    def _evaluation_samples(self, entries):
-        content, pids = super()._evaluation_samples(entries)
-        prompts = sentences(PA100K_PROMPTS) if entries else []
+    def _build_evaluation_samples(self, entries):
+        content, pids = super()._build_evaluation_samples(entries)
+        prompts = flatten_prompts(PA100K_PROMPTS) if entries else []
         return {**content, 'captions': prompts, 'caption_pids': list(range(len(prompts)))}, pids
 
     def attributes(self, split):
-        return torch.from_numpy(self.listed[split].labels), PA100K_PROMPTS
+        return torch.from_numpy(self.split_entries[split].labels), PA100K_PROMPTS

@@ -15,7 +15,7 @@ def mask_tokens(ids, rng, mask_id, masked_rate=0.8, unchanged_rate=0.1, chances=
     Args:
         ids: a list of token ids.
         rng: a ``random.Random``; nothing else decides the result.
-        chances: of each token to be chosen, instead of the 15% (:func:`noun_chances`).
+        chances: of each token to be chosen, instead of the 15% (:func:`noun_mask_probabilities`).
 
     Returns:
         The masked ids, and the labels: the original id where a token was chosen, else 0.
@@ -33,13 +33,13 @@ def mask_tokens(ids, rng, mask_id, masked_rate=0.8, unchanged_rate=0.1, chances=
     for place in content:
         if rng.random() < chances[place]:
             labels[place] = ids[place]
-            ids[place] = hidden(ids[place], rng, mask_id, masked_rate, unchanged_rate)
+            ids[place] = replace_token(ids[place], rng, mask_id, masked_rate, unchanged_rate)
     if content and not any(labels):
         labels[content[0]], ids[content[0]] = ids[content[0]], mask_id
     return ids, labels
 
 
-def hidden(token, rng, mask_id, masked_rate, unchanged_rate):
+def replace_token(token, rng, mask_id, masked_rate, unchanged_rate):
     """What stands in a chosen token's place."""
     draw = rng.random()
     if draw < masked_rate:
@@ -49,16 +49,16 @@ def hidden(token, rng, mask_id, masked_rate, unchanged_rate):
     return rng.randrange(1, mask_id)
 
 
-def noun_chances(parts):
+def noun_mask_probabilities(parts):
     """The chance of each token to be chosen with ``--mlm_masking noun``, from its word's part of speech.
 
-    >>> noun_chances([0, ADJECTIVE, NOUN])
+    >>> noun_mask_probabilities([0, ADJECTIVE, NOUN])
     [0.05, 0.3, 0.3]
     """
     return [CHOSEN_NAMING if part in (NOUN, ADJECTIVE) else CHOSEN_REST for part in parts]
 
 
-def keep_naming(ids, parts, mask_id):
+def descriptive_positions(ids, parts, mask_id):
     """The places of a caption that ``--caption_filter`` keeps, in order: start, end, and the tokens of nouns, adjectives
     and pronouns. A caption without any of these keeps all its tokens.
 
@@ -67,7 +67,7 @@ def keep_naming(ids, parts, mask_id):
         parts: of each, its word's part of speech (:func:`datasets.attributes.annotate`).
 
     >>> ids = [49406, 320, 736, 7356, 49407, 0]     # start, 'a red coat', end, padding
-    >>> keep_naming(ids, [0, 0, ADJECTIVE, NOUN, 0, 0], mask_id=49405)
+    >>> descriptive_positions(ids, [0, 0, ADJECTIVE, NOUN, 0, 0], mask_id=49405)
     [0, 2, 3, 4]
     """
     ends = [place for place, token in enumerate(ids) if token > mask_id]   # start and end: the id 0 pads, but it is a word, too

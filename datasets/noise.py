@@ -10,7 +10,7 @@ from utils.errors import UserError
 RELEASED_SEED = 1   # with it, the permutations are those of the nine files that RDE released (three datasets; 0.2, 0.5, 0.8)
 
 
-def noise_permutation(pairs, rate, seed=RELEASED_SEED):
+def draw_noise_permutation(pairs, rate, seed=RELEASED_SEED):
     """int64 [pairs]: pair i takes the caption of pair ``permutation[i]``. The share ``rate`` of all pairs, chosen by chance, exchange
     captions among themselves; a few of them get their own back."""
     draw = np.random.RandomState(seed)
@@ -40,18 +40,18 @@ def read_permutation(path, pairs):
     return permutation.astype(np.int64)
 
 
-def exchanged(samples, permutation):
+def exchange_captions(samples, permutation):
     """Training samples ``(pid, image_id, path, caption)`` with their captions exchanged; identity and image stay."""
     if isinstance(samples, Samples):
-        return samples.exchanged(permutation)
+        return samples.permute_captions(permutation)
     return [(*sample[:3], samples[source][3]) for sample, source in zip(samples, permutation.tolist())]
 
 
-def noisy_samples(samples, rate, file=''):
+def add_caption_noise(samples, rate, file=''):
     """``(samples, report)``: with the captions that ``--noisy_rate`` and ``--noisy_file`` give them, and how many pairs are clean and
     noisy; the report is None without noise."""
     if not rate:
         return samples, None
-    permutation = read_permutation(file, len(samples)) if file else noise_permutation(len(samples), rate)
+    permutation = read_permutation(file, len(samples)) if file else draw_noise_permutation(len(samples), rate)
     noisy = int((permutation != np.arange(len(samples))).sum())
-    return exchanged(samples, permutation), {'rate': rate, 'file': file or None, 'clean': len(samples) - noisy, 'noisy': noisy}
+    return exchange_captions(samples, permutation), {'rate': rate, 'file': file or None, 'clean': len(samples) - noisy, 'noisy': noisy}

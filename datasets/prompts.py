@@ -13,20 +13,20 @@ from utils.errors import UserError
 from utils.iotools import read_json
 
 
-def pairs(pattern, *choices):
-    """``pairs('a {} hat', ('red', 'blue'))`` -> ``[('a red hat', 'a blue hat')]``."""
+def make_pairs(pattern, *choices):
+    """``make_pairs('a {} hat', ('red', 'blue'))`` -> ``[('a red hat', 'a blue hat')]``."""
     return [(pattern.format(zero), pattern.format(one)) for zero, one in choices]
 
 
-def wearing(*clothes):
-    return [pair for item in clothes for pair in pairs('the person {} ' + item, ('does not wear', 'wears'))]
+def wears_pairs(*clothes):
+    return [pair for item in clothes for pair in make_pairs('the person {} ' + item, ('does not wear', 'wears'))]
 
 
 MALS = [
-    *pairs('the person is {}', ('a woman', 'a man'), ('younger than 18 years old', 'older than 18 years old')),
-    *pairs('the person with {} hair', ('short', 'long')),
+    *make_pairs('the person is {}', ('a woman', 'a man'), ('younger than 18 years old', 'older than 18 years old')),
+    *make_pairs('the person with {} hair', ('short', 'long')),
     *(('the person with a ' + item, 'the person without a ' + item) for item in ('hat', 'backpack', 'handbag', 'bag')),
-    *pairs('the person wears {}', ('long sleeved upper clothes', 'short sleeved upper clothes'),
+    *make_pairs('the person wears {}', ('long sleeved upper clothes', 'short sleeved upper clothes'),
            ('long dress or long pants', 'short dress or short pants'), ('dress or skirt', 'pants or shorts')),
     *((f'the person wears {colour} upper clothes', f'the person does not wear {colour} upper clothes')
       for colour in 'black white red purple yellow blue green gray'.split()),
@@ -35,18 +35,18 @@ MALS = [
 ]
 
 PA100K = [
-    *pairs('the person is {}', ('a man', 'a woman'), ('no more than 60 years old', 'older than 60 years old'),
+    *make_pairs('the person is {}', ('a man', 'a woman'), ('no more than 60 years old', 'older than 60 years old'),
            ('a young or old one', 'of mid age, between 18 and 60 years old'),
            ('older than 18', 'a baby or a teenager, younger than 18')),
     *((f'the picture is not the {side} of the person', f'the picture shows the {side} of the person')
       for side in ('front', 'side', 'back')),
     *((f'a person without a {item}', f'a person with a {item}') for item in ('hat', 'glasses', 'handbag', 'shoulder bag', 'backpack')),
-    *pairs('the person {} an object in front', ('does not hold', 'hold')),
-    *wearing('short sleeved upper clothes', 'long sleeved upper clothes'),
+    *make_pairs('the person {} an object in front', ('does not hold', 'hold')),
+    *wears_pairs('short sleeved upper clothes', 'long sleeved upper clothes'),
     *((f'there is no {pattern} on the upper clothes of the person', f'there is {pattern} on the upper clothes of the person')
       for pattern in ('stride', 'logo', 'plaid', 'splice', 'stripe')),
-    *pairs('there is {} on the lower part of the person', ('no pattern', 'pattern')),
-    *wearing('long coat', 'trousers', 'shorts', 'a skirt or a dress', 'boots'),
+    *make_pairs('there is {} on the lower part of the person', ('no pattern', 'pattern')),
+    *wears_pairs('long coat', 'trousers', 'shorts', 'a skirt or a dress', 'boots'),
 ]
 
 PA100K_NAMES = (
@@ -72,27 +72,27 @@ def is_sentence(text):
     return isinstance(text, str) and not is_empty_caption(text)
 
 
-def sentences(prompts):
+def flatten_prompts(prompts):
     """Pairs -> one list, ``[..., where label a is 0, where it is 1, ...]``."""
     return [text for pair in prompts for text in pair]
 
 
-def tokenized(prompts, tokenizer):
+def tokenize_prompts(prompts, tokenizer):
     """Token ids of pairs of prompts, as long as the longest of them: int64 [2A, L]."""
-    texts = sentences(prompts)
+    texts = flatten_prompts(prompts)
     length = max(len(tokenizer.framed(ids, None)) for ids in tokenizer.encode_all(texts))
     return torch.stack([tokenize(text, tokenizer, length) for text in texts])
 
 
-class WithPrompts:
+class PromptCollator:
     """Collates samples, and adds the attributes' prompts to their batch: ``prompt_ids`` [2A, L], and with masked words ``prompt_mlm_ids``
-    [2A, L], ``prompt_mlm_places`` and ``prompt_mlm_labels`` [2A, M].
+    [2A, L], ``prompt_mlm_positions`` and ``prompt_mlm_labels`` [2A, M].
 
     Prompts are as long as the longest of them. Their words are masked anew for each batch, by the first sample's ``prompt_seed``.
     """
 
     def __init__(self, prompts, tokenizer):
-        self.tokenizer, self.ids = tokenizer, tokenized(prompts, tokenizer)
+        self.tokenizer, self.ids = tokenizer, tokenize_prompts(prompts, tokenizer)
 
     def __call__(self, samples):
         batch = collate(samples)
@@ -101,4 +101,4 @@ class WithPrompts:
         rng, tokenizer = random.Random(int(batch.pop('prompt_seed')[0])), self.tokenizer
         masked = [mask_whole_words(row, rng, tokenizer.mask, tokenizer.continues, tokenizer.vocab_size) for row in self.ids.tolist()]
         ids, places, labels = (torch.tensor(part) for part in zip(*masked))
-        return {**batch, 'prompt_ids': self.ids.clone(), 'prompt_mlm_ids': ids, 'prompt_mlm_places': places, 'prompt_mlm_labels': labels}
+        return {**batch, 'prompt_ids': self.ids.clone(), 'prompt_mlm_ids': ids, 'prompt_mlm_positions': places, 'prompt_mlm_labels': labels}

@@ -23,11 +23,11 @@ def split_note(dataset, split, counts):
         split: train, val or test.
         counts: (identities, images, captions); None is not compared.
 
-    >>> class Small: name, published, recognises = 'RSTPReid', {'test': (200, 1000, 2000)}, False
+    >>> class Small: name, published, evaluates_attributes = 'RSTPReid', {'test': (200, 1000, 2000)}, False
     >>> split_note(Small, 'test', (4, 8, 16))
     'not the published test split of RSTPReid: 4 identities (published: 200), 8 images (1000), 16 captions (2000)'
     """
-    if dataset.recognises:        # its captions are prompts of attributes
+    if dataset.evaluates_attributes:        # its captions are prompts of attributes
         counts = (*counts[:2], None)
     differing = differing_counts(counts, dataset.published.get(split))
     if not differing:

@@ -19,16 +19,16 @@ def uniform(low, high):
     return low + (high - low) * torch.rand(()).item()
 
 
-def sign():
+def random_sign():
     return 1 if torch.rand(()) < 0.5 else -1
 
 
-def moved(image, translate=(0, 0), shear=(0.0, 0.0)):
+def affine(image, translate=(0, 0), shear=(0.0, 0.0)):
     return F.affine(image, 0.0, list(translate), 1.0, list(shear), InterpolationMode.BILINEAR, GREY, center=[0, 0])
 
 
 def shear_angle():
-    return math.degrees(math.atan(SHEAR)) * sign()
+    return math.degrees(math.atan(SHEAR)) * random_sign()
 
 
 OPERATIONS = (
@@ -37,11 +37,11 @@ OPERATIONS = (
     F.equalize,
     lambda image: F.adjust_brightness(image, FACTOR),
     lambda image: F.adjust_sharpness(image, FACTOR),
-    lambda image: moved(image, shear=(shear_angle(), 0.0)),
-    lambda image: moved(image, shear=(0.0, shear_angle())),
-    lambda image: moved(image, translate=(SHIFT * sign(), 0)),
-    lambda image: moved(image, translate=(0, SHIFT * sign())),
-    lambda image: F.rotate(image, ANGLE * sign(), InterpolationMode.BILINEAR, fill=GREY),
+    lambda image: affine(image, shear=(shear_angle(), 0.0)),
+    lambda image: affine(image, shear=(0.0, shear_angle())),
+    lambda image: affine(image, translate=(SHIFT * random_sign(), 0)),
+    lambda image: affine(image, translate=(0, SHIFT * random_sign())),
+    lambda image: F.rotate(image, ANGLE * random_sign(), InterpolationMode.BILINEAR, fill=GREY),
 )
 
 
@@ -54,7 +54,7 @@ def rand_augment(image):
     return image
 
 
-def draw_erased(height, width):
+def sample_erased_rectangle(height, width):
     """``(top, left, height, width)`` of what is to be erased, in 60% of the draws; else zeros. An area of 2 to 40% with sides at a uniform
     ratio."""
     if torch.rand(()) >= ERASED:

@@ -40,7 +40,7 @@ def collect_datasets(imported):
 datasets.cache_clear = collect_datasets.cache_clear
 
 
-def names():
+def describe_names():
     """The datasets' names in a sentence."""
     return f'{", ".join(datasets())} or a table of your own; several joined with +'
 
@@ -53,7 +53,7 @@ def dataset_class(name, columns=None, split_seed=1):
     if tables.is_table(name):
         return tables.table_class(name, columns, split_seed)
     if name not in datasets() and tables.is_ufine(name):
-        raise tables.as_a_table(tables.UFINE)
+        raise tables.table_usage_error(tables.UFINE)
     if name not in datasets():
         raise unknown('dataset', name, datasets())
     return datasets()[name]
@@ -72,7 +72,7 @@ class DatasetOptions(options.Room):
     """What datasets bring to the options: their names, and how a table is read."""
 
     def add_options(self, parser):
-        parser.actions()['dataset_name'].help = names()
+        parser.actions()['dataset_name'].help = describe_names()
         joined = parser.add_argument_group('several datasets', 'with --dataset_name <one>+<another>')
         joined.add_argument('--dataset_shares', type=amount, nargs='+', default=None,
                             help="of the captions of an epoch, for each of several datasets joined with +; without it: as many as it has")
@@ -86,12 +86,12 @@ class DatasetOptions(options.Room):
 
 
 def add_table_options(group):
-    group.add_argument('--columns', nargs='+', type=column, default=None, metavar='WHAT=COLUMN',
+    group.add_argument('--columns', nargs='+', type=parse_column, default=None, metavar='WHAT=COLUMN',
                        help="what a table's columns are called: image=.. caption=.. id=.. split=..")
     group.add_argument('--split_seed', type=up_to(10 ** 9), default=1, help='divides the identities of a table that has no splits')
 
 
-def column(word):
+def parse_column(word):
     """A word of ``--columns``."""
     what, equals, name = word.partition('=')
     columns = load_plugin('datasets.table').COLUMNS

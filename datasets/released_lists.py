@@ -18,22 +18,22 @@ logger = logging.getLogger('Pedestal.dataset')
 VALUES = frozenset((1, 0, -1))
 
 
-def list_files(root, stem):
+def aptm_list_files(root, stem):
     """``{split: path}`` of APTM's lists ``<root>/finetune/<stem>_<split>.json`` that are there."""
-    return those_there(os.path.join(root, 'finetune', f'{stem}_%s.json'))
+    return existing_split_files(os.path.join(root, 'finetune', f'{stem}_%s.json'))
 
 
-def reid_files(folder):
+def tbps_list_files(folder):
     """``{split: path}`` of TBPS-CLIP's lists ``<folder>/<split>_reid.json`` that are there."""
-    return those_there(os.path.join(folder, '%s_reid.json'))
+    return existing_split_files(os.path.join(folder, '%s_reid.json'))
 
 
-def those_there(pattern):
+def existing_split_files(pattern):
     head, tail = pattern.rsplit('%s', 1)
     return {split: head + split + tail for split in ('train', 'val', 'test') if os.path.isfile(head + split + tail)}
 
 
-def read_reid_list(path, split):
+def read_tbps_list(path, split):
     """The entries of one of TBPS-CLIP's lists, yet unchecked but for being mappings."""
     rows = read_rows(path, '{"file_path": .., "id": .., "captions": [..]}')
     return [{**row, 'split': split} if isinstance(row, dict) else row for row in rows]
@@ -46,13 +46,13 @@ def read_rows(path, like):
     return rows
 
 
-def read_list(path, split, count=None, captioned=True, wrong=None):
+def read_aptm_list(path, split, count=None, has_captions=True, wrong=None):
     """The entries of one of APTM's lists; neighbouring rows of one image are one entry with several captions.
 
     Args:
         split: what the entries are said to be of.
         count: how many labels an image must have; None: none are read.
-        captioned: whether rows have captions; PA-100K's don't, and get an empty one.
+        has_captions: whether rows have captions; PA-100K's don't, and get an empty one.
         wrong: a list that takes what is wrong with rows; they are left out then.
 
     Raises:
@@ -61,7 +61,7 @@ def read_list(path, split, count=None, captioned=True, wrong=None):
     rows = read_rows(path, '{"image": .., "caption": .., "image_id": ..}')
     entries = []
     for number, row in enumerate(rows):
-        problem = row_problem(row, count, captioned)
+        problem = row_problem(row, count, has_captions)
         if problem and wrong is None:
             raise UserError(f'{path}: row {number} (counted from 0) {problem}')
         if problem:
@@ -75,11 +75,11 @@ def read_list(path, split, count=None, captioned=True, wrong=None):
             last['captions'] += captions
         else:
             entries.append({'id': pid, 'split': split, 'captions': captions, 'file_path': row['image'], **label})
-    number_named(entries, path, wrong)
+    number_named_identities(entries, path, wrong)
     return entries
 
 
-def number_named(entries, path, wrong):
+def number_named_identities(entries, path, wrong):
     """Give entries whose ids are names, such as 'c_g_a_0_0', numbers instead."""
     ids = [entry['id'] for entry in entries]
     if all(isinstance(pid, int) for pid in ids):
@@ -99,13 +99,13 @@ def report_oddities(lines, path, wrong):
             wrong.append(f'{path}: {line}')
 
 
-def row_problem(row, count, captioned):
+def row_problem(row, count, has_captions):
     """What is wrong with a row, or None."""
     if not isinstance(row, dict) or not isinstance(row.get('image'), str):
         return "has no 'image', the path of a picture"
     caption = row.get('caption')
     texts = caption if isinstance(caption, list) else [caption]
-    if captioned and not (texts and all(isinstance(text, str) and not is_empty_caption(text) for text in texts)):
+    if has_captions and not (texts and all(isinstance(text, str) and not is_empty_caption(text) for text in texts)):
         return "has no 'caption', a sentence or a list of sentences"
     if not isinstance(row.get('image_id', 0), (int, str)) or isinstance(row.get('image_id'), bool):
         return "has an 'image_id' that is neither a number nor a name"
@@ -120,6 +120,6 @@ def label_problem(label, count):
     return f"has the label {wrong[0]!r}: labels are 1, 0, or -1 for unknown" if wrong else None
 
 
-def pretraining_lists(root):
+def mals_list_files(root):
     """MALS's lists below ``<root>/gene_attrs``, in a fixed order."""
     return sorted(glob.glob(os.path.join(glob.escape(root), 'gene_attrs', '*_attrs.json')))

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 import torch
 from torch.utils.data import Sampler
 
-from datasets.joined import refuse_shares
+from datasets.joined import validate_dataset_shares
 from utils import comm
 from utils.errors import UserError, unknown
 from utils.seeding import derive_seed
@@ -32,7 +32,7 @@ class BatchSampler:
 
     def set_epoch(self, epoch, first_step=0):
         """Iterate epoch ``epoch`` (from 1) next, without its first ``first_step`` batches."""
-        self.epoch, self.first_step, self.begun = epoch, first_step, False
+        self.epoch, self.first_step, self.has_started = epoch, first_step, False
         self.batches = self.plan(random.Random(derive_seed(self.seed, epoch)))
 
     def plan(self, rng):
@@ -43,9 +43,9 @@ class BatchSampler:
         return len(self.batches)
 
     def __iter__(self):
-        if self.begun:
+        if self.has_started:
             self.set_epoch(self.epoch + 1)
-        self.begun = True
+        self.has_started = True
         epoch, batches, first_step, drawn = self.epoch, self.batches, self.first_step, Counter()
         for step, batch in enumerate(batches):
             seeded = []
@@ -54,13 +54,13 @@ class BatchSampler:
                     seeded.append((index, derive_seed(self.seed, epoch, index, drawn[index])))
                 drawn[index] += 1
             if step >= first_step:
-                yield seeded[share_of(len(seeded), *self.share)]
+                yield seeded[shard_slice(len(seeded), *self.shard)]
 
 
-def share_of(count, number, processes):
+def shard_slice(count, number, processes):
     """The slice of ``count`` rows that is one process's.
 
-    >>> [share_of(10, number, 4) for number in range(4)]
+    >>> [shard_slice(10, number, 4) for number in range(4)]
     [slice(0, 3, None), slice(3, 6, None), slice(6, 8, None), slice(8, 10, None)]
     """
     each, rest = divmod(count, processes)
@@ -72,16 +72,16 @@ class RandomBatches(BatchSampler):
     """Every caption once, in random order; the last batch may be smaller, or is left out with ``drop_last``."""
 
     def __init__(self, pids, batch_size, seed=1, drop_last=False):
-        self.whole = drop_last
+        self.drop_last = drop_last
         super().__init__(pids, batch_size, seed)
 
     def plan(self, rng):
         order = rng.sample(range(self.size), self.size)
-        end = self.size - self.size % self.batch_size if self.whole else self.size
+        end = self.size - self.size % self.batch_size if self.drop_last else self.size
         return [order[start:start + self.batch_size] for start in range(0, end, self.batch_size)]
 
 
-class SharedBatches(BatchSampler):
+class WeightedBatches(BatchSampler):
     """As many captions an epoch as there are, of several datasets by ``shares``: of one with too few captions some come again, each as
     often as any other up to one; of one with too many some are left out.
 
@@ -93,13 +93,13 @@ class SharedBatches(BatchSampler):
         self.parts = [range(end - size, end) for size, end in zip(sizes, ends)]
         whole = [round(len(pids) * sum(shares[:number + 1]) / sum(shares)) for number in range(len(shares))]
         self.counts = [after - before for before, after in zip([0, *whole], whole)]
-        self.whole = drop_last
+        self.drop_last = drop_last
         super().__init__(pids, batch_size, seed)
 
     def plan(self, rng):
         order = [index for part, count in zip(self.parts, self.counts) for index in self.drawn(part, count, rng)]
         rng.shuffle(order)
-        end = self.size - self.size % self.batch_size if self.whole else self.size
+        end = self.size - self.size % self.batch_size if self.drop_last else self.size
         return [order[start:start + self.batch_size] for start in range(0, end, self.batch_size)]
 
     @staticmethod
@@ -119,12 +119,12 @@ class IdentityBatches(BatchSampler):
     def __init__(self, pids, batch_size, num_instance, seed=1):
         if num_instance > batch_size or batch_size % num_instance:
             raise UserError(f'--batch_size {batch_size} is no multiple of --num_instance {num_instance}')
-        self.num_instance, self.identities = num_instance, batch_size // num_instance
+        self.num_instance, self.identities_per_batch = num_instance, batch_size // num_instance
         self.captions = defaultdict(list)   # {pid: indices}
         for index, pid in enumerate(pids):
             self.captions[pid].append(index)
-        if len(self.captions) < self.identities:
-            raise UserError(f'a batch of {batch_size} with --num_instance {num_instance} needs {self.identities} '
+        if len(self.captions) < self.identities_per_batch:
+            raise UserError(f'a batch of {batch_size} with --num_instance {num_instance} needs {self.identities_per_batch} '
                             f'identities, and the training set has {len(self.captions)}: lower --batch_size or raise '
                             '--num_instance')
         super().__init__(pids, batch_size, seed)
@@ -142,14 +142,14 @@ class IdentityBatches(BatchSampler):
     def plan(self, rng):
         groups = {pid: self.groups(indices, rng) for pid, indices in self.captions.items()}
         left, batches = list(groups), []
-        while len(left) >= self.identities:
-            chosen = rng.sample(left, self.identities)
+        while len(left) >= self.identities_per_batch:
+            chosen = rng.sample(left, self.identities_per_batch)
             batches.append([index for pid in chosen for index in groups[pid].pop()])
             left = [pid for pid in left if groups[pid]]
         return batches
 
 
-class IdentityBatchesOfRandomSize(IdentityBatches):
+class RandomSizeIdentityBatches(IdentityBatches):
     """As :class:`IdentityBatches`, but each identity's groups have a size of 1 to ``num_instance``, drawn for the
     epoch; so batches are of up to ``batch_size`` captions."""
 
@@ -157,34 +157,34 @@ class IdentityBatchesOfRandomSize(IdentityBatches):
         return rng.randint(1, self.num_instance)
 
 
-SAMPLERS = {'random': RandomBatches, 'identity': IdentityBatches, 'idrannum': IdentityBatchesOfRandomSize}
+SAMPLERS = {'random': RandomBatches, 'identity': IdentityBatches, 'idrannum': RandomSizeIdentityBatches}
 
 
 def build_batch_sampler(args, pids, sizes=None):
     """The batch sampler that ``args.sampler`` names, over training samples with these pids, with this process's share of their batches.
     ``sizes``: of each of several datasets."""
-    sampler = named_sampler(args, pids, sizes)
-    sampler.share = comm.get_rank(), comm.get_world_size()
+    sampler = create_batch_sampler(args, pids, sizes)
+    sampler.shard = comm.get_rank(), comm.get_world_size()
     return sampler
 
 
-def named_sampler(args, pids, sizes):
+def create_batch_sampler(args, pids, sizes):
     if args.sampler not in SAMPLERS:
         raise unknown('sampler', args.sampler, SAMPLERS)
     if getattr(args, 'dataset_shares', None):
-        refuse_shares(args.dataset_shares, sizes, args)
-        return SharedBatches(pids, args.batch_size, args.seed, sizes, args.dataset_shares, getattr(args, 'drop_last', False))
+        validate_dataset_shares(args.dataset_shares, sizes, args)
+        return WeightedBatches(pids, args.batch_size, args.seed, sizes, args.dataset_shares, getattr(args, 'drop_last', False))
     if args.sampler == 'random':
         return RandomBatches(pids, args.batch_size, args.seed, getattr(args, 'drop_last', False))
     return SAMPLERS[args.sampler](pids, args.batch_size, args.num_instance, args.seed)
 
 
-def batches_of(samples, batch_size, number=0, processes=1):
+def split_into_batches(samples, batch_size, number=0, processes=1):
     """Every batch of ``samples``, or, where ``processes`` take batches by turns, those of one of them.
 
-    >>> batches_of(range(10), 4)
+    >>> split_into_batches(range(10), 4)
     [range(0, 4), range(4, 8), range(8, 10)]
-    >>> batches_of(range(10), 4, number=0, processes=2)
+    >>> split_into_batches(range(10), 4, number=0, processes=2)
     [range(0, 4), range(8, 10)]
     """
     return [samples[start:start + batch_size] for start in range(number * batch_size, len(samples), processes * batch_size)]
@@ -207,7 +207,7 @@ class SplitSampler(Sampler):
 
     def __iter__(self):
         samples = self.samples()
-        return itertools.chain(*batches_of(samples, *self.turn)) if self.turn else iter(samples)
+        return itertools.chain(*split_into_batches(samples, *self.shard)) if self.shard else iter(samples)
 
     def samples(self):
         """All of them, in the order in which they come."""
@@ -228,7 +228,7 @@ class CaptionSampler(SplitSampler):
     def __init__(self, lengths):
         super().__init__(len(lengths))
         self.order = torch.as_tensor(lengths).argsort(descending=True, stable=True)
-        self.by_length = False
+        self.sorts_by_length = False
 
     def samples(self):
-        return self.order.tolist() if self.by_length else super().samples()
+        return self.order.tolist() if self.sorts_by_length else super().samples()

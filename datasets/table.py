@@ -26,7 +26,7 @@ COLUMNS = {
     'split': ('split', 'part', 'subset'),
 }
 SPLIT_NAMES = {'training': 'train', 'valid': 'val', 'validation': 'val', 'dev': 'val', 'testing': 'test', **{name: name for name in SPLITS}}
-SHARES = {'val': 0.1, 'test': 0.2}      # of the identities, where no split is given; the rest trains
+SPLIT_FRACTIONS = {'val': 0.1, 'test': 0.2}      # of the identities, where no split is given; the rest trains
 UNREADABLE_LIST = 'a list as text that is neither JSON nor Python'
 WINDOWS_DRIVE = re.compile(r'[A-Za-z]:[\\/]')
 UFINE = 'UFine6926'
@@ -38,7 +38,7 @@ def is_ufine(name):
     return 'ufine' in name.lower()
 
 
-def as_a_table(name):
+def table_usage_error(name):
     """What to do with a dataset that is read as a table alone."""
     return UserError(f"{name} is read as a table: --root_dir names the folder with its annotation, --dataset_name the annotation's file, "
                      'and --columns image=<column> caption=<column> id=<column> split=<column> what its columns are called (docs/desk.md)')
@@ -81,7 +81,7 @@ class Table(BaseDataset):
     @classmethod
     def read(cls, path, wrong=None):
         rows, images = read_rows(path), cls.image_folder(os.path.dirname(path))
-        names = columns_of(rows, cls.columns, path)
+        names = find_columns(rows, cls.columns, path)
         for number, row in enumerate(rows):
             if problem := row_problem(row, names, images):
                 raise UserError(f'{path}: row {number} (counted from 0) {problem}')
@@ -97,11 +97,11 @@ class Table(BaseDataset):
         report_oddities(junk + spelling_variants(row[names['id']] for row in people.values()), path, wrong)
         entries = merge_rows(people, names, path, images)
         if 'split' not in names:
-            divide(entries, cls.split_seed, path)
+            assign_splits(entries, cls.split_seed, path)
         return entries
 
 
-def columns_of(rows, given, path):
+def find_columns(rows, given, path):
     """``{what: column}`` of what there is."""
     there = list(dict.fromkeys(name for row in rows[:1000] for name in row))
     names = {}
@@ -124,12 +124,12 @@ def row_problem(row, names, images):
     for what, column in names.items():
         if row.get(column) in (None, '', []) or isinstance(row[column], float) and math.isnan(row[column]):
             return f"has no '{column}', its {what}"
-    for caption in captions_of_row(row, names):
+    for caption in row_captions(row, names):
         if not isinstance(caption, str):
             return f"has a '{names['caption']}' that is a {type(caption).__name__} instead of text"
         if problem := caption_problem(caption) or looks_like_list(caption) and UNREADABLE_LIST:
             return f"has {problem} in its column '{names['caption']}': {caption[:50]!r}"
-    path = photo_path(str(row[names['image']]), images)
+    path = image_path_below(str(row[names['image']]), images)
     if os.path.isabs(path) or WINDOWS_DRIVE.match(path):
         return f"has an absolute path in its column '{names['image']}': {path}; photos are below {images}"
     if 'split' in names and split_name(row, names) not in SPLIT_NAMES:
@@ -141,7 +141,7 @@ def split_name(row, names):
     return str(row[names['split']]).strip().lower()
 
 
-def captions_of_row(row, names):
+def row_captions(row, names):
     """A row's captions: a list of JSON, a list that was written as text, or one caption."""
     caption = row[names['caption']]
     if isinstance(caption, str) and looks_like_list(caption):
@@ -149,7 +149,7 @@ def captions_of_row(row, names):
     return caption if isinstance(caption, list) else [caption]
 
 
-def photo_path(path, images):
+def image_path_below(path, images):
     """A photo's path as a table has it -> the path below the folder ``images``.
 
     Backslashes of Windows become slashes unless a file has such a name. An absolute path into the folder becomes relative.
@@ -166,7 +166,7 @@ def merge_rows(rows, names, path, images):
     """Merge ``{number: row}`` into entries ``{id, split, captions, file_path}``, one for each photo."""
     entries, numbers = {}, number_identities([row[names['id']] for row in rows.values()])
     for number, row in rows.items():
-        photo = photo_path(str(row[names['image']]), images)
+        photo = image_path_below(str(row[names['image']]), images)
         entry = {'id': numbers[str(row[names['id']])], 'captions': [], 'file_path': photo}
         if 'split' in names:
             entry['split'] = SPLIT_NAMES[split_name(row, names)]
@@ -174,17 +174,17 @@ def merge_rows(rows, names, path, images):
         for what in ('id', 'split'):
             if known.get(what) != entry.get(what):
                 raise UserError(f"{path}: row {number} (counted from 0) gives {photo} another {names[what]} than a row before it")
-        known['captions'] += captions_of_row(row, names)
+        known['captions'] += row_captions(row, names)
     return list(entries.values())
 
 
-def divide(entries, seed, path):
+def assign_splits(entries, seed, path):
     """Give the entries splits by identity, at random by ``seed``: a tenth of the identities for val, a fifth for test."""
     pids = sorted({entry['id'] for entry in entries})
     if len(pids) < 3:
         raise UserError(f'{path} has no splits and {len(pids)} identities; three are needed to divide them into train, val and test')
     random.Random(seed).shuffle(pids)
-    val, test = (max(1, round(share * len(pids))) for share in SHARES.values())
+    val, test = (max(1, round(share * len(pids))) for share in SPLIT_FRACTIONS.values())
     split_of = {pid: 'val' if place < val else 'test' if place < val + test else 'train' for place, pid in enumerate(pids)}
     for entry in entries:
         entry['split'] = split_of[entry['id']]

@@ -40,13 +40,13 @@ def describe_truncation(captions, tokens, tokenizer, kind='captions'):
         return ''
     index, count = found[0]
     caption, length, longest = captions[index], tokens.shape[1], max(count for _, count in found)
-    lost = lost_end(caption, length, tokenizer)
+    lost = lost_text(caption, length, tokenizer)
     return (f'{len(found)} of {len(captions)} {kind} have more than {length} tokens (--text_length) and lose their ends: '
             f"'{abbreviate(caption)}' ({count} tokens) loses '{abbreviate(lost)}'; write shorter ones, or train with "
             f"--text_length {longest} (OpenAI's CLIP also needs --text_positions interpolated above 77)")
 
 
-def lost_end(caption, length, tokenizer):
+def lost_text(caption, length, tokenizer):
     """The text of the tokens of a caption that do not fit into ``length`` tokens."""
     ids = tokenizer.encode(caption)
     kept, whole = tokenizer.framed(ids, length), tokenizer.framed(ids, None)

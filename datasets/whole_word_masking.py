@@ -21,7 +21,7 @@ def mask_whole_words(ids, rng, mask_id, continues, vocab_size):
     [1, 0]
     """
     count = min(MOST, max(1, round(CHOSEN * len(ids))))
-    places = draw_places(ids, rng, count, continues)
+    places = draw_positions(ids, rng, count, continues)
     masked = list(ids)
     for place in places:
         draw = rng.random()
@@ -33,7 +33,7 @@ def mask_whole_words(ids, rng, mask_id, continues, vocab_size):
     return masked, places + [0] * rest, [ids[place] for place in places] + [NO_LABEL] * rest
 
 
-def draw_places(ids, rng, count, continues):
+def draw_positions(ids, rng, count, continues):
     """``count`` places of ``ids`` but the first, in whole words, unless the last of them is cut to the count."""
     order = list(range(1, len(ids)))
     rng.shuffle(order)
@@ -43,14 +43,14 @@ def draw_places(ids, rng, count, continues):
             break
         if place not in taken:
             run = rng.randint(2, LONGEST) if rng.random() < RUNS else 1
-            taken.update(dict.fromkeys(range(*widened(ids, place, place + run, continues))))
+            taken.update(dict.fromkeys(range(*widen_to_words(ids, place, place + run, continues))))
     places = list(taken)
     if len(places) > count:
         rng.shuffle(places)
     return places[:count]
 
 
-def widened(ids, start, end, continues):
+def widen_to_words(ids, start, end, continues):
     """The run [start, end) widened to whole words, without the first place and what lies behind the last."""
     end = min(end, len(ids))
     while start > 1 and ids[start] in continues:

@@ -12,11 +12,11 @@ from torch.utils.data import DataLoader
 from utils.errors import UserError, explain_worker_error
 
 SIGNALS = {signal.SIGINT, signal.SIGTERM}
-LOOK_EVERY = 1.0   # seconds between looks after the parent
-POLL = 1           # seconds of waiting for a batch between calls of on_wait
+PARENT_POLL_SECONDS = 1.0   # seconds between looks after the parent
+POLL_SECONDS = 1           # seconds of waiting for a batch between calls of on_wait
 # Seconds until a batch counts as lost. Known causes are reported at once, so this one is for a worker that hangs.
 # A network file system may stand still for minutes and recover; other ranks wait for an hour (utils.comm.PATIENCE).
-MAX_WAIT = 1800
+MAX_WAIT_SECONDS = 1800
 
 
 class Loader(DataLoader):
@@ -28,16 +28,16 @@ class Loader(DataLoader):
 
     def __init__(self, dataset, *args, num_workers=0, **settings):
         if num_workers:
-            settings = {'timeout': MAX_WAIT, 'multiprocessing_context': loader_context(), **settings}
+            settings = {'timeout': MAX_WAIT_SECONDS, 'multiprocessing_context': loader_context(), **settings}
         self.on_wait = lambda: None
         super().__init__(dataset, *args, num_workers=num_workers, **settings)
 
     def __iter__(self):
-        with explained(), held() if self._iterator is None else contextlib.nullcontext():
-            return Batches(super().__iter__(), self)
+        with explain_loader_errors(), block_signals() if self._iterator is None else contextlib.nullcontext():
+            return BatchIterator(super().__iter__(), self)
 
 
-class Batches:
+class BatchIterator:
     """The iterator of a :class:`Loader`. It waits in short steps, so that the main process can act on signals."""
 
     def __init__(self, iterator, loader):
@@ -49,44 +49,44 @@ class Batches:
     def __next__(self):
         if not self.loader.num_workers:
             return next(self.iterator)
-        self.iterator._timeout = POLL
+        self.iterator._timeout = POLL_SECONDS
         try:
-            return self.wait()
+            return self.wait_for_batch()
         finally:
             self.iterator._timeout = self.loader.timeout    # starting the next epoch waits for its workers, too
 
-    def wait(self):
-        for _ in range(MAX_WAIT // POLL):
-            with contextlib.suppress(NoBatchYet), explained():
+    def wait_for_batch(self):
+        for _ in range(MAX_WAIT_SECONDS // POLL_SECONDS):
+            with contextlib.suppress(BatchNotReady), explain_loader_errors():
                 return next(self.iterator)
             try:
                 self.loader.on_wait()
             except BaseException:
-                self.end_workers()
+                self.terminate_workers()
                 raise
-        self.end_workers()
-        raise UserError(f'no batch came from the {self.loader.num_workers} processes that read images for {MAX_WAIT} s: '
+        self.terminate_workers()
+        raise UserError(f'no batch came from the {self.loader.num_workers} processes that read images for {MAX_WAIT_SECONDS} s: '
                         'the disk or network file system of --root_dir may hang; --num_workers 0 reads without such '
                         'processes and shows where')
 
-    def end_workers(self):
+    def terminate_workers(self):
         """End workers that may hang. PyTorch would wait five seconds for each."""
         for worker in self.iterator._workers:
             worker.terminate()
 
 
-class NoBatchYet(Exception):
+class BatchNotReady(Exception):
     """The next batch isn't there yet. Asking again goes on waiting."""
 
 
 @contextlib.contextmanager
-def explained():
+def explain_loader_errors():
     """Turn what PyTorch raises for a problem between a loader and its workers into :class:`UserError`."""
     try:
         yield
     except (RuntimeError, OSError) as error:
         if str(error).startswith('DataLoader timed out'):
-            raise NoBatchYet from None
+            raise BatchNotReady from None
         sentence = explain_worker_error(error)
         if sentence:
             raise UserError(sentence) from None
@@ -119,7 +119,7 @@ def loader_context():
 
 
 @contextlib.contextmanager
-def held():
+def block_signals():
     """Signals that come meanwhile reach this process afterwards; a process that is started meanwhile is born deaf to them."""
     if not hasattr(signal, 'pthread_sigmask'):   # Windows
         yield
@@ -140,15 +140,15 @@ def start_worker(worker):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, 'sigtimedwait'):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=leave_with_parent, args=(multiprocessing.parent_process(), os.getppid()), daemon=True).start()
+        threading.Thread(target=exit_with_parent, args=(multiprocessing.parent_process(), os.getppid()), daemon=True).start()
     elif hasattr(signal, 'pthread_sigmask'):     # macOS cannot tell whose signal it is; PyTorch's own handler leaves
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
-def leave_with_parent(parent, forked_by):
+def exit_with_parent(parent, forked_by):
     """End this process once ``parent`` asks for it or is gone; ``forked_by`` is the number of who forked it."""
     while parent.is_alive() and os.getppid() == forked_by:
-        received = signal.sigtimedwait({signal.SIGTERM}, LOOK_EVERY)
+        received = signal.sigtimedwait({signal.SIGTERM}, PARENT_POLL_SECONDS)
         if received and received.si_pid == parent.pid:
             break
     os._exit(0)

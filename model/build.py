@@ -15,7 +15,7 @@ from utils import precision
 from utils.checkpoint import as_a_runs, some
 from utils.comm import get_world_size, pick_device
 from utils.errors import UserError
-from utils.batch_shard import ALONE, Alone
+from utils.batch_shard import WHOLE_BATCH, WholeBatch
 
 logger = logging.getLogger('Pedestal.model')
 
@@ -39,7 +39,7 @@ class Encoded:
     added: dict = field(default_factory=dict)          # {name: (images' [B, E], captions' [B, E])} of embeddings that heads add
     image_extras: dict = field(default_factory=dict)   # what Head.refine left there when the images were embedded
     text_extras: dict = field(default_factory=dict)    # and the captions
-    peers: Alone = ALONE                               # the processes that have the batch's other rows (utils/batch_shard.py)
+    shard: WholeBatch = WHOLE_BATCH                               # the processes that have the batch's other rows (utils/batch_shard.py)
 
 
 class Part(NamedTuple):
@@ -292,10 +292,10 @@ class RetrievalModel(nn.Module):
             embed_image=self.embed_image, embed_text=self.embed_text,
             added={name: (of_images[name], of_captions[name]) for name in of_images})
 
-    def rewritten(self, batch, peers=ALONE):
+    def rewritten(self, batch, shard=WHOLE_BATCH):
         """The batch as :meth:`Head.transform_batch` of all heads leaves it."""
         for head in self.heads:
-            batch = head.transform_batch(batch, self, peers)
+            batch = head.transform_batch(batch, self, shard)
         return batch
 
     def forward(self, batch):

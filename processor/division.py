@@ -7,7 +7,7 @@ from model.build import Encoded
 from processor.progress import Bar
 from processor.step import in_pieces
 from utils import comm
-from utils.batch_shard import ALONE, meet
+from utils.batch_shard import WHOLE_BATCH, sync_batch_shards
 from utils.seeding import derive_seed, seed_all
 
 logger = logging.getLogger('Pedestal.train')
@@ -48,12 +48,12 @@ class Division:
         try:
             for step, batch in enumerate(self.loader, 1):
                 batch.pop('skipped', None)
-                peers, batch = meet(batch)
-                if peers:
+                shard, batch = sync_batch_shards(batch)
+                if shard:
                     seed_all(derive_seed(self.seed, epoch, APART, step))
-                    for name, values in pair_losses(self.model, batch, peers).items():
-                        losses.setdefault(name, torch.zeros(len(self.loader.dataset)))[peers.gather(batch['index'])] = values.cpu()
-                bar.advance(peers.number_of(batch['pids']) if peers else 0)
+                    for name, values in pair_losses(self.model, batch, shard).items():
+                        losses.setdefault(name, torch.zeros(len(self.loader.dataset)))[shard.all_gather(batch['index'])] = values.cpu()
+                bar.advance(shard.global_size(batch['pids']) if shard else 0)
                 stop_between()
         finally:
             self.model.train(was_training)
@@ -66,13 +66,13 @@ class Division:
 
 
 @torch.no_grad()
-def pair_losses(model, batch, peers=ALONE):
+def pair_losses(model, batch, shard=WHOLE_BATCH):
     """{name: float32 [B]}: the heads' losses of each pair of a batch, of which the loader gave this process its rows. With several
     processes heads see the embeddings of the whole batch, and no tokens."""
-    whole, (own,) = in_pieces(model, batch, None, peers)
+    whole, (own,) = in_pieces(model, batch, None, shard)
     with model.autocast():
         encoded = model.encode(own)
-        if peers is not ALONE:
-            added = {name: tuple(map(peers.gather, both)) for name, both in encoded.added.items()}
-            encoded = Encoded(image=peers.gather(encoded.image), text=peers.gather(encoded.text), added=added)
+        if shard is not WHOLE_BATCH:
+            added = {name: tuple(map(shard.all_gather, both)) for name, both in encoded.added.items()}
+            encoded = Encoded(image=shard.all_gather(encoded.image), text=shard.all_gather(encoded.text), added=added)
         return {name: losses.float() for head in model.heads for name, losses in head.pair_losses(encoded, whole).items()}

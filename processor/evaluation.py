@@ -4,7 +4,7 @@ import logging
 
 import torch
 
-from datasets.sampler import batches_of
+from datasets.sampler import split_into_batches
 from processor.step import pixels_of, ready
 from utils import comm
 from utils.errors import UserError
@@ -105,24 +105,24 @@ def by_turns(loader, wanted, order):
         yield None
         return
     order, world = torch.arange(len(sampler)) if order is None else order, comm.get_world_size()
-    batches = [batch for number in range(world) for batch in batches_of(order, loader.batch_size, number, world)]
-    sampler.turn = loader.batch_size, comm.get_rank(), world
+    batches = [batch for number in range(world) for batch in split_into_batches(order, loader.batch_size, number, world)]
+    sampler.shard = loader.batch_size, comm.get_rank(), world
     try:
         with comm.raise_on_all_ranks():
             yield torch.cat(batches) if batches else order
     finally:
-        sampler.turn = None
+        sampler.shard = None
 
 
 @contextlib.contextmanager
 def longest_first(loader, wanted):
     """Captions by falling length within, if that is wanted and the loader's sampler can; gives the order [S], else None."""
     sampler = getattr(loader, 'sampler', None)
-    if not wanted or not hasattr(sampler, 'by_length'):
+    if not wanted or not hasattr(sampler, 'sorts_by_length'):
         yield None
         return
-    sampler.by_length = True
+    sampler.sorts_by_length = True
     try:
         yield sampler.order
     finally:
-        sampler.by_length = False
+        sampler.sorts_by_length = False

@@ -9,7 +9,7 @@ logger = logging.getLogger('Pedestal.eval')
 
 def build_evaluator(evaluations):
     """The evaluator for ``{dataset: (images, captions)}``, loaders of a split; of several datasets it is :class:`EachDataset`."""
-    each = {name: Recogniser(images) if images.dataset.recognises else Evaluator(images, captions)
+    each = {name: Recogniser(images) if images.dataset.evaluates_attributes else Evaluator(images, captions)
             for name, (images, captions) in evaluations.items()}
     return next(iter(each.values())) if len(each) == 1 else EachDataset(each)
 

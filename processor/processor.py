@@ -18,7 +18,7 @@ from utils import comm
 from utils.checkpoint import is_released
 from utils.errors import UserError
 from utils.failures import STOPPED, is_broken
-from utils.batch_shard import meet
+from utils.batch_shard import sync_batch_shards
 from utils.resumption import OF_A_RUN
 from utils.seeding import derive_seed, random_states, restore_random_states, seed_all
 
@@ -114,12 +114,12 @@ class Trainer:
         bar, first = Bar(self.epoch, self.args.num_epoch, len(self.loader), self.step), self.step
         for batch in self.loader:
             self.report_skipped(batch.pop('skipped', ()))
-            peers, batch = meet(batch)
+            shard, batch = sync_batch_shards(batch)
             self.step += 1
             self.total_steps += 1
-            count = peers.number_of(batch['pids']) if peers else 0
-            if peers:
-                self.train_step(batch, peers)
+            count = shard.global_size(batch['pids']) if shard else 0
+            if shard:
+                self.train_step(batch, shard)
             bar.advance(count)
             self.report(bar)
             self.save_between_steps()
@@ -128,16 +128,16 @@ class Trainer:
         self.seconds_per_step = bar.seconds / max(self.step - first, 1)
         self.end_epoch(bar.samples_per_second)
 
-    def train_step(self, batch, peers):
+    def train_step(self, batch, shard):
         # What is random in a step follows from its place in the run, so that a resumed run repeats it.
         seed_all(derive_seed(self.args.seed, self.epoch, self.step))
         self.scheduler.before_step(self.epoch, self.step, len(self.loader))
         for head in self.model.heads:
             head.before_step(self.epoch, self.step, len(self.loader))
-        results = self.learn(self.division.mark(batch), peers)
+        results = self.learn(self.division.mark(batch), shard)
         results = {'loss': total_loss(results), **{name: value for name, value in results.items() if name != 'temperature'}}
         values = torch.stack([value.float() for value in results.values()])   # stays on the device until somebody looks
-        self.unseen.append((self.step, batch['image_ids'], peers.number_of(batch['pids']), tuple(results), values))
+        self.unseen.append((self.step, batch['image_ids'], shard.global_size(batch['pids']), tuple(results), values))
 
     def end_epoch(self, samples_per_second):
         """The epoch's means into the log, the schedule's step, and a checkpoint that goes on with the next epoch."""

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 import torchvision
 
-from datasets.joined import first_of
+from datasets.joined import first_dataset_name
 from datasets.registry import published_split_note
 from datasets.sampler import SplitSampler
 from datasets.synthpedes import baseline_similarities, is_synthetic
@@ -120,7 +120,7 @@ def evaluate(args, model, img_loader, txt_loader, checkpoint):
 
     Several processes call it together: they embed, and match pairs, by turns, the first one does the rest, and all have the report."""
     report, count = Report(), getattr(args, 'rerank', None)
-    if getattr(img_loader.dataset, 'recognises', False):
+    if getattr(img_loader.dataset, 'evaluates_attributes', False):
         return recognition_alone(args, model, img_loader, txt_loader, checkpoint)
     if count:
         refuse_rerank(model, count, len(img_loader.dataset))
@@ -238,7 +238,7 @@ def age(args, checkpoint):
 
 def chooser(args):
     """The dataset whose split chose the best epoch."""
-    return getattr(args, 'eval_dataset', '') or first_of(args.trained_on)
+    return getattr(args, 'eval_dataset', '') or first_dataset_name(args.trained_on)
 
 
 def course(args):

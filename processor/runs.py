@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from datasets import build_dataloader
 from datasets.bases import tokenize
-from datasets.build import dataset_of
+from datasets.build import build_dataset_from_args
 from datasets.transforms import build_transforms
 from processor.evaluation import embed
 from processor.report import load_trained
@@ -63,7 +63,7 @@ class Split:
 
     @functools.cached_property
     def dataset(self):
-        return dataset_of(self.args, verbose=False, splits=('test',))
+        return build_dataset_from_args(self.args, verbose=False, splits=('test',))
 
     @property
     def entries(self):
@@ -109,7 +109,7 @@ class Split:
     def load_images(self, entries):
         """The images of some entries, normalised, on the model's device: [K, 3, H, W]."""
         transform = build_transforms(self.args.img_size, is_train=False, pixels=self.pixels)
-        return torch.stack([transform(read_image(self.dataset.path(entry))) for entry in entries]).to(self.device)
+        return torch.stack([transform(read_image(self.dataset.image_path(entry))) for entry in entries]).to(self.device)
 
     def colours(self, images):
         """Normalised images [..., 3, H, W] -> colours from 0 to 1, on the CPU."""

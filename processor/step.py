@@ -8,14 +8,14 @@ from functools import partial
 
 import torch
 
-from datasets.device_augmentation import finish
+from datasets.device_augmentation import augment_on_device
 from model.build import Encoded, add_results, total_loss
 from model.heads import describe_head
 from processor.parallel import alone, synchronised
 from utils import comm, precision
 from utils import pixels as known_pixels
 from utils.errors import UserError
-from utils.batch_shard import ALONE
+from utils.batch_shard import WHOLE_BATCH
 from utils.seeding import derive_seed
 
 
@@ -42,10 +42,10 @@ class Step:
         device = next(model.parameters()).device
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision.amp_dtype(model.amp, device) is torch.float16)
 
-    def __call__(self, batch, peers=ALONE):
-        """``peers``: the processes that have the batch's other rows (:func:`utils.batch_shard.meet`)."""
+    def __call__(self, batch, shard=WHOLE_BATCH):
+        """``shard``: the processes that have the batch's other rows (:func:`utils.batch_shard.sync_batch_shards`)."""
         self.optimizer.zero_grad(set_to_none=True)
-        results = backward(self.model, batch, self.micro_batch, self.scaler.scale, peers, self.passes)
+        results = backward(self.model, batch, self.micro_batch, self.scaler.scale, shard, self.passes)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         for head in self.model.heads:
@@ -65,18 +65,18 @@ def sharded(model, optimizer):
 def ready(batch, device, cut=None, pixels=known_pixels.CLIP):
     """A loader's batch on ``device``, as the encoders read it; with a dataset's ``pids, caption_ids, images, ...`` or some of them.
 
-    Images of the image cache (uint8) are augmented by their own ``views`` and normalised there. ``cut``: what shortens captions while
+    Images of the image cache (uint8) are augmented by their own ``augmentation_params`` and normalised there. ``cut``: what shortens captions while
     they are on the host, where reading their lengths is free. ``pixels``: the images' mean and standard deviation, if the
-    batch does not have each sample's own (``image_statistics``).
+    batch does not have each sample's own (``image_stats``).
     """
     if cut is not None and 'caption_ids' in batch:
         batch = {**batch, 'caption_ids': cut(batch['caption_ids'])}
     batch = moved(batch, device)
-    statistics = batch.pop('image_statistics', None)
+    statistics = batch.pop('image_stats', None)
     for which in ('', 'second_'):
         images = batch.get(f'{which}images')
         if images is not None and images.dtype == torch.uint8:
-            batch[f'{which}images'] = finish(images, batch.pop(f'{which}views', None), pixels, statistics)
+            batch[f'{which}images'] = augment_on_device(images, batch.pop(f'{which}augmentation_params', None), pixels, statistics)
     return batch
 
 
@@ -91,7 +91,7 @@ def moved(batch, device):
     return {name: value.to(device, non_blocking=on_cuda) for name, value in batch.items()}
 
 
-def backward(model, batch, size=None, scale=lambda loss: loss, peers=ALONE, passes=alone):
+def backward(model, batch, size=None, scale=lambda loss: loss, shard=WHOLE_BATCH, passes=alone):
     """Add the gradient of ``scale(total loss)`` to the parameters', and return the results without gradient.
 
     1. Every piece is embedded.
@@ -111,59 +111,59 @@ def backward(model, batch, size=None, scale=lambda loss: loss, peers=ALONE, pass
         batch: a loader's, on the CPU or where the model is: the rows of this process.
         size: samples a piece; None: all.
         scale: what multiplies losses before their gradient, as a ``GradScaler`` does.
-        peers: the processes that have the other rows.
+        shard: the processes that have the other rows.
         passes: how passes through the model are called (:func:`processor.parallel.synchronised`).
     """
-    return Backward(model, *in_pieces(model, batch, size, peers, passes), scale, peers, passes).run()
+    return Backward(model, *in_pieces(model, batch, size, shard, passes), scale, shard, passes).run()
 
 
 class Backward:
     """One call of :func:`backward`."""
 
-    def __init__(self, model, whole, pieces, scale, peers, passes):
-        self.model, self.whole, self.pieces, self.scale, self.peers, self.passes = model, whole, pieces, scale, peers, passes
-        self.seed = torch.initial_seed() if len(pieces) > 1 or peers.world > 1 else None
+    def __init__(self, model, whole, pieces, scale, shard, passes):
+        self.model, self.whole, self.pieces, self.scale, self.shard, self.passes = model, whole, pieces, scale, shard, passes
+        self.seed = torch.initial_seed() if len(pieces) > 1 or shard.world_size > 1 else None
         self.results = {}      # {head: its results}
         self.leaves = []       # the whole batch's embeddings of images and of captions, where the heads' gradient is left
 
     def run(self):
         if len(self.pieces) > 1:
-            first = [self.passes(partial(embed, self.model, piece, self.seed, number, self.peers))
+            first = [self.passes(partial(embed, self.model, piece, self.seed, number, self.shard))
                      for number, piece in enumerate(self.pieces)]
             self.passes(partial(self.learn_together, first))
-        start = self.peers.own.start or 0
+        start = self.shard.local_slice.start or 0
         for number, piece in enumerate(self.pieces):
             loss = self.passes(partial(self.loss_of, number, start), learns=True, last=number == len(self.pieces) - 1)
             loss.backward()
             start += len(piece['pids'])
-        return in_order(self.model, self.results, self.peers)
+        return in_order(self.model, self.results, self.shard)
 
     def learn_together(self, pieces):
         """The heads that read embeddings alone, on those of this process's ``pieces`` and of the others'."""
         rows = [torch.cat([getattr(piece, side).detach() for piece in pieces]) for side in SIDES]
-        self.leaves = [self.peers.gather(of_side).requires_grad_() for of_side in rows]
+        self.leaves = [self.shard.all_gather(of_side).requires_grad_() for of_side in rows]
         model = self.model
         encoded = Encoded(*self.leaves, encoder=model.backbone.encoder, embed_image=model.embed_image, embed_text=model.embed_text,
-                          peers=self.peers)
+                          shard=self.shard)
         self.results.update(learn_together(model, encoded, self.whole, self.scale))
 
     def loss_of(self, number, start):
         """What piece ``number``, whose rows of the batch begin at ``start``, takes back through its encoders."""
-        model, piece, peers, rows = self.model, self.pieces[number], self.peers, self.peers.rows_in(self.pieces[number])
-        with seeded(self.seed, number, peers, apart=not self.leaves), model.autocast():
+        model, piece, shard, rows = self.model, self.pieces[number], self.shard, self.shard.micro_batch_size(self.pieces[number])
+        with seeded(self.seed, number, shard, apart=not self.leaves), model.autocast():
             encoded = model.encode(piece)
         if not self.leaves:     # the only piece
-            encoded.peers = peers
+            encoded.shard = shard
             self.learn_together([encoded])
-        at_embeddings = [(getattr(encoded, side)[:rows], leaf.grad[start:start + rows] * peers.world)
+        at_embeddings = [(getattr(encoded, side)[:rows], leaf.grad[start:start + rows] * shard.world_size)
                          for side, leaf in zip(SIDES, self.leaves) if leaf.grad is not None]
-        return piece_loss(model, encoded, piece, self.whole, at_embeddings, self.results, self.scale, peers)
+        return piece_loss(model, encoded, piece, self.whole, at_embeddings, self.results, self.scale, shard)
 
 
 SIDES = ('image', 'text')
 
 
-def in_pieces(model, batch, size, peers=ALONE, passes=alone):
+def in_pieces(model, batch, size, shard=WHOLE_BATCH, passes=alone):
     """``(whole batch, this process's pieces)`` on the model's device, ready for encoders and heads, with what heads look up on the host.
     Of a whole batch that lies with several processes, this one has its rows of the images (:class:`Whole`)."""
     device, count = next(model.parameters()).device, len(batch['pids'])
@@ -171,16 +171,16 @@ def in_pieces(model, batch, size, peers=ALONE, passes=alone):
     longest = comm.all_reduce_max(model.without_padding(batch['caption_ids']).shape[1])
     shared = of_first({name: value for name, value in batch.items() if is_shared(name)})
     batch = {**batch, 'caption_ids': batch['caption_ids'][:, :longest], **shared}
-    own = passes(partial(model.rewritten, ready(batch, device, pixels=model.pixels), peers))
+    own = passes(partial(model.rewritten, ready(batch, device, pixels=model.pixels), shard))
     pieces = []
     for start in range(0, count, size):
         on_host, on_device = ({name: value if is_shared(name) else value[start:start + size] for name, value in fields.items()}
                               for fields in (batch, own))
         pieces.append({**on_device, **moved(model.looked_up(on_host), device)})
-    if peers is not ALONE:
+    if shard is not WHOLE_BATCH:
         shared, images = ({name: value for name, value in own.items() if which(name)} for which in (is_shared, is_image))
         rows = {name: value for name, value in own.items() if not is_shared(name) and not is_image(name)}
-        return Whole({**shared, **peers.fields(rows)}, images), pieces
+        return Whole({**shared, **shard.all_gather_fields(rows)}, images), pieces
     if len(pieces) == 1:
         return pieces[0], pieces
     return {**own, **moved(model.looked_up(batch), device)}, pieces
@@ -215,25 +215,25 @@ class Whole(dict):
         if name not in self.images:
             raise KeyError(name)
         raise UserError(f"{describe_head(self.head)} reads batch['{name}'], and each of several processes has its rows alone: a head that gathers "
-                        'what it makes of them (encoded.peers.gather) says so (uses_all_gather = True)')
+                        'what it makes of them (encoded.shard.all_gather) says so (uses_all_gather = True)')
 
 
-def embed(model, piece, seed, number, peers):
+def embed(model, piece, seed, number, shard):
     """The embeddings of one of several pieces."""
-    with seeded(seed, number, peers, apart=True), torch.no_grad(), model.autocast():
+    with seeded(seed, number, shard, apart=True), torch.no_grad(), model.autocast():
         return Encoded(image=model.embed_image(piece['images']), text=model.embed_text(piece['caption_ids']))
 
 
 @contextlib.contextmanager
-def seeded(seed, number, peers, apart):
+def seeded(seed, number, shard, apart):
     """PyTorch's generators begin anew for a piece; nothing happens without a ``seed``. ``apart``: what is drawn meanwhile is each process's
     own, and behind it all processes draw alike."""
     if seed is None:
         yield
         return
     gpus = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(gpus, enabled=apart and peers.world > 1):
-        torch.manual_seed(derive_seed(seed, number, peers.rank) if peers.world > 1 else derive_seed(seed, number))
+    with torch.random.fork_rng(gpus, enabled=apart and shard.world_size > 1):
+        torch.manual_seed(derive_seed(seed, number, shard.rank) if shard.world_size > 1 else derive_seed(seed, number))
         yield
 
 
@@ -250,10 +250,10 @@ def learn_together(model, encoded, whole, scale):
     return results
 
 
-def piece_loss(model, encoded, piece, whole, at_embeddings, results, scale, peers):
+def piece_loss(model, encoded, piece, whole, at_embeddings, results, scale, shard):
     """What a piece takes back through its encoders: the gradient at its embeddings, and its share of the losses of heads that read tokens,
     whose results are added to ``results``."""
-    loss, rows = 0, peers.rows_in(piece)
+    loss, rows = 0, shard.micro_batch_size(piece)
     with model.autocast():
         for head in model.heads:
             if head.uses_tokens:
@@ -261,7 +261,7 @@ def piece_loss(model, encoded, piece, whole, at_embeddings, results, scale, peer
                 if piece is not whole and of_piece:
                     share = head.compute_micro_batch_weight(piece, whole) if rows else 0    # a stand-in has none
                     of_piece = {name: share * value for name, value in of_piece.items()}
-                loss = loss + peers.world * total_loss(of_piece)
+                loss = loss + shard.world_size * total_loss(of_piece)
                 sums = results.setdefault(head, {})
                 sums.update({name: sums.get(name, 0) + value.detach() for name, value in of_piece.items()})
     loss = scale(loss) if isinstance(loss, torch.Tensor) else loss
@@ -269,10 +269,10 @@ def piece_loss(model, encoded, piece, whole, at_embeddings, results, scale, peer
     return loss + sum((embedding * gradient).sum() for embedding, gradient in at_embeddings)
 
 
-def in_order(model, by_head, peers):
+def in_order(model, by_head, shard):
     """All results, without gradient, in the order of ``--loss_names``: those of heads that read tokens are the sums over all processes."""
     shares = [value for head in model.heads if head.uses_tokens for value in by_head[head].values()]
-    sums = iter(peers.total(torch.stack([value.float() for value in shares])).unbind()) if peers is not ALONE and shares else iter(shares)
+    sums = iter(shard.all_reduce_sum(torch.stack([value.float() for value in shares])).unbind()) if shard is not WHOLE_BATCH and shares else iter(shares)
     results = {'temperature': torch.full((), model.temperature)}
     for head in model.heads:
         add_results(results, head, {name: next(sums) if head.uses_tokens else value.detach() for name, value in by_head[head].items()})

@@ -5,7 +5,7 @@ import os
 import shutil
 import time
 
-from datasets.build import build_training
+from datasets.build import build_training_loaders
 from model import build_model
 from processor.evaluators import build_evaluator
 from processor.processor import do_train
@@ -94,7 +94,7 @@ def train_alone(args, device, resumed):
     seed_all(args.seed)
 
     with comm.main_process_first('data'):     # it makes the caches that the others find
-        loaders = build_training(args)
+        loaders = build_training_loaders(args)
     started = read_checkpoint(args.init_from)['model'] if args.init_from and not args.resume else None
     model = build_model(args, loaders.num_classes, replaced_by=resumed['model'] if args.resume else started)
     if started is not None:

@@ -27,8 +27,8 @@ from datetime import timedelta
 from textwrap import shorten
 
 from run_scripts import ROOT, start
-from datasets.build import build_dataset, dataset_class, dataset_of
-from datasets.joined import first_of
+from datasets.build import build_dataset, dataset_class, build_dataset_from_args
+from datasets.joined import first_dataset_name
 from datasets.registry import published_split_note
 from datasets.synthpedes import is_synthetic
 from processor.history import MEASURES, best_last_mean, measure_of, read_evaluations
@@ -59,7 +59,7 @@ def main(argv=None):
         print(grid.write())
         return 0 if grid.complete else 1
     for of in data_of(cells):  # missing data stops the grid before its first run
-        dataset_of(of, verbose=False, splits=('train', of.val_dataset), skip_broken=of.skip_broken)
+        build_dataset_from_args(of, verbose=False, splits=('train', of.val_dataset), skip_broken=of.skip_broken)
     with Stop() as stop:
         train_all(cells, grid, stop, args.keep)
     print(grid.write())
@@ -483,7 +483,7 @@ def results_elsewhere(cell):
 
 def evaluated_split_note(args):
     """A sentence if a run's evaluations are not on a published split; '' if they are, or if the data are gone."""
-    name = args.eval_dataset or first_of(args.dataset_name)
+    name = args.eval_dataset or first_dataset_name(args.dataset_name)
     try:
         if not dataset_class(name).published:
             return ''
@@ -517,7 +517,7 @@ def baseline_rows(args):
         return []
     note = f'without learning, {args.dataset_name} {args.val_dataset}'
     try:
-        dataset = dataset_of(args, verbose=False, splits=(args.val_dataset,))
+        dataset = build_dataset_from_args(args, verbose=False, splits=(args.val_dataset,))
         split = Namespace(**getattr(dataset, args.val_dataset))
         return [(f'colour words, {name}', metrics, note) for name, metrics in baselines(args, split, split).items()]
     except UserError as error:

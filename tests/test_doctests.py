@@ -9,7 +9,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 ROOMS = ('utils', 'datasets', 'model', 'solver', 'processor', 'run_scripts')
 # What a user works from ends in an example.
 PUBLIC = [
-    'datasets.bases.tokenize', 'datasets.masking.keep_naming', 'datasets.masking.mask_tokens', 'model.objectives.cmpm',
+    'datasets.bases.tokenize', 'datasets.masking.descriptive_positions', 'datasets.masking.mask_tokens', 'model.objectives.cmpm',
     'model.objectives.cmt', 'model.objectives.detail', 'model.objectives.identity', 'model.objectives.itc', 'model.objectives.sdm',
     'model.objectives.tal', 'model.objectives.tri', 'utils.errors.nearest', 'utils.iotools.atomic_write',
     'utils.metrics.rank', 'utils.nearest.nearest', 'utils.ranking.rank_embeddings',

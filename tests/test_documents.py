@@ -7,7 +7,7 @@ import pytest
 import yaml
 from torch.distributed.run import get_args_parser as torchruns_parser
 
-from datasets.synthpedes.writing import KNOBS
+from datasets.synthpedes.writing import DIFFICULTY_OPTIONS
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 DOCUMENTS = sorted(os.path.relpath(path, ROOT) for pattern in ('*.md', 'docs/*.md') for path in glob.glob(os.path.join(ROOT, pattern)))
@@ -41,7 +41,7 @@ def test_flags_are_there(name):
     declared = {flag for path in glob.glob(os.path.join(ROOT, '**', '*.py'), recursive=True) for flag in FLAG.findall(text_of(path))}
     declared |= set(FLAG.findall(' '.join(re.findall(r'```python.*?```', text_of(name), flags=re.DOTALL))))
     declared |= TORCHRUNS if 'torchrun' in text_of(name) else set()
-    declared |= {f'--{knob}' for knob in KNOBS} if 'datasets.synthpedes' in text_of(name) else set()
+    declared |= {f'--{knob}' for knob in DIFFICULTY_OPTIONS} if 'datasets.synthpedes' in text_of(name) else set()
     told = {flag.replace('--no-', '--') for flag in re.findall(r'(?<![\w-])--[a-zA-Z][\w-]*', text_of(name))}
     assert not told - declared
 

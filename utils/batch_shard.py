@@ -1,4 +1,7 @@
-"""A batch that lies with several processes: its rows, and what each must know of the others'."""
+"""The local rows of a batch that is sharded across ranks, and collective operations on the global batch.
+
+Shapes: ``b`` is the number of local rows, ``B`` the number of rows of the global batch.
+"""
 import contextlib
 
 import torch
@@ -7,156 +10,174 @@ import torch.distributed as dist
 from utils import comm
 from utils.seeding import derive_seed
 
+LOCAL_SEED_KEY = 2 ** 21    # part of the seeds of BatchShard.per_rank_rng; differs from the keys of other seeds
 
-class Alone:
-    """The whole batch lies here."""
-    rank, world, own = 0, 1, slice(None)
+
+class WholeBatch:
+    """A batch of one process: all rows are local."""
+    rank, world_size, local_slice = 0, 1, slice(None)
 
     @staticmethod
-    def gather(rows):
-        """The whole batch's rows, with gradient: [b, ...] -> [B, ...]."""
+    def all_gather(rows):
+        """Gather the rows of all ranks, with gradient: [b, ...] -> [B, ...]."""
         return rows
 
     @staticmethod
-    def mine(rows):
-        """This process's of the whole batch's rows, of which a process that stands in gets the first: [B, ...] -> [b, ...]."""
+    def local_rows(rows):
+        """Select this rank's rows of the global batch: [B, ...] -> [b, ...]. A rank with a placeholder row gets row 0."""
         return rows
 
     @staticmethod
-    def number_of(rows):
-        """How many rows the whole batch has of which these are this process's."""
+    def global_size(rows):
+        """Return B, given the local rows."""
         return len(rows)
 
     @staticmethod
-    def fields(batch):
-        """The whole batch's ``{name: [B, ...]}`` of this process's ``{name: [b, ...]}``."""
+    def all_gather_fields(batch):
+        """Gather the fields of all ranks, without gradient: ``{name: [b, ...]}`` -> ``{name: [B, ...]}``."""
         return batch
 
     @staticmethod
-    def total(values):
-        """The sum over all processes, without gradient."""
+    def all_reduce_sum(values):
+        """Sum a tensor over all ranks, without gradient."""
         return values
 
     @staticmethod
-    def rows_in(piece):
-        """How many rows of the batch a piece of it holds."""
-        return rows_of(piece)
+    def micro_batch_size(batch):
+        """Count the rows of a local (micro) batch, without a placeholder row."""
+        return count_rows(batch)
 
     @staticmethod
-    def apart():
-        """``with apart():`` what PyTorch draws is this process's own, such as dropout in its rows. Behind it all processes draw alike."""
+    def per_rank_rng():
+        """Seed PyTorch differently on each rank inside the ``with`` block, such as for dropout in local rows.
+
+        After the block, the random state is the same on all ranks again.
+        """
         return contextlib.nullcontext()
 
 
-ALONE = Alone()
+WHOLE_BATCH = WholeBatch()
 
 
-class Peers(Alone):
-    """Some rows of the batch lie here, those of ``own``, and the rest with the other processes.
+class BatchShard(WholeBatch):
+    """This rank's rows of a global batch that is sharded across ranks.
 
-    Every process computes its share of a loss, and the gradients that they give the parameters are summed. So what :meth:`gather` hands
-    out may go into a loss on each process: the gradient of a row is what all processes' losses give it.
+    Every rank computes a part of the loss, and the gradients of the parameters are summed over ranks. The rows that
+    :meth:`all_gather` returns may therefore enter the loss of every rank: a row's gradient is the sum over the losses
+    of all ranks.
 
     Args:
-        counts: how many rows each process has. Behind these, ``rows`` may hold stand-ins, which nobody sees.
+        counts: the number of rows of each rank. A rank with 0 rows has a placeholder row, which is never gathered.
     """
 
     def __init__(self, counts):
-        self.rank, self.world, self.counts = comm.get_rank(), len(counts), counts
-        self.times_apart = 0
+        self.rank, self.world_size, self.counts = comm.get_rank(), len(counts), counts
+        self.per_rank_rng_count = 0
         start = sum(counts[:self.rank])
-        self.own = slice(start, start + counts[self.rank])
+        self.local_slice = slice(start, start + counts[self.rank])
 
-    def gather(self, rows):
-        return Gather.apply(rows, self) if rows.is_floating_point() else as_bytes(rows, self)
+    def all_gather(self, rows):
+        return AllGather.apply(rows, self) if rows.is_floating_point() else all_gather_any_dtype(rows, self)
 
-    def mine(self, rows):
-        return rows[self.own] if self.counts[self.rank] else rows[:1]
+    def local_rows(self, rows):
+        return rows[self.local_slice] if self.counts[self.rank] else rows[:1]
 
-    def number_of(self, rows):
+    def global_size(self, rows):
         return sum(self.counts)
 
-    def fields(self, batch):
-        """All fields travel together, as bytes."""
+    def all_gather_fields(self, batch):
+        """Gather all fields in one call, as bytes."""
         names = list(batch)
-        flat = [batch[name].contiguous().flatten(1) if batch[name].dim() > 1 else batch[name].contiguous()[:, None] for name in names]
-        rows = torch.cat([values.view(torch.uint8) for values in flat], dim=1)                   # [b, bytes]
-        columns = exchanged(rows, self).split([values.view(torch.uint8).shape[1] for values in flat], dim=1)
-        # Copies, for numbers of another size must not begin anywhere.
-        alone = [column.clone(memory_format=torch.contiguous_format).flatten() for column in columns]
-        return {name: values.view(batch[name].dtype).reshape(-1, *batch[name].shape[1:]) for name, values in zip(names, alone)}
+        matrices = [batch[name].contiguous().flatten(1) if batch[name].dim() > 1 else batch[name].contiguous()[:, None]
+                    for name in names]
+        byte_columns = [matrix.view(torch.uint8) for matrix in matrices]
+        rows = torch.cat(byte_columns, dim=1)                                               # [b, bytes]
+        gathered = all_gather_rows(rows, self).split([column.shape[1] for column in byte_columns], dim=1)
+        # Copy: a view as another dtype needs an aligned start.
+        aligned = [column.clone(memory_format=torch.contiguous_format).flatten() for column in gathered]
+        return {name: column.view(batch[name].dtype).reshape(-1, *batch[name].shape[1:])
+                for name, column in zip(names, aligned)}
 
     @staticmethod
-    def total(values):
+    def all_reduce_sum(values):
         values = values.clone()
         dist.all_reduce(values, group=comm.embedding_group())
         return values
 
-    def rows_in(self, piece):
-        return min(rows_of(piece), self.counts[self.rank])    # none of a stand-in
+    def micro_batch_size(self, batch):
+        return min(count_rows(batch), self.counts[self.rank])
 
     @contextlib.contextmanager
-    def apart(self):
-        self.times_apart += 1
+    def per_rank_rng(self):
+        self.per_rank_rng_count += 1
         with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
-            torch.manual_seed(derive_seed(torch.initial_seed(), APART, self.times_apart, self.rank))
+            seed = derive_seed(torch.initial_seed(), LOCAL_SEED_KEY, self.per_rank_rng_count, self.rank)
+            torch.manual_seed(seed)
             yield
 
 
-APART = 2 ** 21     # in the seeds of what processes draw apart
+def all_gather_any_dtype(rows, shard):
+    """Call :func:`all_gather_rows` on the bytes of the rows, because gloo does not gather every dtype."""
+    return shard.all_gather_fields({'': rows})['']
 
 
-def as_bytes(rows, peers):
-    """:func:`exchanged` of any kind of number."""
-    return peers.fields({'': rows})['']
-
-
-def exchanged(rows, peers):
-    """[b, ...] of each process -> [B, ...] of all, without gradient; processes may have different numbers of rows."""
-    most = max(peers.counts)
-    padded = rows.new_zeros((most, *rows.shape[1:]))
-    count = peers.counts[peers.rank]
+def all_gather_rows(rows, shard):
+    """Gather rows without gradient: [b, ...] of each rank -> [B, ...]. The number of rows may differ between ranks."""
+    largest = max(shard.counts)
+    padded = rows.new_zeros((largest, *rows.shape[1:]))
+    count = shard.counts[shard.rank]
     padded[:count] = rows[:count]
-    found = [torch.empty_like(padded) for _ in peers.counts]
-    dist.all_gather(found, padded, group=comm.embedding_group())
-    return torch.cat([part[:count] for part, count in zip(found, peers.counts)])
+    gathered = [torch.empty_like(padded) for _ in shard.counts]
+    dist.all_gather(gathered, padded, group=comm.embedding_group())
+    return torch.cat([rows_of_rank[:count] for rows_of_rank, count in zip(gathered, shard.counts)])
 
 
-class Gather(torch.autograd.Function):
-    """:func:`exchanged`, whose gradient is the sum of all processes'."""
+class AllGather(torch.autograd.Function):
+    """:func:`all_gather_rows` with a gradient: the sum of the gradients of all ranks."""
 
     @staticmethod
-    def forward(ctx, rows, peers):
-        ctx.peers, ctx.count = peers, len(rows)
-        return as_bytes(rows, peers)
+    def forward(ctx, rows, shard):
+        ctx.shard, ctx.count = shard, len(rows)
+        return all_gather_any_dtype(rows, shard)
 
     @staticmethod
     def backward(ctx, gradient):
-        own = Peers.total(gradient.float().contiguous())[ctx.peers.own].to(gradient.dtype)   # summed in float32, whatever is trained in
-        stand_ins = ctx.count - len(own)
-        return torch.cat([own, own.new_zeros((stand_ins, *own.shape[1:]))]) if stand_ins else own, None
+        total = BatchShard.all_reduce_sum(gradient.float().contiguous())      # in float32, whatever dtype is trained
+        local = total[ctx.shard.local_slice].to(gradient.dtype)
+        placeholders = ctx.count - len(local)
+        if placeholders:
+            local = torch.cat([local, local.new_zeros((placeholders, *local.shape[1:]))])
+        return local, None
 
 
-def meet(batch):
-    """Every process's batch of a step comes together: ``(peers, this process's batch)``.
+def sync_batch_shards(batch):
+    """Exchange the number of rows between all ranks.
 
-    A process without rows, whose images are broken or whose batch is smaller than there are processes, gets a stand-in, a copy of
-    another's first row, so that it takes part. Where nobody has rows, ``peers`` is None.
+    A rank has no rows if all its images are broken, or if the global batch has fewer rows than there are ranks. Such a
+    rank gets a placeholder row, a copy of another rank's first row, so that it takes part in every collective call.
+
+    Args:
+        batch: ``{name: [b, ...]}``, this rank's rows.
+
+    Returns:
+        ``(shard, batch)``: a :class:`BatchShard` (:data:`WHOLE_BATCH` on one process), and the local batch. ``shard``
+        is None if no rank has rows.
     """
     if comm.get_world_size() == 1:
-        return (ALONE if rows_of(batch) else None), batch
-    told = torch.tensor([rows_of(batch)])
-    found = [torch.empty_like(told) for _ in range(comm.get_world_size())]
-    dist.all_gather(found, told)
-    counts = torch.cat(found).tolist()
+        return (WHOLE_BATCH if count_rows(batch) else None), batch
+    count = torch.tensor([count_rows(batch)])
+    counts = [torch.empty_like(count) for _ in range(comm.get_world_size())]
+    dist.all_gather(counts, count)
+    counts = torch.cat(counts).tolist()
     if not any(counts):
         return None, batch
     if not all(counts):
-        giver = next(rank for rank, count in enumerate(counts) if count)
-        found = comm.broadcast_object(batch, src=giver)
-        batch = batch if rows_of(batch) else {name: value if name.startswith('prompt_') else value[:1] for name, value in found.items()}
-    return Peers(counts), batch
+        source = next(rank for rank, count in enumerate(counts) if count)
+        source_batch = comm.broadcast_object(batch, src=source)
+        if not count_rows(batch):
+            batch = {name: value if name.startswith('prompt_') else value[:1] for name, value in source_batch.items()}
+    return BatchShard(counts), batch
 
 
-def rows_of(batch):
+def count_rows(batch):
     return len(batch.get('pids', ()))

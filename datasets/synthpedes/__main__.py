@@ -4,7 +4,7 @@ import signal
 
 from datasets.synthpedes.baselines import baseline_scores
 from datasets.synthpedes.contact_sheet import contact_sheet
-from datasets.synthpedes.writing import KNOBS, formats, generate, settle
+from datasets.synthpedes.writing import DIFFICULTY_OPTIONS, formats, generate, validate_settings
 from utils.errors import UserError, run
 
 
@@ -30,7 +30,7 @@ def _parser():
                         help='processes, by default as many as cores; they change nothing in the result')
     parser.add_argument('--overwrite', action='store_true',
                         help='replace a folder that synthpedes made with other settings')
-    for name, (default, low, high, what) in KNOBS.items():
+    for name, (default, low, high, what) in DIFFICULTY_OPTIONS.items():
         parser.add_argument(f'--{name}', type=type(default), default=default,
                             help=f'{what} ({low} to {high}, default {default})')
     parser.add_argument('--contact_sheet', metavar='FILE',
@@ -62,10 +62,10 @@ def main(argv=None):
     if args.baselines:
         _print_baselines(args)
         return 0
-    knobs = {name: getattr(args, name) for name in KNOBS}
+    knobs = {name: getattr(args, name) for name in DIFFICULTY_OPTIONS}
     if args.contact_sheet:
         ids = 60 if args.ids is None else args.ids
-        settings = settle(ids, args.images_per_id, args.captions_per_image, args.size, args.seed, args.format, None, None,
+        settings = validate_settings(ids, args.images_per_id, args.captions_per_image, args.size, args.seed, args.format, None, None,
                           knobs)
         contact_sheet(args.contact_sheet, settings)
         return 0

@@ -96,7 +96,7 @@ def read_split(folder, split):
         known = sorted({name for cls in datasets().values() for name in cls.annotations})
         raise UserError(f'{folder} has none of the annotations {", ".join(known)}')
     cls, path = found[0]
-    entries = [entry for entry in cls.entries(path) if entry['split'] == split]
+    entries = [entry for entry in cls.load_entries(path) if entry['split'] == split]
     if not entries:
         raise UserError(f'{path} has no entries in split {split!r}')
     captions = [(caption, entry['id']) for entry in entries for caption in entry['captions']]

@@ -734,7 +734,7 @@ def _occlude(image, scene, rng):
         _passer_by(draw, rng, rng.choice((-0.06, 1.06)) * width, height * rng.uniform(0.02, 0.12), height)
 
 
-def photo(person, scene, palette, size, clutter=0.5):
+def render_image(person, scene, palette, size, clutter=0.5):
     """The image (Pillow, RGB) of ``person`` as ``scene`` says, ``size`` = (height, width) in pixels."""
     height, width = size
     rng = random.Random(derive_seed(scene.seed, 3))

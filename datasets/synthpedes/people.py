@@ -401,85 +401,85 @@ def _visible(person, scene):
     return seen
 
 
-def _verbs(words, told, progressive):
+def _verbs(words, mentioned, progressive):
     """Verb phrases for what has not been said yet: ['wears glasses and white shoes', 'carries a black backpack']."""
     rng, phrases = words.rng, []
 
     def verb(stems):
         simple, continuous = rng.choice(stems)
         return f'is {continuous}' if progressive else simple
-    if 'hair' in told:
+    if 'hair' in mentioned:
         phrases.append(f'has {words.hair()}')
-    worn = [words.lower()] if 'lower' in told else []
+    worn = [words.lower()] if 'lower' in mentioned else []
     extra = [words.glasses() if s == 'glasses' else words.thing(s) for s in ('hat', 'glasses', 'scarf', 'shoes')
-             if s in told]
+             if s in mentioned]
     rng.shuffle(extra)
     if worn + extra:
         phrases.append(f'{verb((("wears", "wearing"), ("is wearing", "wearing")))} {_list(worn + extra, rng)}')
-    if 'bag' in told:
+    if 'bag' in mentioned:
         phrases.append(f'{verb((("carries", "carrying"), ("has", "carrying")))} {words.bag()}')
-    if 'held' in told:
+    if 'held' in mentioned:
         phrases.append(f'{verb((("holds", "holding"), ("is holding", "holding")))} {words.held()}')
-    if 'view' in told:
+    if 'view' in mentioned:
         phrases.append(words.view())
-    if 'pose' in told:
+    if 'pose' in mentioned:
         phrases.append(words.pose())
     rng.shuffle(phrases)
     return phrases
 
 
-def _participles(words, told):
+def _participles(words, mentioned):
     """'carrying ..., holding ... and wearing ...' of what has not been said yet."""
     rng, phrases = words.rng, []
-    extra = [words.glasses() if s == 'glasses' else words.thing(s) for s in ('hat', 'glasses', 'scarf') if s in told]
+    extra = [words.glasses() if s == 'glasses' else words.thing(s) for s in ('hat', 'glasses', 'scarf') if s in mentioned]
     if extra:
         phrases.append(f'wearing {_list(extra, rng)}')
-    if 'bag' in told:
+    if 'bag' in mentioned:
         phrases.append(f'carrying {words.bag()}')
-    if 'held' in told:
+    if 'held' in mentioned:
         phrases.append(f'holding {words.held()}')
     rng.shuffle(phrases)
     return _list(phrases, rng)
 
 
-def _worn(words, told):
+def _worn(words, mentioned):
     """The garments' phrases, upper first, now and then lower first."""
-    items = ([words.outer()] if 'upper' in told else []) + ([words.lower()] if 'lower' in told else [])
+    items = ([words.outer()] if 'upper' in mentioned else []) + ([words.lower()] if 'lower' in mentioned else [])
     if words.rng.random() < 0.2:
         items.reverse()
     return items
 
 
-def _second_sentence(words, told):
-    if not told:
+def _second_sentence(words, mentioned):
+    if not mentioned:
         return ''
     rng = words.rng
-    if 'shoes' in told and rng.random() < 0.3:
-        rest = _verbs(words, told - {'shoes'}, rng.random() < 0.4)
+    if 'shoes' in mentioned and rng.random() < 0.3:
+        rest = _verbs(words, mentioned - {'shoes'}, rng.random() < 0.4)
         shoes = words.person['shoes']
         noun = rng.choice(NOUNS[shoes['kind']])
         phrase = f'{words.his.capitalize()} {noun} are {words.colour(shoes["colour"])}'
         return phrase + (f' and {words.he} {_list(rest, rng)}.' if rest else '.')
     hair = words.person['hair']
-    if 'hair' in told and hair['style'] == 'loose' and hair['length'] != 'bald' and rng.random() < 0.3:
-        rest = _verbs(words, told - {'hair'}, rng.random() < 0.4)
+    if 'hair' in mentioned and hair['style'] == 'loose' and hair['length'] != 'bald' and rng.random() < 0.3:
+        rest = _verbs(words, mentioned - {'hair'}, rng.random() < 0.4)
         phrase = f'{words.his.capitalize()} hair is {hair["length"]} and {hair["colour"]}'
         return phrase + (f', and {words.he} {_list(rest, rng)}.' if rest else '.')
-    phrases = _verbs(words, told, rng.random() < 0.4)
+    phrases = _verbs(words, mentioned, rng.random() < 0.4)
     opening = words.he.capitalize() if rng.random() < 0.85 else f'The {words.person["gender"]}'
     return f'{opening} {_list(phrases, rng)}.'
 
 
-def _first_sentence(words, told):
+def _first_sentence(words, mentioned):
     """(sentence, the slots it has used up) in one of several constructions."""
     rng = words.rng
-    used, place = {'upper', 'lower', 'place'}, f' {words.place()}' if 'place' in told else ''
-    worn = _worn(words, told)
-    if 'shoes' in told and rng.random() < 0.55:
+    used, place = {'upper', 'lower', 'place'}, f' {words.place()}' if 'place' in mentioned else ''
+    worn = _worn(words, mentioned)
+    if 'shoes' in mentioned and rng.random() < 0.55:
         worn.append(words.thing('shoes'))
         used.add('shoes')
     subject, hair = words.subject(), ''
-    if 'hair' in told and rng.random() < 0.6:
+    if 'hair' in mentioned and rng.random() < 0.6:
         bald = words.person['hair']['length'] == 'bald'
         subject, hair = (f'bald {subject}', '') if bald and rng.random() < 0.7 else (subject, f' with {words.hair()}')
         used.add('hair')
@@ -499,20 +499,20 @@ def _first_sentence(words, told):
     shows = rng.choice(('The picture shows', 'The image shows', 'The camera shows', 'This is', 'We see'))
     forms.append(rng.choice((f'There is {_article(subject)}{hair} in {clothes}{who}.',
                              f'{shows} {_article(subject)}{hair} {rng.choice(("wearing", "dressed in"))} {clothes}.')))
-    if 'bag' in told and rng.random() < 0.2:
+    if 'bag' in mentioned and rng.random() < 0.2:
         used.add('bag')
         return f'{rng.choice(("With", "Carrying"))} {words.bag()}, {a} is {doing}{place} in {clothes}.', used
-    if rng.random() < 0.35 and told & {'bag', 'held', 'hat', 'glasses', 'scarf'}:
-        extras = _participles(words, told)
+    if rng.random() < 0.35 and mentioned & {'bag', 'held', 'hat', 'glasses', 'scarf'}:
+        extras = _participles(words, mentioned)
         used |= {'bag', 'held', 'hat', 'glasses', 'scarf'}
         return f'{A} is {doing}{place} in {clothes}, {extras}.', used
     return rng.choice(forms), used
 
 
-def _sentences(person, scene, told, rng, omission, shades):
+def _sentences(person, scene, mentioned, rng, omission, shades):
     words = _Words(person, scene, rng, omission, shades)
-    first, used = _first_sentence(words, told)
-    second = _second_sentence(words, told - used)
+    first, used = _first_sentence(words, mentioned)
+    second = _second_sentence(words, mentioned - used)
     return f'{first} {second}'.strip()
 
 
@@ -524,22 +524,22 @@ def new_caption(person, scene, rng, omission=0.2, shades=0.3):
     """
     seen = _visible(person, scene)
     garments = seen & {'upper', 'lower'}
-    told = {s for s in OPTIONAL if s in seen and rng.random() >= omission}
-    told |= {s for s in sorted(garments) if rng.random() >= 0.15 * omission} or garments
-    told |= {s for s, share in (('place', 0.45), ('view', 0.15), ('pose', 0.05)) if rng.random() < share}
+    mentioned = {s for s in OPTIONAL if s in seen and rng.random() >= omission}
+    mentioned |= {s for s in sorted(garments) if rng.random() >= 0.15 * omission} or garments
+    mentioned |= {s for s, share in (('place', 0.45), ('view', 0.15), ('pose', 0.05)) if rng.random() < share}
     detail = omission
     while True:
         for _ in range(4):  # other constructions for the same content
-            text = _sentences(person, scene, told, rng, detail, shades)
+            text = _sentences(person, scene, mentioned, rng, detail, shades)
             if 20 <= len(text.split()) <= 40:
                 return text
         if len(text.split()) > 40:
-            spare = sorted(told - garments) or sorted(told)
-            told -= {rng.choice(spare)} if len(told) > 1 else set()
+            spare = sorted(mentioned - garments) or sorted(mentioned)
+            mentioned -= {rng.choice(spare)} if len(mentioned) > 1 else set()
             detail = min(1.0, detail + 0.1)
         else:
             # what says nothing about the person is added first, so that omission stays what it was asked to be
-            spare = [s for s in ('place', 'view', 'pose') if s not in told]
-            spare = spare or [s for s in sorted(seen) if s not in told]
-            told |= {rng.choice(spare)} if spare else set()
+            spare = [s for s in ('place', 'view', 'pose') if s not in mentioned]
+            spare = spare or [s for s in sorted(seen) if s not in mentioned]
+            mentioned |= {rng.choice(spare)} if spare else set()
             detail = max(0.0, detail - 0.1)

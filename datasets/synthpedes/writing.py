@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from datasets.registry import dataset_class, datasets
 from datasets.synthpedes import people
-from datasets.synthpedes.drawing import Palette, new_scene, photo
+from datasets.synthpedes.drawing import Palette, new_scene, render_image
 from datasets.workers import start_worker
 from utils.errors import UserError, unknown
 from utils.file_lock import try_lock
@@ -21,7 +21,7 @@ from utils.iotools import read_json
 from utils.seeding import derive_seed
 
 VERSION = 1  # of the drawings and sentences: the same settings give the same files only within a version
-KNOBS = {  # name: (default, lowest, highest, what it does)
+DIFFICULTY_OPTIONS = {  # name: (default, lowest, highest, what it does)
     'omission': (0.2, 0, 0.9, 'share of attributes and details that a caption leaves out'),
     'shades': (0.3, 0, 1, "how far a garment's colour strays from its name, and how often the shade is not named"),
     'tint': (0.35, 0, 1, "how much the camera's exposure and colour cast vary"),
@@ -71,7 +71,7 @@ def make_identity(settings, index, first, count):
     for number, view in enumerate(views):
         scene = new_scene(derive_seed(settings['seed'], 6, index, number), view, settings['tint'],
                           settings['occlusion'])
-        image = photo(person, scene, palette, settings['size'], settings['clutter'])
+        image = render_image(person, scene, palette, settings['size'], settings['clutter'])
         captions = [people.new_caption(person, scene, random.Random(derive_seed(settings['seed'], 7, index, number, c)),
                                        settings['omission'], settings['shades'])
                     for c in range(settings['captions_per_image'])]
@@ -103,7 +103,7 @@ def _write_identity(task):
 
 # --- the folder on disk -------------------------------------------------------------------------------------------
 
-def _whole(name, value, low, high):
+def _require_integer(name, value, low, high):
     if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or not low <= value <= high:
         raise UserError(f'{name} must be a whole number from {low} to {high}, not {value!r}')
     return int(value)
@@ -114,20 +114,20 @@ def formats():
     return [name for name, written in datasets().items() if written.annotations]
 
 
-def settle(ids, images_per_id, captions_per_image, size, seed, format, val_ids, test_ids, knobs):
+def validate_settings(ids, images_per_id, captions_per_image, size, seed, format, val_ids, test_ids, knobs):
     """Everything that decides what is written, checked, as it is kept in synthpedes.json."""
     if format not in formats():
         raise unknown('format', format, formats())
     written = dataset_class(format)
     captions, has_val = written.captions_per_image, written.has_val
     height, width = size
-    found = {'ids': _whole('ids', ids, 3, 1_000_000), 'images_per_id': _whole('images_per_id', images_per_id, 1, 1000),
-             'captions_per_image': _whole('captions_per_image',
+    found = {'ids': _require_integer('ids', ids, 3, 1_000_000), 'images_per_id': _require_integer('images_per_id', images_per_id, 1, 1000),
+             'captions_per_image': _require_integer('captions_per_image',
                                           captions if captions_per_image is None else captions_per_image, 1, 100),
-             'size': [_whole('size (height)', height, 32, 2048), _whole('size (width)', width, 16, 2048)],
-             'seed': _whole('seed', seed, 0, 2 ** 62), 'format': format}
-    found['test_ids'] = _whole('test_ids', max(1, ids // 5) if test_ids is None else test_ids, 0, ids)
-    found['val_ids'] = _whole('val_ids', (ids // 10 if has_val else 0) if val_ids is None else val_ids, 0, ids)
+             'size': [_require_integer('size (height)', height, 32, 2048), _require_integer('size (width)', width, 16, 2048)],
+             'seed': _require_integer('seed', seed, 0, 2 ** 62), 'format': format}
+    found['test_ids'] = _require_integer('test_ids', max(1, ids // 5) if test_ids is None else test_ids, 0, ids)
+    found['val_ids'] = _require_integer('val_ids', (ids // 10 if has_val else 0) if val_ids is None else val_ids, 0, ids)
     if found['val_ids'] and not has_val:
         raise UserError(f'{format} has no val split: leave val_ids at 0')
     if captions == 1 and found['captions_per_image'] != 1:
@@ -136,9 +136,9 @@ def settle(ids, images_per_id, captions_per_image, size, seed, format, val_ids, 
         raise UserError(f'val_ids ({found["val_ids"]}) and test_ids ({found["test_ids"]}) leave none of the {ids} ids '
                         'for training')
     for name in knobs:
-        if name not in KNOBS:
-            raise unknown('difficulty knob', name, KNOBS)
-    for name, (default, low, high, _) in KNOBS.items():
+        if name not in DIFFICULTY_OPTIONS:
+            raise unknown('difficulty knob', name, DIFFICULTY_OPTIONS)
+    for name, (default, low, high, _) in DIFFICULTY_OPTIONS.items():
         value = knobs.get(name, default)
         if not isinstance(value, (int, float)) or not low <= value <= high:
             raise UserError(f'{name} must be a number from {low} to {high}, not {value!r}')
@@ -146,7 +146,7 @@ def settle(ids, images_per_id, captions_per_image, size, seed, format, val_ids, 
     return found
 
 
-def _ours(folder):
+def _read_marker(folder):
     """What synthpedes.json says of a folder that we made, else None."""
     try:
         mark = read_json(os.path.join(folder, MARK))
@@ -160,20 +160,20 @@ def is_synthetic(folder):
     return os.path.isfile(os.path.join(folder, MARK))
 
 
-def _complete(folder, format):
+def _is_complete(folder, format):
     written = dataset_class(format)
     try:
-        entries = written.entries(os.path.join(folder, written.annotations[0]))
+        entries = written.load_entries(os.path.join(folder, written.annotations[0]))
     except UserError:
         return False
     return all(os.path.exists(os.path.join(folder, 'imgs', entry[written.image_key])) for entry in entries)
 
 
-def _may_write(folder, settings, overwrite):
+def _needs_writing(folder, settings, overwrite):
     """True if ``folder`` is to be made, False if it is there with these settings; refuses whatever else is there."""
     if not os.path.lexists(folder) or (os.path.isdir(folder) and not os.path.islink(folder) and not os.listdir(folder)):
         return True
-    mark = _ours(folder)
+    mark = _read_marker(folder)
     if mark is None:
         raise UserError(f'{folder} is there and was not made by synthpedes (no {MARK} of ours in it): it is never '
                         'overwritten, choose another --out')
@@ -185,12 +185,12 @@ def _may_write(folder, settings, overwrite):
         old = mark['settings'] if isinstance(mark.get('settings'), dict) else {}
         names = [k for k in settings if old.get(k) != settings[k]] or ['version']
         raise UserError(f'{folder} was made with other settings ({", ".join(names)}): use --overwrite or another --out')
-    if not _complete(folder, settings['format']):
+    if not _is_complete(folder, settings['format']):
         raise UserError(f'{folder} was made by synthpedes but files are missing in it: use --overwrite to make it anew')
     return False
 
 
-def _all_identities(tasks, workers):
+def _write_identities(tasks, workers):
     """Results of :func:`_write_identity` in the order of ``tasks``."""
     if workers <= 1:
         yield from map(_write_identity, tasks)
@@ -205,12 +205,12 @@ def _all_identities(tasks, workers):
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _dump(path, content):
+def _write_json(path, content):
     with open(path, 'w', encoding='utf-8') as file:
         json.dump(content, file, indent=1)
 
 
-def _write(folder, settings, workers, progress):
+def _write_dataset(folder, settings, workers, progress):
     """Everything into ``folder``, which is new and empty."""
     tasks = []
     for split, first, count in _splits(settings):
@@ -220,18 +220,18 @@ def _write(folder, settings, workers, progress):
     bar = tqdm(total=settings['ids'] * settings['images_per_id'], unit='image', desc=settings['format'],
                disable=not progress)
     # Closed, so that no worker writes on after an interruption.
-    with bar, contextlib.closing(_all_identities(tasks, workers)) as results:
+    with bar, contextlib.closing(_write_identities(tasks, workers)) as results:
         for new, person in results:
             entries += new
             labels.append(person)
             bar.update(len(new))
-    _dump(os.path.join(folder, dataset_class(settings['format']).annotations[0]), entries)
-    _dump(os.path.join(folder, 'attributes.json'), labels)
+    _write_json(os.path.join(folder, dataset_class(settings['format']).annotations[0]), entries)
+    _write_json(os.path.join(folder, 'attributes.json'), labels)
     counts = {}
     for split, _, count in _splits(settings):
         images = count * settings['images_per_id']
         counts[split] = {'ids': count, 'images': images, 'captions': images * settings['captions_per_image']}
-    _dump(os.path.join(folder, MARK), {'made_by': 'datasets.synthpedes', 'version': VERSION, 'settings': settings,
+    _write_json(os.path.join(folder, MARK), {'made_by': 'datasets.synthpedes', 'version': VERSION, 'settings': settings,
                                        'counts': counts})
 
 
@@ -248,7 +248,7 @@ def generate(out, ids, images_per_id=4, captions_per_image=None, size=(384, 128)
         format: 'synthpedes' (CUHK-PEDES' layout), 'CUHK-PEDES', 'ICFG-PEDES' or 'RSTPReid'.
         val_ids, test_ids: held-out identities; by default a tenth (none for ICFG-PEDES) and a fifth.
         overwrite: replace a folder that synthpedes made; one that it did not make is never touched.
-        knobs: difficulty, see KNOBS: omission, shades, tint, clutter, occlusion, colours, twins.
+        knobs: difficulty, see DIFFICULTY_OPTIONS: omission, shades, tint, clutter, occlusion, colours, twins.
 
     Beside the annotation it writes ``attributes.json`` (a list of each identity's labels; ``twin_of`` is the id of the
     identity that it shares all but one label with) and ``synthpedes.json`` (settings and counts). A complete folder
@@ -258,26 +258,26 @@ def generate(out, ids, images_per_id=4, captions_per_image=None, size=(384, 128)
     Raises:
         UserError: a bad argument, or a folder of that name that is not ours or has other settings.
     """
-    settings = settle(ids, images_per_id, captions_per_image, size, seed, format, val_ids, test_ids, knobs)
-    workers = os.cpu_count() if workers is None else _whole('workers', workers, 0, 1024)
+    settings = validate_settings(ids, images_per_id, captions_per_image, size, seed, format, val_ids, test_ids, knobs)
+    workers = os.cpu_count() if workers is None else _require_integer('workers', workers, 0, 1024)
     folder = os.path.join(out, format)
-    if not _may_write(folder, settings, overwrite):
+    if not _needs_writing(folder, settings, overwrite):
         print(f'{folder} is there with these settings: nothing to do')
         return folder
     made_out = not os.path.isdir(out)
     try:
         with _working_folder(out, format) as (new, old):
-            _put_back(old, folder)
-            if not _may_write(folder, settings, overwrite):   # of a run that was quicker
+            _restore_folder(old, folder)
+            if not _needs_writing(folder, settings, overwrite):   # of a run that was quicker
                 print(f'{folder} is there with these settings: nothing to do')
                 return folder
-            _write(new, settings, workers, progress)
+            _write_dataset(new, settings, workers, progress)
             try:
                 if os.path.lexists(folder):
                     os.rename(folder, old)
                 os.rename(new, folder)
             finally:
-                _put_back(old, folder)
+                _restore_folder(old, folder)
     except OSError as error:
         raise UserError(f'cannot write {folder}: {error.strerror or error}') from error
     finally:
@@ -292,7 +292,7 @@ def _working_folder(out, format):
     """``(new, old)``: an empty folder that nobody else writes into, and where to put what it replaces. What a killed run left there goes
     now; what is left in the end goes then."""
     new, old = os.path.join(out, f'.{format}.new'), os.path.join(out, f'.{format}.old')
-    lock = _locked(new, os.path.join(out, format))
+    lock = _lock_folder(new, os.path.join(out, format))
     try:
         shutil.rmtree(os.path.join(new, 'imgs'), ignore_errors=True)
         for name in os.listdir(new):
@@ -304,7 +304,7 @@ def _working_folder(out, format):
             os.close(lock)
 
 
-def _locked(new, folder):
+def _lock_folder(new, folder):
     """Make the folder ``new`` where it is not there, and lock it; returns the lock, which ends with the process at the latest."""
     while True:
         os.makedirs(new, exist_ok=True)
@@ -322,7 +322,7 @@ def _locked(new, folder):
         os.close(lock)
 
 
-def _put_back(old, folder):
+def _restore_folder(old, folder):
     """Let what was replaced go, or come back where nothing has taken its place, as when a run was killed in between."""
     if os.path.lexists(old) and not os.path.lexists(folder):
         os.rename(old, folder)

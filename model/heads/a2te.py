@@ -8,7 +8,7 @@ from model.heads import Head
 from model.heads.mlm import CrossEncoder
 from utils.errors import UserError
 from utils.option_types import positive, weight
-from utils.batch_shard import ALONE
+from utils.batch_shard import WHOLE_BATCH
 
 ALIASES = {'amm': 'mlm+attribute'}
 # A2TE's loader matches parameters by the ends of their names. Without the unused copy of the encoders that A2TE's model
@@ -42,16 +42,16 @@ class Attribute(Head):
         nn.init.zeros_(self.itm_head.bias)
 
     def forward(self, encoded, batch):
-        peers, groups = encoded.peers, batch['attributes_mask']                  # [b, L]
+        shard, groups = encoded.shard, batch['attributes_mask']                  # [b, L]
         image_tokens, text_tokens = encoded.image_tokens, encoded.text_tokens
         matches = torch.ones_like(groups[:, 0], dtype=torch.long)                # [b]
-        all_groups = scored_groups = peers.gather(groups)                        # [B, L]
+        all_groups = scored_groups = shard.all_gather(groups)                        # [B, L]
         if len(all_groups) > 1:                                                  # a single pair has no other caption
-            drawn = sample_similar_captions(peers.gather(encoded.image), peers.gather(encoded.text))     # [B]
-            scored_groups, other = torch.cat([all_groups, all_groups[drawn]]), peers.mine(drawn)
+            drawn = sample_similar_captions(shard.all_gather(encoded.image), shard.all_gather(encoded.text))     # [B]
+            scored_groups, other = torch.cat([all_groups, all_groups[drawn]]), shard.local_rows(drawn)
             groups = torch.cat([groups, all_groups[other]])                      # [2b, L]
             image_tokens = torch.cat([image_tokens, image_tokens])
-            text_tokens = torch.cat([text_tokens, peers.gather(text_tokens)[other]])
+            text_tokens = torch.cat([text_tokens, shard.all_gather(text_tokens)[other]])
             matches = torch.cat([matches, torch.zeros_like(matches)])
         tokens = self.cross(text_tokens, image_tokens).float()                   # [2b, L, D]
         # The reference implementation normalizes over L instead of D.
@@ -146,11 +146,11 @@ class Detail(Head):
         self.details = model.shared(DetailLayers, model.embed_dim)
 
     def forward(self, encoded, batch):
-        peers, layers = encoded.peers, self.details
-        image = layers.visul_emb_layer(encoded.image_tokens, encoded.image_attention, self.patches, peers=peers)
+        shard, layers = encoded.shard, self.details
+        image = layers.visul_emb_layer(encoded.image_tokens, encoded.image_attention, self.patches, shard=shard)
         text = layers.texual_emb_layer(encoded.text_tokens, encoded.text_attention, batch['caption_ids'], self.words,
-                                       peers=peers)                                                  # [b, 1024] each
-        image, text, pids = map(peers.gather, (image, text, batch['pids']))
+                                       shard=shard)                                                  # [b, 1024] each
+        image, text, pids = map(shard.all_gather, (image, text, batch['pids']))
         return {'detail_loss': self.weight * objectives.detail(image, text, pids, tau=self.tau)}
 
     def attention_maps(self, side, tokens, caption_ids, attention):
@@ -195,7 +195,7 @@ class DetailMLP(nn.Module):
         # The second batch norm is in checkpoints and unused.
         self.bns = nn.ModuleList([nn.BatchNorm1d(hidden), nn.BatchNorm1d(out)])
 
-    def forward(self, x, use_running_stats=False, peers=ALONE):
+    def forward(self, x, use_running_stats=False, shard=WHOLE_BATCH):
         """[b, k, width] -> [b, k, out].
 
         In training, all rows of the global batch are normalized together. With ``use_running_stats``, the running
@@ -203,9 +203,9 @@ class DetailMLP(nn.Module):
         """
         hidden = self.layers[0](x.flatten(0, 1)).unflatten(0, x.shape[:2])       # [b, k, hidden]
         needs_batch = self.training and not use_running_stats
-        rows = peers.gather(hidden) if needs_batch else hidden
+        rows = shard.all_gather(hidden) if needs_batch else hidden
         normalized = self.batch_normalize(rows.flatten(0, 1), use_running_stats).unflatten(0, rows.shape[:2])
-        x = peers.mine(normalized) if needs_batch else normalized
+        x = shard.local_rows(normalized) if needs_batch else normalized
         return self.layers[1](x.flatten(0, 1).relu()).unflatten(0, x.shape[:2])
 
     def batch_normalize(self, x, use_running_stats):
@@ -225,11 +225,11 @@ class DetailLayers(nn.Module):
         self.texual_emb_layer = TextDetails(width)
 
 
-def project_tokens(tokens, positions, mlp, linear, use_running_stats, peers):
+def project_tokens(tokens, positions, mlp, linear, use_running_stats, shard):
     """Project the tokens at the given positions: [B, N, D], [B, k] -> [B, k, 1024]."""
     tokens = tokens.gather(1, positions[:, :, None].expand(-1, -1, tokens.shape[2]))    # [B, k, D]
     tokens = F.normalize(tokens.float(), dim=-1)
-    return mlp(tokens, use_running_stats, peers) + linear(tokens)
+    return mlp(tokens, use_running_stats, shard) + linear(tokens)
 
 
 class VisualDetails(nn.Module):
@@ -241,10 +241,10 @@ class VisualDetails(nn.Module):
         self.fc = nn.Linear(width, out)
         self.mlp = DetailMLP(width, out=out)
 
-    def forward(self, tokens, attention, k, use_running_stats=False, peers=ALONE):
+    def forward(self, tokens, attention, k, use_running_stats=False, shard=WHOLE_BATCH):
         """Pool the ``k`` patches that the class token attends to most: [B, N, D], [B, N, N] -> [B, out]."""
         positions = most_attended_patches(attention, k)                                     # [B, k]
-        return project_tokens(tokens, positions, self.mlp, self.fc, use_running_stats, peers).max(dim=1).values
+        return project_tokens(tokens, positions, self.mlp, self.fc, use_running_stats, shard).max(dim=1).values
 
 
 class TextDetails(nn.Module):
@@ -255,13 +255,13 @@ class TextDetails(nn.Module):
         self.linear = nn.Linear(width, out)
         self.mlp = DetailMLP(width, out=out)
 
-    def forward(self, tokens, attention, caption_ids, k, use_running_stats=False, peers=ALONE):
+    def forward(self, tokens, attention, caption_ids, k, use_running_stats=False, shard=WHOLE_BATCH):
         """Pool the ``k`` words that the end token attends to most: [B, L, D], [B, L, L], [B, L] -> [B, out].
 
         A caption with fewer words pools all of them; a caption without words pools its end token.
         """
         positions, is_valid = most_attended_words(attention, caption_ids, k)                # [B, k]
-        details = project_tokens(tokens, positions, self.mlp, self.linear, use_running_stats, peers)   # [B, k, out]
+        details = project_tokens(tokens, positions, self.mlp, self.linear, use_running_stats, shard)   # [B, k, out]
         return details.masked_fill(~is_valid[:, :, None], float('-inf')).max(dim=1).values
 
 

@@ -8,7 +8,7 @@ import torch
 from model import objectives
 from model.heads import Head
 from utils.errors import UserError
-from utils.batch_shard import ALONE
+from utils.batch_shard import WHOLE_BATCH
 
 # A word is masked with the probability BASE_RATE + GUIDED_RATE * softmax(attention / TEMPERATURE).
 BASE_RATE, GUIDED_RATE, TEMPERATURE = 0.1, 0.9 * 0.95, 0.02
@@ -50,11 +50,11 @@ class InPlaceMasking(Head):
         self.mask_id, self.rates = model.mask_id, model.masked_token_rates
 
     @torch.no_grad()
-    def transform_batch(self, batch, model, peers):
+    def transform_batch(self, batch, model, shard):
         # A separate autocast context: weights that it casts without gradient must not be cached for the training pass.
         with model.autocast():
             _, attention = model.backbone.encode_text(batch['caption_ids'], need_map=True)
-        ids, labels = mask_attended_tokens(batch['caption_ids'], attention, self.mask_id, *self.rates, peers)
+        ids, labels = mask_attended_tokens(batch['caption_ids'], attention, self.mask_id, *self.rates, shard)
         other_fields = {name: value for name, value in batch.items() if name != 'mlm_ids'}
         return {**other_fields, 'caption_ids': ids, 'mlm_labels': labels}
 
@@ -63,7 +63,7 @@ class InPlaceMasking(Head):
 
 
 @torch.no_grad()
-def mask_attended_tokens(ids, attention, mask_id, masked_rate=0.8, unchanged_rate=0.1, peers=ALONE):
+def mask_attended_tokens(ids, attention, mask_id, masked_rate=0.8, unchanged_rate=0.1, shard=WHOLE_BATCH):
     """Mask content tokens by the attention that they get.
 
     The fraction ``masked_rate`` of the selected tokens becomes ``mask_id``, ``unchanged_rate`` stays unchanged, and the
@@ -75,13 +75,13 @@ def mask_attended_tokens(ids, attention, mask_id, masked_rate=0.8, unchanged_rat
         mask_id: id of the mask token.
         masked_rate: fraction of selected tokens that become the mask token.
         unchanged_rate: fraction of selected tokens that stay unchanged.
-        peers: the ranks that hold the other rows. All ranks draw random numbers for the global batch.
+        shard: the ranks that hold the other rows. All ranks draw random numbers for the global batch.
 
     Returns:
         ``(masked ids, labels)``, [b, L] each. Labels are the original ids of selected tokens, else 0.
     """
-    weight = peers.gather(attention_to_content(ids, attention, mask_id))            # [B, L]
-    ids = peers.gather(ids)
+    weight = shard.all_gather(attention_to_content(ids, attention, mask_id))            # [B, L]
+    ids = shard.all_gather(ids)
     probabilities = masking_probabilities(weight)
     selected = torch.rand(ids.shape, device=ids.device) < probabilities
     positions = torch.arange(ids.shape[1], device=ids.device)
@@ -93,7 +93,7 @@ def mask_attended_tokens(ids, attention, mask_id, masked_rate=0.8, unchanged_rat
     replaced = torch.where(draw < masked_rate + unchanged_rate, ids, random_ids)
     replaced = replaced.masked_fill((draw < masked_rate) | forced, mask_id)
     selected = selected | forced
-    return peers.mine(torch.where(selected, replaced, ids)), peers.mine(ids * selected)
+    return shard.local_rows(torch.where(selected, replaced, ids)), shard.local_rows(ids * selected)
 
 
 def attention_to_content(ids, attention, mask_id):

@@ -116,15 +116,15 @@ def matching_loss(matching, encoded, text, text_tokens, mask, pids, temperature)
     Returns:
         ``(loss, accuracy)``, two scalars.
     """
-    peers = encoded.peers
-    texts, images = objectives.sample_hard_negatives(*map(peers.gather, (encoded.image, text, pids)),
+    shard = encoded.shard
+    texts, images = objectives.sample_hard_negatives(*map(shard.all_gather, (encoded.image, text, pids)),
                                                      temperature=temperature)
     pairs = [(text_tokens, mask, encoded.image_tokens)]
     if texts is not None:
-        texts, images = peers.mine(texts), peers.mine(images)
-        pairs += [(peers.gather(text_tokens)[texts], peers.gather(mask)[texts], encoded.image_tokens),
-                  (text_tokens, mask, peers.gather(encoded.image_tokens)[images])]
-    with peers.apart():
+        texts, images = shard.local_rows(texts), shard.local_rows(images)
+        pairs += [(shard.all_gather(text_tokens)[texts], shard.all_gather(mask)[texts], encoded.image_tokens),
+                  (text_tokens, mask, shard.all_gather(encoded.image_tokens)[images])]
+    with shard.per_rank_rng():
         logits = matching(encoded.encoder, *(torch.cat(parts) for parts in zip(*pairs)))             # [3b, 2]
     matches = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
     matches[:len(pids)] = 1
@@ -138,7 +138,7 @@ class BertMLM(AptmHead):
     """
     names = ('mlm',)
     needs = ('image_tokens', 'fusion')
-    fields = ('bert_mlm_ids', 'bert_mlm_places', 'bert_mlm_labels')
+    fields = ('bert_mlm_ids', 'bert_mlm_positions', 'bert_mlm_labels')
     shared_options = ('mlm_loss_weight',)
     reads_padding = True
 
@@ -148,8 +148,8 @@ class BertMLM(AptmHead):
 
     def forward(self, encoded, batch):
         mask = encoded.encoder.mask_of(batch['caption_ids'])
-        with encoded.peers.apart():
-            loss, accuracy = masked_word_loss(encoded.encoder, batch['bert_mlm_ids'], mask, batch['bert_mlm_places'],
+        with encoded.shard.per_rank_rng():
+            loss, accuracy = masked_word_loss(encoded.encoder, batch['bert_mlm_ids'], mask, batch['bert_mlm_positions'],
                                               batch['bert_mlm_labels'], encoded.image_tokens)
         return {'mlm_loss': self.weight * loss, 'mlm_acc': accuracy}
 
@@ -204,11 +204,11 @@ class EDA(AptmHead):
         self.matching = model.shared(MatchingHead, model.text_width) if has_itm else None
 
     def forward(self, encoded, batch):
-        encoder, ids, pids, peers = encoded.encoder, batch['eda_ids'], batch['pids'], encoded.peers
-        with peers.apart():
+        encoder, ids, pids, shard = encoded.encoder, batch['eda_ids'], batch['pids'], encoded.shard
+        with shard.per_rank_rng():
             tokens, _ = encoder.encode_text(ids)
         text, temperature = encoder.text_embedding(tokens, ids), self.temperature.temp
-        loss = objectives.itc_by_identity(*map(peers.gather, (encoded.image, text, pids)), temperature=temperature)
+        loss = objectives.itc_by_identity(*map(shard.all_gather, (encoded.image, text, pids)), temperature=temperature)
         if self.matching is not None:
             mask = encoder.mask_of(ids)
             loss = loss + matching_loss(self.matching, encoded, text, tokens, mask, pids, temperature)[0]
@@ -267,9 +267,9 @@ def attribute_losses(head, encoded, batch):
     Returns:
         ``(contrast, matching, words)``, three scalars.
     """
-    encoder, peers, ids, labels = encoded.encoder, encoded.peers, batch['prompt_ids'], batch['attribute_labels']
+    encoder, shard, ids, labels = encoded.encoder, encoded.shard, batch['prompt_ids'], batch['attribute_labels']
     mask, (tokens, _) = encoder.mask_of(ids), encoder.encode_text(ids)
-    all_labels = peers.gather(labels)                                                                # [B, A]
+    all_labels = shard.all_gather(labels)                                                                # [B, A]
     labeled_count = (all_labels >= 0).sum(dim=0)                                                     # [A]
     contrast = objectives.attribute_contrast(
         encoded.image, encoder.text_embedding(tokens, ids), labels, smoothing=head.smoothing,
@@ -304,7 +304,7 @@ def match_prompt(head, encoded, tokens, mask, labels, is_true, labeled_count):
     # A rank without labeled images passes one image, because all ranks must call the same layers. Its weight is 0.
     labeled = labeled if len(labeled) else labeled.new_zeros(1)
     count = len(labeled)
-    with encoded.peers.apart():
+    with encoded.shard.per_rank_rng():
         logits = head.matching(encoded.encoder, tokens.expand(count, -1, -1), mask.expand(count, -1),
                                encoded.image_tokens[labeled])
     losses = objectives.smoothed_cross_entropy(logits, is_true[labeled].long(), smoothing=head.smoothing)
@@ -318,7 +318,7 @@ def prompt_word_loss(encoded, batch, mask, is_true):
 
     Args:
         encoded: the local images and the encoder.
-        batch: {field: tensor} with ``prompt_mlm_ids``, ``prompt_mlm_places`` and ``prompt_mlm_labels``.
+        batch: {field: tensor} with ``prompt_mlm_ids``, ``prompt_mlm_positions`` and ``prompt_mlm_labels``.
         mask: [2A, L], which tokens are not padding.
         is_true: bool [B, 2A], whether a prompt is true of an image of the global batch.
 
@@ -328,17 +328,17 @@ def prompt_word_loss(encoded, batch, mask, is_true):
     prompts = is_true.any(dim=0).nonzero().squeeze(1)                                                # [P] of 2A
     if not len(prompts):
         return encoded.image.new_zeros(())
-    first_row = encoded.peers.own.start or 0
+    first_row = encoded.shard.local_slice.start or 0
     images = torch.multinomial(is_true.t()[prompts].float(), 1).squeeze(1) - first_row               # [P] local rows
-    is_local = (images >= 0) & (images < encoded.peers.rows_in(batch))
+    is_local = (images >= 0) & (images < encoded.shard.micro_batch_size(batch))
     local = is_local.nonzero().squeeze(1)                                                            # [p] of P
     local_count, total = ((batch['prompt_mlm_labels'][rows] != IGNORE_INDEX).sum()
                           for rows in (prompts[local], prompts))
     # A rank without images of its own reads one prompt, because all ranks must call the same layers. Its weight is 0.
     local = local if len(local) else local.new_zeros(1)
     rows, images = prompts[local], images[local].clamp(0, len(encoded.image_tokens) - 1)
-    ids, positions, labels = (batch[f'prompt_mlm_{field}'][rows] for field in ('ids', 'places', 'labels'))
-    with encoded.peers.apart():
+    ids, positions, labels = (batch[f'prompt_mlm_{field}'][rows] for field in ('ids', 'positions', 'labels'))
+    with encoded.shard.per_rank_rng():
         loss, _ = masked_word_loss(encoded.encoder, ids, mask[rows], positions, labels, encoded.image_tokens[images])
     return loss * (local_count / total.clamp(min=1))
 
@@ -367,8 +367,8 @@ class ImageAttributes(AptmHead):
             nn.init.normal_(layer.weight, std=1e-5)
 
     def forward(self, encoded, batch):
-        first = encoded.peers.gather(encoded.image_tokens[:, :1])                                # [B, 1, K]
-        labels = encoded.peers.gather(batch['attribute_labels'])                                 # [B, A]
+        first = encoded.shard.all_gather(encoded.image_tokens[:, :1])                                # [B, 1, K]
+        labels = encoded.shard.all_gather(batch['attribute_labels'])                                 # [B, A]
         if len(first) < 2:      # BatchNorm needs two images
             return {'img_cls_loss': first.sum() * 0}
         logits = self.predict_attributes(first)                                                  # [B, A]

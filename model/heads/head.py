@@ -58,10 +58,10 @@ class Head(nn.Module):
         embedding_reads_padding: whether :meth:`embed` reads tokens after a caption's end.
         training_only_parts: names of parts that only training needs, such as queues and momentum encoders. ``last.pth``
             has them and ``best.pth`` does not.
-        uses_all_gather: whether the head gathers the rows that it needs from other ranks with ``encoded.peers``. It
+        uses_all_gather: whether the head gathers the rows that it needs from other ranks with ``encoded.shard``. It
             then supports distributed training without :attr:`micro_batch_weight`. Its results are those of the global
             batch, equal on all ranks; with a ``micro_batch_weight``, they are those of the local rows, times that
-            weight. All ranks draw the same random numbers, except in ``with encoded.peers.apart():``.
+            weight. All ranks draw the same random numbers, except in ``with encoded.shard.per_rank_rng():``.
     """
 
     names = ()
@@ -155,13 +155,13 @@ class Head(nn.Module):
         """
         return {}
 
-    def transform_batch(self, batch, model, peers):
+    def transform_batch(self, batch, model, shard):
         """Change a batch on its device before the encoders read it.
 
         Args:
             batch: {field: tensor} of all local rows, also with ``--micro_batch``.
             model: the :class:`~model.build.RetrievalModel`.
-            peers: the ranks that hold the other rows (:mod:`utils.batch_shard`).
+            shard: the ranks that hold the other rows (:mod:`utils.batch_shard`).
 
         Returns:
             The new batch.

@@ -239,7 +239,7 @@ class PHP(Head):
             return {}
         if self.shared_transformer is None:
             return {'aux_loss': encoded.image.new_zeros(())}
-        images, captions = (balance(encoded.peers.gather(extras['gates'])) for extras in (encoded.image_extras, encoded.text_extras))
+        images, captions = (balance(encoded.shard.all_gather(extras['gates'])) for extras in (encoded.image_extras, encoded.text_extras))
         return {'aux_loss': self.factor * (images + captions)}
 
     def micro_batch_unsupported(self):

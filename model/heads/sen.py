@@ -68,8 +68,8 @@ class MAE(Head):
 
     def forward(self, encoded, batch):
         images = batch['images']
-        everyones = images.new_empty((encoded.peers.number_of(images), 0))              # all processes draw for all images
-        order = encoded.peers.mine(self.sample_order(everyones))
+        everyones = images.new_empty((encoded.shard.global_size(images), 0))              # all processes draw for all images
+        order = encoded.shard.local_rows(self.sample_order(everyones))
         restored = self.restore(encoded.encoder, images, encoded.text_tokens, order)    # [B, N-1, 3 patch^2]
         loss = objectives.restoration(restored, patchify(images, self.patch_size), self.scored_patches(order))
         return {'mae_loss': self.weight * loss}
@@ -110,7 +110,7 @@ class MAE(Head):
 
     def report(self, split, number=6):
         """Restorations of ``number`` images, spread over the split, with their own captions and with another person's."""
-        chosen = spread(split.entries, number)
+        chosen = pick_evenly(split.entries, number)
         captions = [entry['captions'][0] for entry in chosen]
         wrong = [caption_of_another_identity(entry, split.entries) for entry in chosen]
         views, errors = restore_with_captions(self, split.run.model, split.load_images(chosen), [split.tokens(captions), split.tokens(wrong)],
@@ -198,7 +198,7 @@ def sincos_position_embedding(grid, width):
 COLUMNS = ('original', 'what SEN sees:\na few patches, grey', 'restored with\nthe own caption', "restored with\nanother's caption")
 
 
-def spread(entries, number):
+def pick_evenly(entries, number):
     """``number`` of the entries, evenly over all."""
     if not entries:
         raise UserError('the test split has no entries: there is nothing to restore')

@@ -6,7 +6,7 @@ from torch.utils.data import DataLoader
 
 from datasets.bases import TextDataset
 from datasets.sampler import CaptionSampler
-from datasets.device_augmentation import finish
+from datasets.device_augmentation import augment_on_device
 from processor.evaluation import embed
 from run_scripts.benchmark import released_way
 from run_scripts.benchmark.machine import timed
@@ -38,7 +38,7 @@ def image_batches(args, setting, cached):
     """[(pids, images)] of --test_batch_size. The images of one batch do for all."""
     shape, generator = (min(args.test_batch_size, setting.images), 3, *args.img_size), torch.Generator().manual_seed(0)
     images = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
-    images = pinned(images if cached else finish(images), setting)
+    images = pinned(images if cached else augment_on_device(images), setting)
     sizes = [min(len(images), setting.images - start) for start in range(0, setting.images, len(images))]
     return [(torch.zeros(size, dtype=torch.long), images[:size]) for size in sizes]
 

@@ -7,12 +7,12 @@ import time
 import torch
 import torch.multiprocessing
 
-from datasets.sampler import share_of
+from datasets.sampler import shard_slice
 from processor.parallel import alone
 from run_scripts.benchmark.machine import cores, wait_for
 from run_scripts.benchmark.workload import Training, recipe, synthetic_batches
 from utils import comm
-from utils.batch_shard import ALONE, meet
+from utils.batch_shard import WHOLE_BATCH, sync_batch_shards
 
 WARM_UP = 2     # steps
 
@@ -53,7 +53,7 @@ def take_part(rank, count, port, together, setting, answers):
             comm.synchronize()
             began = time.perf_counter()
             for rows in itertools.islice(batches, setting.steps):
-                training(*(meet(rows)[::-1] if together else (rows, ALONE)))
+                training(*(sync_batch_shards(rows)[::-1] if together else (rows, WHOLE_BATCH)))
             wait_for(training.args.device)
             comm.synchronize()
             seconds.append(time.perf_counter() - began)
@@ -62,5 +62,5 @@ def take_part(rank, count, port, together, setting, answers):
 
 def shared(batch, size):
     """This process's rows of a batch."""
-    own = share_of(size, comm.get_rank(), comm.get_world_size())
+    own = shard_slice(size, comm.get_rank(), comm.get_world_size())
     return {name: value[own] for name, value in batch.items()}

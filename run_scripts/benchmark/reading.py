@@ -2,12 +2,12 @@
 import os
 
 from datasets import build_dataloader
-from datasets.build import workers
+from datasets.build import worker_count
 from datasets.synthpedes import generate
 from run_scripts.benchmark import released_way
 from run_scripts.benchmark.machine import timed
 from run_scripts.benchmark.workload import recipe
-from datasets.device_augmentation import finish
+from datasets.device_augmentation import augment_on_device
 
 
 def make_dataset(root, ids):
@@ -27,7 +27,7 @@ def measure_reading(kind, root, setting):
     if cache:
         stored = 3 * args.img_size[0] * args.img_size[1]
     if kind == 'released':
-        loader = released_way.training_loader(samples, args.img_size, args.batch_size, workers(args))
+        loader = released_way.training_loader(samples, args.img_size, args.batch_size, worker_count(args))
 
     def epoch():
         passed = 0
@@ -35,7 +35,7 @@ def measure_reading(kind, root, setting):
             passed += sum(value.nbytes for value in batch.values())
             batch = {name: value.to(setting.device, non_blocking=True) for name, value in batch.items()}
             if kind == 'finished':
-                finish(batch['images'], batch['views'])
+                augment_on_device(batch['images'], batch['augmentation_params'])
         return passed
     timing, passed = timed(epoch, *setting.pace)      # its others are the loader's workers
     return {'seconds': timing['seconds'], 'samples': len(samples), 'workers': loader.num_workers,

@@ -4,7 +4,7 @@ import json
 import statistics
 from dataclasses import asdict
 
-from datasets.image_cache import in_words
+from datasets.image_cache import format_bytes
 from run_scripts.benchmark.memory import HELD
 from run_scripts.benchmark.ranking import DIMENSIONS
 from run_scripts.benchmark.rows import RELEASED, say
@@ -66,9 +66,9 @@ class Report:
 
     def about(self):
         machine = self.machine
-        gpu = [f"{machine['gpu']}, {in_words(machine['gpu_memory'])}"] if 'gpu' in machine else []
+        gpu = [f"{machine['gpu']}, {format_bytes(machine['gpu_memory'])}"] if 'gpu' in machine else []
         versions = ', '.join(f'{name} {version}' for name, version in machine['versions'].items())
-        return '; '.join([f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, {in_words(machine['memory'])}", *gpu,
+        return '; '.join([f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, {format_bytes(machine['memory'])}", *gpu,
                           f"{machine['matrix_precision']} matrices at {machine['matrix_rate'] / 1e12:.3g} TFLOP/s", versions])
 
     def heading(self, table, rows):
@@ -101,7 +101,7 @@ def in_short(row):
 
 def note(row):
     if 'does_not_fit' in row:
-        return f"does not fit (needs {in_words(row['does_not_fit'])})"
+        return f"does not fit (needs {format_bytes(row['does_not_fit'])})"
     if disturbed(row):
         return f"disturbed: others took {row['others']:.0%} of the cores{'; ' * ('error' in row)}{row.get('error', '')}"
     return row.get('error', '')
@@ -127,7 +127,7 @@ def percent(name):
 
 
 def size(name):
-    return lambda row: in_words(row[name])
+    return lambda row: format_bytes(row[name])
 
 
 def kilobytes(name):

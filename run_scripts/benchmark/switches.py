@@ -21,7 +21,7 @@ def mlm_everywhere(head, encoded, batch):
 
 def pass_twice(trainer):
     """A text pass for mlm beside the one for retrieval, although both read the same masked captions."""
-    trainer.model.rewritten = lambda batch, peers: {**batch, 'mlm_ids': batch['caption_ids']}
+    trainer.model.rewritten = lambda batch, shard: {**batch, 'mlm_ids': batch['caption_ids']}
 
 
 def attend_by_maps(trainer):

@@ -7,8 +7,8 @@ import torch
 
 from datasets.bases import TextDataset, default_tokenizer
 from datasets.masking import mask_tokens
-from datasets.transforms import draw_view
-from datasets.device_augmentation import finish
+from datasets.transforms import sample_augmentation
+from datasets.device_augmentation import augment_on_device
 from model import build_model
 from model.build import total_loss
 from processor.processor import LOOK_EVERY
@@ -17,7 +17,7 @@ from run_scripts import ROOT
 from run_scripts.benchmark import released_way
 from solver import build_optimizer
 from utils.options import get_args
-from utils.batch_shard import ALONE
+from utils.batch_shard import WHOLE_BATCH
 from utils.seeding import derive_seed, seed_all
 from utils.simple_tokenizer import MASK
 
@@ -86,10 +86,10 @@ class Training:
         if switch:
             switch(self)
 
-    def __call__(self, batch, peers=ALONE):
+    def __call__(self, batch, shard=WHOLE_BATCH):
         self.done += 1
         seed_all(derive_seed(self.args.seed, 1, self.done))
-        results = self.step(batch, peers)
+        results = self.step(batch, shard)
         self.names = ('loss', *results)
         self.unseen.append(torch.stack([total_loss(results), *results.values()]))
         if self.done % self.look_every == 0:
@@ -114,10 +114,10 @@ def synthetic_batches(setting, way=Way('ours')):
     for _ in range(setting.batches):
         ids, labels = masked_captions(args.batch_size, args.text_length, rng)
         images = torch.randint(256, (args.batch_size, 3, *args.img_size), generator=generator, dtype=torch.uint8)
-        views = torch.stack([draw_view(args.img_size, args.img_aug, rng.getrandbits(60)) for _ in range(args.batch_size)])
+        views = torch.stack([sample_augmentation(args.img_size, args.img_aug, rng.getrandbits(60)) for _ in range(args.batch_size)])
         batch = {'pids': torch.randint(IDENTITIES, (args.batch_size,), generator=generator), 'image_ids': torch.arange(args.batch_size),
                  'caption_ids': ids, 'mlm_labels': labels}
-        batch.update({'images': images, 'views': views} if way.cached else {'images': finish(images, views)})
+        batch.update({'images': images, 'augmentation_params': views} if way.cached else {'images': augment_on_device(images, views)})
         batch.update({'mlm_ids': ids.clone()} if way.released else {})
         batches.append({name: pinned(value, setting) for name, value in batch.items()})
     return batches

@@ -7,6 +7,6 @@ from datasets import bases
 
 if __name__ == '__main__':
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    bases.MANY = 8
+    bases.MIN_CACHED_CAPTIONS = 8
     sys.argv = sys.argv[1:]
     runpy.run_path(os.path.join(root, sys.argv[0]), run_name='__main__')

@@ -7,7 +7,7 @@ import pytest
 
 from datasets.registry import datasets as known_datasets
 from datasets.build import build_dataset
-from datasets.bases import first_captions, missing_files, renumbered
+from datasets.bases import limit_training_samples, missing_files, renumber_samples
 from datasets.cuhkpedes import CUHKPEDES
 from datasets.icfgpedes import ICFGPEDES
 from utils.errors import UserError
@@ -101,7 +101,7 @@ def test_holes_are_closed_and_logged(make_dataset, tmp_path, caplog):
 def test_whole_numbering_is_left_alone(caplog):
     samples = [(1, 0, 'a', 'x'), (0, 1, 'b', 'y')]
     with caplog.at_level(logging.INFO):
-        assert renumbered(samples, 'here') == (samples, {0, 1})
+        assert renumber_samples(samples, 'here') == (samples, {0, 1})
     assert not caplog.text
 
 
@@ -117,11 +117,11 @@ def test_identity_in_two_splits_is_said(make_dataset, tmp_path, caplog):
 def test_first_captions(caplog):
     samples = [(pid, n, f'{n}.jpg', f'caption {n}') for n, pid in enumerate([5, 5, 0, 2, 1])]
     with caplog.at_level(logging.INFO):
-        kept, pids = first_captions(samples, 3, 'here')
+        kept, pids = limit_training_samples(samples, 3, 'here')
     assert kept == [(1, 0, '0.jpg', 'caption 0'), (1, 1, '1.jpg', 'caption 1'), (0, 2, '2.jpg', 'caption 2')]
     assert pids == {0, 1}
     assert '--limit_train: the first 3 of 5 training captions' in caplog.text
-    assert len(first_captions(samples, 100, 'here')[0]) == 5
+    assert len(limit_training_samples(samples, 100, 'here')[0]) == 5
 
 
 # -- what is missing ---------------------------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ def test_mals(root):
 def test_pa100k_has_prompts_for_captions(root):
     dataset = build_dataset('PA-100K', root)
     assert [len(dataset.train), len(dataset.val['img_paths']), len(dataset.test['img_paths'])] == [6, 3, 4]
-    assert len(dataset.test['captions']) == 52 and dataset.test['captions'][1] == PA100K[0][1] and dataset.recognises
+    assert len(dataset.test['captions']) == 52 and dataset.test['captions'][1] == PA100K[0][1] and dataset.evaluates_attributes
     assert dataset.attributes('test')[0].tolist() == [[i % 2] * 26 for i in range(4)]
 
 

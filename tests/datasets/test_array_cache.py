@@ -8,23 +8,23 @@ import pytest
 import torch
 
 from datasets import bases
-from datasets.array_cache import Samples, Strings, digest_of, open_arrays
+from datasets.array_cache import Samples, Strings, compute_key, load_or_make_arrays
 
 TEXTS = ['a man', '', 'Grüße 👋', 'x' * 1000]
 
 
 def test_strings():
-    strings = Strings.of(TEXTS)
+    strings = Strings.from_texts(TEXTS)
     for other in (strings, pickle.loads(pickle.dumps(strings))):
         assert list(other) == TEXTS and other[-1] == TEXTS[-1] and other[1:3] == TEXTS[1:3] and len(other) == 4
     with pytest.raises(IndexError):
         strings[4]
-    assert len({Strings.of(texts).digest() for texts in (TEXTS, TEXTS[:3], ['a', ' man'], ['a ', 'man'], [])}) == 5
-    assert list(Strings.of([])) == []
+    assert len({Strings.from_texts(texts).digest() for texts in (TEXTS, TEXTS[:3], ['a', ' man'], ['a ', 'man'], [])}) == 5
+    assert list(Strings.from_texts([])) == []
 
 
 def test_samples_are_tuples():
-    samples = Samples(np.array([3, 3]), np.array([0, 0]), np.array([0, 0]), Strings.of(['a/1.jpg']), Strings.of(['one', 'two']), 'imgs')
+    samples = Samples(np.array([3, 3]), np.array([0, 0]), np.array([0, 0]), Strings.from_texts(['a/1.jpg']), Strings.from_texts(['one', 'two']), 'imgs')
     assert list(samples) == [(3, 0, os.path.join('imgs', 'a/1.jpg'), 'one'), (3, 0, os.path.join('imgs', 'a/1.jpg'), 'two')]
     assert samples[:1] == [samples[0]] and [type(value) for value in samples[0]] == [int, int, str, str]
 
@@ -38,7 +38,7 @@ def arrays(folder, made, key='k1', values=(1, 2, 3)):
     def make():
         made.append(key)
         return {'numbers': np.array(values), 'others': np.zeros((2, 0), np.uint8)}
-    return open_arrays(str(folder), 'tokens', key, make)
+    return load_or_make_arrays(str(folder), 'tokens', key, make)
 
 
 def test_made_once_and_mapped(tmp_path, made):
@@ -148,7 +148,7 @@ def test_a_folder_that_cannot_be_written(tmp_path, made, caplog):
 
 
 def test_tokens_of_many_captions_are_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(bases, 'MANY', 3)
+    monkeypatch.setattr(bases, 'MIN_CACHED_CAPTIONS', 3)
     made, tokenize = [], bases.tokenize
     monkeypatch.setattr(bases, 'tokenize', lambda caption, *settings: (made.append(caption), tokenize(caption, *settings))[1])
     captions, folder = ['a man', 'a woman in red', 'somebody'], str(tmp_path / 'token_cache')
@@ -165,7 +165,7 @@ def test_tokens_of_many_captions_are_kept(tmp_path, monkeypatch):
 
 
 def test_a_flipped_bit_never_gives_another_token(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(bases, 'MANY', 3)
+    monkeypatch.setattr(bases, 'MIN_CACHED_CAPTIONS', 3)
     captions, folder = ['a man', 'a woman in red', 'somebody'], tmp_path / 'token_cache'
     plain = bases.tokenize_all(captions, 20, folder=str(folder)).clone()      # it is a map of the file
     flip(next(folder.glob('*/tokens.npy')), 128 + 4)
@@ -174,4 +174,4 @@ def test_a_flipped_bit_never_gives_another_token(tmp_path, monkeypatch, caplog):
 
 
 def test_digests():
-    assert digest_of(1, 'a') == digest_of(1, 'a') != digest_of('1', 'a') and len(digest_of()) == 16
+    assert compute_key(1, 'a') == compute_key(1, 'a') != compute_key('1', 'a') and len(compute_key()) == 16

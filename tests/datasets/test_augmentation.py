@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torchvision import transforms as T
 
-from datasets.augmentation import (IMAGENET, SomeDraws, disturb_tokens, seeded, simclr_transforms, tbps_caption,
+from datasets.augmentation import (IMAGENET, RandomChoices, perturb_tokens, seeded, simclr_transforms, augment_tbps_caption,
                                    tbps_transforms)
 from utils.simple_tokenizer import without_marks
 
@@ -22,7 +22,7 @@ def image():
 def test_disturbed_tokens_are_masked_replaced_and_removed_as_often_as_released():
     rng, counts, total = random.Random(0), {'masked': 0, 'removed': 0, 'replaced': 0}, 0
     for _ in range(2000):
-        ids, places = disturb_tokens(CAPTION, rng, MASK)
+        ids, places = perturb_tokens(CAPTION, rng, MASK)
         assert len(places) == len(CAPTION) - (20 - ids.index(49407) + 1)
         content = ids[1:ids.index(49407)]
         assert ids[0] == 49406 and len(ids) == len(CAPTION) and not any(ids[ids.index(49407) + 1:])
@@ -35,10 +35,10 @@ def test_disturbed_tokens_are_masked_replaced_and_removed_as_often_as_released()
 
 
 def test_disturbed_tokens_follow_from_the_seed_and_masks_are_left_alone():
-    assert disturb_tokens(CAPTION, random.Random(3), MASK) == disturb_tokens(CAPTION, random.Random(3), MASK)
+    assert perturb_tokens(CAPTION, random.Random(3), MASK) == perturb_tokens(CAPTION, random.Random(3), MASK)
     masks = [49406, MASK, MASK, 49407, 0]
-    assert all(disturb_tokens(masks, random.Random(seed), MASK)[0] == masks for seed in range(50))
-    assert any(disturb_tokens([49406, 5, 49407], random.Random(seed), MASK)[0] == [49406, 49407, 0] for seed in range(200))
+    assert all(perturb_tokens(masks, random.Random(seed), MASK)[0] == masks for seed in range(50))
+    assert any(perturb_tokens([49406, 5, 49407], random.Random(seed), MASK)[0] == [49406, 49407, 0] for seed in range(200))
 
 
 def test_captions_are_cleaned():
@@ -50,7 +50,7 @@ def test_captions_are_cleaned():
 def test_words_are_deleted_and_captions_exchanged_for_their_back_translations():
     rng, words, translated = random.Random(0), 0, 0
     for _ in range(4000):
-        drawn = tbps_caption('a b c d e f g h i j', rng, 'k l m n o p q r s t').split()
+        drawn = augment_tbps_caption('a b c d e f g h i j', rng, 'k l m n o p q r s t').split()
         translated += drawn[0] >= 'k'
         words += len(drawn)
     assert translated / 4000 == pytest.approx(0.1, abs=0.015) and words / 40000 == pytest.approx(0.95, abs=0.005)
@@ -58,10 +58,10 @@ def test_words_are_deleted_and_captions_exchanged_for_their_back_translations():
 
 def test_something_always_stays_of_a_caption():
     seeds = [random.Random(seed) for seed in range(100)]
-    assert {tbps_caption('Coat.', rng, deletion=1.0) for rng in seeds} == {'coat'}
-    assert {tbps_caption('red coat', rng, deletion=1.0) for rng in seeds} == {'red', 'coat'}
-    assert {tbps_caption('red coat', rng, translated=' . ', back_translation=1.0, deletion=0.0) for rng in seeds} == {'red coat'}
-    assert tbps_caption('', seeds[0]) == ''
+    assert {augment_tbps_caption('Coat.', rng, deletion=1.0) for rng in seeds} == {'coat'}
+    assert {augment_tbps_caption('red coat', rng, deletion=1.0) for rng in seeds} == {'red', 'coat'}
+    assert {augment_tbps_caption('red coat', rng, translated=' . ', back_translation=1.0, deletion=0.0) for rng in seeds} == {'red coat'}
+    assert augment_tbps_caption('', seeds[0]) == ''
 
 
 def test_two_are_drawn_with_replacement_in_any_order():
@@ -73,7 +73,7 @@ def test_two_are_drawn_with_replacement_in_any_order():
         def forward(self, word):
             return word + self.letter
     torch.manual_seed(0)
-    drawn = {SomeDraws([Add(letter) for letter in 'abc'])('') for _ in range(200)}
+    drawn = {RandomChoices([Add(letter) for letter in 'abc'])('') for _ in range(200)}
     assert drawn == {x + y for x in 'abc' for y in 'abc'}
 
 

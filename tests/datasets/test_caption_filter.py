@@ -8,8 +8,8 @@ import torch
 from datasets import attributes, bases
 from datasets.attributes import ADJECTIVE, NOUN, OTHER, PRONOUN
 from datasets.bases import ImageTextDataset, default_tokenizer, tokenize
-from datasets.build import training_loader
-from datasets.masking import keep_naming, mask_tokens, noun_chances
+from datasets.build import build_training_loader
+from datasets.masking import descriptive_positions, mask_tokens, noun_mask_probabilities
 from tests.support import options
 from utils.errors import UserError
 
@@ -89,15 +89,15 @@ def test_filter_of_a_cut_caption(tagged):
 
 def test_keep_naming_by_hand():
     ids, parts = [START, 11, 12, 13, 14, END, 0], [OTHER, NOUN, OTHER, PRONOUN, ADJECTIVE, OTHER, OTHER]
-    assert keep_naming(ids, parts, MASK) == [0, 1, 3, 4, 5]
-    assert keep_naming(ids, [OTHER] * 7, MASK) == [0, 1, 2, 3, 4, 5]
+    assert descriptive_positions(ids, parts, MASK) == [0, 1, 3, 4, 5]
+    assert descriptive_positions(ids, [OTHER] * 7, MASK) == [0, 1, 2, 3, 4, 5]
 
 
 def test_the_first_byte_of_the_vocabulary_is_a_word_and_no_padding():
     """The '!' of '!/' has the id 0, as padding has: the end token tells where a caption ends."""
     ids = tokenize('wow !/', default_tokenizer(), 8).tolist()
     assert ids == [START, 2781, 0, 270, END, 0, 0, 0]
-    assert keep_naming(ids, [OTHER] * 8, MASK) == [0, 1, 2, 3, 4]
+    assert descriptive_positions(ids, [OTHER] * 8, MASK) == [0, 1, 2, 3, 4]
 
 
 def test_filtered_attributes_stay_on_their_words(tagged):
@@ -113,7 +113,7 @@ def test_filtered_attributes_stay_on_their_words(tagged):
 # -- noun masking --------------------------------------------------------------------------------------------------------
 
 def test_noun_chances():
-    assert noun_chances([NOUN, ADJECTIVE, PRONOUN, OTHER]) == [0.30, 0.30, 0.05, 0.05]
+    assert noun_mask_probabilities([NOUN, ADJECTIVE, PRONOUN, OTHER]) == [0.30, 0.30, 0.05, 0.05]
 
 
 def test_noun_masking_rates(tagged):
@@ -195,12 +195,12 @@ def test_options_reach_the_dataset(tagged):
     samples = [(0, 0, '0.png', CAPTION)] * 4
     args = options(loss_names='sdm+mae', mask_ratio=0.7, mlm_masking='noun', caption_masking='inplace', caption_filter=0.3, batch_size=2,
                    num_workers=0)
-    dataset = training_loader(args, samples).dataset
+    dataset = build_training_loader(args, samples).dataset
     assert (dataset.mlm_masking, dataset.caption_filter, dataset.inplace, dataset.masks) == ('noun', 0.3, True, True)
     for name in ('mlm_masking', 'caption_filter', 'attribute_tagger'):    # a caller's own options from before these were
         delattr(args, name)
     args.caption_masking = 'clean'
-    assert training_loader(args, samples).dataset.caption_filter == 0
+    assert build_training_loader(args, samples).dataset.caption_filter == 0
 
 
 def test_the_tagger_that_comes_along():

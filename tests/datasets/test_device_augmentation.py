@@ -6,9 +6,9 @@ import torch
 from PIL import Image
 from torchvision import transforms as T
 
-from datasets.transforms import MEAN, STD, build_transforms, draw_view
+from datasets.transforms import MEAN, STD, build_transforms, sample_augmentation
 from utils.seeding import derive_seed
-from datasets.device_augmentation import finish
+from datasets.device_augmentation import augment_on_device
 
 NOTHING = torch.tensor([[0, 10, 10, 0, 0, 0, 0]])   # neither mirrored nor moved nor erased
 DRAWS = 4000
@@ -38,35 +38,35 @@ def torchvisions(image, size, aug, seeds):
                                               ((384, 128), False, 8)])
 def test_the_seed_gives_what_torchvision_makes_of_it(size, aug, count):
     image, seeds = noise(*size), [derive_seed(1, n) for n in range(count)]
-    views = torch.stack([draw_view(size, aug, seed) for seed in seeds])
+    views = torch.stack([sample_augmentation(size, aug, seed) for seed in seeds])
     assert views.shape == (count, 7) and views.dtype == torch.int32
-    assert torch.equal(finish(pixels(image).expand(count, -1, -1, -1), views), torchvisions(image, size, aug, seeds))
+    assert torch.equal(augment_on_device(pixels(image).expand(count, -1, -1, -1), views), torchvisions(image, size, aug, seeds))
 
 
 def test_resized_images():
     image = noise(90, 40)
     resized = pixels(image.resize((16, 48), Image.Resampling.BILINEAR))[None]
-    assert torch.equal(finish(resized, draw_view((48, 16), True, 5)[None]), torchvisions(image, (48, 16), True, [5]))
-    assert torch.equal(finish(resized)[0], build_transforms((48, 16), is_train=False)(image))
+    assert torch.equal(augment_on_device(resized, sample_augmentation((48, 16), True, 5)[None]), torchvisions(image, (48, 16), True, [5]))
+    assert torch.equal(augment_on_device(resized)[0], build_transforms((48, 16), is_train=False)(image))
 
 
 def test_rectangles_that_never_fit_are_left_out():
-    erased = sum(bool(draw_view((4, 400), True, seed)[5]) for seed in range(400))
+    erased = sum(bool(sample_augmentation((4, 400), True, seed)[5]) for seed in range(400))
     assert 0 < erased < 120   # torchvision tries ten times, for half of the images
 
 
 def test_without_augmentation_images_are_only_mirrored():
-    views = torch.stack([draw_view((48, 16), False, seed) for seed in range(200)])
+    views = torch.stack([sample_augmentation((48, 16), False, seed) for seed in range(200)])
     assert torch.equal(views[:, 1:], NOTHING[:, 1:].expand(200, -1).int())
     assert 70 < views[:, 0].sum() < 130
 
 
 def test_drawing_leaves_the_global_generator_alone():
     state = torch.get_rng_state()
-    one = draw_view((48, 16), True, 3)
+    one = sample_augmentation((48, 16), True, 3)
     assert torch.equal(torch.get_rng_state(), state)
     torch.rand(1)
-    assert torch.equal(draw_view((48, 16), True, 3), one)
+    assert torch.equal(sample_augmentation((48, 16), True, 3), one)
 
 
 # -- finish by itself ----------------------------------------------------------------------------------------------------
@@ -92,42 +92,42 @@ def test_each_step_against_a_plain_computation():
     image = pixels(noise(13, 12))
     views = [[0, 10, 10, 0, 0, 0, 0], [1, 10, 10, 0, 0, 0, 0], [0, 0, 20, 0, 0, 0, 0], [1, 20, 3, 0, 0, 0, 0], [0, 10, 10, 2, 3, 4, 5],
              [1, 7, 12, 9, 8, 4, 4]]
-    batch = finish(image.expand(len(views), -1, -1, -1), torch.tensor(views))
+    batch = augment_on_device(image.expand(len(views), -1, -1, -1), torch.tensor(views))
     for result, view in zip(batch, views):
         torch.testing.assert_close(result, plainly(image, view), rtol=1e-5, atol=1e-5)
 
 
 def test_result_and_arguments():
     images = torch.stack([pixels(noise(48, 16)), pixels(noise(48, 16)).flip(0)])
-    views = torch.stack([draw_view((48, 16), True, seed) for seed in (1, 2)])
+    views = torch.stack([sample_augmentation((48, 16), True, seed) for seed in (1, 2)])
     before = images.clone(), views.clone()
-    result = finish(images, views)
+    result = augment_on_device(images, views)
     assert result.dtype == torch.float32 and result.shape == images.shape
     assert torch.equal(images, before[0]) and torch.equal(views, before[1])
-    assert torch.equal(result, finish(images, views.long()))
-    assert torch.equal(result[1:], finish(images[1:], views[1:]))
-    assert torch.equal(finish(images), finish(images, NOTHING.expand(2, -1)))
+    assert torch.equal(result, augment_on_device(images, views.long()))
+    assert torch.equal(result[1:], augment_on_device(images[1:], views[1:]))
+    assert torch.equal(augment_on_device(images), augment_on_device(images, NOTHING.expand(2, -1)))
 
 
 def test_nothing_is_read_back_from_the_device():
     # Tensors of the meta device have no values: an item(), a nonzero() or a boolean index raises.
     images, views = torch.empty(4, 3, 48, 16, dtype=torch.uint8, device='meta'), torch.empty(4, 7, dtype=torch.int32, device='meta')
-    for result in (finish(images, views), finish(images)):
+    for result in (augment_on_device(images, views), augment_on_device(images)):
         assert result.device.type == 'meta' and result.shape == (4, 3, 48, 16) and result.dtype == torch.float32
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 def test_on_a_gpu_without_waiting_for_it():
     images = torch.stack([pixels(noise(384, 128))] * 16)
-    views = torch.stack([draw_view((384, 128), True, seed) for seed in range(16)])
+    views = torch.stack([sample_augmentation((384, 128), True, seed) for seed in range(16)])
     on_gpu = images.cuda(), views.cuda()
-    finish(*on_gpu)   # makes the constants
+    augment_on_device(*on_gpu)   # makes the constants
     torch.cuda.set_sync_debug_mode('error')
     try:
-        result = finish(*on_gpu)
+        result = augment_on_device(*on_gpu)
     finally:
         torch.cuda.set_sync_debug_mode('default')
-    torch.testing.assert_close(result.cpu(), finish(images, views), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(result.cpu(), augment_on_device(images, views), rtol=1e-6, atol=1e-6)
 
 
 # -- the distribution of the draws, whatever the seed --------------------------------------------------------------------
@@ -135,7 +135,7 @@ def test_on_a_gpu_without_waiting_for_it():
 @pytest.fixture(scope='module')
 def drawn():
     """int64 [DRAWS, 7] for 384x128, with seeds as the samplers give them."""
-    return torch.stack([draw_view((384, 128), True, derive_seed(1, 1, index, 0)) for index in range(DRAWS)]).long()
+    return torch.stack([sample_augmentation((384, 128), True, derive_seed(1, 1, index, 0)) for index in range(DRAWS)]).long()
 
 
 def test_half_are_mirrored_and_half_erased_independently(drawn):

@@ -17,7 +17,7 @@ from utils.errors import UserError
 
 @pytest.fixture(autouse=True)
 def few_are_many(monkeypatch):
-    monkeypatch.setattr(bases, 'MANY', 3)
+    monkeypatch.setattr(bases, 'MIN_CACHED_CAPTIONS', 3)
 
 
 def image(root, *path):
@@ -73,7 +73,7 @@ MADE = {'MALS': make_mals, 'CUHK-PEDES': make_lists, 'PA-100K': make_pa100k, 'pe
 
 def content(dataset):
     labels = [dataset.attributes(split)[0].tolist() for split in bases.SPLITS] if dataset.attributes('train') else None
-    return ([list(dataset.train), dataset.val, dataset.test, dataset.statistics(), labels, dataset.translations()],
+    return ([list(dataset.train), dataset.val, dataset.test, dataset.statistics(), labels, dataset.back_translations()],
             [[*getattr(dataset, f'{split}_annos')] for split in bases.SPLITS],
             [getattr(dataset, f'{split}_id_container') for split in bases.SPLITS])
 
@@ -82,10 +82,10 @@ def content(dataset):
 def test_a_second_start_has_the_same_without_reading(tmp_path, monkeypatch, name):
     root = str(tmp_path)
     folder = os.path.join(root, MADE[name](root), 'listing_cache')
-    monkeypatch.setattr(bases, 'MANY', 10 ** 6)
+    monkeypatch.setattr(bases, 'MIN_CACHED_CAPTIONS', 10 ** 6)
     plain = build_dataset(name, root)
     assert isinstance(plain.train, list) and isinstance(plain.train_annos, list) and not os.path.exists(folder)
-    monkeypatch.setattr(bases, 'MANY', 3)
+    monkeypatch.setattr(bases, 'MIN_CACHED_CAPTIONS', 3)
     first = build_dataset(name, root)
     assert [file.startswith(f'{name}_') for file in os.listdir(folder)] == [True]
     monkeypatch.setattr(BaseDataset, 'entries', None)    # reads
@@ -154,9 +154,9 @@ def test_other_checks_read_the_annotation_again(annotated, monkeypatch):
     """What was kept has passed the checks of before."""
     path, folder = annotated
     captions(path)
-    monkeypatch.setattr('datasets.entries.file_digest', lambda file: 'x' if file.endswith('bases.py') else file)
+    monkeypatch.setattr('datasets.entries.hash_file', lambda file: 'x' if file.endswith('bases.py') else file)
     first = entries.key_of(bases.BaseDataset, str(path))
-    monkeypatch.setattr('datasets.entries.file_digest', lambda file: 'y' if file.endswith('bases.py') else file)
+    monkeypatch.setattr('datasets.entries.hash_file', lambda file: 'y' if file.endswith('bases.py') else file)
     assert entries.key_of(bases.BaseDataset, str(path)) != first
 
 
@@ -237,16 +237,16 @@ def test_batches_are_those_of_a_start_without_it(annotated, tmp_path, monkeypatc
     args = options(dataset_name='CUHK-PEDES', root_dir=str(tmp_path), img_size=(32, 16), batch_size=4, num_workers=0, training=True,
                    batch_fields=('mlm_ids', 'mlm_labels'), **changes)
     kept = [batch_of(args) for _ in range(2)]
-    monkeypatch.setattr(bases, 'MANY', 10 ** 6)
+    monkeypatch.setattr(bases, 'MIN_CACHED_CAPTIONS', 10 ** 6)
     plain = batch_of(args)
     assert kept[0].keys() == plain.keys()
     assert all(torch.equal(batch[name], plain[name]) for batch in kept for name in plain)
 
 
 def test_entries_by_place():
-    from datasets.entries import arrays_of
+    from datasets.entries import entries_to_arrays
     dicts = [{'id': 4, 'split': 'val', 'captions': ['a', 'b'], 'f': 'x'}, {'id': 2, 'split': 'val', 'captions': ['c'], 'f': 'y'}]
-    entries = Entries(arrays_of(dicts, 'f'), 'val', 'f')
+    entries = Entries(entries_to_arrays(dicts, 'f'), 'val', 'f')
     assert list(entries) == dicts and entries[-1] == dicts[1] and entries[:1] == dicts[:1] and len(entries) == 2
     part = entries.where([False, True])
     assert list(part) == dicts[1:] and list(part.captions()) == ['c'] and list(part.paths('d')) == [os.path.join('d', 'y')]

@@ -21,7 +21,7 @@ from datasets.transforms import build_transforms
 from tests.support import HANG_TIMEOUT, options
 from utils.errors import UserError
 from utils.iotools import read_image
-from datasets.device_augmentation import finish
+from datasets.device_augmentation import augment_on_device
 
 SIZE = (24, 8)
 
@@ -103,7 +103,7 @@ def test_images_are_the_pipelines_resized_ones(store_of, images):
     for path in images:
         image = store[path]
         assert image.dtype == torch.uint8 and torch.equal(image, expected(path))
-        assert torch.equal(finish(image[None])[0], build_transforms(SIZE, is_train=False)(read_image(path)))
+        assert torch.equal(augment_on_device(image[None])[0], build_transforms(SIZE, is_train=False)(read_image(path)))
         image.zero_()   # a copy, which changes nothing
     assert holds(store, images) and store.img_size == SIZE
 
@@ -396,7 +396,7 @@ def test_a_batch_never_holds_damaged_pixels(args):
         flip(store.file, place + 11, 64)
     cached = build_dataloader(args(image_cache='auto'))[0]
     for one, other in zip(plain, epoch(cached), strict=True):
-        assert torch.equal(one['images'], finish(other['images'], other['views']))
+        assert torch.equal(one['images'], augment_on_device(other['images'], other['augmentation_params']))
 
 
 def test_two_processes_at_once(store_of, images, tmp_path, monkeypatch):
@@ -503,16 +503,16 @@ def test_training_batches_are_those_without_a_cache(args, img_aug, workers, many
     cached = build_dataloader(args(img_aug=img_aug, num_workers=workers, image_cache='auto'))[0]
     for number in (1, 2):
         for one, other in zip(epoch(plain, number), epoch(cached, number), strict=True):
-            assert other['images'].dtype == torch.uint8 and other['views'].dtype == torch.int32
-            assert set(other) == set(one) | {'views'}
-            assert torch.equal(finish(other['images'], other.pop('views')), one.pop('images'))
+            assert other['images'].dtype == torch.uint8 and other['augmentation_params'].dtype == torch.int32
+            assert set(other) == set(one) | {'augmentation_params'}
+            assert torch.equal(augment_on_device(other['images'], other.pop('augmentation_params')), one.pop('images'))
             assert all(torch.equal(one[name], other[name]) for name in one)
     close(cached)
 
 
 def test_each_sample_of_a_batch_has_its_own_view(args):
     batch, = epoch(build_dataloader(args(image_cache='auto', batch_size=16))[0])
-    assert len(batch['views'].unique(dim=0)) == 16
+    assert len(batch['augmentation_params'].unique(dim=0)) == 16
     assert len(batch['image_ids'].unique()) == 8   # the two captions of an image, too
 
 
@@ -521,7 +521,7 @@ def test_evaluation_batches_are_those_without_a_cache(args, workers, many_cores)
     plain = build_dataloader(args(training=False))[0]
     cached = build_dataloader(args(training=False, num_workers=workers, image_cache='auto'))[0]
     for (pids, images), (other_pids, stored) in zip(plain, cached, strict=True):
-        assert torch.equal(pids, other_pids) and stored.dtype == torch.uint8 and torch.equal(images, finish(stored))
+        assert torch.equal(pids, other_pids) and stored.dtype == torch.uint8 and torch.equal(images, augment_on_device(stored))
     close(cached)
 
 
@@ -551,7 +551,7 @@ def test_broken_images_are_skipped_as_without_a_cache(args):
     cached = build_dataloader(args(skip_broken=True, image_cache='auto'))[0]
     for one, other in zip(epoch(plain), epoch(cached), strict=True):
         assert one.get('skipped') == other.get('skipped')
-        assert torch.equal(one['images'], finish(other['images'], other['views']))
+        assert torch.equal(one['images'], augment_on_device(other['images'], other['augmentation_params']))
 
 
 def test_evaluation_never_leaves_out(args):

@@ -9,7 +9,7 @@ from PIL import Image
 from torchvision.transforms.functional import resize, to_tensor, InterpolationMode
 
 from datasets import build_dataloader
-from datasets.build import build_training
+from datasets.build import build_training_loaders
 from datasets.synthpedes import generate
 from model.backbones.aptm import Aptm
 from processor.evaluation import embed
@@ -77,7 +77,7 @@ def test_whose_statistics(trained_on, dataset, expected):
 
 
 def test_validation_of_pretraining_has_its_own_statistics(root, tmp_path):
-    loaders = build_training(settings(root, tmp_path, dataset_name='MALS', eval_dataset='CUHK-PEDES'))
+    loaders = build_training_loaders(settings(root, tmp_path, dataset_name='MALS', eval_dataset='CUHK-PEDES'))
     assert_normalized(loaders.evaluations['CUHK-PEDES'][0], 'CUHK-PEDES')
     own = torch.stack([normalized(sample[2], 'MALS') for sample in loaders.train.dataset.dataset])
     for sample in map(loaders.train.dataset.__getitem__, range(4)):
@@ -113,7 +113,7 @@ class Images:
 def test_joined_datasets_keep_their_own_statistics(root, tmp_path, cached):
     """In training and in evaluation. The image cache holds colors, so that statistics are no part of its key."""
     cache = {'image_cache': str(tmp_path / 'cache')} if cached else {}
-    loaders = build_training(settings(root, tmp_path, dataset_name='ICFG-PEDES+CUHK-PEDES', **cache))
+    loaders = build_training_loaders(settings(root, tmp_path, dataset_name='ICFG-PEDES+CUHK-PEDES', **cache))
     for name, (images, _) in loaders.evaluations.items():
         expected = torch.stack([normalized(path, name) for path in images.dataset.img_paths])
         torch.testing.assert_close(embed(Images().encode_image, images, Images())[0], expected.flatten(1), rtol=0, atol=1e-6)
@@ -127,7 +127,7 @@ def test_joined_datasets_keep_their_own_statistics(root, tmp_path, cached):
 
 
 def test_one_dataset_needs_no_statistics_in_its_batches(root, tmp_path):
-    loaders = build_training(settings(root, tmp_path, dataset_name='ICFG-PEDES', rand_aug=True))
-    assert 'image_statistics' not in next(iter(loaders.train))
-    joined = build_training(settings(root, tmp_path, dataset_name='ICFG-PEDES+CUHK-PEDES', backbone='clip', image_cache=str(tmp_path)))
-    assert 'image_statistics' not in next(iter(joined.train))      # CLIP's are the same for all
+    loaders = build_training_loaders(settings(root, tmp_path, dataset_name='ICFG-PEDES', rand_aug=True))
+    assert 'image_stats' not in next(iter(loaders.train))
+    joined = build_training_loaders(settings(root, tmp_path, dataset_name='ICFG-PEDES+CUHK-PEDES', backbone='clip', image_cache=str(tmp_path)))
+    assert 'image_stats' not in next(iter(joined.train))      # CLIP's are the same for all

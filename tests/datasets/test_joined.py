@@ -7,8 +7,8 @@ import pytest
 
 from datasets.bases import proportional_counts
 from datasets.check import check
-from datasets.build import build_dataloader, build_dataset, build_training
-from datasets.sampler import SharedBatches
+from datasets.build import build_dataloader, build_dataset, build_training_loaders
+from datasets.sampler import WeightedBatches
 from datasets.synthpedes import generate
 from tests.support import options
 from utils.errors import UserError
@@ -34,7 +34,7 @@ def test_identities_and_images_are_kept_apart(root):
 
 
 def test_shares_of_an_epoch():
-    sampler = SharedBatches(range(100), 10, 1, sizes=[90, 10], shares=[1, 1])
+    sampler = WeightedBatches(range(100), 10, 1, sizes=[90, 10], shares=[1, 1])
     drawn = Counter(index for batch in sampler for index, _ in batch)
     assert sum(drawn[index] for index in range(90)) == 50 and max(drawn[index] for index in range(90)) == 1
     assert {drawn[index] for index in range(90, 100)} == {5} and len(sampler) == 10
@@ -44,7 +44,7 @@ def test_shares_of_an_epoch():
     again = [index for batch in sampler for index, _ in batch]
     sampler.set_epoch(1)
     assert [index for batch in sampler for index, _ in batch] == again
-    assert sum(SharedBatches(range(7), 2, 1, sizes=[3, 4], shares=[1, 2]).counts) == 7
+    assert sum(WeightedBatches(range(7), 2, 1, sizes=[3, 4], shares=[1, 2]).counts) == 7
 
 
 def loaders(root, build=build_dataloader, **changes):
@@ -52,7 +52,7 @@ def loaders(root, build=build_dataloader, **changes):
 
 
 def training(root, **changes):
-    return loaders(root, build_training, **changes)
+    return loaders(root, build_training_loaders, **changes)
 
 
 def test_a_flag_cut_short_is_the_datasets_name():

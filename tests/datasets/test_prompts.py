@@ -9,7 +9,7 @@ from utils.errors import UserError
 
 def test_counts():
     assert len(MALS) == 27 and len(PA100K) == len(PA100K_NAMES) == 26
-    assert len(set(sentences(MALS))) == 54 and len(set(sentences(PA100K))) == 52
+    assert len(set(flatten_prompts(MALS))) == 54 and len(set(flatten_prompts(PA100K))) == 52
 
 
 @pytest.mark.parametrize('prompts, place, pair', [

@@ -7,7 +7,7 @@ from PIL import Image
 
 from datasets import build_dataloader
 from datasets.build import build_dataset
-from datasets.released_lists import list_files, pretraining_lists, read_list
+from datasets.released_lists import aptm_list_files, mals_list_files, read_aptm_list
 from tests.support import options
 from utils.errors import UserError
 
@@ -22,19 +22,19 @@ def test_rows_of_one_image_are_one_entry(tmp_path):
     path = written(tmp_path / 'finetune' / 'cuhk_train.json', [
         {'image': 'CUHK01/1.png', 'caption': 'a man', 'image_id': 1}, {'image': 'CUHK01/1.png', 'caption': 'a tall man', 'image_id': 1},
         {'image': 'CUHK01/2.png', 'caption': 'a woman', 'image_id': 2}])
-    assert [(entry['id'], entry['captions'], entry['file_path']) for entry in read_list(path, 'train')] == [
+    assert [(entry['id'], entry['captions'], entry['file_path']) for entry in read_aptm_list(path, 'train')] == [
         (1, ['a man', 'a tall man'], 'CUHK01/1.png'), (2, ['a woman'], 'CUHK01/2.png')]
-    assert list_files(str(tmp_path), 'cuhk') == {'train': path}
+    assert aptm_list_files(str(tmp_path), 'cuhk') == {'train': path}
 
 
 def test_a_list_of_captions_and_names_instead_of_numbers(tmp_path):
     path = written(tmp_path / 'gene_attrs' / 'g_4x_attrs.json', [
         {'image': 'a.jpg', 'caption': ['one', 'two'], 'image_id': 'c_0_0', 'label': [1, 0, -1]},
         {'image': 'b.jpg', 'caption': 'three', 'image_id': 'c_0_1', 'label': [0, 0, 1]}])
-    entries = read_list(path, 'train', count=3)
+    entries = read_aptm_list(path, 'train', count=3)
     assert [(entry['id'], entry['captions'], entry['label']) for entry in entries] == [
         (0, ['one', 'two'], [1, 0, -1]), (1, ['three'], [0, 0, 1])]
-    assert pretraining_lists(str(tmp_path)) == [path]
+    assert mals_list_files(str(tmp_path)) == [path]
 
 
 @pytest.mark.parametrize('one, other, people', [(7, '7', 1), (0, 'c_0', 2), ('Ann', 'ann', 2), ('7', '7.0', 2)])
@@ -43,7 +43,7 @@ def test_identities_that_are_written_in_two_ways(tmp_path, caplog, one, other, p
     path = written(tmp_path / 'finetune' / 'cuhk_train.json', [
         {'image': f'{number}.png', 'caption': 'a man', 'image_id': pid} for number, pid in enumerate((one, other))])
     wrong = []
-    for entries in (read_list(path, 'train'), read_list(path, 'train', wrong=wrong)):
+    for entries in (read_aptm_list(path, 'train'), read_aptm_list(path, 'train', wrong=wrong)):
         assert len({entry['id'] for entry in entries}) == people
     differs = other != 'c_0'
     assert ('differ in writing only' in caplog.text) == differs and len(wrong) == differs
@@ -51,7 +51,7 @@ def test_identities_that_are_written_in_two_ways(tmp_path, caplog, one, other, p
 
 def test_images_without_captions(tmp_path):
     path = written(tmp_path / 'PA100K_test.json', [{'image': '1.jpg', 'label': [1, 0]}, {'image': '2.jpg', 'label': [0, 0]}])
-    assert [(entry['id'], entry['captions'], entry['label']) for entry in read_list(path, 'test', 2, captioned=False)] == [
+    assert [(entry['id'], entry['captions'], entry['label']) for entry in read_aptm_list(path, 'test', 2, has_captions=False)] == [
         (0, [''], [1, 0]), (1, [''], [0, 0])]
 
 
@@ -63,7 +63,7 @@ def test_images_without_captions(tmp_path):
 def test_wrong_rows_are_named(tmp_path, row, message):
     path = written(tmp_path / 'list.json', [{'image': 'ok', 'caption': 'ok', 'image_id': 0, 'label': [0, 1]}, row])
     with pytest.raises(UserError, match=message):
-        read_list(path, 'train', count=2)
+        read_aptm_list(path, 'train', count=2)
 
 
 # -- TBPS-CLIP's ---------------------------------------------------------------------------------------------------------
@@ -91,7 +91,7 @@ def test_tbps_clips_lists(reid, name):
     assert [(pid, image, caption) for pid, image, _, caption in dataset.train] == [
         (i // 2, i, f'{what} {i}') for i in range(4) for what in ('man', 'coat')]
     assert dataset.test['image_pids'] == dataset.test['caption_pids'] == [7, 8, 9] and not dataset.val['captions']
-    assert dataset.translations() == {(i, f'{what} {i}'): f'guy {i}' if what == 'man' else '' for i in range(4) for what in ('man', 'coat')}
+    assert dataset.back_translations() == {(i, f'{what} {i}'): f'guy {i}' if what == 'man' else '' for i in range(4) for what in ('man', 'coat')}
 
 
 def test_tbps_clips_val_list_and_an_annotation_before_lists(reid, tmp_path, caplog):

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from datasets.sampler import (BatchSampler, IdentityBatches, IdentityBatchesOfRandomSize, RandomBatches,
+from datasets.sampler import (BatchSampler, IdentityBatches, RandomSizeIdentityBatches, RandomBatches,
                               build_batch_sampler)
 from utils.errors import UserError
 from utils.seeding import derive_seed
@@ -208,7 +208,7 @@ def test_idrannum_batches(pids):
     assert sum(len(sizes) > 1 for sizes in seen.values()) > 30  # another size in another epoch
 
 
-@pytest.mark.parametrize('kind', [IdentityBatchesOfRandomSize, IdentityBatches])
+@pytest.mark.parametrize('kind', [RandomSizeIdentityBatches, IdentityBatches])
 def test_one_instance_is_a_batch_of_different_identities(pids, kind):
     batches = indices(kind(pids, 12, 1))
     assert batches and all(len({pids[index] for index in batch}) == len(batch) == 12 for batch in batches)

@@ -18,7 +18,7 @@ from PIL import Image
 from datasets import synthpedes
 from datasets.synthpedes import baselines, people, writing
 from datasets.synthpedes.__main__ import main
-from datasets.synthpedes.drawing import Palette, new_scene, photo
+from datasets.synthpedes.drawing import Palette, new_scene, render_image
 from tests.support import HANG_TIMEOUT
 from utils.errors import UserError
 
@@ -109,9 +109,9 @@ def test_image_and_captions_are_of_the_identity_and_view():
     person['upper'] = {'kind': 'T-shirt', 'colour': 'red', 'pattern': 'plain', 'second': None, 'sleeves': 'short'}
     person['lower'] = {'kind': 'trousers', 'colour': 'black', 'pattern': 'plain', 'second': None, 'length': 'long'}
     scene = new_scene(3, 'front', tint=0, occlusion=0)
-    red = np.asarray(photo(person, scene, Palette(1, 0), (96, 48), 0), int)
+    red = np.asarray(render_image(person, scene, Palette(1, 0), (96, 48), 0), int)
     person['upper']['colour'] = 'blue'
-    blue = np.asarray(photo(person, scene, Palette(1, 0), (96, 48), 0), int)
+    blue = np.asarray(render_image(person, scene, Palette(1, 0), (96, 48), 0), int)
     shirt, legs = (slice(26, 40), slice(20, 28)), (slice(58, 80), slice(18, 30))
     assert red[shirt].mean((0, 1)).argmax() == 0 and blue[shirt].mean((0, 1)).argmax() == 2
     assert np.abs(red[legs] - blue[legs]).max() <= 2

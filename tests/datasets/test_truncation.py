@@ -43,7 +43,7 @@ def test_an_exclamation_mark_is_no_padding():
 
 
 def test_tokens_out_of_the_cache_are_counted_too(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(bases, 'MANY', 2)
+    monkeypatch.setattr(bases, 'MIN_CACHED_CAPTIONS', 2)
     for _ in range(2):
         caplog.clear()
         TextDataset([0, 1, 2], CAPTIONS, 6, token_folder=str(tmp_path))

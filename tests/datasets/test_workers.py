@@ -153,7 +153,7 @@ run(main)
 '''
 IN_THE_BATCH = 'collate(samples): return torch.utils.data.default_collate(samples)'     # shared memory is taken for the whole batch
 ON_SENDING = 'collate(samples): return torch.stack(samples)'                            # and here when the batch is sent
-MANY = 'collate(samples): return [torch.stack(samples[:2]) for _ in range(40)]'
+MIN_CACHED_CAPTIONS = 'collate(samples): return [torch.stack(samples[:2]) for _ in range(40)]'
 HANGING = 'collate(samples): time.sleep(1000)'
 
 
@@ -180,14 +180,14 @@ def test_too_little_shared_memory_is_a_sentence(collate):
 @needs_proc
 def test_too_few_open_files_are_a_sentence():
     """With these a worker starts, and a batch of many tensors cannot be sent."""
-    status, printed = printed_by_loader(MANY, shell='ulimit -n 24; exec "$@"')
+    status, printed = printed_by_loader(MIN_CACHED_CAPTIONS, shell='ulimit -n 24; exec "$@"')
     assert status == 2, printed
     sentence, = [line for line in printed.splitlines() if ': error: ' in line]
     assert 'too many open files' in sentence and 'ulimit -n' in sentence and 'lower --num_workers' in sentence
 
 
 def test_a_loader_does_not_wait_forever():
-    status, printed = printed_by_loader(HANGING, before='workers.MAX_WAIT = 3')
+    status, printed = printed_by_loader(HANGING, before='workers.MAX_WAIT_SECONDS = 3')
     assert status == 2 and 'Traceback' not in printed, printed
     assert 'no batch came from the 2 processes that read images for 3 s' in printed and '--num_workers 0' in printed
 

@@ -36,7 +36,7 @@ def batch(size=4):
 
     def masked(rows):
         parts = zip(*(mask_whole_words(row, random.Random(number), 4, frozenset(), WORDS) for number, row in enumerate(rows.tolist())))
-        return dict(zip(('ids', 'places', 'labels'), map(torch.tensor, parts)))
+        return dict(zip(('ids', 'positions', 'labels'), map(torch.tensor, parts)))
     prompts = torch.randint(5, WORDS, (6, 5), generator=generator)
     images = torch.randn(size, 3, 1, 1, generator=generator) + 0.1 * torch.randn(size, 3, 96, 32, generator=generator)
     return {'pids': torch.arange(size), 'image_ids': torch.arange(size), 'images': images, 'caption_ids': ids, 'eda_ids': ids,

@@ -189,9 +189,9 @@ def whole_model(description, loss_names, **changes):
 
 
 def batch_of(vectors, kind):
-    text = {'caption_ids': 'text_ids', 'eda_ids': 'eda_text_ids', 'bert_mlm_ids': 'masked_text_ids', 'bert_mlm_places': 'masked_pos',
+    text = {'caption_ids': 'text_ids', 'eda_ids': 'eda_text_ids', 'bert_mlm_ids': 'masked_text_ids', 'bert_mlm_positions': 'masked_pos',
             'bert_mlm_labels': 'masked_ids', 'images': 'images', 'pids': 'idx'}
-    prompts = {'prompt_ids': f'{kind}_ids', 'prompt_mlm_ids': f'{kind}_masked_ids', 'prompt_mlm_places': f'{kind}_masked_pos',
+    prompts = {'prompt_ids': f'{kind}_ids', 'prompt_mlm_ids': f'{kind}_masked_ids', 'prompt_mlm_positions': f'{kind}_masked_pos',
                'prompt_mlm_labels': f'{kind}_mlm_labels', 'attribute_labels': f'{kind}_labels'}
     return {name: vectors[f'in/{theirs}'] for name, theirs in {**text, **prompts}.items()}
 

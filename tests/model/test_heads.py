@@ -54,8 +54,8 @@ def test_every_head_reports_a_loss_and_plain_scalars(archive):
 
 @pytest.mark.parametrize('names, message', [
     ('sdm+mml', "unknown loss 'mml'.*did you mean mlm"), ('sdm+sdm', 'named twice'), ('idd', "unknown loss 'idd'.*did you mean id"),
-    ('sdm++id', "unknown loss ''"), ('TAL+sr0.3_tau0.015', "RDE's released code.*type --loss_names tal\\+tse --ccd"),
-    ('id+InfoNCE', 'type --loss_names infonce'), ('fuse', 'never worked'), ('sdm+mim', 'never worked'), ('', "unknown loss ''")])
+    ('sdm++id', "unknown loss ''"), ('TAL+sr0.3_tau0.015', "RDE's reference implementation.*: give --loss_names tal\\+tse --ccd"),
+    ('id+InfoNCE', 'give --loss_names infonce'), ('fuse', 'never worked'), ('sdm+mim', 'never worked'), ('', "unknown loss ''")])
 def test_wrong_loss_names(names, message):
     with pytest.raises(UserError, match=message):
         parse_loss_names(names)

@@ -6,7 +6,7 @@ from model.build import total_loss
 from processor.step import Step
 from solver import build_optimizer
 from tests.support import golden_archive, golden_json, options, small_batch, small_model
-from datasets.device_augmentation import finish
+from datasets.device_augmentation import augment_on_device
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 
@@ -62,7 +62,7 @@ def test_half_precision_is_near(archive, amp):
 def test_images_are_finished_on_the_gpu_as_on_the_cpu():
     images = torch.randint(0, 256, (4, 3, 96, 32), dtype=torch.uint8)
     views = torch.tensor([[0, 10, 10, 0, 0, 0, 0], [1, 0, 20, 5, 3, 30, 12], [1, 20, 0, 0, 0, 96, 32], [0, 7, 13, 60, 20, 36, 12]])
-    torch.testing.assert_close(finish(images.cuda(), views.cuda()).cpu(), finish(images, views), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(augment_on_device(images.cuda(), views.cuda()).cpu(), augment_on_device(images, views), rtol=1e-6, atol=1e-6)
 
 
 def test_less_memory(archive):

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torchvision.ops import StochasticDepth
 
-from datasets.sampler import share_of
+from datasets.sampler import shard_slice
 from model.heads.sdm import SDM
 from processor.division import Division
 from processor.step import Step, is_shared
@@ -17,7 +17,7 @@ from tests.several import Processes
 from tests.support import golden_archive, golden_json, small_batch, small_model
 from utils import comm
 from utils.errors import UserError
-from utils.batch_shard import meet
+from utils.batch_shard import sync_batch_shards
 from utils.seeding import seed_all
 
 RATE = 1e-3
@@ -94,11 +94,11 @@ def train_in_default_precision(archive, settings, sizes=(6,), micro_batch=None, 
         batch = samples(settings.get('backbone'), max(size, 6), seed=number)
         if last_bit:
             batch['images'] *= 1 + 1.2e-7 * torch.randn(batch['images'].shape).sign()
-        own = share_of(size, comm.get_rank(), comm.get_world_size())
+        own = shard_slice(size, comm.get_rank(), comm.get_world_size())
         rows = {name: value if is_shared(name) else value[:size][own] for name, value in batch.items()}
-        peers, rows = meet(rows if own.start < own.stop else {})
+        shard, rows = sync_batch_shards(rows if own.start < own.stop else {})
         seed_all(number)
-        told.append({name: value.item() for name, value in step(rows, peers).items()})
+        told.append({name: value.item() for name, value in step(rows, shard).items()})
         gradients = gradients or {name: part.grad.clone() for name, part in model.named_parameters() if part.grad is not None}
     return told, gradients, model.state_dict()
 
@@ -164,10 +164,10 @@ def negatives_and_prompts():
         patch.setattr(F, 'dropout', lambda x, p, training=True, inplace=False: x * (torch.rand(x.shape) > p) / (1 - p))
         for name in ('multinomial', 'randperm'):
             patch.setattr(torch, name, recording(getattr(torch, name), drawn))
-        batch, own = samples('aptm', 7, 0), share_of(7, comm.get_rank(), comm.get_world_size())
-        peers, rows = meet({name: value if is_shared(name) else value[own] for name, value in batch.items()})
+        batch, own = samples('aptm', 7, 0), shard_slice(7, comm.get_rank(), comm.get_world_size())
+        shard, rows = sync_batch_shards({name: value if is_shared(name) else value[own] for name, value in batch.items()})
         seed_all(1)
-        Step(model, torch.optim.AdamW(model.parameters()))(rows, peers)
+        Step(model, torch.optim.AdamW(model.parameters()))(rows, shard)
     return drawn
 
 
@@ -191,7 +191,7 @@ def test_all_processes_divide_the_pairs_as_one_does(processes, archive):
 def divided(archive):
     """What counts as clean of thirteen pairs, and their losses."""
     model = small_model(archive, 'tal+tse', ccd=True)
-    rows = [share_of(size, comm.get_rank(), comm.get_world_size()) for size in (6, 6, 1)]
+    rows = [shard_slice(size, comm.get_rank(), comm.get_world_size()) for size in (6, 6, 1)]
     batches = Batches({name: value[own] for name, value in {**small_batch(6, number), 'index': torch.arange(6) + 6 * number}.items()}
                       for number, own in enumerate(rows))
     division = Division(model, batches, seed=3)
@@ -222,12 +222,12 @@ def test_a_head_that_reads_images_of_others_is_told_how(processes, archive):
 
 
 def read_all_images(archive):
-    model, own = small_model(archive, 'sdm').train(), share_of(6, comm.get_rank(), comm.get_world_size())
-    peers, rows = meet({name: value[own] for name, value in small_batch().items()})
+    model, own = small_model(archive, 'sdm').train(), shard_slice(6, comm.get_rank(), comm.get_world_size())
+    shard, rows = sync_batch_shards({name: value[own] for name, value in small_batch().items()})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SDM, 'forward', lambda self, encoded, batch: {'sdm_loss': (encoded.image.mean() - batch['images'].mean()).square()})
         with pytest.raises(UserError) as told:
-            Step(model, torch.optim.AdamW(model.parameters()))(rows, peers)
+            Step(model, torch.optim.AdamW(model.parameters()))(rows, shard)
     return str(told.value)
 
 
@@ -257,7 +257,7 @@ def test_it_would_differ_if_each_process_saw_its_own_rows_alone(processes, archi
 
 def train_apart(archive):
     model = small_model(archive, 'sdm').train()
-    batch, own = samples('clip', 6, 0), share_of(6, comm.get_rank(), comm.get_world_size())
+    batch, own = samples('clip', 6, 0), shard_slice(6, comm.get_rank(), comm.get_world_size())
     step = Step(model, torch.optim.AdamW(model.parameters()))
     step.passes = lambda compute, learns=False, last=False: compute()
     return [{name: value.item() for name, value in step({name: value[own] for name, value in batch.items()}).items()}]

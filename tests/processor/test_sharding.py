@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from datasets.sampler import share_of
+from datasets.sampler import shard_slice
 from model import build
 from model.heads.sdm import SDM
 from processor.sharding import shards_on_cpus
@@ -13,7 +13,7 @@ from tests.support import golden_archive, golden_json, options, small_batch, sma
 from utils import comm, precision
 from utils.checkpoint import Checkpointer
 from utils.errors import UserError
-from utils.batch_shard import meet
+from utils.batch_shard import sync_batch_shards
 from utils.seeding import seed_all
 
 pytestmark = pytest.mark.skipif(not shards_on_cpus(), reason="this PyTorch's FSDP2 needs GPUs")
@@ -49,10 +49,10 @@ class Run:
         """Each step's results."""
         told = []
         for number in numbers:
-            batch, own = small_batch(seed=number), share_of(6, comm.get_rank(), comm.get_world_size())
-            peers, rows = meet({name: value[own] for name, value in batch.items()})
+            batch, own = small_batch(seed=number), shard_slice(6, comm.get_rank(), comm.get_world_size())
+            shard, rows = sync_batch_shards({name: value[own] for name, value in batch.items()})
             seed_all(number)
-            told.append({name: value.item() for name, value in self.step(rows, peers).items()})
+            told.append({name: value.item() for name, value in self.step(rows, shard).items()})
         return told
 
     def embedded(self):

@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from datasets import build_dataloader
-from datasets.device_augmentation import finish
+from datasets.device_augmentation import augment_on_device
 from model.build import RetrievalModel, total_loss
 from model.clip_model import SiLULinear
 from model.clip_weights import shape_named
@@ -235,7 +235,7 @@ def test_every_optimisation_has_a_way(batch, monkeypatch):
 def test_all_ways_train_on_the_same_samples():
     a, b, c = (synthetic_batches(SMALL, way)[0] for way in (Way('ours'), Way('', cached=True), Way('', released=True)))
     assert all(torch.equal(a[name], b[name]) for name in a if name != 'images') and all(torch.equal(a[name], c[name]) for name in a)
-    assert torch.equal(finish(b['images'], b['views']), a['images'])
+    assert torch.equal(augment_on_device(b['images'], b['augmentation_params']), a['images'])
     lengths = (a['caption_ids'] > 0).sum(dim=1)
     assert lengths.min() >= 22 and lengths.max() <= 42
 

@@ -245,14 +245,14 @@ def test_a_broken_image_of_one_process_is_left_out_as_by_a_process_alone(several
 
 
 def with_nan_in_the_second_process():
-    meet = processor.processor.meet
+    sync_batch_shards = processor.processor.sync_batch_shards
 
     def met(batch):
         if comm.get_rank() == 1:
             batch['images'] = batch['images'].float() * float('nan')
-        return meet(batch)
+        return sync_batch_shards(batch)
 
-    processor.processor.meet = met
+    processor.processor.sync_batch_shards = met
     train_program.main()
 
 

@@ -74,6 +74,6 @@ def test_wrong_captions_are_of_others():
     assert [sen.caption_of_another_identity(entry, entries) for entry in entries] == ['2 0', '2 0', '1 0', '1 0']
     with pytest.raises(UserError, match='one identity only'):
         sen.caption_of_another_identity(entries[0], entries[:2])
-    assert sen.spread(entries, 2) == [entries[0], entries[3]]
+    assert sen.pick_evenly(entries, 2) == [entries[0], entries[3]]
     with pytest.raises(UserError, match='no entries'):
-        sen.spread([], 2)
+        sen.pick_evenly([], 2)

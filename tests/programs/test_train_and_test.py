@@ -300,7 +300,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(command, run_folder, monkeypatc
     (['--device', 'cuda:7'], 'cuda:7'),
     (['--device', 'tpu'], 'tpu'),
     (['--test'], 'use: python test.py'),
-    (['--vocab_size', '100'], '--vocab_size 100 leaves out words'),
+    (['--vocab_size', '100'], '--vocab_size 100 is smaller than the vocabulary of the text encoder'),
     (['--cmt_depth', '0'], 'must be above 0'),
     (['--alpha', '1'], 'must be at least 0 and at most'),
     (['--seed', str(2 ** 64)], 'must be at least 0 and at most'),

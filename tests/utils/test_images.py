@@ -256,9 +256,9 @@ def test_images_are_opened_at_one_place():
 
 def test_a_cache_that_another_reader_made_is_not_used(tmp_path, monkeypatch):
     path = saved(COLOR, tmp_path / 'a.png')
-    before = image_cache.key_of([path], str(tmp_path), (6, 4))
+    before = image_cache.cache_key([path], str(tmp_path), (6, 4))
     monkeypatch.setattr(image_cache, 'READER_VERSION', image_cache.READER_VERSION + 1)
-    assert image_cache.key_of([path], str(tmp_path), (6, 4)) != before
+    assert image_cache.cache_key([path], str(tmp_path), (6, 4)) != before
 
 
 # -- folders -----------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from datasets.array_cache import read_arrays
+from datasets.array_cache import read_cached_arrays
 from datasets.table_files import read_rows
 from model.backbones.open_clip import read_description
 from processor.history import read_journal
@@ -113,13 +113,13 @@ def journal_at(path):
 
 @pytest.mark.parametrize('read, name', [
     (photos_at, 'index.jsonl'), (read_description, 'open_clip.json'), (history_at, 'metrics.jsonl'), (journal_at, 'metrics.jsonl'),
-    (read_rows, 'people.jsonl'), (read_rows, 'people.json'), (read_arrays, 'whole.json'), (read_yaml, 'configs.yaml')])
+    (read_rows, 'people.jsonl'), (read_rows, 'people.json'), (read_cached_arrays, 'whole.json'), (read_yaml, 'configs.yaml')])
 @pytest.mark.parametrize('depth', [980, 100_000])
 def test_no_reader_of_our_own_files_raises_on_deep_nesting(tmp_path, read, name, depth):
     """RecursionError would be a traceback."""
     (tmp_path / name).write_text(f'{{"a": {"[" * depth}{"]" * depth}}}\n')
     with contextlib.suppress(UserError):
-        read(str(tmp_path if read is read_arrays else tmp_path / name))
+        read(str(tmp_path if read is read_cached_arrays else tmp_path / name))
 
 
 def test_not_an_image(tmp_path):

@@ -51,7 +51,7 @@ def test_rdes_loss_names(said, meant, tmp_path):
 
 @pytest.mark.parametrize('said', ['SDM+id', 'sdm+InfoNCE'])
 def test_rdes_loss_names_beside_ours_are_refused(said):
-    with pytest.raises(UserError, match="is of RDE's released code, where .* alone counts.*type --loss_names"):
+    with pytest.raises(UserError, match="is a name of RDE's reference implementation, which reads only .*: give --loss_names"):
         get_args(['--loss_names', said])
 
 
