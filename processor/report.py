@@ -151,10 +151,10 @@ def evaluate(args, model, img_loader, txt_loader, checkpoint):
     if args.checkpoint:
         report.training, dataset = course(args)
         report.lines += [in_words(report.training, dataset)] * bool(report.training)
-    return with_origin(report, args, checkpoint, img_loader.dataset, txt_loader.dataset, names)
+    return add_provenance(report, args, checkpoint, img_loader.dataset, txt_loader.dataset, names)
 
 
-def with_origin(report, args, checkpoint, *datasets_and_names):
+def add_provenance(report, args, checkpoint, *datasets_and_names):
     """``report`` with what produced it, and with a line if its test split is not the published one."""
     report.produced_by = produced_by(args, checkpoint, *datasets_and_names)
     note = published_split_note(args.dataset_name, counts_in(report.produced_by))
@@ -174,7 +174,7 @@ def recognition_alone(args, model, img_loader, txt_loader, checkpoint):
     report.recognise(model, img_loader)
     report.independence = comm.run_on_main_process(lambda: check_independence(model, img_loader, txt_loader))
     report.lines.append(how_chosen(args, checkpoint))
-    return with_origin(report, args, checkpoint, img_loader.dataset, txt_loader.dataset, names)
+    return add_provenance(report, args, checkpoint, img_loader.dataset, txt_loader.dataset, names)
 
 
 def names_of(args, images, captions):

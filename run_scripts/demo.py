@@ -42,8 +42,8 @@ def main(argv=None):
         page = build(gradio, find_in(people, args), args.top, people.describe_truncation)
         token = args.token or (None if is_loopback(args.host) else secrets.token_urlsafe(24))
         needed = '; the page asks everybody for the token in this address' if token else ''
-        print(f'open {address(args.host, listener, token)} in a browser; Ctrl-C ends it{needed}', flush=True)
-        serve(guarded(gradio, page, args, token), listener)
+        print(f'open {format_address(args.host, listener, token)} in a browser; Ctrl-C ends it{needed}', flush=True)
+        serve(build_app(gradio, page, args, token), listener)
 
 
 def build_demo_parser():
@@ -97,7 +97,7 @@ def build(gradio, find, top, describe_truncation=lambda text: ''):
     """The page: ``find(sentence, how many)`` gives its images, ``describe_truncation(sentence)`` a warning or ''."""
     def answer(text):
         try:
-            images = [shown(path, score) for path, score in find(text, top)]
+            images = [make_tile(path, score) for path, score in find(text, top)]
             if warning := describe_truncation(text):
                 gradio.Warning(html.escape(warning))
             return images
@@ -114,8 +114,8 @@ def build(gradio, find, top, describe_truncation=lambda text: ''):
     return page
 
 
-def shown(path, score):
-    """``(image, caption)`` of a photo that was found. One that cannot be read any more is a grey image, and its caption says so."""
+def make_tile(path, score):
+    """``(image, caption)`` of a photo that was found. If it cannot be read any more, the image is grey."""
     name = os.path.basename(path)
     try:
         status = os.stat(path)
@@ -126,7 +126,7 @@ def shown(path, score):
 
 @functools.lru_cache(THUMBNAILS)
 def thumbnail(path, modified, size):
-    """A photo of at most ``SIDE`` pixels a side, made once; ``modified`` and ``size`` tell another photo under the same name."""
+    """A photo of at most ``SIDE`` pixels a side, made once for a file with this time and size."""
     image = read_image(path)
     image.thumbnail((SIDE, SIDE))
     return image
@@ -134,7 +134,7 @@ def thumbnail(path, modified, size):
 
 # -- the server ----------------------------------------------------------------------------------------------------------
 
-def guarded(gradio, page, args, token):
+def build_app(gradio, page, args, token):
     """The page as an ASGI app that answers its own browser pages alone."""
     from fastapi import FastAPI
     app = gradio.mount_gradio_app(FastAPI(docs_url=None, redoc_url=None, openapi_url=None), page, path='/')
@@ -153,12 +153,12 @@ def serve(app, listener):
 
 @contextlib.contextmanager
 def private_folder():
-    """A new folder that no other user can read, removed at the end, also if the program is asked to end by SIGTERM or SIGHUP."""
+    """A new folder that no other user can read. It is removed at the end, also at SIGTERM and SIGHUP."""
     def leave(number, _):
         sys.exit(128 + number)
-    heeded = [number for number in (signal.SIGTERM, getattr(signal, 'SIGHUP', signal.SIGTERM))
+    handled = [number for number in (signal.SIGTERM, getattr(signal, 'SIGHUP', signal.SIGTERM))
               if signal.getsignal(number) is not signal.SIG_IGN]     # nohup means it
-    previous = {number: signal.signal(number, leave) for number in dict.fromkeys(heeded)}
+    previous = {number: signal.signal(number, leave) for number in dict.fromkeys(handled)}
     try:
         with tempfile.TemporaryDirectory(prefix='pedestal_demo_', ignore_cleanup_errors=True) as folder:
             yield folder
@@ -173,9 +173,10 @@ def listen(host, port):
         family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(place[:2], family=family)
     except (OSError, UnicodeError) as error:
-        raise UserError(f'cannot listen at {host}, port {port}: it is taken, or no address of this machine; try another --port') from error
+        raise UserError(f'cannot listen at {host}, port {port}: it is taken, or no address of this machine; '
+                        'try another --port') from error
 
-def address(host, listener, token):
+def format_address(host, listener, token):
     """What a user opens."""
     name = socket.gethostname() if host in ('0.0.0.0', '::', '') else f'[{host}]' if ':' in host else host
     return f"http://{name}:{listener.getsockname()[1]}{f'/?token={token}' if token else ''}"

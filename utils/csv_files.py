@@ -1,8 +1,8 @@
 """CSV files that a spreadsheet opens without running what a cell holds.
 
-A spreadsheet takes a text that begins with ``=``, ``+``, ``-``, ``@``, a tab or a line break for a formula. Captions and file names
-come from strangers, so such a text gets a quote mark ``'`` in front. :func:`read_csv` removes it, so that our programs read the same text
-again. Numbers are written as they are.
+A spreadsheet takes a text that begins with ``=``, ``+``, ``-``, ``@``, a tab or a line break for a formula. Captions and
+file names come from strangers, so such a text gets a quote mark ``'`` in front. :func:`read_csv` removes it, so that our
+programs read the same text again. Numbers are written as they are.
 """
 import csv
 import re
@@ -31,7 +31,10 @@ def restore(cell):
 
 
 class _Lines:
-    """The file that ``csv.writer`` writes into. Its ``\\r\\n`` makes it quote a cell with a carriage return; the file gets ``\\n``."""
+    """The file that ``csv.writer`` writes into.
+
+    The writer's ``\\r\\n`` makes it quote a cell with a carriage return; the file gets ``\\n``.
+    """
 
     def __init__(self, file):
         self.file = file

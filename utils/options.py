@@ -18,7 +18,7 @@ from utils.option_types import (Effect, amount, count, decay, positive, fraction
 from utils.parser import Parser
 from utils.recipes import (FORKS, as_dict, left_out_notes, plain, rde_notes, read_options, read_recipe,
                            refuse_other_interface, unknown_keys, what_its_fork_meant, with_rde_losses, with_sen_captions,
-                           without_flags)
+                           drop_flags)
 from utils.safe_yaml import read_yaml
 
 __all__ = ['Effect', 'Parser', 'Room', 'amount', 'as_dict', 'build_parser', 'build_test_parser', 'complete', 'count', 'decay', 'dump',
@@ -438,7 +438,7 @@ def run_options(path):
     parser = build_parser()
     actions = parser.actions()
     said = read_options(path)
-    content = without_flags(with_rde_losses(said), parser, path)
+    content = drop_flags(with_rde_losses(said), parser, path)
     options = {**parser.defaults_in_code, **what_its_fork_meant(content)}
     options.update({name: parser.typed(name, value, path) for name, value in content.items() if name in actions})
     args = complete(argparse.Namespace(**options))

@@ -136,7 +136,7 @@ def read_recipe(path, parser):
     Raises:
         UserError: a key that is no option, in a recipe or in a configs.yaml of ours; a value that its flag would refuse.
     """
-    content = without_flags(read_options(path), parser, path)
+    content = drop_flags(read_options(path), parser, path)
     released, actions = is_released(content), parser.actions()
     options = what_its_fork_meant(content) if is_of_a_run(content) else {}
     of_one_run = parser.having(Effect.RUN | Effect.CALL) | {'batch_fields'} if is_of_a_run(content) else ()
@@ -149,7 +149,7 @@ def read_recipe(path, parser):
     return with_sen_captions(meant), [*left_out_notes(unknown, path), *rde_notes(options, meant, f'{path}: ')]
 
 
-def without_flags(content, parser, path):
+def drop_flags(content, parser, path):
     """``content`` without the options that the command line alone decides (:attr:`Effect.FLAG`).
 
     A run writes its own into its configs.yaml, for the record: they are skipped there.

@@ -1,8 +1,9 @@
 """Which requests a local web page answers: an ASGI app around the page's own.
 
-A page on ``localhost`` is in reach of every web site that is open in the same browser. A site may send requests to it (they carry a foreign
-``Origin``), or give its own name the address 127.0.0.1 and read the answers (DNS rebinding: they carry a foreign ``Host``). The guard
-refuses both, all uploads, and, if there is a token, everybody who does not have it.
+Every web site that is open in the same browser can reach a page on ``localhost``. A site may send requests to it, which
+carry a foreign ``Origin``. It may also give its own name the address 127.0.0.1 and read the answers (DNS rebinding); these
+requests carry a foreign ``Host``. The guard refuses both, and all uploads. If there is a token, it refuses everybody who
+does not have it.
 """
 import ipaddress
 import re
@@ -39,15 +40,15 @@ class RequestGuard:
         elif scope['type'] != 'http':
             await send({'type': 'websocket.close', 'code': 1008})
         elif refusal := self.refusal(scope):
-            await answer(send, *refusal)
+            await send_text(send, *refusal)
         elif self.token and self.token_in_query(scope):
             await self.remember_token(send)
         elif scope['method'] != 'POST':
-            await self.app(scope, receive, with_policy(send))
+            await self.app(scope, receive, add_policy_headers(send))
         elif (body := await read_body(receive)) is None:
-            await answer(send, *TOO_LONG)
+            await send_text(send, *TOO_LONG)
         else:
-            await self.app(scope, replayed(body, receive), with_policy(send))
+            await self.app(scope, replay_body(body, receive), add_policy_headers(send))
 
     def refusal(self, scope):
         """``(status, sentence)`` of a request that is not answered; None of any other."""
@@ -95,12 +96,12 @@ class RequestGuard:
 
     async def remember_token(self, send):
         """Keep the token in a cookie and out of the address, where histories and screenshots show it."""
-        await answer(send, 303, '', [(b'location', b'/'),
+        await send_text(send, 303, '', [(b'location', b'/'),
                                      (b'set-cookie', f'{COOKIE}={self.token}; HttpOnly; SameSite=Lax; Path=/'.encode()),
                                      (b'referrer-policy', b'no-referrer')])
 
 
-async def answer(send, status, text, headers=()):
+async def send_text(send, status, text, headers=()):
     """Send a whole response of plain text."""
     await send({'type': 'http.response.start', 'status': status,
                 'headers': [(b'content-type', b'text/plain; charset=utf-8'), (b'connection', b'close'), *headers]})
@@ -118,16 +119,16 @@ async def read_body(receive):
     return body
 
 
-def replayed(body, receive):
+def replay_body(body, receive):
     """A ``receive`` that gives the ``body`` first, and then what comes after it."""
     messages = [{'type': 'http.request', 'body': body, 'more_body': False}]
 
-    async def first_the_body():
+    async def receive_again():
         return messages.pop() if messages else await receive()
-    return first_the_body
+    return receive_again
 
 
-def with_policy(send):
+def add_policy_headers(send):
     """``send`` with the headers that keep a page to itself."""
     async def send_with_headers(message):
         if message['type'] == 'http.response.start':

@@ -1,6 +1,7 @@
-"""Text from files on a terminal: a name or a caption may hold escape sequences, which would move the cursor, recolor or hide lines.
+"""Text from files on a terminal: names and captions may hold escape sequences, which move the cursor or hide lines.
 
-:func:`escape_controls` is the one place that makes text harmless. Programs print through it (:func:`protect_streams`), and so do logs.
+:func:`escape_controls` is the one place that makes text harmless. Programs print through it (:func:`protect_streams`),
+and so do logs.
 """
 import os
 import re
@@ -52,7 +53,7 @@ class ProtectedStream:
 
 
 def protect_streams():
-    """Let ``sys.stdout`` and ``sys.stderr`` escape control characters from here on. Python's own colors are off, for they would show."""
+    """Let ``sys.stdout`` and ``sys.stderr`` escape control characters from here on. Python's own colors are off."""
     os.environ.setdefault('NO_COLOR', '1')
     for name in ('stdout', 'stderr'):
         stream = getattr(sys, name)

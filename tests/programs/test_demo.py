@@ -75,16 +75,16 @@ def test_a_large_or_wide_photo_is_shown_small(tmp_path):
     """WebP, which Gradio would write, ends at 16,383 pixels."""
     for name, size in (('wide', (20_000, 20)), ('large', (2000, 3000)), ('small', (20, 40))):
         Image.new('RGB', size, 'red').save(tmp_path / f'{name}.png')
-        image, caption = demo.shown(str(tmp_path / f'{name}.png'), 0.5)
+        image, caption = demo.make_tile(str(tmp_path / f'{name}.png'), 0.5)
         assert max(image.size) == min(demo.SIDE, max(size)) and caption == f'0.500  {name}.png'
 
 
 def test_a_photo_that_was_damaged_since_the_start_is_grey(tmp_path, opened):
     good, path, gone = opened.images.dataset.img_paths[0], tmp_path / 'a.png', tmp_path / 'gone.png'
     Image.new('RGB', (8, 8), 'red').save(path)
-    assert demo.shown(str(path), 0.5)[0].getpixel((0, 0)) == (255, 0, 0)
+    assert demo.make_tile(str(path), 0.5)[0].getpixel((0, 0)) == (255, 0, 0)
     path.write_bytes(path.read_bytes()[:40])
-    (grey, caption), (_, missing), (_, whole) = (demo.shown(str(photo), 0.5) for photo in (path, gone, good))
+    (grey, caption), (_, missing), (_, whole) = (demo.make_tile(str(photo), 0.5) for photo in (path, gone, good))
     assert grey.getpixel((0, 0)) == (211, 211, 211) and caption == '0.500  gone or damaged: a.png'
     assert missing == '0.500  gone or damaged: gone.png' and whole == f'0.500  {os.path.basename(good)}'
 
@@ -94,10 +94,10 @@ def test_a_photo_is_decoded_once_and_again_if_it_changed(tmp_path, monkeypatch):
     Image.new('RGB', (8, 8), 'red').save(path)
     read = demo.read_image
     monkeypatch.setattr(demo, 'read_image', lambda path: reads.append(path) or read(path))
-    first, again = (demo.shown(str(path), score)[0] for score in (0.5, 0.4))
+    first, again = (demo.make_tile(str(path), score)[0] for score in (0.5, 0.4))
     assert first is again and len(reads) == 1
     Image.new('RGB', (9, 9), 'blue').save(path)
-    assert demo.shown(str(path), 0.5)[0].getpixel((0, 0)) == (0, 0, 255) and len(reads) == 2
+    assert demo.make_tile(str(path), 0.5)[0].getpixel((0, 0)) == (0, 0, 255) and len(reads) == 2
     assert demo.thumbnail.cache_info().maxsize == demo.THUMBNAILS
 
 
@@ -125,9 +125,9 @@ def test_the_folder_is_removed_at_a_signal(number, tmp_path):
 def test_the_address_holds_the_token():
     with demo.listen('127.0.0.1', 0) as listener:
         port = listener.getsockname()[1]
-        assert demo.address('127.0.0.1', listener, None) == f'http://127.0.0.1:{port}'
-        assert demo.address('::1', listener, 'secret_x') == f'http://[::1]:{port}/?token=secret_x'
-        assert demo.address('0.0.0.0', listener, 'secret_x') == f'http://{socket.gethostname()}:{port}/?token=secret_x'
+        assert demo.format_address('127.0.0.1', listener, None) == f'http://127.0.0.1:{port}'
+        assert demo.format_address('::1', listener, 'secret_x') == f'http://[::1]:{port}/?token=secret_x'
+        assert demo.format_address('0.0.0.0', listener, 'secret_x') == f'http://{socket.gethostname()}:{port}/?token=secret_x'
 
 
 def test_what_the_command_line_refuses(trained, monkeypatch):
@@ -153,7 +153,7 @@ def served(request, tmp_path, monkeypatch):
     photo = str(tmp_path / 'a<b>.png')
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 30, 3), dtype=np.uint8)).save(photo)
     args = demo.build_demo_parser().parse(['--host', request.param])
-    app = demo.guarded(gradio, demo.build(gradio, lambda text, top: [(photo, 0.5)], 1), args, token)
+    app = demo.build_app(gradio, demo.build(gradio, lambda text, top: [(photo, 0.5)], 1), args, token)
     listener = demo.listen('127.0.0.1', 0)
     server = uvicorn.Server(uvicorn.Config(app, log_level='warning', ws='none', timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={'sockets': [listener]}, daemon=True)
