@@ -437,8 +437,8 @@ def run_options(path):
     it. ``notes`` are lines for the log, such as on keys that Pedestal has no option for: these are left out."""
     parser = build_parser()
     actions = parser.actions()
-    said = read_options(path)
-    content = drop_flags(with_rde_losses(said), parser, path)
+    said = drop_flags(read_options(path), parser, path)
+    content = with_rde_losses(said)
     options = {**parser.defaults_in_code, **what_its_fork_meant(content)}
     options.update({name: parser.typed(name, value, path) for name, value in content.items() if name in actions})
     args = complete(argparse.Namespace(**options))
