@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from model import heads as heads_package
 from model import objectives
 from model.build import total_loss
-from processor.division import Division
+from processor.clean_pairs import CleanPairs
 from processor.step import Step
 from tests.support import golden_archive, golden_json, small_batch, small_model
 from utils.checkpoint import Checkpointer, load_weights, start_from
@@ -105,7 +105,7 @@ def two_batches():
 def test_a_division_sees_every_pair_and_decides_what_counts(archive):
     model = small_model(archive, 'trimmed').train()
     loader = two_batches()
-    division = Division(model, loader, seed=1)
+    division = CleanPairs(model, loader, seed=1)
     assert division.mark(loader[0]) is loader[0]
     division.begin(1, 1)
     with torch.no_grad():

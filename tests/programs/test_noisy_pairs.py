@@ -10,7 +10,7 @@ import torch
 import test as test_program
 import train as train_program
 from model import heads as heads_package
-from processor import division
+from processor import clean_pairs
 from processor.processor import Trainer
 from utils.checkpoint import read_checkpoint
 
