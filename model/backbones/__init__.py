@@ -1,8 +1,8 @@
-"""Backbones: one family of encoders each, one file each, chosen by ``--backbone`` and found by itself.
+"""Backbones: one family of encoders each, one file each, found by name through ``--backbone``.
 
-A backbone owns what its family takes for granted: widths of tokens and embeddings, how tokens become an embedding, its tokenizer and its
-images, where weights come from, the names of parameters in checkpoints, and learning rates. ``docs/adding_a_method.md`` walks through one.
-Importing this package does not import PyTorch (:mod:`utils.declarations`).
+A backbone owns what its family takes for granted: widths of tokens and embeddings, pooling, tokenizer, image
+statistics, the source of its weights, parameter names in checkpoints, and learning rates. ``docs/backbones.md``
+explains how to add one. Importing this package does not import PyTorch (:mod:`utils.declarations`).
 """
 import functools
 import importlib
@@ -10,28 +10,30 @@ import pkgutil
 
 from utils import options
 from utils.declarations import is_pytorch_loaded, load_plugin
-from utils.errors import UserError, unknown
+from utils.errors import UserError, unknown_name_error
 from utils.help_pages import Topic, own_docstring
 
 EXPORTED = {'Backbone': 'model.backbones.backbone'}
 
 
 def __getattr__(name):
-    """``from model.backbones import Backbone``, which needs PyTorch."""
+    """Import :class:`Backbone`, which needs PyTorch, when it is asked for."""
     if name in EXPORTED:
         return getattr(importlib.import_module(EXPORTED[name]), name)
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
 
 def registry():
-    """{name: Backbone class} of every file in this folder. Before PyTorch is imported, classes are declarations
-    (:func:`~utils.declarations.declare`)."""
+    """Return {name: Backbone class} of every file in this folder.
+
+    Before PyTorch is imported, the classes are declarations (:func:`~utils.declarations.declare`).
+    """
     return collect_backbones(is_pytorch_loaded())
 
 
 @functools.lru_cache(maxsize=1)
 def collect_backbones(imported):
-    """:func:`registry`, once for declarations and once more after PyTorch is imported."""
+    """Collect the classes for :func:`registry`: declarations at first, and once more after PyTorch is imported."""
     backbones, base = {}, load_plugin('model.backbones.backbone').Backbone
     for info in sorted(pkgutil.iter_modules(__path__), key=lambda info: info.name):
         for backbone in vars(load_plugin(f'{__name__}.{info.name}')).values():
@@ -44,23 +46,25 @@ registry.cache_clear = collect_backbones.cache_clear
 
 
 def backbone_class(args):
-    """The class that ``--backbone`` names; CLIP for options without one, such as older runs'."""
+    """Return the class that ``--backbone`` names. Options without it, such as those of older runs, mean CLIP."""
     name = getattr(args, 'backbone', 'clip')
     if name not in registry():
-        raise unknown('--backbone', name, registry())
+        raise unknown_name_error('--backbone', name, registry())
     return registry()[name]
 
 
 def refuse_other_family(backbone, state_dict, source):
-    """Raise UserError where a trained model's parameters are of another backbone than the options name."""
+    """Raise UserError if a trained model's parameters belong to another backbone than the options name."""
+    if backbone.matches_state_dict(state_dict):
+        return
     for other in registry().values():
-        if other is not backbone and other.is_of(state_dict) and not backbone.is_of(state_dict):
-            raise UserError(f"{source} is of the backbone {other.name}, and the options name {backbone.name}: give --backbone "
-                            f'{other.name}, or another checkpoint')
+        if other is not backbone and other.matches_state_dict(state_dict):
+            raise UserError(f'{source} holds a model with --backbone {other.name}, and the options have --backbone '
+                            f'{backbone.name}: give --backbone {other.name}, or another checkpoint')
 
 
-class BackboneOptions(options.Room):
-    """What the backbones bring to the options."""
+class BackboneOptions(options.OptionProvider):
+    """The options of the backbones."""
 
     def add_options(self, parser):
         group = parser.add_argument_group('backbone')
@@ -71,30 +75,31 @@ class BackboneOptions(options.Room):
             own = set(parser.actions()) - before
             for name in own:
                 parser.readers[name] = [backbone]
-            parser.topics[backbone.name] = Topic('backbone', own_docstring(backbone), frozenset({'backbone', 'pretrain_choice', *own}))
+            read = frozenset({'backbone', 'pretrain_choice', *own})
+            parser.topics[backbone.name] = Topic('backbone', own_docstring(backbone), read)
 
-    def active(self, args):
+    def active_readers(self, args):
         return [backbone_class(args)]
 
     def validate_options(self, args):
         backbone_class(args).validate_options(args)
 
-    def method(self, args):
+    def method_key(self, args):
         return args.backbone
 
-    def released(self, name, checkpoint):
-        """{option: value} of a released checkpoint of the backbone ``name``."""
+    def released_options(self, name, checkpoint):
+        """Return {option: value} of a released checkpoint of the backbone ``name``."""
         if name not in registry():
-            raise unknown('--backbone', name, registry())
+            raise unknown_name_error('--backbone', name, registry())
         from utils.checkpoint import read_checkpoint    # imports PyTorch
-        options_of = registry()[name].released_options(read_checkpoint(checkpoint)['model'])
-        if options_of is None:
-            raise UserError(f'--backbone {name}: its checkpoints are tested with --config_file, the configs.yaml of their run')
-        return {'backbone': name, **options_of}
+        released = registry()[name].released_options(read_checkpoint(checkpoint)['model'])
+        if released is None:
+            raise UserError(f'--backbone {name}: test its checkpoints with --config_file, the configs.yaml of their run')
+        return {'backbone': name, **released}
 
-    def of(self, args):
-        """The class that ``args`` name, for what tokenises captions and prepares images."""
+    def selected_class(self, args):
+        """Return the class that ``args`` name, for tokenizer and image statistics."""
         return backbone_class(args)
 
 
-options.register(__name__, BackboneOptions())
+options.register_options(__name__, BackboneOptions())

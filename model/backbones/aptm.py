@@ -10,9 +10,9 @@ from model import aptm_weights
 from model.backbones import Backbone
 from model.bert import BertShape, TextEncoder
 from model.swin import SwinTransformer, misfit
-from utils.errors import UserError, unknown
-from utils.option_types import weight, yes_no
-from utils.pixels import Pixels
+from utils.errors import UserError, unknown_name_error
+from utils.option_types import non_negative_float, add_boolean_option
+from utils.image_stats import ImageStats
 from utils.safe_yaml import read_yaml
 from utils.wordpiece import make_vocabulary, read_vocabulary
 
@@ -72,7 +72,7 @@ def read_shape(name):
     """The shape in ``configs/aptm/shapes/<name>.yaml``."""
     known = [os.path.splitext(file)[0] for file in os.listdir(SHAPES_FOLDER) if file.endswith('.yaml')]
     if name not in known:
-        raise unknown('APTM shape', name, known)
+        raise unknown_name_error('APTM shape', name, known)
     path = os.path.join(SHAPES_FOLDER, f'{name}.yaml')
     entries = read_yaml(path)
     names = {field.name for field in fields(AptmShape)}
@@ -118,8 +118,8 @@ class Aptm(Backbone):
     """
 
     name = 'aptm'
-    gives = TOKENS
-    lacks = {**dict.fromkeys(('image_attention', 'text_attention'), "APTM's encoders give no attention maps"),
+    provides = TOKENS
+    missing_reasons = {**dict.fromkeys(('image_attention', 'text_attention'), "APTM's encoders give no attention maps"),
              "CLIP's image encoder": "APTM's encoders are not CLIP's"}
 
     def __init__(self, shape, img_size):
@@ -135,7 +135,7 @@ class Aptm(Backbone):
         self.text_proj = nn.Linear(shape.text_width, shape.embed_dim)
         self.image_width, self.text_width, self.embed_dim = shape.image_width, shape.text_width, shape.embed_dim
         self.vocab_size = shape.vocab_size
-        self.leftover = {}      # of a whole model's checkpoint that training starts from: the heads' parameters
+        self.head_weights = {}      # of a whole model's checkpoint that training starts from: the heads' parameters
 
     # -- before there is a model ------------------------------------------------------------------------------------------------
 
@@ -143,8 +143,8 @@ class Aptm(Backbone):
     def add_options(parser):
         parser.add_argument('--vocab_file', default='', help="BERT's vocab.txt or its folder; '': the run's own, made of the captions for "
                             "a scratch: shape, or bert-base-uncased in Hugging Face's cache")
-        yes_no(parser, '--rand_aug', False, "APTM's augmentation of training images: flips, RandAugment, erasing")
-        parser.add_argument('--lr_mult', type=weight, default=2.0, help='on lr for some layers of APTM, see --lr_rule')
+        add_boolean_option(parser, '--rand_aug', False, "APTM's augmentation of training images: flips, RandAugment, erasing")
+        parser.add_argument('--lr_mult', type=non_negative_float, default=2.0, help='on lr for some layers of APTM, see --lr_rule')
         parser.add_argument('--lr_rule', choices=LR_RULES, default='finetune',
                             help='which layers of APTM have --lr_mult: upper layers, projections and heads (finetune), or cross-attention '
                             '(pretrain)')
@@ -189,7 +189,7 @@ class Aptm(Backbone):
         backbone = cls(shape_of(state, choice), args.img_size)
         if args.training:
             own = backbone.state_dict()
-            backbone.leftover = {name: value for name, value in state.items() if name not in own}
+            backbone.head_weights = {name: value for name, value in state.items() if name not in own}
             aptm_weights.load_encoders(backbone, {name: value for name, value in state.items() if name in own}, choice)
         return backbone
 
@@ -228,7 +228,7 @@ class Aptm(Backbone):
         return read_vocabulary(aptm_weights.bert_folder())
 
     @staticmethod
-    def pixels(args, dataset=None):
+    def image_stats(args, dataset=None):
         """Each dataset's images have that dataset's statistics, as released.
 
         Photos, and datasets without published statistics, have those of the first dataset that the run trains on, or
@@ -236,7 +236,7 @@ class Aptm(Backbone):
         """
         trained_on = (getattr(args, 'trained_on', None) or args.dataset_name).split('+')[0]
         name = next((name for name in (dataset, trained_on) if name in STATISTICS), 'CUHK-PEDES')
-        return Pixels(*STATISTICS[name], fill=(0.0, 0.0, 0.0), interpolation='bicubic')
+        return ImageStats(*STATISTICS[name], fill=(0.0, 0.0, 0.0), interpolation='bicubic')
 
     @staticmethod
     def test_caption(dataset, caption):
@@ -246,7 +246,7 @@ class Aptm(Backbone):
         return ' '.join(re.sub('[^a-z0-9]+', ' ', caption.lower()).split()) or caption
 
     @staticmethod
-    def is_of(state_dict):
+    def matches_state_dict(state_dict):
         return 'vision_encoder.patch_embed.proj.weight' in state_dict
 
     @staticmethod
@@ -307,8 +307,8 @@ class Aptm(Backbone):
 
     # -- the switches for speed and memory ----------------------------------------------------------------------------------------
 
-    def set_grad_checkpoint(self, wanted):
-        self.vision_encoder.grad_checkpoint = self.text_encoder.grad_checkpoint = wanted
+    def set_grad_checkpoint(self, enabled):
+        self.vision_encoder.grad_checkpoint = self.text_encoder.grad_checkpoint = enabled
 
     def blocks(self):
         return ([(block, False) for stage in self.vision_encoder.layers for block in stage.blocks]

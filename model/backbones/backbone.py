@@ -5,20 +5,31 @@ from utils.errors import UserError
 
 
 class Backbone(nn.Module):
-    """An image and a text encoder. Its parts (``named_children``) become the model's under their own names, as checkpoints have them.
+    """An image encoder and a text encoder.
 
-    What a subclass sets in ``__init__``: ``image_width``, ``text_width`` (of tokens), ``embed_dim`` (of embeddings), ``vocab_size``,
-    ``mask_id``, and ``gives`` if that depends on the weights. Embeddings are float32; tokens have the precision of the forward pass.
+    The model registers the backbone's parts (``named_children``) under their own names, as checkpoints have them.
+    Embeddings are float32; tokens have the precision of the forward pass.
+
+    A subclass sets in ``__init__``: ``image_width`` and ``text_width`` (of tokens), ``embed_dim`` (of embeddings),
+    ``vocab_size``, ``mask_id``, and ``provides`` if it depends on the weights.
+
+    Attributes:
+        name: the value of ``--backbone``.
+        provides: what heads may need: 'image_tokens', 'text_tokens', 'masked_text_tokens', 'image_attention', ...
+        missing_reasons: {need: why the backbone does not provide it}, for error messages.
+        alternative: what to use instead, for error messages.
+        joint_tokens: whether tokens lie in the space of the embeddings, and so have their width.
+        head_weights: parameters of heads in the checkpoint of a whole model that training starts from.
     """
 
-    name = ''                # for --backbone
-    leftover = {}            # of a whole model's file that training starts from: the heads' parameters
-    gives = frozenset()      # what heads may need: 'image_tokens', 'text_tokens', 'masked_text_tokens', 'image_attention', ...
-    joint_tokens = False     # whether tokens are in the embeddings' space, and so as wide
-    lacks = {}               # {a need: why it isn't given}, for the sentence that a head gets,
-    instead = 'another --backbone'     # and what to use instead
+    name = ''
+    provides = frozenset()
+    missing_reasons = {}
+    alternative = 'another --backbone'
+    joint_tokens = False
+    head_weights = {}
 
-    # -- before there is a model ------------------------------------------------------------------------------------------------
+    # -- before a model exists ---------------------------------------------------------------------------------------
 
     @staticmethod
     def add_options(parser):
@@ -26,84 +37,113 @@ class Backbone(nn.Module):
 
     @staticmethod
     def validate_options(args):
-        """Check the backbone's options together and fill in what depends on others. Raises :class:`~utils.errors.UserError`."""
+        """Check the backbone's options together and fill in those that depend on others.
+
+        Raises:
+            UserError: options that exclude each other.
+        """
 
     @classmethod
     def build(cls, args, state_dict=None):
-        """The backbone that ``args`` describe, on the CPU: for training with the weights of ``--pretrain_choice``, for testing
-        (``args.training`` false) with any. ``state_dict``: a trained model's, to read the shape off; its weights are
-        loaded later, for testing or (``args.training`` true) by ``--init_from`` and ``--resume``."""
+        """Build the backbone on the CPU.
+
+        Args:
+            args: the options. For training, the weights of ``--pretrain_choice`` are loaded. For testing
+                (``args.training`` false) the weights are arbitrary.
+            state_dict: a trained model's. The shape follows from it. The caller loads its weights afterwards: for
+                testing, or (``args.training`` true) for ``--init_from`` and ``--resume``.
+        """
         raise NotImplementedError
 
     @staticmethod
     def tokenizer(args, captions=None):
-        """What turns captions into ids: ``encode(text)``, ``framed(ids, length)``, ``lengths(ids)`` and the ids ``start``, ``mask`` and
-        ``pad``. ``captions()``: the training captions, for a vocabulary that has to be made of them."""
+        """Return the tokenizer.
+
+        Args:
+            args: the options.
+            captions: a function that returns the training captions, for a vocabulary that is built from them.
+
+        Returns:
+            An object with ``encode(text)``, ``framed(ids, length)``, ``lengths(ids)`` and the ids ``start``, ``mask``
+            and ``pad``.
+        """
         raise NotImplementedError
 
     @staticmethod
-    def pixels(args, dataset=None):
-        """The :class:`utils.pixels.Pixels` of the images of the dataset with the name ``dataset``; without a name, of photos
-        that belong to no dataset."""
+    def image_stats(args, dataset=None):
+        """Return the :class:`~utils.image_stats.ImageStats` of a dataset's images.
+
+        Args:
+            args: the options.
+            dataset: name of the dataset; None for photos that belong to no dataset.
+        """
         raise NotImplementedError
 
     @staticmethod
     def test_caption(dataset, caption):
-        """A caption of a dataset's val or test split as the family's evaluation reads it."""
+        """Return a caption of the val or test split as the family's evaluation reads it."""
         return caption
 
     @staticmethod
-    def is_of(state_dict):
-        """Whether a trained model's parameters are of this family, by their names."""
+    def matches_state_dict(state_dict):
+        """Whether the names in a trained model's state dict belong to this family."""
         return False
 
     @staticmethod
     def released_options(state_dict):
-        """{option: value} that a released checkpoint was trained with, for a family whose release keeps no configs.yaml; else None."""
+        """Return {option: value} of a released checkpoint; None if the family's releases contain a configs.yaml."""
 
     def learning_rate(self, name, args):
-        """(lr, weight decay) of the parameter ``name``, before the head that it belongs to changes them."""
+        """Return (learning rate, weight decay) of the parameter ``name``, before its head changes them."""
         return args.lr, args.weight_decay
 
-    # -- encoding ---------------------------------------------------------------------------------------------------------------
+    # -- encoding ----------------------------------------------------------------------------------------------------
 
     @property
     def encoder(self):
-        """What heads with a pass of their own get as ``encoded.encoder``."""
+        """The module that heads with a forward pass of their own get as ``encoded.encoder``."""
         return self
 
     def encode_image(self, images, need_map=False):
-        """Images [B, 3, H, W] -> (tokens [B, N, image_width], the one for the whole first; map [B, N, N] or None)."""
+        """Encode images.
+
+        Args:
+            images: [B, 3, H, W], normalized.
+            need_map: whether to return the attention map of the last block.
+
+        Returns:
+            Tokens [B, N, image_width], class token first, and the map [B, N, N] or None.
+        """
         raise NotImplementedError
 
     def encode_text(self, ids, need_map=False):
-        """Token ids [B, L] -> (tokens [B, L, text_width], map [B, L, L] or None)."""
+        """Encode token ids [B, L] to tokens [B, L, text_width] and the attention map [B, L, L] or None."""
         raise NotImplementedError
 
     def image_embedding(self, tokens):
-        """[B, N, image_width] -> [B, embed_dim] float32"""
+        """Pool tokens [B, N, image_width] to embeddings [B, embed_dim], float32."""
         raise NotImplementedError
 
     def text_embedding(self, tokens, ids):
-        """[B, L, text_width], [B, L] -> [B, embed_dim] float32"""
+        """Pool tokens [B, L, text_width] of the ids [B, L] to embeddings [B, embed_dim], float32."""
         raise NotImplementedError
 
     def lengths(self, ids):
-        """How many tokens each caption has, start and end included: [B, L] -> [B]."""
+        """Count the tokens of each caption, start and end included: [B, L] -> [B]."""
         raise NotImplementedError
 
-    # -- the switches for speed and memory ----------------------------------------------------------------------------------------
+    # -- speed and memory --------------------------------------------------------------------------------------------
 
-    def set_grad_checkpoint(self, wanted):
-        """Whether blocks keep their input alone for the gradient, and compute the rest again."""
+    def set_grad_checkpoint(self, enabled):
+        """Keep only the input of each block for the backward pass and recompute the rest."""
 
     def blocks(self):
-        """Blocks to compile, as ``(module, whether its inputs change their length)``."""
+        """Return the blocks to compile, as ``(module, whether the length of its inputs varies)``."""
         return []
 
     def freeze_patches(self):
-        """``--freeze_conv1``: keep what makes patches of an image as pretrained."""
+        """Freeze the patch projection (``--freeze_conv1``)."""
         raise UserError(f'--freeze_conv1 is for CLIP, and --backbone is {self.name}: leave it out')
 
     def micro_batch_unsupported(self):
-        """What ``--micro_batch`` cannot split a batch for, and why; None where it can."""
+        """Return what ``--micro_batch`` cannot split a batch for, and why; None if it can."""

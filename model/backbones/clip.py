@@ -7,7 +7,7 @@ from model.activation import ACTIVATIONS, settle_activation, source_of_weights
 from model.backbones import Backbone
 from model.clip_model import ResidualAttentionBlock, Transformer
 from model.clip_weights import build_clip, clip_to_fill, empty_clip, shape_named, shape_of
-from utils import pixels
+from utils.image_stats import CLIP_STATS, TBPS_STATS
 from utils.option_types import Effect, open_fraction
 from utils.simple_tokenizer import CleaningTokenizer, SimpleTokenizer
 
@@ -27,16 +27,16 @@ class Clip(Backbone):
     """Two towers with tokens in the embeddings' space; the parameters are ``base_model.*``."""
 
     name = 'clip'
-    gives, joint_tokens = TOKENS, True
-    lacks = dict.fromkeys(('image_tokens', 'image_attention', "CLIP's image encoder"), 'a ResNet gives one vector an image')
-    instead = 'a ViT as --pretrain_choice'
+    provides, joint_tokens = TOKENS, True
+    missing_reasons = dict.fromkeys(('image_tokens', 'image_attention', "CLIP's image encoder"), 'a ResNet gives one vector an image')
+    alternative = 'a ViT as --pretrain_choice'
 
     def __init__(self, clip):
         super().__init__()
         self.base_model = clip
         self.image_width = self.text_width = self.embed_dim = clip.embed_dim
         self.vocab_size, self.mask_id = clip.vocab_size, clip.vocab_size - 3      # below start and end
-        self.gives = TOKENS if clip.has_image_tokens else TOKENS - self.lacks.keys()
+        self.provides = TOKENS if clip.has_image_tokens else TOKENS - self.missing_reasons.keys()
 
     @staticmethod
     def add_options(parser):
@@ -73,11 +73,11 @@ class Clip(Backbone):
         return clip_tokenizer(args.preparation == 'tbps')
 
     @staticmethod
-    def pixels(args, dataset=None):
-        return pixels.TBPS if args.preparation == 'tbps' else pixels.CLIP
+    def image_stats(args, dataset=None):
+        return TBPS_STATS if args.preparation == 'tbps' else CLIP_STATS
 
     @staticmethod
-    def is_of(state_dict):
+    def matches_state_dict(state_dict):
         return 'base_model.token_embedding.weight' in state_dict
 
     @staticmethod
@@ -114,10 +114,10 @@ class Clip(Backbone):
     def lengths(self, ids):
         return ids.argmax(dim=1) + 1     # id 0 pads, and is a word, too
 
-    def set_grad_checkpoint(self, wanted):
+    def set_grad_checkpoint(self, enabled):
         for part in self.modules():
             if isinstance(part, Transformer):
-                part.grad_checkpoint = wanted
+                part.grad_checkpoint = enabled
 
     def blocks(self):
         of_images = set(self.base_model.visual.modules())

@@ -13,9 +13,9 @@ from model.backbones import Backbone
 from model.backbones.clip import Clip
 from model.clip_weights import DROPPED, load_entries, tensors_in
 from utils.checkpoint import load_weights
-from utils.errors import UserError, unknown
+from utils.errors import UserError, unknown_name_error
 from utils.iotools import atomic_write, parse_json
-from utils.pixels import Pixels
+from utils.image_stats import ImageStats
 from utils.weight_names import to_own_names
 
 logger = logging.getLogger('Pedestal.model')
@@ -53,7 +53,7 @@ def describe(args):
     (model, weights), known = parse(args.pretrain_choice), library()
     config = known.get_model_config(model)
     if config is None:
-        raise unknown('open_clip model', model, known.list_models())
+        raise unknown_name_error('open_clip model', model, known.list_models())
     tag = known.get_pretrained_cfg(model, weights)
     if 'multimodal_cfg' in config:
         raise UserError(f'--pretrain_choice {model} has a text decoder beside its two towers, which nothing here trains: choose another '
@@ -102,7 +102,7 @@ def pretrained_file(model, weights):
     known, path = library(), os.path.expanduser(weights)
     tag = known.get_pretrained_cfg(model, weights)
     if not tag and not os.path.isfile(path):
-        raise unknown(f'tag of {model}, and no file', weights, [*known.list_pretrained_tags_by_model(model), 'a file'])
+        raise unknown_name_error(f'tag of {model}, and no file', weights, [*known.list_pretrained_tags_by_model(model), 'a file'])
     try:
         return known.download_pretrained(tag) if tag else path
     except Exception as error:       # the library's ways to the network raise nearly anything
@@ -135,7 +135,7 @@ class BytePairs:
     def encode_all(self, captions):
         return [self.encode(caption) for caption in captions]
 
-    def framed(self, ids, length):
+    def add_special_tokens(self, ids, length):
         return cut([self.start, *ids, self.end], length)
 
     def lengths(self, tokens):
@@ -174,7 +174,7 @@ class HuggingFace:
     def encode_all(self, captions):
         return [self.encode(caption) for caption in captions]
 
-    def framed(self, ids, length):
+    def add_special_tokens(self, ids, length):
         return cut(ids, length)
 
     def lengths(self, tokens):
@@ -216,10 +216,10 @@ class OpenClip(Backbone):
     """
 
     name = 'open_clip'
-    gives, joint_tokens = TOKENS, True
-    lacks = {**dict.fromkeys(('image_attention', 'text_attention'), "open_clip's encoders give no attention maps"),
+    provides, joint_tokens = TOKENS, True
+    missing_reasons = {**dict.fromkeys(('image_attention', 'text_attention'), "open_clip's encoders give no attention maps"),
              "CLIP's image encoder": "open_clip's encoders are not ours"}
-    instead = 'another model as --pretrain_choice'
+    alternative = 'another model as --pretrain_choice'
 
     def __init__(self, config, img_size, model_name):
         super().__init__()
@@ -231,13 +231,13 @@ class OpenClip(Backbone):
         self.timm = hasattr(visual, 'trunk')
         self.has_patches = hasattr(visual.trunk, 'num_prefix_tokens') if self.timm else getattr(visual, 'attn_pool', visual) is None
         self.has_words = getattr(text, 'cls_emb', text) is None
-        self.lacks = dict(self.lacks)
+        self.missing_reasons = dict(self.missing_reasons)
         if not self.has_patches:
-            self.lacks['image_tokens'] = f'the image encoder of {model_name} gives one vector an image'
+            self.missing_reasons['image_tokens'] = f'the image encoder of {model_name} gives one vector an image'
         if not self.has_words or not has_byte_pairs(config['text_cfg']):
             why = "its captions are not in CLIP's ids" if self.has_words else 'its text encoder gives one vector a caption'
-            self.lacks.update(dict.fromkeys(('text_tokens', 'masked_text_tokens'), f'{model_name} has none to give: {why}'))
-        self.gives = TOKENS - self.lacks.keys()
+            self.missing_reasons.update(dict.fromkeys(('text_tokens', 'masked_text_tokens'), f'{model_name} has none to give: {why}'))
+        self.provides = TOKENS - self.missing_reasons.keys()
         self.pretrained_scale = None
 
     # -- before there is a model ------------------------------------------------------------------------------------------------
@@ -335,10 +335,10 @@ class OpenClip(Backbone):
     def pixels(args, dataset=None):
         """Images are squeezed into ``--img_size``, whatever the library crops; what is erased in training has the mean's colour."""
         found = describe(args)['preprocess_cfg']
-        return Pixels(tuple(found['mean']), tuple(found['std']), (0.0, 0.0, 0.0), found['interpolation'])
+        return ImageStats(tuple(found['mean']), tuple(found['std']), (0.0, 0.0, 0.0), found['interpolation'])
 
     @staticmethod
-    def is_of(state_dict):
+    def matches_state_dict(state_dict):
         return any(name.startswith('base_model.text.') for name in state_dict)
 
     learning_rate = staticmethod(Clip.learning_rate)
@@ -395,8 +395,8 @@ class OpenClip(Backbone):
 
     # -- the switches for speed and memory ----------------------------------------------------------------------------------------
 
-    def set_grad_checkpoint(self, wanted):
-        if wanted:      # some towers of the library cannot switch it off, and it is off
+    def set_grad_checkpoint(self, enabled):
+        if enabled:     # some towers of the library cannot switch it off, and it is off
             self.base_model.set_grad_checkpointing(True)
 
     def blocks(self):

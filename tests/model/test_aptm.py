@@ -11,9 +11,9 @@ from model import build_model
 from model.backbones.aptm import Aptm, read_shape, shape_of
 from model.build import RetrievalModel, total_loss
 from solver.build import parameter_settings
-from processor.step import backward
+from processor.step import compute_gradients
 from tests.support import options, small_archive
-from utils.checkpoint import load_weights, start_from
+from utils.checkpoint import load_weights, init_from_checkpoint
 from utils.errors import UserError
 from utils.wordpiece import SPECIAL, WordPiece
 
@@ -169,7 +169,7 @@ def test_micro_batch_has_the_whole_batchs_gradient():
     found = []
     for size in (None, 2):
         model.zero_grad()
-        found.append((backward(model, samples, size), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}))
+        found.append((compute_gradients(model, samples, size), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}))
     (results, grads), (of_pieces, grads_of_pieces) = found
     assert results.keys() == of_pieces.keys() and grads.keys() == grads_of_pieces.keys()
     for name, value in results.items():
@@ -237,7 +237,7 @@ def test_weights_go_both_ways_and_start_other_runs(tmp_path):
     load_weights(tiny('itc+itm+mlm'), source.state_dict())
     path = tmp_path / 'released.pth'
     torch.save({'model': source.state_dict(), 'config': {'embed_dim': 64}}, path)
-    start_from(other, str(path))
+    init_from_checkpoint(other, str(path))
     started = tiny('itc+itm', pretrain_choice=str(path))
     for model in (other, started):
         for name in ('temp', 'itm_head.0.weight', 'vision_proj.weight', 'text_encoder.cls.predictions.transform.dense.weight'):
@@ -285,12 +285,12 @@ def test_the_vocabulary_is_that_of_the_weights_and_kept_with_the_run(tmp_path, o
 
 def test_a_checkpoint_of_the_other_backbone(tmp_path):
     state = tiny('itc').state_dict()
-    with pytest.raises(UserError, match='is of the backbone aptm, and the options name clip: give --backbone aptm'):
+    with pytest.raises(UserError, match='holds a model with --backbone aptm, and the options have --backbone clip: give --backbone aptm'):
         build_model(options(loss_names='itc', training=False), 1, state)
     torch.save({'model': state}, tmp_path / 'aptm.pth')
     with pytest.raises(UserError, match='--init_from: .*aptm.pth is of another backbone than clip'):
-        start_from(build_model(options(loss_names='itc', pretrain_choice=small_archive(tmp_path / 'clip.pt'), img_size=(64, 64)), 1),
+        init_from_checkpoint(build_model(options(loss_names='itc', pretrain_choice=small_archive(tmp_path / 'clip.pt'), img_size=(64, 64)), 1),
                    str(tmp_path / 'aptm.pth'))
     clip = {f'base_model.{name}': value for name, value in torch.load(small_archive(tmp_path / 'clip.pt')).items()}
-    with pytest.raises(UserError, match='is of the backbone clip, and the options name aptm'):
+    with pytest.raises(UserError, match='holds a model with --backbone clip, and the options have --backbone aptm'):
         build_model(options(loss_names='itc', backbone='aptm', training=False), 1, clip)

@@ -14,7 +14,7 @@ from model.build import total_loss
 from processor.clean_pairs import CleanPairs
 from processor.step import Step
 from tests.support import golden_archive, golden_json, small_batch, small_model
-from utils.checkpoint import Checkpointer, load_weights, start_from
+from utils.checkpoint import Checkpointer, load_weights, init_from_checkpoint
 from utils.errors import UserError
 
 DOCS = os.path.join(os.path.dirname(__file__), '..', '..', 'docs')
@@ -84,9 +84,9 @@ def test_an_added_embedding_is_a_part_of_the_score_and_leaves_others_alone(archi
         torch.testing.assert_close(model(batch)['id_loss'], plain(batch)['id_loss'])
         own = F.normalize(model.averages_proj(tokens[:, 1:].mean(dim=1)), dim=1)
         base = objectives.cosine_similarity(plain.encode_text(batch['caption_ids']), plain.encode_image(batch['images']))
-    assert [(part.name, part.weight) for part in model.parts] == [('BGE', 1.0), ('AVG', 0.5)]
-    torch.testing.assert_close(F.normalize(image[:, model.parts[1].columns], dim=1), own)
-    added = objectives.cosine_similarity(text[:, model.parts[1].columns], image[:, model.parts[1].columns])
+    assert [(part.name, part.weight) for part in model.embedding_parts] == [('BGE', 1.0), ('AVG', 0.5)]
+    torch.testing.assert_close(F.normalize(image[:, model.embedding_parts[1].columns], dim=1), own)
+    added = objectives.cosine_similarity(text[:, model.embedding_parts[1].columns], image[:, model.embedding_parts[1].columns])
     torch.testing.assert_close(objectives.cosine_similarity(text, image), (base + 0.5 * added) / 1.5)
     assert plain.parts == () and plain.encode_image(batch['images']).shape[1] == plain.embed_dim
 
@@ -123,7 +123,7 @@ def test_a_momentum_encoder_follows_the_weights_that_are_there(archive, tmp_path
         for parameter in other.parameters():
             parameter.add_(0.01)
     Checkpointer(other, save_dir=str(tmp_path), save_to_disk=True).save('best', epoch=1)
-    start_from(model, str(tmp_path / 'best.pth'))
+    init_from_checkpoint(model, str(tmp_path / 'best.pth'))
     before = {name: value.clone() for name, value in other.base_model.state_dict().items()}
     assert all(torch.equal(value, before[name]) for name, value in model.momentum.state_dict().items())
     step_of(model)(small_batch())

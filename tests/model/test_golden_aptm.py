@@ -9,9 +9,9 @@ from model.backbones.aptm import Aptm, AptmShape
 from model.bert import BertShape, TextEncoder
 from model.build import RetrievalModel, total_loss
 from model.swin import SwinTransformer
-from processor.second_stage import SecondStage
+from processor.reranker import Reranker
 from tests.support import golden, golden_files, golden_weight, options
-from utils.reranking import bounds_of, rescored, score_best
+from utils.reranking import global_bounds, combine_scores, score_candidates
 
 RELATIVE = 1e-5
 EDA, ATTRIBUTES, SMOOTHING = 0.8, 3, 0.4
@@ -164,8 +164,8 @@ def test_reranked_scores(reference):
         def match(caption, best):
             count = len(best)
             return model.match(tokens[caption].expand(count, -1, -1), mask[caption].expand(count, -1), images[best])[:, 1]
-        best, scores = score_best([cosine], description['config']['k_test'], len(images), match, progress=False)
-        reranked, = rescored([cosine], best, scores, 'released', bounds_of([cosine]))
+        best, scores = score_candidates([cosine], description['config']['k_test'], len(images), match, progress=False)
+        reranked, = combine_scores([cosine], best, scores, 'released', global_bounds([cosine]))
         close(reranked, vectors['out/rerank/score_t2i'])
 
 
@@ -231,9 +231,9 @@ def test_the_second_stage_gives_the_reranked_scores(reference):
     data = [list(zip(range(len(side)), side)) for side in (vectors['in/images'], ids)]
     loaders = [DataLoader(side, 4) for side in data]
     with torch.no_grad():
-        stage = SecondStage(model, *loaders)
+        stage = Reranker(model, *loaders)
         cosine = objectives.cosine_similarity(model.encode_text(ids), model.encode_image(vectors['in/images']))
-        best, scores = score_best([cosine], description['config']['k_test'], len(cosine), stage.match, progress=False)
-        reranked, = rescored([cosine], best, scores, 'released', bounds_of([cosine]))
+        best, scores = score_candidates([cosine], description['config']['k_test'], len(cosine), stage.match, progress=False)
+        reranked, = combine_scores([cosine], best, scores, 'released', global_bounds([cosine]))
     close(reranked, vectors['out/rerank/score_t2i'])
-    assert stage.largest_move(best).holds
+    assert stage.measure_batch_dependence(best).holds

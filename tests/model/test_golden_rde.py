@@ -57,7 +57,7 @@ def test_embeddings_and_the_tokens_that_they_are_made_of(file, tmp_path):
     text_tokens, text_attention = model.base_model.encode_text(batch['caption_ids'], need_map=True)
     for side in ('image', 'text'):
         assert_close(getattr(encoded, side), vectors[f'out/{side}_embedding'], side)
-        assert_close(encoded.added['TSE'][side == 'text'], vectors[f'out/{side}_tse'], side)
+        assert_close(encoded.extra_embeddings['TSE'][side == 'text'], vectors[f'out/{side}_tse'], side)
         assert_close(image_tokens if side == 'image' else text_tokens, vectors[f'out/{side}_tokens'], side)
     ends = batch['caption_ids'].argmax(dim=1)
     assert_close(image_attention[:, 0], vectors['out/image_attention'])
@@ -73,7 +73,7 @@ def test_scores_are_the_mean_of_both_similarities(file, tmp_path):
     image, text = model.encode_image(batch['images']), model.encode_text(batch['caption_ids'])
     normal = torch.nn.functional.normalize
     assert_close(normal(text, dim=1) @ normal(image, dim=1).t(), vectors['out/similarity_bge_tse'])
-    for part, name in ((model.parts[0], 'bge'), (model.parts[1], 'tse')):
+    for part, name in ((model.embedding_parts[0], 'bge'), (model.embedding_parts[1], 'tse')):
         similarity = normal(text[:, part.columns], dim=1) @ normal(image[:, part.columns], dim=1).t()
         assert_close(similarity, vectors[f'out/similarity_{name}'], name)
 
@@ -133,6 +133,6 @@ def test_padding_and_neighbours_do_not_change_an_embedding(tmp_path):
     ids = batch['caption_ids']
     together = model.encode_text(ids)
     for row, caption in enumerate(ids):
-        alone = model.encode_text(model.without_padding(caption[None]))
+        alone = model.encode_text(model.trim_padding(caption[None]))
         assert_close(alone[0], together[row], row)
-    assert model.without_padding(ids[1:2]).shape[1] == 8 < ids.shape[1]
+    assert model.trim_padding(ids[1:2]).shape[1] == 8 < ids.shape[1]

@@ -69,7 +69,7 @@ def test_names_are_matched_whole():
 def test_cutting_padding_changes_nothing(archive, rows, width):
     batch = {name: values[rows] for name, values in small_batch().items()}
     model = small_model(archive, 'sdm+itc+id')
-    short, longest = model.without_padding(batch['caption_ids']), int((batch['caption_ids'] != 0).sum(dim=1).max())
+    short, longest = model.trim_padding(batch['caption_ids']), int((batch['caption_ids'] != 0).sum(dim=1).max())
     assert torch.equal(short, batch['caption_ids'][:, :width])
     whole, cut = model(batch), model({**batch, 'caption_ids': short[:, :longest]})
     for name in whole:
@@ -82,8 +82,8 @@ def test_cutting_padding_changes_nothing(archive, rows, width):
 def test_padding_is_kept_where_it_is_read(archive, loss_names, training, evaluation):
     model, ids = small_model(archive, loss_names), torch.zeros(2, 20, dtype=torch.long)
     ids[:, :3] = torch.tensor([510, 5, 511])
-    assert (model.train().without_padding(ids).shape[1] == 8) is training
-    assert (model.eval().without_padding(ids).shape[1] == 8) is evaluation
+    assert (model.train().trim_padding(ids).shape[1] == 8) is training
+    assert (model.eval().trim_padding(ids).shape[1] == 8) is evaluation
 
 
 def test_tokens_are_given_to_those_who_ask(archive):

@@ -81,7 +81,7 @@ def test_embeddings_are_the_library_s(name, size, tmp_path):
     with torch.no_grad():
         torch.testing.assert_close(model.encode_image(images), reference.encode_image(images), rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(model.encode_text(ids), reference.encode_text(ids), rtol=1e-5, atol=1e-5)
-        short = model.without_padding(ids)      # as evaluation cuts captions
+        short = model.trim_padding(ids)      # as evaluation cuts captions
         torch.testing.assert_close(model.encode_text(short), reference.encode_text(ids), rtol=1e-5, atol=1e-5)
     assert (short.shape[1] < ids.shape[1]) == (name != 'tiny-sig')
 
@@ -242,8 +242,8 @@ def test_random_weights_are_said(caplog):
 @pytest.mark.parametrize('choice, mean', [('ViT-B-16-SigLIP', 0.5), ('ViT-B-16-SigLIP:webli', 0.5), ('ViT-B/16', 0.48145466),
                                           ('ViT-B-16:openai', 0.48145466)])
 def test_images_are_prepared_as_for_the_weights(choice, mean):
-    pixels = OpenClip.pixels(options(backbone='open_clip', pretrain_choice=choice, loss_names='itc'))
-    assert pixels.mean[0] == pytest.approx(mean) and pixels.interpolation == 'bicubic'
+    image_stats = OpenClip.image_stats(options(backbone='open_clip', pretrain_choice=choice, loss_names='itc'))
+    assert image_stats.mean[0] == pytest.approx(mean) and image_stats.interpolation == 'bicubic'
 
 
 def test_the_activation_is_the_weights():
@@ -322,8 +322,8 @@ def test_without_the_library(monkeypatch):
 
 def test_a_checkpoint_of_another_backbone(tmp_path):
     state = small().state_dict()
-    with pytest.raises(UserError, match='is of the backbone open_clip, and the options name clip: give --backbone open_clip'):
+    with pytest.raises(UserError, match='holds a model with --backbone open_clip, and the options have --backbone clip: give --backbone open_clip'):
         build_model(options(loss_names='itc', training=False), 1, state)
     clip = {f'base_model.{name}': value for name, value in torch.load(small_archive(tmp_path / 'clip.pt')).items()}
-    with pytest.raises(UserError, match='is of the backbone clip, and the options name open_clip'):
+    with pytest.raises(UserError, match='holds a model with --backbone clip, and the options have --backbone open_clip'):
         build_model(options(loss_names='itc', backbone='open_clip', pretrain_choice='tiny-clip', training=False), 1, clip)

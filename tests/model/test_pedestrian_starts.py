@@ -5,7 +5,7 @@ import torch
 
 from model import build_model
 from tests.support import options, small_archive
-from utils.checkpoint import start_from
+from utils.checkpoint import init_from_checkpoint
 from utils.errors import UserError
 from utils.options import get_args
 
@@ -55,7 +55,7 @@ def test_a_run_starts_from_each_layout(pretrained, clip, tmp_path, layout):
     torch.save(LAYOUTS[layout](pretrained), path)
     begun = irra(clip, seed=7)
     classifier = begun.classifier.weight.clone()
-    start_from(begun, path)
+    init_from_checkpoint(begun, path)
     chosen = irra(path, seed=7)
     for model in (begun, chosen):
         for name, value in of_clip(model.state_dict()).items():
@@ -68,7 +68,7 @@ def test_a_run_starts_from_each_layout(pretrained, clip, tmp_path, layout):
 def test_a_clip_of_another_resolution_is_for_pretrain_choice(clip):
     """The archive's own grid is 4 x 4, and the run's is 4 x 2."""
     with pytest.raises(UserError, match='another encoder.*--img_size.*is for --pretrain_choice'):
-        start_from(irra(clip, seed=7), clip)
+        init_from_checkpoint(irra(clip, seed=7), clip)
 
 
 @pytest.mark.parametrize('dataset', ['cuhk-pedes', 'icfg-pedes', 'rstpreid'])

@@ -275,7 +275,7 @@ def test_defaults_are_settled():
 
 @pytest.mark.parametrize('argv, message', [
     (['--loss_names', 'sdm+aux', '--topk', '7'], '--topk 7 .*--num_experts 6'),
-    (['--loss_names', 'sdm', '--php_attention', 'batch'], '--php_attention batch is of PHP.*--php_parts'),
+    (['--loss_names', 'sdm', '--php_attention', 'batch'], '--php_attention batch needs PHP.*--php_parts'),
     (['--loss_names', 'sdm', '--php_parts', 'safl'], 'invalid choice'),
     (['--loss_names', 'aux', '--cnum', '0'], 'above 0')])
 def test_wrong_options(argv, message):
@@ -285,7 +285,7 @@ def test_wrong_options(argv, message):
 
 @pytest.mark.parametrize('changes, message', [
     (dict(moe_heads=3), '--moe_heads 3 does not divide.*128'), (dict(reduction=7), '--reduction 7 does not divide.*128'),
-    (dict(pretrain_choice='scratch:RN50', training=False, img_size=(64, 32)), 'PHP.*ResNet.*use a ViT')])
+    (dict(pretrain_choice='scratch:RN50', training=False, img_size=(64, 32)), 'PHP.*ResNet.*give a ViT')])
 def test_misfits(folder, changes, message):
     with pytest.raises(UserError, match=message):
         small_model(folder, **changes)

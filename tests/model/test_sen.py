@@ -132,7 +132,7 @@ def test_which_patches_are_seen_and_which_are_scored(model):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, 'rand', Noise(noise))
         order = head.sample_order(torch.zeros(5, 3, 96, 32))
-    assert head.keep == 3
+    assert head.visible_count == 3
     for row, scored, noises in zip(order.tolist(), head.scored_patches(order).tolist(), noise.tolist()):
         by_noise = sorted(range(1, 13), key=lambda place: noises[place])
         assert row == [0, *by_noise]
@@ -224,7 +224,7 @@ def test_mask_ratio_at_full_size():
 
 @pytest.mark.parametrize('changes, message', [
     (dict(stride_size=12), '--stride_size to the patch size, 16, instead of 12'),
-    (dict(img_size=(100, 32)), '--img_size 100 32 is none: take 96 32'),
+    (dict(img_size=(100, 32)), 'patch size, 16, and it is 100 32: give --img_size 96 32'),
 ])
 def test_patches_must_tile(tmp_path_factory, changes, message):
     with pytest.raises(UserError, match=message):

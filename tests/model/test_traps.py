@@ -9,7 +9,7 @@ from model.build import total_loss
 from model.clip_model import MLP
 from model.heads import Head, registry
 from model.heads.mlm import CrossEncoder
-from processor.step import backward
+from processor.step import compute_gradients
 from solver.build import parameter_groups, parameter_settings
 from tests.support import golden_archive, golden_json, options, small_batch, small_model
 from utils.errors import UserError
@@ -44,20 +44,20 @@ def test_two_heads_with_the_same_name_for_a_result(archive, saying, micro_batch)
     saying('two', 'two_loss', 'norm')
     model = small_model(archive, 'one+two')
     with pytest.raises(UserError, match="Two returns 'norm', which another head returns too"):
-        backward(model, small_batch(), micro_batch)
+        compute_gradients(model, small_batch(), micro_batch)
     with pytest.raises(UserError, match="returns 'norm'"):
         model(small_batch())
 
 
 def test_a_named_head_without_a_loss(archive, saying):
     saying('quiet', 'quiet_norm')
-    for run in (backward, lambda model, batch: model(batch)):
+    for run in (compute_gradients, lambda model, batch: model(batch)):
         with pytest.raises(UserError, match="the loss 'quiet' is named in --loss_names, and .* only quiet_norm"):
             run(small_model(archive, 'sdm+quiet'), small_batch())
 
 
 def test_a_head_that_options_ask_for_needs_no_loss(archive):
-    assert 'aux_loss' not in backward(small_model(archive, 'sdm', php_parts='crfm'), small_batch())
+    assert 'aux_loss' not in compute_gradients(small_model(archive, 'sdm', php_parts='crfm'), small_batch())
 
 
 def test_shared_parts_know_whether_they_are_training(archive):
@@ -170,14 +170,14 @@ def test_captions_may_begin_with_the_word_that_has_id_0(archive):
     ids = torch.zeros(2, 20, dtype=torch.long)
     ids[0, :12] = torch.tensor([510, *[0] * 10, 511])     # nothing but exclamation marks
     ids[1, :3] = torch.tensor([510, 5, 511])
-    assert model.without_padding(ids).shape[1] == 16
-    torch.testing.assert_close(model.encode_text(model.without_padding(ids)), model.encode_text(ids), rtol=1e-5, atol=1e-6)
+    assert model.trim_padding(ids).shape[1] == 16
+    torch.testing.assert_close(model.encode_text(model.trim_padding(ids)), model.encode_text(ids), rtol=1e-5, atol=1e-6)
 
 
 def test_a_step_in_one_piece_is_the_models_own(archive):
     for names in ('sdm+mlm+id', 'sdm+id+amm+detail', 'sdm+mae+id+tri', 'sdm+itc+aux'):
         found = []
-        for run in (lambda model, batch: backward(model, batch), lambda model, batch: total_loss(model(batch)).backward()):
+        for run in (lambda model, batch: compute_gradients(model, batch), lambda model, batch: total_loss(model(batch)).backward()):
             model = small_model(archive, names)
             torch.manual_seed(4)
             run(model, small_batch())
