@@ -24,7 +24,7 @@ COLUMNS = ('how', 'task', 'pid', 'first_rank', 'AP', 'INP', 'query')
 
 
 @dataclass
-class Queries:
+class QueryResults:
     """What each of Q queries reaches, in the order of the split."""
     pids: np.ndarray         # [Q] identities
     first_rank: np.ndarray   # [Q] from 1
@@ -48,7 +48,7 @@ class Queries:
 
 
 def write_queries(path, rankings):
-    """Write ``{(how, task): Queries}``. A folder that cannot be written raises :class:`UserError`."""
+    """Write ``{(how, task): QueryResults}``. A folder that cannot be written raises :class:`UserError`."""
     with atomic_write(path) as file:
         write_csv(file, [COLUMNS])
         for (how, task), one in rankings.items():
@@ -58,7 +58,7 @@ def write_queries(path, rankings):
 
 
 def read_queries(path):
-    """``{(how, task): Queries}`` of a file that :func:`write_queries` wrote. Any other raises :class:`UserError`."""
+    """``{(how, task): QueryResults}`` of a file that :func:`write_queries` wrote. Any other raises :class:`UserError`."""
     rankings = {}
     try:
         with open(path, encoding='utf-8', newline='') as file:
@@ -78,4 +78,4 @@ def read_queries(path):
 
 def of_rows(rows):
     pids, first_rank, AP, INP, names = zip(*rows, strict=True)
-    return Queries(np.array(pids, int), np.array(first_rank, int), np.array(AP, float), np.array(INP, float), list(names))
+    return QueryResults(np.array(pids, int), np.array(first_rank, int), np.array(AP, float), np.array(INP, float), list(names))

@@ -11,8 +11,8 @@ import secrets
 import socket
 from urllib.parse import parse_qs
 
-MOST_BODY = 100_000     # bytes: a caption of the longest that are read, in JSON's escapes
-TOO_LONG = 413, f'A request has at most {MOST_BODY:,} bytes here.'
+MAX_BODY = 100_000     # bytes: a caption of the longest that are read, in JSON's escapes
+TOO_LONG = 413, f'A request has at most {MAX_BODY:,} bytes here.'
 COOKIE = 'pedestal_token'
 LOCAL_NAMES = ('localhost', '127.0.0.1', '::1')
 # No other site is loaded from, and none may show the page in a frame.
@@ -72,7 +72,7 @@ class RequestGuard:
         if headers.get('content-type', [''])[0].split(';')[0].strip().lower() != 'application/json':
             return 415, 'This page takes JSON alone.'
         length = headers.get('content-length', ['0'])[0]
-        if not length.isdecimal() or int(length[:20]) > MOST_BODY:
+        if not length.isdecimal() or int(length[:20]) > MAX_BODY:
             return TOO_LONG
         return None
 
@@ -114,7 +114,7 @@ async def read_body(receive):
     while message.get('more_body') and message.get('type') != 'http.disconnect':
         message = await receive()
         body += message.get('body', b'')
-        if len(body) > MOST_BODY:
+        if len(body) > MAX_BODY:
             return None
     return body
 

@@ -7,12 +7,12 @@ from utils.errors import UserError
 COSINE_SHARE = 0.002       # what the first stage counts beside the second (APTM)
 
 
-def check_count(count, gallery):
+def check_rerank_count(count, gallery):
     if not 1 <= count <= gallery:
         raise UserError(f'--rerank {count}: the gallery holds {gallery} images; give a number from 1 to {gallery}')
 
 
-def score_best(slabs, count, gallery, match, total=None, progress=True):
+def score_candidates(slabs, count, gallery, match, total=None, progress=True):
     """Score each caption's ``count`` best images: ``(images [Q, count], scores [Q, count])``, the images in the first stage's order.
 
     Args:
@@ -25,7 +25,7 @@ def score_best(slabs, count, gallery, match, total=None, progress=True):
     Raises:
         UserError: ``count`` isn't between 1 and the size of the gallery.
     """
-    check_count(count, gallery)
+    check_rerank_count(count, gallery)
     best, scores = [], []
     with tqdm(total=total, desc='re-ranking', unit='caption', leave=False, disable=None if progress else True) as bar:
         for slab in slabs:
@@ -37,7 +37,7 @@ def score_best(slabs, count, gallery, match, total=None, progress=True):
     return torch.cat(best), torch.stack(scores)
 
 
-def rescored(slabs, best, scores, score='caption', bounds=None):
+def combine_scores(slabs, best, scores, score='caption', bounds=None):
     """Yields the first stage's ``slabs`` [q, G] as what orders the images now.
 
     Images that were not scored again get the least of their row's scores, and so stay behind in the first stage's order. ``score``:
@@ -62,7 +62,7 @@ def ends(scores):
     return scores.amin(dim=1, keepdim=True), scores.amax(dim=1, keepdim=True)
 
 
-def bounds_of(slabs):
+def global_bounds(slabs):
     """The least and the largest value of all slabs."""
     found = [(slab.min(), slab.max()) for slab in slabs]
     return min(low for low, _ in found), max(high for _, high in found)

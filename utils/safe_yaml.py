@@ -7,7 +7,7 @@ import yaml
 
 from utils.errors import UserError
 
-MOST_BYTES = 2 ** 18     # a recipe has two thousand
+MAX_BYTES = 2 ** 18     # a recipe has two thousand
 MOST_VALUES = 50_000     # with what aliases stand for written out
 DEEPEST = 20
 
@@ -85,8 +85,8 @@ def read_text(path):
             raise UserError(f"{path} is a folder; name a file in it, such as a run's {os.path.join(path, 'configs.yaml')}")
         if not stat.S_ISREG(about.st_mode):
             raise UserError(f'{path} is not a regular file')
-        if about.st_size > MOST_BYTES:
-            raise UserError(f'{path} has {about.st_size} bytes, and a config at most {MOST_BYTES}')
+        if about.st_size > MAX_BYTES:
+            raise UserError(f'{path} has {about.st_size} bytes, and a config at most {MAX_BYTES}')
         with open(path, encoding='utf-8') as file:
             return file.read()
     except FileNotFoundError:

@@ -26,7 +26,7 @@ def seed_all(seed):
     torch.manual_seed(seed)
 
 
-def random_states():
+def get_random_states():
     """The states of all global generators, made of tensors and plain numbers so that ``weights_only`` loading takes them."""
     version, words, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state()

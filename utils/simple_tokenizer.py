@@ -35,11 +35,11 @@ def clean(text):
 REMOVED_CHARACTERS = regex.compile(r'[.!"()*#:;~]')
 
 
-def without_marks(caption, most_words=77):
+def remove_punctuation(caption, most_words=77):
     """A caption as TBPS-CLIP reads it, in training and in evaluation: lower case, no ``. ! " ( ) * # : ; ~``, single spaces, the first
     77 words.
 
-    >>> without_marks('A man (tall): red jacket.')
+    >>> remove_punctuation('A man (tall): red jacket.')
     'a man tall red jacket'
     """
     return ' '.join(REMOVED_CHARACTERS.sub(' ', caption.lower()).split()[:most_words])
@@ -91,7 +91,7 @@ class SimpleTokenizer:
         """:meth:`encode` for many texts."""
         return [self.encode(text) for text in texts]
 
-    def framed(self, ids, length):
+    def add_special_tokens(self, ids, length):
         """A caption's ids between start and end, cut to ``length`` (None: not cut) without losing the end."""
         ids = [self.start, *ids, self.end]
         return ids if length is None or len(ids) <= length else ids[:length - 1] + ids[-1:]
@@ -160,12 +160,12 @@ class SimpleTokenizer:
 
 
 class CleaningTokenizer(SimpleTokenizer):
-    """CLIP's tokenizer of captions that are cleaned first, as TBPS-CLIP does (:func:`without_marks`)."""
+    """CLIP's tokenizer of captions that are cleaned first, as TBPS-CLIP does (:func:`remove_punctuation`)."""
 
     key = 'clip without marks'
 
     def encode(self, text):
-        return super().encode(without_marks(text))
+        return super().encode(remove_punctuation(text))
 
     def encode_with_offsets(self, text):
-        return super().encode_with_offsets(without_marks(text))
+        return super().encode_with_offsets(remove_punctuation(text))

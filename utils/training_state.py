@@ -1,7 +1,8 @@
-"""What a run goes on from: every value that last.pth keeps is checked before any is used.
+"""The training state of a checkpoint: each value is checked before a run resumes from it.
 
-A file can be of another program, edited, or put together from two. Moments of a wrong shape end in a segmentation fault, a wrong
-number trains another model in silence; so each entry has its rule here, and the first that breaks one is named.
+The file may come from another program, be edited, or be combined from two files. Moments of a wrong shape end in a
+segmentation fault, and a wrong number silently trains another model. Therefore each entry has its rule here, and the
+error names the first entry that breaks its rule.
 """
 import itertools
 import logging
@@ -11,55 +12,66 @@ import random
 import numpy as np
 import torch
 
-from utils.errors import UserError
-from utils.weight_files import plain_name, some, why_not_plain
+from utils.errors import UserError, abbreviate
+from utils.weight_files import describe_if_not_plain, dtype_name
 
 logger = logging.getLogger('Pedestal.checkpoint')
 
-# What each optimizer keeps for a parameter, beside Adam's count of steps, in tensors of the parameter's shape.
-MOMENTS = {torch.optim.Adam: ('exp_avg', 'exp_avg_sq'), torch.optim.AdamW: ('exp_avg', 'exp_avg_sq'), torch.optim.SGD: ('momentum_buffer',)}
-# Entries of published checkpoints that nothing reads, by the beginning of their names.
+# The state that each optimizer has for a parameter, in tensors of the parameter's shape; Adam also counts steps.
+MOMENTS = {torch.optim.Adam: ('exp_avg', 'exp_avg_sq'), torch.optim.AdamW: ('exp_avg', 'exp_avg_sq'),
+           torch.optim.SGD: ('momentum_buffer',)}
+# Prefixes of entries of published checkpoints that nothing reads.
 UNUSED = ('base_model.logit_scale', 'base_model_m.',)
-# What later PHP releases count in its blocks, anywhere in a name.
+# Counters of later PHP releases, anywhere in a name.
 COUNTERS = ('expert_count_accum', 'token_count_accum')
-# Buffers of published checkpoints: entries of a state dict that no optimizer ever had.
+# Buffers of published checkpoints: entries of a state dict that are no parameters.
 BUFFERS = ('running_mean', 'running_var', 'num_batches_tracked', 'position_ids') + COUNTERS
-# Entries for which a released optimizer may have had no group: they were frozen, or made after it.
-WITHOUT_GROUP = ('decoder_pos_embed', 'base_model.visual.conv1.') + UNUSED
+# Prefixes of parameters that some reference implementations do not train, because they are frozen or created late.
+OPTIONAL_GROUPS = ('decoder_pos_embed', 'base_model.visual.conv1.') + UNUSED
 
 
-# -- values --------------------------------------------------------------------------------------------------------------
+# -- values ------------------------------------------------------------------------------------------------------------
 
-def is_whole(value, least=0):
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+def is_integer(value, minimum=0):
+    """Whether a value is an integer of at least ``minimum``."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= minimum
 
 
 def is_number(value):
+    """Whether a value is a finite number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def is_best(value):
-    if not isinstance(value, dict) or not is_whole(value.get('epoch')):
+def is_best_result(value):
+    """Whether a value is ``{'R1' or 'mA': number, 'epoch': integer}``."""
+    if not isinstance(value, dict) or not is_integer(value.get('epoch')):
         return False
-    measured = [value[metric] for metric in ('R1', 'mA') if metric in value]
-    return bool(measured) and all(map(is_number, measured))
+    metrics = [value[metric] for metric in ('R1', 'mA') if metric in value]
+    return bool(metrics) and all(map(is_number, metrics))
 
 
-def are_means(value):
-    if not isinstance(value, dict) or not isinstance(value.get('sums'), dict) or not is_whole(value.get('count')):
+def is_running_means(value):
+    """Whether a value is ``{'sums': {name: number}, 'count': integer}``."""
+    if not isinstance(value, dict) or not isinstance(value.get('sums'), dict) or not is_integer(value.get('count')):
         return False
     sums = value['sums']
-    return all(isinstance(name, str) and is_number(number) for name, number in sums.items()) and bool(sums) == bool(value['count'])
+    return is_number_mapping(sums) and bool(sums) == bool(value['count'])
 
 
-def is_scaler(value):
-    return isinstance(value, dict) and all(isinstance(name, str) and is_number(number) for name, number in value.items()) and (
-        not value or {'scale', 'growth_factor', 'backoff_factor', 'growth_interval', '_growth_tracker'} <= set(value)
-        and value['scale'] > 0)
+def is_number_mapping(value):
+    """Whether a dict maps names to finite numbers."""
+    return all(isinstance(name, str) and is_number(number) for name, number in value.items())
 
 
-def are_random_states(states):
-    """Whether all generators take them; tried on generators that nobody uses."""
+def is_scaler_state(value):
+    """Whether a value is the state of a gradient scaler; a disabled one has an empty state."""
+    keys = {'scale', 'growth_factor', 'backoff_factor', 'growth_interval', '_growth_tracker'}
+    return isinstance(value, dict) and is_number_mapping(value) and (
+        not value or keys <= set(value) and value['scale'] > 0)
+
+
+def is_random_states(states):
+    """Whether all random generators accept the states. Temporary generators try them."""
     try:
         version, words, gauss = states['python']
         random.Random().setstate((version, tuple(words), gauss))
@@ -68,164 +80,215 @@ def are_random_states(states):
             return False
         np.random.RandomState().set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
         torch.Generator().set_state(states['torch'])
-        return all(isinstance(state, torch.Tensor) and state.dtype == torch.uint8 and state.ndim == 1 for state in states['cuda'])
+        return all(isinstance(state, torch.Tensor) and state.dtype == torch.uint8 and state.ndim == 1
+                   for state in states['cuda'])
     except (TypeError, ValueError, KeyError, AttributeError, OverflowError, RuntimeError, IndexError):
         return False
 
 
-# {entry: (what it must be, in words; the test)}
+def is_scheduler_state(value):
+    """Whether a value is the state of a learning rate schedule."""
+    return isinstance(value, dict) and is_integer(value.get('last_epoch'))
+
+
+def is_optimizer_state(value):
+    """Whether a value looks like the state of an optimizer; :func:`convert_optimizer_state` checks the rest."""
+    return (isinstance(value, dict) and isinstance(value.get('state'), dict)
+            and isinstance(value.get('param_groups'), list))
+
+
+# {entry: (description of valid values, test)}
 RULES = {
-    'epoch': ('a whole number from 1', lambda value: is_whole(value, 1)),
-    'step': ('a whole number', is_whole),
-    'total_steps': ('a whole number', is_whole),
-    'skipped': ('a whole number', is_whole),
-    'unevaluated': ('an epoch or None', lambda value: value is None or is_whole(value, 1)),
-    'moments': ('a whole number', is_whole),
-    'best': ("{'R1' or 'mA': a number, 'epoch': a whole number}", is_best),
-    'means': ("{'sums': {name: number}, 'count': a whole number}", are_means),
-    'scaler': ('the state of a gradient scaler', is_scaler),
-    'random_states': ('the states of the random generators', are_random_states),
-    'scheduler': ("{'last_epoch': a whole number}", lambda value: isinstance(value, dict) and is_whole(value.get('last_epoch'))),
-    'optimizer': ("{'state': ..., 'param_groups': ...}", lambda value: isinstance(value, dict) and isinstance(value.get('state'), dict)
-                  and isinstance(value.get('param_groups'), list)),
+    'epoch': ('a whole number from 1', lambda value: is_integer(value, 1)),
+    'step': ('a whole number', is_integer),
+    'total_steps': ('a whole number', is_integer),
+    'skipped': ('a whole number', is_integer),
+    'unevaluated': ('an epoch or None', lambda value: value is None or is_integer(value, 1)),
+    'moments': ('a whole number', is_integer),
+    'best': ("{'R1' or 'mA': a number, 'epoch': a whole number}", is_best_result),
+    'means': ("{'sums': {name: number}, 'count': a whole number}", is_running_means),
+    'scaler': ('the state of a gradient scaler', is_scaler_state),
+    'random_states': ('the states of the random generators', is_random_states),
+    'scheduler': ("{'last_epoch': a whole number}", is_scheduler_state),
+    'optimizer': ("{'state': ..., 'param_groups': ...}", is_optimizer_state),
 }
-# What the training loop keeps beside model, optimizer and schedule.
-OF_A_RUN = ('epoch', 'step', 'total_steps', 'unevaluated', 'best', 'means', 'random_states')
+# The entries of last.pth besides model, optimizer and schedule.
+RUN_ENTRIES = ('epoch', 'step', 'total_steps', 'unevaluated', 'best', 'means', 'random_states')
 
 
 def check_values(checkpoint, source):
-    """Raise :class:`UserError` for an entry that is something else than what the training loop keeps under its name."""
-    for name, (rule, holds) in RULES.items():
-        if name in checkpoint and not holds(checkpoint[name]):
-            raise UserError(f"{source} is no state to go on from: '{name}' is {shortened(checkpoint[name])} and must be {rule}")
+    """Check the entries of a checkpoint that the training loop reads.
+
+    Raises:
+        UserError: an entry breaks its rule; the message names ``source``.
+    """
+    for name, (rule, is_valid) in RULES.items():
+        if name in checkpoint and not is_valid(checkpoint[name]):
+            raise UserError(f"no run can resume from {source}: '{name}' is {shorten(checkpoint[name])} and must be "
+                            f'{rule}')
 
 
-def shortened(value):
-    """A value in an error: its type alone where it is large."""
-    text = repr(value) if isinstance(value, (int, float, str, bool, type(None))) else f'a {type(value).__name__} of other content'
+def shorten(value):
+    """Describe a value in an error, only by its type if it is large."""
+    is_simple = isinstance(value, (int, float, str, bool, type(None)))
+    text = repr(value) if is_simple else f'a {type(value).__name__} of other content'
     return text if len(text) <= 60 else f'{text[:60]}...'
 
 
-# -- moments -------------------------------------------------------------------------------------------------------------
+# -- moments -----------------------------------------------------------------------------------------------------------
 
-def moments_of(state, weights, model, optimizer, source):
-    """An optimizer's saved ``state``, ours or a released one's, as ``optimizer``, which learns ``model``, takes it: checked, and in memory
-    of its own. The groups' settings are the options', not the file's. ``weights`` is the state dict that lay beside it."""
-    own = optimizer.state_dict()
-    numbers = [check_group(group, source) for group in state['param_groups']]
-    if list(map(len, numbers)) == [len(group['params']) for group in own['param_groups']]:
-        of_parameter = [entry_of(state, number) for group in numbers for number in group]
-        if set(state['state']) - {number for group in numbers for number in group}:
-            raise UserError(f'the optimizer in {source} holds moments of parameters that it does not learn')
-    elif all(len(group) == 1 for group in numbers):
-        pairs = released_pairs([group[0] for group in numbers], state, weights, own_names(model, optimizer), source)
-        of_parameter = [entry_of(state, pairs[name]) for name in own_names(model, optimizer)]
+def convert_optimizer_state(state, weights, model, optimizer, source):
+    """Check the state of an optimizer, and convert it to the form that ``optimizer`` loads.
+
+    Args:
+        state: the state in the file, of Pedestal or of a reference implementation.
+        weights: the state dict in the same file.
+        model: the model that ``optimizer`` trains.
+        optimizer: the new optimizer. Its groups keep the settings of the options, except for the learning rate.
+        source: the file, for messages.
+
+    Returns:
+        A state dict whose tensors are copies.
+
+    Raises:
+        UserError: the state does not fit.
+    """
+    own_state = optimizer.state_dict()
+    names = optimizer_parameter_names(model, optimizer)
+    groups = [read_group_numbers(group, source) for group in state['param_groups']]
+    sizes, own_sizes = list(map(len, groups)), [len(group['params']) for group in own_state['param_groups']]
+    if sizes == own_sizes:
+        entries = [get_entry(state, number) for group in groups for number in group]
+        if set(state['state']) - {number for group in groups for number in group}:
+            raise UserError(f'the optimizer in {source} holds moments of parameters that it does not train')
+    elif all(size == 1 for size in sizes):
+        numbers = pair_reference_groups([group[0] for group in groups], state, weights, names, source)
+        entries = [get_entry(state, numbers[name]) for name in names]
     else:
-        raise UserError(f'the optimizer in {source} does not fit these options: its groups hold {list(map(len, numbers))} parameters, '
-                        f"and the model's {[len(group['params']) for group in own['param_groups']]}")
+        raise UserError(f'the optimizer in {source} does not fit these options: its groups hold {sizes} parameters, '
+                        f"and the model's {own_sizes}")
     parameters = [parameter for group in optimizer.param_groups for parameter in group['params']]
-    names = own_names(model, optimizer)
-    kept = {number: checked_moments(entry, parameter, type(optimizer), f'{name} in {source}')
-            for number, (entry, parameter, name) in enumerate(zip(of_parameter, parameters, names)) if entry is not None}
-    if len(numbers) == len(own['param_groups']):  # the rate may be a schedule's that is not ours
-        for group, saved in zip(own['param_groups'], state['param_groups']):
+    converted = {number: convert_entry(entry, parameter, type(optimizer), f'{name} in {source}')
+                 for number, (entry, parameter, name) in enumerate(zip(entries, parameters, names))
+                 if entry is not None}
+    if len(groups) == len(own_state['param_groups']):  # a scheduler of another program may have set the rates
+        for group, saved in zip(own_state['param_groups'], state['param_groups']):
             group['lr'] = saved['lr'] if is_number(saved.get('lr')) else group['lr']
-    return {'state': kept, 'param_groups': own['param_groups']}
+    return {'state': converted, 'param_groups': own_state['param_groups']}
 
 
-def own_names(model, optimizer):
-    """The names of the parameters that an optimizer learns, in its order."""
-    name_of = {id(parameter): name for name, parameter in model.named_parameters()}
-    return [name_of[id(parameter)] for group in optimizer.param_groups for parameter in group['params']]
+def optimizer_parameter_names(model, optimizer):
+    """List the names of the parameters that an optimizer trains, in its order."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [names[id(parameter)] for group in optimizer.param_groups for parameter in group['params']]
 
 
-def check_group(group, source):
-    """The parameters' numbers in a saved group."""
+def read_group_numbers(group, source):
+    """Return the numbers of the parameters in a saved group."""
     numbers = group.get('params') if isinstance(group, dict) else None
-    if not isinstance(numbers, list) or not all(map(is_whole, numbers)):
+    if not isinstance(numbers, list) or not all(map(is_integer, numbers)):
         raise UserError(f"the optimizer in {source} has a group without a list of its parameters' numbers")
     return numbers
 
 
-def entry_of(state, number):
+def get_entry(state, number):
+    """Return the saved state of a parameter, None if there is none."""
     return state['state'].get(number)
 
 
-def released_pairs(numbers, state, weights, learned, source):
-    """{name: its group's parameter number} of a released optimizer, which has a group for each parameter in the order in which the
-    model registered them: the order of its state dict, buffers left out.
+def pair_reference_groups(numbers, state, weights, trained, source):
+    """Find the parameter of each group of a reference implementation's optimizer.
 
-    Which parameters had no group depends on the fork: SEN's fixed positions had none, A2TE's frozen convolution and the copy of the
-    encoders that nothing reads had theirs. So each choice that gives as many names as there are groups is tried, and the one whose
-    moments all have their parameters' shapes is it. None, or two that disagree: :class:`UserError`.
+    Such an optimizer has one group per parameter, in the order of the model's state dict without buffers. Some
+    parameters have no group, depending on the fork: SEN's fixed positions have none, but A2TE's frozen convolution and
+    the unused copy of its encoders have one. So each subset of the doubtful parameters that gives the right number of
+    names is tried, and the one whose moments all have their parameters' shapes is chosen.
+
+    Args:
+        numbers: the parameter number of each group.
+        state: the optimizer's state in the file.
+        weights: the state dict in the file.
+        trained: names of the parameters that the new optimizer trains.
+        source: the file, for messages.
+
+    Returns:
+        ``{name: parameter number}`` for ``trained``.
+
+    Raises:
+        UserError: no subset fits, two differ, or a trained parameter has no group.
     """
-    registered = [name for name in weights if not any(part in name for part in BUFFERS)]
-    doubtful = [prefix for prefix in WITHOUT_GROUP if any(name.startswith(prefix) for name in registered)]
-    found = []
+    registered = [name for name in weights if not any(buffer in name for buffer in BUFFERS)]
+    doubtful = [prefix for prefix in OPTIONAL_GROUPS if any(name.startswith(prefix) for name in registered)]
+    candidates = []
     for count in range(len(doubtful) + 1):
-        for left_out in itertools.combinations(doubtful, count):
-            names = [name for name in registered if not name.startswith(left_out)] if left_out else registered
+        for excluded in itertools.combinations(doubtful, count):
+            names = [name for name in registered if not name.startswith(excluded)] if excluded else registered
             pairs = dict(zip(names, numbers))
-            if len(names) == len(numbers) and all(shapes_fit(entry_of(state, number), weights[name]) for name, number in pairs.items()):
-                found.append({name: pairs.get(name) for name in learned})
-    if not found or any(other != found[0] for other in found):
-        raise UserError(f'the optimizer in {source} has {len(numbers)} groups, and they cannot be paired with its {len(registered)} '
-                        f'weights {"in one way alone" if found else "by number and shape"}; start a new run with --init_from')
-    lacking = [name for name, number in found[0].items() if number is None]
-    if lacking:
-        raise UserError(f'the optimizer in {source} has no group for what these options train: {some(lacking)}; start a new run with '
-                        '--init_from')
-    without = [name for name, number in found[0].items() if entry_of(state, number) is None]
-    logger.info('moments of %d parameters from %s%s', len(learned) - len(without), source,
-                f'; it has none for {some(without)}' if without else '')
-    if len(without) == len(learned):
+            if len(names) == len(numbers) and all(has_shape_of(get_entry(state, number), weights[name])
+                                                  for name, number in pairs.items()):
+                candidates.append({name: pairs.get(name) for name in trained})
+    if not candidates or any(other != candidates[0] for other in candidates):
+        reason = 'in one way alone' if candidates else 'by number and shape'
+        raise UserError(f'the optimizer in {source} has {len(numbers)} groups, and they cannot be paired with its '
+                        f'{len(registered)} weights {reason}; start a new run with --init_from')
+    missing = [name for name, number in candidates[0].items() if number is None]
+    if missing:
+        raise UserError(f'the optimizer in {source} has no group for parameters that these options train: '
+                        f'{abbreviate(missing)}; start a new run with --init_from')
+    without_moments = [name for name, number in candidates[0].items() if get_entry(state, number) is None]
+    logger.info('moments of %d parameters from %s%s', len(trained) - len(without_moments), source,
+                f'; it has none for {abbreviate(without_moments)}' if without_moments else '')
+    if len(without_moments) == len(trained):
         raise UserError(f'the optimizer in {source} holds no moments; start a new run with --init_from')
-    return found[0]
+    return candidates[0]
 
 
-def shapes_fit(entry, weight):
-    """Whether all of an entry's moments have the weight's shape; one that is missing fits anything."""
+def has_shape_of(entry, weight):
+    """Whether all moments of an entry have the weight's shape; a missing entry fits each weight."""
     if not isinstance(entry, dict):
         return entry is None
-    return all(value.shape == weight.shape for name, value in entry.items() if isinstance(value, torch.Tensor) and name != 'step')
+    return all(value.shape == weight.shape for name, value in entry.items()
+               if isinstance(value, torch.Tensor) and name != 'step')
 
 
-def checked_moments(entry, parameter, kind, where):
-    """An entry of an optimizer's state, as that optimizer computes with it: in the parameter's type, memory order and device."""
-    needed = MOMENTS.get(kind)
-    names = set(needed or ()) | ({'step'} if needed and 'exp_avg' in needed else set())
-    if not isinstance(entry, dict) or (needed and set(entry) != names):
-        held = some(map(str, entry)) if isinstance(entry, dict) else f'a {type(entry).__name__}'
-        raise UserError(f"the optimizer's state of {where} holds {held} and must hold {', '.join(sorted(names))}")
-    checked = {}
+def convert_entry(entry, parameter, optimizer_type, where):
+    """Check a parameter's entry of an optimizer's state, and convert it to the parameter's dtype, layout and device."""
+    moments = MOMENTS.get(optimizer_type)
+    expected = set(moments or ()) | ({'step'} if moments and 'exp_avg' in moments else set())
+    if not isinstance(entry, dict) or (moments and set(entry) != expected):
+        content = abbreviate(map(str, entry)) if isinstance(entry, dict) else f'a {type(entry).__name__}'
+        raise UserError(f"the optimizer's state of {where} holds {content} and must hold {', '.join(sorted(expected))}")
+    converted = {}
     for name, value in entry.items():
         if name == 'step':
-            checked[name] = checked_step(value, where)
-        elif name in (needed or ()):
+            converted[name] = convert_step(value, where)
+        elif name in (moments or ()):
             check_moment(name, value, parameter, where)
-            checked[name] = torch.empty_like(parameter).copy_(value)
+            converted[name] = torch.empty_like(parameter).copy_(value)
         else:
-            checked[name] = value
-    return checked
+            converted[name] = value
+    return converted
 
 
-def checked_step(value, where):
-    """How many steps a parameter has learned, as a tensor; older files have a plain number."""
-    number = value.item() if isinstance(value, torch.Tensor) and not why_not_plain(value) and value.numel() == 1 else value
+def convert_step(value, where):
+    """Check a parameter's count of steps, and return it as a tensor; older files hold a plain number."""
+    is_scalar = isinstance(value, torch.Tensor) and not describe_if_not_plain(value) and value.numel() == 1
+    number = value.item() if is_scalar else value
     if not is_number(number) or number < 0:
-        raise UserError(f"the optimizer's count of steps of {where} is {shortened(number)} and must be a number from 0")
+        raise UserError(f"the optimizer's count of steps of {where} is {shorten(number)} and must be a number from 0")
     return torch.tensor(float(number))
 
 
 def check_moment(name, value, parameter, where):
-    wrong = why_not_plain(value)
-    if not wrong and not value.is_floating_point():
-        wrong = f'a tensor of {plain_name(value.dtype)}'
-    if not wrong and value.shape != parameter.shape:
-        wrong = f'of shape {list(value.shape)} for {list(parameter.shape)}'
-    if not wrong and not value.isfinite().all():
-        wrong = 'not finite'
-    if not wrong and name == 'exp_avg_sq' and (value < 0).any():
-        wrong = 'negative, which no mean of squares is'
-    if wrong:
-        raise UserError(f"the optimizer's {name} of {where} is {wrong}")
+    """Raise :class:`UserError` unless a moment is a tensor that fits its parameter."""
+    problem = describe_if_not_plain(value)
+    if not problem and not value.is_floating_point():
+        problem = f'a tensor of {dtype_name(value.dtype)}'
+    if not problem and value.shape != parameter.shape:
+        problem = f'of shape {list(value.shape)} for {list(parameter.shape)}'
+    if not problem and not value.isfinite().all():
+        problem = 'not finite'
+    if not problem and name == 'exp_avg_sq' and (value < 0).any():
+        problem = 'negative, but must be a mean of squares'
+    if problem:
+        raise UserError(f"the optimizer's {name} of {where} is {problem}")

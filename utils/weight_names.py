@@ -1,42 +1,43 @@
-"""Names in state dicts: what wrappers add to them, and the released codebases' names for what has another name here."""
+"""Names in state dicts: prefixes that wrappers add, and names of other codebases."""
 import logging
 
 logger = logging.getLogger('Pedestal.checkpoint')
 
-# Parts of names that torch.compile, FSDP and activation checkpointing put in, wherever a wrapped module is.
+# Parts of names that torch.compile, FSDP and activation checkpointing insert for each wrapped module.
 WRAPPERS = ('_orig_mod.', '_fsdp_wrapped_module.', '_checkpoint_wrapped_module.')
-# First parts of names that readers know: ours, OpenAI's, open_clip's, Hugging Face's, TBPS-CLIP's, APTM's, BERT's, Swin's.
-KNOWN = ('base_model.', 'visual.', 'transformer.resblocks.', 'text.', 'text_model.', 'vision_model.', 'encode_text.',
-         'vision_encoder.', 'text_encoder.', 'bert.', 'embeddings.', 'patch_embed.')
-# TBPS-CLIP's text encoder has CLIP's bare names after one of its own.
+# Prefixes of the layouts of Pedestal, OpenAI, open_clip, Hugging Face, TBPS-CLIP, APTM, BERT and Swin.
+KNOWN_PREFIXES = ('base_model.', 'visual.', 'transformer.resblocks.', 'text.', 'text_model.', 'vision_model.',
+                  'encode_text.', 'vision_encoder.', 'text_encoder.', 'bert.', 'embeddings.', 'patch_embed.')
+# TBPS-CLIP's text encoder has CLIP's names after its own prefix.
 TBPS_NAMES = {'encode_text.': 'base_model.', 'visual.': 'base_model.visual.'}
-# Names of SEN's code for what every other codebase calls by IRRA's.
+# SEN's names of modules that all other codebases name as IRRA does.
 SEN_NAMES = {'cross_attn_mlm.': 'cross_attn.', 'cross_modal_transformer_mlm.': 'cross_modal_transformer.'}
 
 
-def without_prefixes(weights, fits, source=''):
-    """Strip what wrappers and training code put before all names of a state dict, and say so in the log.
+def strip_prefixes(weights, fits, source=''):
+    """Strip the prefixes that wrappers and training code add to all names of a state dict, and log it.
 
     Args:
         weights: a state dict.
-        fits: ``fits(names)`` says whether names can be read. The shortest prefix that makes it true is stripped; if
-            there is none, the names stay.
-        source: the file that the log names.
+        fits: ``fits(names)`` says whether names are known. The shortest prefix that makes it true is stripped. If there
+            is none, the names stay.
+        source: the file, for the log.
     """
     unwrapped = {strip_wrappers(name): value for name, value in weights.items()}
     prefix = common_prefix(list(unwrapped), fits)
     dropped = [prefix] * bool(prefix) + [part for part in WRAPPERS if any(part in name for name in weights)]
-    if not dropped or len(unwrapped) < len(weights):    # two names that became one were no wrapper's
+    if not dropped or len(unwrapped) < len(weights):    # if two names become one, no wrapper made them
         return weights
     logger.info("%s: dropped '%s' from its entries' names", source or 'weights', "' and '".join(dropped))
     return {name[len(prefix):]: value for name, value in unwrapped.items()}
 
 
 def common_prefix(names, fits):
-    """The shortest prefix of all names without which they fit; '' if there is none.
+    """Find the shortest common prefix without which the names fit; '' if there is none.
 
-    >>> common_prefix(['module.model.visual.proj', 'module.model.text_projection'], is_known)
-    'module.model.'
+    Example:
+        >>> common_prefix(['module.model.visual.proj', 'module.model.text_projection'], is_known)
+        'module.model.'
     """
     prefix = ''
     while names and not fits(names):
@@ -54,13 +55,13 @@ def strip_wrappers(name):
 
 
 def is_known(names):
-    """Whether some of the names begin as a layout does that Pedestal reads."""
-    return any(name.startswith(KNOWN) for name in names)
+    """Whether a name begins with a prefix of a layout that Pedestal reads."""
+    return any(name.startswith(KNOWN_PREFIXES) for name in names)
 
 
 def to_own_names(weights, source='', fits=is_known):
-    """A state dict by the names that Pedestal reads: without prefixes, and with TBPS-CLIP's and SEN's names replaced."""
-    weights = without_prefixes(weights, fits, source)
+    """Rename the entries of a state dict as Pedestal does: strip prefixes, and replace TBPS-CLIP's and SEN's names."""
+    weights = strip_prefixes(weights, fits, source)
     weights = {name.removeprefix('module.'): value for name, value in weights.items()}
     if any(name.startswith('encode_text.') for name in weights):
         weights = replace_prefixes(weights, TBPS_NAMES)
@@ -68,10 +69,15 @@ def to_own_names(weights, source='', fits=is_known):
 
 
 def replace_prefixes(weights, names):
-    """A state dict whose names begin as ``names`` (``{prefix: its replacement}``, the first that fits) says.
+    """Replace the prefixes of the names in a state dict.
 
-    >>> replace_prefixes({'visual.proj': 1, 'logit_scale': 2}, {'visual.': 'base_model.visual.'})
-    {'base_model.visual.proj': 1, 'logit_scale': 2}
+    Args:
+        weights: the state dict.
+        names: ``{prefix: its replacement}``; the first that fits is replaced.
+
+    Example:
+        >>> replace_prefixes({'visual.proj': 1, 'logit_scale': 2}, {'visual.': 'base_model.visual.'})
+        {'base_model.visual.proj': 1, 'logit_scale': 2}
     """
     return {next((new + name[len(old):] for old, new in names.items() if name.startswith(old)), name): value
             for name, value in weights.items()}

@@ -50,7 +50,7 @@ class WordPiece:
         """:meth:`encode` for a list of captions, by several threads."""
         return [encoding.ids for encoding in self._tokenizer.encode_batch(list(captions), add_special_tokens=False)]
 
-    def framed(self, ids, length):
+    def add_special_tokens(self, ids, length):
         """A caption's ids with the start, cut to ``length`` (None: not cut); there is no end."""
         return [self.start, *ids][:length]
 

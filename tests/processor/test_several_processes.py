@@ -8,8 +8,8 @@ from torchvision.ops import StochasticDepth
 
 from datasets.sampler import shard_slice
 from model.heads.sdm import SDM
-from processor.division import Division
-from processor.step import Step, is_shared
+from processor.clean_pairs import CleanPairs
+from processor.step import Step, is_shared_field
 from tests.model.test_aptm import batch as aptm_batch
 from tests.model.test_aptm import tiny as aptm_model
 from tests.model.test_documented_hooks import beside_the_heads
@@ -95,7 +95,7 @@ def train_in_default_precision(archive, settings, sizes=(6,), micro_batch=None, 
         if last_bit:
             batch['images'] *= 1 + 1.2e-7 * torch.randn(batch['images'].shape).sign()
         own = shard_slice(size, comm.get_rank(), comm.get_world_size())
-        rows = {name: value if is_shared(name) else value[:size][own] for name, value in batch.items()}
+        rows = {name: value if is_shared_field(name) else value[:size][own] for name, value in batch.items()}
         shard, rows = sync_batch_shards(rows if own.start < own.stop else {})
         seed_all(number)
         told.append({name: value.item() for name, value in step(rows, shard).items()})
@@ -165,7 +165,7 @@ def negatives_and_prompts():
         for name in ('multinomial', 'randperm'):
             patch.setattr(torch, name, recording(getattr(torch, name), drawn))
         batch, own = samples('aptm', 7, 0), shard_slice(7, comm.get_rank(), comm.get_world_size())
-        shard, rows = sync_batch_shards({name: value if is_shared(name) else value[own] for name, value in batch.items()})
+        shard, rows = sync_batch_shards({name: value if is_shared_field(name) else value[own] for name, value in batch.items()})
         seed_all(1)
         Step(model, torch.optim.AdamW(model.parameters()))(rows, shard)
     return drawn
@@ -194,9 +194,9 @@ def divided(archive):
     rows = [shard_slice(size, comm.get_rank(), comm.get_world_size()) for size in (6, 6, 1)]
     batches = Batches({name: value[own] for name, value in {**small_batch(6, number), 'index': torch.arange(6) + 6 * number}.items()}
                       for number, own in enumerate(rows))
-    division = Division(model, batches, seed=3)
-    division.begin(1, 1)
-    return division.clean, division.all_pairs(1, 1, lambda: None)
+    clean_pairs = CleanPairs(model, batches, seed=3)
+    clean_pairs.select(1, 1)
+    return clean_pairs.weights, clean_pairs.compute_losses(1, 1, lambda: None)
 
 
 class Batches(list):
@@ -259,5 +259,5 @@ def train_apart(archive):
     model = small_model(archive, 'sdm').train()
     batch, own = samples('clip', 6, 0), shard_slice(6, comm.get_rank(), comm.get_world_size())
     step = Step(model, torch.optim.AdamW(model.parameters()))
-    step.passes = lambda compute, learns=False, last=False: compute()
+    step.runner = lambda compute, is_last=False: compute()
     return [{name: value.item() for name, value in step({name: value[own] for name, value in batch.items()}).items()}]

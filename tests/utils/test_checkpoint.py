@@ -9,7 +9,8 @@ from torch import nn
 
 from solver import build_lr_scheduler, build_optimizer
 from tests.support import options
-from utils.checkpoint import Checkpointer, load_weights, read_checkpoint, sha256_of, start_from
+from utils.checkpoint import Checkpointer, load_weights, read_checkpoint, init_from_checkpoint
+from utils.weight_files import compute_sha256
 from utils.errors import UserError
 
 
@@ -184,20 +185,20 @@ def test_a_full_disk_keeps_the_old_checkpoint(tmp_path):
     assert os.listdir(tmp_path) == ['best.pth']
 
 
-def test_start_from_makes_another_classifier_anew(tmp_path, caplog):
+def test_init_from_checkpoint_keeps_the_initial_weights_of_another_classifier(tmp_path, caplog):
     source, model = Model(classes=3), Model(classes=5)
     torch.save({'model': {**source.state_dict(), 'mlm_head.bias': torch.zeros(1)}, 'epoch': 3}, tmp_path / 'best.pth')
     fresh = model.classifier.weight.clone()
     with caplog.at_level('INFO', logger='Pedestal'):
-        start_from(model, str(tmp_path / 'best.pth'))
+        init_from_checkpoint(model, str(tmp_path / 'best.pth'))
     assert torch.equal(model.base_model.weight, source.base_model.weight) and torch.equal(model.classifier.weight, fresh)
-    assert 'made anew: classifier.weight, classifier.bias' in caplog.text and 'left out: mlm_head.bias' in caplog.text
+    assert 'with initial weights: classifier.weight, classifier.bias' in caplog.text and 'skipped: mlm_head.bias' in caplog.text
 
 
-def test_start_from_another_encoder_is_refused(tmp_path):
+def test_init_from_another_encoder_is_refused(tmp_path):
     torch.save({'model': Model(width=6).state_dict()}, tmp_path / 'best.pth')
     with pytest.raises(UserError, match='another encoder.*base_model.weight'):
-        start_from(Model(), str(tmp_path / 'best.pth'))
+        init_from_checkpoint(Model(), str(tmp_path / 'best.pth'))
 
 
 # -- damage and entries of other kinds -----------------------------------------------------------------------------------
@@ -212,7 +213,8 @@ def test_a_flipped_bit_in_any_weight_is_seen(tmp_path):
         damaged = bytearray(content)
         damaged[position] ^= 1 << position % 8
         path.write_bytes(damaged)
-        with pytest.raises(UserError, match='best.pth is damaged: its part best/data/0 has not the checksum.*copy or download it again'):
+        with pytest.raises(UserError, match='best.pth is damaged: its part best/data/0 does not have '
+                           'the checksum.*copy or download it again'):
             read_checkpoint(path)
 
 
@@ -244,8 +246,8 @@ def test_the_checksum_is_of_the_file_that_was_read(tmp_path, monkeypatch):
             os.replace(tmp_path / 'new.pth', path)
         return content
     monkeypatch.setattr(torch, 'load', replaced_meanwhile)
-    checkpoint = read_checkpoint(path, hashed=True)
-    assert equal(checkpoint['model'], new.state_dict()) and checkpoint['sha256'] == sha256_of(path)
+    checkpoint = read_checkpoint(path, with_sha256=True)
+    assert equal(checkpoint['model'], new.state_dict()) and checkpoint['sha256'] == compute_sha256(path)
 
 
 @pytest.mark.filterwarnings('ignore')

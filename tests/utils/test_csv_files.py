@@ -11,7 +11,7 @@ import pytest
 
 from run_scripts import compare, matrix
 from utils.csv_files import neutralize, read_csv, restore, write_csv
-from utils.queries import Queries, read_queries, write_queries
+from utils.queries import QueryResults, read_queries, write_queries
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 FORMULAS = ['=HYPERLINK("http://x","y")', "+cmd|' /C calc'!A0", '-2+3', '@SUM(A1)', '\tx', '\rx', '\nx', '\uff1dx', '=', '-']
@@ -47,7 +47,7 @@ def test_any_text_is_read_as_it_was_written():
 
 def queries(names):
     count = len(names)
-    return Queries(np.arange(count), np.ones(count, int), np.full(count, 100.0), np.full(count, 50.0), list(names))
+    return QueryResults(np.arange(count), np.ones(count, int), np.full(count, 100.0), np.full(count, 50.0), list(names))
 
 
 def test_captions_of_queries_csv_are_neutral_and_read_again(tmp_path):
@@ -63,7 +63,7 @@ def test_captions_of_compare_and_runs_of_matrix_are_neutral(tmp_path):
     model = compare.Model('=a', [compare.Run('a', {}, queries(['=cmd()', 'a man']), True)])
     compare.write_captions(str(tmp_path / 'out.csv'), [model], model.runs[0].queries)
     assert (tmp_path / 'out.csv').read_text() == "pid,query,'=a\n0,'=cmd(),100.0\n1,a man,100.0\n"
-    assert raw(matrix.as_csv([matrix.Cell('@run', 'A', 'B', {'R1': -1.5})]))[1][:4] == ["'@run", 'A', 'B', '-1.5']
+    assert raw(matrix.format_csv([matrix.Cell('@run', 'A', 'B', {'R1': -1.5})]))[1][:4] == ["'@run", 'A', 'B', '-1.5']
 
 
 def test_every_csv_file_is_written_here():

@@ -10,7 +10,7 @@ from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib import font_manager
 from PIL import Image
 
-from utils.pictures import pyplot, save_picture, wrap_text
+from utils.figures import import_pyplot, save_figure, wrap_text
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -32,10 +32,10 @@ def make_font(path, name, characters):
 
 
 def saved_figure(path, texts):
-    figure, axis = pyplot().subplots()
+    figure, axis = import_pyplot().subplots()
     drawn = [axis.text(0, 0, text) for text in texts]
     axis.set_title(texts[0])
-    save_picture(figure, str(path))
+    save_figure(figure, str(path))
     return [text.get_fontfamily() for text in drawn]
 
 
@@ -86,10 +86,10 @@ import sys
 sys.path.insert(0, {root!r})
 from utils.errors import run
 from utils.iotools import atomic_write, read_image
-from utils.option_types import legible
+from utils.option_types import valid_text
 
 def main():
-    folder, caption = map(legible, sys.argv[1:])
+    folder, caption = map(valid_text, sys.argv[1:])
     read_image(f'{{folder}}/图.png')
     with atomic_write(f'{{folder}}/写.txt') as file:
         file.write(caption)

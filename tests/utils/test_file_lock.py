@@ -43,7 +43,7 @@ def test_windows_locks(tmp_path, monkeypatch, error, is_free):
     with open(tmp_path / 'lock', 'a') as file:
         assert try_lock(file) == is_free
     if not is_free:
-        with pytest.raises(UserError, match='another program is at work in .*: wait for it'), lock_folder(str(tmp_path), 'wait for it'):
+        with pytest.raises(UserError, match='another program is working in .*: wait for it'), lock_folder(str(tmp_path), 'wait for it'):
             pass
 
 

@@ -165,7 +165,7 @@ def test_colors_under_full_transparency_do_not_come_back(tmp_path, name):
     alpha, notes = np.where(GREY > 128, 255, 0).astype(np.uint8), []
     path = saved(np.dstack([COLOR, alpha]), tmp_path / name, **({'lossless': True, 'exact': True} if name == 'a.webp' else {}))
     assert (pixels(path, notes) == np.where(alpha[..., None], COLOR, 255)).all()
-    assert notes == ['transparent pixels are laid on white']
+    assert notes == ['transparent pixels are composited on white']
 
 
 def test_half_transparent_greys_and_opaque_colors(tmp_path):

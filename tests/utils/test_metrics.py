@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
-from processor.evaluation import retrieval_results
+from processor.evaluation import evaluate_embeddings
 from processor.independence import check_independence
 from tests.support import golden, golden_cases
 from utils import ranking
@@ -150,7 +150,7 @@ def test_both_directions_from_embeddings():
     qfeats, gfeats = exact_embeddings(50, generator), exact_embeddings(20, generator)
     qids, gids = torch.arange(50) % 10, torch.arange(20) % 10
     similarity = qfeats @ gfeats.t() / 64
-    results = retrieval_results(qfeats, gfeats, qids, gids, True)
+    results = evaluate_embeddings(qfeats, gfeats, qids, gids, True)
     assert results == {'t2i': summary(similarity, qids, gids), 'i2t': summary(similarity.t(), gids, qids)}
     assert json.loads(json.dumps(results)) == results
 

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 from utils.errors import UserError
-from utils.queries import COLUMNS, Queries, read_queries, write_queries
+from utils.queries import COLUMNS, QueryResults, read_queries, write_queries
 
 
 def queries(names=('a man, "tall"', 'déjà vu\nin two lines', '红衣')):
-    return Queries(np.array([7, 7, 9]), np.array([1, 12, 3]), np.array([100.0, 8.123456, 40]), np.array([50.0, 1, 40]), list(names))
+    return QueryResults(np.array([7, 7, 9]), np.array([1, 12, 3]), np.array([100.0, 8.123456, 40]), np.array([50.0, 1, 40]), list(names))
 
 
 def test_what_is_written_is_read_again(tmp_path):

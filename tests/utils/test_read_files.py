@@ -16,9 +16,9 @@ from PIL import Image
 from datasets.array_cache import read_cached_arrays
 from datasets.table_files import read_rows
 from model.backbones.open_clip import read_description
-from processor.history import read_journal
-from processor.photos import read_lines
-from processor.progress import Journal
+from processor.history import read_metrics_log
+from processor.image_index import read_lines
+from processor.progress import MetricsLog
 from utils.checkpoint import Checkpointer
 from utils.errors import UserError
 from utils.iotools import atomic_write, parse_json, read_image, read_json
@@ -104,11 +104,11 @@ def photos_at(path):
 
 
 def history_at(path):
-    assert read_journal(os.path.dirname(path)) == []       # as a line that a kill cut short
+    assert read_metrics_log(os.path.dirname(path)) == []       # as a line that a kill cut short
 
 
 def journal_at(path):
-    Journal(os.path.dirname(path)).close()
+    MetricsLog(os.path.dirname(path)).close()
 
 
 @pytest.mark.parametrize('read, name', [
@@ -227,7 +227,7 @@ def test_full_disk_says_that_the_old_file_is_kept(tmp_path):
         with atomic_write(path):
             raise full
     path.write_text('old')
-    with pytest.raises(UserError, match=f'^cannot write {path}: No space left on device; what was there is kept$'):
+    with pytest.raises(UserError, match=f'^cannot write {path}: No space left on device; the old file is unchanged$'):
         with atomic_write(path):
             raise full
     assert path.read_text() == 'old' and os.listdir(tmp_path) == ['a']
@@ -245,7 +245,7 @@ def test_a_checkpoint_that_cannot_be_written_says_what_is_kept(tmp_path, monkeyp
     monkeypatch.setattr(torch, 'save', save)
     if there:
         (tmp_path / 'last.pth').write_text('old')
-    with pytest.raises(UserError, match='No space left on device' + ('; what was there is kept$' if there else '$')):
+    with pytest.raises(UserError, match='No space left on device' + ('; the old file is unchanged$' if there else '$')):
         Checkpointer(torch.nn.Linear(1, 1), save_dir=str(tmp_path), save_to_disk=True).save('last', epoch=1)
     assert os.listdir(tmp_path) == ['last.pth'] * there
 
@@ -254,7 +254,7 @@ def test_a_disk_that_is_full_at_the_last_moment(tmp_path, file_size_limit):
     path = tmp_path / 'a'
     path.write_text('old')
     file_size_limit(10)
-    with pytest.raises(UserError, match=f'^cannot write {path}: File too large; what was there is kept$'):
+    with pytest.raises(UserError, match=f'^cannot write {path}: File too large; the old file is unchanged$'):
         with atomic_write(path) as file:
             file.write('new' * 10)                     # fails once it is flushed
     assert path.read_text() == 'old' and os.listdir(tmp_path) == ['a']

@@ -14,7 +14,7 @@ from model import build_model
 from processor.report import load_trained
 from tests.model.test_golden_aptm import whole_model
 from tests.support import golden_json, golden_options, golden_weight, options, small_archive
-from utils.checkpoint import load_weights, read_checkpoint, released_weights, write_checkpoint
+from utils.checkpoint import load_weights, read_checkpoint, reference_state_dict, write_checkpoint
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 PAIRS = 40      # that FMFA's classifier counts
@@ -158,7 +158,7 @@ def test_ours_in_the_released_layout_and_back(method, tmp_path):
         for name, value in model.state_dict().items():
             if value.is_floating_point():
                 value.copy_(golden_weight(f'ours {name}', tuple(value.shape)))
-    write_checkpoint({'model': released_weights(model), 'epoch': 3}, path)
+    write_checkpoint({'model': reference_state_dict(model), 'epoch': 3}, path)
     written = torch.load(path, weights_only=True)['model']
     expected = (layout.written or layout.keys)()
     assert {name: tuple(value.shape) for name, value in written.items()} == expected
@@ -177,7 +177,7 @@ def test_ours_at_the_published_size_holds_the_official_names_and_shapes(name):
     settings = {key: value for key, value in official['settings'].items() if key in known}
     with torch.device('meta'):
         model = build_model(options(**{**settings, 'loss_names': official['loss_names'], 'training': False}), official['num_classes'])
-    written = {key: list(value.shape) for key, value in released_weights(model).items()}
+    written = {key: list(value.shape) for key, value in reference_state_dict(model).items()}
     assert written == {key: shape for key, (shape, _) in official['state_dict'].items()}
 
 

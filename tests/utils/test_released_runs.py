@@ -6,7 +6,7 @@ from solver import build_lr_scheduler, build_optimizer
 from tests.support import golden_json, golden_model, golden_weight, options
 from utils.checkpoint import Checkpointer
 from utils.errors import UserError
-from utils.resumption import BUFFERS, released_pairs
+from utils.training_state import BUFFERS, pair_reference_groups
 
 TINY = {'IRRA': 'irra_tiny', 'AGM': 'agm_tiny', 'A2TE': 'a2te_tiny512', 'SEN': 'sen_tiny', 'PHP': 'php_tiny'}
 # Without moments in the released runs: what no loss reaches, and what was frozen after the optimizer was made.
@@ -71,7 +71,7 @@ def test_layouts_of_published_size(name):
     idle = UNUSED + (('base_model.visual.conv1.',) if name == 'a2te' else ())
     state = {number: {'exp_avg': shapes[key]} for key, number in numbers.items() if not key.startswith(idle)}
     learned = [key for key in numbers if not key.startswith(('base_model_m.',) + idle[-1:])]
-    pairs = released_pairs(list(numbers.values()), {'state': state}, shapes, learned, 'best.pth')
+    pairs = pair_reference_groups(list(numbers.values()), {'state': state}, shapes, learned, 'best.pth')
     assert pairs == {key: numbers[key] for key in learned}
 
 

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from utils.request_guard import COOKIE, MOST_BODY, RequestGuard
+from utils.request_guard import COOKIE, MAX_BODY, RequestGuard
 
 HOSTS = ['localhost', '127.0.0.1', '::1', 'gpu1']
 JSON = [('content-type', 'application/json')]
@@ -95,10 +95,10 @@ def test_hostile_headers_by_the_hundred():
     ('POST', '/', JSON, [b'{}'], 405), ('POST', '/call/../upload', JSON, [b'{}'], 405),
     ('POST', '/call/find', [('content-type', 'multipart/form-data; boundary=x')], [b'x'], 415), ('POST', '/call/find', [], [b'{}'], 415),
     ('POST', '/call/find', [('content-type', 'text/plain')], [b'{}'], 415),
-    ('POST', '/call/find', [*JSON, ('content-length', str(MOST_BODY + 1))], [b'{}'], 413),
+    ('POST', '/call/find', [*JSON, ('content-length', str(MAX_BODY + 1))], [b'{}'], 413),
     ('POST', '/call/find', [*JSON, ('content-length', '9' * 5000)], [b'{}'], 413),
     ('POST', '/call/find', [*JSON, ('content-length', '-1')], [b'{}'], 413),
-    ('POST', '/call/find', JSON, [b'x' * 60_000] * 2, 413), ('POST', '/call/find', JSON, [b'x' * MOST_BODY], 200),
+    ('POST', '/call/find', JSON, [b'x' * 60_000] * 2, 413), ('POST', '/call/find', JSON, [b'x' * MAX_BODY], 200),
     ('POST', '/call/find', [('content-type', 'application/json; charset=utf-8')], [b'{"a"', b': 1}'], 200)])
 def test_descriptions_are_taken_and_uploads_are_not(method, path, headers, chunks, status):
     found, _, body = respond(guard(), [('host', 'localhost'), *headers], method, path, chunks=chunks)
@@ -108,8 +108,8 @@ def test_descriptions_are_taken_and_uploads_are_not(method, path, headers, chunk
 
 
 def test_the_longest_caption_fits():
-    assert len(json.dumps({'data': ['\U0001f469' * 5_000], 'session_hash': 'x' * 20})) < MOST_BODY
-    assert len(json.dumps({'data': ['\u7ea2' * 10_000], 'session_hash': 'x' * 20})) < MOST_BODY
+    assert len(json.dumps({'data': ['\U0001f469' * 5_000], 'session_hash': 'x' * 20})) < MAX_BODY
+    assert len(json.dumps({'data': ['\u7ea2' * 10_000], 'session_hash': 'x' * 20})) < MAX_BODY
 
 
 def test_a_token_is_asked_for_and_kept_in_a_cookie():

@@ -10,10 +10,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from datasets.synthpedes import generate
-from run_scripts.retrieve import in_words
+from run_scripts.retrieve import format_results
 from utils.errors import run
 from utils.logger import setup_logger
-from utils.terminal import ProtectedStream, escape_controls, one_line
+from utils.terminal import ProtectedStream, escape_controls, escape_line
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 HOSTILE = ['\x1b[2J', '\x1b]0;title\x07', '\x9b31m', 'a\rb', '\x08\x08', '\x00', '\x7f', '\u202e', '\u2066', '\u2028', '\x0b']
@@ -28,7 +28,7 @@ def test_controls_are_escaped(text):
 
 @pytest.mark.parametrize('text', HARMLESS)
 def test_what_people_read_stays(text):
-    assert escape_controls(text) == text and '\n' not in one_line(text) and '\t' not in one_line(text)
+    assert escape_controls(text) == text and '\n' not in escape_line(text) and '\t' not in escape_line(text)
 
 
 def test_a_program_prints_no_escape_sequence(capsys):
@@ -62,7 +62,7 @@ def test_progress_bars_still_move():
 
 
 def test_lines_of_names_are_one_line_each():
-    text = in_words([('a\ncaption', None, [('/x/\x1b[2J\n0.9999  /y.jpg', None, 0.5)])])
+    text = format_results([('a\ncaption', None, [('/x/\x1b[2J\n0.9999  /y.jpg', None, 0.5)])])
     assert text.splitlines() == ['a\\ncaption', '  0.5000  /x/\\x1b[2J\\n0.9999  /y.jpg']
 
 

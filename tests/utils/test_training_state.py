@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from processor.progress import Journal, fact_of
+from processor.progress import MetricsLog, parse_record
 from solver import build_lr_scheduler, build_optimizer
 from tests.support import HANG_TIMEOUT, options
 from utils.checkpoint import Checkpointer, read_checkpoint
 from utils.errors import UserError
 from utils.iotools import lock_folder
-from utils.seeding import random_states
+from utils.seeding import get_random_states
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -37,7 +37,7 @@ def saved(folder, optimizer_name='Adam'):
     """A last.pth as the training loop writes it."""
     Checkpointer(*started(optimizer_name), str(folder), True).save(
         'last', training_state=True, epoch=2, step=1, total_steps=2, best={'R1': 5.0, 'epoch': 1}, unevaluated=None, skipped=0,
-        means={'sums': {'loss': 3.0}, 'count': 6}, scaler={}, random_states=random_states())
+        means={'sums': {'loss': 3.0}, 'count': 6}, scaler={}, random_states=get_random_states())
     return folder / 'last.pth'
 
 
@@ -158,22 +158,22 @@ def test_a_resumed_journal_keeps_each_fact_once(tmp_path, caplog):
     kept = [fact('train', 1, 2), fact('epoch', 1, 4)]
     lines = [kept[0], *foreign, kept[1], fact('evaluation', 1, 4), fact('train', 2, 6)]
     (tmp_path / 'metrics.jsonl').write_bytes(b'\n'.join(lines) + b'\n{"kind": "tr')
-    Journal(str(tmp_path), 4, unevaluated=1).close()
+    MetricsLog(str(tmp_path), 4, pending_evaluation=1).close()
     assert (tmp_path / 'metrics.jsonl').read_bytes().split() == b'\n'.join(kept).split()
-    assert '7 lines that this program did not write' in caplog.text
-    assert all(fact_of(line) is None for line in foreign)
+    assert '7 lines that this program did not write are removed' in caplog.text
+    assert all(parse_record(line) is None for line in foreign)
 
 
 def test_an_evaluation_that_stands_is_kept(tmp_path):
     (tmp_path / 'metrics.jsonl').write_bytes(fact('evaluation', 1, 4) + b'\n')
-    Journal(str(tmp_path), 4, unevaluated=None).close()
+    MetricsLog(str(tmp_path), 4, pending_evaluation=None).close()
     assert (tmp_path / 'metrics.jsonl').read_bytes() == fact('evaluation', 1, 4) + b'\n'
 
 
 def test_a_journal_that_is_no_file(tmp_path):
     (tmp_path / 'metrics.jsonl').mkdir()
-    with pytest.raises(UserError, match='metrics.jsonl is no file'):
-        Journal(str(tmp_path))
+    with pytest.raises(UserError, match='metrics.jsonl is not a file'):
+        MetricsLog(str(tmp_path))
 
 
 # -- one program in a folder ---------------------------------------------------------------------------------------------
@@ -187,7 +187,7 @@ def test_a_folder_is_locked_until_its_program_ends_by_whatever_way(tmp_path):
     process = subprocess.Popen([sys.executable, '-c', holder, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     child = int(process.stdout.readline())
     try:
-        with pytest.raises(UserError, match='another program is at work in .*: wait for it'):
+        with pytest.raises(UserError, match='another program is working in .*: wait for it'):
             with lock_folder(str(tmp_path), 'wait for it'):
                 pass
         process.kill()

@@ -6,9 +6,9 @@ from torch import nn
 from model.aptm_weights import read_weights
 from model.clip_weights import build_clip
 from tests.support import small_archive, small_model
-from utils.checkpoint import Checkpointer, load_weights, read_checkpoint, start_from
+from utils.checkpoint import Checkpointer, load_weights, read_checkpoint, init_from_checkpoint
 from utils.errors import UserError
-from utils.weight_names import is_known, to_own_names, without_prefixes
+from utils.weight_names import is_known, to_own_names, strip_prefixes
 
 PREFIXES = ['_orig_mod.', 'module.', 'model.', 'student.', 'net.', 'module._orig_mod.', '_orig_mod.module.', 'module.module.',
             'model.student.model.']
@@ -73,13 +73,13 @@ def test_what_torch_compile_puts_into_names_is_dropped():
 def test_other_names_stay(names, caplog):
     weights = dict.fromkeys(names, 0)
     with caplog.at_level('INFO', logger='Pedestal'):
-        assert list(without_prefixes(weights, is_known)) == names
+        assert list(strip_prefixes(weights, is_known)) == names
     assert not caplog.text
 
 
 def test_names_that_would_become_one_stay():
     weights = {'visual.proj': 1, '_orig_mod.visual.proj': 2}
-    assert without_prefixes(weights, is_known) == weights
+    assert strip_prefixes(weights, is_known) == weights
 
 
 class Unknown(nn.Module):
@@ -103,5 +103,5 @@ def test_names_of_a_family_of_ones_own(tmp_path):
 def test_a_new_run_starts_from_prefixed_weights(trained, clip, tmp_path):
     torch.save({'model': prefixed(trained.state_dict(), '_orig_mod.model.')}, tmp_path / 'best.pth')
     begun = small_model(clip, 'sdm+id', seed=3, img_size=(64, 32), text_length=77)
-    start_from(begun, str(tmp_path / 'best.pth'))
+    init_from_checkpoint(begun, str(tmp_path / 'best.pth'))
     assert same(begun.state_dict(), trained.state_dict())
