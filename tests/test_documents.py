@@ -67,8 +67,9 @@ def test_the_glossary_has_each_word_once_in_order():
 
 
 def test_papers_have_a_title_a_year_and_a_key_of_their_own():
-    entries = re.findall(r'^@\w+\{([\w-]+),\n(.*?)^\}', read_document('docs/methods.bib'), flags=re.MULTILINE | re.DOTALL)
-    assert read_document('docs/methods.bib').count('\n@') == len(entries) == len({key for key, _ in entries})
+    text = read_document('docs/methods.bib')
+    entries = re.findall(r'^@\w+\{([\w-]+),\n(.*?)^\}', text, flags=re.MULTILINE | re.DOTALL)
+    assert text.count('\n@') == len(entries) == len({key for key, _ in entries})
     for key, entry in entries:
         fields = dict(re.findall(r'^  (\w+)\s+= \{(.*)\},$', entry, flags=re.MULTILINE))
         assert fields['title'] and re.fullmatch(r'20\d\d', fields['year']), key
