@@ -1,5 +1,7 @@
-"""What a start needs of a large annotation, kept in memory-mapped arrays beside it, so that a million captions are neither read nor
-tokenised again."""
+"""Cache large annotations and their tokens in memory-mapped arrays, so that the next start neither parses nor tokenizes.
+
+A million captions load in seconds.
+"""
 import glob
 import hashlib
 import json
@@ -13,34 +15,38 @@ from collections.abc import Sequence
 import numpy as np
 
 from utils.errors import UserError
-from utils.iotools import read_json, refuse_irregular
+from utils.iotools import read_json, check_regular_file
 from utils.temporary import temporary_sibling
 
 logger = logging.getLogger('Pedestal.dataset')
 
-VERSION = 2           # of the files: another one's are not read. Raise it when annotations are read differently
-MANIFEST = 'whole.json'  # written last: what arrays there are, with their sizes and checksums
-CHECKED = 2 ** 20     # bytes of a file that are read at a time for its checksum
-DAMAGE = OSError, ValueError, TypeError, EOFError, UserError
-BLOCK = 2 ** 14       # texts that are decoded at a time
+VERSION = 2           # of the file format and of how annotations are read; files of other versions are not used
+MANIFEST = 'whole.json'  # written last: the arrays' names, sizes and checksums
+CHECKSUM_BLOCK = 2 ** 20   # bytes that are read at a time for a checksum
+DAMAGE_ERRORS = OSError, ValueError, TypeError, EOFError, UserError
+DECODE_BLOCK = 2 ** 14     # texts that are decoded at a time
 
 
 class Strings(Sequence):
-    """Texts in one array of bytes: ``strings[i]``. Goes to other processes as it is, and takes no memory beside the map's.
+    """A sequence of texts in one array of bytes.
+
+    It can be memory-mapped and sent to other processes without a copy.
 
     Args:
-        known: its :meth:`digest`, where somebody has it already.
+        blob: uint8, the UTF-8 bytes of all texts.
+        ends: int64 [N], the offset of each text's end.
+        known_digest: its :meth:`digest`, if it is known.
     """
 
-    def __init__(self, blob, ends, known=''):
-        self.known = known
-        # uint8 [bytes], int64 [N]: where each text ends. A map's own class is slow to index.
-        self.blob, self.ends = np.asarray(blob), np.asarray(ends)
+    def __init__(self, blob, ends, known_digest=''):
+        self.known_digest = known_digest
+        self.blob, self.ends = np.asarray(blob), np.asarray(ends)     # not np.memmap, which is slow to index
 
     @classmethod
     def from_texts(cls, texts):
-        parts = [text.encode() for text in texts]
-        return cls(np.frombuffer(b''.join(parts), np.uint8), np.cumsum([len(part) for part in parts], dtype=np.int64))
+        encoded = [text.encode() for text in texts]
+        ends = np.cumsum([len(text) for text in encoded], dtype=np.int64)
+        return cls(np.frombuffer(b''.join(encoded), np.uint8), ends)
 
     def __len__(self):
         return len(self.ends)
@@ -54,34 +60,38 @@ class Strings(Sequence):
         return bytes(self.blob[self.ends[index - 1] if index else 0:self.ends[index]]).decode()
 
     def __iter__(self):
-        start = 0
-        for first in range(0, len(self), BLOCK):
-            ends = self.ends[first:first + BLOCK].tolist()
-            block = self.blob[start:ends[-1]].tobytes()
-            places = [end - start for end in ends]
-            yield from (block[begin:end].decode() for begin, end in zip([0, *places], places))
-            start = ends[-1]
+        block_start = 0
+        for first in range(0, len(self), DECODE_BLOCK):
+            ends = self.ends[first:first + DECODE_BLOCK].tolist()
+            block = self.blob[block_start:ends[-1]].tobytes()
+            offsets = [end - block_start for end in ends]
+            yield from (block[start:end].decode() for start, end in zip([0, *offsets], offsets))
+            block_start = ends[-1]
 
     def digest(self):
-        """16 hexadecimal digits that differ when a text does."""
-        if self.known:
-            return self.known
-        found = hashlib.sha256(np.ascontiguousarray(self.ends).tobytes())
-        found.update(np.ascontiguousarray(self.blob))
-        return found.hexdigest()[:16]
+        """16 hexadecimal digits that identify the texts."""
+        if self.known_digest:
+            return self.known_digest
+        digest = hashlib.sha256(np.ascontiguousarray(self.ends).tobytes())
+        digest.update(np.ascontiguousarray(self.blob))
+        return digest.hexdigest()[:16]
 
 
 class Samples(Sequence):
-    """Training pairs ``(pid, image_id, image path, caption)`` out of arrays; a list of tuples in all but what it takes of memory.
+    """A memory-efficient list of training pairs ``(pid, image_id, image path, caption)``.
 
     Args:
-        pids, image_ids: int [S] of each pair.
-        paths: the images' paths below ``folder``, and ``images`` [S] which of them is each pair's.
-        captions: :class:`Strings`, [S].
+        pids: int [S], the identity of each pair.
+        image_ids: int [S], the image id of each pair.
+        images: int [S], the index in ``paths`` of each pair's image.
+        paths: the images' paths below ``folder``.
+        captions: :class:`Strings`, the S captions.
+        folder: the folder of the images.
     """
 
     def __init__(self, pids, image_ids, images, paths, captions, folder):
-        self.pids, self.image_ids, self.images, self.paths, self.captions, self.folder = pids, image_ids, images, paths, captions, folder
+        self.pids, self.image_ids, self.images = pids, image_ids, images
+        self.paths, self.captions, self.folder = paths, captions, folder
 
     def __len__(self):
         return len(self.pids)
@@ -89,8 +99,8 @@ class Samples(Sequence):
     def __getitem__(self, index):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        return (int(self.pids[index]), int(self.image_ids[index]), os.path.join(self.folder, self.paths[int(self.images[index])]),
-                self.captions[index])
+        path = os.path.join(self.folder, self.paths[int(self.images[index])])
+        return int(self.pids[index]), int(self.image_ids[index]), path, self.captions[index]
 
     def __iter__(self):
         rows = zip(self.pids.tolist(), self.image_ids.tolist(), self.images.tolist(), self.captions)
@@ -99,7 +109,7 @@ class Samples(Sequence):
             yield from ((pid, image_id, path, caption) for pid, image_id, _, caption in pairs)
 
     def permute_captions(self, permutation):
-        """The same pairs, each with the caption of the pair that ``permutation`` [S] gives it."""
+        """Return the same pairs, in which pair i has the caption of pair ``permutation[i]``."""
         captions = Strings.from_texts(map(self.captions.__getitem__, permutation.tolist()))
         return Samples(self.pids, self.image_ids, self.images, self.paths, captions, self.folder)
 
@@ -110,8 +120,10 @@ def get_pids(samples):
 
 
 def get_image_ids(samples):
-    """The image_ids of training pairs, int64 [S] or the like."""
-    return samples.image_ids if isinstance(samples, Samples) else np.array([image_id for _, image_id, *_ in samples], np.int64)
+    """The image ids of training pairs, an integer array [S]."""
+    if isinstance(samples, Samples):
+        return samples.image_ids
+    return np.array([image_id for _, image_id, *_ in samples], np.int64)
 
 
 def get_captions(samples):
@@ -120,13 +132,19 @@ def get_captions(samples):
 
 
 def load_or_make_arrays(folder, name, key, make):
-    """``{what: array}`` of ``<folder>/<name>_<key>/``, memory-mapped; ``make()`` gives them where they are not there whole.
+    """Load the memory-mapped arrays of ``<folder>/<name>_<key>/``, or make and cache them if they are missing or damaged.
 
-    ``key`` follows from everything that they are made of: when that changes, others are made, and the old ones are named in the log. A
-    folder that cannot be written to is no error: the arrays are made anew at each start then, which the log says.
+    Args:
+        folder: the cache's folder. If it cannot be written, the arrays are made at each start, and the log says so.
+        name: the start of the folder's name. The log names folders with this name and another key.
+        key: a key of everything that the arrays are made from (:func:`compute_key`).
+        make: a function without arguments that returns ``{name: array}``.
+
+    Returns:
+        ``{name: array}``.
     """
-    found = read_cached_arrays(array_folder(folder, name, key))
-    return cache_arrays(folder, name, key, make()) if found is None else found
+    arrays = read_cached_arrays(array_folder(folder, name, key))
+    return cache_arrays(folder, name, key, make()) if arrays is None else arrays
 
 
 def array_folder(folder, name, key):
@@ -134,92 +152,93 @@ def array_folder(folder, name, key):
 
 
 def cache_arrays(folder, name, key, arrays):
-    """``arrays``, out of the files that they are written into; see :func:`load_or_make_arrays`."""
-    place = array_folder(folder, name, key)
-    others = sorted(set(glob.glob(f'{glob.escape(os.path.join(folder, name))}_*')) - {place})
-    others = [other for other in others if not other.endswith('.tmp')]
-    if others:
-        logger.warning('what %s was made of has changed; unless another copy of the dataset uses it, it can be deleted', ', '.join(others))
+    """Write ``arrays`` and return them memory-mapped; see :func:`load_or_make_arrays`."""
+    path = array_folder(folder, name, key)
+    outdated = sorted(set(glob.glob(f'{glob.escape(os.path.join(folder, name))}_*')) - {path})
+    outdated = [other for other in outdated if not other.endswith('.tmp')]
+    if outdated:
+        logger.warning('the sources of %s have changed; it can be deleted unless another copy of the dataset uses it',
+                       ', '.join(outdated))
     try:
-        write_arrays(place, arrays)
+        write_arrays(path, arrays)
     except OSError as error:
-        logger.warning('%s cannot be written (%s): it is made anew at every start', place, error.strerror or error)
+        logger.warning('%s cannot be written (%s): it is computed at every start', path, error.strerror or error)
         return arrays
-    return read_cached_arrays(place) or arrays
+    return read_cached_arrays(path) or arrays
 
 
-def read_cached_arrays(place):
-    """The arrays in a folder, each compared with its checksum; None if they aren't there, or not whole, which the log says."""
-    if not os.path.lexists(os.path.join(place, MANIFEST)):
+def read_cached_arrays(path):
+    """Load the arrays of a folder; None if they are missing, or damaged, which the log says."""
+    if not os.path.lexists(os.path.join(path, MANIFEST)):
         return None
     try:
-        return load_arrays(place)
-    except DAMAGE as error:
-        logger.warning('%s is damaged (%s) and is made anew', place, error)
+        return load_arrays(path)
+    except DAMAGE_ERRORS as error:
+        logger.warning('%s is damaged (%s) and is written again', path, error)
         return None
 
 
-def load_arrays(place):
-    """The arrays in a folder, memory-mapped. If it is damaged, this raises one of :data:`DAMAGE`.
+def load_arrays(path):
+    """Load the arrays of a folder, memory-mapped. If it is damaged, this raises one of :data:`DAMAGE_ERRORS`.
 
-    All of each file is compared with its checksum, once at the start: the arrays are then read at random and in many processes.
+    All files are compared with their checksums at the start, because they are read at random and by many processes later.
     """
-    content = read_json(os.path.join(place, MANIFEST))
+    content = read_json(os.path.join(path, MANIFEST))
     if not isinstance(content, dict) or set(content) != {'arrays', 'crc32'}:
         raise ValueError(f'{MANIFEST} holds no checksums')
     checksums = content['arrays']
     if content['crc32'] != zlib.crc32(json.dumps(checksums).encode()):
         raise ValueError(f'{MANIFEST} has another checksum')
-    for what, checksum in checksums.items():
-        if file_checksum(array_file(place, what)) != checksum:
-            raise ValueError(f'{what}.npy has another checksum')
-    # 'c': what is written into an array stays in this process, and PyTorch takes it without a warning.
-    return {what: np.load(array_file(place, what), mmap_mode='c', allow_pickle=False) for what in checksums}
+    for name, checksum in checksums.items():
+        if file_checksum(array_file(path, name)) != checksum:
+            raise ValueError(f'{name}.npy has another checksum')
+    # Mode 'c' keeps changes within this process, and PyTorch accepts such arrays without a warning.
+    return {name: np.load(array_file(path, name), mmap_mode='c', allow_pickle=False) for name in checksums}
 
 
 def file_checksum(path):
-    """``[bytes, CRC-32]`` of a file."""
-    refuse_irregular(path)
+    """``[size in bytes, CRC-32]`` of a file."""
+    check_regular_file(path)
     size = checksum = 0
     with open(path, 'rb', buffering=0) as file:
-        while block := file.read(CHECKED):
+        while block := file.read(CHECKSUM_BLOCK):
             size, checksum = size + len(block), zlib.crc32(block, checksum)
     return [size, checksum]
 
 
-def write_arrays(place, arrays):
-    """Write a folder of arrays with their checksums, whole or not at all."""
-    os.makedirs(os.path.dirname(place), exist_ok=True)
-    with temporary_sibling(place, folder=True) as temporary:
-        for what, array in arrays.items():
-            np.save(array_file(temporary, what), array, allow_pickle=False)
+def write_arrays(path, arrays):
+    """Write a folder of arrays with their checksums, atomically."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with temporary_sibling(path, folder=True) as temporary:
+        for name, array in arrays.items():
+            np.save(array_file(temporary, name), array, allow_pickle=False)
         with open(os.path.join(temporary, MANIFEST), 'w', encoding='utf-8') as file:
-            checksums = {what: file_checksum(array_file(temporary, what)) for what in arrays}
+            checksums = {name: file_checksum(array_file(temporary, name)) for name in arrays}
             json.dump({'arrays': checksums, 'crc32': zlib.crc32(json.dumps(checksums).encode())}, file)
         for file in os.listdir(temporary):
             with open(os.path.join(temporary, file), 'rb+') as written:
                 os.fsync(written.fileno())
-        if os.path.isdir(place) and not is_intact(place):
-            shutil.rmtree(place)
+        if os.path.isdir(path) and not is_intact(path):
+            shutil.rmtree(path)
         try:
-            os.rename(temporary, place)
+            os.rename(temporary, path)
         except OSError:
-            if not is_intact(place):     # else another process was quicker
+            if not is_intact(path):     # otherwise another process has written it
                 raise
 
 
-def is_intact(place):
+def is_intact(path):
     try:
-        load_arrays(place)
-    except DAMAGE:
+        load_arrays(path)
+    except DAMAGE_ERRORS:
         return False
     return True
 
 
-def array_file(place, what):
-    return os.path.join(place, f'{what}.npy')
+def array_file(path, name):
+    return os.path.join(path, f'{name}.npy')
 
 
-def compute_key(*parts):
-    """16 hexadecimal digits that follow from plain values."""
-    return hashlib.sha256(json.dumps([VERSION, *parts]).encode()).hexdigest()[:16]
+def compute_key(*values):
+    """16 hexadecimal digits that identify values which JSON can hold."""
+    return hashlib.sha256(json.dumps([VERSION, *values]).encode()).hexdigest()[:16]

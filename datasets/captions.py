@@ -1,13 +1,13 @@
-"""Rules that every caption follows, in an annotation and as a query."""
+"""Validate captions of annotations and queries."""
 import ast
 import html
 import json
 import re
 import unicodedata
 
-MAX_CAPTION_LENGTH = 10_000     # characters of a caption: byte pairs of one long word take the square of its length
-INVISIBLE = {'Cc', 'Cf', 'Cs', 'Zs', 'Zl', 'Zp', 'Mn', 'Me'}   # Unicode's categories of what leaves no trace by itself
-BLANK = frozenset('\u115f\u1160\u2800\u3164\uffa0')               # letters and symbols that are drawn as nothing
+MAX_CAPTION_LENGTH = 10_000   # characters; byte pair encoding takes time quadratic in the length of a word
+INVISIBLE = {'Cc', 'Cf', 'Cs', 'Zs', 'Zl', 'Zp', 'Mn', 'Me'}   # Unicode categories of invisible characters
+BLANK = frozenset('\u115f\u1160\u2800\u3164\uffa0')   # letters and symbols without a visible glyph
 
 STRING = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
 LIST = re.compile(rf'\[\s*(?:{STRING})(?:\s*,\s*(?:{STRING}))*\s*,?\s*\]', re.DOTALL)
@@ -15,7 +15,7 @@ LIST_LIKE = re.compile(r"""\[\s*['"].*\]""", re.DOTALL)
 
 
 def is_empty_caption(text):
-    """Whether a text shows nothing: white space, zero-width and other invisible characters, also as HTML entities.
+    """Whether a text is invisible: white space, zero-width and other invisible characters, also as HTML entities.
 
     >>> is_empty_caption(' \\u200b&nbsp;'), is_empty_caption('a')
     (True, False)
@@ -36,7 +36,7 @@ def caption_problem(caption):
 
 
 def is_encodable(text):
-    """Whether a text can be written: JSON's escapes can say what no character is."""
+    """Whether a text can be encoded: JSON's escapes can contain lone surrogates, which are no characters."""
     try:
         text.encode('utf-8')
     except UnicodeEncodeError:
@@ -45,12 +45,12 @@ def is_encodable(text):
 
 
 def looks_like_list(caption):
-    """Whether a caption is a list of texts that was written as one text, such as ``"['a man', 'a tall man']"``."""
+    """Whether a caption is a list of texts that is written as one text, such as ``"['a man', 'a tall man']"``."""
     return '[' in caption and LIST_LIKE.fullmatch(caption.strip()) is not None
 
 
 def parse_caption_list(caption):
-    """Parse a list that was written as one text, by JSON or by Python; None for a list that neither of them writes.
+    """Parse a list that is written as one text in the syntax of JSON or Python; None for other syntax.
 
     >>> parse_caption_list("['a man', 'a tall man']")
     ['a man', 'a tall man']
@@ -61,7 +61,7 @@ def parse_caption_list(caption):
         return texts if all(isinstance(text, str) for text in texts) else None
     except (ValueError, RecursionError):
         pass
-    if not LIST.fullmatch(caption):    # NumPy writes no commas, and Python would join the texts
+    if not LIST.fullmatch(caption):    # NumPy writes no commas, so Python would join the texts
         return None
     try:
         return [ast.literal_eval(text) for text in re.findall(STRING, caption, re.DOTALL)]

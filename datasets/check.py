@@ -1,7 +1,7 @@
-"""Is a copy of a dataset whole? ``python -m datasets.check --dataset_name CUHK-PEDES --root_dir data``
+"""Check that a copy of a dataset is complete: ``python -m datasets.check --dataset_name CUHK-PEDES --root_dir data``
 
-Compares the numbers of identities, images and captions with the published ones (of synthetic pedestrians: with those
-that were written), reads every image, and lists all that is wrong. Exit status: 0 if nothing is, 1 if anything is.
+The program compares the numbers of identities, images and captions with the published ones (for synthetic pedestrians,
+with those that were written), reads every image, and lists all problems. Exit status: 0 without problems, else 1.
 """
 import argparse
 import hashlib
@@ -22,17 +22,17 @@ from datasets.table import is_table
 from utils.errors import UserError, run
 from utils.images import SkippedFiles, find_images
 from utils.option_types import split_dataset_path
-from utils.iotools import read_image, read_json, refuse_irregular
-from utils.terminal import one_line
+from utils.iotools import read_image, read_json, check_regular_file
+from utils.terminal import escape_line
 
-# What is worth knowing of a copy that is whole.
+# Information, not problems.
 NOTES = ('images that are converted when they are read', 'files below the images that are skipped')
 
 
 def expected_counts(name, folder):
-    """({split: (identities, images, captions)}, where they are from); ({}, '') if nobody knows."""
+    """``({split: (identities, images, captions)}, their source)``; ``({}, '')`` if they are unknown."""
     mark = os.path.join(folder, 'synthpedes.json')
-    if os.path.exists(mark) and not is_table(name):      # a table of one's own beside it holds what it likes
+    if os.path.exists(mark) and not is_table(name):      # a user's table next to it has its own counts
         try:
             counts, kinds = read_json(mark)['counts'], ('ids', 'images', 'captions')
             return {split: tuple(operator.index(counts[split][kind]) for kind in kinds) for split in SPLITS}, 'synthpedes.json'
@@ -43,22 +43,22 @@ def expected_counts(name, folder):
 
 
 def compare_counts(counts, expected, source):
-    """(table of the counts as text, list of differences)."""
+    """Compare counts with the expected ones: ``(table as text, list of differences)``."""
     table, differences = PrettyTable(['split', *KINDS]), []
     for split in SPLITS:
         differing = differing_counts(counts[split], expected.get(split))
         verdicts = {kind: f' differs: {known}' for kind, _, known in differing}
-        same = ' ok' if split in expected else ''
-        table.add_row([split, *(f'{count}{verdicts.get(kind, same)}' for kind, count in zip(KINDS, counts[split]))])
+        default = ' ok' if split in expected else ''
+        table.add_row([split, *(f'{count}{verdicts.get(kind, default)}' for kind, count in zip(KINDS, counts[split]))])
         differences += [f'{split}: {count} {kind}, {source} {known}' for kind, count, known in differing]
     return table.get_string(), differences
 
 
 def examine(path):
-    """(digest of the file's bytes, what is wrong with the image or None, how its pixels are converted: phrases)."""
+    """Read an image: ``(digest of the file's bytes, its problem or None, phrases that describe pixel conversions)``."""
     digest, notes = hashlib.sha256(), []
     try:
-        refuse_irregular(path)
+        check_regular_file(path)
         with open(path, 'rb') as file:
             while block := file.read(2 ** 20):
                 digest.update(block)
@@ -75,8 +75,8 @@ def examine(path):
 
 
 def examine_all(paths, workers):
-    """:func:`examine` of each path, with a progress bar on a terminal."""
-    pool = ThreadPoolExecutor(workers)  # decoding and hashing leave Python's lock to others
+    """Apply :func:`examine` to each path, with a progress bar on a terminal."""
+    pool = ThreadPoolExecutor(workers)  # decoding and hashing release Python's global interpreter lock
     try:
         return list(tqdm(pool.map(examine, paths), total=len(paths), unit='image', desc='reading', disable=None))
     finally:
@@ -84,29 +84,31 @@ def examine_all(paths, workers):
 
 
 def identical_files(paths, digests):
-    """Lines that each name the paths of files with the same bytes."""
-    same = defaultdict(list)
+    """Group files with the same bytes: a line with the paths of each group."""
+    groups = defaultdict(list)
     for path, digest in zip(paths, digests):
         if digest is not None:
-            same[digest].append(path)
-    return [' = '.join(found) for found in same.values() if len(found) > 1]
+            groups[digest].append(path)
+    return [' = '.join(group) for group in groups.values() if len(group) > 1]
 
 
 def check(name, root, workers, columns=None, split_seed=1):
-    """(table of the counts as text, ``{kind of problem: [lines]}`` of what there is)."""
+    """Check a dataset: ``(table of the counts as text, {kind of problem: [lines]})``."""
     if '+' in name:
         raise UserError(f'--dataset_name {name}: datasets are checked one by one')
     name, root = split_dataset_path(name, root)
     dataset = dataset_class(name, columns, split_seed)
     folder, annotation = dataset.locate(root)
     images = dataset.image_folder(folder)
-    wrong = []
-    entries = dataset.read(annotation, wrong) if 'wrong' in inspect.signature(dataset.read).parameters else dataset.read(annotation)
-    found = [(entry, entry_problem(entry, dataset.image_key, dataset.has_captions)) for entry in entries]
-    several = len(dataset.files(annotation)) > 1       # a number says little then
-    problems = {'annotation': wrong + [f'entry {number} (counted from 0){f", {entry[dataset.image_key]}," if several else ""} {problem}'
-                                       for number, (entry, problem) in enumerate(found) if problem]}
-    entries = [entry for entry, problem in found if not problem]
+    row_problems = []
+    collects_problems = 'problems' in inspect.signature(dataset.read).parameters
+    entries = dataset.read(annotation, row_problems) if collects_problems else dataset.read(annotation)
+    entry_problems = [entry_problem(entry, dataset.image_key, dataset.has_captions) for entry in entries]
+    has_several_files = len(dataset.files(annotation)) > 1       # then the number alone does not identify an entry
+    problems = {'annotation': row_problems + [
+        f'entry {number} (counted from 0){f", {entry[dataset.image_key]}," if has_several_files else ""} {problem}'
+        for number, (entry, problem) in enumerate(zip(entries, entry_problems)) if problem]}
+    entries = [entry for entry, problem in zip(entries, entry_problems) if not problem]
 
     problems["captions that hold the tokenizer's own tokens as text"] = [
         f'{entries[number][dataset.image_key]}: {token}' for number, token in special_captions(entries)]
@@ -121,24 +123,25 @@ def check(name, root, workers, columns=None, split_seed=1):
     problems['images listed more than once'] = [f'{os.path.join(images, path)}: {count} times'
                                                 for path, count in repeated_images(entries, dataset.image_key).items()]
     problems['missing images'] = missing_files(paths)
-    absent = set(problems['missing images'])
-    there = [path for path in paths if path not in absent]
-    found = examine_all(there, workers)
-    problems['broken images'] = [problem for _, problem, _ in found if problem]
-    problems['images with the same bytes'] = identical_files(there, [digest for digest, _, _ in found])
-    below, skipped = find_images(images)
-    problems['images that the annotation does not list'] = [path for path in below if path not in paths]
+    missing = set(problems['missing images'])
+    existing = [path for path in paths if path not in missing]
+    results = examine_all(existing, workers)
+    problems['broken images'] = [problem for _, problem, _ in results if problem]
+    problems['images with the same bytes'] = identical_files(existing, [digest for digest, _, _ in results])
+    files, skipped = find_images(images)
+    problems['images that the annotation does not list'] = [path for path in files if path not in paths]
     problems['folders that cannot be listed'] = skipped.folders
-    problems[NOTES[0]] = [f'{path}: {", ".join(notes)}' for path, (_, _, notes) in zip(there, found) if notes]
+    problems[NOTES[0]] = [f'{path}: {", ".join(notes)}' for path, (_, _, notes) in zip(existing, results) if notes]
     problems[NOTES[1]] = SkippedFiles(hidden=skipped.hidden, others=skipped.others).summary()
     return table, {kind: lines for kind, lines in problems.items() if lines}
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog='datasets.check', description=__doc__.split('\n')[0])
+    parser = argparse.ArgumentParser(prog='datasets.check', description='Check that a copy of a dataset is complete.')
     parser.add_argument('--dataset_name', default='CUHK-PEDES', help=describe_names())
-    parser.add_argument('--root_dir', default='./data', help="the folder with the datasets' folders")
-    parser.add_argument('--workers', type=int, default=os.cpu_count() or 1, help='threads that read images')
+    parser.add_argument('--root_dir', default='./data', help="folder of the datasets' folders (default: ./data)")
+    parser.add_argument('--workers', type=int, default=os.cpu_count() or 1, 
+                        help='number of threads that read images (default: the number of cores)')
     add_table_options(parser)
     args = parser.parse_args(argv)
     args.dataset_name, args.root_dir = split_dataset_path(args.dataset_name, args.root_dir)
@@ -149,13 +152,13 @@ def main(argv=None):
     for kind, lines in problems.items():
         print(f'{kind} ({len(lines)}):')
         for line in lines:
-            print(f'  {one_line(line)}')
+            print(f'  {escape_line(line)}')
     folder = dataset_class(args.dataset_name, args.columns, args.split_seed).locate(args.root_dir)[0]
     problems = {kind: lines for kind, lines in problems.items() if kind not in NOTES}
     if problems:
-        print(f'{folder}: not whole: {", ".join(f"{len(lines)} {kind}" for kind, lines in problems.items())}')
+        print(f'{folder}: incomplete: {", ".join(f"{len(lines)} {kind}" for kind, lines in problems.items())}')
         return 1
-    print(f'{folder}: whole')
+    print(f'{folder}: complete')
     return 0
 
 

@@ -1,67 +1,75 @@
-"""From the image cache's uint8 images to the model's input, a whole batch at once and on the device that holds it."""
+"""Augment and normalize the image cache's uint8 images, a batch at a time, on the device that holds them."""
 import functools
 
 import torch
 import torch.nn.functional as F
 
-from utils import pixels as known_pixels
+from utils.image_stats import CLIP_STATS
 
 CROP_PADDING = 10   # black pixels around an image before it is cropped
 
 
 @functools.lru_cache(maxsize=None)
-def device_constants(device, pixels):
-    """Mean, deviation and what is put where something is erased, [3, 1, 1] each. Made once for a device: a copy to it waits for it."""
-    return tuple(torch.tensor(values, device=device).view(3, 1, 1) for values in (pixels.mean, pixels.std, pixels.fill))
+def device_constants(device, image_stats):
+    """Mean, standard deviation and fill value of ``image_stats`` on a device, [3, 1, 1] each.
+
+    They are cached because every copy to a GPU would wait for it.
+    """
+    return tuple(torch.tensor(values, device=device).view(3, 1, 1)
+                 for values in (image_stats.mean, image_stats.std, image_stats.fill))
 
 
-def augment_on_device(images, views=None, pixels=known_pixels.CLIP, statistics=None):
-    """What :func:`datasets.transforms.build_transforms` does behind the resizing, on the CPU to the same bits.
+def augment_on_device(images, augmentation_params=None, image_stats=CLIP_STATS, sample_stats=None):
+    """Flip, crop, normalize and erase a batch, as :func:`datasets.transforms.build_transforms` does after resizing.
 
-    Nothing here reads a value back to the host, so a GPU is not waited for.
+    On a CPU the result is bit-identical to the transform's. No value is read back to the host, so a GPU never blocks.
 
     Args:
         images: uint8 [B, 3, H, W].
-        views: the samples' own draws, whole numbers [B, 7] of :func:`datasets.transforms.sample_augmentation`; None: as they are.
-        pixels: mean and standard deviation, and the color of what is erased.
-        statistics: mean and standard deviation of each sample, float32 [B, 2, 3], instead of those of ``pixels``.
+        augmentation_params: integers [B, 7] of :func:`datasets.transforms.sample_augmentation`. None: normalize only.
+        image_stats: mean and standard deviation, and the fill value of erased rectangles.
+        sample_stats: mean and standard deviation of each sample, float32 [B, 2, 3]. They replace those of
+            ``image_stats``.
 
     Returns:
         float32 [B, 3, H, W] on the images' device, normalized.
     """
-    mean, std, fill = device_constants(images.device, pixels)
-    if statistics is not None:
-        mean, std = statistics[..., None, None].unbind(1)                    # [B, 3, 1, 1] each
-    if views is None:
+    mean, std, fill = device_constants(images.device, image_stats)
+    if sample_stats is not None:
+        mean, std = sample_stats[..., None, None].unbind(1)                  # [B, 3, 1, 1] each
+    if augmentation_params is None:
         return normalize(images, mean, std)
-    flip, top, left, *rectangle = views.long().unbind(1)                     # [B] each
+    flip, top, left, *rectangle = augmentation_params.long().unbind(1)       # [B] each
     return erase(normalize(crop(images, flip, top, left), mean, std), *rectangle, fill)
 
 
 def normalize(images, mean, std):
+    """Scale uint8 images to 0..1 and normalize them, float32 [B, 3, H, W]."""
     return images.float().div_(255).sub_(mean).div_(std)
 
 
 def crop(images, flip, top, left):
-    """uint8 [B, 3, H, W], some of them mirrored, and each moved within its black border."""
+    """Pad each image with black, crop it at ``top`` and ``left``, and mirror it if ``flip`` is set: uint8 [B, 3, H, W]."""
     height, width = images.shape[2:]
-    padded = F.pad(images, (CROP_PADDING,) * 4)                                   # [B, 3, H + 20, W + 20]
-    rows = position_range(top, height)                                                 # [B, H]
-    columns = position_range(left, width)                                              # [B, W]
+    padded = F.pad(images, (CROP_PADDING,) * 4)                              # [B, 3, H + 20, W + 20]
+    rows = position_range(top, height)                                       # [B, H]
+    columns = position_range(left, width)                                    # [B, W]
     columns = torch.where(flip[:, None] != 0, padded.shape[3] - 1 - columns, columns)
-    places = rows[:, :, None] * padded.shape[3] + columns[:, None, :]        # [B, H, W]
-    places = places.flatten(1)[:, None].expand(-1, 3, -1)                    # [B, 3, H W]
-    return padded.flatten(2).gather(2, places).view_as(images)
+    positions = rows[:, :, None] * padded.shape[3] + columns[:, None, :]     # [B, H, W]
+    positions = positions.flatten(1)[:, None].expand(-1, 3, -1)              # [B, 3, H W]
+    return padded.flatten(2).gather(2, positions).view_as(images)
 
 
-def erase(pixels, top, left, height, width, fill):
-    """float32 [B, 3, H, W] with a rectangle of each image filled in place; the released code fills it with the mean's numbers
-    although the pixels are normalised."""
-    rows, columns = (torch.arange(size, device=pixels.device) for size in pixels.shape[2:])
-    rows = (rows >= top[:, None]) & (rows < (top + height)[:, None])         # [B, H]
+def erase(images, top, left, height, width, fill):
+    """Fill a rectangle of each image in place: float32 [B, 3, H, W].
+
+    As in IRRA's reference implementation, the fill value is the mean, although the images are normalized already.
+    """
+    rows, columns = (torch.arange(size, device=images.device) for size in images.shape[2:])
+    rows = (rows >= top[:, None]) & (rows < (top + height)[:, None])             # [B, H]
     columns = (columns >= left[:, None]) & (columns < (left + width)[:, None])   # [B, W]
-    inside = rows[:, None, :, None] & columns[:, None, None, :]              # [B, 1, H, W]
-    return torch.where(inside, fill, pixels, out=pixels)
+    is_inside = rows[:, None, :, None] & columns[:, None, None, :]               # [B, 1, H, W]
+    return torch.where(is_inside, fill, images, out=images)
 
 
 def position_range(start, size):

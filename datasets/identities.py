@@ -1,13 +1,13 @@
-"""Identities as annotations write them: numbers or names."""
+"""Parse the identities of annotations, which are numbers or names."""
 import json
 import re
 import unicodedata
 
-JUNK = '-1'     # Market-1501 and its successors number images of nobody so
+JUNK = '-1'     # the identity of images that show nobody in Market-1501 and its successors
 
 
 def canonical_identity(identity):
-    """An identity without what distinguishes no people: Unicode form, case, spaces, zeros around a whole number.
+    """Normalize an identity: Unicode form, case, white space, and zeros around an integer do not distinguish people.
 
     >>> [canonical_identity(identity) for identity in (7, '7.0', '007', ' \\uff17', 'Ann ')]
     ['7', '7', '7', '7', 'ann']
@@ -22,9 +22,10 @@ def canonical_identity(identity):
 
 
 def number_identities(identities):
-    """Number identities: ``{identity as text: number}``. Whole numbers stay, and names are numbered in their order.
+    """Number identities: ``{identity as text: number}``.
 
-    Two texts never share a number.
+    If all identities are integers, they keep their numbers. Otherwise all are numbered in alphabetical order. Two
+    texts never get the same number.
     """
     texts = {str(identity) for identity in identities}
     if all(re.fullmatch(r'\d{1,9}', text) for text in texts) and len({int(text) for text in texts}) == len(texts):
@@ -33,10 +34,10 @@ def number_identities(identities):
 
 
 def spelling_variants(identities):
-    """A sentence for each group of identities that differ in writing only, such as 7 and 7.0.
+    """Describe each group of identities that differ only in spelling, such as 7 and 7.0.
 
     >>> spelling_variants(['7', 'Ann', '7.0'])
-    ['the identities "7" and "7.0" differ in writing only and count as 2 people: write one person one way']
+    ['the identities "7" and "7.0" differ in spelling only and count as 2 people: spell each person one way']
     """
     groups = {}
     for identity in dict.fromkeys((type(identity), identity) for identity in identities):
@@ -46,6 +47,6 @@ def spelling_variants(identities):
 
 def describe_variants(group):
     people = len({str(identity) for identity in group})
-    count = 'as one person' if people == 1 else f'as {people} people: write one person one way'
+    count = 'as one person' if people == 1 else f'as {people} people: spell each person one way'
     written = ' and '.join(json.dumps(identity, ensure_ascii=False) for identity in group)
-    return f'the identities {written} differ in writing only and count {count}'
+    return f'the identities {written} differ in spelling only and count {count}'

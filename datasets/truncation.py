@@ -1,32 +1,34 @@
-"""Captions that are longer than the text length, and therefore lose their ends."""
+"""Warn about captions that are longer than the text length and therefore are truncated."""
 import logging
 import os
 
 logger = logging.getLogger('Pedestal.dataset')
 
-SHOWN = 60    # characters of a caption that are quoted
+MAX_QUOTED_CHARACTERS = 60
 
 
 def find_truncated(captions, tokens, tokenizer):
-    """Find captions of more than L tokens by their ``tokens`` [S, L]: ``[(index, how many tokens it has)]``."""
+    """Find captions of more than L tokens by their ``tokens`` [S, L]: ``[(index, number of tokens)]``."""
     length = tokens.shape[1]
-    full = tokenizer.lengths(tokens) >= length - 1     # some tokenizers do not count the end
-    counts = ((index, len(encode_fully(captions[index], tokenizer))) for index in full.nonzero().flatten().tolist())
+    may_be_truncated = tokenizer.lengths(tokens) >= length - 1     # some tokenizers do not count the end token
+    indices = may_be_truncated.nonzero().flatten().tolist()
+    counts = ((index, len(encode_fully(captions[index], tokenizer))) for index in indices)
     return [(index, count) for index, count in counts if count > length]
 
 
 def encode_fully(caption, tokenizer):
-    """All token ids of a caption, start and end included."""
-    return tokenizer.framed(tokenizer.encode(caption), None)
+    """Encode a caption to all its token ids, start and end included."""
+    return tokenizer.add_special_tokens(tokenizer.encode(caption), None)
 
 
 def describe_truncation(captions, tokens, tokenizer, kind='captions'):
-    """A sentence on the captions that lose their ends, with an example and the remedy; '' if there are none.
+    """Describe the captions that are truncated, with an example and the remedy; '' if there are none.
 
     Args:
-        captions: texts, S of them.
+        captions: S texts.
         tokens: their ids, [S, L].
-        kind: what the captions are called: 'training captions', 'queries'.
+        tokenizer: the tokenizer that produced the ids.
+        kind: the name of the captions in the sentence: 'training captions', 'queries'.
 
     Example:
         >>> from datasets.bases import tokenize
@@ -35,28 +37,28 @@ def describe_truncation(captions, tokens, tokenizer, kind='captions'):
         >>> print(describe_truncation([caption], tokenize(caption, tokenizer, 4)[None], tokenizer).split(';')[0])
         1 of 1 captions have more than 4 tokens (--text_length) and lose their ends: 'a red coat' (5 tokens) loses 'coat'
     """
-    found = find_truncated(captions, tokens, tokenizer)
-    if not found:
+    truncated = find_truncated(captions, tokens, tokenizer)
+    if not truncated:
         return ''
-    index, count = found[0]
-    caption, length, longest = captions[index], tokens.shape[1], max(count for _, count in found)
+    index, count = truncated[0]
+    caption, length, longest = captions[index], tokens.shape[1], max(count for _, count in truncated)
     lost = lost_text(caption, length, tokenizer)
-    return (f'{len(found)} of {len(captions)} {kind} have more than {length} tokens (--text_length) and lose their ends: '
+    return (f'{len(truncated)} of {len(captions)} {kind} have more than {length} tokens (--text_length) and lose their ends: '
             f"'{abbreviate(caption)}' ({count} tokens) loses '{abbreviate(lost)}'; write shorter ones, or train with "
             f"--text_length {longest} (OpenAI's CLIP also needs --text_positions interpolated above 77)")
 
 
 def lost_text(caption, length, tokenizer):
-    """The text of the tokens of a caption that do not fit into ``length`` tokens."""
+    """The text of a caption's tokens that do not fit into ``length`` tokens."""
     ids = tokenizer.encode(caption)
-    kept, whole = tokenizer.framed(ids, length), tokenizer.framed(ids, None)
-    read = len(os.path.commonprefix([kept, whole]))
-    return tokenizer.decode([number for number in whole[read:] if number != tokenizer.end]).strip()
+    truncated, full = tokenizer.add_special_tokens(ids, length), tokenizer.add_special_tokens(ids, None)
+    common = len(os.path.commonprefix([truncated, full]))
+    return tokenizer.decode([token for token in full[common:] if token != tokenizer.end_id]).strip()
 
 
 def abbreviate(text):
     text = ' '.join(text.split())
-    return text if len(text) <= SHOWN else f'{text[:SHOWN]}...'
+    return text if len(text) <= MAX_QUOTED_CHARACTERS else f'{text[:MAX_QUOTED_CHARACTERS]}...'
 
 
 def warn_of_truncation(*arguments):

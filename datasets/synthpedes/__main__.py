@@ -15,31 +15,35 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser():
     parser = _Parser(prog='synthpedes', description='Make a dataset of procedural pedestrians, or look at one.')
-    parser.add_argument('--out', help='root folder; the dataset becomes <out>/<format>')
-    parser.add_argument('--ids', type=int, help='number of identities, of all splits together')
-    parser.add_argument('--images_per_id', type=int, default=4)
-    parser.add_argument('--captions_per_image', type=int, help="the format's own by default: 1 for ICFG-PEDES, else 2")
+    parser.add_argument('--out', help='root folder of datasets; the dataset goes to <out>/<format>')
+    parser.add_argument('--ids', type=int, help='number of identities in all splits together')
+    parser.add_argument('--images_per_id', type=int, default=4, help='number of images per identity (default: 4)')
+    parser.add_argument('--captions_per_image', type=int,
+                        help='number of captions per image (default: 1 for ICFG-PEDES, else 2)')
     parser.add_argument('--size', type=int, nargs=2, default=(384, 128), metavar=('H', 'W'),
-                        help='image size in pixels')
-    parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--format', default='synthpedes', help=f'one of {", ".join(formats())}')
+                        help='height and width of the images in pixels (default: 384 128)')
+    parser.add_argument('--seed', type=int, default=0, help='seed of all random numbers (default: 0)')
+    parser.add_argument('--format', default='synthpedes',
+                        help=f'dataset whose format is written: {", ".join(formats())} (default: synthpedes)')
     parser.add_argument('--val_ids', type=int,
-                        help='identities of the val split, by default a tenth (ICFG-PEDES: none)')
-    parser.add_argument('--test_ids', type=int, help='identities of the test split, by default a fifth')
+                        help='number of identities in the val split (default: a tenth; ICFG-PEDES: none)')
+    parser.add_argument('--test_ids', type=int, help='number of identities in the test split (default: a fifth)')
     parser.add_argument('--workers', type=int,
-                        help='processes, by default as many as cores; they change nothing in the result')
+                        help='number of processes, without effect on the result (default: the number of cores)')
     parser.add_argument('--overwrite', action='store_true',
-                        help='replace a folder that synthpedes made with other settings')
+                        help='replace a dataset that synthpedes wrote with other settings')
     for name, (default, low, high, what) in DIFFICULTY_OPTIONS.items():
         parser.add_argument(f'--{name}', type=type(default), default=default,
-                            help=f'{what} ({low} to {high}, default {default})')
+                            help=f'{what}, from {low} to {high} (default: {default})')
     parser.add_argument('--contact_sheet', metavar='FILE',
-                        help='only draw a few identities with a caption under each image')
+                        help='only draw a figure of a few identities, with a caption under each image')
     parser.add_argument('--baselines', metavar='FOLDER',
-                        help='only rate the baselines without learning on a dataset folder')
-    parser.add_argument('--split', default='test', help='of --baselines')
-    parser.add_argument('--galleries', type=int, default=5, help='of --baselines: mean over so many disjoint galleries')
-    parser.add_argument('--ids_per_gallery', type=int, default=100)
+                        help="only evaluate baselines without learning, on a dataset's folder")
+    parser.add_argument('--split', default='test', help='split for --baselines (default: test)')
+    parser.add_argument('--galleries', type=int, default=5,
+                        help='number of disjoint galleries for --baselines; results are their mean (default: 5)')
+    parser.add_argument('--ids_per_gallery', type=int, default=100,
+                        help='number of identities in each gallery for --baselines (default: 100)')
     return parser
 
 

@@ -4,7 +4,7 @@ from PIL import Image, ImageDraw, ImageFont
 from datasets.synthpedes.writing import make_identity
 from utils.errors import UserError
 
-MOST_PIXELS = 200_000_000
+MAX_PIXELS = 200_000_000
 
 
 def contact_sheet(path, settings, identities=8):
@@ -12,7 +12,7 @@ def contact_sheet(path, settings, identities=8):
     height, width = settings['size']
     cell, text, shown = max(width, 170), 120, settings['images_per_id']
     size = cell * shown * 2 + 20, (height + text) * -(-identities // 2)
-    if size[0] * size[1] > MOST_PIXELS:
+    if size[0] * size[1] > MAX_PIXELS:
         raise UserError(f'a contact sheet of {size[0]}x{size[1]} pixels is too large: lower --images_per_id or --size')
     sheet = Image.new('RGB', size, 'white')
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default()

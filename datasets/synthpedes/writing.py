@@ -15,7 +15,7 @@ from datasets.registry import dataset_class, datasets
 from datasets.synthpedes import people
 from datasets.synthpedes.drawing import Palette, new_scene, render_image
 from datasets.workers import start_worker
-from utils.errors import UserError, unknown
+from utils.errors import UserError, unknown_name_error
 from utils.file_lock import try_lock
 from utils.iotools import read_json
 from utils.seeding import derive_seed
@@ -117,7 +117,7 @@ def formats():
 def validate_settings(ids, images_per_id, captions_per_image, size, seed, format, val_ids, test_ids, knobs):
     """Everything that decides what is written, checked, as it is kept in synthpedes.json."""
     if format not in formats():
-        raise unknown('format', format, formats())
+        raise unknown_name_error('format', format, formats())
     written = dataset_class(format)
     captions, has_val = written.captions_per_image, written.has_val
     height, width = size
@@ -137,7 +137,7 @@ def validate_settings(ids, images_per_id, captions_per_image, size, seed, format
                         'for training')
     for name in knobs:
         if name not in DIFFICULTY_OPTIONS:
-            raise unknown('difficulty knob', name, DIFFICULTY_OPTIONS)
+            raise unknown_name_error('difficulty knob', name, DIFFICULTY_OPTIONS)
     for name, (default, low, high, _) in DIFFICULTY_OPTIONS.items():
         value = knobs.get(name, default)
         if not isinstance(value, (int, float)) or not low <= value <= high:

@@ -71,7 +71,7 @@ def test_paths_of_windows_end_with_a_remedy(make_dataset, tmp_path):
         for entry in entries:
             entry['file_path'] = entry['file_path'].replace('/', '\\')
     make_dataset(change=windows)
-    with pytest.raises(UserError, match=r'they are there with / instead of \\: write the paths in .*reid_raw.json so'):
+    with pytest.raises(UserError, match=r'they exist with / instead of \\: write the paths in .*reid_raw.json so'):
         CUHKPEDES(str(tmp_path))
 
 
@@ -138,7 +138,7 @@ def test_no_folder(tmp_path, name):
 def test_no_annotation(make_dataset, tmp_path):
     make_dataset('ICFG-PEDES')
     os.remove(tmp_path / 'ICFG-PEDES/ICFG-PEDES.json')
-    message = f'^no annotation {tmp_path}/ICFG-PEDES/ICFG-PEDES.json or .*/ICFG_PEDES.json: put it beside imgs/'
+    message = f'^no annotation {tmp_path}/ICFG-PEDES/ICFG-PEDES.json or .*/ICFG_PEDES.json: put it next to imgs/'
     with pytest.raises(UserError, match=message):
         ICFGPEDES(str(tmp_path))
 
@@ -278,7 +278,7 @@ def test_equal_keys_are_an_error(make_dataset, tmp_path):
 def test_several_wrong_entries(make_dataset, tmp_path):
     entries = make_dataset(change=lambda entries: [None, 3] + entries[2:])
     assert entries[0] is None
-    message = 'entry 0 .counted from 0. is a NoneType instead of a mapping .and 1 other entries are wrong, too.$'
+    message = 'entry 0 .counted from 0. is a NoneType instead of a mapping .and 1 other entries are invalid.$'
     with pytest.raises(UserError, match=message):
         CUHKPEDES(str(tmp_path))
 

@@ -144,7 +144,7 @@ def test_a_folder_that_cannot_be_written(tmp_path, made, caplog):
     with caplog.at_level(logging.WARNING, 'Pedestal.dataset'):
         for _ in range(2):
             assert arrays(tmp_path / 'file' / 'cache', made)['numbers'].tolist() == [1, 2, 3]
-    assert made == ['k1', 'k1'] and 'made anew at every start' in caplog.text
+    assert made == ['k1', 'k1'] and 'computed at every start' in caplog.text
 
 
 def test_tokens_of_many_captions_are_kept(tmp_path, monkeypatch):
@@ -170,7 +170,7 @@ def test_a_flipped_bit_never_gives_another_token(tmp_path, monkeypatch, caplog):
     plain = bases.tokenize_all(captions, 20, folder=str(folder)).clone()      # it is a map of the file
     flip(next(folder.glob('*/tokens.npy')), 128 + 4)
     assert torch.equal(bases.tokenize_all(captions, 20, folder=str(folder)), plain)
-    assert caplog.text.count('is damaged (tokens.npy has another checksum) and is made anew') == 1
+    assert caplog.text.count('is damaged (tokens.npy has another checksum) and is written again') == 1
 
 
 def test_digests():

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from datasets.attributes import (ADJECTIVE, NOUN, OTHER, PRONOUN, Word, annotate, annotate_all, attribute_groups, is_adjective,
-                                 is_noun, is_pronoun, load_tagger, located, spacy_tagger, textblob_tagger)
+                                 is_noun, is_pronoun, load_tagger, locate_words, spacy_tagger, textblob_tagger)
 from datasets.bases import ImageTextDataset, default_tokenizer, tokenize
 from utils.errors import UserError
 
@@ -105,7 +105,7 @@ def test_clitics_are_neither_nouns_nor_pronouns(tagger):
 
 
 def test_words_that_cover_less_than_the_text():
-    assert located('a coat', [('a', 'DT'), ('coats', 'NNS')]) == [Word('a', 'DT', 0, 1)]
+    assert locate_words('a coat', [('a', 'DT'), ('coats', 'NNS')]) == [Word('a', 'DT', 0, 1)]
 
 
 def test_unknown_tagger():

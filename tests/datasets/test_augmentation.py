@@ -6,9 +6,9 @@ import torch
 from PIL import Image
 from torchvision import transforms as T
 
-from datasets.augmentation import (IMAGENET, RandomChoices, perturb_tokens, seeded, simclr_transforms, augment_tbps_caption,
+from datasets.augmentation import (IMAGENET, RandomChoices, perturb_tokens, apply_seeded, simclr_transforms, augment_tbps_caption,
                                    tbps_transforms)
-from utils.simple_tokenizer import without_marks
+from utils.simple_tokenizer import remove_punctuation
 
 MASK = 49405
 CAPTION = [49406, *range(1000, 1020), 49407, *[0] * 10]
@@ -42,9 +42,9 @@ def test_disturbed_tokens_follow_from_the_seed_and_masks_are_left_alone():
 
 
 def test_captions_are_cleaned():
-    assert without_marks(' A  "Man"; (tall): wears #1 * jeans!~. End.') == 'a man tall wears 1 jeans end'
-    assert without_marks('word ' * 90) == ' '.join(['word'] * 77)
-    assert without_marks('.') == ''
+    assert remove_punctuation(' A  "Man"; (tall): wears #1 * jeans!~. End.') == 'a man tall wears 1 jeans end'
+    assert remove_punctuation('word ' * 90) == ' '.join(['word'] * 77)
+    assert remove_punctuation('.') == ''
 
 
 def test_words_are_deleted_and_captions_exchanged_for_their_back_translations():
@@ -58,9 +58,9 @@ def test_words_are_deleted_and_captions_exchanged_for_their_back_translations():
 
 def test_something_always_stays_of_a_caption():
     seeds = [random.Random(seed) for seed in range(100)]
-    assert {augment_tbps_caption('Coat.', rng, deletion=1.0) for rng in seeds} == {'coat'}
-    assert {augment_tbps_caption('red coat', rng, deletion=1.0) for rng in seeds} == {'red', 'coat'}
-    assert {augment_tbps_caption('red coat', rng, translated=' . ', back_translation=1.0, deletion=0.0) for rng in seeds} == {'red coat'}
+    assert {augment_tbps_caption('Coat.', rng, deletion_probability=1.0) for rng in seeds} == {'coat'}
+    assert {augment_tbps_caption('red coat', rng, deletion_probability=1.0) for rng in seeds} == {'red', 'coat'}
+    assert {augment_tbps_caption('red coat', rng, back_translation=' . ', translation_probability=1.0, deletion_probability=0.0) for rng in seeds} == {'red coat'}
     assert augment_tbps_caption('', seeds[0]) == ''
 
 
@@ -82,7 +82,7 @@ def test_a_seed_repeats_an_image_and_leaves_the_generator_alone(make):
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
-    first, again, other = (seeded(make(), image(), *keys) for keys in ((7, 1), (7, 1), (7, 2)))
+    first, again, other = (apply_seeded(make(), image(), *keys) for keys in ((7, 1), (7, 1), (7, 2)))
     assert torch.equal(torch.rand(3), expected)
     assert first.shape == (3, 64, 48) and torch.equal(first, again) and not torch.equal(first, other)
 

@@ -176,7 +176,7 @@ def test_noun_masking_that_masks_nothing_needs_no_tags(tagged):
 
 def test_random_masking_is_what_it_was():
     ids = [START, *range(100, 130), END]
-    assert mask_tokens(ids, random.Random(3), MASK) == mask_tokens(ids, random.Random(3), MASK, chances=[0.15] * len(ids))
+    assert mask_tokens(ids, random.Random(3), MASK) == mask_tokens(ids, random.Random(3), MASK, probabilities=[0.15] * len(ids))
 
 
 @pytest.mark.parametrize('masking', ['inplace', 'clean'])
@@ -196,7 +196,7 @@ def test_options_reach_the_dataset(tagged):
     args = options(loss_names='sdm+mae', mask_ratio=0.7, mlm_masking='noun', caption_masking='inplace', caption_filter=0.3, batch_size=2,
                    num_workers=0)
     dataset = build_training_loader(args, samples).dataset
-    assert (dataset.mlm_masking, dataset.caption_filter, dataset.inplace, dataset.masks) == ('noun', 0.3, True, True)
+    assert (dataset.mlm_masking, dataset.caption_filter, dataset.masks_in_place, dataset.masks_captions) == ('noun', 0.3, True, True)
     for name in ('mlm_masking', 'caption_filter', 'attribute_tagger'):    # a caller's own options from before these were
         delattr(args, name)
     args.caption_masking = 'clean'

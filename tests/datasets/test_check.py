@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from datasets.build import build_dataset
-from datasets.check import check, compare, main
+from datasets.check import check, compare_counts, main
 from datasets.registry import datasets
 from utils.errors import UserError
 from utils.images import find_images
@@ -49,7 +49,7 @@ def test_published_numbers_are_those_of_the_papers():
 
 def test_whole(folder, capsys):
     status, out = run_main(folder[0], capsys)
-    assert status == 0 and out.endswith(f'{folder[0]}: whole\n')
+    assert status == 0 and out.endswith(f'{folder[0]}: complete\n')
     rows = [[cell.strip() for cell in line.strip('|').split('|')] for line in out.splitlines() if line.startswith('|')]
     assert rows[1:] == [
         ['train', '4 ok', '8 ok', '16 ok'], ['val', '1 ok', '2 ok', '4 ok'], ['test', '2 ok', '4 ok', '8 ok']]
@@ -59,7 +59,7 @@ def test_counts_are_compared_with_the_published_ones(make_dataset, tmp_path, cap
     make_dataset('RSTPReid')
     status, out = run_main(tmp_path / 'RSTPReid', capsys, 'RSTPReid')
     assert status == 1 and '4 differs: 3701' in out and '  train: 4 identities, published 3701' in out
-    assert out.endswith(f'{tmp_path}/RSTPReid: not whole: 9 counts that differ\n')
+    assert out.endswith(f'{tmp_path}/RSTPReid: incomplete: 9 counts that differ\n')
 
 
 def test_counts_of_a_synthetic_folder_in_a_published_format(make_dataset, tmp_path, folder):
@@ -111,7 +111,7 @@ def test_synthpedes_json_that_is_not_ours(folder, content):
 
 def test_compare():
     counts = {'train': (1, 2, 3), 'val': (0, 0, 0), 'test': (4, 5, 6)}
-    table, differences = compare(counts, {'train': (1, 2, 4), 'test': (4, 5, 6)}, 'published')
+    table, differences = compare_counts(counts, {'train': (1, 2, 4), 'test': (4, 5, 6)}, 'published')
     assert differences == ['train: 3 captions, published 4']
     assert '3 differs: 4' in table and '5 ok' in table and '0 ok' not in table
 
@@ -227,7 +227,7 @@ def test_everything_is_in_the_output(folder, capsys):
     for entry in entries[:6]:
         os.remove(path / 'imgs' / entry['file_path'])
     status, out = run_main(path, capsys)
-    assert status == 1 and out.endswith(f'{path}: not whole: 6 missing images\n')
+    assert status == 1 and out.endswith(f'{path}: incomplete: 6 missing images\n')
     assert all(f"  {path}/imgs/{entry['file_path']}\n" in out for entry in entries[:6])
 
 
@@ -252,7 +252,7 @@ def test_annotation_that_cannot_be_read(folder):
 def test_as_a_program(folder):
     command = [sys.executable, '-m', 'datasets.check', '--root_dir', str(folder[0].parent), '--dataset_name']
     done = subprocess.run([*command, 'synthpedes'], capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout.endswith(': whole\n') and not done.stderr
+    assert done.returncode == 0 and done.stdout.endswith(': complete\n') and not done.stderr
     done = subprocess.run([*command, 'RSTPReid'], capture_output=True, text=True)
     assert done.returncode == 2 and 'error: no dataset folder' in done.stderr and 'Traceback' not in done.stderr
 
@@ -301,7 +301,7 @@ def test_all_that_is_wrong_with_lists_is_listed(tmp_path):
     found = found_in(tmp_path, 'MALS')
     assert found['annotation'] == [
         f"{path}: row 1 (counted from 0) has no 'caption', a sentence or a list of sentences",
-        f"{path}: row 2 (counted from 0) has no 'image', the path of a picture",
+        f"{path}: row 2 (counted from 0) has no 'image', the path of an image",
         f'{path}: row 3 (counted from 0) has the label 3: labels are 1, 0, or -1 for unknown',
         f"{tmp_path}/gene_attrs/z_attrs.json: row 0 (counted from 0) has no 'caption', a sentence or a list of sentences",
         "entry 2 (counted from 0), ../0.png, has a 'file_path' outside of imgs/: ../0.png"]
@@ -312,7 +312,7 @@ def test_all_that_is_wrong_with_lists_is_listed(tmp_path):
 def test_a_dataset_in_another_layout_is_named_by_where_it_is(tmp_path, capsys):
     lists(tmp_path, [{'image': '0.png', 'caption': 'a man', 'label': [0] * 27}])
     assert main(['--dataset_name', 'MALS', '--root_dir', str(tmp_path), '--workers', '1']) == 1
-    assert capsys.readouterr().out.endswith(f'{tmp_path}: not whole: 3 counts that differ\n')
+    assert capsys.readouterr().out.endswith(f'{tmp_path}: incomplete: 3 counts that differ\n')
 
 
 def test_a_wrong_entry_of_several_lists_is_no_entry_of_the_first(tmp_path):

@@ -53,10 +53,10 @@ def test_without_wordnet_it_says_so_once(monkeypatch, caplog):
             raise ImportError(name)
         return real(name, *others, **named)
     monkeypatch.setattr(builtins, '__import__', refuse)
-    eda.wordnet.cache_clear()
+    eda.load_synonyms.cache_clear()
     with caplog.at_level(logging.WARNING, 'Pedestal.dataset'):
         assert eda.load_synonyms() is None and eda.load_synonyms() is None
-    eda.wordnet.cache_clear()
+    eda.load_synonyms.cache_clear()
     assert len(caplog.records) == 1 and 'pip install nltk' in caplog.text
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from datasets import bases, build_dataloader, entries
 from datasets.bases import BaseDataset
-from datasets.build import attributes_of, build_dataset
+from datasets.build import get_attributes, build_dataset
 from datasets.entries import Entries
 from tests.support import options
 from utils.errors import UserError
@@ -88,7 +88,7 @@ def test_a_second_start_has_the_same_without_reading(tmp_path, monkeypatch, name
     monkeypatch.setattr(bases, 'MIN_CACHED_CAPTIONS', 3)
     first = build_dataset(name, root)
     assert [file.startswith(f'{name}_') for file in os.listdir(folder)] == [True]
-    monkeypatch.setattr(BaseDataset, 'entries', None)    # reads
+    monkeypatch.setattr(BaseDataset, 'load_entries', None)    # reads
     second = build_dataset(name, root)
     assert isinstance(second.train_annos, Entries) and not isinstance(second.train, list)
     assert content(plain) == content(first) == content(second)
@@ -155,16 +155,16 @@ def test_other_checks_read_the_annotation_again(annotated, monkeypatch):
     path, folder = annotated
     captions(path)
     monkeypatch.setattr('datasets.entries.hash_file', lambda file: 'x' if file.endswith('bases.py') else file)
-    first = entries.key_of(bases.BaseDataset, str(path))
+    first = entries.annotation_key(bases.BaseDataset, str(path))
     monkeypatch.setattr('datasets.entries.hash_file', lambda file: 'y' if file.endswith('bases.py') else file)
-    assert entries.key_of(bases.BaseDataset, str(path)) != first
+    assert entries.annotation_key(bases.BaseDataset, str(path)) != first
 
 
 def test_a_folder_that_cannot_be_written_is_said_once_a_start(annotated, caplog):
     path, folder = annotated
     folder.touch()
     assert len(captions(path)) == 16
-    assert caplog.text.count('made anew at every start') == 1
+    assert caplog.text.count('computed at every start') == 1
 
 
 def test_images_are_looked_for_at_every_start(annotated):
@@ -184,7 +184,7 @@ def test_labels_of_the_images_that_are_there(tmp_path):
     make_mals(root)
     os.remove(tmp_path / 'images/MALS/g_4x/0.jpg')
     dataset = build_dataset('MALS', root, splits=('train',), skip_broken=True)
-    labels, _ = attributes_of(options(), dataset, 'train', [dataset.train[-2]])
+    labels, _ = get_attributes(options(), dataset, 'train', [dataset.train[-2]])
     assert dataset.train_annos[-2]['label'][0] == 1 and labels[:, 0].tolist() == [1] and len(dataset.attributes('train')[0]) == 4
 
 
@@ -223,7 +223,7 @@ def test_an_entry_that_cannot_be_kept(tmp_path, caplog):
         def read(cls, path):
             return [{**entry, 'other': {1, 2}} for entry in super().read(path)]
     Odd.name = 'Several'
-    assert Odd(str(tmp_path)).train_annos[0]['other'] == {1, 2} and 'is read anew at every start' in caplog.text
+    assert Odd(str(tmp_path)).train_annos[0]['other'] == {1, 2} and 'is read at every start' in caplog.text
 
 
 def batch_of(args):
@@ -248,7 +248,7 @@ def test_entries_by_place():
     dicts = [{'id': 4, 'split': 'val', 'captions': ['a', 'b'], 'f': 'x'}, {'id': 2, 'split': 'val', 'captions': ['c'], 'f': 'y'}]
     entries = Entries(entries_to_arrays(dicts, 'f'), 'val', 'f')
     assert list(entries) == dicts and entries[-1] == dicts[1] and entries[:1] == dicts[:1] and len(entries) == 2
-    part = entries.where([False, True])
+    part = entries.filter([False, True])
     assert list(part) == dicts[1:] and list(part.captions()) == ['c'] and list(part.paths('d')) == [os.path.join('d', 'y')]
     assert part.rows.tolist() == [1] and np.array_equal(part.counts, [1])
     with pytest.raises(IndexError):

@@ -145,7 +145,7 @@ def test_size_in_words(tmp_path, log, monkeypatch):
     assert listing(tmp_path) == []
 
 
-# -- when it is made anew ------------------------------------------------------------------------------------------------
+# -- when it is written again ------------------------------------------------------------------------------------------------
 
 def touch(paths):
     os.utime(paths[0], ns=(1, 1))
@@ -223,7 +223,7 @@ def test_a_damaged_file_is_made_anew(store_of, images, tmp_path, log, damage):
     store = store_of()
     assert store.file == file and holds(store, images) and listing(tmp_path) == [os.path.basename(file)]
     text = log()
-    assert f'image cache {file} ' in text and '; it is made anew' in text
+    assert f'image cache {file} ' in text and '; it is written again' in text
 
 
 # -- nothing is left half made -------------------------------------------------------------------------------------------
@@ -323,7 +323,7 @@ def test_a_flipped_bit_of_an_image_is_seen_and_repaired(store_of, images, log, p
     flip(file, place, bit)                                              # under a run
     assert holds(store, images) and holds(store, images) and content_of(file) == before
     damaged = sorted(images)[(place - 128) // 576]
-    assert log().count(f'image cache {file} is damaged at {damaged}: this image and other damaged ones are made again') == 2
+    assert log().count(f'image cache {file} is damaged at {damaged}: damaged images are decoded from their files again') == 2
 
 
 @pytest.mark.parametrize('place', [20, 127, -1, -7, -12, -28])
@@ -332,14 +332,14 @@ def test_a_flipped_bit_of_the_header_or_the_checksums_makes_the_file_anew(store_
     before = content_of(file)
     flip(file, place)
     assert holds(store_of(), images) and content_of(file) == before
-    assert log().count('it is made anew') == 1
+    assert log().count('it is written again') == 1
 
 
 def test_a_file_without_checksums_is_made_anew(store_of, images, log):
     file = store_of().file
     os.truncate(file, 128 + 5 * 576)
     assert holds(store_of(), images)
-    assert f'image cache {file} has no checksums, for an older version wrote it; it is made anew' in log()
+    assert f'image cache {file} has no checksums, because an older version wrote it; it is written again' in log()
 
 
 @pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='needs pipes')
@@ -362,7 +362,7 @@ def test_a_damaged_image_that_cannot_be_made_again_is_refused(store_of, images):
     store = store_of()
     flip(store.file, 200)
     os.remove(sorted(images)[0])
-    with pytest.raises(UserError, match=f'^image cache {store.file} is damaged at .*0.png, which cannot be made again: no image .*0.png$'):
+    with pytest.raises(UserError, match=f'^image cache {store.file} is damaged at .*0.png, and cannot be decoded again: no image .*0.png$'):
         store[sorted(images)[0]]
     assert holds(store, sorted(images)[1:])
 
@@ -456,7 +456,7 @@ def test_images_that_can_be_read_again(store_of, images, tmp_path, log):
     mend()
     store = store_of()
     assert store.file == file and holds(store, images) and len(listing(tmp_path)) == 1
-    assert f'image cache {file} lacks images that can be read now; it is made anew' in log()
+    assert f'image cache {file} lacks images that can be read now; it is written again' in log()
 
 
 @pytest.mark.parametrize('content', ['[9]', '[-1]', '{"2": 1}', '[2', '["2"]'])

@@ -13,7 +13,7 @@ from datasets.build import build_training_loaders
 from datasets.synthpedes import generate
 from model.backbones.aptm import Aptm
 from processor.evaluation import embed
-from processor.step import ready
+from processor.step import prepare_batch
 from tests.support import options
 from utils.iotools import read_image
 
@@ -62,8 +62,8 @@ def assert_normalized(loader, dataset):
 
 @pytest.mark.parametrize('dataset', PUBLISHED)
 def test_published_statistics_with_all_digits(dataset):
-    pixels = Aptm.pixels(argparse.Namespace(dataset_name='CUHK-PEDES'), dataset)
-    assert (pixels.mean, pixels.std, pixels.interpolation) == (*PUBLISHED[dataset], 'bicubic')
+    image_stats = Aptm.image_stats(argparse.Namespace(dataset_name='CUHK-PEDES'), dataset)
+    assert (image_stats.mean, image_stats.std, image_stats.interpolation) == (*PUBLISHED[dataset], 'bicubic')
 
 
 @pytest.mark.parametrize('trained_on, dataset, expected', [
@@ -72,8 +72,8 @@ def test_published_statistics_with_all_digits(dataset):
     ('ICFG-PEDES+RSTPReid', None, 'ICFG-PEDES'), (None, 'RSTPReid', 'RSTPReid')])
 def test_whose_statistics(trained_on, dataset, expected):
     """Tables, synthpedes and photos (None) have none of their own: those of the training set, or CUHK-PEDES'."""
-    pixels = Aptm.pixels(argparse.Namespace(dataset_name='PA-100K' if trained_on else dataset, trained_on=trained_on), dataset)
-    assert (pixels.mean, pixels.std) == PUBLISHED[expected]
+    image_stats = Aptm.image_stats(argparse.Namespace(dataset_name='PA-100K' if trained_on else dataset, trained_on=trained_on), dataset)
+    assert (image_stats.mean, image_stats.std) == PUBLISHED[expected]
 
 
 def test_validation_of_pretraining_has_its_own_statistics(root, tmp_path):
@@ -106,7 +106,7 @@ class Images:
     def encode_image(self, images):
         return images.flatten(1)
 
-    encode_text = pixels = None
+    encode_text = image_stats = None
 
 
 @pytest.mark.parametrize('cached', [False, True])
@@ -119,7 +119,7 @@ def test_joined_datasets_keep_their_own_statistics(root, tmp_path, cached):
         torch.testing.assert_close(embed(Images().encode_image, images, Images())[0], expected.flatten(1), rtol=0, atol=1e-6)
     samples, seen = loaders.train.dataset.dataset, set()
     for batch in loaders.train:
-        for index, image in zip(batch['index'].tolist(), ready(batch, 'cpu', pixels=loaders.train.dataset.pixels)['images']):
+        for index, image in zip(batch['index'].tolist(), prepare_batch(batch, 'cpu', image_stats=loaders.train.dataset.image_stats)['images']):
             name = next(name for name in NAMES if f'{os.sep}{name}{os.sep}' in samples[index][2])
             expected, seen = normalized(samples[index][2], name), seen | {name}
             assert min((image - other).abs().max() for other in (expected, expected.flip(-1))) < 1e-6

@@ -34,7 +34,7 @@ def test_identities_and_images_are_kept_apart(root):
 
 
 def test_shares_of_an_epoch():
-    sampler = WeightedBatches(range(100), 10, 1, sizes=[90, 10], shares=[1, 1])
+    sampler = WeightedBatches(range(100), 10, 1, sizes=[90, 10], weights=[1, 1])
     drawn = Counter(index for batch in sampler for index, _ in batch)
     assert sum(drawn[index] for index in range(90)) == 50 and max(drawn[index] for index in range(90)) == 1
     assert {drawn[index] for index in range(90, 100)} == {5} and len(sampler) == 10
@@ -44,7 +44,7 @@ def test_shares_of_an_epoch():
     again = [index for batch in sampler for index, _ in batch]
     sampler.set_epoch(1)
     assert [index for batch in sampler for index, _ in batch] == again
-    assert sum(WeightedBatches(range(7), 2, 1, sizes=[3, 4], shares=[1, 2]).counts) == 7
+    assert sum(WeightedBatches(range(7), 2, 1, sizes=[3, 4], weights=[1, 2]).counts) == 7
 
 
 def loaders(root, build=build_dataloader, **changes):
@@ -110,7 +110,8 @@ def test_a_dataset_without_the_split_is_left_out_of_evaluations(root, tmp_path, 
 
 
 @pytest.mark.parametrize('changes, sentence', [
-    ({'dataset_name': 'CUHK-PEDES+CUHK-PEDES'}, 'names CUHK-PEDES twice'), ({'dataset_name': 'CUHK-PEDES+'}, 'before or behind a +'),
+    ({'dataset_name': 'CUHK-PEDES+CUHK-PEDES'}, 'names CUHK-PEDES twice'),
+    ({'dataset_name': 'CUHK-PEDES+'}, 'before or after a +'),
     ({'dataset_name': 'CUHK-PEDES+RSTPRied'}, "unknown dataset 'RSTPRied'.*RSTPReid"),
     ({'dataset_name': 'CUHK-PEDES', 'dataset_shares': (1.0,)}, 'is for several datasets'),
     ({'dataset_name': 'CUHK-PEDES+RSTPReid', 'dataset_shares': (1.0,)}, 'has 1 numbers for the 2 datasets'),

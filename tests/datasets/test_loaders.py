@@ -144,7 +144,7 @@ def test_plain_indices_have_a_seed_of_their_own(pairs):
 
 
 def test_field_that_nobody_makes(pairs):
-    with pytest.raises(UserError, match="^unknown batch field, asked for by a head and made by no dataset: 'mlm_label'; "
+    with pytest.raises(UserError, match="^unknown batch field, requested by a head and made by no dataset: 'mlm_label'; "
                                         'did you mean mlm_labels.$'):
         ImageTextDataset(pairs, None, fields=['mlm_label'])
 
@@ -338,7 +338,7 @@ def test_unknown_names(args):
 def test_field_that_no_dataset_makes(args):
     unmade = args()
     unmade.batch_fields = ('attribute_mask',)
-    with pytest.raises(UserError, match="batch field, asked for by a head and made by no dataset: 'attribute_mask'"):
+    with pytest.raises(UserError, match="batch field, requested by a head and made by no dataset: 'attribute_mask'"):
         build_dataloader(unmade)
 
 
@@ -404,7 +404,7 @@ def test_nothing_on_disk_is_changed(args, tmp_path):
 
 @pytest.mark.parametrize('preparation', ['irra', 'tbps'])
 def test_second_views_follow_from_the_sample_and_come_from_the_image_cache_too(tmp_path, preparation):
-    from processor.step import ready   # below, for the datasets know nothing of it
+    from processor.step import prepare_batch   # below, for the datasets know nothing of it
     generate(str(tmp_path), 12, images_per_id=1, size=(40, 20), format='CUHK-PEDES', test_ids=4, val_ids=2, workers=1)
     args = options(root_dir=str(tmp_path), img_size=(40, 20), batch_size=4, num_workers=0, img_aug=True, preparation=preparation,
                    loss_names='nitc+ss', mvs_image=True)
@@ -413,7 +413,7 @@ def test_second_views_follow_from_the_sample_and_come_from_the_image_cache_too(t
     def first_batch(cache):
         args.image_cache = cache
         loader, *_ = build_dataloader(args)
-        return ready(next(iter(loader)), 'cpu', pixels=loader.dataset.pixels)
+        return prepare_batch(next(iter(loader)), 'cpu', image_stats=loader.dataset.image_stats)
     plain, again, cached = first_batch(''), first_batch(''), first_batch('auto')
     for name in ('images', 'second_images'):
         assert torch.equal(plain[name], again[name])

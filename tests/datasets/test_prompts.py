@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from datasets.prompts import MALS, PA100K, PA100K_NAMES, read_prompts, sentences
+from datasets.prompts import MALS, PA100K, PA100K_NAMES, read_prompts, flatten_prompts
 from utils.errors import UserError
 
 

@@ -31,7 +31,7 @@ def test_a_run_starts_with_what_differs_in_the_splits_that_it_uses(tmp_path, cap
         dataset = build_dataset('RSTPReid', str(tmp_path), splits=('train', 'test'))
     train, test = (record.getMessage() for record in caplog.records if record.getMessage().startswith('not the published'))
     assert train.startswith('not the published train split of RSTPReid: 3 identities (published: 3701), 3 images (18505)')
-    assert test.endswith('; its figures compare with no published ones') and dataset.counts('test')[:2] == (2, 2)
+    assert test.endswith('; its results are not comparable with published ones') and dataset.counts('test')[:2] == (2, 2)
     caplog.clear()
     build_dataset('RSTPReid', str(tmp_path), verbose=False)
     assert not caplog.records

@@ -6,7 +6,7 @@ import textwrap
 
 import pytest
 
-from datasets.registry import dataset_class, datasets, names
+from datasets.registry import dataset_class, datasets, describe_names
 from tests.support import HANG_TIMEOUT
 from utils.options import build_parser
 
@@ -18,12 +18,12 @@ def test_what_there_is():
     for name, cls in datasets().items():   # each says what its annotation is called, or finds it by itself
         assert name == cls.name and (cls.annotations or 'locate' in vars(cls))
     assert dataset_class('RSTPReid').image_key == 'img_path'
-    assert all(name in names() for name in datasets())
+    assert all(name in describe_names() for name in datasets())
 
 
 def test_the_help_of_the_programs_names_them():
     text = ' '.join(build_parser().format_help().split())
-    assert f'--dataset_name NAME {names()} (default: CUHK-PEDES)' in text
+    assert f'--dataset_name NAME {describe_names()} (default: CUHK-PEDES)' in text
 
 
 NEW = '''
@@ -80,5 +80,5 @@ def test_a_new_dataset_is_one_file(house):
         assert 'model' not in sys.modules
     ''')
     assert done.returncode == 0, done.stderr
-    assert 'MyPeople' in done.stdout.split('--dataset_name')[-1] and 'MyPeople: whole' in done.stdout
+    assert 'MyPeople' in done.stdout.split('--dataset_name')[-1] and 'MyPeople: complete' in done.stdout
     assert done.stderr.count('datasets.broken cannot be imported') == 1

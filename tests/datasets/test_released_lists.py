@@ -31,7 +31,7 @@ def test_a_list_of_captions_and_names_instead_of_numbers(tmp_path):
     path = written(tmp_path / 'gene_attrs' / 'g_4x_attrs.json', [
         {'image': 'a.jpg', 'caption': ['one', 'two'], 'image_id': 'c_0_0', 'label': [1, 0, -1]},
         {'image': 'b.jpg', 'caption': 'three', 'image_id': 'c_0_1', 'label': [0, 0, 1]}])
-    entries = read_aptm_list(path, 'train', count=3)
+    entries = read_aptm_list(path, 'train', label_count=3)
     assert [(entry['id'], entry['captions'], entry['label']) for entry in entries] == [
         (0, ['one', 'two'], [1, 0, -1]), (1, ['three'], [0, 0, 1])]
     assert mals_list_files(str(tmp_path)) == [path]
@@ -43,10 +43,10 @@ def test_identities_that_are_written_in_two_ways(tmp_path, caplog, one, other, p
     path = written(tmp_path / 'finetune' / 'cuhk_train.json', [
         {'image': f'{number}.png', 'caption': 'a man', 'image_id': pid} for number, pid in enumerate((one, other))])
     wrong = []
-    for entries in (read_aptm_list(path, 'train'), read_aptm_list(path, 'train', wrong=wrong)):
+    for entries in (read_aptm_list(path, 'train'), read_aptm_list(path, 'train', problems=wrong)):
         assert len({entry['id'] for entry in entries}) == people
     differs = other != 'c_0'
-    assert ('differ in writing only' in caplog.text) == differs and len(wrong) == differs
+    assert ('differ in spelling only' in caplog.text) == differs and len(wrong) == differs
 
 
 def test_images_without_captions(tmp_path):
@@ -63,7 +63,7 @@ def test_images_without_captions(tmp_path):
 def test_wrong_rows_are_named(tmp_path, row, message):
     path = written(tmp_path / 'list.json', [{'image': 'ok', 'caption': 'ok', 'image_id': 0, 'label': [0, 1]}, row])
     with pytest.raises(UserError, match=message):
-        read_aptm_list(path, 'train', count=2)
+        read_aptm_list(path, 'train', label_count=2)
 
 
 # -- TBPS-CLIP's ---------------------------------------------------------------------------------------------------------

@@ -79,7 +79,7 @@ def test_ufine6926_is_recognised_by_its_name(tmp_path, caplog):
     rows = [{'photo': f'{person}.png', 'says': 'somebody', 'who': person} for person in range(4)]
     columns = ['image=photo', 'caption=says', 'id=who']
     root = write(tmp_path / 'UFine6926', 'all.json', rows)
-    with pytest.raises(UserError, match="has no column 'image': say which it is with --columns image=<column>; its columns"):
+    with pytest.raises(UserError, match="has no column 'image': name it with --columns image=<column>; its columns"):
         build_dataset('all.json', root)
     assert 'UFine6926 without its published splits' not in caplog.text
     assert len(build_dataset('all.json', root, columns=columns).test_annos) == 1
@@ -100,7 +100,7 @@ def test_cuhks_annotation_without_splits_is_told_apart(tmp_path, caplog):
     assert "CUHK-PEDES's annotation without its published splits" in caplog.text
     os.makedirs(tmp_path / 'CUHK-PEDES' / 'imgs')
     (tmp_path / 'CUHK-PEDES' / 'caption_all.json').write_text(json.dumps(rows))
-    with pytest.raises(UserError, match='without splits: put reid_raw.json beside it'):
+    with pytest.raises(UserError, match='without splits: put reid_raw.json next to it'):
         build_dataset('CUHK-PEDES', root)
 
 
@@ -111,7 +111,7 @@ def test_the_check_counts_a_table(tmp_path, capsys):
         Image.new('RGB', (8, 16), (number, 0, 0)).save(tmp_path / 'imgs' / row['image'])
     assert check_main(['--dataset_name', 'people.csv', '--root_dir', root, '--workers', '1']) == 1
     told = capsys.readouterr().out
-    assert 'not whole: 1 images that the annotation does not list' in told and '|   1 ' not in told.split('train')[0]
+    assert 'incomplete: 1 images that the annotation does not list' in told and '|   1 ' not in told.split('train')[0]
     os.remove(tmp_path / 'imgs' / 'unlisted.png')
     (tmp_path / 'synthpedes.json').write_text('{"counts": "of the annotation beside the table"}')
     assert check_main(['--dataset_name', 'people.csv', '--root_dir', root, '--workers', '1']) == 0
@@ -126,7 +126,7 @@ def without(column):
 
 
 @pytest.mark.parametrize('rows, columns, sentence', [
-    (without('caption'), None, "no column 'caption': say which it is with --columns caption=<column>; its columns are image, id, split"),
+    (without('caption'), None, "no column 'caption': name it with --columns caption=<column>; its columns are image, id, split"),
     (ROWS, ['caption=txt'], "no column 'txt', which --columns gives as its caption.* its columns are image, caption, id, split"),
     (changed(caption=''), None, "row 1 .* has no 'caption'"),
     (changed(split='trian'), None, "row 1 .* unknown split 'trian'.*train"),
@@ -184,7 +184,7 @@ def test_identities_that_differ_in_writing_only_are_said(tmp_path, caplog, capsy
     rows = [{**row, 'id': {1: one, 2: other}.get(row['id'], f'person {row["id"]}')} for row in ROWS]
     root = write(tmp_path, 'p.csv', rows)
     dataset, log = said(caplog, 'p.csv', root)
-    sentence = f'the identities "{one}" and "{other}" differ in writing only and count as 2 people'
+    sentence = f'the identities "{one}" and "{other}" differ in spelling only and count as 2 people'
     assert sentence in log and len(dataset.train_id_container) == 2        # neither joined nor split in silence
     assert check_main(['--dataset_name', 'p.csv', '--root_dir', root, '--workers', '1']) == 1
     assert sentence in capsys.readouterr().out
@@ -201,19 +201,19 @@ def test_a_number_and_its_text_are_one_person_and_said(tmp_path, caplog):
     rows = [{**row, 'id': str(row['id']) if number == 1 else row['id']} for number, row in enumerate(ROWS)]
     dataset, log = said(caplog, 'p.jsonl', write(tmp_path, 'p.jsonl', rows))
     assert len(dataset.train_id_container) == 2
-    assert 'the identities 1 and "1" differ in writing only and count as one person' in log
+    assert 'the identities 1 and "1" differ in spelling only and count as one person' in log
 
 
 def test_identities_of_one_writing_say_nothing(tmp_path, caplog):
     for rows in (ROWS, [{**row, 'id': f'00{row["id"]}'} for row in ROWS]):
-        assert 'differ in writing' not in said(caplog, 'p.csv', write(tmp_path, 'p.csv', rows))[1]
+        assert 'differ in spelling' not in said(caplog, 'p.csv', write(tmp_path, 'p.csv', rows))[1]
 
 
 @pytest.mark.parametrize('junk', ['-1', '-1.0', ' -1'])
 def test_junk_is_nobody(tmp_path, caplog, capsys, junk):
     rows = [*ROWS, {**ROWS[0], 'image': 'junk.png', 'id': junk}]
     dataset, log = said(caplog, 'p.csv', write(tmp_path, 'p.csv', rows))
-    sentence = "1 rows have -1 in the column 'id', which stands for an image of nobody: they are skipped"
+    sentence = "1 rows have -1 in the column 'id', which means that an image shows nobody: they are skipped"
     assert sentence in log and len(dataset.train) == 4
     check_main(['--dataset_name', 'p.csv', '--root_dir', str(tmp_path), '--workers', '1'])
     assert sentence in capsys.readouterr().out
@@ -267,7 +267,7 @@ def test_paths_of_windows_and_absolute_paths(tmp_path):
 def test_absolute_paths_elsewhere_name_the_column_and_the_folder(tmp_path, path):
     root = write(tmp_path, 'p.csv', ROWS)
     (tmp_path / 'p.csv').write_text(f'pic,caption,id\n{path},a man,1\n')
-    sentence = f"row 0 .*has an absolute path in its column 'pic': .*1.png; photos are below {root}/imgs"
+    sentence = f"row 0 .*has an absolute path in its column 'pic': .*1.png; images are below {root}/imgs"
     with pytest.raises(UserError, match=sentence):
         build_dataset('p.csv', root, columns=['image=pic'])
 
@@ -352,5 +352,5 @@ def test_a_path_says_where_the_table_is(tmp_path, monkeypatch, capsys):
 
 
 def test_tables_that_are_joined_lie_in_one_folder(tmp_path):
-    with pytest.raises(UserError, match='tables that are joined with \\+ lie in one folder, --root_dir /data'):
+    with pytest.raises(UserError, match='tables that are joined with \\+ must be in one folder; give --root_dir /data'):
         build_dataset('CUHK-PEDES+/data/p.csv', str(tmp_path))

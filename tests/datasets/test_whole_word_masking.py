@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from datasets.whole_word_masking import MOST, mask_whole_words
+from datasets.whole_word_masking import MAX_POSITIONS, mask_whole_words
 
 MASK, VOCAB = 103, 1000
 CONTINUES = frozenset(range(500, 600))
@@ -19,12 +19,12 @@ def test_a_quarter_of_the_places_at_most_ten_and_never_the_first(length, count):
     ids = [101] + list(range(200, 200 + length - 1))
     for seed in range(50):
         masked, places, labels = draw(ids, seed)
-        assert len(masked) == length and len(places) == len(labels) == MOST
+        assert len(masked) == length and len(places) == len(labels) == MAX_POSITIONS
         chosen = [place for place, label in zip(places, labels) if label != -100]
         assert len(chosen) == len(set(chosen)) == count
         assert 0 not in chosen and masked[0] == 101
         assert [ids[place] for place in chosen] == labels[:count]
-        assert places[count:] == [0] * (MOST - count)
+        assert places[count:] == [0] * (MAX_POSITIONS - count)
         assert all(masked[place] == ids[place] for place in range(length) if place not in chosen)
 
 

@@ -189,7 +189,7 @@ def test_too_few_open_files_are_a_sentence():
 def test_a_loader_does_not_wait_forever():
     status, printed = printed_by_loader(HANGING, before='workers.MAX_WAIT_SECONDS = 3')
     assert status == 2 and 'Traceback' not in printed, printed
-    assert 'no batch came from the 2 processes that read images for 3 s' in printed and '--num_workers 0' in printed
+    assert 'the 2 data loader workers sent no batch for 3 s' in printed and '--num_workers 0' in printed
 
 
 @pytest.mark.parametrize('message, sentence', [   # of PyTorch 2.6 and later, on Linux and macOS
