@@ -10,7 +10,7 @@ import sys
 
 from utils import options
 from utils.declarations import NeedsImport, is_pytorch_loaded, load_plugin
-from utils.errors import UserError, nearest
+from utils.errors import UserError, suggest_name
 from utils.help_pages import Topic, first_sentence, own_docstring
 
 EXPORTED = dict.fromkeys(('Head', 'HeadReport', 'head_error_context', 'describe_head'), 'model.heads.head')
@@ -89,7 +89,7 @@ def registry():
 @functools.lru_cache(maxsize=1)
 def collect_heads(imported):
     """Compute :func:`registry` once for declarations, and again after PyTorch is imported."""
-    heads, parser = {}, options.own_parser()
+    heads, parser = {}, options.build_core_parser()
     BACKBONE_HEADS.clear()
     for module in load_head_modules():
         try:
@@ -223,7 +223,7 @@ def parse_loss_names(loss_names, backbone='clip'):
             raise UserError(f"unknown loss '{name}' for --backbone {backbone}: it needs --backbone "
                             f"{' or '.join(other_backbones)}; remove it from --loss_names, or change --backbone")
         if name not in known:
-            raise UserError(f"unknown loss '{name}' in --loss_names '{loss_names}'{nearest(name, known)}")
+            raise UserError(f"unknown loss '{name}' in --loss_names '{loss_names}'{suggest_name(name, known)}")
         if name in seen:
             raise UserError(f"the loss '{name}' is named twice in --loss_names '{loss_names}'; remove one")
         seen.add(name)
@@ -247,7 +247,7 @@ def options_read_by(heads, parser):
     return frozenset(added.union(*(head.shared_options for head in heads)))
 
 
-class HeadOptions(options.Room):
+class HeadOptions(options.OptionProvider):
     """Options, defaults and checks of the heads."""
 
     def add_options(self, parser):
@@ -275,7 +275,7 @@ class HeadOptions(options.Room):
             text = '\n\n'.join(map(own_docstring, heads))
             parser.topics[name] = Topic('loss', text, options_read_by(heads, parser))
 
-    def active(self, args):
+    def active_readers(self, args):
         return active_heads(args)
 
     def validate_options(self, args):
@@ -284,7 +284,7 @@ class HeadOptions(options.Room):
             head.validate_options(args, head in heads)
         args.batch_fields = tuple(sorted({field for head in heads for field in head.get_fields(args)}))
 
-    def method(self, args):
+    def method_key(self, args):
         """The losses as a set, without looking them up: a loss whose file is broken is included."""
         names = str(args.loss_names).replace(' ', '').split('+')
         return {loss for name in names for loss in aliases().get(name, name).split('+')}
@@ -299,4 +299,4 @@ class HeadOptions(options.Room):
                 'does not name it' for head in active_heads(args) if head.names and head not in named]
 
 
-options.register(__name__, HeadOptions())
+options.register_options(__name__, HeadOptions())

@@ -6,9 +6,9 @@ from torch import nn
 from model import objectives
 from model.heads import Head
 from model.heads.mlm import CrossEncoder
-from utils.errors import UserError
-from utils.option_types import positive, weight
 from utils.batch_shard import WHOLE_BATCH
+from utils.errors import UserError
+from utils.option_types import non_negative_float, positive_fraction
 
 ALIASES = {'amm': 'mlm+attribute'}
 # A2TE's loader matches parameters by the ends of their names. Without the unused copy of the encoders that A2TE's model
@@ -31,7 +31,8 @@ class Attribute(Head):
 
     @staticmethod
     def add_options(parser):
-        parser.add_argument('--attribute_weight', type=weight, default=1.0, help='weight of the loss attribute')
+        parser.add_argument('--attribute_weight', type=non_negative_float, default=1.0,
+                            help='weight of the loss attribute')
 
     def __init__(self, args, model):
         super().__init__()
@@ -130,9 +131,10 @@ class Detail(Head):
 
     @staticmethod
     def add_options(parser):
-        parser.add_argument('--pool_ratio', type=positive(float, most=1), default=0.3,
+        parser.add_argument('--pool_ratio', type=positive_fraction, default=0.3,
                             help='fraction of the patches and words that detail pools')
-        parser.add_argument('--detail_loss_weight', type=weight, default=0.01, help='weight of the loss detail')
+        parser.add_argument('--detail_loss_weight', type=non_negative_float, default=0.01,
+                            help='weight of the loss detail')
 
     @staticmethod
     def learning_rate(name, lr, weight_decay, args):

@@ -7,8 +7,8 @@ import torch
 
 from model import objectives
 from model.heads import Head
-from utils.errors import UserError
 from utils.batch_shard import WHOLE_BATCH
+from utils.errors import UserError
 
 # A word is masked with the probability BASE_RATE + GUIDED_RATE * softmax(attention / TEMPERATURE).
 BASE_RATE, GUIDED_RATE, TEMPERATURE = 0.1, 0.9 * 0.95, 0.02
@@ -31,7 +31,7 @@ class CMT(Head):
 
 
 class InPlaceMasking(Head):
-    """Attention-guided masking of the captions that all losses read (AGM, 2025).
+    """Attention-guided masking of captions for all losses (AGM, 2025).
 
     ``--mlm_masking attention --caption_masking inplace`` enables it.
     """
@@ -44,7 +44,7 @@ class InPlaceMasking(Head):
 
     def __init__(self, args, model):
         super().__init__()
-        if 'text_attention' not in model.backbone.gives:
+        if 'text_attention' not in model.backbone.provides:
             raise UserError(f'--mlm_masking attention needs attention maps of captions, and the backbone '
                             f'{model.backbone.name} gives none: leave it out')
         self.mask_id, self.rates = model.mask_id, model.masked_token_rates

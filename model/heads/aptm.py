@@ -5,7 +5,7 @@ from torch import nn
 from model import objectives
 from model.heads import Head
 from utils.errors import UserError
-from utils.option_types import amount, count, fraction, weight
+from utils.option_types import fraction, non_negative_float, positive_float, positive_int
 
 IGNORE_INDEX = -100
 PROMPTS_PER_STEP = 5      # attribute prompts that are matched with images
@@ -48,9 +48,9 @@ class SoftITC(AptmHead):
 
     @staticmethod
     def add_options(parser):
-        parser.add_argument('--start_temperature', type=amount, default=0.07,
+        parser.add_argument('--start_temperature', type=positive_float, default=0.07,
                             help='initial value of the learned softmax temperature of the losses on the backbone aptm '
-                                 '(APTM: 0.07)')
+                                 '(APTM)')
 
     def __init__(self, args, model):
         super().__init__()
@@ -76,7 +76,7 @@ class ITM(AptmHead):
 
     @staticmethod
     def add_options(parser):
-        parser.add_argument('--itm_loss_weight', type=weight, default=1.0, help='weight of the loss itm')
+        parser.add_argument('--itm_loss_weight', type=non_negative_float, default=1.0, help='weight of the loss itm')
 
     def __init__(self, args, model):
         super().__init__()
@@ -194,7 +194,8 @@ class EDA(AptmHead):
 
     @staticmethod
     def add_options(parser):
-        parser.add_argument('--eda_loss_weight', type=weight, default=0.8, help='weight of the loss eda (APTM: 0.8)')
+        parser.add_argument('--eda_loss_weight', type=non_negative_float, default=0.8,
+                            help='weight of the loss eda (APTM)')
 
     def __init__(self, args, model):
         super().__init__()
@@ -232,9 +233,10 @@ class Attributes(AptmHead):
 
     @staticmethod
     def add_options(parser):
-        parser.add_argument('--attr_loss_weight', type=weight, default=0.8, help='weight of the loss attr (APTM: 0.8)')
+        parser.add_argument('--attr_loss_weight', type=non_negative_float, default=0.8,
+                            help='weight of the loss attr (APTM)')
         parser.add_argument('--attr_smoothing', type=fraction, default=0.4,
-                            help='label smoothing of the contrast and the matching of attr (APTM: 0.4)')
+                            help='label smoothing of the contrast and the matching of attr (APTM)')
         parser.add_argument('--prompt_file', default='',
                             help="JSON file with the attributes' prompts, a list of "
                                  '["prompt of label 0", "prompt of label 1"] (default: the prompts of the dataset)')
@@ -356,8 +358,8 @@ class ImageAttributes(AptmHead):
 
     @staticmethod
     def add_options(parser):
-        parser.add_argument('--img_cls_attributes', type=count, default=26,
-                            help='number of attributes that img_cls predicts (PA-100K: 26)')
+        parser.add_argument('--img_cls_attributes', type=positive_int, default=26,
+                            help='number of attributes that img_cls predicts (PA-100K has 26)')
 
     def __init__(self, args, model):
         super().__init__()

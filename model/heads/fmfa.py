@@ -1,7 +1,7 @@
 """FMFA (ACM TOMM 2026): adaptive similarity distribution matching, and explicit alignment of words with patches."""
 from model import objectives
 from model.heads import Head
-from utils.options import positive
+from utils.option_types import non_negative_float, positive_int
 
 
 class AdaptiveSDM(Head):
@@ -32,9 +32,9 @@ class ExplicitAlignment(Head):
 
     @staticmethod
     def add_options(parser):
-        parser.add_argument('--minmax_loss_weight', type=positive(float, strict=False), default=1.0,
+        parser.add_argument('--minmax_loss_weight', type=non_negative_float, default=1.0,
                             help='weight of the loss efa')
-        parser.add_argument('--efa_piece', type=positive(int), default=4,
+        parser.add_argument('--efa_piece', type=positive_int, default=4,
                             help='number of samples that efa compares with all others at once; fewer need less memory')
 
     def __init__(self, args, model):

@@ -29,7 +29,7 @@ class Head(nn.Module):
     registers these parts under their attribute names: ``self.classifier = nn.Linear(...)`` is ``classifier.weight`` in
     the checkpoint. ``model.shared(cls, ...)`` returns a part that several heads share.
 
-    ``forward(encoded, batch)`` takes the model's :class:`~model.build.Encoded` and the batch's dict of tensors. It
+    ``forward(encoded, batch)`` takes the model's :class:`~model.build.EncodedBatch` and the batch's dict of tensors. It
     returns a dict of scalars: entries whose names end in ``_loss`` are summed, so they include their weight. The other
     entries are logged.
 
@@ -37,7 +37,7 @@ class Head(nn.Module):
         names: loss names that select the head in ``--loss_names``.
         backbone: the only backbone that the head supports; '' for any. On this backbone, the head replaces another
             head of the same name.
-        needs: fields of Encoded that the head reads, besides the embeddings: 'image_tokens', 'text_tokens',
+        needs: fields of EncodedBatch that the head reads, besides the embeddings: 'image_tokens', 'text_tokens',
             'masked_text_tokens', 'image_attention', ...
         fields: batch fields that the head reads, besides pids, image_ids, images and caption_ids.
         shared_options: options that the head reads and another file adds.
@@ -185,7 +185,7 @@ class Head(nn.Module):
     def embed(self, side, tokens, caption_ids, attention):
         """The head's own embedding, in training and in evaluation.
 
-        In training, ``encoded.added[name]`` holds it as (images [B, E], captions [B, E]).
+        In training, ``encoded.extra_embeddings[name]`` holds it as (images [B, E], captions [B, E]).
 
         Args:
             side: 'image' or 'text'.
@@ -292,7 +292,7 @@ class Head(nn.Module):
         Args:
             split: a test split. ``split.embed_images()`` and ``split.embed_captions()`` pass one side through the
                 model. ``split.entries`` are its annotated images; ``split.load_images(entries)`` and
-                ``split.tokens(captions)`` turn them into inputs.
+                ``split.tokenize(captions)`` turn them into inputs.
 
         Returns:
             A :class:`HeadReport`.

@@ -3,7 +3,7 @@ from torch import nn
 
 from model import objectives
 from model.heads import Head
-from utils.option_types import weight
+from utils.option_types import non_negative_float
 
 
 class ID(Head):
@@ -15,7 +15,7 @@ class ID(Head):
 
     @staticmethod
     def add_options(parser):
-        parser.add_argument('--id_loss_weight', type=weight, default=1.0, help='weight of the loss id')
+        parser.add_argument('--id_loss_weight', type=non_negative_float, default=1.0, help='weight of the loss id')
 
     def __init__(self, args, model):
         super().__init__()

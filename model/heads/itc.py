@@ -1,7 +1,7 @@
 """InfoNCE of CLIP (Radford et al., ICML 2021)."""
 from model import objectives
 from model.heads import Head
-from utils.option_types import weight
+from utils.option_types import non_negative_float
 
 
 class ITC(Head):
@@ -14,7 +14,8 @@ class ITC(Head):
 
     @staticmethod
     def add_options(parser):
-        parser.add_argument('--itc_loss_weight', type=weight, default=1.0, help='weight of the loss itc (PHP: 5)')
+        parser.add_argument('--itc_loss_weight', type=non_negative_float, default=1.0,
+                            help='weight of the loss itc (PHP: 5)')
 
     def __init__(self, args, model):
         super().__init__()

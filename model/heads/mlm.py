@@ -8,7 +8,7 @@ from model.clip_model import Attention, LayerNorm, QuickGELU, Transformer
 from model.heads import Head
 from model.heads.agm import mask_attended_tokens
 from utils.errors import UserError
-from utils.option_types import up_to, weight
+from utils.option_types import non_negative_float, positive_int_up_to
 
 
 class CrossEncoder(nn.Module):
@@ -64,11 +64,11 @@ class MLM(Head):
 
     @staticmethod
     def add_options(parser):
-        parser.add_argument('--mlm_loss_weight', type=weight, default=1.0, help='weight of the loss mlm')
-        parser.add_argument('--cmt_depth', type=up_to(200), default=4,
-                            help='number of blocks of the cross-modal encoder (IRRA: 4)')
-        parser.add_argument('--vocab_size', type=up_to(1_000_000), default=49408,
-                            help="size of the vocabulary that mlm predicts, at least the text encoder's (CLIP: 49408)")
+        parser.add_argument('--mlm_loss_weight', type=non_negative_float, default=1.0, help='weight of the loss mlm')
+        parser.add_argument('--cmt_depth', type=positive_int_up_to(200), default=4,
+                            help='number of blocks of the cross-modal encoder (IRRA)')
+        parser.add_argument('--vocab_size', type=positive_int_up_to(1_000_000), default=49408,
+                            help="size of the vocabulary that mlm predicts, at least the text encoder's")
 
     def __init__(self, args, model):
         super().__init__()

@@ -8,13 +8,13 @@ from model import noise_mixture, objectives
 from model.heads import Head
 from model.heads.a2te import DetailLayers, count_pooled_tokens, selection_map
 from utils.errors import UserError
-from utils.option_types import amount, positive, weight, yes_no
+from utils.option_types import add_boolean_option, non_negative_float, positive_float, positive_fraction
 
 # RDE's command line reads only the first of these names in --loss_names and ignores the rest of the text.
 REFERENCE_LOSS_NAMES = {
     name: f"is a name of RDE's reference implementation, which reads only '{name}' and trains both similarities on "
-          f'clean pairs: give --loss_names {name.lower()}+tse --ccd, and the other settings as options (--tau, --margin, '
-          '--select_ratio, --noisy_rate)'
+          f'clean pairs: give --loss_names {name.lower()}+tse --ccd, and the other settings as options (--tau, '
+          '--margin, --select_ratio, --noisy_rate)'
     for name in ('TAL', 'TRL', 'InfoNCE', 'SDM')}
 
 LEARNING_RATE = 1e-3   # of the TSE layers, for any --lr
@@ -64,8 +64,9 @@ class TAL(PairLoss):
 
     @staticmethod
     def add_options(parser):
-        parser.add_argument('--tau', type=amount, default=0.015, help='temperature of tal and trl (RDE: 0.015)')
-        parser.add_argument('--margin', type=weight, default=0.1, help='margin of the hinge of tal and trl (RDE: 0.1)')
+        parser.add_argument('--tau', type=positive_float, default=0.015, help='temperature of tal and trl (RDE)')
+        parser.add_argument('--margin', type=non_negative_float, default=0.1,
+                            help='margin of the hinge of tal and trl (RDE)')
 
 
 class TRL(PairLoss):
@@ -103,8 +104,8 @@ class TSE(Head):
 
     @staticmethod
     def add_options(parser):
-        parser.add_argument('--select_ratio', type=positive(float, most=1), default=0.3,
-                            help='fraction of the patches and words that tse pools (RDE: 0.3)')
+        parser.add_argument('--select_ratio', type=positive_fraction, default=0.3,
+                            help='fraction of the patches and words that tse pools (RDE)')
         parser.add_argument('--tse_mode', default='eval', choices=['eval', 'train'],
                             help='statistics of the batch norm of tse during training: eval, the initial running '
                                  "statistics (the figures of RDE's paper, and its code until October 2024); train, "
@@ -137,25 +138,14 @@ class TSE(Head):
         return {'TSE': selection_map(side, attention, caption_ids, self.patches, self.words)}
 
     def pair_losses(self, encoded, batch):
-<<<<<<< /tmp/heads20/rde.py
-        inputs = tuple(map(encoded.peers.gather, (*encoded.added['TSE'], batch['pids'])))
+        inputs = tuple(map(encoded.shard.all_gather, (*encoded.extra_embeddings['TSE'], batch['pids'])))
         return {f'tse {name}': function(*inputs) for name, (function, _) in self.loss_functions.items()}
 
     def forward(self, encoded, batch):
         losses = self.pair_losses(encoded, batch)
-        clean = encoded.peers.gather(batch['clean']) if 'clean' in batch else None
+        clean = encoded.shard.all_gather(batch['clean']) if 'clean' in batch else None
         return {'tse_loss': sum(objectives.reduce_clean_pairs(losses[f'tse {name}'], clean, is_mean)
                                 for name, (_, is_mean) in self.loss_functions.items())}
-=======
-        whole = tuple(map(encoded.shard.all_gather, (*encoded.added['TSE'], batch['pids'])))
-        return {f'tse {name}': measure(*whole) for name, (measure, _) in self.measures.items()}
-
-    def forward(self, encoded, batch):
-        losses = self.pair_losses(encoded, batch)
-        clean = encoded.shard.all_gather(batch['clean']) if 'clean' in batch else None
-        return {'tse_loss': sum(objectives.reduce_clean_pairs(losses[f'tse {name}'], clean, mean)
-                                for name, (_, mean) in self.measures.items())}
->>>>>>> model/heads/rde.py
 
     def micro_batch_unsupported(self):
         return 'it compares the second embeddings of the whole batch'
@@ -175,8 +165,9 @@ class CCD(Head):
 
     @staticmethod
     def add_options(parser):
-        yes_no(parser, '--ccd', False, 'selection of clean training pairs before each epoch, by the losses of tal, '
-                                       'trl, infonce, sdm and tse (RDE)')
+        add_boolean_option(parser, '--ccd', False,
+                           'selection of clean training pairs before each epoch, by the losses of tal, trl, infonce, '
+                           'sdm and tse (RDE)')
 
     @staticmethod
     def is_enabled(args):

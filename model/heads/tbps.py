@@ -6,7 +6,7 @@ from torch import nn
 
 from model import objectives
 from model.heads import Head
-from utils.option_types import amount, fraction, weight, yes_no
+from utils.option_types import add_boolean_option, fraction, non_negative_float, positive_float
 
 # Prefixes of parameter names here and in TBPS-CLIP's implementation, which ignores entries that it does not know.
 TBPS_NAMES = {'base_model.visual.': 'visual.', 'base_model.': 'encode_text.'}
@@ -39,7 +39,7 @@ class ContrastHead(Head):
 
 
 class NITC(ContrastHead):
-    """Normalized image-text contrast with soft targets (TBPS-CLIP, AAAI 2024).
+    """Image-text contrast with soft targets (TBPS-CLIP, AAAI 2024).
 
     A second forward pass of the model gives soft targets, which are averaged with targets by identity. The temperature
     is learned. The loss is objectives.nitc.
@@ -49,11 +49,11 @@ class NITC(ContrastHead):
 
     @staticmethod
     def add_options(parser):
-        parser.add_argument('--nitc_loss_weight', type=weight, default=1.0, help='weight of the loss nitc')
+        parser.add_argument('--nitc_loss_weight', type=non_negative_float, default=1.0, help='weight of the loss nitc')
         parser.add_argument('--softlabel_ratio', type=fraction, default=0.5,
                             help="weight of the model's own predictions in the targets of nitc; it rises from 0 during "
                                  'the first epoch')
-        yes_no(parser, '--mvs_image', False, 'a second augmented view of each image in nitc')
+        add_boolean_option(parser, '--mvs_image', False, 'a second augmented view of each image in nitc')
 
     @classmethod
     def get_fields(cls, args):
@@ -93,8 +93,8 @@ class RITC(ContrastHead):
 
     @staticmethod
     def add_options(parser):
-        parser.add_argument('--ritc_loss_weight', type=weight, default=1.0, help='weight of the loss ritc')
-        parser.add_argument('--ritc_eps', type=amount, default=1e-2,
+        parser.add_argument('--ritc_loss_weight', type=non_negative_float, default=1.0, help='weight of the loss ritc')
+        parser.add_argument('--ritc_eps', type=positive_float, default=1e-2,
                             help='number added to the targets of ritc inside the logarithm')
 
     def __init__(self, args, model):
@@ -116,8 +116,8 @@ class CITC(Head):
 
     @staticmethod
     def add_options(parser):
-        parser.add_argument('--citc_loss_weight', type=weight, default=0.1,
-                            help='weight of the loss citc (TBPS-CLIP: 0.1)')
+        parser.add_argument('--citc_loss_weight', type=non_negative_float, default=0.1,
+                            help='weight of the loss citc (TBPS-CLIP)')
 
     def __init__(self, args, model):
         super().__init__()
@@ -139,7 +139,8 @@ class SS(Head):
 
     @staticmethod
     def add_options(parser):
-        parser.add_argument('--ss_loss_weight', type=weight, default=0.4, help='weight of the loss ss (TBPS-CLIP: 0.4)')
+        parser.add_argument('--ss_loss_weight', type=non_negative_float, default=0.4,
+                            help='weight of the loss ss (TBPS-CLIP)')
 
     def __init__(self, args, model):
         super().__init__()

@@ -1,4 +1,4 @@
-"""The losses against the released implementations' values and gradients, and against plain loops."""
+"""The losses against values and gradients of the reference implementations, and against plain loops."""
 import math
 
 import pytest
@@ -17,14 +17,15 @@ LOSSES = {
 
 @pytest.mark.parametrize('file, case', golden_cases('objectives*', 'image'))
 @pytest.mark.parametrize('name', LOSSES)
-def test_value_and_gradients_are_the_released_ones(name, file, case):
+def test_value_and_gradients_are_those_of_the_reference(name, file, case):
     vectors, _ = golden(file)
     image = vectors[f'{case}/image'].clone().requires_grad_()
     text = vectors[f'{case}/text'].clone().requires_grad_()
     loss = LOSSES[name](image, text, vectors[f'{case}/pids'])
     loss.backward()
     assert loss.item() == pytest.approx(vectors[f'{case}/{name}'].item(), rel=1e-5, abs=1e-6)
-    for ours, official in ((image.grad, vectors[f'{case}/{name}/grad_image']), (text.grad, vectors[f'{case}/{name}/grad_text'])):
+    for ours, side in ((image.grad, 'image'), (text.grad, 'text')):
+        official = vectors[f'{case}/{name}/grad_{side}']
         assert (ours - official).norm() <= 1e-5 * official.norm() + 1e-6
 
 
@@ -63,7 +64,9 @@ def plain_cmpm(image, text, pids):
     total = 0.0
     for queries, gallery in ((image, text), (text, image)):
         for i, query in enumerate(queries):
-            exponents = [math.exp(sum(x * y for x, y in zip(query, other)) / math.sqrt(sum(y * y for y in other))) for other in gallery]
+            products = [sum(x * y for x, y in zip(query, other)) for other in gallery]
+            exponents = [math.exp(product / math.sqrt(sum(y * y for y in other)))
+                         for product, other in zip(products, gallery)]
             same = [float(pid == pids[i]) for pid in pids]
             for e, y in zip(exponents, same):
                 p, q = e / sum(exponents), y / math.sqrt(sum(same))
@@ -75,7 +78,8 @@ def plain_cmpm(image, text, pids):
 def test_plain_loops_agree(seed):
     image, text, pids = batch(seed)
     lists = image.tolist(), text.tolist()
-    assert objectives.sdm(image, text, pids, scale=4.0).item() == pytest.approx(plain_sdm(*lists, pids.tolist(), 4.0), rel=1e-5)
+    expected = plain_sdm(*lists, pids.tolist(), 4.0)
+    assert objectives.sdm(image, text, pids, scale=4.0).item() == pytest.approx(expected, rel=1e-5)
     assert objectives.itc(image, text, scale=4.0).item() == pytest.approx(plain_itc(*lists, 4.0), rel=1e-5)
     assert objectives.cmt(image, text, scale=4.0).item() == pytest.approx(plain_itc(*lists, 20.0), rel=1e-5)
     assert objectives.cmpm(image, text, pids).item() == pytest.approx(plain_cmpm(*lists, pids.tolist()), rel=1e-5)
@@ -91,12 +95,13 @@ def test_perfect_match_is_the_minimum_of_sdm():
 def test_identity_is_the_mean_of_both_cross_entropies():
     logits = torch.tensor([[2.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
     pids = torch.tensor([0, 2])
-    plain = [-math.log(math.exp(row[pid]) / sum(map(math.exp, row))) for row, pid in zip(logits.tolist(), pids.tolist())]
-    uniform = math.log(3)
-    assert objectives.identity(logits, torch.zeros(2, 3), pids).item() == pytest.approx((sum(plain) / 2 + uniform) / 2, rel=1e-6)
+    plain = [-math.log(math.exp(row[pid]) / sum(map(math.exp, row)))
+             for row, pid in zip(logits.tolist(), pids.tolist())]
+    expected = (sum(plain) / 2 + math.log(3)) / 2
+    assert objectives.identity(logits, torch.zeros(2, 3), pids).item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_masked_language_modelling_of_nothing_is_zero():
+def test_masked_language_modeling_of_no_words_is_0():
     assert objectives.masked_language_modeling(torch.empty(0, 7), torch.empty(0, dtype=torch.long)).item() == 0
 
 
@@ -112,7 +117,7 @@ def test_accuracy():
     assert objectives.accuracy(torch.eye(4), torch.tensor([0, 1, 2, 0])).item() == 0.75
 
 
-# -- RDE, TBPS-CLIP and FMFA: what their vectors do not show ---------------------------------------------------------------
+# -- RDE, TBPS-CLIP and FMFA: cases that the reference vectors do not contain
 
 def grads(loss, *tensors):
     tensors = [tensor.clone().requires_grad_() for tensor in tensors]
@@ -122,15 +127,15 @@ def grads(loss, *tensors):
 
 
 def plain_tal(image, text, pids, tau, margin):
-    """One pair at a time, in plain numbers."""
+    """One pair at a time, with Python numbers."""
     losses = []
     for i, pid in enumerate(pids):
         total = 0.0
         for scores in ([cosine(text[i], other) for other in image], [cosine(image[i], other) for other in text]):
-            own = [s for s, other in zip(scores, pids) if other == pid]
-            others = [s for s, other in zip(scores, pids) if other != pid]
-            positive = sum(s * math.exp(s / tau) for s in own) / sum(math.exp(s / tau) for s in own)
-            total += max(0.0, margin - positive + tau * math.log(sum(math.exp(s / tau) for s in others)))
+            positives = [s for s, other in zip(scores, pids) if other == pid]
+            negatives = [s for s, other in zip(scores, pids) if other != pid]
+            positive = sum(s * math.exp(s / tau) for s in positives) / sum(math.exp(s / tau) for s in positives)
+            total += max(0.0, margin - positive + tau * math.log(sum(math.exp(s / tau) for s in negatives)))
         losses.append(total)
     return losses
 
@@ -139,7 +144,8 @@ def plain_tal(image, text, pids, tau, margin):
 def test_per_pair_losses_agree_with_loops_and_with_the_batch_losses(seed):
     image, text, pids = batch(seed)
     expected = plain_tal(image.tolist(), text.tolist(), pids.tolist(), 0.1, 0.2)
-    assert objectives.tal(image, text, pids, tau=0.1, margin=0.2).tolist() == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    losses = objectives.tal(image, text, pids, tau=0.1, margin=0.2)
+    assert losses.tolist() == pytest.approx(expected, rel=1e-5, abs=1e-6)
     assert objectives.sdm_per_pair(image, text, pids, scale=4.0).mean().item() == pytest.approx(
         objectives.sdm(image, text, pids, scale=4.0).item(), rel=1e-5)
     assert objectives.infonce_per_pair(image, text, scale=4.0).mean().item() == pytest.approx(
@@ -167,23 +173,25 @@ def test_a_small_temperature_does_not_overflow():
     assert value.isfinite().all() and all(gradient.isfinite().all() for gradient in gradients)
 
 
-def test_pairs_that_do_not_count():
+def test_noisy_pairs_do_not_count():
     losses = torch.tensor([1.0, 2.0, 4.0])
     assert objectives.reduce_clean_pairs(losses, torch.tensor([1.0, 0.0, 1.0]), mean=False) == 5
     assert objectives.reduce_clean_pairs(losses, torch.tensor([1.0, 0.0, 1.0]), mean=True) == 2.5
     assert all(objectives.reduce_clean_pairs(losses, torch.zeros(3), mean=mean) == 0 for mean in (True, False))
 
 
-def test_temperature_is_clamped_and_goes_on_learning():
+def test_scale_is_clamped_and_keeps_its_gradient():
     for start, expected in ((math.log(50), 50), (math.log(200), 100)):
         log_scale = torch.tensor(start, requires_grad=True)
         scale = objectives.clamped_scale(log_scale)
         scale.backward()
-        assert scale.item() == pytest.approx(expected, rel=1e-6) and log_scale.grad.item() == pytest.approx(math.exp(start), rel=1e-6)
+        assert scale.item() == pytest.approx(expected, rel=1e-6)
+        assert log_scale.grad.item() == pytest.approx(math.exp(start), rel=1e-6)
 
 
-def test_words_to_which_all_patches_are_the_same_gather_their_mean():
+def test_words_with_equal_scores_select_the_mean_of_all_patches():
     patches, words = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0)), torch.zeros(2, 5, 4)
-    torch.testing.assert_close(objectives.group_patches_by_word(patches, words), patches.mean(dim=1, keepdim=True).expand(2, 5, 4))
+    grouped = objectives.group_patches_by_word(patches, words)
+    torch.testing.assert_close(grouped, patches.mean(dim=1, keepdim=True).expand(2, 5, 4))
     value, (gradient,) = grads(lambda words: objectives.explicit_alignment(patches, words), words)
     assert value.isfinite() and gradient.isfinite().all()
