@@ -1,4 +1,4 @@
-"""Which activation a CLIP's weights were trained with: no tensor says it, so the files next to the weights are read."""
+"""The activation that a CLIP was trained with. No tensor holds it, so it is read from the files next to the weights."""
 import logging
 import os
 
@@ -9,7 +9,7 @@ from utils.safe_yaml import read_yaml
 log = logging.getLogger('Pedestal.weights')
 
 ACTIVATIONS = ('quick_gelu', 'gelu')
-USUAL = 'quick_gelu'    # of OpenAI's CLIPs, and so of the released codebases
+DEFAULT = 'quick_gelu'    # the activation of OpenAI's CLIPs
 
 
 def read_activation(path):
@@ -26,45 +26,45 @@ def read_activation(path):
     folder = os.path.dirname(os.path.abspath(os.path.expanduser(path)))
     for name, read in READERS.items():
         file = os.path.join(folder, name)
-        found = read(file) if os.path.isfile(file) else None
-        if found is not None and found not in ACTIVATIONS:
+        activation = read(file) if os.path.isfile(file) else None
+        if activation is not None and activation not in ACTIVATIONS:
             raise UserError(
-                f"{file}: the activation of {os.path.basename(path)} is {found!r}, and CLIP's encoders have "
+                f"{file}: the activation of {os.path.basename(path)} is {activation!r}, and CLIP's encoders have "
                 f"{' or '.join(ACTIVATIONS)} here: choose other weights, or the nearest one by --activation")
-        if found is not None:
-            return found, file
+        if activation is not None:
+            return activation, file
     return None, None
 
 
-def of_run(file):
-    found = read_yaml(file).get('activation')
-    return None if found == 'auto' else found
+def read_run(file):
+    activation = read_yaml(file).get('activation')
+    return None if activation == 'auto' else activation
 
 
-def of_open_clip(file):
-    model = part_of(read_description(file), 'model_cfg')
+def read_open_clip(file):
+    model = first_mapping(read_description(file), 'model_cfg')
     if model is None:
         return None
     return 'quick_gelu' if model.get('quick_gelu') is True else 'gelu'
 
 
-def of_hugging_face(file):
-    """transformers' CLIP has an activation for each encoder, by default quick_gelu."""
+def read_hugging_face(file):
+    """Read transformers' format, which has an activation for each encoder, by default quick_gelu."""
     content = read_description(file)
-    towers = [part_of(content, f'{side}_config', f'{side}_config_dict') for side in ('text', 'vision')]
-    if None in towers:      # of something else
+    towers = [first_mapping(content, f'{side}_config', f'{side}_config_dict') for side in ('text', 'vision')]
+    if None in towers:      # not a CLIP
         return None
-    found = [tower.get('hidden_act', USUAL) for tower in towers]
-    return found[0] if found[0] == found[1] else ' and '.join(map(str, found))
+    text, vision = (tower.get('hidden_act', DEFAULT) for tower in towers)
+    return text if text == vision else f'{text} and {vision}'
 
 
-READERS = {'configs.yaml': of_run, 'open_clip_config.json': of_open_clip, 'config.json': of_hugging_face}
+READERS = {'configs.yaml': read_run, 'open_clip_config.json': read_open_clip, 'config.json': read_hugging_face}
 
 
-def part_of(content, *names):
-    """The mapping under the first of ``names`` that has one; None if there is none."""
-    found = [content.get(name) for name in names] if isinstance(content, dict) else []
-    return next((part for part in found if isinstance(part, dict)), None)
+def first_mapping(content, *names):
+    """Return the mapping under the first of ``names`` that has one; None if there is none."""
+    values = [content.get(name) for name in names] if isinstance(content, dict) else []
+    return next((part for part in values if isinstance(part, dict)), None)
 
 
 def read_description(file):
@@ -75,23 +75,23 @@ def read_description(file):
                         'give --activation quick_gelu or gelu') from None
 
 
-def settle_activation(args):
+def resolve_activation(args):
     """Replace ``args.activation`` by ``'quick_gelu'`` or ``'gelu'``, and log which one it is and why."""
     source = source_of_weights(args)
-    found, file = read_activation(source) if args.activation == 'auto' or is_resumed(args) else (None, None)
+    activation, file = read_activation(source) if args.activation == 'auto' or is_resumed(args) else (None, None)
     if args.activation == 'auto':
-        args.activation = found or USUAL
-        reason = f'{file} says so' if found else f'assumed: {why_assumed(source)}'
-    elif is_resumed(args) and args.activation != (found or USUAL):
-        raise UserError(f'--activation {args.activation}: the run of {source} has {found or USUAL}; leave the option out, '
-                        'or start a new run with --init_from')
+        args.activation = activation or DEFAULT
+        reason = f'{file} says so' if activation else f'assumed: {explain_assumption(source)}'
+    elif is_resumed(args) and args.activation != (activation or DEFAULT):
+        raise UserError(f'--activation {args.activation}: the run of {source} has {activation or DEFAULT}; leave the '
+                        'option out, or start a new run with --init_from')
     else:
         reason = 'the option activation says so'
     log.info('activation of the encoders: %s (%s)', args.activation, reason)
 
 
 def source_of_weights(args):
-    """The file, or the name, that the encoders' weights come from."""
+    """Return the file or the name that the encoders' weights come from."""
     if not args.training:
         return vars(args).get('checkpoint') or args.pretrain_choice
     return args.resume_ckpt_file if args.resume else args.init_from or args.pretrain_choice
@@ -101,7 +101,7 @@ def is_resumed(args):
     return args.training and args.resume
 
 
-def why_assumed(source):
+def explain_assumption(source):
     if source.startswith('scratch:'):
         return 'the weights are random'
     if not os.path.isfile(os.path.expanduser(source)):

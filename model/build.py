@@ -12,9 +12,9 @@ from model.backbones import backbone_class, refuse_other_family
 from model.clip_model import MLP, ResidualAttentionBlock, Transformer
 from model.heads import Head, active_heads, parse_loss_names, describe_head, head_error_context
 from utils import precision
-from utils.checkpoint import add_run_prefix, abbreviate
+from utils.checkpoint import add_run_prefix
 from utils.comm import get_world_size, pick_device
-from utils.errors import UserError
+from utils.errors import UserError, abbreviate
 from utils.batch_shard import WHOLE_BATCH, WholeBatch
 
 logger = logging.getLogger('Pedestal.model')

@@ -11,7 +11,7 @@ import pkgutil
 from utils import options
 from utils.declarations import is_pytorch_loaded, load_plugin
 from utils.errors import UserError, unknown_name_error
-from utils.help_pages import Topic, own_docstring
+from utils.help_pages import Topic, first_sentence, own_docstring
 
 EXPORTED = {'Backbone': 'model.backbones.backbone'}
 
@@ -68,10 +68,12 @@ class BackboneOptions(options.OptionProvider):
 
     def add_options(self, parser):
         group = parser.add_argument_group('backbone')
-        group.add_argument('--backbone', default='clip', choices=sorted(registry()), help='the family of encoders')
+        group.add_argument('--backbone', default='clip', choices=sorted(registry()),
+                           help='family of the image and text encoders')
         for backbone in registry().values():
             before = set(parser.actions())
-            backbone.add_options(group)
+            title = f'backbone {backbone.name}: {first_sentence(backbone)}'.removesuffix(': ')
+            backbone.add_options(parser.add_argument_group(title))
             own = set(parser.actions()) - before
             for name in own:
                 parser.readers[name] = [backbone]
@@ -94,7 +96,8 @@ class BackboneOptions(options.OptionProvider):
         from utils.checkpoint import read_checkpoint    # imports PyTorch
         released = registry()[name].released_options(read_checkpoint(checkpoint)['model'])
         if released is None:
-            raise UserError(f'--backbone {name}: test its checkpoints with --config_file, the configs.yaml of their run')
+            raise UserError(f'--backbone {name}: test its checkpoints with --config_file, the configs.yaml of their '
+                            'run')
         return {'backbone': name, **released}
 
     def selected_class(self, args):

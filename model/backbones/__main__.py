@@ -6,7 +6,8 @@ from model.heads import Head, heads_for_backbone
 def runs(head, backbone):
     """Whether a head runs on a backbone with all that it can give."""
     reads_tokens = bool(head.needs) or head.refine is not Head.refine
-    return set(head.needs) <= backbone.provides and (backbone.joint_tokens or head.accepts_any_width or not reads_tokens)
+    fits_width = backbone.joint_tokens or head.accepts_any_width or not reads_tokens
+    return fits_width and set(head.needs) <= backbone.provides
 
 
 def cell(name, backbone):

@@ -64,8 +64,8 @@ class Backbone(nn.Module):
             captions: a function that returns the training captions, for a vocabulary that is built from them.
 
         Returns:
-            An object with ``encode(text)``, ``framed(ids, length)``, ``lengths(ids)`` and the ids ``start``, ``mask``
-            and ``pad``.
+            An object with ``encode(text)``, ``add_special_tokens(ids, length)``, ``lengths(ids)`` and the ids
+            ``start``, ``mask`` and ``pad``.
         """
         raise NotImplementedError
 

@@ -85,7 +85,7 @@ class ITM(AptmHead):
         self.matching = model.shared(MatchingHead, model.text_width)
 
     def forward(self, encoded, batch):
-        mask = encoded.encoder.mask_of(batch['caption_ids'])
+        mask = encoded.encoder.text_mask(batch['caption_ids'])
         loss, accuracy = matching_loss(self.matching, encoded, encoded.text, encoded.text_tokens, mask, batch['pids'],
                                        self.temperature.temp)
         return {'itm_loss': self.weight * loss, 'itm_acc': accuracy}
@@ -95,7 +95,7 @@ class ITM(AptmHead):
 
     def score_pairs(self, encoder, caption_ids, text_tokens, image_tokens):
         """Scores for re-ranking: [P, L], [P, L, D], [P, N, K] -> [P]."""
-        return self.matching(encoder, text_tokens, encoder.mask_of(caption_ids), image_tokens)[:, 1].float()
+        return self.matching(encoder, text_tokens, encoder.text_mask(caption_ids), image_tokens)[:, 1].float()
 
 
 def matching_loss(matching, encoded, text, text_tokens, mask, pids, temperature):
@@ -147,7 +147,7 @@ class BertMLM(AptmHead):
         self.weight = args.mlm_loss_weight
 
     def forward(self, encoded, batch):
-        mask = encoded.encoder.mask_of(batch['caption_ids'])
+        mask = encoded.encoder.text_mask(batch['caption_ids'])
         with encoded.shard.per_rank_rng():
             loss, accuracy = masked_word_loss(encoded.encoder, batch['bert_mlm_ids'], mask, batch['bert_mlm_positions'],
                                               batch['bert_mlm_labels'], encoded.image_tokens)
@@ -211,7 +211,7 @@ class EDA(AptmHead):
         text, temperature = encoder.text_embedding(tokens, ids), self.temperature.temp
         loss = objectives.itc_by_identity(*map(shard.all_gather, (encoded.image, text, pids)), temperature=temperature)
         if self.matching is not None:
-            mask = encoder.mask_of(ids)
+            mask = encoder.text_mask(ids)
             loss = loss + matching_loss(self.matching, encoded, text, tokens, mask, pids, temperature)[0]
         return {'eda_loss': self.weight * loss}
 
@@ -270,7 +270,7 @@ def attribute_losses(head, encoded, batch):
         ``(contrast, matching, words)``, three scalars.
     """
     encoder, shard, ids, labels = encoded.encoder, encoded.shard, batch['prompt_ids'], batch['attribute_labels']
-    mask, (tokens, _) = encoder.mask_of(ids), encoder.encode_text(ids)
+    mask, (tokens, _) = encoder.text_mask(ids), encoder.encode_text(ids)
     all_labels = shard.all_gather(labels)                                                                # [B, A]
     labeled_count = (all_labels >= 0).sum(dim=0)                                                     # [A]
     contrast = objectives.attribute_contrast(

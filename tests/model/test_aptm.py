@@ -126,7 +126,7 @@ def test_grad_checkpoint_changes_nothing():
 def test_first_only_gives_the_first_fused_token():
     encoder, samples = tiny('itm').eval().backbone, batch()
     images, (tokens, _) = encoder.encode_image(samples['images'])[0], encoder.encode_text(samples['caption_ids'])
-    pairs = tokens, encoder.mask_of(samples['caption_ids']), images
+    pairs = tokens, encoder.text_mask(samples['caption_ids']), images
     first = encoder.fuse(*pairs, first_only=True)
     assert first.shape == (4, 1, 128)
     torch.testing.assert_close(first, encoder.fuse(*pairs)[:, :1], rtol=1e-5, atol=1e-6)

@@ -15,7 +15,7 @@ from model.aptm_weights import (
     swin_file,
 )
 from model.bert import BertShape, TextEncoder
-from model.swin import SwinTransformer, misfit
+from model.swin import SwinTransformer, explain_misfit
 from utils.errors import UserError
 
 
@@ -93,7 +93,7 @@ def test_files_are_looked_for_where_the_ecosystem_keeps_them(tmp_path, monkeypat
 @pytest.mark.parametrize('img_size, reason', [((384, 128), None), ((96, 32), None), ((384, 100), 'multiples of 32'),
                                               ((512, 128), None), ((384, 192), 'cannot cover')])
 def test_images_that_windows_cannot_cover(img_size, reason):
-    found = misfit(img_size, 4, 4, 8)
+    found = explain_misfit(img_size, 4, 4, 8)
     assert found is None if reason is None else reason in found
 
 
