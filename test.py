@@ -1,22 +1,22 @@
-"""Evaluate a run's best checkpoint, ours or a published one's: ``python test.py --config_file <run>/configs.yaml``."""
+"""Evaluate a trained or published run: ``python test.py --config_file <run folder>/configs.yaml``."""
 # PYTHON_ARGCOMPLETE_OK (the tab key completes options; see README.md)
 import signal
 
 from utils.launcher import watch_launcher
 
-if __name__ == '__main__':  # until run() below takes over: Ctrl-C while PyTorch loads ends the program without a traceback
+if __name__ == '__main__':  # Ctrl-C while PyTorch loads ends the program without a traceback; run() handles it later
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    watch_launcher()                # torchrun may be killed while PyTorch loads
+    watch_launcher()        # exit also if torchrun is killed while PyTorch loads
 
 from model.heads import add_report_flags
-from utils.declarations import with_declarations
+from utils.declarations import retry_with_pytorch
 from utils.errors import run
 from utils.options import build_test_parser, is_launched_by_torchrun, parse_test_options
 
 
 def main(argv=None):
     args = None if is_launched_by_torchrun() else read_options(argv)
-    from processor.test_run import test_on
+    from processor.test_run import evaluate_dataset
     from utils import comm
     from utils.logger import setup_logger
     with comm.process_group():
@@ -25,15 +25,15 @@ def main(argv=None):
         statuses = []
         for name in (*args.dataset_name.split('+'), *getattr(args, 'further_datasets', ())):
             args.dataset_name = name
-            statuses.append(test_on(args))
+            statuses.append(evaluate_dataset(args))
         return max(statuses)
 
 
-@with_declarations
+@retry_with_pytorch
 def read_options(argv):
-    """The options of the evaluation. Raises :class:`~utils.errors.UserError`."""
+    """Parse and validate the options of the evaluation. Raises :class:`~utils.errors.UserError`."""
     parser = build_test_parser('test.py', __doc__)
-    add_report_flags(parser)
+    add_report_flags(parser.add_argument_group('reports of heads'))
     return parse_test_options(parser, argv)
 
 

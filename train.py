@@ -4,18 +4,18 @@ import signal
 
 from utils.launcher import watch_launcher
 
-if __name__ == '__main__':  # until run() below takes over: Ctrl-C while PyTorch loads ends the program without a traceback
+if __name__ == '__main__':  # Ctrl-C while PyTorch loads ends the program without a traceback; run() handles it later
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    watch_launcher()                # torchrun may be killed while PyTorch loads
+    watch_launcher()        # exit also if torchrun is killed while PyTorch loads
 
 from datasets.registry import dataset_class
-from utils.declarations import with_declarations
+from utils.declarations import retry_with_pytorch
 from utils.errors import UserError, run
 from utils.options import get_args, is_launched_by_torchrun
 
 
 def main(argv=None):
-    # A wrong flag is answered before PyTorch is imported. Several processes meet first, so that one of them reports it.
+    # A wrong flag is reported before PyTorch is imported. Several processes connect first, so that only one reports it.
     args = None if is_launched_by_torchrun() else read_options(argv)
     from processor.training_run import run_training
     from utils import comm
@@ -23,14 +23,14 @@ def main(argv=None):
         run_training(args or read_options(argv))
 
 
-@with_declarations
+@retry_with_pytorch
 def read_options(argv):
-    """The options of the run. Raises :class:`~utils.errors.UserError`."""
+    """Parse and validate the options of the run. Raises :class:`~utils.errors.UserError`."""
     args = get_args(argv)
     if not args.training:
-        raise UserError('--test is not for train.py; use: python test.py --config_file <run folder>/configs.yaml')
+        raise UserError('train.py does not support --test; use: python test.py --config_file <run folder>/configs.yaml')
     for name in filter(None, (args.dataset_name, args.eval_dataset)):
-        dataset_class(name)     # an unknown name makes no folder
+        dataset_class(name)     # raise for an unknown name before the run's folder is made
     return args
 
 

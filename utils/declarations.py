@@ -30,7 +30,7 @@ def load_plugin(name):
     return importlib.import_module(name) if is_pytorch_loaded() else declare(name)
 
 
-def with_declarations(read):
+def retry_with_pytorch(read):
     """Decorate a function that reads options: if a declaration needs PyTorch, import it and read them again."""
     @functools.wraps(read)
     def reading(*inputs):

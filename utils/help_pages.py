@@ -1,26 +1,29 @@
 """The pages of ``--help``: everyday options, ``--help all``, and ``--help <loss, backbone or dataset>``."""
 import argparse
 import inspect
+import re
 import textwrap
 from typing import NamedTuple
 
-from utils.errors import unknown
+from utils.errors import unknown_name_error
 from utils.option_types import Effect
 
-WIDTH, INDENT, COLUMN = 100, 2, 30     # letters of a line, before an option, and before its text
+WIDTH, INDENT, TEXT_COLUMN = 100, 2, 30     # characters of a line, before an option, and before its text
 
 
 class Topic(NamedTuple):
-    """What ``--help <name>`` explains.
+    """A name that ``--help <name>`` explains.
 
     Attributes:
         kind: 'loss', 'backbone' or 'dataset'.
-        text: what it is, in sentences.
+        text: the explanation: paragraphs, separated by empty lines.
         options: the names of the options that it reads.
+        facts: {title: text}, printed between the explanation and the options.
     """
     kind: str
     text: str
     options: frozenset
+    facts: dict = {}
 
 
 class ShowHelp(argparse.Action):
@@ -32,62 +35,92 @@ class ShowHelp(argparse.Action):
 
 
 def help_page(parser, topic=''):
-    """The text of ``--help`` or ``--help topic``. Raises :class:`~utils.errors.UserError` if nothing is called so."""
+    """The text of ``--help`` or ``--help topic``.
+
+    Raises:
+        UserError: an unknown topic.
+    """
     if topic in (None, ''):
-        return short_page(parser) if parser.everyday else full_page(parser)
+        return short_page(parser) if parser.everyday_options else full_page(parser)
     if topic == 'all':
         return full_page(parser)
     if topic not in parser.topics:
-        raise unknown('help topic', topic, ['all', *parser.topics])
+        raise unknown_name_error('help topic', topic, ['all', *parser.topics])
     return topic_page(parser, topic)
 
 
 def short_page(parser):
-    """Options of everyday use, and the names that some of them take."""
+    """The page of ``--help``: a program's own options, everyday options, and the names that some options accept."""
     actions = parser.actions()
-    parts = [heading(parser), section('everyday options', [actions[name] for name in parser.everyday if name in actions])]
-    for title, names in parser.catalogs.items():
-        parts.append('\n'.join([f'{title}:', *(entry(name, text) for name, text in names.items())]))
-    more = {'--help all': 'every option, grouped by what reads it'}
+    everyday = [actions[name] for name in parser.everyday_options if name in actions]
+    shared = parser.advanced_options.union(parser.everyday_options)
+    own, own_groups = [], []       # of the program itself, and of groups that it adds
+    for group in parser._action_groups:
+        group_options = [action for action in group_actions(group) if action.dest not in shared]
+        sections = own if group in (parser._positionals, parser._optionals) else own_groups
+        sections += [format_section(group_title(group), group_options)] if group_options else []
+    catalogs = [format_list(title, names) for title, names in parser.catalogs.items()]
+    more = {'--help all': 'all options, grouped by what reads them'}
     if parser.topics:
-        example = next(iter(parser.topics))
+        example = 'sdm' if 'sdm' in parser.topics else next(iter(parser.topics))
         more[f'--help {example}'] = 'the options of one loss, backbone or dataset'
-    parts.append('\n'.join(['more:', *(entry(name, text) for name, text in more.items())]))
-    return '\n\n'.join(parts)
+    return '\n\n'.join([format_heading(parser), *own, format_section('everyday options', everyday), *own_groups,
+                        *catalogs, format_list('more', more)])
 
 
 def full_page(parser):
-    """Every option, in its group."""
-    groups = [group for group in parser._action_groups if [a for a in group._group_actions if a.dest != 'help']]
-    return '\n\n'.join([heading(parser), *(section(title_of(group), group._group_actions, group.description) for group in groups)])
+    """The page of ``--help all``: every option, in its group."""
+    groups = [group for group in parser._action_groups if group_actions(group)]
+    sections = [format_section(group_title(group), group_actions(group), group.description) for group in groups]
+    return '\n\n'.join([format_heading(parser), *sections])
 
 
 def topic_page(parser, name):
-    """What a loss, a backbone or a dataset is, and the options that it reads."""
+    """The page of ``--help name``: a loss, a backbone or a dataset, and the options that it reads."""
     topic = parser.topics[name]
     actions = [action for option, action in parser.actions().items() if option in topic.options]
-    parts = [f'{topic.kind} {name}', fill(topic.text)]
-    parts.append(section(f'options that {name} reads', actions) if actions else f'{name} reads no options of its own.')
-    return '\n\n'.join(parts)
+    sections = [f'{topic.kind} {name}', format_docstring(topic.text)]
+    sections += [format_list(title, facts) for title, facts in topic.facts.items()]
+    title = f'options that {name} reads'
+    sections.append(format_section(title, actions) if actions else f'{name} reads no options of its own.')
+    return '\n\n'.join(filter(None, sections))
 
 
-def heading(parser):
+def group_actions(group):
+    return [action for action in group._group_actions if action.dest != 'help']
+
+
+def group_title(group):
+    """The title of an option group; argparse's own titles differ between versions of Python."""
+    titles = {'options': 'options', 'optional arguments': 'options', 'positional arguments': 'arguments'}
+    return titles.get(group.title, group.title)
+
+
+def format_heading(parser):
+    """The usage and the description of a program."""
     usage = ' '.join(parser.format_usage().split())
-    return '\n\n'.join(filter(None, [fill(usage), fill(parser.description or '')]))
+    return '\n\n'.join(filter(None, [wrap(usage), format_docstring(parser.description or '')]))
 
 
-def title_of(group):
-    return {'options': 'options', 'optional arguments': 'options', 'positional arguments': 'arguments'}.get(group.title, group.title)
+def format_docstring(text):
+    """The paragraphs of a docstring without markup, wrapped; indented paragraphs keep their lines."""
+    paragraphs = without_markup(inspect.cleandoc(text)).replace('::\n', ':\n').split('\n\n')
+    return '\n\n'.join(paragraph.rstrip() if paragraph.startswith(' ') else wrap(paragraph) for paragraph in paragraphs)
 
 
-def section(title, actions, description=None):
+def format_section(title, actions, description=None):
     """A title and a line for each option."""
-    lines = [fill(f'{title}:')] + ([fill(description, INDENT)] if description else [])
-    return '\n'.join(lines + [entry(invocation(action), text_of(action)) for action in actions if action.dest != 'help'])
+    lines = [wrap(f'{title}:')] + ([wrap(description, INDENT)] if description else [])
+    return '\n'.join(lines + [format_entry(format_invocation(action), format_help_text(action)) for action in actions])
 
 
-def invocation(action):
-    """How an option is written: ``--lr LR``, ``--[no-]img_aug``, ``--img_size HEIGHT WIDTH``."""
+def format_list(title, entries):
+    """A title and a line for each entry of {name: text}."""
+    return '\n'.join([f'{title}:', *(format_entry(name, text) for name, text in entries.items())])
+
+
+def format_invocation(action):
+    """How to write an option: ``--lr LR``, ``--[no-]img_aug``, ``--img_size HEIGHT WIDTH``."""
     if not action.option_strings:
         return action.metavar or action.dest
     flag = action.option_strings[0]
@@ -99,54 +132,72 @@ def invocation(action):
         return f"{flag} {' '.join(action.metavar)}"
     number = {'int': 'N', 'float': 'X'}.get(getattr(action.type, '__name__', ''))
     value = action.metavar or number or action.dest.split('_')[-1].upper()
-    if action.choices and len(flag) + len(listed(action.choices)) < COLUMN + 20:
-        value = listed(action.choices)
+    if action.choices and len(flag) + len(format_choices(action.choices)) < TEXT_COLUMN + 20:
+        value = format_choices(action.choices)
     return flag + {'?': f' [{value}]', '+': f' {value} ...', '*': f' [{value} ...]'}.get(action.nargs, f' {value}')
 
 
-def listed(choices):
+def format_choices(choices):
     return f"{{{','.join(map(str, choices))}}}"
 
 
-def text_of(action):
+def format_help_text(action):
     """An option's help with its choices and its default."""
-    if action.effect & Effect.UNREAD:
+    if action.effect & Effect.IGNORED:
         return action.help
     text = (action.help or '') % vars(action)
-    if action.choices and '{' not in invocation(action):
+    if action.choices and '{' not in format_invocation(action):
         text += f"; one of {', '.join(map(str, action.choices))}"
-    default = default_of(action)
-    return f'{text} (default: {default})' if default and 'default' not in text else text
+    default = format_default(action)
+    if not default or '(default' in text:
+        return text
+    if re.search(r' \([A-Z][^()]{0,30}\)$', text):     # a remark, such as the paper's value
+        return f'{text[:-1]}; default: {default})'
+    return f'{text} (default: {default})'
 
 
-def default_of(action):
-    """A default as a user would type it; empty if there is none to name."""
-    default = action.default
-    if default in (None, '', argparse.SUPPRESS) or action.nargs == 0 and not isinstance(action, argparse.BooleanOptionalAction):
+def format_default(action):
+    """A default as a user types it; empty if there is none."""
+    default, is_boolean = action.default, isinstance(action, argparse.BooleanOptionalAction)
+    if default in (None, '', argparse.SUPPRESS) or action.nargs == 0 and not is_boolean:
         return ''
     if isinstance(default, bool):
         return 'on' if default else 'off'
     return ' '.join(map(str, default)) if isinstance(default, (tuple, list)) else str(default)
 
 
-def entry(name, text):
+def format_entry(name, text):
     """A name and its text in two columns."""
-    lines = textwrap.wrap(' '.join(text.split()), WIDTH - COLUMN, break_long_words=False, break_on_hyphens=False) or ['']
-    first = ' ' * INDENT + name
-    if len(first) >= COLUMN:
-        return '\n'.join([first, *(' ' * COLUMN + line for line in lines)])
-    return '\n'.join([first.ljust(COLUMN) + lines[0], *(' ' * COLUMN + line for line in lines[1:])]).rstrip()
+    text_lines = textwrap.wrap(' '.join(text.split()), WIDTH - TEXT_COLUMN, break_long_words=False,
+                               break_on_hyphens=False) or ['']
+    name_column = ' ' * INDENT + name
+    if len(name_column) >= TEXT_COLUMN:
+        return '\n'.join([name_column, *(' ' * TEXT_COLUMN + line for line in text_lines)])
+    first_line = name_column.ljust(TEXT_COLUMN) + text_lines[0]
+    return '\n'.join([first_line, *(' ' * TEXT_COLUMN + line for line in text_lines[1:])]).rstrip()
 
 
-def fill(text, indent=0):
+def wrap(text, indent=0):
+    """A paragraph in lines of at most ``WIDTH`` characters."""
     return textwrap.fill(' '.join(text.split()), WIDTH, initial_indent=' ' * indent, subsequent_indent=' ' * indent,
                          break_long_words=False, break_on_hyphens=False)
 
 
 def first_sentence(documented):
     """The first sentence of a docstring, without its full stop: a line of a catalog."""
-    text = ' '.join(own_docstring(documented).split('\n\n')[0].split())
+    text = ' '.join(without_markup(own_docstring(documented).split('\n\n')[0]).split())
     return text.split('. ')[0].rstrip('.')
+
+
+def without_markup(text):
+    """Remove the markup of docstrings.
+
+    Example:
+        >>> without_markup('``python -m datasets.check`` calls :func:`~utils.iotools.read_image`')
+        'python -m datasets.check calls read_image'
+    """
+    text = re.sub(r':\w+:`(?:~[\w.]*\.)?([^`]*)`', r'\1', text)
+    return re.sub(r'``([^`]*)``', r'\1', text)
 
 
 def own_docstring(cls):

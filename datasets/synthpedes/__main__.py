@@ -3,7 +3,7 @@ import argparse
 import signal
 
 from datasets.synthpedes.baselines import baseline_scores
-from datasets.synthpedes.contact_sheet import contact_sheet
+from datasets.synthpedes.contact_sheet import save_contact_sheet
 from datasets.synthpedes.writing import DIFFICULTY_OPTIONS, formats, generate, validate_settings
 from utils.errors import UserError, run
 
@@ -71,7 +71,7 @@ def main(argv=None):
         ids = 60 if args.ids is None else args.ids
         settings = validate_settings(ids, args.images_per_id, args.captions_per_image, args.size, args.seed, args.format, None, None,
                           knobs)
-        contact_sheet(args.contact_sheet, settings)
+        save_contact_sheet(args.contact_sheet, settings)
         return 0
     if args.out is None or args.ids is None:
         raise UserError('--out and --ids are needed (or --baselines, or --contact_sheet)')

@@ -1,9 +1,17 @@
-"""The released way: how the published code of IRRA and its forks trains, reads, encodes and ranks, for the benchmark to
-measure beside ours. Written anew; where the released code could be meant in two ways, this is the quicker one.
+"""The reference implementation: IRRA and its forks as their published code computes them, for the benchmark.
 
-Weights in half precision on a GPU, without autocast or a scaler; the text encoder twice, over the same masked tokens; scores for
-all 77 positions; an optimizer group a parameter; a read and a synchronisation each step; images by PIL in the loader's workers; the
-whole matrix of similarities sorted. Parameters have our names, so that the same weights go into both and the same numbers come out.
+This is new code that does what the published code does. If the published code allows two readings, this is the faster
+one. It differs from Pedestal in these points:
+
+- weights in half precision on a GPU, without autocast and without a gradient scaler;
+- two passes of the text encoder over the same masked tokens;
+- scores of the masked language model at all 77 positions;
+- an optimizer group per parameter;
+- a read of the loss and a synchronization in each step;
+- images that PIL decodes and augments in the workers of the data loader;
+- a full sort of the similarity matrix.
+
+Parameters have Pedestal's names, so that both models can have the same weights and give the same numbers.
 """
 import functools
 import random
@@ -24,11 +32,11 @@ from solver.build import parameter_settings
 from utils.iotools import read_image
 from utils.simple_tokenizer import MASK
 
-# -- the model -----------------------------------------------------------------------------------------------------------
+# -- the model -------------------------------------------------------------------------------------------------------
 
 
 class LayerNorm(nn.LayerNorm):
-    """In float32, with a cast on either side."""
+    """Layer normalization in float32, whatever the type of its input."""
 
     def forward(self, x):
         return super().forward(x.float()).type(x.dtype)
@@ -40,7 +48,7 @@ class QuickGELU(nn.Module):
 
 
 class Block(nn.Module):
-    """CLIP's block on [L, B, D], with PyTorch's own attention."""
+    """CLIP's transformer block on [L, B, D], with ``torch.nn.MultiheadAttention``."""
 
     def __init__(self, width, heads):
         super().__init__()
@@ -57,7 +65,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """[B, L, D] -> [B, L, D] by blocks on [L, B, D]."""
+    """A transformer from [B, L, D] to [B, L, D] with blocks on [L, B, D]."""
 
     def __init__(self, width, layers, heads):
         super().__init__()
@@ -72,7 +80,7 @@ class Transformer(nn.Module):
 
 @functools.lru_cache(maxsize=None)
 def causal_mask(length, dtype, device):
-    """[L, L] to be added to scores: -inf where a later token would be seen."""
+    """The mask [L, L] to add to attention scores: -inf for later tokens, 0 for others."""
     return torch.full((length, length), float('-inf'), dtype=dtype, device=device).triu_(1)
 
 
@@ -121,25 +129,26 @@ class Encoders(nn.Module):
         return self.ln_final(x) @ self.text_projection
 
 
-class ReleasedIRRA(nn.Module):
-    """IRRA with ``sdm+mlm+id``, as big as ``model``, one of ours, and with its weights."""
+class ReferenceIRRA(nn.Module):
+    """IRRA with ``sdm+mlm+id``, in the shape and with the weights of one of Pedestal's models."""
 
     def __init__(self, args, model):
         super().__init__()
         width = model.embed_dim
-        with torch.device('meta'):   # no random weights for what is taken over
+        with torch.device('meta'):   # the weights come from load_state_dict
             self.base_model = Encoders(shape_named(args.pretrain_choice), model.base_model)
             self.cross_attn = nn.MultiheadAttention(width, width // 64)
             self.cross_modal_transformer = Transformer(width, args.cmt_depth, width // 64)
             self.ln_pre_t, self.ln_pre_i, self.ln_post = LayerNorm(width), LayerNorm(width), LayerNorm(width)
             self.classifier = nn.Linear(width, model.num_classes)
             self.mlm_head = nn.Sequential(OrderedDict(
-                dense=nn.Linear(width, width), gelu=QuickGELU(), ln=LayerNorm(width), fc=nn.Linear(width, args.vocab_size)))
+                dense=nn.Linear(width, width), gelu=QuickGELU(), ln=LayerNorm(width),
+                fc=nn.Linear(width, args.vocab_size)))
         self.load_state_dict(model.state_dict(), assign=True)
         self.scale, self.id_weight, self.mlm_weight = 1 / args.temperature, args.id_loss_weight, args.mlm_loss_weight
 
-    def half_weights(self):
-        """Cast the weights of all matrices to half precision. LayerNorms and embedding tables stay float32, as in CLIP."""
+    def convert_weights_to_half(self):
+        """Convert the weights of all matrices to float16. LayerNorms and embedding tables stay float32, as in CLIP."""
         for part in self.modules():
             if isinstance(part, (nn.Linear, nn.Conv2d, nn.MultiheadAttention)):
                 part.half()
@@ -153,24 +162,25 @@ class ReleasedIRRA(nn.Module):
 
     def encode_text(self, ids):
         """[B, L] -> float32 [B, embed_dim]"""
-        return at_end(self.base_model.encode_text(ids), ids)
+        return select_end_tokens(self.base_model.encode_text(ids), ids)
 
     def forward(self, batch):
-        """The losses and read-outs of ``{'images', 'caption_ids', 'mlm_ids', 'mlm_labels', 'pids'}``."""
+        """The losses and accuracies of a batch ``{'images', 'caption_ids', 'mlm_ids', 'mlm_labels', 'pids'}``."""
         ids, pids, labels = batch['caption_ids'], batch['pids'], batch['mlm_labels'].flatten()
         image_tokens = self.base_model.encode_image(batch['images'])                     # [B, N, D]
         text_tokens = self.base_model.encode_text(ids)                                   # [B, L, D]
-        image, text = image_tokens[:, 0].float(), at_end(text_tokens, ids)               # [B, D] each
+        image, text = image_tokens[:, 0].float(), select_end_tokens(text_tokens, ids)    # [B, D] each
 
-        image_logits, text_logits = (self.classifier(x.type(self.base_model.dtype)).float() for x in (image, text))   # [B, C] each
+        image_logits, text_logits = (self.classifier(x.type(self.base_model.dtype)).float()             # [B, C] each
+                                     for x in (image, text))
 
         masked_tokens = self.base_model.encode_text(batch['mlm_ids'])                    # [B, L, D]
-        scores = self.mlm_head(self.cross(masked_tokens, image_tokens)).float().flatten(0, 1)   # [B L, V]
+        scores = self.mlm_head(self.cross(masked_tokens, image_tokens)).float().flatten(0, 1)    # [B L, V]
         return {'sdm_loss': objectives.sdm(image, text, pids, scale=self.scale),
                 'id_loss': self.id_weight * objectives.identity(image_logits, text_logits, pids),
-                'mlm_loss': self.mlm_weight * scored_everywhere(scores, labels),
+                'mlm_loss': self.mlm_weight * mlm_loss_at_all_positions(scores, labels),
                 'img_acc': objectives.accuracy(image_logits, pids), 'txt_acc': objectives.accuracy(text_logits, pids),
-                'mlm_acc': accuracy_of_chosen(scores, labels)}
+                'mlm_acc': masked_token_accuracy(scores, labels)}
 
     def cross(self, text_tokens, image_tokens):
         """[B, L, D], [B, N, D] -> [B, L, D]"""
@@ -179,25 +189,30 @@ class ReleasedIRRA(nn.Module):
         return self.ln_post(self.cross_modal_transformer(x))
 
 
-def at_end(tokens, ids):
+def select_end_tokens(tokens, ids):
     """The end-of-text tokens: [B, L, D], [B, L] -> float32 [B, D]."""
     return tokens[torch.arange(len(ids), device=ids.device), ids.argmax(dim=1)].float()
 
 
-def scored_everywhere(scores, labels):
-    """mlm's cross-entropy from float32 scores of all positions, [B L, V], [B L] with 0 where no word was chosen."""
+def mlm_loss_at_all_positions(scores, labels):
+    """Cross-entropy of the masked tokens from scores of all positions.
+
+    Args:
+        scores: float32 [B L, V].
+        labels: [B L]; 0 for tokens that are not masked.
+    """
     return F.cross_entropy(scores, labels, ignore_index=0)
 
 
-def accuracy_of_chosen(scores, labels):
-    chosen = labels != 0
-    return ((scores.argmax(dim=1) == labels) & chosen).sum() / chosen.sum()
+def masked_token_accuracy(scores, labels):
+    is_masked = labels != 0
+    return ((scores.argmax(dim=1) == labels) & is_masked).sum() / is_masked.sum()
 
 
-# -- training ------------------------------------------------------------------------------------------------------------
+# -- training --------------------------------------------------------------------------------------------------------
 
 def build_optimizer(args, model):
-    """Adam with each parameter in a group of its own, and PyTorch's defaults otherwise."""
+    """Adam with one parameter group per parameter and PyTorch's default implementation."""
     groups = []
     for name, parameter in model.named_parameters():
         lr, weight_decay = parameter_settings(name, args)
@@ -205,32 +220,32 @@ def build_optimizer(args, model):
     return torch.optim.Adam(groups, lr=args.lr, betas=(args.alpha, args.beta), eps=1e-3)
 
 
-class ReleasedTrainer:
+class ReferenceTrainer:
     def __init__(self, args, model):
         self.model, self.optimizer = model, build_optimizer(args, model)
         self.device = next(model.parameters()).device
 
     def train_step(self, batch):
-        """One step; returns its loss, read."""
+        """Run one step and return its loss as a number."""
         batch = {name: value.to(self.device) for name, value in batch.items()}
         loss = total_loss(self.model(batch))
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        return read_and_wait(loss)
+        return read_and_synchronize(loss)
 
 
-def read_and_wait(loss):
+def read_and_synchronize(loss):
     value = loss.item()
     if loss.is_cuda:
         torch.cuda.synchronize()
     return value
 
 
-# -- reading -------------------------------------------------------------------------------------------------------------
+# -- reading ---------------------------------------------------------------------------------------------------------
 
-class ReleasedPairs(Dataset):
-    """Training samples ``(pid, image_id, image path, caption)``, tokenised, masked and augmented each time they are asked for."""
+class ReferencePairs(Dataset):
+    """Training samples ``(pid, image_id, image path, caption)``, tokenized, masked and augmented on each access."""
 
     def __init__(self, samples, img_size, text_length=77):
         self.samples, self.text_length = samples, text_length
@@ -245,32 +260,49 @@ class ReleasedPairs(Dataset):
         tokenizer = default_tokenizer()
         ids = tokenize(caption, tokenizer, self.text_length).tolist()
         masked, labels = map(torch.tensor, mask_tokens(ids, random, tokenizer.encoder[MASK]))
-        return {'pids': pid, 'image_ids': image_id, 'images': image, 'caption_ids': masked, 'mlm_ids': masked, 'mlm_labels': labels}
+        return {'pids': pid, 'image_ids': image_id, 'images': image, 'caption_ids': masked, 'mlm_ids': masked,
+                'mlm_labels': labels}
 
 
-def training_loader(samples, img_size, batch_size, workers):
-    """Workers stay between epochs, which the released ones do not: their start would weigh more in a short epoch than in a real one."""
-    return DataLoader(ReleasedPairs(samples, img_size), batch_size, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
+def build_training_loader(samples, img_size, batch_size, workers):
+    """The training loader.
+
+    Its workers persist between epochs, unlike those of the published code. Otherwise their start would take a larger
+    part of a short epoch than of a real one.
+    """
+    return DataLoader(ReferencePairs(samples, img_size), batch_size, shuffle=True, num_workers=workers,
+                      persistent_workers=workers > 0)
 
 
-# -- evaluation ----------------------------------------------------------------------------------------------------------
+# -- evaluation ------------------------------------------------------------------------------------------------------
 
 @torch.no_grad()
 def embed(encode, batches, device):
-    """The embeddings of batches, on their device, in the order in which they come."""
+    """The embeddings of batches, on their device, in the order of the batches."""
     return torch.cat([encode(batch.to(device)) for batch in batches])
 
 
-BYTES_A_PAIR = 37   # of rank() at its peak: similarity 4, order 8, pids 8, matches 1, columns 4, stacked 4, matches as numbers 4, product 4
+# Bytes that rank() needs per query and image at its peak: similarity 4, order 8, pids 8, matches 1, columns 4, stacked
+# columns 4, matches as numbers 4, product 4.
+RANKING_BYTES_PER_PAIR = 37
 
 
 def rank(similarity, q_pids, g_pids, max_rank=10):
-    """``(cmc [max_rank], mAP, mINP)`` in percent from similarities [Q, G] and the identities of queries and gallery."""
+    """Compute retrieval metrics.
+
+    Args:
+        similarity: [Q, G].
+        q_pids, g_pids: identities of queries [Q] and of gallery images [G].
+        max_rank: the largest k of Rank-k.
+
+    Returns:
+        ``(cmc [max_rank], mAP, mINP)`` in percent.
+    """
     order = torch.argsort(similarity, dim=1, descending=True)                            # [Q, G]
     ranked_pids = g_pids[order]                                                          # [Q, G]
     matches = ranked_pids.eq(q_pids.view(-1, 1))                                         # [Q, G]
-    found = matches[:, :max_rank].cumsum(1).clamp(max=1)                                 # [Q, max_rank]
-    cmc = found.float().mean(0) * 100
+    has_match = matches[:, :max_rank].cumsum(1).clamp(max=1)                             # [Q, max_rank]
+    cmc = has_match.float().mean(0) * 100
 
     hits = matches.cumsum(1)                                                             # int64 [Q, G]
     inverse_penalties = []
@@ -279,7 +311,7 @@ def rank(similarity, q_pids, g_pids, max_rank=10):
         inverse_penalties.append(hits[query, last] / (last + 1.0))
     mINP = torch.cat(inverse_penalties).mean() * 100
 
-    precision = [hits[:, place] / (place + 1.0) for place in range(hits.shape[1])]
+    precision = [hits[:, index] / (index + 1.0) for index in range(hits.shape[1])]
     del hits
     precision = torch.stack(precision, dim=1) * matches                                  # [Q, G]
     mAP = (precision.sum(1) / matches.sum(1)).mean() * 100

@@ -49,22 +49,23 @@ def test_types_that_work():
 
 
 @pytest.mark.parametrize('argv, message', [
+    (['--patience', '3'], 'unknown flag --patience; --help all lists all flags'),
     (['--batchsize', '3'], 'unknown flag --batchsize; did you mean --batch_size'),
     (['--lerning_rate', '3'], 'unknown flag --lerning_rate; did you mean --lr'),
     (['--gpus', '0'], 'unknown flag --gpus; did you mean --device'),
     (['--warmup', '3'], 'unknown flag --warmup, which could be --warmup_epochs or --warmup_factor or --warmup_method'),
-    (['--batch_size', 'many'], "argument --batch_size: invalid int value: 'many'"),
+    (['--batch_size', 'many'], "argument --batch_size: 'many' must be an integer above 0 and at most 1000000"),
     (['--batch_size', '0'], 'must be above 0'),
     (['--lr', 'nan'], 'must be at least 0'),
     (['--temperature', '0'], 'must be above 0'),
     (['--img_size', '384'], 'expected 2 arguments'),
-    (['--lrscheduler', 'cosin'], 'invalid choice'),
+    (['--lrscheduler', 'cosin'], "--lrscheduler: invalid choice: 'cosin'; did you mean cosine.*; known: step, exp"),
     (['--loss_names', 'sdm+idd'], "unknown loss 'idd'.*did you mean id"),
     (['--root_dir=--'], '--root_dir needs a value'),
-    (['stray'], "'stray' belongs to no flag"),
+    (['stray'], "'stray' follows no flag"),
     (['--masked_token_rate', '0.8', '--masked_token_unchanged_rate', '0.3'], 'add up to 1.1'),
     (['--resume'], 'needs --resume_ckpt_file'),
-    (['--init_from', 'no.pth'], 'there is no file no.pth'),
+    (['--init_from', 'no.pth'], '--init_from: there is no file no.pth'),
     (['--config_file', 'no/such.yaml'], 'no config file no/such.yaml'),
 ])
 def test_wrong_flags(argv, message):
@@ -87,11 +88,12 @@ def test_recipe_then_flags(tmp_path):
 
 @pytest.mark.parametrize('text, message', [
     ('batchsize: 3', "unknown option 'batchsize'; did you mean batch_size"),
-    ('batch_size: many', 'batch_size'),
+    ('learning_rate: 3', "unknown option 'learning_rate'; did you mean lr"),
+    ('batch_size: many', "recipe.yaml, batch_size: 'many' must be an integer above 0"),
     ('batch_size: [1, 2]', 'must be a single value'),
     ('img_aug: perhaps', 'must be true or false'),
     ('img_size: [384]', 'must be 2 numbers'),
-    ('lrscheduler: cosin', 'must be one of'),
+    ('lrscheduler: cosin', "lrscheduler: invalid choice: 'cosin'; did you mean cosine"),
     ('- 1\n- 2', 'name: value'),
     ('a: [', 'is not YAML'),
     ("x: !!python/object/apply:os.system ['true']", 'line 1.*plain values only'),
@@ -197,7 +199,7 @@ def test_a_runs_config_as_a_recipe_leaves_the_run_behind(tmp_path):
     args = get_args(['--config_file', str(path)])
     assert args.output_dir == 'logs' and args.batch_size == 64
     for notes in (args.notes, run_options(str(path)).notes):
-        assert f'{path}: Pedestal has no option attn_implementation_of_a_fork: left out' in notes
+        assert f'{path}: Pedestal has no option attn_implementation_of_a_fork: skipped' in notes
 
 
 def test_every_option_has_help():
@@ -267,7 +269,7 @@ def test_counts_have_a_largest_value(tmp_path, name):
     ('name', '../../x', 'cannot be empty or hold a /'),
     ('name', '""', 'cannot be empty'),
     ('init_from', 'no.pth', 'there is no file no.pth'),
-    ('resume_ckpt_file', 'no.pth', 'is read with --resume'),
+    ('resume_ckpt_file', 'no.pth', 'is only read with --resume'),
     ('resume', 'true', 'needs --resume_ckpt_file'),
     ('lrscheduler', 'cosin', 'cosin'),
     ('name', 'null', 'must be a single value'),
@@ -297,24 +299,25 @@ SEN_COMMAND = ('--name sen --img_aug --batch_size 128 --loss_names sdm+mae+id+tr
 @pytest.mark.parametrize('dataset, weight', [('ICFG-PEDES', ''), ('RSTPReid', ''), ('synthpedes', ', itc_loss_weight 5.0 (here 1.0)')])
 def test_phps_command_says_where_its_release_trains_something_else(dataset, weight):
     """The weight, too, where no recipe is there that says so."""
-    said = [note for note in get_args([*PHP_COMMAND, '--dataset_name', dataset]).notes if 'released PHP' in note]
-    assert said == [f'the released PHP trains with php_attention batch (here slots){weight}, test_batch_size 64 (here 512): '
-                    'name it to train as it does']
+    said = [note for note in get_args([*PHP_COMMAND, '--dataset_name', dataset]).notes if 'implementation of PHP' in note]
+    assert said == ['the reference implementation of PHP trains with php_attention batch (here slots)'
+                    f'{weight}, test_batch_size 64 (here 512): give these options to train as it does']
 
 
 def test_what_is_named_is_no_difference():
     argv = [*PHP_COMMAND, '--dataset_name', 'RSTPReid', '--php_attention', 'slots', '--test_batch_size', '512', '--itc_loss_weight', '5']
-    assert not [note for note in get_args(argv).notes if 'released PHP' in note]
+    assert not [note for note in get_args(argv).notes if 'implementation of PHP' in note]
     assert get_args(['--config_file', os.path.join(ROOT, 'configs/php/rstpreid.yaml')]).notes == []
     ablation = get_args(['--loss_names', 'sdm+aux', '--num_experts', '4']).notes     # not its recipe's losses, and a flag of its own
-    assert any('released PHP trains with php_attention batch' in note for note in ablation)
+    assert any('implementation of PHP trains with php_attention batch' in note for note in ablation)
 
 
 def test_a_command_of_several_methods_is_nobodys():
     notes = get_args('--loss_names sdm+detail+mae+aux --pool_ratio 0.2 --mask_ratio 0.7 --num_experts 4'.split()).notes
-    assert not any('released' in note for note in notes)
+    assert not any('reference implementation' in note for note in notes)
     notes = get_args('--loss_names sdm+mlm+amm+detail --pool_ratio 0.3 --temperature 0.01 --MLM --img_aug'.split()).notes
-    assert notes == ['the released A2TE trains with freeze_conv1 True (here False), alpha 0.5 (here 0.9): name it to train as it does']
+    assert notes == ['the reference implementation of A2TE trains with freeze_conv1 True (here False), alpha 0.5 (here 0.9): give these '
+                     'options to train as it does']
 
 
 def test_sens_command_trains_on_its_captions_and_says_so():
@@ -323,7 +326,7 @@ def test_sens_command_trains_on_its_captions_and_says_so():
     assert (args.caption_masking, args.mlm_masking, args.caption_filter) == ('inplace', 'noun', 0.2)
     assert not any('without effect' in note for note in args.notes)
     assert any(note.startswith('--need_MAE: as in SEN') and 'caption_filter 0.2' in note for note in args.notes)
-    assert any('the released SEN trains with seed 42 (here 1)' in note for note in args.notes)
+    assert any('the reference implementation of SEN trains with seed 42 (here 1)' in note for note in args.notes)
     assert get_args(SEN_COMMAND + ['--caption_filter', '0', '--MLM']).caption_filter == 0
     recipe_of_it = get_args(['--config_file', os.path.join(ROOT, 'configs/sen/rstpreid.yaml')])
     differing = {name for name in vars(args) if getattr(args, name) != getattr(recipe_of_it, name)}
@@ -356,12 +359,12 @@ def test_help_shows_everyday_options_and_the_names_that_they_take():
 def test_help_all_shows_every_option_once_in_groups():
     parser = build_parser()
     text = help_page(parser, 'all')
-    places = [text.index(f'\n{group}:') for group in ('run', 'data', 'model', 'solver', 'captions', 'without effect')]
+    places = [text.index(f'\n{group}:') for group in ('run', 'data', 'model', 'optimizer and schedule', 'captions', 'without effect')]
     assert places == sorted(places) and '\nloss mlm: ' in text
     shown = [line.split()[0].replace('--[no-]', '--') for line in text.splitlines() if line.startswith('  --')]
     assert sorted(shown) == sorted(f'--{name}' if name != 'training' else '--test' for name in parser.actions())
     unread = text[text.index('\nwithout effect:'):].strip().splitlines()
-    assert all(line.startswith('  ') for line in unread[1:]) and len(unread) <= 2 + len(parser.having(options.Effect.UNREAD))
+    assert all(line.startswith('  ') for line in unread[1:]) and len(unread) <= 2 + len(parser.options_with(options.Effect.IGNORED))
 
 
 @pytest.mark.parametrize('topic, shown, hidden', [('sdm', '--temperature', '--mlm_loss_weight'), ('mlm', '--cmt_depth', '--num_experts'),
@@ -398,22 +401,22 @@ def sharpness(monkeypatch):
     def declare(**declared):
         def add(parser):
             parser.add_argument_group('more').add_argument('--sharpness', type=float, default=1.0, help='of images', **declared)
-        monkeypatch.setattr(options, 'USUAL_OPTIONS', (*options.USUAL_OPTIONS, add))
+        monkeypatch.setattr(options, 'CORE_OPTIONS', (*options.CORE_OPTIONS, add))
     return declare
 
 
 @pytest.mark.parametrize('declared, of_a_grid, at_resume', [
-    ({}, True, False), ({'effect': options.Effect.RESULT | options.Effect.RESUMED}, True, True),
-    ({'effect': options.Effect.NOTHING}, False, True), ({'effect': options.Effect.RUN}, False, True)])
+    ({}, True, False), ({'effect': options.Effect.RESULT | options.Effect.CHANGEABLE_ON_RESUME}, True, True),
+    ({'effect': options.Effect.NONE}, False, True), ({'effect': options.Effect.RUN}, False, True)])
 def test_an_option_is_declared_in_one_place(sharpness, tmp_path, declared, of_a_grid, at_resume):
-    from run_scripts.ablate import place
+    from run_scripts.ablate import cell_folder_name
     sharpness(**declared)
     changed = get_args(['--sharpness', '2'])
     assert changed.sharpness == get_args(['--config_file', recipe(tmp_path, 'sharpness: 2')]).sharpness == 2.0
     with pytest.raises(UserError, match='sharpness'):
         get_args(['--sharpness', 'nan'])
     parser = build_parser()
-    assert (place(changed, parser) != place(get_args([]), parser)) is of_a_grid
+    assert (cell_folder_name(changed, parser) != cell_folder_name(get_args([]), parser)) is of_a_grid
     iotools.save_train_configs(str(tmp_path), get_args([]))
     (tmp_path / 'last.pth').write_bytes(b'')
     argv = ['--resume', '--resume_ckpt_file', str(tmp_path / 'last.pth'), '--sharpness', '2']
@@ -427,8 +430,8 @@ def test_an_option_is_declared_in_one_place(sharpness, tmp_path, declared, of_a_
 def test_what_draws_at_random_is_no_switch_without_effect():
     """mae draws its patches anew for each piece of --micro_batch, and PHP its dropout."""
     parser = build_parser()
-    assert 'micro_batch' in parser.having(options.Effect.RESULT)
-    assert {'grad_checkpoint', 'compile', 'num_workers'} <= parser.without(options.Effect.RESULT)
+    assert 'micro_batch' in parser.options_with(options.Effect.RESULT)
+    assert {'grad_checkpoint', 'compile', 'num_workers'} <= parser.options_without(options.Effect.RESULT)
 
 
 # -- options of the command line alone -----------------------------------------------------------------------------------

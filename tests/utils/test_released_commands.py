@@ -83,13 +83,13 @@ def test_fmfas_configs_mean_what_its_code_does(tmp_path):
     for args in (get_args(['--config_file', path]), run_options(path)):
         assert (args.lr_rules, args.lr, args.caption_masking, args.init_from) == ('flat', 5e-6, 'inplace', '')
         note, = [note for note in args.notes if 'has no option' in note]
-        assert note == f'{path}: Pedestal has no option finetune, nam, pretrain, sdm_loss_use_weight, sdm_loss_weight: left out'
+        assert note == f'{path}: Pedestal has no option finetune, nam, pretrain, sdm_loss_use_weight, sdm_loss_weight: skipped'
 
 
 def test_a_key_of_a_forks_own_with_any_value(tmp_path):
     path = written(tmp_path, **IRRA, use_ema='[1, {a: b}]', wandb='null')
     for args in (get_args(['--config_file', path]), run_options(path)):
-        assert f'{path}: Pedestal has no option use_ema, wandb: left out' in args.notes and not hasattr(args, 'wandb')
+        assert f'{path}: Pedestal has no option use_ema, wandb: skipped' in args.notes and not hasattr(args, 'wandb')
 
 
 def test_a_typo_in_our_own_config_is_an_error_to_train_with(tmp_path):
@@ -99,7 +99,7 @@ def test_a_typo_in_our_own_config_is_an_error_to_train_with(tmp_path):
         file.write('batch_sise: 3\n')
     with pytest.raises(UserError, match="unknown option 'batch_sise'; did you mean batch_size"):
         get_args(['--config_file', path])
-    assert run_options(path).notes == [f'{path}: Pedestal has no option batch_sise: left out']
+    assert run_options(path).notes == [f'{path}: Pedestal has no option batch_sise: skipped']
 
 
 @pytest.mark.parametrize('dataset, tested, there, chosen', [
@@ -128,17 +128,18 @@ OTHERS = [('APTM', ['--task', 'itr_cuhk', '--dist', 'f4', '--checkpoint', 'x.pth
 
 
 @pytest.mark.parametrize('name, flags, config, recipes', OTHERS)
-def test_another_interface_is_told_what_to_type(tmp_path, name, flags, config, recipes):
-    said = f"{name}'s released code, whose interface is another; type python train.py --config_file configs/{recipes}/.*test.py"
+def test_error_for_another_interface_names_the_command(tmp_path, name, flags, config, recipes):
+    message = (f'is an option of the reference implementation of {name}, which has another interface; '
+               f'type python train.py --config_file configs/{recipes}/.*test.py')
     path = tmp_path / 'config.yaml'
     path.write_text(config)
     for argv in (flags, ['--config_file', str(path)]):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             get_args(argv)
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             parse_test_options(build_test_parser('', ''), argv)
 
 
 def test_a_forks_config_may_have_such_a_key(tmp_path):
     path = written(tmp_path, **IRRA, experiment='mine')
-    assert f'{path}: Pedestal has no option experiment: left out' in run_options(path).notes
+    assert f'{path}: Pedestal has no option experiment: skipped' in run_options(path).notes
