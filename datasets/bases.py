@@ -28,7 +28,7 @@ from utils.errors import UserError, unknown_name_error
 from utils.image_stats import CLIP_STATS
 from utils.iotools import read_image, read_json
 from utils.seeding import derive_seed
-from utils.simple_tokenizer import END, MASK, START, SimpleTokenizer, clean
+from utils.simple_tokenizer import END, MASK, START, SimpleTokenizer, clean_text
 
 logger = logging.getLogger('Pedestal.dataset')
 
@@ -310,7 +310,7 @@ def special_tokens(caption):
     """The special tokens that a caption contains as text, a list of names. The tokenizer would encode them as such."""
     if '<' not in caption and '&' not in caption:   # fast path of nearly all captions
         return []
-    text = clean(caption)
+    text = clean_text(caption)
     return [token for token in (START, MASK, END) if token in text]
 
 

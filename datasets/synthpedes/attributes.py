@@ -1,23 +1,23 @@
 """The labels that synthpedes writes into ``attributes.json``, as attributes of 1, 0 and -1 with prompts, so that attribute pretraining and
 recognition run without a download.
 
-Colours follow the person that was drawn: of the outer layer, which is what an image shows.
+Colors follow the person that was drawn: of the outer layer, which is what an image shows.
 """
 from utils.errors import UserError
 
-COLOURS = ('black', 'white', 'blue', 'red', 'grey', 'green')
+COLORS = ('black', 'white', 'blue', 'red', 'grey', 'green')
 
 
-def base(tone):
+def base_color(tone):
     """``'dark blue'`` -> ``'blue'``"""
     return tone.split()[-1]
 
 
-def wears(garment, colour):
-    return lambda person: int(base(outer(person, garment)['colour']) == colour)
+def wears_color(garment, color):
+    return lambda person: int(base_color(outer_garment(person, garment)['colour']) == color)
 
 
-def outer(person, garment):
+def outer_garment(person, garment):
     return person['jacket'] or person['upper'] if garment == 'upper' else person['lower'] or person['upper']
 
 
@@ -35,8 +35,8 @@ ATTRIBUTES = {
     # Sleeves under a jacket cannot be seen.
     'short sleeves': ('the person has long sleeves', 'the person has short sleeves',
                       lambda person: -1 if person['jacket'] else int(person['upper']['sleeves'] != 'long')),
-    **{f'{colour} {garment}': (f'the {garment} clothes are not {colour}', f'the {garment} clothes are {colour}', wears(garment, colour))
-       for garment in ('upper', 'lower') for colour in COLOURS},
+    **{f'{color} {garment}': (f'the {garment} clothes are not {color}', f'the {garment} clothes are {color}', wears_color(garment, color))
+       for garment in ('upper', 'lower') for color in COLORS},
 }
 PROMPTS = [(zero, one) for zero, one, _ in ATTRIBUTES.values()]
 

@@ -1,4 +1,4 @@
-"""How far colour words alone get: rankings without learning, a floor that a trained model has to leave behind."""
+"""How far color words alone get: rankings without learning, a floor that a trained model has to leave behind."""
 import os
 import re
 
@@ -10,7 +10,7 @@ from datasets.registry import datasets
 from datasets.synthpedes import people
 from utils.errors import UserError
 from utils.iotools import read_image
-from utils.metrics import summary
+from utils.metrics import compute_metrics
 from utils.seeding import derive_seed
 
 UPPER_NOUNS = frozenset('t-shirt tee shirt top blouse polo sweater pullover jumper hoodie sweatshirt jacket coat '
@@ -20,15 +20,15 @@ OTHER_NOUNS = frozenset('hair ponytail bun shoes sneakers trainers boots sandals
                         'cap beanie hat scarf'.split())
 _NAMES = {'gray': 'grey', 'navy': 'blue', 'maroon': 'red', 'burgundy': 'red', 'charcoal': 'grey', 'violet': 'purple',
           'lavender': 'purple', 'lilac': 'purple', 'tan': 'beige', 'khaki': 'beige', 'cream': 'beige',
-          **{c: c for c in people.COLOURS}}
+          **{c: c for c in people.COLORS}}
 
 
-def caption_colours(caption):
-    """Counts [12] of base colours (in the order of ``COLOURS``) in a whole caption, at upper garments, at lower ones.
+def count_caption_colors(caption):
+    """Counts [12] of base colors (in the order of ``COLORS``) in a whole caption, at upper garments, at lower ones.
 
-    A colour word belongs to the next garment, hair, shoe or bag named in the same clause, else to the one before it.
+    A color word belongs to the next garment, hair, shoe or bag named in the same clause, else to the one before it.
     """
-    counts = {part: np.zeros(len(people.COLOURS)) for part in ('all', 'upper', 'lower')}
+    counts = {part: np.zeros(len(people.COLORS)) for part in ('all', 'upper', 'lower')}
     known = UPPER_NOUNS | LOWER_NOUNS | OTHER_NOUNS
     for clause in re.split(r'[.,;]', caption.lower()):
         words = re.findall(r'[a-z-]+', clause)
@@ -36,25 +36,25 @@ def caption_colours(caption):
         for i, word in enumerate(words):
             if word not in _NAMES:
                 continue
-            colour = people.COLOURS.index(_NAMES[word])
-            counts['all'][colour] += 1
+            color = people.COLORS.index(_NAMES[word])
+            counts['all'][color] += 1
             near = [n for n in nouns if n > i][:1] or nouns[-1:]
             for part, names in (('upper', UPPER_NOUNS), ('lower', LOWER_NOUNS)):
-                counts[part][colour] += bool(near) and words[near[0]] in names
+                counts[part][color] += bool(near) and words[near[0]] in names
     return counts['all'], counts['upper'], counts['lower']
 
 
-def image_colours(path):
-    """Shares [12] of base colours in the whole image, in the band of the upper garment, and of the lower one."""
+def measure_image_colors(path):
+    """Shares [12] of base colors in the whole image, in the band of the upper garment, and of the lower one."""
     pixels = np.asarray(read_image(path).resize((32, 96), Image.BOX), np.float32)  # [96, 32, 3]
     tones = list(people.TONES)
     rgb = np.array([people.TONES[t][0] for t in tones], np.float32)
     nearest = ((pixels[:, :, None] - rgb) ** 2).sum(-1).argmin(-1)  # [96, 32]
-    colour = np.array([people.COLOURS.index(people.base(t)) for t in tones])[nearest]
+    color = np.array([people.COLORS.index(people.base_color(t)) for t in tones])[nearest]
 
     def shares(part):
-        return np.bincount(part.ravel(), minlength=len(people.COLOURS)) / part.size
-    return shares(colour), shares(colour[19:46, 9:23]), shares(colour[50:76, 9:23])
+        return np.bincount(part.ravel(), minlength=len(people.COLORS)) / part.size
+    return shares(color), shares(color[19:46, 9:23]), shares(color[50:76, 9:23])
 
 
 def _cosine(a, b):
@@ -65,16 +65,16 @@ def _cosine(a, b):
 def baseline_similarities(captions, img_paths):
     """``{'whole image': [Q, G], 'garment bands': [Q, G]}``: similarities of captions and images that need no learning.
 
-    'whole image' is the cosine of the caption's colour words and the image's colours; 'garment bands' is the mean of
-    two such cosines: of the words at the upper (lower) garment and the colours where it is in a pedestrian crop.
+    'whole image' is the cosine of the caption's color words and the image's colors; 'garment bands' is the mean of
+    two such cosines: of the words at the upper (lower) garment and the colors where it is in a pedestrian crop.
     """
-    words = [np.array(part) for part in zip(*map(caption_colours, captions))]  # 3 x [Q, 12]
-    shares = [np.array(part) for part in zip(*map(image_colours, img_paths))]  # 3 x [G, 12]
+    words = [np.array(part) for part in zip(*map(count_caption_colors, captions))]  # 3 x [Q, 12]
+    shares = [np.array(part) for part in zip(*map(measure_image_colors, img_paths))]  # 3 x [G, 12]
     whole, upper, lower = (_cosine(q, g) for q, g in zip(words, shares))
     return {'whole image': whole, 'garment bands': (upper + lower) / 2}
 
 
-def galleries(pids, count, ids_per_gallery, seed=0):
+def sample_galleries(pids, count, ids_per_gallery, seed=0):
     """``count`` disjoint galleries of ``ids_per_gallery`` identities each: sorted lists of pids, drawn by ``seed``.
 
     Raises:
@@ -108,12 +108,12 @@ def baseline_scores(folder, split='test', count=5, ids_per_gallery=100, seed=0):
     """``{baseline: {'R1', 'R5', 'R10', 'mAP'}}``: means over ``count`` galleries of the split's identities."""
     captions, caption_pids, paths, image_pids = read_split(folder, split)
     caption_pids, image_pids = np.array(caption_pids), np.array(image_pids)
-    groups = galleries(image_pids, count, ids_per_gallery, seed)
+    groups = sample_galleries(image_pids, count, ids_per_gallery, seed)
     scores = {}
     for name, similarity in baseline_similarities(captions, paths).items():
         each = []
         for group in groups:
             q, g = np.isin(caption_pids, group), np.isin(image_pids, group)
-            each.append(summary(torch.from_numpy(similarity[q][:, g]), torch.from_numpy(caption_pids[q]), torch.from_numpy(image_pids[g])))
+            each.append(compute_metrics(torch.from_numpy(similarity[q][:, g]), torch.from_numpy(caption_pids[q]), torch.from_numpy(image_pids[g])))
         scores[name] = {k: sum(e[k] for e in each) / len(each) for k in ('R1', 'R5', 'R10', 'mAP')}
     return scores

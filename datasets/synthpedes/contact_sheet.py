@@ -1,13 +1,13 @@
 """A picture of a few of the pedestrians with their captions."""
 from PIL import Image, ImageDraw, ImageFont
 
-from datasets.synthpedes.writing import make_identity
+from datasets.synthpedes.writing import draw_identity
 from utils.errors import UserError
 
 MAX_PIXELS = 200_000_000
 
 
-def contact_sheet(path, settings, identities=8):
+def save_contact_sheet(path, settings, identities=8):
     """Save a picture of a few identities, two a row, each image with one of its captions under it."""
     height, width = settings['size']
     cell, text, shown = max(width, 170), 120, settings['images_per_id']
@@ -17,12 +17,12 @@ def contact_sheet(path, settings, identities=8):
     sheet = Image.new('RGB', size, 'white')
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default()
     for index in range(identities):
-        _, _, shots = make_identity(settings, index, 0, identities)
+        _, _, shots = draw_identity(settings, index, 0, identities)
         for number, (image, captions, _) in enumerate(shots):
             left = (number + index % 2 * shown) * cell + index % 2 * 20
             top = index // 2 * (height + text)
             sheet.paste(image, (left + (cell - width) // 2, top))
-            lines = _wrap(captions[0], draw, font, cell - 8)
+            lines = _wrap_text(captions[0], draw, font, cell - 8)
             draw.multiline_text((left + 4, top + height + 3), lines, 'black', font, spacing=1)
     try:
         sheet.save(path)
@@ -30,7 +30,7 @@ def contact_sheet(path, settings, identities=8):
         raise UserError(f'cannot write the contact sheet {path}: {error}') from error
 
 
-def _wrap(text, draw, font, width):
+def _wrap_text(text, draw, font, width):
     lines = ['']
     for word in text.split():
         longer = f'{lines[-1]} {word}'.strip()

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from datasets.registry import dataset_class, datasets
 from datasets.synthpedes import people
-from datasets.synthpedes.drawing import Palette, new_scene, render_image
+from datasets.synthpedes.drawing import Palette, sample_scene, render_image
 from datasets.workers import start_worker
 from utils.errors import UserError, unknown_name_error
 from utils.file_lock import try_lock
@@ -23,11 +23,11 @@ from utils.seeding import derive_seed
 VERSION = 1  # of the drawings and sentences: the same settings give the same files only within a version
 DIFFICULTY_OPTIONS = {  # name: (default, lowest, highest, what it does)
     'omission': (0.2, 0, 0.9, 'share of attributes and details that a caption leaves out'),
-    'shades': (0.3, 0, 1, "how far a garment's colour strays from its name, and how often the shade is not named"),
-    'tint': (0.35, 0, 1, "how much the camera's exposure and colour cast vary"),
+    'shades': (0.3, 0, 1, "how far a garment's color strays from its name, and how often the shade is not named"),
+    'tint': (0.35, 0, 1, "how much the camera's exposure and color cast vary"),
     'clutter': (0.5, 0, 1, 'chance of cars, poles, signs and other people in the background'),
     'occlusion': (0.15, 0, 1, 'chance that something covers part of the person'),
-    'colours': (12, 4, 12, 'number of base colours that things are made of'),
+    'colours': (12, 4, 12, 'number of base colors that things are made of'),
     'twins': (0.1, 0, 1, 'share of identities that share all but one attribute with another one of their split'),
 }
 MARK = 'synthpedes.json'
@@ -35,51 +35,51 @@ MARK = 'synthpedes.json'
 
 # --- identities, images, captions ---------------------------------------------------------------------------------
 
-def _identity(settings, index, first, count):
+def _sample_identity(settings, index, first, count):
     """(labels, palette seed, index of the one it is a twin of or None) of an identity, ``first, count``: its split.
 
     Identities of a split go in pairs; in a pair of twins the second one is the first with one label changed.
     """
-    seed, colours = settings['seed'], settings['colours']
+    seed, colors = settings['seed'], settings['colours']
     place = index - first
     leader = first + place - place % 2
     twins = leader + 1 < first + count and random.Random(derive_seed(seed, 1, leader)).random() < settings['twins']
     own = leader if twins else index
-    person = people.new_person(random.Random(derive_seed(seed, 2, own)), colours)
+    person = people.sample_person(random.Random(derive_seed(seed, 2, own)), colors)
     if own == index:
         return person, derive_seed(seed, 3, own), None
-    twin = people.new_twin(person, random.Random(derive_seed(seed, 4, index)), colours)
+    twin = people.sample_twin(person, random.Random(derive_seed(seed, 4, index)), colors)
     return twin, derive_seed(seed, 3, own), leader
 
 
-def _views(rng, count):
+def _sample_views(rng, count):
     """Views of an identity's images: front, back and side in some order before anything repeats."""
     views = ['front', 'back', 'side']
     rng.shuffle(views)
     return [views[i] if i < 3 else rng.choice(('front', 'back', 'side')) for i in range(count)]
 
 
-def make_identity(settings, index, first, count):
+def draw_identity(settings, index, first, count):
     """One identity's ``(labels, twin's index or None, [(image, captions, scene), ...])``.
 
     It depends on the settings, the index and the split's ``first, count`` alone, never on what was drawn before.
     """
-    person, look, twin = _identity(settings, index, first, count)
+    person, look, twin = _sample_identity(settings, index, first, count)
     palette = Palette(look, settings['shades'])
-    views = _views(random.Random(derive_seed(settings['seed'], 5, index)), settings['images_per_id'])
+    views = _sample_views(random.Random(derive_seed(settings['seed'], 5, index)), settings['images_per_id'])
     shots = []
     for number, view in enumerate(views):
-        scene = new_scene(derive_seed(settings['seed'], 6, index, number), view, settings['tint'],
+        scene = sample_scene(derive_seed(settings['seed'], 6, index, number), view, settings['tint'],
                           settings['occlusion'])
         image = render_image(person, scene, palette, settings['size'], settings['clutter'])
-        captions = [people.new_caption(person, scene, random.Random(derive_seed(settings['seed'], 7, index, number, c)),
+        captions = [people.write_caption(person, scene, random.Random(derive_seed(settings['seed'], 7, index, number, c)),
                                        settings['omission'], settings['shades'])
                     for c in range(settings['captions_per_image'])]
         shots.append((image, captions, scene))
     return person, twin, shots
 
 
-def _splits(settings):
+def _split_ranges(settings):
     """[(split, first index, count)], training identities first."""
     train = settings['ids'] - settings['val_ids'] - settings['test_ids']
     return [('train', 0, train), ('val', train, settings['val_ids']),
@@ -91,7 +91,7 @@ def _write_identity(task):
     settings, folder, split, index, first, count = task
     written = dataset_class(settings['format'])
     key, first_pid = written.image_key, written.first_pid
-    person, twin, shots = make_identity(settings, index, first, count)
+    person, twin, shots = draw_identity(settings, index, first, count)
     entries = []
     for number, (image, captions, scene) in enumerate(shots):
         path = f'{split}/{first_pid + index:05d}_{number}.jpg'
@@ -213,7 +213,7 @@ def _write_json(path, content):
 def _write_dataset(folder, settings, workers, progress):
     """Everything into ``folder``, which is new and empty."""
     tasks = []
-    for split, first, count in _splits(settings):
+    for split, first, count in _split_ranges(settings):
         os.makedirs(os.path.join(folder, 'imgs', split))
         tasks += [(settings, folder, split, index, first, count) for index in range(first, first + count)]
     entries, labels = [], []
@@ -228,7 +228,7 @@ def _write_dataset(folder, settings, workers, progress):
     _write_json(os.path.join(folder, dataset_class(settings['format']).annotations[0]), entries)
     _write_json(os.path.join(folder, 'attributes.json'), labels)
     counts = {}
-    for split, _, count in _splits(settings):
+    for split, _, count in _split_ranges(settings):
         images = count * settings['images_per_id']
         counts[split] = {'ids': count, 'images': images, 'captions': images * settings['captions_per_image']}
     _write_json(os.path.join(folder, MARK), {'made_by': 'datasets.synthpedes', 'version': VERSION, 'settings': settings,
@@ -248,7 +248,7 @@ def generate(out, ids, images_per_id=4, captions_per_image=None, size=(384, 128)
         format: 'synthpedes' (CUHK-PEDES' layout), 'CUHK-PEDES', 'ICFG-PEDES' or 'RSTPReid'.
         val_ids, test_ids: held-out identities; by default a tenth (none for ICFG-PEDES) and a fifth.
         overwrite: replace a folder that synthpedes made; one that it did not make is never touched.
-        knobs: difficulty, see DIFFICULTY_OPTIONS: omission, shades, tint, clutter, occlusion, colours, twins.
+        knobs: difficulty, see DIFFICULTY_OPTIONS: omission, shades, tint, clutter, occlusion, colors, twins.
 
     Beside the annotation it writes ``attributes.json`` (a list of each identity's labels; ``twin_of`` is the id of the
     identity that it shares all but one label with) and ``synthpedes.json`` (settings and counts). A complete folder

@@ -18,7 +18,7 @@ from PIL import Image
 from datasets import synthpedes
 from datasets.synthpedes import baselines, people, writing
 from datasets.synthpedes.__main__ import main
-from datasets.synthpedes.drawing import Palette, new_scene, render_image
+from datasets.synthpedes.drawing import Palette, sample_scene, render_image
 from tests.support import HANG_TIMEOUT
 from utils.errors import UserError
 
@@ -46,10 +46,10 @@ def program(*arguments, **environment):
 def samples(count, **knobs):
     """(person, scene, caption) triples without drawing anything."""
     for i in range(count):
-        person = people.new_person(random.Random(i))
+        person = people.sample_person(random.Random(i))
         for number, view in enumerate(('front', 'back', 'side')):
-            scene = new_scene(i, view, occlusion=0.4)
-            yield person, scene, people.new_caption(person, scene, random.Random(1000 + 3 * i + number), **knobs)
+            scene = sample_scene(i, view, occlusion=0.4)
+            yield person, scene, people.write_caption(person, scene, random.Random(1000 + 3 * i + number), **knobs)
 
 
 # --- the same again -----------------------------------------------------------------------------------------------
@@ -64,7 +64,7 @@ def test_same_files_whatever_the_workers_and_the_process(tmp_path):
 
 
 def test_a_seed_gives_what_it_always_gave(tmp_path):
-    """The sentences and labels to the letter; the images' mean colour, for another Pillow may round otherwise."""
+    """The sentences and labels to the letter; the images' mean color, for another Pillow may round otherwise."""
     folder = make(tmp_path)
     digests = [hashlib.sha256((folder / name).read_bytes()).hexdigest()[:16] for name in ('reid_raw.json', 'attributes.json')]
     assert digests == ['d346f09085352571', '1019e6af8cbf4503']
@@ -104,11 +104,11 @@ def test_layout_of_every_format(tmp_path, format, annotation, key, first, captio
 
 def test_image_and_captions_are_of_the_identity_and_view():
     """Drawing with another shirt changes the shirt's band of the image and not the legs'."""
-    person = people.new_person(random.Random(5))
+    person = people.sample_person(random.Random(5))
     person.update(jacket=None, bag=None, scarf=None, held=None)
     person['upper'] = {'kind': 'T-shirt', 'colour': 'red', 'pattern': 'plain', 'second': None, 'sleeves': 'short'}
     person['lower'] = {'kind': 'trousers', 'colour': 'black', 'pattern': 'plain', 'second': None, 'length': 'long'}
-    scene = new_scene(3, 'front', tint=0, occlusion=0)
+    scene = sample_scene(3, 'front', tint=0, occlusion=0)
     red = np.asarray(render_image(person, scene, Palette(1, 0), (96, 48), 0), int)
     person['upper']['colour'] = 'blue'
     blue = np.asarray(render_image(person, scene, Palette(1, 0), (96, 48), 0), int)
@@ -119,11 +119,11 @@ def test_image_and_captions_are_of_the_identity_and_view():
 
 
 def test_view_decides_what_is_seen_and_said():
-    person = people.new_person(random.Random(7))
+    person = people.sample_person(random.Random(7))
     person.update(jacket={'kind': 'jacket', 'colour': 'black', 'length': 'hip'}, glasses='sunglasses')
     person['upper'] = {'kind': 'T-shirt', 'colour': 'orange', 'pattern': 'logo', 'second': 'white', 'sleeves': 'short'}
     person['lower'] = {'kind': 'trousers', 'colour': 'grey', 'pattern': 'plain', 'second': None, 'length': 'long'}
-    said = {view: ' '.join(people.new_caption(person, new_scene(i, view), random.Random(i), omission=0.0)
+    said = {view: ' '.join(people.write_caption(person, sample_scene(i, view), random.Random(i), omission=0.0)
                            for i in range(60))
             for view in ('front', 'back')}
     assert 'orange' in said['front'] and 'on the chest' in said['front'] and 'sunglasses' in said['front']
@@ -133,7 +133,7 @@ def test_view_decides_what_is_seen_and_said():
 
 # --- captions -----------------------------------------------------------------------------------------------------
 
-COLOUR_WORDS = {**{c: c for c in people.COLOURS}, 'gray': 'grey', 'navy': 'blue', 'maroon': 'red', 'burgundy': 'red',
+COLOR_WORDS = {**{c: c for c in people.COLORS}, 'gray': 'grey', 'navy': 'blue', 'maroon': 'red', 'burgundy': 'red',
                 'charcoal': 'grey', 'violet': 'purple', 'lavender': 'purple', 'lilac': 'purple', 'tan': 'beige',
                 'khaki': 'beige', 'cream': 'beige', 'blonde': 'blonde', 'blond': 'blonde', 'fair': 'blonde'}
 SLOT_NOUNS = {
@@ -157,8 +157,8 @@ HELD_WORDS = {'phone': 'phone', 'umbrella': 'umbrella', 'bottle': 'bottle', 'lea
               'coffee': 'cup'}
 
 
-def own_colours(thing):
-    return {people.base(thing[k]) for k in ('colour', 'second') if thing.get(k)}
+def own_colors(thing):
+    return {people.base_color(thing[k]) for k in ('colour', 'second') if thing.get(k)}
 
 
 def slot_at(words, i, person):
@@ -182,7 +182,7 @@ def falsehoods(caption, person, view):
             if KIND_WORDS.get(slot, {}).get(word, person[slot].get('kind')) != person[slot].get('kind'):
                 found.append(f'{word} for {person[slot]["kind"]}')
             for before in reversed(words[max(0, i - 6):i]):
-                if before in COLOUR_WORDS and COLOUR_WORDS[before] not in own_colours(person[slot]):
+                if before in COLOR_WORDS and COLOR_WORDS[before] not in own_colors(person[slot]):
                     found.append(f'{before} {word}')
                 if before in SLOT_OF or before in BOUNDS:
                     break
@@ -192,8 +192,8 @@ def falsehoods(caption, person, view):
             found.append(word)
     every = {'blonde'} if person['hair']['colour'] == 'blonde' else set()
     for thing in person.values():
-        every |= own_colours(thing) if isinstance(thing, dict) else set()
-    found += [word for word in words if word in COLOUR_WORDS and COLOUR_WORDS[word] not in every]
+        every |= own_colors(thing) if isinstance(thing, dict) else set()
+    found += [word for word in words if word in COLOR_WORDS and COLOR_WORDS[word] not in every]
     he = person['gender'] == 'man'
     wrong = 'she her woman lady female' if he else 'he his man guy male gentleman'
     found += [word for word in words if word.lower() in wrong.split()]
@@ -219,7 +219,7 @@ def test_captions_are_of_people_s_length_and_true():
 def test_the_truth_check_can_fail():
     wrong = 0
     for _, scene, caption in samples(100):
-        other = people.new_person(random.Random(99_999))
+        other = people.sample_person(random.Random(99_999))
         wrong += bool(falsehoods(caption, other, scene.view))
     assert wrong > 270  # of 300 captions checked against somebody else's labels
 
@@ -244,7 +244,7 @@ def test_omission_leaves_attributes_out():
     def told(omission):
         captions = [caption for *_, caption in samples(200, omission=omission)]
         words = re.findall('[A-Za-z-]+', ' '.join(captions))
-        return sum(w in SLOT_OF or w in COLOUR_WORDS for w in words) / len(captions)
+        return sum(w in SLOT_OF or w in COLOR_WORDS for w in words) / len(captions)
     assert told(0.0) > told(0.4) + 1 > told(0.9) + 2
 
 
@@ -265,33 +265,33 @@ def test_twins_differ_in_exactly_one_label(tmp_path):
     for twin in twins:
         other = known[twin['twin_of']]
         assert other['split'] == twin['split'] and other['twin_of'] is None
-        a, b = (people.flat({k: v for k, v in p.items() if k not in ('id', 'split', 'twin_of')}) for p in (twin, other))
+        a, b = (people.flatten_labels({k: v for k, v in p.items() if k not in ('id', 'split', 'twin_of')}) for p in (twin, other))
         assert a.keys() == b.keys() and sum(a[k] != b[k] for k in a) == 1
     assert len({json.dumps({k: v for k, v in p.items() if k not in ('id', 'twin_of')}) for p in labels}) == 60
 
 
 def test_twins_knob_is_a_share():
-    settings = writing.settle(2000, 1, 1, (48, 24), 0, 'synthpedes', 0, 400, {'twins': 0.3})
-    twins = sum(writing._identity(settings, i, 0, 1600)[2] is not None for i in range(1600))
+    settings = writing.validate_settings(2000, 1, 1, (48, 24), 0, 'synthpedes', 0, 400, {'twins': 0.3})
+    twins = sum(writing._sample_identity(settings, i, 0, 1600)[2] is not None for i in range(1600))
     assert 190 < twins < 290  # 0.15 x 1600 pairs
     settings['twins'] = 0.0
-    assert all(writing._identity(settings, i, 0, 1600)[2] is None for i in range(200))
+    assert all(writing._sample_identity(settings, i, 0, 1600)[2] is None for i in range(200))
 
 
 def test_a_twin_looks_the_same_but_for_its_change():
-    settings = writing.settle(40, 1, 1, (48, 24), 0, 'synthpedes', 0, 1, {'twins': 1.0})
-    (one, look, _), (two, same_look, leader) = (writing._identity(settings, i, 0, 39) for i in (4, 5))
+    settings = writing.validate_settings(40, 1, 1, (48, 24), 0, 'synthpedes', 0, 1, {'twins': 1.0})
+    (one, look, _), (two, same_look, leader) = (writing._sample_identity(settings, i, 0, 39) for i in (4, 5))
     assert leader == 4 and look == same_look and one != two
 
 
-def test_colours_knob_limits_garments():
+def test_colors_knob_limits_garments():
     for seed in range(300):
-        person = people.new_person(random.Random(seed), colours=5)
-        twin = people.new_twin(person, random.Random(seed), colours=5)
+        person = people.sample_person(random.Random(seed), colors=5)
+        twin = people.sample_twin(person, random.Random(seed), colors=5)
         for who in (person, twin):
-            worn = set().union(*(own_colours(who[s])
+            worn = set().union(*(own_colors(who[s])
                                  for s in ('upper', 'jacket', 'lower', 'shoes', 'bag', 'hat', 'scarf') if who[s]))
-            assert worn <= set(people.COLOURS[:5])
+            assert worn <= set(people.COLORS[:5])
 
 
 # --- other people's folders ---------------------------------------------------------------------------------------
@@ -386,13 +386,13 @@ def test_two_generations_at_once_do_not_replace_each_other(tmp_path):
 
 def test_the_slower_of_two_generations_replaces_nothing(tmp_path, monkeypatch):
     """It looked before the quicker one was done, and looks again when it is its turn."""
-    locked = writing._locked
+    locked = writing._lock_folder
 
     def late(*arguments):
-        monkeypatch.setattr(writing, '_locked', locked)
+        monkeypatch.setattr(writing, '_lock_folder', locked)
         make(tmp_path, seed=1)
         return locked(*arguments)
-    monkeypatch.setattr(writing, '_locked', late)
+    monkeypatch.setattr(writing, '_lock_folder', late)
     with pytest.raises(UserError, match='was made with other settings'):
         make(tmp_path, seed=2)
     assert read(tmp_path / 'synthpedes', 'synthpedes.json')['settings']['seed'] == 1 and os.listdir(tmp_path) == ['synthpedes']
@@ -461,7 +461,7 @@ def test_baselines_agree_with_a_plain_recomputation(tmp_path):
     assert (len(captions), len(paths)) == (180, 90)
     scores = baselines.baseline_scores(str(folder), 'test', 2, 10, seed=4)
     rank1 = {'whole image': [], 'garment bands': []}
-    for group in synthpedes.galleries(image_pids, 2, 10, seed=4):
+    for group in synthpedes.sample_galleries(image_pids, 2, 10, seed=4):
         queries = [i for i, p in enumerate(caption_pids) if p in group]
         gallery = [i for i, p in enumerate(image_pids) if p in group]
         similar = synthpedes.baseline_similarities([captions[i] for i in queries], [paths[i] for i in gallery])
@@ -475,11 +475,11 @@ def test_baselines_agree_with_a_plain_recomputation(tmp_path):
     assert scores['garment bands']['R1'] > scores['whole image']['R1']
 
 
-def test_colour_words_go_to_their_garment():
-    whole, upper, lower = baselines.caption_colours(
+def test_color_words_go_to_their_garment():
+    whole, upper, lower = baselines.count_caption_colors(
         'A man with brown hair wears a navy blue and white striped shirt, a pair of black trousers and red shoes. '
         'His skirt is khaki.')
-    names = people.COLOURS
+    names = people.COLORS
 
     def named(counts):
         return {names[i]: int(n) for i, n in enumerate(counts) if n}
@@ -487,26 +487,26 @@ def test_colour_words_go_to_their_garment():
     assert named(whole) == {'brown': 1, 'blue': 2, 'white': 1, 'black': 1, 'red': 1, 'beige': 1}
 
 
-def test_image_colours_look_in_the_bands(tmp_path):
+def test_image_colors_look_in_the_bands(tmp_path):
     pixels = np.zeros((90, 30, 3), np.uint8)
     pixels[:46], pixels[46:] = people.TONES['red'][0], people.TONES['green'][0]
     Image.fromarray(pixels).save(tmp_path / 'a.png')
-    whole, upper, lower = baselines.image_colours(str(tmp_path / 'a.png'))
-    red, green = people.COLOURS.index('red'), people.COLOURS.index('green')
+    whole, upper, lower = baselines.measure_image_colors(str(tmp_path / 'a.png'))
+    red, green = people.COLORS.index('red'), people.COLORS.index('green')
     assert upper[red] == 1 and lower[green] == 1
     assert whole[red] + whole[green] == pytest.approx(1) and 0.45 < whole[red] < 0.55
     (tmp_path / 'b.jpg').write_bytes(b'no image')
     with pytest.raises(UserError, match='b.jpg'):
-        baselines.image_colours(str(tmp_path / 'b.jpg'))
+        baselines.measure_image_colors(str(tmp_path / 'b.jpg'))
 
 
 def test_galleries_are_disjoint_and_repeat():
     pids = [p for p in range(100, 160) for _ in range(3)]
-    found = synthpedes.galleries(pids, 5, 12, seed=2)
+    found = synthpedes.sample_galleries(pids, 5, 12, seed=2)
     assert [len(g) for g in found] == [12] * 5 and sorted(sum(found, [])) == list(range(100, 160))
-    assert found == synthpedes.galleries(pids[::-1], 5, 12, seed=2) != synthpedes.galleries(pids, 5, 12, seed=3)
+    assert found == synthpedes.sample_galleries(pids[::-1], 5, 12, seed=2) != synthpedes.sample_galleries(pids, 5, 12, seed=3)
     with pytest.raises(UserError, match='need 65 identities, there are 60'):
-        synthpedes.galleries(pids, 5, 13)
+        synthpedes.sample_galleries(pids, 5, 13)
 
 
 # --- command line -------------------------------------------------------------------------------------------------
@@ -520,7 +520,7 @@ def test_galleries_are_disjoint_and_repeat():
     ('--out X --ids 10 --format MALS', 'unknown format'),
     ('--out X --ids 10 --format PA-100K', 'unknown format'),
     ('--out X --ids 10 --omission 1.5', 'omission must be'),
-    ('--out X --ids 10 --colours 1', 'colours must be'),
+    ('--out X --ids 10 --colours 1', 'colors must be'),
     ('--out X --ids 10 --test_ids 8 --val_ids 2', 'leave none'),
     ('--out X --ids 10 --format ICFG-PEDES --val_ids 2', 'no val split'),
     ('--out X --ids 10 --format ICFG-PEDES --captions_per_image 2', 'one caption'),
