@@ -1,112 +1,156 @@
-"""``--rerank K``: each caption's K best images are scored again, pair by pair, by a head's ``match``."""
+"""``--rerank K``: an image-text matching head scores the K best images of each caption again, pair by pair."""
 import torch
 
-from processor.independence import SecondStageMove
-from processor.step import pixels_of, ready
+from processor.independence import BatchDependence
+from processor.step import get_image_stats, prepare_batch
 from utils import comm
 from utils.errors import UserError
-from utils.ranking import as_tensor, cosine_slabs, full_precision, rank_slabs
 from utils.precision import amp_dtype
-from utils.reranking import bounds_of, check_count, rescored, score_best
+from utils.ranking import as_tensor, cosine_slabs, full_precision, rank_slabs
+from utils.reranking import check_rerank_count, combine_scores, global_bounds, score_candidates
 
-SAMPLES, PAIRS = 3, 4       # captions, and pairs of each, whose scores are compared with those of the pair alone
-ALLOWED, ALLOWED_HALF = 1e-3, 5e-2    # difference of a pair's score, as a share of the range of its caption's
+SAMPLES, PAIRS = 3, 4   # captions, and pairs of each, whose scores are compared with those of a batch of one pair
+# Allowed change of a score, as a fraction of the range of its caption's scores: in float32, in half precision.
+TOLERANCE, HALF_TOLERANCE = 1e-3, 5e-2
 
 
-def matching_head(model):
-    """The active head that scores pairs; UserError where there is none."""
+def get_itm_head(model):
+    """Return the active image-text matching head: the head that scores pairs of a caption and an image.
+
+    Raises:
+        UserError: the model has none.
+    """
     for head in model.heads:
         if head.score_pairs is not None:
             return head
-    raise UserError("--rerank needs a loss whose head scores pairs of a caption and an image, such as 'itm' on the backbone aptm, and the "
-                    f"run's losses have none ({', '.join(head.names[0] for head in model.heads if head.names)}): leave it out")
+    losses = ', '.join(head.names[0] for head in model.heads if head.names)
+    raise UserError("--rerank needs a loss whose head scores pairs of a caption and an image, such as 'itm' of the "
+                    f"backbone aptm, and the run's losses have none ({losses}): leave --rerank out")
 
 
-def refuse_rerank(model, count, gallery):
-    """Raise UserError, before anything is embedded, where ``--rerank`` cannot work."""
-    matching_head(model)
-    check_count(count, gallery)
+def validate_rerank(model, count, gallery_size):
+    """Raise UserError if ``--rerank`` cannot work, before anything is embedded."""
+    get_itm_head(model)
+    check_rerank_count(count, gallery_size)
 
 
-class SecondStage:
-    """Scores of the pairs of a split, the images of which are encoded once: ``SecondStage(model, images, captions)``.
+class Reranker:
+    """Scores pairs of a caption and an image of a split. Images are encoded once, captions when they are scored.
 
-    Image tokens stay in memory, on the GPU where half of what is free there holds them: 4 bytes a number, for CUHK-PEDES' 3,074 images of
-    49 x 1024 numbers 0.6 GB. A caption is encoded when its turn comes.
+    The image tokens need 4 bytes a number: 0.6 GB for the 3,074 images of CUHK-PEDES with 49 x 1024 numbers. They are
+    on the GPU if they fit into half of its free memory, else on the CPU.
+
+    Args:
+        model: a :class:`~model.build.RetrievalModel` with an image-text matching head.
+        img_loader: a loader of the split's images.
+        txt_loader: a loader of the split's captions.
     """
 
     def __init__(self, model, img_loader, txt_loader):
-        self.model, self.head, self.captions = model, matching_head(model), txt_loader.dataset
+        self.model, self.head, self.captions = model, get_itm_head(model), txt_loader.dataset
         self.device = next(model.parameters()).device
-        self.tokens = self.encode_images(img_loader)
+        self.image_tokens = self.encode_images(img_loader)
 
     @torch.no_grad()
     def encode_images(self, loader):
-        """[G, N, D]"""
-        found, was_training = [], self.model.training
+        """Encode all images of a loader to tokens [G, N, D]."""
+        batches, was_training = [], self.model.training
+        image_stats = get_image_stats(loader, self.model)
         self.model.eval()
         for _, images in loader:
-            images = ready({'images': images}, self.device, pixels=pixels_of(loader, self.model))['images']
+            images = prepare_batch({'images': images}, self.device, image_stats=image_stats)['images']
             with self.model.autocast():
                 tokens = self.model.backbone.encode_image(images)[0]
-            found.append(tokens if self.fits(tokens, len(loader.dataset)) else tokens.cpu())
+            batches.append(tokens if self.fits_on_gpu(tokens, len(loader.dataset)) else tokens.cpu())
         self.model.train(was_training)
-        return torch.cat([tokens.to(found[-1].device) for tokens in found])
+        return torch.cat([tokens.to(batches[-1].device) for tokens in batches])
 
-    def fits(self, tokens, count):
-        needed = tokens[0].numel() * tokens.element_size() * count
-        return tokens.device.type == 'cuda' and needed < torch.cuda.mem_get_info(tokens.device)[0] / 2
+    def fits_on_gpu(self, tokens, count):
+        """Whether the tokens of ``count`` images fit on the GPU; ``tokens`` are those of one batch."""
+        size = tokens[0].numel() * tokens.element_size() * count
+        return tokens.device.type == 'cuda' and size < torch.cuda.mem_get_info(tokens.device)[0] / 2
 
     @torch.no_grad()
-    def match(self, caption, images):
-        """The scores float32 [K] of caption number ``caption`` with the images at the indices [K]."""
+    def score_pairs(self, caption, images):
+        """Score a caption with images.
+
+        Args:
+            caption: the index of the caption.
+            images: [K] the indices of the images.
+
+        Returns:
+            float32 [K].
+        """
         ids = self.captions[caption][1][None].to(self.device)
         ids = ids[:, :int(self.model.backbone.lengths(ids).max())]
         with self.model.autocast():
             text_tokens = self.model.backbone.encode_text(ids)[0]
             count = len(images)
-            tokens = self.tokens[images.to(self.tokens.device)].to(self.device)
-            return self.head.score_pairs(self.model.backbone.encoder, ids.expand(count, -1), text_tokens.expand(count, -1, -1), tokens)
+            image_tokens = self.image_tokens[images.to(self.image_tokens.device)].to(self.device)
+            return self.head.score_pairs(self.model.backbone.encoder, ids.expand(count, -1),
+                                         text_tokens.expand(count, -1, -1), image_tokens)
 
-    def largest_move(self, best):
-        """How far scores of pairs depend on the other pairs of their batch, as a share of a caption's range of scores."""
-        moves = []
-        for caption in torch.linspace(0, len(best) - 1, min(SAMPLES, len(best))).long().tolist():
-            images = best[caption]
-            together = self.match(caption, images).float().cpu()
-            alone = torch.cat([self.match(caption, images[i:i + 1]).float().cpu() for i in range(min(PAIRS, len(images)))])
-            moves.append((together[:len(alone)] - alone).abs().max() / (together.max() - together.min()).clamp(min=1e-3))
-        half = amp_dtype(self.model.amp, self.device) is not None
-        return SecondStageMove(max(moves).item(), ALLOWED_HALF if half else ALLOWED)
+    def measure_batch_dependence(self, candidates):
+        """Measure how far the scores of pairs depend on the other pairs of their batch.
+
+        Args:
+            candidates: [Q, K] the indices of each caption's best images.
+
+        Returns:
+            A :class:`~processor.independence.BatchDependence`.
+        """
+        changes = []
+        for caption in torch.linspace(0, len(candidates) - 1, min(SAMPLES, len(candidates))).long().tolist():
+            images = candidates[caption]
+            batched = self.score_pairs(caption, images).float().cpu()
+            single = torch.cat([self.score_pairs(caption, images[i:i + 1]).float().cpu()
+                                for i in range(min(PAIRS, len(images)))])
+            score_range = (batched.max() - batched.min()).clamp(min=1e-3)
+            changes.append((batched[:len(single)] - single).abs().max() / score_range)
+        is_half = amp_dtype(self.model.amp, self.device) is not None
+        return BatchDependence(max(changes).item(), HALF_TOLERANCE if is_half else TOLERANCE)
 
 
 def rerank(model, loaders, embeddings, count, score, progress=True):
-    """``(Ranking of the re-ranked split, its SecondStageMove)``.
+    """Re-rank the images of each caption. All ranks call it together and share the captions.
 
     Args:
-        loaders: of the split's images and captions.
-        embeddings: ``(qfeats, gfeats, qids, gids)`` of the first stage.
-        count, score: see :func:`utils.reranking.score_best` and :func:`utils.reranking.rescored`.
+        model: a :class:`~model.build.RetrievalModel` with an image-text matching head.
+        loaders: the loaders of the split's images and captions.
+        embeddings: ``(qfeats, gfeats, qids, gids)`` of the first ranking.
+        count: the number of images per caption (:func:`utils.reranking.score_candidates`).
+        score: how both rankings are combined (:func:`utils.reranking.combine_scores`).
+        progress: whether to show a progress bar.
+
+    Returns:
+        ``(Ranking, BatchDependence)``.
     """
     qfeats, gfeats, qids, gids = embeddings
     was_training = model.training
     model.eval()
     try:
-        stage = SecondStage(model, *loaders)
-        rank, world = comm.get_rank(), comm.get_world_size()
+        reranker = Reranker(model, *loaders)
+        rank, world_size = comm.get_rank(), comm.get_world_size()
 
-        def match(caption, images):     # of N processes each matches every N-th caption
-            return stage.match(caption, images) if caption % world == rank else torch.zeros(count)
+        def score_pairs(caption, images):
+            is_local = caption % world_size == rank
+            return reranker.score_pairs(caption, images) if is_local else torch.zeros(count)
+
         with full_precision():
-            def slabs():
+            def similarity_slabs():
                 return cosine_slabs(qfeats.float(), gfeats.float())
-            best, scores = score_best(slabs(), count, len(gfeats), match, len(qfeats), progress and comm.is_main_process())
-            for number, part in enumerate(comm.all_gather_object((best[rank::world], scores[rank::world]))):
-                best[number::world], scores[number::world] = part
+            shows_progress = progress and comm.is_main_process()
+            candidates, scores = score_candidates(similarity_slabs(), count, len(gfeats), score_pairs, len(qfeats),
+                                                  shows_progress)
+            shards = comm.all_gather_object((candidates[rank::world_size], scores[rank::world_size]))
+            for number, shard in enumerate(shards):
+                candidates[number::world_size], scores[number::world_size] = shard
 
-            def ranking():
-                bounds = bounds_of(slabs()) if score == 'released' else None
-                return rank_slabs(rescored(slabs(), best, scores, score, bounds), as_tensor(qids), as_tensor(gids), 10)
-            return comm.run_on_main_process(lambda: (ranking(), stage.largest_move(best)))
+            def compute_ranking():
+                bounds = global_bounds(similarity_slabs()) if score == 'released' else None
+                slabs = combine_scores(similarity_slabs(), candidates, scores, score, bounds)
+                return rank_slabs(slabs, as_tensor(qids), as_tensor(gids), 10)
+            return comm.run_on_main_process(
+                lambda: (compute_ranking(), reranker.measure_batch_dependence(candidates)))
     finally:
         model.train(was_training)

@@ -249,4 +249,4 @@ def test_the_reranker_gives_the_reference_scores(reference):
                                         progress=False)
         reranked, = combine_scores([cosine], best, scores, 'released', global_bounds([cosine]))
     close(reranked, vectors['out/rerank/score_t2i'])
-    assert reranker.measure_batch_dependence(best).holds
+    assert reranker.measure_batch_dependence(best).is_independent

@@ -11,7 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from processor.step import Step, moved
+from processor.step import Step, to_device
 from solver import build_optimizer
 from tests.support import golden_archive, golden_json, options, small_batch, small_model
 
@@ -46,10 +46,10 @@ def step_on_meta(archive, loss_names, **changes):
     args = options(loss_names=loss_names, text_length=20, optimizer='SGD', **changes)    # PyTorch's fused ones know no meta device
     step = Step(model, build_optimizer(args, model), args.micro_batch)
     batch = small_batch()
-    batch['caption_ids'] = model.without_padding(batch['caption_ids'])
-    on_host = model.looked_up(batch)
-    model.looked_up, model.without_padding = (lambda fields: {}), (lambda ids: ids)
-    return step, moved({**batch, **on_host}, 'meta')
+    batch['caption_ids'] = model.trim_padding(batch['caption_ids'])
+    on_host = model.prepare_on_host(batch)
+    model.prepare_on_host, model.trim_padding = (lambda fields: {}), (lambda ids: ids)
+    return step, to_device({**batch, **on_host}, 'meta')
 
 
 @pytest.mark.parametrize('loss_names', RECIPES)

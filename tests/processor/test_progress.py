@@ -8,7 +8,7 @@ import time
 import pytest
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from processor.progress import Journal
+from processor.progress import MetricsLog
 from utils.errors import UserError
 from utils.logger import setup_logger
 
@@ -26,7 +26,7 @@ def full(monkeypatch):
 
 @pytest.mark.parametrize('method', ['write', 'flush'])
 def test_a_run_goes_on_without_tensorboard(tmp_path, full, caplog, capfd, method):
-    hook, journal = threading.excepthook, Journal(str(tmp_path))
+    hook, journal = threading.excepthook, MetricsLog(str(tmp_path))
     journal.write('train', 1, 1, {'loss': 2.0, 'split': 'test'})
     full(method)
     caplog.set_level(logging.WARNING, 'Pedestal.train')
@@ -42,7 +42,7 @@ def test_a_run_goes_on_without_tensorboard(tmp_path, full, caplog, capfd, method
 
 
 def test_the_figures_themselves_are_one_sentence(tmp_path, file_size_limit):
-    journal = Journal(str(tmp_path))
+    journal = MetricsLog(str(tmp_path))
     journal.write('train', 1, 1, {'loss': 2.0})
     file_size_limit(os.path.getsize(tmp_path / 'metrics.jsonl'))
     with pytest.raises(UserError, match=f'^cannot write {tmp_path}/metrics.jsonl: File too large$'):
@@ -66,7 +66,7 @@ def test_a_log_file_on_a_full_disk_is_one_line(tmp_path, file_size_limit, capsys
 def test_errors_of_other_threads_are_printed_as_before(tmp_path, capsys, monkeypatch):
     seen = []
     monkeypatch.setattr(threading, 'excepthook', lambda args: seen.append(args.exc_type))
-    journal = Journal(str(tmp_path))
+    journal = MetricsLog(str(tmp_path))
     thread = threading.Thread(target=lambda: 1 / 0)
     thread.start()
     thread.join()
@@ -78,5 +78,5 @@ def test_a_folder_that_takes_no_events_is_one_sentence(tmp_path, full):
     hook = threading.excepthook
     full('flush')
     with pytest.raises(UserError, match=f'^cannot write into {tmp_path}: No space left on device$'):
-        Journal(str(tmp_path))
+        MetricsLog(str(tmp_path))
     assert threading.excepthook == hook

@@ -10,16 +10,16 @@ from torch.utils.data import DataLoader, Dataset
 
 from model import build_model
 from model.heads.php import draw_usage, entropy
-from processor.head_reports import heads_asked, write_report
-from processor.report import ONE_BY_ONE, evaluate, how_chosen, read_results
-from processor.runs import Run, Split
+from processor.head_reports import requested_heads, write_report
+from processor.report import ONE_BY_ONE, evaluate, describe_selection, read_results
+from processor.runs import TrainedRun, Split
 from tests.support import golden_archive, golden_json, options
 from utils import precision
 from utils.errors import UserError
-from utils.pictures import pyplot
+from utils.figures import import_pyplot
 from utils.tables import METRICS
-from processor.evaluation import Evaluator, retrieval_results
-from processor.independence import SAMPLES, check_independence, neighbours
+from processor.evaluation import Evaluator, evaluate_embeddings
+from processor.independence import SAMPLES, check_independence, neighbor_indices
 
 PRECISIONS = ['off', 'bf16', 'fp16']
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
@@ -35,7 +35,7 @@ def fp16_on_the_cpu(monkeypatch):
 def test_which_dataset_chose_the_epoch():
     """The first of several, or the one that --eval_dataset names."""
     def told(**settings):
-        return how_chosen(argparse.Namespace(checkpoint='best.pth', val_dataset='test', **settings), {'epoch': 3})
+        return describe_selection(argparse.Namespace(checkpoint='best.pth', val_dataset='test', **settings), {'epoch': 3})
     assert told(trained_on='A+B', dataset_name='A') == 'best.pth: epoch 3, chosen by the test split of A, the split it is tested on'
     assert told(trained_on='A+B', dataset_name='B').endswith('of A')
     assert told(trained_on='M', dataset_name='C', eval_dataset='C').endswith('of C, the split it is tested on')
@@ -101,7 +101,7 @@ def found(model, batch_size, shuffle=False):
 def test_attention_across_the_batch_is_found(archive, amp, batch_size, shuffle):
     """At any batch size, batches of one included, and in any order."""
     independence = found(make(archive, php_attention='batch', amp=amp), batch_size, shuffle)
-    assert not independence.holds
+    assert not independence.is_independent
     assert 'EMBEDDINGS DEPEND ON THE BATCH' in str(independence)
     assert all(distance > 1e-4 for distance in independence.company.values())
 
@@ -112,7 +112,7 @@ def test_attention_across_the_batch_is_found(archive, amp, batch_size, shuffle):
 @pytest.mark.parametrize('batch_size', [1, 7, 64])
 def test_all_else_passes(archive, amp, changes, batch_size):
     independence = found(make(archive, amp=amp, **changes), batch_size)
-    assert independence.holds, str(independence)
+    assert independence.is_independent, str(independence)
     assert max(independence.company.values()) < 1e-9
 
 
@@ -132,10 +132,10 @@ class FaintLeak(torch.nn.Module):
 
 
 def test_a_leak_that_half_precision_would_hide(archive):
-    assert found(FaintLeak(0.0), 64).holds
+    assert found(FaintLeak(0.0), 64).is_independent
     independence = found(FaintLeak(0.08), 1)
     assert all(distance <= independence.threshold for distance in independence.worst.values())
-    assert not independence.holds
+    assert not independence.is_independent
 
 
 def test_the_check_is_cheap_and_leaves_the_model_in_its_mode(archive):
@@ -153,8 +153,8 @@ def test_the_check_is_cheap_and_leaves_the_model_in_its_mode(archive):
 
 
 def test_the_sample_is_neighbours_spread_over_the_split():
-    assert neighbours(1000, 6) == [0, 499, 998, 1, 500, 999]
-    assert neighbours(2, SAMPLES) == [0, 0, 0, 1, 1, 1] and neighbours(1, SAMPLES) == [0] * 6
+    assert neighbor_indices(1000, 6) == [0, 499, 998, 1, 500, 999]
+    assert neighbor_indices(2, SAMPLES) == [0, 0, 0, 1, 1, 1] and neighbor_indices(1, SAMPLES) == [0] * 6
 
 
 # -- three tables --------------------------------------------------------------------------------------------------------
@@ -171,9 +171,9 @@ def test_a_dependent_evaluation_is_reported_three_ways(archive, tmp_path):
     report, model = report_on(archive, tmp_path, php_attention='batch', seed=4)
     ordered, shuffled, alone = report.tables
     assert ordered == 'toy test: 40 captions, 40 images' and shuffled == 'the same, shuffled (seed 4)' and alone == ONE_BY_ONE
-    assert not report.independent and all(name in report.text for name in report.tables)
+    assert not report.is_independent and all(name in report.text for name in report.tables)
     images, texts = loaders(1)
-    expected = retrieval_results(*Evaluator(images, texts)._compute_embedding(model), True)
+    expected = evaluate_embeddings(*Evaluator(images, texts)._compute_embedding(model), True)
     assert report.tables[alone] == expected
     assert report.tables[ordered] != report.tables[shuffled] != report.tables[alone]
     again, _ = report_on(archive, tmp_path, php_attention='batch', seed=4)
@@ -182,7 +182,7 @@ def test_a_dependent_evaluation_is_reported_three_ways(archive, tmp_path):
 
 def test_an_independent_evaluation_is_one_table(archive, tmp_path):
     report, _ = report_on(archive, tmp_path)
-    assert len(report.tables) == 1 and report.independent and 'depends on its own sample alone' in report.text
+    assert len(report.tables) == 1 and report.is_independent and 'depends on its own sample alone' in report.text
 
 
 def test_three_tables_on_request_are_the_same(archive, tmp_path):
@@ -197,8 +197,8 @@ def test_three_tables_on_request_are_the_same(archive, tmp_path):
 
 def moe_report(model, images, texts, path):
     """As test.py --moe_report makes it."""
-    head, = heads_asked(argparse.Namespace(moe_report=True, restoration=False), model)
-    return write_report(head, Split(argparse.Namespace(seed=1), Run(model, images, texts, {})), path)
+    head, = requested_heads(argparse.Namespace(moe_report=True, restoration=False), model)
+    return write_report(head, Split(argparse.Namespace(seed=1), TrainedRun(model, images, texts, {})), path)
 
 
 def test_moe_report(archive, tmp_path):
@@ -249,7 +249,7 @@ def test_four_experts_have_a_bar_each(experts):
     assert [axis.get_title() for axis in shown] == [f'block {number}' for number in range(5)]
     for axis in shown:
         assert [bar.get_height() for bar in axis.patches] == 2 * ([50.0, 50.0] + [0.0] * (experts - 2))
-    pyplot().close(figure)
+    import_pyplot().close(figure)
 
 
 @pytest.mark.parametrize('figure, whole', [(50.0, True), (50, True), ({'a': 1}, False), (None, False), ('50', False)])

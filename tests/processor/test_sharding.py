@@ -5,7 +5,7 @@ import torch
 from datasets.sampler import shard_slice
 from model import build
 from model.heads.sdm import SDM
-from processor.sharding import shards_on_cpus
+from processor.sharding import supports_cpu_sharding
 from processor.step import Step
 from solver import build_lr_scheduler, build_optimizer
 from tests.several import Processes
@@ -16,7 +16,7 @@ from utils.errors import UserError
 from utils.batch_shard import sync_batch_shards
 from utils.seeding import seed_all
 
-pytestmark = pytest.mark.skipif(not shards_on_cpus(), reason="this PyTorch's FSDP2 needs GPUs")
+pytestmark = pytest.mark.skipif(not supports_cpu_sharding(), reason="this PyTorch's FSDP2 needs GPUs")
 
 IRRA = {'loss_names': 'sdm+mlm+id'}
 

@@ -9,8 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from model import build_model
 from model.build import total_loss
 from model.heads.a2te import exponential_race
-from processor.step import Step, backward
-from run_scripts.benchmark.memory import kept_bytes
+from processor.step import Step, compute_gradients
+from run_scripts.benchmark.memory import saved_bytes
 from solver import build_optimizer
 from solver.build import parameter_settings
 from tests.support import golden_archive, golden_json, options, small_batch, small_model
@@ -80,7 +80,7 @@ def test_no_step_reads_from_the_device(archive, loss_names, micro_batch, monkeyp
     step, batch = new_step(archive, loss_names, micro_batch=micro_batch), small_batch()
     step(batch)     # the optimizer makes its state in its first step
     # What a step does with a batch before that reaches the device is the host's own business.
-    for on_the_host in ('without_padding', 'looked_up'):
+    for on_the_host in ('trim_padding', 'looked_up'):
         monkeypatch.setattr(step.model, on_the_host, outside(getattr(step.model, on_the_host)))
     with HostReads() as reads:
         step(batch)
@@ -146,7 +146,7 @@ def step_and_gradients(model, batch):
     """The same by the way that a training step takes."""
     torch.manual_seed(1)
     model.zero_grad()
-    results = backward(model, batch)
+    results = compute_gradients(model, batch)
     return results, {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
@@ -171,7 +171,7 @@ def test_checkpointing_blocks_changes_nothing(archive, loss_names):
 
 def test_checkpointing_keeps_less(archive):
     batch = small_batch()
-    plain, frugal = (kept_bytes(small_model(archive, 'sdm+mlm+id', grad_checkpoint=on), batch) for on in (False, True))
+    plain, frugal = (saved_bytes(small_model(archive, 'sdm+mlm+id', grad_checkpoint=on), batch) for on in (False, True))
     assert frugal < plain / 2
 
 
@@ -182,7 +182,7 @@ def test_scores_at_masked_positions_alone(archive):
     expected = losses_and_gradients(model, batch)
     assert_close(step_and_gradients(model, batch), expected)
     assert shapes == [(6, 512)] * 2
-    assert set(model.looked_up(batch)) == {'mlm_positions'}
+    assert set(model.prepare_on_host(batch)) == {'mlm_positions'}
 
 
 @pytest.mark.parametrize('masking', ['clean', 'inplace'])

@@ -5,7 +5,7 @@ import pytest
 
 import train as train_program
 from datasets.synthpedes import generate
-from processor.runs import open_run
+from processor.runs import load_run
 from tests.support import small_archive
 from utils.options import build_test_parser, parse_test_options
 
@@ -39,7 +39,7 @@ def trained(data, clip, tmp_path_factory):
 @pytest.fixture(scope='session')
 def opened(trained):
     """The run of ``trained``, opened."""
-    return open_run(parse_test_options(build_test_parser('', ''), ['--config_file', trained]))
+    return load_run(parse_test_options(build_test_parser('', ''), ['--config_file', trained]))
 
 
 @pytest.fixture

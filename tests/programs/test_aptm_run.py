@@ -57,7 +57,7 @@ def test_a_resumed_run_is_the_same_to_the_last_bit(data, run, tmp_path):
         train_step(self, *step)
         steps.append(1)
         if len(steps) == 3:
-            self.interrupt.requested = 2
+            self.interrupt.signal_number = 2
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, 'train_step', stop_at_third)
         with pytest.raises(SystemExit):
@@ -155,18 +155,18 @@ def test_a_dataset_of_attributes_alone(tmp_path, capsys):
     with open(os.path.join(run, 'train_log.txt')) as file:
         log = file.read()
     best = torch.load(os.path.join(run, 'last.pth'), weights_only=True)['best']
-    assert f"done: best mA {best['mA']:.3f} at epoch {best['epoch']}" in log
+    assert f"done | best mA {best['mA']:.3f} at epoch {best['epoch']}" in log
     assert 'Rank-1' not in log and 'R1' not in best
     state = torch.load(os.path.join(run, 'last.pth'), weights_only=True)
     state['best'] = {'R1': best['mA'], 'epoch': best['epoch']}         # as older code called it
     torch.save(state, os.path.join(run, 'last.pth'))
     train_program.main(['--resume', run, '--num_epoch', '4'])
     with open(os.path.join(run, 'train_log.txt')) as file:
-        assert f"best mA so far {best['mA']:.3f}" in file.read()
+        assert f"| best mA {best['mA']:.3f} at epoch {best['epoch']}" in file.read()
     train_program.main(command(str(tmp_path), tmp_path / 'image', '--loss_names', 'img_cls', '--dataset_name', 'PA-100K', '--num_epoch',
                                '4', '--lr', '3e-3'))
     status, content = evaluated(only(tmp_path / 'image' / 'PA-100K'))
-    assert status == 0 and content['attributes']['mA'] == 100 and 'recognised without prompts' in capsys.readouterr().out
+    assert status == 0 and content['attributes']['mA'] == 100 and 'recognized without prompts' in capsys.readouterr().out
     with pytest.raises(UserError, match='PA-100K has no captions to train on: give --loss_names attr'):
         train_program.main(command(str(tmp_path), tmp_path / 'logs', '--dataset_name', 'PA-100K'))
     with pytest.raises(UserError, match='--rerank orders images for captions, and PA-100K has none'):
@@ -176,7 +176,7 @@ def test_a_dataset_of_attributes_alone(tmp_path, capsys):
 def test_embeddings_of_photos_depend_on_the_image_statistics(run, monkeypatch):
     """An index of photos that was made with other statistics is not taken for this run's."""
     def identity():
-        return pedestal.load(run, device='cpu').identity
+        return pedestal.load(run, device='cpu').fingerprint
     model, key = identity()
     assert len(model['pixels'][0]) == 3 and identity() == (model, key)
     monkeypatch.setitem(STATISTICS, 'CUHK-PEDES', ((.3890, .3652, .3484), (.2434, .2374, .2337)))

@@ -20,9 +20,9 @@ from model.build import RetrievalModel, total_loss
 from model.clip_model import SiLULinear
 from model.clip_weights import shape_named
 from processor.evaluation import embed
-from processor.step import backward
+from processor.step import compute_gradients
 from run_scripts.benchmark import __main__ as program
-from run_scripts.benchmark import encoding, machine, memory, processes, profiling, ranking, released_way, report, rows, step, switches
+from run_scripts.benchmark import encoding, machine, memory, processes, profiling, ranking, reference, report, rows, step, switches
 from run_scripts.benchmark.__main__ import QUICK
 from run_scripts.benchmark.child import in_child
 from run_scripts.benchmark.ranking import synthetic_embeddings
@@ -53,8 +53,8 @@ def same(a, b, tolerance=1e-4):
 
 def test_same_losses_and_gradients(batch):
     trainer = Training(recipe(SMALL))
-    results = backward(trainer.model, ours(batch))
-    released = released_way.ReleasedIRRA(trainer.args, trainer.model).train()
+    results = compute_gradients(trainer.model, ours(batch))
+    released = reference.ReleasedIRRA(trainer.args, trainer.model).train()
     released_results = released(batch)
     total_loss(released_results).backward()
     assert set(released_results) == set(results) - {'temperature'}
@@ -68,7 +68,7 @@ def test_same_losses_and_gradients(batch):
 
 def test_same_weights_after_steps(batch):
     trainer, args = Training(recipe(SMALL)), recipe(SMALL)
-    released = released_way.ReleasedTrainer(args, new_released_model(args).train())
+    released = reference.ReleasedTrainer(args, new_released_model(args).train())
     before = trainer.model.classifier.weight.clone()
     for _ in range(2):
         trainer(ours(batch))
@@ -101,7 +101,7 @@ def test_same_embeddings():
     model, released = new_model(args).eval(), new_released_model(args).eval()
     loaders = {'encode_text': encoding.caption_loader(args, SMALL), 'encode_image': encoding.image_batches(args, SMALL, cached=False)}
     for side, loader in loaders.items():
-        found = released_way.embed(getattr(released, side), [batch for _, batch in loader], 'cpu')
+        found = reference.embed(getattr(released, side), [batch for _, batch in loader], 'cpu')
         assert same(found, embed(getattr(model, side), loader, model)[0])
 
 
@@ -132,7 +132,7 @@ def test_same_figures(sizes):
 
 
 def test_released_ranking_by_hand():
-    cmc, mAP, mINP = released_way.rank(torch.tensor([[.9, .1, .5, .3]]), torch.tensor([1]), torch.tensor([0, 0, 1, 1]), max_rank=3)
+    cmc, mAP, mINP = reference.rank(torch.tensor([[.9, .1, .5, .3]]), torch.tensor([1]), torch.tensor([0, 0, 1, 1]), max_rank=3)
     assert cmc.tolist() == [0, 100, 100]
     assert mAP.item() == pytest.approx(100 * (1 / 2 + 2 / 3) / 2) and mINP.item() == pytest.approx(100 * 2 / 3)
 
@@ -141,7 +141,7 @@ def test_released_loader_yields_what_ours_does(data):
     args = recipe(SMALL, '--root_dir', data, '--img_size', '64', '32', '--num_workers', '0')
     loader = build_dataloader(args)[0]
     batch = next(iter(loader))
-    released = next(iter(released_way.training_loader(loader.dataset.dataset, args.img_size, args.batch_size, 0)))
+    released = next(iter(reference.training_loader(loader.dataset.dataset, args.img_size, args.batch_size, 0)))
     del batch['index']      # of the pair, which the released loader does not know
     assert set(released) == set(batch) | {'mlm_ids'}
     assert all(released[name].shape == value.shape and released[name].dtype == value.dtype for name, value in batch.items())
@@ -157,7 +157,7 @@ def observed(way, batch, monkeypatch):
         way.switch(trainer)
     seen = {'text passes': 0, 'kernels of attention': False, 'SiLUs': False, 'activated again': False, 'reads': 0}
     mlm = next(head for head in trainer.model.heads if 'mlm' in head.names)
-    encode_text, sdpa, silu, read = trainer.model.base_model.encode_text, F.scaled_dot_product_attention, F.silu, released_way.read_and_wait
+    encode_text, sdpa, silu, read = trainer.model.base_model.encode_text, F.scaled_dot_product_attention, F.silu, reference.read_and_wait
 
     def note(real, **changes):
         def noted(*arguments, **settings):
@@ -171,7 +171,7 @@ def observed(way, batch, monkeypatch):
         patched.setattr(F, 'scaled_dot_product_attention', note(sdpa, **{'kernels of attention': lambda *_: True}))
         patched.setattr(F, 'silu', note(silu, SiLUs=lambda *_: True))
         patched.setattr(SiLULinear, 'apply', note(SiLULinear.apply, **{'activated again': lambda *_: True}))
-        patched.setattr(released_way, 'read_and_wait', note(read, reads=1))
+        patched.setattr(reference, 'read_and_wait', note(read, reads=1))
         trainer(ours(batch))
     groups = trainer.step.optimizer.param_groups
     seen.update({'groups': len(groups), 'fused': all(group['fused'] for group in groups)})
@@ -245,7 +245,7 @@ def test_all_ways_train_on_the_same_samples():
 def test_flops_are_those_of_a_step(batch):
     trainer = Training(recipe(SMALL))
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):   # whose backward computes nothing again
-        backward(trainer.model, ours(batch))
+        compute_gradients(trainer.model, ours(batch))
     assert sum(step.step_flops(recipe(SMALL), step.words_chosen([batch])).values()) == counter.get_total_flops()
 
 
@@ -315,7 +315,7 @@ def test_memory_that_is_counted():
 
 def test_estimate_of_the_released_ranking_is_what_it_takes():
     taken = in_child(ranking.measure_ranking, 'released', (2000, 3000, 100), replace(SMALL, repeats=1))['peak_bytes']
-    assert 2000 * 3000 * released_way.BYTES_A_PAIR == pytest.approx(taken, rel=0.25)
+    assert 2000 * 3000 * reference.BYTES_A_PAIR == pytest.approx(taken, rel=0.25)
 
 
 # -- rows that fail ------------------------------------------------------------------------------------------------------

@@ -84,7 +84,7 @@ def test_transformers_loads_a_plain_run(shape, square, trained, tmp_path, capsys
     tokenizer = transformers.CLIPTokenizer.from_pretrained(out)
     model = transformers.CLIPModel.from_pretrained(out).eval()
     ids = tokenizer([SENTENCE, *export.SENTENCES], padding='max_length', truncation=True, return_tensors='pt').input_ids
-    assert torch.equal(ids, people.tokens([SENTENCE, *export.SENTENCES]))
+    assert torch.equal(ids, people.tokenize([SENTENCE, *export.SENTENCES]))
     photo = Image.new('RGB', (40, 90), (200, 30, 60))
     photo.paste((0, 100, 0), (10, 20, 30, 60))
     pixels = transformers.CLIPImageProcessor.from_pretrained(out)(photo, return_tensors='pt').pixel_values

@@ -18,8 +18,8 @@ from datasets.bases import ImageTextDataset
 from datasets.build import build_dataset
 from datasets.sampler import RandomBatches
 from processor import training_run
-from processor.interrupt import Interrupt
-from run_scripts.kill_and_resume import far_apart
+from processor.interrupt import InterruptHandler
+from run_scripts.kill_and_resume import compare_approximately
 from tests.several import Launched
 from tests.support import HANG_TIMEOUT
 from utils import comm, failures
@@ -68,29 +68,29 @@ def test_a_signal_to_one_process_saves_and_all_leave_with_its_status(several, tm
     statuses, printed = run.wait()
     assert statuses == [143, 143], printed
     assert 'Traceback' not in printed and not errors_in(printed)
-    assert printed.count('stopped; go on with: torchrun --nproc_per_node 2 train.py --resume --resume_ckpt_file') == 1
+    assert printed.count('stopped; resume with: torchrun --nproc_per_node 2 train.py --resume --resume_ckpt_file') == 1
     assert read_checkpoint(os.path.join(folder, 'last.pth'))['total_steps'] == len(journal(folder)) >= 2
 
 
 def test_a_signal_while_the_processes_ask_each_other_is_heeded_the_next_time(monkeypatch):
     trainer = SimpleNamespace()
 
-    def largest_with_a_signal(number):
+    def all_reduce_with_a_signal(number):
         os.kill(os.getpid(), signal.SIGTERM)
         return number
 
-    with Interrupt() as trainer.interrupt:
+    with InterruptHandler() as trainer.interrupt:
         with monkeypatch.context() as patched:
-            patched.setattr(comm, 'largest', largest_with_a_signal)
-            assert not processor.processor.Trainer.asked_to_stop(trainer)
-        assert processor.processor.Trainer.asked_to_stop(trainer) == signal.SIGTERM
+            patched.setattr(comm, 'all_reduce_max', all_reduce_with_a_signal)
+            assert not processor.processor.Trainer.is_interrupt_requested(trainer)
+        assert processor.processor.Trainer.is_interrupt_requested(trainer) == signal.SIGTERM
 
 
 def signalled_in_its_evaluation():
     evaluate = processor.processor.Trainer.evaluate
 
     def after_a_signal(trainer):
-        if trainer.unevaluated and comm.get_rank() == 1:
+        if trainer.pending_evaluation and comm.get_rank() == 1:
             trainer.evaluator.eval = lambda model: os.kill(os.getpid(), signal.SIGINT) or time.sleep(HANG_TIMEOUT)
         evaluate(trainer)
 
@@ -101,7 +101,7 @@ def signalled_in_its_evaluation():
 def test_a_signal_while_one_process_evaluates(several, run_folder):
     statuses, printed = several('--num_epoch', '1', main=signalled_in_its_evaluation).wait()
     assert statuses == [130, 130], printed
-    assert 'Traceback' not in printed and not errors_in(printed) and printed.count('stopped; go on with: ') == 1
+    assert 'Traceback' not in printed and not errors_in(printed) and printed.count('stopped; resume with: ') == 1
     assert read_checkpoint(os.path.join(run_folder(), 'last.pth'))['unevaluated'] == 1
 
 
@@ -114,7 +114,7 @@ def with_a_worker_that_hangs():
         return read(self, index)
 
     os.sched_getaffinity = lambda process: range(8)
-    ImageTextDataset.__getitem__, processor.processor.WAIT_FOR_BATCH = hang_after_the_first_batch, 2
+    ImageTextDataset.__getitem__, processor.processor.MAX_BATCH_WAIT = hang_after_the_first_batch, 2
     train_program.main()
 
 
@@ -126,7 +126,7 @@ def test_a_signal_while_a_worker_of_one_process_hangs(several, tmp_path):
     began = time.time()
     statuses, printed = run.wait()
     assert statuses == [143, 143] and time.time() - began < 60, printed
-    assert 'Traceback' not in printed and printed.count('stopped; go on with: ') == 1
+    assert 'Traceback' not in printed and printed.count('stopped; resume with: ') == 1
 
 
 # -- a process that is gone ----------------------------------------------------------------------------------------------
@@ -139,7 +139,7 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on_to_the_same_weight
     statuses, printed = run.wait()
     assert statuses == [-9, 2], printed
     sentence, = errors_in(printed)
-    assert f'process 0 (pid {pid}) of this run ended without a word' in sentence and f'--resume_ckpt_file {folder}/last.pth' in sentence
+    assert f'process 0 (pid {pid}) of this run exited without an error message' in sentence and f'--resume_ckpt_file {folder}/last.pth' in sentence
 
     statuses, printed = several('--save_steps', '2', again=run).wait()     # the same command, as torchrun gives it
     assert statuses == [0, 0], printed
@@ -158,7 +158,7 @@ def killed_while_the_other_hears_nothing():
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(HANG_TIMEOUT)
 
-    training_run.build_model, parting.GRACE = stop, 0.5
+    training_run.build_model, failures.GRACE = stop, 0.5
     train_program.main()
 
 
@@ -167,7 +167,7 @@ def test_a_process_that_hangs_when_another_is_killed(several):
     statuses, printed = run.wait()
     assert statuses == [-9, 2], printed
     sentence, = errors_in(printed)
-    assert f'process 0 (pid {run.processes[0].pid}) of this run ended without a word' in sentence
+    assert f'process 0 (pid {run.processes[0].pid}) of this run exited without an error message' in sentence
     assert sentence.endswith('; start it again')
 
 
@@ -237,7 +237,7 @@ def test_a_broken_image_of_one_process_is_left_out_as_by_a_process_alone(several
     options = ['--root_dir', root, '--skip_broken', '--num_epoch', '1']
     statuses, printed = several(*options).wait()
     assert statuses == [0, 0], printed
-    left_out = re.findall('left out: .*|left out .* broken.*', printed)
+    left_out = re.findall('skipped: image .*|unreadable images skipped', printed)
     assert [path in line for line in left_out] == [True, True, False]     # in each of its captions, and the epoch's count
     train_program.main([*command, '--loss_names', 'sdm', '--log_period', '1', *options, '--output_dir', str(tmp_path / 'alone')])
     for line, alone in zip(journal(run_folder(), 'epoch'), journal(run_folder(root=tmp_path / 'alone'), 'epoch'), strict=True):
@@ -282,5 +282,5 @@ def test_runs_of_other_numbers_of_processes_are_compared(tmp_path, weight, loss,
         (tmp_path / name).mkdir()
         torch.save({'model': {'w': torch.full((2,), value)}}, tmp_path / name / 'last.pth')
         (tmp_path / name / 'metrics.jsonl').write_text(json.dumps({'kind': 'train', 'step': 1, 'loss': told, 'img_acc': told}) + '\n')
-    found = list(far_apart(tmp_path / 'whole', tmp_path / 'killed'))
+    found = list(compare_approximately(tmp_path / 'whole', tmp_path / 'killed'))
     assert [problem in line for line in found] == [True] if problem else not found

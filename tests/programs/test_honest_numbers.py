@@ -11,12 +11,12 @@ import test as test_program
 import train as train_program
 from datasets import build_dataloader
 from model.clip_weights import build_clip
-from processor.evaluation import retrieval_results
+from processor.evaluation import evaluate_embeddings
 from run_scripts import ablate, compare, matrix, page
 from utils.errors import UserError
 from utils.options import build_test_parser, parse_test_options
 from utils.queries import read_queries
-from utils.statistics import interval
+from utils.statistics import bootstrap_interval
 
 
 @pytest.fixture(scope='module')
@@ -42,7 +42,7 @@ def test_what_each_query_reaches_adds_up_to_the_tables(run):
     for (how, task), queries in rankings.items():
         table = content['results'][list(content['results'])[('as loaded', 'shuffled', 'one by one').index(how)]]
         for metric in ('R1', 'R5', 'R10', 'mAP', 'mINP'):
-            assert queries.reaches(metric).mean() == pytest.approx(table[task][metric], abs=1e-4), (how, task, metric)
+            assert queries.metric_values(metric).mean() == pytest.approx(table[task][metric], abs=1e-4), (how, task, metric)
 
 
 def test_shuffled_queries_are_in_the_splits_order(run):
@@ -62,7 +62,7 @@ def test_intervals_and_the_course_of_the_training_stand_beside_the_figures(run, 
     content, queries = metrics_of(run), read_queries(run / 'queries.csv')['as loaded', 't2i']
     first = next(iter(content['intervals'].values()))
     for metric in ('R1', 'mAP'):
-        assert first['t2i'][metric] == pytest.approx(interval(queries.reaches(metric), queries.pids), abs=1e-3)
+        assert first['t2i'][metric] == pytest.approx(bootstrap_interval(queries.metric_values(metric), queries.pids), abs=1e-3)
     with open(run / 'metrics.jsonl') as file:
         evaluations = [line for line in map(json.loads, file) if line['kind'] == 'evaluation']
     assert content['training']['last']['R1'] == evaluations[-1]['R1'] and content['training']['last']['epochs'] == [2]
@@ -72,7 +72,7 @@ def test_intervals_and_the_course_of_the_training_stand_beside_the_figures(run, 
     assert test_program.main(['--config_file', str(run / 'configs.yaml')]) == 0
     printed = capsys.readouterr().out
     assert 'R1, 95%' in printed and '{:.2f} to {:.2f}'.format(*first['t2i']['mAP']) in printed
-    assert 'while training, on the test split of RSTPReid: best Rank-1' in printed
+    assert 'during training, on the test split of RSTPReid: best Rank-1' in printed
 
 
 def test_runs_are_compared_by_what_test_py_wrote(run, clip, data, capsys, tmp_path):
@@ -101,7 +101,7 @@ def test_a_clip_before_training_has_the_metrics_of_its_own_embeddings(clip, data
         gallery = torch.cat([encoders.encode_image(batch)[0][:, 0] for _, batch in images])
         ids = captions.dataset.tokens
         queries = encoders.encode_text(ids)[0][torch.arange(len(ids)), ids.argmax(dim=1)]
-    expected = retrieval_results(queries, gallery, torch.tensor(captions.dataset.caption_pids), torch.tensor(images.dataset.image_pids))
+    expected = evaluate_embeddings(queries, gallery, torch.tensor(captions.dataset.caption_pids), torch.tensor(images.dataset.image_pids))
     assert test_program.main([*words, '--output_dir', str(tmp_path)]) == 0
     table, = metrics_of(tmp_path / 'RSTPReid' / 'zero-shot_clip')['results'].values()
     assert table['t2i'] == pytest.approx(expected['t2i'], abs=1e-4)
@@ -162,7 +162,7 @@ def test_each_program_says_that_the_split_is_not_the_published_one(run, data, tm
     assert by['identities'] == 6
     note = f"not the published test split of RSTPReid: 6 identities (published: 200), {by['images']} images (1000), " \
            f"{by['captions']} captions (2000)"
-    assert f'{note}; its figures compare with no published ones' in (run / 'train_log.txt').read_text()
+    assert f'{note}; its results are not comparable with published ones' in (run / 'train_log.txt').read_text()
     assert test_program.main(['--config_file', str(run / 'configs.yaml')]) == 0
     assert f'\n{note}; compare with no published figure\n' in capsys.readouterr().out
     matrix.main(['--runs', str(run), '--root_dir', data, '--datasets', 'RSTPReid', '--out', str(tmp_path / 'm')])

@@ -37,13 +37,13 @@ class Killed(Exception):
 
 def killed_at(monkeypatch, step):
     """Let the next run end without a word after ``step`` steps in all."""
-    between = Trainer.save_between_steps
+    between = Trainer.save_if_due
 
     def save_and_die(trainer):
         between(trainer)
         if trainer.total_steps == step:
             raise Killed
-    monkeypatch.setattr(Trainer, 'save_between_steps', save_and_die)
+    monkeypatch.setattr(Trainer, 'save_if_due', save_and_die)
 
 
 def last(folder):
@@ -73,7 +73,7 @@ def test_rde_has_a_row_for_each_similarity_and_says_what_noise_it_was_trained_wi
     with open(os.path.join(folder, 'train_log.txt')) as file:
         log = file.read()
     assert re.search(r'of 48 training pairs \d+ exchange captions, and \d+ stay clean', log)
-    assert re.search(r'epoch 1: \d+ of 48 training pairs count as clean', log)
+    assert re.search(r'epoch 1 \| \d+ of 48 training pairs are clean', log)
     capsys.readouterr()
     test_program.main(['--config_file', os.path.join(folder, 'configs.yaml')])
     table = capsys.readouterr().out
@@ -113,13 +113,13 @@ def test_fmfa_trains_with_its_recipe(command, run_folder, clip, data, tmp_path):
 
 def test_stopped_while_pairs_are_divided_it_goes_on_with_the_division(command, run_folder, monkeypatch):
     options = command + ['--loss_names', 'tal', '--ccd', '--limit_train', '24', '--num_epoch', '1']
-    losses_of, signals = division.pair_losses, [signal.SIGTERM]
+    losses_of, signals = clean_pairs.compute_pair_losses, [signal.SIGTERM]
 
     def interrupted(*inputs):
         while signals:
             os.kill(os.getpid(), signals.pop())
         return losses_of(*inputs)
-    monkeypatch.setattr(division, 'pair_losses', interrupted)
+    monkeypatch.setattr(clean_pairs, 'compute_pair_losses', interrupted)
     with pytest.raises(SystemExit) as left:
         train_program.main(options)
     assert left.value.code == 128 + signal.SIGTERM and last(run_folder())['total_steps'] == 0

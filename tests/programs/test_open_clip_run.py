@@ -83,7 +83,7 @@ def test_a_resumed_run_is_the_same_to_the_last_bit(run, data, tmp_path):
         train_step(self, *step)
         steps.append(1)
         if len(steps) == 3:
-            self.interrupt.requested = 2
+            self.interrupt.signal_number = 2
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, 'train_step', stop_at_third)
         with pytest.raises(SystemExit):

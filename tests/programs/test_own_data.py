@@ -8,7 +8,7 @@ import torch
 
 import test as test_program
 import train as train_program
-from processor.progress import Journal
+from processor.progress import MetricsLog
 from utils.options import build_test_parser, parse_test_options
 
 
@@ -57,7 +57,7 @@ def test_two_datasets_train_together_and_are_tested_each(data, clip, tmp_path, r
     assert 'chosen by the test split of CUHK-PEDES, the split it is tested on' in told
     assert 'chosen by the test split of CUHK-PEDES\n' in told
     for dataset, kind in (('CUHK-PEDES', 'evaluation'), ('RSTPReid', 'evaluation/RSTPReid')):      # each table with its own course
-        assert f"while training, on the test split of {dataset}: best Rank-1 {while_training[kind]['R1']:.3f} at epoch 1" in told
+        assert f"during training, on the test split of {dataset}: best Rank-1 {while_training[kind]['R1']:.3f} at epoch 1" in told
     for dataset, kind in (('CUHK-PEDES', 'evaluation'), ('RSTPReid', 'evaluation/RSTPReid')):
         with open(os.path.join(folder, f'metrics_{dataset}.json')) as file:
             content = json.load(file)
@@ -74,5 +74,5 @@ def evaluations(folder):
 def test_each_evaluation_is_taken_back_that_a_resumed_run_does_again(tmp_path):
     lines = [{'kind': kind, 'epoch': epoch, 'step': 4 * epoch} for epoch in (1, 2) for kind in ('evaluation', 'evaluation/RSTPReid')]
     (tmp_path / 'metrics.jsonl').write_text(''.join(f'{json.dumps(line)}\n' for line in lines))
-    Journal(str(tmp_path), step=8, unevaluated=2).close()
+    MetricsLog(str(tmp_path), step=8, pending_evaluation=2).close()
     assert [json.loads(line) for line in open(tmp_path / 'metrics.jsonl')] == lines[:2]

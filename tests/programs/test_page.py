@@ -15,7 +15,7 @@ import torch
 import pedestal
 from processor.evaluation import embed
 from processor.history import further_datasets, read_evaluations
-from processor.report import RERANKED, names_of, produced_by
+from processor.report import RERANKED, collect_provenance, sample_names
 from run_scripts import page
 from tests.support import HANG_TIMEOUT
 from utils.errors import UserError
@@ -71,8 +71,8 @@ def test_what_a_second_stage_reached_is_in_the_table(trained, tmp_path):
     shutil.copytree(os.path.dirname(trained), folder)
     people = pedestal.load(folder)
     images, captions = people.split.run.images.dataset, people.split.run.captions.dataset
-    row, names = dict.fromkeys(METRICS, 12.3456), names_of(people.args, images, captions)
-    made = produced_by(people.args, people.checkpoint, images, captions, names)
+    row, names = dict.fromkeys(METRICS, 12.3456), sample_names(people.args, images, captions)
+    made = collect_provenance(people.args, people.checkpoint, images, captions, names)
 
     def shown_with(**changes):
         with open(os.path.join(folder, 'metrics.json'), 'w') as file:

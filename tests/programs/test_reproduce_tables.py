@@ -10,7 +10,7 @@ import pytest
 import test as test_program
 import train as train_program
 from datasets.rstpreid import RSTPReid
-from processor.test_run import DEPENDENT
+from processor.test_run import EXIT_DEPENDENT
 from run_scripts import reproduce_tables
 from run_scripts.reproduce_tables import METRICS, Row, backbone, main, published_row, rows_of
 from utils.errors import UserError
@@ -59,9 +59,9 @@ def test_a_dependent_run_is_reported_three_ways(runs, capsys):
     folder = folder_of(runs, 'php')
     status = test_program.main(['--config_file', os.path.join(folder, 'configs.yaml'), '--moe_report', '--test_batch_size', '4'])
     printed = capsys.readouterr().out
-    assert status == DEPENDENT
+    assert status == EXIT_DEPENDENT
     assert 'EMBEDDINGS DEPEND ON THE BATCH' in printed and 'shuffled (seed 1)' in printed and 'one by one' in printed
-    assert 'experts: percent of all choices' in printed and {'moe_report.json', 'moe_report.png'} <= set(os.listdir(folder))
+    assert 'experts: percent of all selections' in printed and {'moe_report.json', 'moe_report.png'} <= set(os.listdir(folder))
     content = metrics_of(folder)
     assert len(content['results']) == 3 and content['independence']['holds'] is False
     assert content['produced_by']['options']['php_attention'] == 'batch'

@@ -17,7 +17,7 @@ from datasets.bases import TextDataset
 from datasets.sampler import CaptionSampler, SplitSampler
 from datasets.synthpedes import generate
 from processor.evaluation import Evaluator, embed
-from processor.recognition import recognise
+from processor.recognition import recognize_attributes
 from tests.several import Processes
 from tests.support import HANG_TIMEOUT, small_archive
 from utils.errors import UserError
@@ -63,8 +63,8 @@ def evaluated(archive, size):
     share = list(sizes)
     same = [torch.equal(one, other) for one, other in zip(embed(model.encode_image, evaluator.img_loader, model)
                                                           + embed(model.encode_text, evaluator.txt_loader, model),
-                                                          embed(model.encode_image, evaluator.img_loader, model, shared=True)
-                                                          + embed(model.encode_text, evaluator.txt_loader, model, shared=True))]
+                                                          embed(model.encode_image, evaluator.img_loader, model, distributed=True)
+                                                          + embed(model.encode_text, evaluator.txt_loader, model, distributed=True))]
     return share, same, evaluator.results
 
 
@@ -85,7 +85,7 @@ def recognised(archive):
     images.dataset.attributes = torch.arange(21).view(7, 3) % 2, None
     model.heads[0].predict_attributes = lambda tokens: tokens[:, 0, :3]
     model.backbone.encode_image = lambda images, *rest: sizes.append(len(images)) or encode(images, *rest)
-    return recognise(model, images), sizes
+    return recognize_attributes(model, images), sizes
 
 
 def test_attributes_without_prompts_are_told_by_turns(processes, tmp_path):

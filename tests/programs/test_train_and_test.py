@@ -114,7 +114,7 @@ def test_init_from_another_dataset(command, run_folder, tmp_path):
     other = command + ['--dataset_name', 'RSTPReid', '--limit_train', '20', '--num_epoch', '1', '--init_from', best]
     train_program.main(other)
     log = open(os.path.join(run_folder('RSTPReid'), 'train_log.txt')).read()
-    assert 'made anew: classifier.weight, classifier.bias' in log
+    assert 'with initial weights: classifier.weight, classifier.bias' in log
     assert len(read_checkpoint(os.path.join(run_folder('RSTPReid'), 'last.pth'))['model']['classifier.weight']) < 12
 
 
@@ -280,7 +280,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(command, run_folder, monkeypatc
         calls.append(1)
         return real(*inputs, **settings) * (float('nan') if len(calls) == 5 else 1.0)
     monkeypatch.setattr(objectives, 'sdm', sometimes_nan)
-    with pytest.raises(UserError, match=r'at epoch 1, step 5, .*sdm_loss is nan; the batch: .*imgs.*\.jpg') as stopped:
+    with pytest.raises(UserError, match=r'at epoch 1, step 5, .*sdm_loss is nan: lower --lr, or check the images of the batch .*imgs.*\.jpg') as stopped:
         train_program.main(command + ['--save_steps', '2'])
     assert 'the last good checkpoint is' in str(stopped.value)
     good = read_checkpoint(os.path.join(run_folder(), 'last.pth'))
@@ -376,7 +376,7 @@ def test_a_broken_image_is_left_out_on_request(command, data, tmp_path, run_fold
     root, path = broken_copy(data, tmp_path)
     train_program.main(command + ['--root_dir', root, '--skip_broken', '--num_epoch', '1'])
     log = open(os.path.join(run_folder(), 'train_log.txt')).read()
-    assert f'left out: {path} cannot be read' in log and 'epoch 1 left out 2 broken images' in log
+    assert f'skipped: image {path} cannot be read' in log and 'epoch 1: 2 unreadable images skipped' in log
 
 
 def test_every_image_broken_is_an_error_even_when_skipping(command, data, tmp_path):
@@ -386,7 +386,7 @@ def test_every_image_broken_is_an_error_even_when_skipping(command, data, tmp_pa
     for entry in json.load(open(root / 'CUHK-PEDES' / 'reid_raw.json')):
         if entry['split'] == 'train':
             (root / 'CUHK-PEDES' / 'imgs' / entry['file_path']).write_text('no image')
-    with pytest.raises(UserError, match='none of the training images could be read'):
+    with pytest.raises(UserError, match='no training image can be read'):
         train_program.main(command + ['--root_dir', str(root), '--skip_broken'])
 
 

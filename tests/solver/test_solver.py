@@ -102,7 +102,7 @@ def test_schedule_by_the_step_is_that_of_tbps_clip():
         for step in range(1, 5):
             schedule.before_step(epoch, step, 4)
             rates.append(optimizer.param_groups[0]['lr'])
-            assert schedule.lr_after(schedule.last_epoch, 1e-4) == rates[-1]
+            assert schedule.compute_lr(schedule.last_epoch, 1e-4) == rates[-1]
             optimizer.step()
         schedule.step()
     assert rates[:4] == pytest.approx([1e-6 + (1e-4 - 1e-6) * k / 3 for k in range(4)])
@@ -114,7 +114,7 @@ def test_schedule_by_the_step_is_that_of_tbps_clip():
 
 def test_schedule_by_the_step_warms_up_linearly():
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
-    with pytest.raises(UserError, match='step_cosine begins with a linear --warmup_method'):
+    with pytest.raises(UserError, match='step_cosine needs --warmup_method linear, but it is .constant'):
         build_lr_scheduler(options(lrscheduler='step_cosine', warmup_method='constant'), optimizer)
 
 

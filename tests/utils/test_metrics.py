@@ -13,7 +13,7 @@ from tests.support import golden, golden_cases
 from utils import ranking
 from utils.errors import UserError
 from processor.evaluation import Evaluator
-from utils.metrics import rank, summary
+from utils.metrics import rank, compute_metrics
 from utils.ranking import rank_embeddings, rank_relevant
 
 
@@ -59,9 +59,9 @@ def test_blocks_do_not_change_the_figures(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     similarity, g_pids = torch.rand(50, 20, generator=generator), torch.arange(20) % 5
     q_pids = torch.arange(50) % 5
-    whole = summary(similarity, q_pids, g_pids)
+    whole = compute_metrics(similarity, q_pids, g_pids)
     monkeypatch.setattr(ranking, 'BLOCK', 60)
-    assert summary(similarity, q_pids, g_pids) == whole
+    assert compute_metrics(similarity, q_pids, g_pids) == whole
 
 
 def test_without_map_only_cmc_and_indices_come_back():
@@ -151,7 +151,7 @@ def test_both_directions_from_embeddings():
     qids, gids = torch.arange(50) % 10, torch.arange(20) % 10
     similarity = qfeats @ gfeats.t() / 64
     results = evaluate_embeddings(qfeats, gfeats, qids, gids, True)
-    assert results == {'t2i': summary(similarity, qids, gids), 'i2t': summary(similarity.t(), gids, qids)}
+    assert results == {'t2i': compute_metrics(similarity, qids, gids), 'i2t': compute_metrics(similarity.t(), gids, qids)}
     assert json.loads(json.dumps(results)) == results
 
 
@@ -301,7 +301,7 @@ def test_broken_embeddings_are_an_error():
 @pytest.mark.parametrize('leaks', [False, True])
 def test_independence_of_the_batch(leaks):
     found = check_independence(Toy(leaks), *loaders())
-    assert found.holds is not leaks
+    assert found.is_independent is not leaks
     assert ('DEPEND ON THE BATCH' in str(found)) is leaks
 
 
@@ -310,4 +310,4 @@ def test_a_leak_is_found_from_the_evaluations_own_embeddings():
     images, texts = loaders()
     evaluator = Evaluator(images, texts)
     qfeats, gfeats, _, _ = evaluator._compute_embedding(Toy(leaks=True))
-    assert not check_independence(Toy(leaks=False), images, texts, (qfeats, gfeats)).holds
+    assert not check_independence(Toy(leaks=False), images, texts, (qfeats, gfeats)).is_independent
