@@ -18,14 +18,14 @@ logger = logging.getLogger('Pedestal.dataset')
 def datasets():
     """``{name: class}`` of all datasets. A file that cannot be imported is named in the log and skipped.
 
-    Before PyTorch is imported, classes are declarations (:func:`~utils.declarations.declare`).
+    Before PyTorch is imported, classes are declarations (:func:`~utils.declarations.load_declarations`).
     """
     return collect_datasets(is_pytorch_loaded())
 
 
 @functools.lru_cache(maxsize=1)
 def collect_datasets(imported):
-    """Collect the classes of :func:`datasets`. The parameter keeps declarations and imported classes apart in the cache."""
+    """Collect the classes of :func:`datasets`. ``imported`` is the cache's key for declarations or imported classes."""
     classes, base = [], load_plugin('datasets.bases').BaseDataset
     for module in pkgutil.iter_modules([os.path.dirname(__file__)], 'datasets.'):
         if module.ispkg or module.name == __name__:   # synthpedes writes datasets and defines none

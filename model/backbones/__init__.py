@@ -26,7 +26,7 @@ def __getattr__(name):
 def registry():
     """Return {name: Backbone class} of every file in this folder.
 
-    Before PyTorch is imported, the classes are declarations (:func:`~utils.declarations.declare`).
+    Before PyTorch is imported, the classes are declarations (:func:`~utils.declarations.load_declarations`).
     """
     return collect_backbones(is_pytorch_loaded())
 

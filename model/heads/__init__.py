@@ -81,7 +81,7 @@ def registry():
 
     Returns:
         {loss name: Head class}. Before PyTorch is imported, classes are declarations
-        (:func:`~utils.declarations.declare`).
+        (:func:`~utils.declarations.load_declarations`).
     """
     return collect_heads(is_pytorch_loaded())
 

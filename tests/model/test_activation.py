@@ -104,7 +104,7 @@ def test_a_clip_before_any_training_is_tested_with_it(clip, tmp_path):
         args = parse_test_options(build_test_parser('test.py', ''), ['--pretrain_choice', clip, '--device', 'cpu', *words])
         model, _ = load_trained(args, 1)
         assert model.base_model.activation == args.activation == activation
-    with pytest.raises(UserError, match='--activation is of the run that --config_file names'):
+    with pytest.raises(UserError, match='--activation is in the configs.yaml of --config_file'):
         parse_test_options(build_test_parser('test.py', ''), ['--config_file', 'configs.yaml', '--activation', 'gelu'])
 
 

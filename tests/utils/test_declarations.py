@@ -1,4 +1,4 @@
-"""Options are read before PyTorch is imported, and read the same as after it."""
+"""Reading options does not import PyTorch, and gives the same options as after importing it."""
 import importlib.util
 import json
 import os
@@ -14,14 +14,14 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 
 
 def run_python(code, *words, folder=ROOT):
-    done = subprocess.run([sys.executable, '-c', code, *words], cwd=folder, capture_output=True, text=True, timeout=600,
-                          env={**os.environ, 'PYTHONPATH': ROOT})
-    assert 'Traceback' not in done.stderr, done.stderr
-    return done
+    completed = subprocess.run([sys.executable, '-c', code, *words], cwd=folder, capture_output=True, text=True,
+                               timeout=600, env={**os.environ, 'PYTHONPATH': ROOT})
+    assert 'Traceback' not in completed.stderr, completed.stderr
+    return completed
 
 
 # Ends with status 77 if PyTorch or NumPy is imported when the options are read.
-WATCHED = """
+READ_OPTIONS = """
 import sys, {program} as program
 try:
     program.read_options(sys.argv[1:])
@@ -39,41 +39,45 @@ sys.exit(77 if {{'torch', 'numpy', 'PIL', 'matplotlib'}} & set(sys.modules) else
     ('train', ['--config_file', 'configs/irra/cuhk-pedes.yaml', '--print_config'], 'loss_names'),
     ('train', ['--config_file', 'configs/php/cuhk-pedes.yaml', '--print_config'], 'php_parts'),
     ('train', ['--loss_names', 'tal+tse', '--ccd', '--print_config'], 'ccd: true'),
-    ('train', ['--lerning_rate', '1'], 'did you mean --lr?'), ('train', ['--dataset_name', 'CUHK'], 'did you mean CUHK-PEDES?'),
+    ('train', ['--lerning_rate', '1'], 'did you mean --lr?'),
+    ('train', ['--dataset_name', 'CUHK'], 'did you mean CUHK-PEDES?'),
     ('train', ['--dataset_name', 'CUHK-PEDES+ICFG'], 'did you mean ICFG-PEDES?'),
     ('train', ['--loss_names', 'sdm+mml'], 'did you mean mlm?'),
     ('train', ['--eval_dataset', 'RSTPRied'], 'did you mean RSTPReid?'),
     ('test', ['--help'], '--moe_report'), ('test', ['--config_flie', 'x'], 'did you mean --config_file?')])
 def test_pytorch_is_not_imported_to_read_options(program, words, printed):
-    done = run_python(WATCHED.format(program=program), *words)
-    assert printed in done.stdout and done.returncode == 0, done.stdout[-500:]
+    completed = run_python(READ_OPTIONS.format(program=program), *words)
+    assert printed in completed.stdout and completed.returncode == 0, completed.stdout[-500:]
 
 
-DESCRIBED = """
+PRINT_DECLARATIONS = """
 import json, sys
 from utils.options import build_parser, get_args
 from model.heads import head_classes
 import datasets.registry
 parser = build_parser()
-print(json.dumps([{name: [str(vars(action).get(key)) for key in ('option_strings', 'default', 'help', 'choices', 'nargs', 'effect')]
-                   for name, action in parser.actions().items()},
-                  {name: [reader.__name__ for reader in readers] for name, readers in parser.readers.items()},
-                  [[head.__module__, head.__name__, head.names, list(head.needs), list(head.fields)] for head in head_classes()],
-                  sorted(datasets.registry.datasets()), 'torch' in sys.modules]))
+keys = ('option_strings', 'default', 'help', 'choices', 'nargs', 'effect')
+actions = {name: [str(vars(action).get(key)) for key in keys] for name, action in parser.actions().items()}
+readers = {name: [reader.__name__ for reader in readers] for name, readers in parser.readers.items()}
+heads = [[head.__module__, head.__name__, head.names, list(head.needs), list(head.fields)] for head in head_classes()]
+print(json.dumps([actions, readers, heads, sorted(datasets.registry.datasets()), 'torch' in sys.modules]))
 """
 
 
-def test_declarations_are_what_the_files_define():
-    declared, imported = (json.loads(run_python(start + DESCRIBED).stdout) for start in ('', 'import torch\n'))
+def test_declarations_equal_the_imported_files():
+    declared, imported = (json.loads(run_python(start + PRINT_DECLARATIONS).stdout) for start in ('', 'import torch\n'))
     assert (declared.pop(), imported.pop()) == (False, True)
     assert declared == imported
 
 
-@pytest.mark.parametrize('recipe', ['a2te/cuhk-pedes', 'aptm/cuhk-pedes', 'sen/rstpreid', 'tbps-clip/cuhk-pedes', 'rde/icfg-pedes'])
-def test_a_recipe_means_the_same_before_and_after(recipe):
+@pytest.mark.parametrize('recipe', [
+    'a2te/cuhk-pedes', 'aptm/cuhk-pedes', 'sen/rstpreid', 'tbps-clip/cuhk-pedes', 'rde/icfg-pedes'])
+def test_a_recipe_means_the_same_before_and_after_importing_pytorch(recipe):
     words = ['--config_file', os.path.join(ROOT, 'configs', f'{recipe}.yaml')]
-    code = 'import json, sys, train; print(json.dumps({k: str(v) for k, v in vars(train.read_options(sys.argv[1:])).items()}))'
-    assert json.loads(run_python(code, *words).stdout) == {name: str(value) for name, value in vars(get_args(words)).items()}
+    code = ('import json, sys, train; args = train.read_options(sys.argv[1:]); '
+            'print(json.dumps({name: str(value) for name, value in vars(args).items()}))')
+    expected = {name: str(value) for name, value in vars(get_args(words)).items()}
+    assert json.loads(run_python(code, *words).stdout) == expected
 
 
 HEAD = '''
@@ -92,7 +96,7 @@ class Needy(Head):
 '''
 
 
-def test_a_declaration_that_needs_pytorch_gets_it(tmp_path):
+def test_a_declaration_that_needs_pytorch_imports_it(tmp_path):
     (tmp_path / 'needy.py').write_text(HEAD)
     code = f"""
 import sys, model.heads, train
@@ -110,13 +114,14 @@ def test_every_loss_has_a_line_of_help():
 
 
 @pytest.mark.skipif(importlib.util.find_spec('argcomplete') is None, reason='argcomplete is not installed')
-@pytest.mark.parametrize('typed, offered', [('--loss_n', {'--loss_names '}), ('--loss_names sdm+ml', {'sdm+mlm'}),
-                                            ('--dataset_name RS', {'RSTPReid'}), ('--optim', {'--optimizer '})])
-def test_the_shell_completes_options(typed, offered, tmp_path):
-    line = f'train.py {typed}'
-    answer = tmp_path / 'answer'
-    done = subprocess.run([sys.executable, os.path.join(ROOT, 'train.py')], capture_output=True, text=True, timeout=600, cwd=ROOT,
-                          env={**os.environ, '_ARGCOMPLETE': '1', '_ARGCOMPLETE_IFS': '|', 'COMP_LINE': line, 'COMP_POINT': str(len(line)),
-                               '_ARGCOMPLETE_STDOUT_FILENAME': str(answer)})
-    assert done.returncode == 0, done.stderr
-    assert {word.strip() for word in answer.read_text().split('|')} == {word.strip() for word in offered}
+@pytest.mark.parametrize('words, completions', [
+    ('--loss_n', {'--loss_names'}), ('--loss_names sdm+ml', {'sdm+mlm'}), ('--dataset_name RS', {'RSTPReid'}),
+    ('--optim', {'--optimizer'})])
+def test_the_shell_completes_options(words, completions, tmp_path):
+    line, output = f'train.py {words}', tmp_path / 'output'
+    shell = {'_ARGCOMPLETE': '1', '_ARGCOMPLETE_IFS': '|', '_ARGCOMPLETE_STDOUT_FILENAME': str(output),
+             'COMP_LINE': line, 'COMP_POINT': str(len(line))}
+    completed = subprocess.run([sys.executable, os.path.join(ROOT, 'train.py')], capture_output=True, text=True,
+                               timeout=600, cwd=ROOT, env={**os.environ, **shell})
+    assert completed.returncode == 0, completed.stderr
+    assert {word.strip() for word in output.read_text().split('|')} == completions
