@@ -6,8 +6,6 @@ make both work, a tool imports ``run_scripts`` before any other package of this 
 import os
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-# Options of utils.options.build_test_parser that a tool's --help shows after its own; --help all shows the rest.
-TEST_OPTIONS = ('checkpoint', 'dataset_name', 'root_dir', 'device')
 
 
 def start(main):

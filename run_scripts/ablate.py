@@ -1,7 +1,9 @@
 """Train a grid of ablations and print their table with means and standard deviations.
 
-    python -m run_scripts.ablate --config_file configs/irra/rstpreid.yaml --loss_names sdm sdm+id+mlm --seeds 1 2 3
-    python -m run_scripts.ablate --config_file ... --vary lr 1e-5 3e-5 --vary temperature 0.02 0.05 -- --num_epoch 20
+    python -m run_scripts.ablate --config_file configs/irra/rstpreid.yaml \\
+        --loss_names sdm sdm+id+mlm --seeds 1 2 3
+    python -m run_scripts.ablate --config_file ... --vary lr 1e-5 3e-5 \\
+        --vary temperature 0.02 0.05 -- --num_epoch 20
 
 The grid is the product of loss strings, seeds and values of any flags over a recipe. All options after -- go to every
 train.py. Each run is a process with its own folder, and the folder's name depends only on the run's options. The same
@@ -88,7 +90,8 @@ def print_progress(line):
 # -- the grid --------------------------------------------------------------------------------------------------------
 
 def build_ablation_parser():
-    parser = Parser(prog='ablate.py', description=__doc__)
+    parser = Parser(prog='ablate.py', description=__doc__,
+                    usage='%(prog)s [--<option> VALUE ...] [-- <options of train.py>]')
     parser.add_argument('--config_file', default='', help='recipe of all runs')
     parser.add_argument('--loss_names', nargs='+', help="loss strings to compare (default: the recipe's)")
     parser.add_argument('--seeds', nargs='+', type=non_negative_int, default=[1], help='random seeds of each setting')

@@ -1,21 +1,23 @@
 """Draw which parts of a photo and which words of a caption a model uses.
 
-    python -m run_scripts.attention --config_file <run>/configs.yaml --image photo.jpg --caption "a red coat"
+    python -m run_scripts.attention --config_file <run>/configs.yaml --image photo.jpg \\
+        --caption "a red coat"
     python -m run_scripts.attention --config_file <run>/configs.yaml --noise 0 0.1 0.2
 
 The figure shows these maps over the photo:
 
-- the attention of the class token in the last block of the image encoder;
-- the attention of heads, such as PHP's parts and A2TE's details, with the words that they weigh most;
-- the loss of similarity if a square of the photo is hidden, which works for every model;
-- for each word, its attention over the patches in the cross encoder. If the model has no cross encoder, the map shows
-  the cosine similarity of the word's token and each patch. The number after a word is the loss of similarity if the
-  caption does not have the word.
+    - the attention of the class token in the last block of the image encoder;
+    - the attention of heads, such as PHP's parts and A2TE's details, with the words that they
+      weigh most;
+    - the loss of similarity if a square of the photo is hidden, which works for every model;
+    - for each word, its attention over the patches in the cross encoder. If the model has no
+      cross encoder, the map shows the cosine similarity of the word's token and each patch. The
+      number after a word is the loss of similarity if the caption does not have the word.
 
 With --noise the figure shows retrieval on the test split instead, with Gaussian noise added to the images. The unit of
 its standard deviation is the range of a pixel: 0 is no noise, 1 is the difference between black and white.
 """
-from run_scripts import TEST_OPTIONS, start
+from run_scripts import start
 from run_scripts.retrieve import draw_results, sample_queries
 from utils.declarations import retry_with_pytorch
 from utils.errors import UserError
@@ -46,7 +48,6 @@ def read_options(argv):
     parser.add_argument('--noise', type=fraction, nargs='+', metavar='STD',
                         help='standard deviations of the noise, 0 to 1: draw retrieval with noise')
     parser.add_argument('--out', default='attention.png', help='file of the figure (.png, .pdf or .svg)')
-    parser.everyday = ('config_file', 'caption', 'image', 'noise', 'out', *TEST_OPTIONS)
     return parse_test_options(parser, argv)
 
 

@@ -1,7 +1,8 @@
 """Compare runs on the same test split, with confidence intervals and significance tests.
 
     python -m run_scripts.compare logs/RSTPReid/<run a> logs/RSTPReid/<run b>
-    python -m run_scripts.compare 'logs/ablation/irra_rstpreid/sdm_seed*' 'logs/ablation/irra_rstpreid/sdm+id_seed*'
+    python -m run_scripts.compare 'logs/ablation/irra_rstpreid/sdm_seed*' \\
+        'logs/ablation/irra_rstpreid/sdm+id_seed*'
 
 A RUN is a folder with the metrics.json that test.py wrote, or such a file. Several runs are the seeds of one model: a
 folder with several runs in it, a quoted pattern, or names with commas between them.
@@ -9,7 +10,7 @@ folder with several runs in it, a quoted pattern, or names with commas between t
 The tool compares each model with the first, caption by caption. It prints the difference, its 95% interval and p. The
 interval comes from a bootstrap over identities (with all their captions) and over seeds. With one seed per model, p
 comes from flipping the signs of the differences of identities. With several seeds, p comes from Student's t. Holm's
-correction is over the pairs of a metric. At last the tool prints captions that only one of two models finds.
+correction is over the pairs of a metric. Finally the tool prints captions that only one of two models finds.
 """
 import functools
 import glob
@@ -92,7 +93,7 @@ def main(argv=None):
 
 
 def build_compare_parser():
-    parser = Parser(prog='compare.py', description=__doc__)
+    parser = Parser(prog='compare.py', description=__doc__, usage='%(prog)s RUN RUN [RUN ...] [--<option> VALUE ...]')
     parser.add_argument('runs', nargs='+', metavar='RUN',
                         help='folder or metrics.json of a run, or of the seeds of a model')
     parser.add_argument('--results', default='metrics.json',

@@ -4,10 +4,10 @@
 
 The default is all recipes of CUHK-PEDES. For each recipe the tool prints:
 
-- the number of parameters, and of those that are trained;
-- GFLOPs to embed an image and a caption;
-- milliseconds and memory of a training step;
-- milliseconds and memory of a query: embed one caption and compare it with the whole test gallery.
+    - the number of parameters, and of those that are trained;
+    - GFLOPs to embed an image and a caption;
+    - milliseconds and memory of a training step;
+    - milliseconds and memory of a query: embed a caption and compare it with the test gallery.
 
 Models have random weights, and the images are synthetic pedestrians, which cost as much as photos. PyTorch counts the
 FLOPs of matrix products and convolutions. It counts a multiplication and an addition as two; papers that count
@@ -78,7 +78,8 @@ def main(argv=None):
 
 
 def build_cost_parser():
-    parser = Parser(prog='cost.py', description=__doc__)
+    parser = Parser(prog='cost.py', description=__doc__,
+                    usage='%(prog)s [--<option> VALUE ...] [-- <options of train.py>]')
     paths = glob.glob(os.path.join(ROOT, 'configs', '*', 'cuhk-pedes.yaml'))
     recipes = sorted(os.path.relpath(path) for path in paths if os.path.basename(os.path.dirname(path)) != 'published')
     parser.add_argument('--recipes', nargs='+', default=recipes, metavar='RECIPE',

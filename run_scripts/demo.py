@@ -18,12 +18,12 @@ import socket
 import sys
 import tempfile
 
-from run_scripts import TEST_OPTIONS, start
+from run_scripts import start
 from utils.declarations import retry_with_pytorch
 from utils.errors import UserError
 from utils.iotools import read_image
 from utils.options import build_test_parser, parse_test_options, positive_int, positive_int_up_to
-from utils.request_guard import LOCAL_NAMES, RequestGuard, is_loopback, names_of_this_machine
+from utils.request_guard import LOCAL_NAMES, RequestGuard, is_loopback, get_host_names
 
 MAX_SIDE = 640                       # largest side of a shown image in pixels; a photo may have 50 million pixels
 CACHED_IMAGES = 256                  # shown images in memory, at most 300 MB
@@ -63,7 +63,6 @@ def build_demo_parser():
                         help='token that a browser must send (default: none on 127.0.0.1, else a random one)')
     parser.add_argument('--allow_host', nargs='+', default=[], metavar='NAME',
                         help='further names of this machine in addresses, such as the name of a proxy')
-    parser.everyday = ('config_file', 'images', 'top', 'port', 'host', 'token', 'allow_host', *TEST_OPTIONS)
     return parser
 
 
@@ -161,7 +160,7 @@ def build_app(gradio, page, args, token):
     from fastapi import FastAPI
     app = gradio.mount_gradio_app(FastAPI(docs_url=None, redoc_url=None, openapi_url=None), page, path='/')
     is_public = not is_loopback(args.host)
-    hosts = {*LOCAL_NAMES, args.host, *args.allow_host, *(names_of_this_machine() if is_public else ())}
+    hosts = {*LOCAL_NAMES, args.host, *args.allow_host, *(get_host_names() if is_public else ())}
     return RequestGuard(app, hosts, POSTS, token, any_address=is_public)
 
 

@@ -2,7 +2,8 @@
 
     python -m run_scripts.export --config_file <run>/configs.yaml --out model
     python -m run_scripts.export --config_file <run>/configs.yaml --to huggingface --out model
-    python -m run_scripts.export --config_file <run>/configs.yaml --released_layout --out checkpoint_best.pth
+    python -m run_scripts.export --config_file <run>/configs.yaml --released_layout \\
+        --out checkpoint_best.pth
 
 --to onnx writes a folder with image_encoder.onnx, text_encoder.onnx, the tokenizer's files and config.json. The
 encoders accept any batch size. Their embeddings are normalized to length 1. --to huggingface writes a CLIP that
@@ -13,7 +14,7 @@ import contextlib
 import os
 import signal
 
-from run_scripts import TEST_OPTIONS, start
+from run_scripts import start
 from utils.declarations import retry_with_pytorch
 from utils.errors import UserError
 from utils.iotools import report_write_errors
@@ -49,7 +50,6 @@ def read_options(argv):
     parser.add_argument('--to', choices=['onnx', 'huggingface'], default='onnx', help='format of the encoders')
     parser.add_argument('--released_layout', action='store_true',
                         help="write a checkpoint with the reference implementation's parameter names")
-    parser.everyday = ('config_file', 'out', 'to', 'released_layout', *TEST_OPTIONS)
     return parse_test_options(parser, argv)
 
 

@@ -1,6 +1,7 @@
 """Evaluate retrieval in small galleries.
 
-    python -m run_scripts.galleries --config_file <run>/configs.yaml --galleries 5 --ids_per_gallery 100
+    python -m run_scripts.galleries --config_file <run>/configs.yaml --galleries 5 \\
+        --ids_per_gallery 100
 
 The tool splits the test identities into galleries, ranks each gallery separately, and prints the mean and the standard
 deviation of the metrics. On synthetic pedestrians it also prints two baselines without learning, which compare color
@@ -11,7 +12,7 @@ import statistics
 
 from prettytable import PrettyTable
 
-from run_scripts import TEST_OPTIONS, start
+from run_scripts import start
 from utils.declarations import retry_with_pytorch
 from utils.errors import UserError
 from utils.options import build_test_parser, non_negative_int, parse_test_options, positive_int
@@ -48,7 +49,6 @@ def read_options(argv):
                         help='number of identities in each gallery')
     parser.add_argument('--gallery_seed', type=non_negative_int, default=0,
                         help='random seed of the split into galleries')
-    parser.everyday = ('config_file', 'galleries', 'ids_per_gallery', 'gallery_seed', *TEST_OPTIONS)
     return parse_test_options(parser, argv)
 
 

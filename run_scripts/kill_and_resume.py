@@ -51,7 +51,8 @@ def main(argv=None):
 
 
 def build_kill_parser():
-    parser = Parser(prog='kill_and_resume.py', description=__doc__)
+    parser = Parser(prog='kill_and_resume.py', description=__doc__,
+                    usage='%(prog)s [--<option> VALUE ...] [-- <options of train.py>]')
     parser.add_argument('--kills', type=positive_int, default=20, help='number of times that the run is killed')
     parser.add_argument('--seed', type=non_negative_int, default=0, help='random seed of the moments')
     parser.add_argument('--ids', type=positive_int, default=30, help='number of training identities')

@@ -18,13 +18,10 @@ import sys
 import numpy as np
 
 from run_scripts import ROOT, ablate, start
-from processor.report import evaluate, result_path, save_results
-from processor.runs import load_run
 from utils.errors import UserError
 from utils.figures import import_pyplot, save_figure
 from utils.iotools import atomic_write
 from utils.options import Parser, build_test_parser, non_negative_int, parse_test_options
-from utils.queries import read_queries
 from utils.statistics import compare_means, bootstrap_interval
 from utils.tables import format_markdown
 
@@ -64,7 +61,8 @@ def main(argv=None):
 
 
 def build_leak_parser():
-    parser = Parser(prog='leak.py', description=__doc__)
+    parser = Parser(prog='leak.py', description=__doc__,
+                    usage='%(prog)s [--<option> VALUE ...] [-- <options of train.py>]')
     parser.add_argument('--root_dir', default='data', help='folder with synthpedes')
     parser.add_argument('--init_from', help='checkpoint whose weights all runs start from')
     parser.add_argument('--seeds', nargs='+', type=non_negative_int, default=[1, 2, 3],
@@ -76,6 +74,9 @@ def build_leak_parser():
 
 def evaluate_cell(cell):
     """``{order: QueryResults}`` of a trained cell; three orders if its embeddings depend on the batch."""
+    from processor.report import evaluate, result_path, save_results
+    from processor.runs import load_run
+    from utils.queries import read_queries
     configs = glob.glob(os.path.join(glob.escape(cell.folder), '*', '*', 'configs.yaml'))
     if len(configs) != 1:
         raise UserError(f'{cell.folder} has {len(configs)} runs, expected 1: remove it and start again')

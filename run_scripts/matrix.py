@@ -1,6 +1,7 @@
 """Test runs on several datasets and print the matrix of results.
 
-    python -m run_scripts.matrix --runs logs/... --datasets CUHK-PEDES ICFG-PEDES RSTPReid --root_dir data
+    python -m run_scripts.matrix --runs logs/... --datasets CUHK-PEDES ICFG-PEDES RSTPReid \\
+        --root_dir data
 
 The matrix has a row for each run and a column for each test dataset. Each cell is evaluated once, as test.py evaluates
 it, and stored next to the checkpoint (metrics.json, metrics_<dataset>.json). An interrupted matrix continues, and one
@@ -72,7 +73,8 @@ def main(argv=None):
 
 
 def build_matrix_parser():
-    parser = Parser(prog='matrix.py', description=__doc__)
+    parser = Parser(prog='matrix.py', description=__doc__,
+                    usage='%(prog)s --runs FOLDER ... --datasets NAME ... [--<option> VALUE ...]')
     parser.add_argument('--runs', nargs='+', required=True, help='folders of runs, or folders with runs at any depth')
     parser.add_argument('--datasets', nargs='+', required=True, help='names of the datasets to test on')
     parser.add_argument('--root_dir', help="folder with the datasets' folders (default: as in the runs' configs.yaml)")

@@ -38,7 +38,7 @@ def main(argv=None):
 
 
 def build_page_parser():
-    parser = Parser(prog='page.py', description=__doc__)
+    parser = Parser(prog='page.py', description=__doc__, usage='%(prog)s RUN [RUN] [--<option> VALUE ...]')
     parser.add_argument('runs', nargs='+', metavar='RUN', help='folder of a run, or its configs.yaml; one or two')
     parser.add_argument('--out', default='page.html', help='file of the page')
     parser.add_argument('--top', type=positive_int, default=8, help='number of images per caption')

@@ -10,7 +10,8 @@ aux_factor=0.5
 # PHP's published code uses --php_attention batch, whose embeddings depend on the batch: see docs/evaluation.md.
 exec "${PYTHON:-python}" train.py --name php \
     --img_aug --batch_size 64 --test_batch_size 64 --loss_names 'sdm+itc+aux' --itc_loss_weight 5.0 \
-    --aux_factor $aux_factor --php_attention slots --num_experts 4 --topk 2 --reduction 8 --moe_layers 4 --moe_heads 8 --cnum 9 \
+    --aux_factor $aux_factor --php_attention slots --num_experts 4 --topk 2 --reduction 8 \
+    --moe_layers 4 --moe_heads 8 --cnum 9 \
     --transformer_lr_factor 1.0 --moe_lr_factor 2.0 \
     --temperature 0.02 --num_epoch 60 --optimizer Adam --lr 3e-6 --lrscheduler cosine --warmup_epochs 5 \
     --dataset_name "$dataset" "$@"

@@ -84,7 +84,7 @@ def main(argv=None):
 
 
 def build_reproduction_parser():
-    parser = Parser(prog='reproduce_tables.py', description=__doc__)
+    parser = Parser(prog='reproduce_tables.py', description=__doc__, usage='%(prog)s [--<option> VALUE ...]')
     parser.add_argument('--logs', default='logs', help='folder with the runs, at any depth')
     parser.add_argument('--root_dir', help="folder with the datasets' folders (default: as in the runs' configs.yaml)")
     parser.add_argument('--device', help="auto, cpu, mps, cuda or cuda:<n> (default: as in the runs' configs.yaml)")

@@ -7,7 +7,7 @@ are gray), its restoration with the image's own caption, and its restoration wit
 prints the mean squared errors of the hidden patches. If captions guide the restoration, the error with the own caption
 is lower. ``test.py --restoration`` writes the same report next to the checkpoint.
 """
-from run_scripts import TEST_OPTIONS, start
+from run_scripts import start
 from utils.declarations import retry_with_pytorch
 from utils.errors import UserError
 from utils.figures import check_figure_path, save_figure
@@ -37,7 +37,6 @@ def read_options(argv):
     parser.add_argument('--out', default='restoration.png', help='file of the figure (.png, .pdf or .svg)')
     parser.add_argument('--images', type=positive_int, default=6,
                         help='number of images from the test split, at even distances')
-    parser.everyday = ('config_file', 'out', 'images', *TEST_OPTIONS)
     return parse_test_options(parser, argv)
 
 

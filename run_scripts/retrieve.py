@@ -1,13 +1,13 @@
 """Draw the images that a model retrieves for captions.
 
     python -m run_scripts.retrieve --config_file <run>/configs.yaml --out figure.png
-    python -m run_scripts.retrieve --config_file <run>/configs.yaml --caption "a woman in a red coat"
+    python -m run_scripts.retrieve --config_file <run>/configs.yaml --caption "a man in a red coat"
 
 Each row is a caption with the gallery images that the model ranks first, the best on the left. Each image has its
 cosine similarity above it. A green frame is the right person and a red frame is a wrong one. Frames are gray if the
 caption is your own. The tool also prints the files of the images with their similarities.
 """
-from run_scripts import TEST_OPTIONS, start
+from run_scripts import start
 from utils.declarations import retry_with_pytorch
 from utils.figures import check_figure_path, import_pyplot, save_figure, wrap_text
 from utils.iotools import read_image
@@ -40,7 +40,6 @@ def read_options(argv):
                         help='number of captions from the test split, at even distances')
     parser.add_argument('--caption', action='append', help='caption of your own; repeat the option for several')
     parser.add_argument('--top', type=positive_int, default=10, help='number of images per caption')
-    parser.everyday = ('config_file', 'out', 'captions', 'caption', 'top', *TEST_OPTIONS)
     return parse_test_options(parser, argv)
 
 

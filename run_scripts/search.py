@@ -1,6 +1,7 @@
 """Find people in a folder of photos by a description.
 
-    python -m run_scripts.search --config_file <run>/configs.yaml --images photos --caption "a red coat"
+    python -m run_scripts.search --config_file <run>/configs.yaml --images photos \\
+        --caption "a red coat"
 
 The first search embeds all photos and stores the embeddings in <photos>/.pedestal. Later searches embed only new
 photos. An interrupted search continues from its last stored photo. The tool names photos that cannot be read and skips
@@ -58,7 +59,6 @@ def read_options(argv):
     parser.add_argument('--out', help='file to write: a figure (.png, .pdf) or a list (.json)')
     parser.add_argument('--faiss', action='store_true',
                         help='approximate search in a FAISS index, for millions of photos')
-    parser.everyday = ('config_file', 'images', 'caption', 'top', 'index', 'out', 'faiss', 'checkpoint', 'device')
     return parse_test_options(parser, argv)
 
 

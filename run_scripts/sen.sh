@@ -7,6 +7,7 @@ dataset=${1:-CUHK-PEDES}
 [ $# -gt 0 ] && shift
 exec "${PYTHON:-python}" train.py --name sen \
     --img_aug --batch_size 128 --loss_names 'sdm+mae+id+tri' --mae_loss_weight 10 --tri_loss_weight 10 \
-    --mask_ratio 0.7 --caption_masking inplace --mlm_masking noun --caption_filter 0.2 --sampler idrannum --num_instance 2 --seed 42 \
+    --mask_ratio 0.7 --caption_masking inplace --mlm_masking noun --caption_filter 0.2 \
+    --sampler idrannum --num_instance 2 --seed 42 \
     --temperature 0.02 --num_epoch 60 --optimizer Adam --lr 1e-5 --lrscheduler cosine --warmup_epochs 5 \
     --dataset_name "$dataset" "$@"

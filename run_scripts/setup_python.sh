@@ -56,7 +56,7 @@ if ! has_everything "$PYTHON"; then
     fi
     PYTHON=.venv/bin/python
     if ! has_everything "$PYTHON"; then
-        echo "Installing into .venv what $requirements asks for (PyTorch is several GB) ..."
+        echo "Installing the packages of $requirements into .venv (PyTorch is several GB) ..."
         "$PYTHON" -m pip install --quiet --disable-pip-version-check -r "$requirements" ||
             stop "pip failed (see above); solve that and start again: the installation continues in .venv"
     fi

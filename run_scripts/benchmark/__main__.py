@@ -1,7 +1,7 @@
 """Measure time and memory of training, data loading, encoding and ranking, and compare them with the reference.
 
-    python -m run_scripts.benchmark --json benchmark.json          # all parts at full size
-    python -m run_scripts.benchmark --quick                        # a small model: under 2 minutes on 2 cores
+    python -m run_scripts.benchmark --json benchmark.json     # all parts at full size
+    python -m run_scripts.benchmark --quick                   # a small model, 2 minutes on 2 cores
     python -m run_scripts.benchmark --parts step profile --batch_size 32
 
 The reference is the published code of IRRA, as run_scripts/benchmark/reference.py implements it. The training step is
@@ -50,7 +50,7 @@ def main(argv=None):
 
 
 def build_benchmark_parser():
-    parser = Parser(prog='benchmark.py', description=__doc__)
+    parser = Parser(prog='benchmark.py', description=__doc__, usage='%(prog)s [--<option> VALUE ...]')
     parser.add_argument('--parts', nargs='+', choices=list(PARTS), default=list(PARTS), help='parts to measure')
     parser.add_argument('--quick', action='store_true', help='use a small model, small batches and small galleries')
     parser.add_argument('--batch_size', type=positive_int,

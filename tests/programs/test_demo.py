@@ -30,7 +30,7 @@ def args(trained):
 
 def test_the_test_split_is_searched_without_a_folder(args, opened):
     people = pedestal.People(args)
-    found = demo.find_in(people, args)('a woman in a red coat', 3)
+    found = demo.build_search(people, args)('a woman in a red coat', 3)
     paths = list(dict.fromkeys(opened.images.dataset.img_paths))
     assert [path for path, _ in found] == [path for path, _ in people.search('a woman in a red coat', paths, top=3)]
 
@@ -39,26 +39,26 @@ def test_a_folder_is_searched_as_search_does(args, opened, tmp_path):
     for number, path in enumerate(opened.images.dataset.img_paths[:4]):
         os.symlink(path, tmp_path / f'{number}.jpg')
     people, args.images = pedestal.People(args), str(tmp_path)
-    assert demo.find_in(people, args)('a man', 3) == people.search('a man', str(tmp_path), top=3)
+    assert demo.build_search(people, args)('a man', 3) == people.search('a man', str(tmp_path), top=3)
     assert len(glob.glob(f'{tmp_path}/*.jpg')) == 4
 
 
 def test_the_page_answers(opened, monkeypatch):
     gradio = pytest.importorskip('gradio', reason='Gradio is not installed: pip install gradio')
     path = opened.images.dataset.img_paths[0]
-    page = demo.build(gradio, lambda text, top: [(path, 0.5)] * top, top=2)
+    page = demo.build_page(gradio, lambda text, top: [(path, 0.5)] * top, top=2)
     answer = next(function.fn for function in page.fns.values() if function.api_name == 'find')
     (image, caption), again = answer('a man')
     assert caption == f'0.500  {os.path.basename(path)}' and image.size and again[1] == caption
 
     warned = []
     monkeypatch.setattr(gradio, 'Warning', warned.append)
-    page = demo.build(gradio, lambda text, top: [(path, 0.5)], 1, lambda text: f'{text} is cut')
+    page = demo.build_page(gradio, lambda text, top: [(path, 0.5)], 1, lambda text: f'{text} is cut')
     assert next(iter(page.fns.values())).fn('a man') and warned == ['a man is cut']
 
     def refuse(text, top):
         raise UserError('a caption is empty; describe somebody')
-    page = demo.build(gradio, refuse, top=2)
+    page = demo.build_page(gradio, refuse, top=2)
     with pytest.raises(gradio.Error, match='describe somebody'):
         next(iter(page.fns.values())).fn('')
 
@@ -69,14 +69,14 @@ def test_without_gradio_it_is_one_sentence(trained, monkeypatch):
         demo.main(['--config_file', trained])
 
 
-# -- photos --------------------------------------------------------------------------------------------------------------
+# -- photos ----------------------------------------------------------------------------------------------------------
 
 def test_a_large_or_wide_photo_is_shown_small(tmp_path):
     """WebP, which Gradio would write, ends at 16,383 pixels."""
     for name, size in (('wide', (20_000, 20)), ('large', (2000, 3000)), ('small', (20, 40))):
         Image.new('RGB', size, 'red').save(tmp_path / f'{name}.png')
         image, caption = demo.make_tile(str(tmp_path / f'{name}.png'), 0.5)
-        assert max(image.size) == min(demo.SIDE, max(size)) and caption == f'0.500  {name}.png'
+        assert max(image.size) == min(demo.MAX_SIDE, max(size)) and caption == f'0.500  {name}.png'
 
 
 def test_a_photo_that_was_damaged_since_the_start_is_grey(tmp_path, opened):
@@ -85,8 +85,8 @@ def test_a_photo_that_was_damaged_since_the_start_is_grey(tmp_path, opened):
     assert demo.make_tile(str(path), 0.5)[0].getpixel((0, 0)) == (255, 0, 0)
     path.write_bytes(path.read_bytes()[:40])
     (grey, caption), (_, missing), (_, whole) = (demo.make_tile(str(photo), 0.5) for photo in (path, gone, good))
-    assert grey.getpixel((0, 0)) == (211, 211, 211) and caption == '0.500  gone or damaged: a.png'
-    assert missing == '0.500  gone or damaged: gone.png' and whole == f'0.500  {os.path.basename(good)}'
+    assert grey.getpixel((0, 0)) == (211, 211, 211) and caption == '0.500  missing or damaged: a.png'
+    assert missing == '0.500  missing or damaged: gone.png' and whole == f'0.500  {os.path.basename(good)}'
 
 
 def test_a_photo_is_decoded_once_and_again_if_it_changed(tmp_path, monkeypatch):
@@ -98,13 +98,13 @@ def test_a_photo_is_decoded_once_and_again_if_it_changed(tmp_path, monkeypatch):
     assert first is again and len(reads) == 1
     Image.new('RGB', (9, 9), 'blue').save(path)
     assert demo.make_tile(str(path), 0.5)[0].getpixel((0, 0)) == (0, 0, 255) and len(reads) == 2
-    assert demo.thumbnail.cache_info().maxsize == demo.THUMBNAILS
+    assert demo.load_thumbnail.cache_info().maxsize == demo.CACHED_IMAGES
 
 
-# -- the folder of what is shown, the address and the token ---------------------------------------------------------------
+# -- the folder of what is shown, the address and the token ----------------------------------------------------------
 
 def test_what_is_shown_lies_in_a_private_folder_that_is_removed():
-    with demo.private_folder() as folder:
+    with demo.temporary_folder() as folder:
         assert stat.S_IMODE(os.stat(folder).st_mode) == 0o700
         with open(os.path.join(folder, 'photo.jpeg'), 'w') as file:
             file.write('x')
@@ -113,7 +113,8 @@ def test_what_is_shown_lies_in_a_private_folder_that_is_removed():
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGHUP])
 def test_the_folder_is_removed_at_a_signal(number, tmp_path):
-    code = 'import time; from run_scripts import demo\nwith demo.private_folder() as folder: print(folder, flush=True); time.sleep(600)'
+    code = ('import time; from run_scripts import demo\n'
+            'with demo.temporary_folder() as folder: print(folder, flush=True); time.sleep(600)')
     with subprocess.Popen([sys.executable, '-c', code], cwd=ROOT, stdout=subprocess.PIPE, text=True,
                           env={**os.environ, 'TMPDIR': str(tmp_path)}) as process:
         folder = process.stdout.readline().strip()
@@ -123,11 +124,12 @@ def test_the_folder_is_removed_at_a_signal(number, tmp_path):
 
 
 def test_the_address_holds_the_token():
-    with demo.listen('127.0.0.1', 0) as listener:
+    with demo.open_socket('127.0.0.1', 0) as listener:
         port = listener.getsockname()[1]
         assert demo.format_address('127.0.0.1', listener, None) == f'http://127.0.0.1:{port}'
         assert demo.format_address('::1', listener, 'secret_x') == f'http://[::1]:{port}/?token=secret_x'
-        assert demo.format_address('0.0.0.0', listener, 'secret_x') == f'http://{socket.gethostname()}:{port}/?token=secret_x'
+        assert demo.format_address('0.0.0.0', listener,
+                                   'secret_x') == f'http://{socket.gethostname()}:{port}/?token=secret_x'
 
 
 def test_what_the_command_line_refuses(trained, monkeypatch):
@@ -137,11 +139,12 @@ def test_what_the_command_line_refuses(trained, monkeypatch):
                             (['--host', '203.0.113.1'], 'cannot listen at 203.0.113.1, port')):
         with pytest.raises(UserError, match=sentence):
             demo.main(['--config_file', trained, *words])
-    with demo.listen('127.0.0.1', 0) as listener, pytest.raises(UserError, match='it is taken.*try another --port'):
+    message = 'another program uses the port.*try another --port'
+    with demo.open_socket('127.0.0.1', 0) as listener, pytest.raises(UserError, match=message):
         demo.main(['--config_file', trained, '--port', str(listener.getsockname()[1])])
 
 
-# -- the whole page, with Gradio -----------------------------------------------------------------------------------------
+# -- the whole page, with Gradio -------------------------------------------------------------------------------------
 
 @pytest.fixture(params=['127.0.0.1', '0.0.0.0'])
 def served(request, tmp_path, monkeypatch):
@@ -153,8 +156,8 @@ def served(request, tmp_path, monkeypatch):
     photo = str(tmp_path / 'a<b>.png')
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 30, 3), dtype=np.uint8)).save(photo)
     args = demo.build_demo_parser().parse(['--host', request.param])
-    app = demo.build_app(gradio, demo.build(gradio, lambda text, top: [(photo, 0.5)], 1), args, token)
-    listener = demo.listen('127.0.0.1', 0)
+    app = demo.build_app(gradio, demo.build_page(gradio, lambda text, top: [(photo, 0.5)], 1), args, token)
+    listener = demo.open_socket('127.0.0.1', 0)
     server = uvicorn.Server(uvicorn.Config(app, log_level='warning', ws='none', timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={'sockets': [listener]}, daemon=True)
     thread.start()
@@ -181,10 +184,13 @@ def test_a_browser_is_answered_and_others_are_not(served):
     assert ask(port, 'GET', '/config', Origin='http://evil.com', **known)[0] == 403
     for path in ('/gradio_api/upload', '/upload', '/gradio_api/component_server', '/gradio_api/process_recording'):
         assert ask(port, 'POST', path, b'x' * 1000, Content_Type='multipart/form-data; boundary=x', **known)[0] == 405
-    status, body = ask(port, 'POST', '/gradio_api/call/find', json.dumps({'data': ['a man']}), Content_Type='application/json', **known)
+    status, body = ask(port, 'POST', '/gradio_api/call/find', json.dumps({'data': ['a man']}),
+                       Content_Type='application/json', **known)
     assert status == 200
     told = ask(port, 'GET', f"/gradio_api/call/find/{json.loads(body)['event_id']}", **known)[1].decode()
     (found,), = [json.loads(line[len('data: '):]) for line in told.splitlines() if line.startswith('data: [')]
     assert found[0]['caption'] == '0.500  a<b>.png' and found[0]['image']['path'].startswith(os.path.realpath(folder))
-    assert ask(port, 'GET', f"/gradio_api/file={found[0]['image']['path']}", **known)[1][:2] == b'\xff\xd8'      # a JPEG
-    assert ask(port, 'GET', f'/gradio_api/file={photo}', **known)[0] == 403                 # the photo itself is not served
+    # a JPEG
+    assert ask(port, 'GET', f"/gradio_api/file={found[0]['image']['path']}", **known)[1][:2] == b'\xff\xd8'
+    # the photo itself is not served
+    assert ask(port, 'GET', f'/gradio_api/file={photo}', **known)[0] == 403

@@ -1,4 +1,4 @@
-"""SEN's report of what it restores, by run_scripts/restoration.py and by test.py: the picture, what is in it, what is refused."""
+"""SEN's report of restored images, by run_scripts/restoration.py and by test.py: the figure, its content, errors."""
 import json
 import os
 
@@ -14,7 +14,7 @@ from model.heads.sen import to_gray
 from run_scripts import restoration
 from tests.support import options
 from utils.errors import UserError
-from utils.pictures import pyplot
+from utils.figures import import_pyplot
 
 
 @pytest.fixture
@@ -36,8 +36,9 @@ def test_a_picture_of_a_run(sen_command, run_folder, tmp_path, capsys):
     with open(os.path.join(run_folder(), 'restoration.json')) as file:
         assert json.load(file)['own_caption'] > 0
     assert os.path.getsize(os.path.join(run_folder(), 'restoration.png')) > 1000
-    with pytest.raises(UserError, match='cannot write the picture'):
-        restoration.main(['--config_file', os.path.join(run_folder(), 'configs.yaml'), '--out', str(tmp_path / 'no' / 'x.png')])
+    with pytest.raises(UserError, match='cannot write the figure'):
+        restoration.main(['--config_file', os.path.join(run_folder(), 'configs.yaml'),
+                          '--out', str(tmp_path / 'no' / 'x.png')])
 
 
 def test_a_run_without_mae(tmp_path):
@@ -48,7 +49,8 @@ def test_a_run_without_mae(tmp_path):
 
 
 def test_what_is_in_the_picture(clip):
-    args = options(loss_names='mae', mask_ratio=0.5, pretrain_choice=clip, img_size=(64, 32), cmt_depth=1, amp='off', seed=3)
+    args = options(loss_names='mae', mask_ratio=0.5, pretrain_choice=clip, img_size=(64, 32), cmt_depth=1, amp='off',
+                   seed=3)
     model = build_model(args, 0).eval()
     images, coat, jeans = torch.randn(3, 3, 64, 32) / 2, *(torch.stack([tokenize(text, default_tokenizer(), 77)] * 3)
                                                            for text in ('a red coat', 'blue jeans and shoes'))
@@ -56,7 +58,8 @@ def test_what_is_in_the_picture(clip):
     assert views.shape == (3, 4, 3, 64, 32) and errors[0] == errors[1]
     assert torch.equal(views[:, 2], views[:, 3]) and torch.equal(views[:, 0], images)
     seen = (views[:, 1] == to_gray(images)).all(dim=1, keepdim=True).expand(-1, 3, -1, -1)
-    assert seen.float().mean().item() == pytest.approx(3 / 8, abs=0.01)     # 9 tokens, 4 kept, one of them the class token
+    # 9 tokens, 4 kept, one of them the class token
+    assert seen.float().mean().item() == pytest.approx(3 / 8, abs=0.01)
     torch.testing.assert_close(views[:, 2][seen], to_gray(images)[seen])
     different, _ = sen.restore_with_captions(model.heads[0], model, images, [coat, jeans], args.seed)
     assert torch.equal(different[:, :3], views[:, :3]) and not torch.equal(different[:, 3], views[:, 3])
@@ -65,8 +68,8 @@ def test_what_is_in_the_picture(clip):
 def test_the_picture_says_that_sen_sees_grey():
     figure = sen.draw_restorations(torch.rand(1, 4, 3, 64, 32), ['a red coat'], ['blue jeans'])
     titles = [axis.get_title() for axis in figure.axes]
-    assert 'what SEN sees' in titles[2] and 'grey' in titles[2]
-    pyplot().close(figure)
+    assert 'input of SEN' in titles[2] and 'gray' in titles[2]
+    import_pyplot().close(figure)
 
 
 def test_wrong_captions_are_of_others():

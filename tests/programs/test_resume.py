@@ -42,7 +42,8 @@ def test_a_folder_resumes_and_the_log_says_what_is_other_what_is_left_and_where_
 
 
 def test_a_run_stopped_before_its_first_evaluation_says_so(command, run_folder, monkeypatch):
-    monkeypatch.setattr('processor.processor.Trainer.evaluate', lambda trainer: pytest.fail('killed') if trainer.pending_evaluation else None)
+    monkeypatch.setattr('processor.processor.Trainer.evaluate',
+                        lambda trainer: pytest.fail('killed') if trainer.pending_evaluation else None)
     with pytest.raises(pytest.fail.Exception):
         train_program.main(command + SMALL + ['--num_epoch', '1'])
     monkeypatch.undo()
@@ -115,19 +116,21 @@ def test_a_run_that_goes_on_elsewhere_is_left_alone(trained, monkeypatch):
         raise BlockingIOError(11, 'held by another process')
     before = {name: os.path.getmtime(os.path.join(trained, name)) for name in os.listdir(trained) if name != '.lock'}
     monkeypatch.setattr(fcntl, 'lockf', held)
-    with pytest.raises(UserError, match=f'another program is working in {trained}: if the run is still going on there, wait for it or stop it'):
+    message = f'another program is working in {trained}: if the run is still going on there, wait for it or stop it'
+    with pytest.raises(UserError, match=message):
         train_program.main(['--resume', trained, '--num_epoch', '2'])
-    assert before == {name: os.path.getmtime(os.path.join(trained, name)) for name in os.listdir(trained) if name != '.lock'}
+    assert before == {name: os.path.getmtime(os.path.join(trained, name)) for name in os.listdir(trained)
+                      if name != '.lock'}
 
 
 def test_a_released_run_goes_on_in_a_new_folder_from_what_it_is_worth(trained, tmp_path):
-    """best.pth as IRRA's code writes it: a group for each parameter, the epoch that it finished, and nothing of how good it is."""
+    """best.pth as IRRA's code writes it: a group per parameter and the last finished epoch, without metrics."""
     released = tmp_path / 'released'
     released.mkdir()
     shutil.copy(os.path.join(trained, 'configs.yaml'), released)
     ours = read_checkpoint(os.path.join(trained, 'last.pth'))
-    moments = {number: {'step': torch.tensor(2.0), 'exp_avg': torch.zeros_like(value), 'exp_avg_sq': torch.zeros_like(value)}
-               for number, value in enumerate(ours['model'].values())}
+    moments = {number: {'step': torch.tensor(2.0), 'exp_avg': torch.zeros_like(value),
+                        'exp_avg_sq': torch.zeros_like(value)} for number, value in enumerate(ours['model'].values())}
     groups = [{'params': [number], 'lr': 1e-3, 'weight_decay': 0.0} for number in moments]
     torch.save({'model': ours['model'], 'epoch': 1, 'optimizer': {'state': moments, 'param_groups': groups},
                 'scheduler': {'last_epoch': 1, 'milestones': (20, 50)}}, released / 'best.pth')
@@ -152,7 +155,7 @@ def test_time_left_counts_epochs_and_evaluations():
     assert [format_duration(seconds) for seconds in (7, 600, 7500)] == ['7 s', '10 min', '2 h 05 min']
 
 
-# -- our runs in the released code ---------------------------------------------------------------------------------------
+# -- our runs in the released code -----------------------------------------------------------------------------------
 
 def as_released_code_loads(names, weights):
     """{name: entry} as the released loader matches them: the entry whose name is the longest end of the model's."""
@@ -168,7 +171,8 @@ def test_a_run_of_a2te_opens_in_its_own_test(tmp_path):
         assert matched[name] == name and list(weights[name].shape) == list(shape)
     assert torch.equal(weights['base_model_m.visual.conv1.weight'], weights['base_model.visual.conv1.weight'])
     alone = sum(value.numel() * value.element_size() for value in model.state_dict().values())
-    assert os.path.getsize(tmp_path / 'best.pth') < 1.2 * alone + 500_000    # the copy takes names, and no room for numbers
+    # the copy takes names, and no room for numbers
+    assert os.path.getsize(tmp_path / 'best.pth') < 1.2 * alone + 500_000
     Checkpointer(model).load(tmp_path / 'best.pth')
 
 

@@ -34,7 +34,8 @@ def folder(data, tmp_path):
     """Ten photos, two of them in a folder below."""
     place = tmp_path / 'photos'
     (place / 'more').mkdir(parents=True)
-    for number, path in enumerate(sorted(glob.glob(os.path.join(data, 'CUHK-PEDES', 'imgs', '**', '*.jpg'), recursive=True))[:10]):
+    for number, path in enumerate(sorted(glob.glob(os.path.join(data, 'CUHK-PEDES', 'imgs', '**', '*.jpg'),
+                                                   recursive=True))[:10]):
         shutil.copy(path, place / ('more' if number < 2 else '') / f'{number}.jpg')
     return str(place)
 
@@ -54,7 +55,8 @@ def test_embeddings_are_the_models_own_at_length_one(people, folder):
     assert images.dtype == torch.float32 and torch.allclose(images, F.normalize(expected, dim=1), atol=1e-6)
     assert torch.equal(people.encode_images([Image.open(paths[0])]), people.encode_images(paths[:1]))
     captions = people.encode_captions([TEXT, 'a man'])
-    assert torch.allclose(captions.norm(dim=1), torch.ones(2)) and torch.equal(captions[1:], people.encode_captions(['a man']))
+    assert torch.allclose(captions.norm(dim=1), torch.ones(2))
+    assert torch.equal(captions[1:], people.encode_captions(['a man']))
 
 
 def test_search_is_by_cosine_and_the_same_from_paths_and_from_a_folder(people, folder):
@@ -124,9 +126,10 @@ def test_broken_photos_are_named_and_left_out(people, folder, trained, capsys, t
     with open(f'{folder}/broken.jpg', 'w') as file:
         file.write('no image')
     out = str(tmp_path / 'found.json')
-    search.main(['--config_file', trained, '--images', folder, '--caption', TEXT, '--caption', 'a man', '--top', '3', '--out', out])
+    search.main(['--config_file', trained, '--images', folder, '--caption', TEXT, '--caption', 'a man', '--top', '3',
+                 '--out', out])
     told = capsys.readouterr().out
-    assert f'left out: {folder}/broken.jpg is not an image' in told and '10 photos, ' in told
+    assert f'skipped: {folder}/broken.jpg is not an image' in told and '10 photos, ' in told
     with open(out) as file:
         first, second = json.load(file)
     assert first['caption'] == TEXT and {one['path']: one['score'] for one in first['photos']} == pytest.approx(
@@ -142,10 +145,11 @@ def test_files_that_are_not_searched_are_counted_and_named(people, folder, capsy
             file.write('no photo')
     os.rename(f'{folder}/2.jpg', f'{folder}/2.jfif')
     photos = people.index_images(folder)
-    search.tell(photos)
+    search.report_skipped(photos)
     told = capsys.readouterr().out
     assert len(photos.paths) == count and '2.jfif' in photos.paths
-    assert told == (f'left out: 2 files that Pillow does not read as an image (1 .heic, 1 .mp4; {folder}/a.heic, {folder}/b.mp4; '
+    assert told == ('skipped: 2 files that Pillow does not read as an image '
+                    f'(1 .heic, 1 .mp4; {folder}/a.heic, {folder}/b.mp4; '
                     'pip install pillow-heif reads HEIC)\n')
 
 
@@ -161,7 +165,8 @@ def test_another_model_has_an_index_of_its_own_and_never_reads_this_one(people, 
     other = {**model, 'sha256': 'f' * 64}
     assert len(ImageIndex(folder, other, 'another', people.embedding_dim).new_paths) == 10
     assert ImageIndex(folder, other, 'another', people.embedding_dim).other_keys == [key]
-    with pytest.raises(UserError, match=f'an index of another model .checkpoint {model["sha256"][:8]}, and this is ffffffff'):
+    with pytest.raises(UserError,
+                       match=f'an index of another model .checkpoint {model["sha256"][:8]}, and this is ffffffff'):
         ImageIndex(folder, other, key, people.embedding_dim)
     assert os.path.exists(index.entries_path)
 
@@ -184,7 +189,8 @@ def test_an_index_elsewhere(people, folder, tmp_path):
     (['--images', '{photos}', '--caption', 'x', '--index', '{photos}/2.jpg'], 'cannot write the index into .*--index')])
 def test_what_is_refused(trained, folder, tmp_path_factory, words, sentence):
     with pytest.raises(UserError, match=sentence):
-        search.main(['--config_file', trained, *(word.format(tmp=tmp_path_factory.mktemp('empty'), photos=folder) for word in words)])
+        search.main(['--config_file', trained,
+                     *(word.format(tmp=tmp_path_factory.mktemp('empty'), photos=folder) for word in words)])
     assert not os.path.exists(f'{folder}/.pedestal')
 
 
@@ -218,10 +224,12 @@ def test_a_flipped_bit_in_an_embedding_is_seen_and_embedded_again(people, folder
     assert 'jsonl: 1 of 10 entries are damaged, and their photos are embedded again' in caplog.text
     caplog.clear()
     after = people.index_images(folder)
-    assert counts == [1] and not caplog.text and after.embedding_count == 10 and not os.path.exists(index.embeddings_path)
+    assert counts == [1] and not caplog.text and after.embedding_count == 10
+    assert not os.path.exists(index.embeddings_path)
 
 
-@pytest.mark.parametrize('old, new', [('"5.jpg"', '"6.jpg"'), (', null, ', ', true, '), ('], [', '], ['), ('.jpg', '.jpf')])
+@pytest.mark.parametrize('old, new', [('"5.jpg"', '"6.jpg"'), (', null, ', ', true, '), ('], [', '], ['),
+                                      ('.jpg', '.jpf')])
 def test_a_flipped_bit_in_a_photos_line_is_seen(people, folder, caplog, old, new):
     whole, index = dict(people.search(TEXT, folder, top=99)), people.index_images(folder)
     with open(index.entries_path, 'rb') as file:
@@ -332,7 +340,8 @@ def test_no_similarity_is_above_one(people, folder):
     index = people.index_images(folder)
     index.embeddings = np.full((index.embedding_count, people.embedding_dim), 1e3, np.float32)
     index.check_unchanged = lambda: None
-    with pytest.raises(UserError, match='a similarity is .*e.0., and the largest possible one is 1: the embeddings are damaged'):
+    with pytest.raises(UserError,
+                       match='a similarity is .*e.0., and the largest possible one is 1: the embeddings are damaged'):
         people.search(TEXT, index)
 
 
@@ -384,14 +393,16 @@ def test_the_notebook_finds_pedestal_from_its_own_folder(started_in):
     setting_up, _ = python_of('desk.ipynb').split('\nimport pedestal\n')
     code = f'{setting_up}\nimport importlib.util\nprint(importlib.util.find_spec("pedestal").origin, os.getcwd())'
     environment = {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'}
-    done = subprocess.run([sys.executable, '-c', code], cwd=os.path.join(root, started_in), env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, '-c', code], cwd=os.path.join(root, started_in), env=environment,
+                          capture_output=True, text=True)
     assert done.stdout.split() == [os.path.join(root, 'pedestal.py'), root], done.stderr
 
 
 @pytest.mark.parametrize('block', [1, 7, 1000])
 def test_nearest_block_by_block_is_exact(block):
     rng = np.random.default_rng(0)
-    vectors, queries = rng.standard_normal((100, 8)).astype('float32'), torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
+    vectors = rng.standard_normal((100, 8)).astype('float32')
+    queries = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
     scores, rows = top_k(queries, vectors, 10, block)
     expected = (queries @ torch.from_numpy(vectors).t()).topk(10)
     assert torch.equal(rows, expected.indices) and torch.allclose(scores, expected.values)
@@ -406,7 +417,7 @@ def test_faiss_finds_nearly_all_and_says_how_many(people, folder, trained, capsy
     pytest.importorskip('faiss', reason='FAISS is not installed: pip install faiss-cpu')
     for _ in range(2):                           # made, and read back
         search.main(['--config_file', trained, '--images', folder, '--caption', TEXT, '--faiss', '--top', '3'])
-        assert 'FAISS finds 100.0% of the 3 best' in capsys.readouterr().out
+        assert 'FAISS finds 100.0% of the 3 best photos' in capsys.readouterr().out
     assert glob.glob(f'{folder}/.pedestal/*.faiss')
 
 
@@ -423,7 +434,8 @@ def test_a_damaged_faiss_index_is_made_again(people, folder, caplog):
     os.truncate(path, 3)
     assert people.index_images(folder).search_approximately(queries, 3) == whole
     shutil.copy(f'{folder}/9.jpg', f'{folder}/new.jpg')
-    assert len(people.index_images(folder).search_approximately(queries, 99)[0]) == 11 and 'faiss is damaged' not in caplog.text
+    assert len(people.index_images(folder).search_approximately(queries, 99)[0]) == 11
+    assert 'faiss is damaged' not in caplog.text
 
 
 def test_without_faiss_it_is_one_sentence(folder, trained, monkeypatch):

@@ -25,7 +25,8 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 def journal(folder, kind):
     with open(os.path.join(folder, 'metrics.jsonl')) as file:
         lines = [json.loads(line) for line in file]
-    return [{name: value for name, value in line.items() if name != 'samples_per_second'} for line in lines if line['kind'] == kind]
+    return [{name: value for name, value in line.items() if name != 'samples_per_second'} for line in lines
+            if line['kind'] == kind]
 
 
 def same_weights(one, other):
@@ -33,7 +34,7 @@ def same_weights(one, other):
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-# -- a run ---------------------------------------------------------------------------------------------------------------
+# -- a run -----------------------------------------------------------------------------------------------------------
 
 def test_irras_command_then_its_test(command, run_folder, capsys):
     train_program.main(command)
@@ -65,7 +66,8 @@ def test_losses_fall(command, run_folder):
     train_program.main(command + ['--num_epoch', '6', '--warmup_epochs', '0', '--eval_period', '10'])
     means = [line['loss'] for line in journal(run_folder(), 'epoch')]
     assert len(means) == 6 and means[-1] < means[0]
-    assert [line['epoch'] for line in journal(run_folder(), 'evaluation')] == [6]    # the last epoch is always evaluated
+    # the last epoch is always evaluated
+    assert [line['epoch'] for line in journal(run_folder(), 'evaluation')] == [6]
 
 
 @pytest.mark.parametrize('switches', [['--image_cache', 'CACHE'], ['--grad_checkpoint'], ['--micro_batch', '3'],
@@ -87,15 +89,16 @@ def test_a_run_goes_on_with_other_switches(command, run_folder, tmp_path):
     train_program.main(command)
     train_program.main(command + ['--output_dir', str(tmp_path / 'resumed'), '--num_epoch', '1'])
     folder = run_folder(root=tmp_path / 'resumed')
-    train_program.main(['--resume', '--resume_ckpt_file', os.path.join(folder, 'last.pth'), '--num_epoch', '2', '--grad_checkpoint',
-                        '--micro_batch', '4', '--image_cache', str(tmp_path / 'cache')])
+    train_program.main(['--resume', '--resume_ckpt_file', os.path.join(folder, 'last.pth'), '--num_epoch', '2',
+                        '--grad_checkpoint', '--micro_batch', '4', '--image_cache', str(tmp_path / 'cache')])
     for line, expected in zip(journal(folder, 'epoch'), journal(run_folder(), 'epoch'), strict=True):
         assert line['loss'] == pytest.approx(expected['loss'], rel=1e-4)    # warming up, whatever the number of epochs
 
 
 @pytest.mark.parametrize('sampler', ['identity', 'idrannum'])
 def test_other_datasets_and_samplers(command, run_folder, sampler):
-    train_program.main(command + ['--dataset_name', 'ICFG-PEDES', '--sampler', sampler, '--num_instance', '2', '--num_epoch', '1'])
+    train_program.main(command + ['--dataset_name', 'ICFG-PEDES', '--sampler', sampler, '--num_instance', '2',
+                                  '--num_epoch', '1'])
     assert read_checkpoint(os.path.join(run_folder('ICFG-PEDES'), 'last.pth'))['epoch'] == 2
 
 
@@ -119,18 +122,21 @@ def test_init_from_another_dataset(command, run_folder, tmp_path):
 
 
 def test_a_published_runs_folder(command, run_folder, tmp_path, data, capsys):
-    """configs.yaml with python/tuple and the publisher's paths, best.pth with a released run's contents in half precision."""
+    """A published run: configs.yaml with python/tuple and its paths, best.pth with its contents in half precision."""
     train_program.main(command + ['--num_epoch', '1'])
     trained = read_checkpoint(os.path.join(run_folder(), 'best.pth'))
     folder = tmp_path / 'published'
     folder.mkdir()
-    (folder / 'configs.yaml').write_text('\n'.join([
-        'MLM: true', 'img_size: !!python/tuple', '- 64', '- 32', 'loss_names: sdm+mlm+id', 'cmt_depth: 1', 'pretrain_choice: ViT-B/16',
-        'dataset_name: CUHK-PEDES', 'root_dir: /somebody/elses/folder', 'output_dir: logs/CUHK-PEDES/some_run', 'training: true',
-        'num_workers: 0', 'test_batch_size: 512']))
+    (folder / 'configs.yaml').write_text('\n'.join(['MLM: true', 'img_size: !!python/tuple', '- 64', '- 32',
+                                                    'loss_names: sdm+mlm+id', 'cmt_depth: 1',
+                                                    'pretrain_choice: ViT-B/16', 'dataset_name: CUHK-PEDES',
+                                                    'root_dir: /somebody/elses/folder',
+                                                    'output_dir: logs/CUHK-PEDES/some_run', 'training: true',
+                                                    'num_workers: 0', 'test_batch_size: 512']))
     half = {name: value.half() if 'ln_' not in name else value for name, value in trained['model'].items()}
     torch.save({'model': half, 'epoch': 60, 'optimizer': {}, 'scheduler': {}}, folder / 'best.pth')
-    assert test_program.main(['--config_file', str(folder / 'configs.yaml'), '--root_dir', data, '--device', 'cpu']) == 0
+    assert test_program.main(['--config_file', str(folder / 'configs.yaml'), '--root_dir', data,
+                              '--device', 'cpu']) == 0
     assert 'epoch 60' in capsys.readouterr().out
     figures, = json.load(open(folder / 'metrics.json'))['results'].values()
     assert figures['t2i']['mAP'] == pytest.approx(trained['metrics']['mAP'], abs=1.0)
@@ -144,11 +150,11 @@ def test_repeats_bit_for_bit_with_any_number_of_workers(command, run_folder, tmp
     assert journal(one, 'epoch') == journal(other, 'epoch')
 
 
-# -- interrupted ---------------------------------------------------------------------------------------------------------
+# -- interrupted -----------------------------------------------------------------------------------------------------
 
 def start(command):
-    return subprocess.Popen([sys.executable, os.path.join(ROOT, 'train.py'), *command], cwd=ROOT, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen([sys.executable, os.path.join(ROOT, 'train.py'), *command], cwd=ROOT,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def wait_for_step(output, step, process):
@@ -164,7 +170,8 @@ def wait_for_step(output, step, process):
 
 
 @pytest.mark.parametrize('number, status', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_and_leaves_and_the_run_resumes_to_the_same_weights(command, run_folder, tmp_path, number, status):
+def test_a_signal_saves_and_leaves_and_the_run_resumes_to_the_same_weights(command, run_folder, tmp_path, number,
+                                                                           status):
     command = command + ['--num_epoch', '4', '--log_period', '1', '--save_steps', '0']
     process = start(command)
     folder = wait_for_step(tmp_path / 'logs', 8, process)
@@ -175,7 +182,8 @@ def test_a_signal_saves_and_leaves_and_the_run_resumes_to_the_same_weights(comma
     stopped = read_checkpoint(os.path.join(folder, 'last.pth'))
     assert stopped['total_steps'] >= 8 and stopped['epoch'] <= 4
 
-    train_program.main(['--resume', '--resume_ckpt_file', os.path.join(folder, 'last.pth')])   # options: those of the run
+    # options: those of the run
+    train_program.main(['--resume', '--resume_ckpt_file', os.path.join(folder, 'last.pth')])
     whole = tmp_path / 'whole'
     train_program.main(command + ['--output_dir', str(whole)])
     assert run_folder() == folder and same_weights(folder, run_folder(root=whole))
@@ -184,17 +192,18 @@ def test_a_signal_saves_and_leaves_and_the_run_resumes_to_the_same_weights(comma
 
 
 def test_two_kills(tmp_path):
-    tool = subprocess.run([sys.executable, os.path.join(ROOT, 'run_scripts', 'kill_and_resume.py'), '--kills', '2', '--ids', '12',
-                           '--folder', str(tmp_path)], capture_output=True, text=True, timeout=HANG_TIMEOUT)
+    tool = subprocess.run([sys.executable, os.path.join(ROOT, 'run_scripts', 'kill_and_resume.py'), '--kills', '2',
+                           '--ids', '12', '--folder', str(tmp_path)], capture_output=True, text=True,
+                          timeout=HANG_TIMEOUT)
     assert tool.returncode == 0, tool.stdout + tool.stderr
     assert 'the same weights, best checkpoint and metrics after 2 kills' in tool.stdout
 
 
 def test_sigterm_to_the_group_with_workers_saves(command, tmp_path):
     """As a scheduler or `timeout` ends a job."""
-    process = subprocess.Popen([sys.executable, os.path.join(ROOT, 'train.py'), *command, '--num_epoch', '4', '--log_period', '1',
-                                '--save_steps', '0', '--num_workers', '2'], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               text=True, start_new_session=True)
+    process = subprocess.Popen([sys.executable, os.path.join(ROOT, 'train.py'), *command, '--num_epoch', '4',
+                                '--log_period', '1', '--save_steps', '0', '--num_workers', '2'], cwd=ROOT,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     folder = wait_for_step(tmp_path / 'logs', 2, process)
     os.killpg(process.pid, signal.SIGTERM)
     _, errors = process.communicate(timeout=HANG_TIMEOUT)
@@ -205,8 +214,9 @@ def test_sigterm_to_the_group_with_workers_saves(command, tmp_path):
 @pytest.mark.skipif(not os.path.isdir('/proc/self/task'), reason='the children of a process are read from /proc')
 def test_sigterm_while_workers_start(command, tmp_path):
     """The signal reaches the group as soon as there is a first worker."""
-    process = subprocess.Popen([sys.executable, os.path.join(ROOT, 'train.py'), *command, '--num_epoch', '4', '--num_workers', '2'],
-                               cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen([sys.executable, os.path.join(ROOT, 'train.py'), *command, '--num_epoch', '4',
+                                '--num_workers', '2'], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               text=True, start_new_session=True)
     children = f'/proc/{process.pid}/task/{process.pid}/children'
     deadline = time.time() + HANG_TIMEOUT
     while time.time() < deadline and process.poll() is None and not (saved(tmp_path) and open(children).read()):
@@ -227,7 +237,8 @@ def test_the_first_signal_saves_and_leaves_while_workers_hang(command, run_folde
         return read(self, index) if worker is None or worker.id == 0 else time.sleep(1000)
 
     def signal_after_the_first_step():
-        while not any(journal(folder, 'train') for folder, _, names in os.walk(tmp_path / 'logs') if 'metrics.jsonl' in names):
+        while not any(journal(folder, 'train') for folder, _, names in os.walk(tmp_path / 'logs')
+                      if 'metrics.jsonl' in names):
             time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -248,7 +259,8 @@ def saved(folder):
     return any('last.pth' in names for _, _, names in os.walk(folder / 'logs'))
 
 
-@pytest.mark.parametrize('change', [['--optimizer', 'SGD'], ['--lr', '1'], ['--dataset_name', 'RSTPReid'], ['--loss_names', 'sdm']])
+@pytest.mark.parametrize('change', [['--optimizer', 'SGD'], ['--lr', '1'], ['--dataset_name', 'RSTPReid'],
+                                    ['--loss_names', 'sdm']])
 def test_a_resumed_run_stays_what_it_was(command, run_folder, change):
     train_program.main(command + ['--num_epoch', '1'])
     folder = run_folder()
@@ -270,7 +282,7 @@ def test_a_finished_run_resumes_to_nothing(command, run_folder):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-# -- things that go wrong ------------------------------------------------------------------------------------------------
+# -- things that go wrong --------------------------------------------------------------------------------------------
 
 def test_a_loss_that_is_not_finite_stops_the_run(command, run_folder, monkeypatch):
     from model import objectives
@@ -280,7 +292,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(command, run_folder, monkeypatc
         calls.append(1)
         return real(*inputs, **settings) * (float('nan') if len(calls) == 5 else 1.0)
     monkeypatch.setattr(objectives, 'sdm', sometimes_nan)
-    with pytest.raises(UserError, match=r'at epoch 1, step 5, .*sdm_loss is nan: lower --lr, or check the images of the batch .*imgs.*\.jpg') as stopped:
+    message = r'at epoch 1, step 5, .*sdm_loss is nan: lower --lr, or check the images of the batch .*imgs.*\.jpg'
+    with pytest.raises(UserError, match=message) as stopped:
         train_program.main(command + ['--save_steps', '2'])
     assert 'the last good checkpoint is' in str(stopped.value)
     good = read_checkpoint(os.path.join(run_folder(), 'last.pth'))
@@ -330,9 +343,11 @@ def test_output_folder_that_cannot_be_written(command, tmp_path):
 
 def test_the_program_prints_one_line_and_leaves_with_status_2():
     for program in ('train.py', 'test.py'):
-        done = subprocess.run([sys.executable, os.path.join(ROOT, program), '--config_flie', 'x'], capture_output=True, text=True, cwd=ROOT)
+        done = subprocess.run([sys.executable, os.path.join(ROOT, program), '--config_flie', 'x'], capture_output=True,
+                              text=True, cwd=ROOT)
         assert done.returncode == 2 and done.stdout == ''
-        assert re.fullmatch(rf'{program}: error: unknown flag --config_flie; did you mean --config_file\?\n', done.stderr)
+        assert re.fullmatch(rf'{program}: error: unknown flag --config_flie; did you mean --config_file\?\n',
+                            done.stderr)
 
 
 def broken_copy(data, tmp_path):
@@ -360,7 +375,8 @@ def test_programs_leave_after_a_broken_image_read_by_a_worker(command, data, tmp
         return subprocess.run([sys.executable, os.path.join(ROOT, program), *arguments], capture_output=True, text=True,
                               timeout=HANG_TIMEOUT)
     root, path = broken_copy(data, tmp_path)
-    done = ended('train.py', *command, '--root_dir', root, '--num_workers', '8', '--output_dir', str(tmp_path / 'other'))
+    done = ended('train.py', *command, '--root_dir', root, '--num_workers', '8',
+                 '--output_dir', str(tmp_path / 'other'))
     assert done.returncode == 2 and f'train.py: error: image {path} cannot be read' in done.stderr, done.stderr
     assert '--skip_broken leaves them out' in done.stderr
 
@@ -368,7 +384,8 @@ def test_programs_leave_after_a_broken_image_read_by_a_worker(command, data, tmp
     images = os.path.join(root, 'CUHK-PEDES', 'imgs', 'test')
     path = os.path.join(images, sorted(os.listdir(images))[0])
     open(path, 'w').close()
-    done = ended('test.py', '--config_file', os.path.join(run_folder(), 'configs.yaml'), '--root_dir', root, '--num_workers', '1')
+    done = ended('test.py', '--config_file', os.path.join(run_folder(), 'configs.yaml'), '--root_dir', root,
+                 '--num_workers', '1')
     assert done.returncode == 2 and f'test.py: error: {path} is not an image' in done.stderr, done.stderr
 
 
@@ -425,7 +442,7 @@ def test_missing_checkpoint(command, run_folder, tmp_path):
         test_program.main(['--config_file', os.path.join(folder, 'configs.yaml')])
 
 
-# -- other people's scripts ----------------------------------------------------------------------------------------------
+# -- other people's scripts ------------------------------------------------------------------------------------------
 
 def test_irras_own_training_script(command, tmp_path):
     """The logic of IRRA's train.py and test.py on our packages, with the names, arguments and results it uses."""
@@ -450,7 +467,8 @@ def test_irras_own_training_script(command, tmp_path):
     optimizer = build_optimizer(args, model)
     scheduler = build_lr_scheduler(args, optimizer)
     checkpointer = Checkpointer(model, optimizer, scheduler, args.output_dir, get_rank() == 0)
-    do_train(1, args, model, train_loader, Evaluator(val_img_loader, val_txt_loader), optimizer, scheduler, checkpointer)
+    do_train(1, args, model, train_loader, Evaluator(val_img_loader, val_txt_loader), optimizer, scheduler,
+             checkpointer)
 
     args = load_train_configs(os.path.join(args.output_dir, 'configs.yaml'))
     args.training = False
