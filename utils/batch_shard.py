@@ -24,7 +24,10 @@ class WholeBatch:
 
     @staticmethod
     def local_rows(rows):
-        """Select this rank's rows of the global batch: [B, ...] -> [b, ...]. A rank with a placeholder row gets row 0."""
+        """Select this rank's rows of the global batch: [B, ...] -> [b, ...].
+
+        A rank with a placeholder row gets row 0.
+        """
         return rows
 
     @staticmethod
@@ -117,7 +120,7 @@ class BatchShard(WholeBatch):
 
 
 def all_gather_any_dtype(rows, shard):
-    """Call :func:`all_gather_rows` on the bytes of the rows, because gloo does not gather every dtype."""
+    """Gather rows of any dtype without gradient, as bytes, because gloo does not support every dtype."""
     return shard.all_gather_fields({'': rows})['']
 
 

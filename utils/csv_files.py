@@ -1,8 +1,8 @@
-"""CSV files that a spreadsheet opens without running what a cell holds.
+"""CSV files whose cells a spreadsheet does not run as formulas.
 
-A spreadsheet takes a text that begins with ``=``, ``+``, ``-``, ``@``, a tab or a line break for a formula. Captions and
-file names come from strangers, so such a text gets a quote mark ``'`` in front. :func:`read_csv` removes it, so that our
-programs read the same text again. Numbers are written as they are.
+A spreadsheet runs a text that begins with ``=``, ``+``, ``-``, ``@``, a tab or a line break. Captions and file names
+may come from anybody, so such a text gets a quote mark ``'`` in front. :func:`read_csv` removes it, so that Pedestal
+reads the original text. Numbers are unchanged.
 """
 import csv
 import re
@@ -12,28 +12,30 @@ NUMBER = re.compile(r'[-+]?[0-9]+(\.[0-9]*)?([eE][-+]?[0-9]+)?')
 
 
 def neutralize(cell):
-    """A cell that no spreadsheet takes for a formula; anything but text stays as it is.
+    """Add a quote mark to a text that a spreadsheet would run. Other values are unchanged.
 
-    >>> neutralize('=cmd()'), neutralize("'=cmd()"), neutralize('-0.5'), neutralize(-0.5), neutralize('a red coat')
-    ("'=cmd()", "''=cmd()", '-0.5', -0.5, 'a red coat')
+    Example:
+        >>> neutralize('=cmd()'), neutralize("'=cmd()"), neutralize('-0.5'), neutralize(-0.5), neutralize('a red coat')
+        ("'=cmd()", "''=cmd()", '-0.5', -0.5, 'a red coat')
     """
     is_formula = isinstance(cell, str) and FORMULA.match(cell) and not NUMBER.fullmatch(cell)
     return f"'{cell}" if is_formula else cell
 
 
 def restore(cell):
-    """The text that :func:`neutralize` was given.
+    """Return the text that :func:`neutralize` changed.
 
-    >>> restore("'=cmd()"), restore("''=cmd()"), restore('-0.5'), restore("'tis a man")
-    ('=cmd()', "'=cmd()", '-0.5', "'tis a man")
+    Example:
+        >>> restore("'=cmd()"), restore("''=cmd()"), restore('-0.5'), restore("'tis a man")
+        ('=cmd()', "'=cmd()", '-0.5', "'tis a man")
     """
     return cell[1:] if cell.startswith("'") and FORMULA.match(cell) else cell
 
 
-class _Lines:
-    """The file that ``csv.writer`` writes into.
+class _LineFeedFile:
+    """A file for ``csv.writer`` whose lines end with ``\\n``.
 
-    The writer's ``\\r\\n`` makes it quote a cell with a carriage return; the file gets ``\\n``.
+    The writer itself must end lines with ``\\r\\n``, because it then quotes cells with a carriage return.
     """
 
     def __init__(self, file):
@@ -45,11 +47,11 @@ class _Lines:
 
 def write_csv(file, rows):
     """Write ``rows``, lists of cells, into an open text file."""
-    csv.writer(_Lines(file)).writerows([neutralize(cell) for cell in row] for row in rows)
+    csv.writer(_LineFeedFile(file)).writerows([neutralize(cell) for cell in row] for row in rows)
 
 
 def read_csv(file):
-    """The rows of a text file that :func:`write_csv` wrote and that is opened with ``newline=''``, as lists of texts.
+    """Yield the rows, lists of texts, of a file of :func:`write_csv` that is opened with ``newline=''``.
 
     Raises:
         csv.Error: the file is damaged.

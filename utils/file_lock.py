@@ -1,4 +1,4 @@
-"""Exclusive locks of files and folders. The system releases a lock when its process ends, however it ends."""
+"""Exclusive locks of files and folders. The system releases a lock when its process ends in any way."""
 import contextlib
 import errno
 import os
@@ -12,8 +12,8 @@ try:
 except ImportError:     # POSIX
     msvcrt = None
 
-# Errors that say that another process holds the lock. Any other error means that the file system has no locks.
-HELD = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
+# Error codes if another process holds the lock. Any other error means that the file system has no locks.
+HELD_CODES = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
 
 
 def try_lock(file, is_inherited=False):
@@ -38,16 +38,19 @@ def try_lock(file, is_inherited=False):
             lock = fcntl.flock if is_inherited else fcntl.lockf
             lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         elif msvcrt:
-            file.seek(0)    # the lock is of the byte at the file's position
+            file.seek(0)    # the byte at the file's position is locked
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
     except OSError as error:
-        return error.errno not in HELD
+        return error.errno not in HELD_CODES
     return True
 
 
 @contextlib.contextmanager
 def lock_path(path):
-    """Hold the lock of an existing file or folder. Without locks (Windows, some network file systems) this does nothing."""
+    """Hold the lock of an existing file or folder.
+
+    On a system without locks (Windows, some network file systems) this does nothing.
+    """
     descriptor = None if fcntl is None else open_for_lock(path)
     try:
         if descriptor is not None:
@@ -60,7 +63,7 @@ def lock_path(path):
 
 
 def is_locked(path):
-    """Whether somebody holds the lock of a file or folder; None if that cannot be found out."""
+    """Whether a process holds the lock of a file or folder; None if this is unknown."""
     descriptor = None if fcntl is None else open_for_lock(path)
     if descriptor is None:
         return None
@@ -76,7 +79,11 @@ def is_locked(path):
 
 
 def open_for_lock(path):
-    """A file descriptor; None if the path cannot be opened. NFS locks files only if they are open for writing."""
+    """Open a file or folder to lock it. NFS locks files only if they are open for writing.
+
+    Returns:
+        A file descriptor, None if the path cannot be opened.
+    """
     try:
         return os.open(path, os.O_RDONLY if os.path.isdir(path) else os.O_RDWR)
     except OSError:

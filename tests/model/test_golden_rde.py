@@ -14,7 +14,7 @@ LOSSES = {'TAL': ('', 'tal'), 'TRL': ('TRL/', 'trl'), 'InfoNCE': ('InfoNCE/', 'i
 
 
 def of_files(test):
-    return pytest.mark.parametrize('file', golden_files('rde_*', besides=('rde_objectives_*', 'rde_ccd_*')))(test)
+    return pytest.mark.parametrize('file', golden_files('rde_*', excluded=('rde_objectives_*', 'rde_ccd_*')))(test)
 
 
 def reference(file, tmp_path, loss='tal', **changes):

@@ -58,7 +58,7 @@ def test_a_process_ends_with_its_launcher(launch, before):
     process.stdout.readline()
     seconds, output = seconds_to_end(process)
     assert seconds < 15, output
-    assert output.count('torchrun, which started this process, is gone') == 1
+    assert output.count('torchrun, which started this process, has ended') == 1
 
 
 def test_one_process_of_a_machine_speaks(launch):
@@ -97,4 +97,4 @@ def test_train_ends_while_it_connects_to_a_launcher_that_is_killed(launch):
         with connection:
             seconds, output = seconds_to_end(process)
     assert seconds < 30, output
-    assert 'torchrun, which started this process, is gone' in output and 'Traceback' not in output
+    assert 'torchrun, which started this process, has ended' in output and 'Traceback' not in output

@@ -34,9 +34,9 @@ def test_any_program_reads_it(tmp_path):
 
 def test_figures_are_means_of_what_queries_reach():
     one = queries()
-    assert one.reaches('R1').tolist() == [100, 0, 0] and one.reaches('R5').tolist() == [100, 0, 100]
-    assert one.reaches('R10').tolist() == [100, 0, 100]
-    assert one.reaches('mAP').tolist() == one.AP.tolist() and one.reaches('mINP').tolist() == one.INP.tolist()
+    assert one.metric_values('R1').tolist() == [100, 0, 0] and one.metric_values('R5').tolist() == [100, 0, 100]
+    assert one.metric_values('R10').tolist() == [100, 0, 100]
+    assert one.metric_values('mAP').tolist() == one.AP.tolist() and one.metric_values('mINP').tolist() == one.INP.tolist()
 
 
 @pytest.mark.parametrize('content, sentence', [

@@ -12,7 +12,7 @@ from easydict import EasyDict
 
 from model import build_model
 from processor.report import load_trained
-from tests.model.test_golden_aptm import whole_model
+from tests.model.test_golden_aptm import reference_model
 from tests.support import golden_json, golden_options, golden_weight, options, small_archive
 from utils.checkpoint import load_weights, read_checkpoint, reference_state_dict, write_checkpoint
 
@@ -100,7 +100,7 @@ LAYOUTS = {
 def new_model(method, folder):
     """Our model of a method, as training makes it."""
     if method == 'APTM':
-        return whole_model(golden_json('aptm_tiny'), 'itc+itm+mlm+eda')
+        return reference_model(golden_json('aptm_tiny'), 'itc+itm+mlm+eda')
     return build_model(LAYOUTS[method].args(folder), 6)
 
 

@@ -117,7 +117,7 @@ def test_a_token_is_asked_for_and_kept_in_a_cookie():
     for headers, query in [([], ''), ([], 'token='), ([], 'token=tokentoke'), ([('cookie', f'{COOKIE}=other')], ''),
                            ([('authorization', 'Bearer x')], ''), ([('authorization', 'Basic tokentoken')], '')]:
         status, _, body = respond(app, [host, *headers], query=query)
-        assert status == 401 and 'the whole address' in body
+        assert status == 401 and 'the complete address' in body
     status, headers, _ = respond(app, [host], query='token=tokentoken')
     cookie = headers[b'set-cookie'].decode()
     assert status == 303 and headers[b'location'] == b'/' and 'HttpOnly' in cookie and 'SameSite' in cookie

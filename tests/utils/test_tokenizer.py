@@ -67,4 +67,4 @@ def test_all_captions_at_once_are_those_one_by_one(tokenizer):
 
 def test_a_caption_that_is_not_cut():
     tokenizer = SimpleTokenizer()
-    assert tokenizer.add_special_tokens(range(100), None) == [tokenizer.start, *range(100), tokenizer.end]
+    assert tokenizer.add_special_tokens(range(100), None) == [tokenizer.start_id, *range(100), tokenizer.end_id]
