@@ -226,7 +226,7 @@ def test_rates_and_decays():
 def test_published_layers_have_the_published_rates():
     with torch.device('meta'):
         backbone = Aptm(read_shape('aptm-base'), (384, 128))
-    assert set(backbone.multiplied('finetune')) == {
+    assert set(backbone.fast_prefixes('finetune')) == {
         'vision_proj.', 'text_proj.', 'itm_head.', 'text_encoder.cls.', 'vision_encoder.layers.2.',
         'vision_encoder.layers.3.',
         *(f'text_encoder.bert.encoder.layer.{number}.' for number in (4, 5, 10, 11))}
@@ -268,7 +268,7 @@ def test_weights_go_both_ways_and_start_other_runs(tmp_path):
     (dict(freeze_conv1=True), '--freeze_conv1 is for CLIP'),
     (dict(caption_masking='inplace'), '--caption_masking inplace .* CLIP'),
     (dict(vocab_file='larger.txt'),
-     'the vocabulary has 5,005 word pieces, and the model 2,000: name the vocabulary .* by --vocab_file'),
+     'the vocabulary has 5,005 word pieces, and the model 2,000: give the vocabulary .* by --vocab_file'),
     (dict(micro_batch=2), "--micro_batch cannot split a batch for the loss 'itm': it draws negatives"),
 ])
 def test_bad_input_is_one_sentence(change, message, tmp_path, monkeypatch):

@@ -90,7 +90,7 @@ def test_an_added_embedding_is_part_of_the_score_and_does_not_change_the_others(
     base = objectives.cosine_similarity(plain_text, plain_image)
     added = objectives.cosine_similarity(text[:, columns], image[:, columns])
     torch.testing.assert_close(objectives.cosine_similarity(text, image), (base + 0.5 * added) / 1.5)
-    assert plain.parts == () and plain.encode_image(batch['images']).shape[1] == plain.embed_dim
+    assert plain.embedding_parts == () and plain.encode_image(batch['images']).shape[1] == plain.embed_dim
 
 
 class Loader(list):
