@@ -1,4 +1,4 @@
-"""``from datasets import build_dataloader``, as IRRA's scripts have it. Importing the package alone does not import PyTorch."""
+"""Datasets. ``from datasets import build_dataloader`` works as in IRRA; the package itself does not import PyTorch."""
 import importlib
 
 

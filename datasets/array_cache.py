@@ -1,6 +1,6 @@
-"""Cache large annotations and their tokens in memory-mapped arrays, so that the next start neither parses nor tokenizes.
+"""Cache large annotations and their tokens in memory-mapped arrays.
 
-A million captions load in seconds.
+The next start neither parses nor tokenizes a million captions again.
 """
 import glob
 import hashlib
@@ -132,7 +132,7 @@ def get_captions(samples):
 
 
 def load_or_make_arrays(folder, name, key, make):
-    """Load the memory-mapped arrays of ``<folder>/<name>_<key>/``, or make and cache them if they are missing or damaged.
+    """Load the memory-mapped arrays of ``<folder>/<name>_<key>/``. If they are missing or damaged, make and cache them.
 
     Args:
         folder: the cache's folder. If it cannot be written, the arrays are made at each start, and the log says so.
@@ -181,7 +181,8 @@ def read_cached_arrays(path):
 def load_arrays(path):
     """Load the arrays of a folder, memory-mapped. If it is damaged, this raises one of :data:`DAMAGE_ERRORS`.
 
-    All files are compared with their checksums at the start, because they are read at random and by many processes later.
+    All files are compared with their checksums at the start, because they are read at random and by many processes
+    later.
     """
     content = read_json(os.path.join(path, MANIFEST))
     if not isinstance(content, dict) or set(content) != {'arrays', 'crc32'}:

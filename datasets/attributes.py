@@ -78,7 +78,8 @@ CLITIC = re.compile(r"(?<=\w)(n't|'(s|t|re|ve|m|ll|d))\b")
 def correct_tags(words, text, lexicon):
     """Correct two mistakes of TextBlob's tags.
 
-    It tags parts of "'s" and "n't" as pronouns and nouns, and words with a hyphen as adjectives, as in 'a white t-shirt'.
+    It tags parts of "'s" and "n't" as pronouns and nouns, and words with a hyphen as adjectives, as in 'a white
+    t-shirt'.
     """
     clitic_offsets = {offset for clitic in CLITIC.finditer(text) for offset in range(*clitic.span())}
     next_tags = [word.tag for word in words[1:]] + ['']
@@ -117,8 +118,8 @@ TAGGERS = {'textblob': textblob_tagger, 'spacy': spacy_tagger}
 
 OTHER, NOUN, ADJECTIVE, PRONOUN = range(4)
 
-# Noun chunks in a string with a letter for each tag: adjectives, joined by conjunctions or followed by participles, then
-# nouns, as in 'black and red running shoes'.
+# Noun chunks in a string with a letter for each tag: adjectives, which may be joined by conjunctions or followed by
+# participles, then nouns, as in 'black and red running shoes'.
 NOUN_CHUNK = re.compile('J(?:J|CJ|V)*N+')
 
 

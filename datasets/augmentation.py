@@ -50,7 +50,8 @@ def augment_tbps_caption(caption, rng, back_translation='', translation_probabil
     never changes.
     """
     use_translation = rng.random() < translation_probability
-    words = remove_punctuation(back_translation if use_translation and remove_punctuation(back_translation) else caption).split()
+    use_translation = use_translation and remove_punctuation(back_translation)
+    words = remove_punctuation(back_translation if use_translation else caption).split()
     if len(words) < 2:
         return ' '.join(words)
     remaining = [word for word in words if rng.random() >= deletion_probability]
@@ -76,7 +77,7 @@ class RandomChoices(torch.nn.Module):
 
 
 def tbps_transforms(img_size, aug=False, is_train=True):
-    """Build TBPS-CLIP's ``Compose`` from a PIL image to a float tensor [3, H, W], normalized with ImageNet's statistics.
+    """Build TBPS-CLIP's ``Compose`` from a PIL image to a float tensor [3, H, W] with ImageNet's normalization.
 
     Training resizes bilinearly. With ``aug`` it draws two of six augmentations with replacement; pixels outside the
     image are black. Evaluation resizes bicubically.
@@ -86,8 +87,9 @@ def tbps_transforms(img_size, aug=False, is_train=True):
         resize = T.Resize(img_size, T.InterpolationMode.BICUBIC, antialias=True)
         return T.Compose([resize, T.ToTensor(), T.Normalize(*IMAGENET)])
     augmentation = RandomChoices([
-        T.ColorJitter(0.1, 0.1, 0.1, 0), T.RandomRotation(15), T.RandomResizedCrop(img_size, (0.9, 1.0), antialias=True),
-        T.RandomGrayscale(0.1), T.RandomHorizontalFlip(0.5), T.RandomErasing(0.5, scale=(0.1, 0.2), value=0)])
+        T.ColorJitter(0.1, 0.1, 0.1, 0), T.RandomRotation(15),
+        T.RandomResizedCrop(img_size, (0.9, 1.0), antialias=True), T.RandomGrayscale(0.1),
+        T.RandomHorizontalFlip(0.5), T.RandomErasing(0.5, scale=(0.1, 0.2), value=0)])
     augmentations = [augmentation] if aug else []
     return T.Compose([T.Resize(img_size), T.ToTensor(), *augmentations, T.Normalize(*IMAGENET)])
 
@@ -112,7 +114,8 @@ def simclr_transforms(img_size, mean_and_std=IMAGENET):
     return T.Compose([
         T.RandomResizedCrop(tuple(img_size), (0.2, 1.0), antialias=True),
         T.RandomApply([T.ColorJitter(0.4, 0.4, 0.4, 0.1)], 0.8), T.RandomGrayscale(0.2),
-        T.RandomApply([RandomGaussianBlur()], 0.5), T.RandomHorizontalFlip(0.5), T.ToTensor(), T.Normalize(*mean_and_std)])
+        T.RandomApply([RandomGaussianBlur()], 0.5), T.RandomHorizontalFlip(0.5),
+        T.ToTensor(), T.Normalize(*mean_and_std)])
 
 
 def apply_seeded(transform, image, *keys):

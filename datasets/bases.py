@@ -33,8 +33,8 @@ from utils.simple_tokenizer import END, MASK, START, SimpleTokenizer, clean_text
 logger = logging.getLogger('Pedestal.dataset')
 
 SPLITS = ('train', 'val', 'test')
-IMAGE_FIELDS = 'second_images', 'simclr_images'   # image fields that heads can request; datasets.fields has the text fields
-SECOND_VIEW_KEY, SIMCLR_VIEW_KEYS = 1, (2, 3)      # the seeds of these views derive from the sample's seed and these keys
+IMAGE_FIELDS = 'second_images', 'simclr_images'   # that heads can request; datasets.fields has the text fields
+SECOND_VIEW_KEY, SIMCLR_VIEW_KEYS = 1, (2, 3)     # the views' seeds derive from the sample's seed and these keys
 
 
 # -- annotations -------------------------------------------------------------------------------------------------------
@@ -52,11 +52,12 @@ class BaseDataset:
 
     Attributes:
         train: a list of ``(pid, image_id, image path, caption)``, one entry per caption. Pids are 0..C-1, and
-            ``image_id`` is the index of the image's entry. Large annotations have :class:`datasets.array_cache.Samples`.
+            ``image_id`` is the index of the image's entry. Large annotations have
+            :class:`datasets.array_cache.Samples`.
         train_annos, val_annos, test_annos: the entries of the splits, a list or sequence of dicts.
         split_entries: ``{split: the entries' fields as arrays}``, :class:`datasets.entries.Entries`.
-        val, test: ``{'image_pids', 'img_paths', 'caption_pids', 'captions'}``, lists in the annotation's order, with the
-            annotation's pids.
+        val, test: ``{'image_pids', 'img_paths', 'caption_pids', 'captions'}``, lists in the annotation's order, with
+            the annotation's pids.
         train_id_container, val_id_container, test_id_container: sets of the pids.
         is_memory_mapped: whether the entries are read from memory-mapped arrays.
 
@@ -73,14 +74,15 @@ class BaseDataset:
     has_val = True               # whether such synthetic data has a val split
     evaluates_attributes = False   # whether evaluation measures attributes instead of retrieval
     has_captions = True          # whether its images have captions
-    released_stem = ''           # of APTM's lists <root>/finetune/<stem>_<split>.json, which replace a missing annotation
+    released_stem = ''           # of APTM's lists <root>/finetune/<stem>_<split>.json, read without an annotation
 
     def __init__(self, root='', verbose=True, splits=SPLITS, skip_broken=False):
         self.dataset_dir, self.anno_path = self.locate(root)
         self.img_dir = self.image_folder(self.dataset_dir)
         self.split_entries, annos = open_entries(type(self), self.anno_path, SPLITS, MIN_CACHED_CAPTIONS)
         self.is_memory_mapped = annos['train'] is self.split_entries['train']
-        missing = {path for split in SPLITS if split in splits for path in self._find_missing_images(split, skip_broken)}
+        missing = {path for split in SPLITS if split in splits
+                   for path in self._find_missing_images(split, skip_broken)}
         if missing:
             exists = [path not in missing for path in self.split_entries['train'].paths(self.img_dir)]
             self.split_entries['train'] = self.split_entries['train'].filter(exists)
@@ -93,7 +95,8 @@ class BaseDataset:
         self.test, self.test_id_container = self._build_evaluation_samples(self.split_entries['test'])
         if verbose:
             logger.info('%s\n%s', self.dataset_dir, self.format_counts())
-            for note in filter(None, (split_note(self, split, self.counts(split)) for split in SPLITS if split in splits)):
+            notes = (split_note(self, split, self.counts(split)) for split in SPLITS if split in splits)
+            for note in filter(None, notes):
                 logger.info('%s; its results are not comparable with published ones', note)
 
     @classmethod
@@ -101,9 +104,11 @@ class BaseDataset:
         """Find ``(folder, path of the annotation)`` below ``root``."""
         folder = os.path.join(root, cls.name)
         paths = [os.path.join(folder, name) for name in cls.annotations]
-        hint = f'or make synthetic data: python -m datasets.synthpedes --out {root or "."} --format {cls.name} --ids 300'
+        hint = ('or make synthetic data: '
+                f'python -m datasets.synthpedes --out {root or "."} --format {cls.name} --ids 300')
         if cls.released_stem and not any(map(os.path.exists, paths)):
-            for list_folder, lists in ((root, aptm_list_files(root, cls.released_stem)), (folder, tbps_list_files(folder))):
+            candidates = (root, aptm_list_files(root, cls.released_stem)), (folder, tbps_list_files(folder))
+            for list_folder, lists in candidates:
                 if lists:
                     return list_folder, next(iter(lists.values()))
         if not os.path.isdir(folder):
@@ -134,13 +139,15 @@ class BaseDataset:
 
         Args:
             path: the annotation's path.
-            problems: a list that collects the problems of invalid rows for :mod:`datasets.check`; such rows are skipped.
-                If it is None, the first problem raises :class:`UserError`. An override can omit this parameter.
+            problems: a list that collects the problems of invalid rows for :mod:`datasets.check`; such rows are
+                skipped. If it is None, the first problem raises :class:`UserError`. An override can omit this
+                parameter.
         """
         folder, name = os.path.split(path)
         if cls.released_stem and name.startswith(f'{cls.released_stem}_'):
             lists = aptm_list_files(os.path.dirname(folder), cls.released_stem)
-            entries = [entry for split, file in lists.items() for entry in read_aptm_list(file, split, problems=problems)]
+            entries = [entry for split, file in lists.items()
+                       for entry in read_aptm_list(file, split, problems=problems)]
         elif cls.released_stem and name.endswith('_reid.json'):
             lists = tbps_list_files(folder)
             entries = [entry for split, file in lists.items()
@@ -179,7 +186,7 @@ class BaseDataset:
         special = special_captions(entries)
         if special:
             number, token = special[0]
-            logger.warning("%s: %d captions hold %s or the like as text, which the tokenizer takes for a token of its own, "
+            logger.warning('%s: %d captions hold %s or the like as text, which the tokenizer reads as a special token, '
                            'the first of them in entry %d (counted from 0)', path, len(special), token, number)
         repeated = repeated_images(entries, cls.image_key)
         if repeated:
@@ -191,8 +198,8 @@ class BaseDataset:
         """The attributes of a split's images; None if the dataset has none.
 
         Returns:
-            ``(labels, prompts)``: int8 [images, A] of 1, 0 and -1 for unknown, in the order of ``<split>_annos``, and A
-            pairs of sentences, one for the label 0 and one for the label 1.
+            ``(labels, prompts)``. Labels are int8 [images, A] in the order of ``<split>_annos``: 1, 0, or -1 for
+            unknown. Prompts are A pairs of sentences, for the label 0 and for the label 1.
         """
 
     def image_path(self, entry):
@@ -204,7 +211,8 @@ class BaseDataset:
         missing = missing_files(entries.paths(self.img_dir))
         if not missing:
             return missing
-        problem = f'{len(missing)} of {len(entries)} {split} images are missing, the first of them: {", ".join(missing[:3])}'
+        problem = (f'{len(missing)} of {len(entries)} {split} images are missing, the first of them: '
+                   f'{", ".join(missing[:3])}')
         if '\\' in missing[0] and not missing_files([missing[0].replace('\\', '/')]):
             problem += f'; they exist with / instead of \\: write the paths in {self.anno_path} so'
         if split != 'train' or not skip_broken:
@@ -251,7 +259,7 @@ def count_entries(entries):
 
 
 def validate_entries(entries, path, image_key, has_captions=True):
-    """Return the annotation's entries. If one is invalid, raise :class:`UserError`, which describes the first of them."""
+    """Return the entries, or raise :class:`UserError` that describes the first invalid entry."""
     problems = [(number, problem) for number, entry in enumerate(entries)
                 if (problem := entry_problem(entry, image_key, has_captions))]
     if problems:
@@ -453,8 +461,8 @@ MIN_CACHED_CAPTIONS = 50_000   # the smallest number of captions whose entries a
 def tokenize_all(captions, text_length, truncate=True, tokenizer=None, folder=None):
     """Tokenize all captions before workers start, which then share the result: int32 [S, L].
 
-    The tokens of at least 50,000 captions are cached in ``folder``, memory-mapped. They are computed again if a caption,
-    the vocabulary or the length changes (:func:`datasets.array_cache.load_or_make_arrays`).
+    The tokens of at least 50,000 captions are cached in ``folder``, memory-mapped. They are computed again if a
+    caption, the vocabulary or the length changes (:func:`datasets.array_cache.load_or_make_arrays`).
     """
     tokenizer = tokenizer or default_tokenizer()
 
@@ -522,8 +530,8 @@ class TextDataset(Dataset):
 class ImageTextDataset(Dataset):
     """Training pairs: ``dataset[index]`` or ``dataset[index, seed]`` is a dict.
 
-    The dict has ``pids, image_ids, index, images, caption_ids`` and the requested fields. All random numbers of a sample
-    derive from ``seed``, by default from the index.
+    The dict has ``pids, image_ids, index, images, caption_ids`` and the requested fields. All random numbers of a
+    sample derive from ``seed``, by default from the index.
 
     Args:
         dataset: a list of ``(pid, image_id, image path, caption)``.
@@ -538,8 +546,8 @@ class ImageTextDataset(Dataset):
             omits.
         attribute_tagger: the tagger of parts of speech (:func:`datasets.attributes.load_tagger`), for
             ``attributes_mask``, ``mlm_masking`` 'noun' and ``caption_filter``.
-        mlm_masking: which tokens are masked. 'random': any. 'noun': mostly nouns and adjectives, as in SEN. 'attention':
-            the model masks (:mod:`model.heads.agm`), and captions are not masked here.
+        mlm_masking: which tokens are masked. 'random': any. 'noun': mostly nouns and adjectives, as in SEN.
+            'attention': the model masks (:mod:`model.heads.agm`), and captions are not masked here.
         caption_filter: the probability that a caption is reduced to its nouns, adjectives and pronouns (SEN), after
             truncation and before masking.
         store: a :class:`datasets.image_cache.ImageStore` that provides the images. ``images`` are uint8 [3, H, W] then,
@@ -547,8 +555,8 @@ class ImageTextDataset(Dataset):
             :func:`datasets.device_augmentation.augment_on_device`.
         img_aug: whether ``augmentation_params`` crop and erase (:func:`datasets.transforms.build_transforms`).
         tokenizer: the tokenizer; by default CLIP's.
-        rand_aug: a function that resizes a PIL image, for APTM's augmentation instead of ``transform``. Images are uint8
-            with ``augmentation_params`` then, as with a ``store``.
+        rand_aug: a function that resizes a PIL image, for APTM's augmentation instead of ``transform``. Images are
+            uint8 with ``augmentation_params`` then, as with a ``store``.
         labels: int8 [S, A], the attributes of each pair's image, for the field ``attribute_labels``.
         token_folder: the folder of the token cache (:func:`tokenize_all`).
         txt_aug: whether captions are augmented before masking: by :func:`datasets.augmentation.perturb_tokens`, or by
@@ -556,9 +564,9 @@ class ImageTextDataset(Dataset):
         preprocessing: 'irra' or 'tbps', the value of ``--preparation``.
         image_stats: the mean and standard deviation of ``simclr_images``.
         back_translations: ``{(image_id, caption): back-translation}``, for TBPS-CLIP.
-        components: ``(smallest image id, transform, image_stats)`` of each joined dataset, by increasing ids, instead of
-            one ``transform`` and ``image_stats``. A sample with uint8 images then has ``image_stats``, float32 [2, 3]:
-            the mean and standard deviation of its dataset.
+        components: ``(smallest image id, transform, image_stats)`` of each joined dataset, by increasing ids, instead
+            of one ``transform`` and ``image_stats``. A sample with uint8 images then has ``image_stats``, float32 [2,
+            3]: the mean and standard deviation of its dataset.
 
     Raises:
         UserError: a field is unknown. At indexing: an image cannot be read.
@@ -585,8 +593,8 @@ class ImageTextDataset(Dataset):
         self.store, self.img_aug, self.rand_aug, self.labels = store, img_aug, rand_aug, labels
         self.txt_aug, self.preprocessing, self.back_translations = txt_aug, preprocessing, back_translations or {}
         if txt_aug and preprocessing == 'tbps' and not self.back_translations:
-            logger.info("no caption has a back-translation ('captions_bt', which TBPS-CLIP's train_reid.json has): words "
-                        'are deleted, and no caption is replaced')
+            logger.info("no caption has a back-translation ('captions_bt', which TBPS-CLIP's train_reid.json has): "
+                        'words are deleted, and no caption is replaced')
         self.tokenizer, self.text_length = tokenizer or default_tokenizer(), text_length
         self.fields, self.masks_in_place = set(fields), caption_masking == 'inplace'
         if 'mlm_labels' in self.fields and not self.masks_in_place:
@@ -626,7 +634,8 @@ class ImageTextDataset(Dataset):
                 raise UserError(f'{error} (python -m datasets.check lists all such images, '
                                 '--skip_broken leaves them out)') from None
             return {'skipped': path}
-        return {'pids': pid, 'image_ids': image_id, 'index': index, **image, **self.text_fields(index, random.Random(seed))}
+        text = self.text_fields(index, random.Random(seed))
+        return {'pids': pid, 'image_ids': image_id, 'index': index, **image, **text}
 
     def image_fields(self, path, seed, component=0):
         """Compute a sample's image fields: one view, and further views if a head requests them.

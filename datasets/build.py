@@ -94,8 +94,9 @@ def build_training_loaders(args):
     if noise:
         logger.info('of %d training pairs %d exchange captions, and %d stay clean', len(samples), noise['noisy'],
                     noise['clean'])
-    evaluations = {evaluated.name: build_evaluation_loaders(args, evaluated, args.val_dataset, args.batch_size, tokenizer)
-                   for evaluated in evaluation_datasets(args, dataset)}
+    evaluations = {
+        evaluated.name: build_evaluation_loaders(args, evaluated, args.val_dataset, args.batch_size, tokenizer)
+        for evaluated in evaluation_datasets(args, dataset)}
     # All training images are cached, even if --limit_train selects only some.
     store = open_image_store(args, dataset, 'train', (sample[2] for sample in dataset.train), args.skip_broken)
     attributes = get_attributes(args, dataset, 'train', samples) if needs_attributes else None
@@ -212,7 +213,7 @@ def open_image_store(args, dataset, split, paths, skip_broken=False):
 
 
 def get_attributes(args, dataset, split, samples=None):
-    """The attributes of a split's images, or of the images of ``samples``: ``(labels int8 [N, A], pairs of prompts)``."""
+    """The attributes of the images of a split or of ``samples``: ``(labels int8 [N, A], pairs of prompts)``."""
     attributes = dataset.attributes(split)
     if attributes is None:
         raise UserError(f'the losses attr and img_cls need images with attributes, and {dataset.name} has none: '

@@ -35,7 +35,8 @@ def expected_counts(name, folder):
     if os.path.exists(mark) and not is_table(name):      # a user's table next to it has its own counts
         try:
             counts, kinds = read_json(mark)['counts'], ('ids', 'images', 'captions')
-            return {split: tuple(operator.index(counts[split][kind]) for kind in kinds) for split in SPLITS}, 'synthpedes.json'
+            expected = {split: tuple(operator.index(counts[split][kind]) for kind in kinds) for split in SPLITS}
+            return expected, 'synthpedes.json'
         except (KeyError, TypeError):
             raise UserError(f'{mark} does not hold the counts that datasets.synthpedes writes') from None
     published = dataset_class(name).published
@@ -140,7 +141,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(prog='datasets.check', description='Check that a copy of a dataset is complete.')
     parser.add_argument('--dataset_name', default='CUHK-PEDES', help=describe_names())
     parser.add_argument('--root_dir', default='./data', help="folder of the datasets' folders (default: ./data)")
-    parser.add_argument('--workers', type=int, default=os.cpu_count() or 1, 
+    parser.add_argument('--workers', type=int, default=os.cpu_count() or 1,
                         help='number of threads that read images (default: the number of cores)')
     add_table_options(parser)
     args = parser.parse_args(argv)

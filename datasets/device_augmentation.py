@@ -49,7 +49,7 @@ def normalize(images, mean, std):
 
 
 def crop(images, flip, top, left):
-    """Pad each image with black, crop it at ``top`` and ``left``, and mirror it if ``flip`` is set: uint8 [B, 3, H, W]."""
+    """Pad each image, crop it at ``top`` and ``left``, and mirror it if ``flip`` is not 0: uint8 [B, 3, H, W]."""
     height, width = images.shape[2:]
     padded = F.pad(images, (CROP_PADDING,) * 4)                              # [B, 3, H + 20, W + 20]
     rows = position_range(top, height)                                       # [B, H]

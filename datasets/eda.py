@@ -98,8 +98,8 @@ def load_synonyms():
         from nltk.corpus import wordnet as corpus
         corpus.ensure_loaded()
     except (ImportError, LookupError):
-        log.warning('WordNet is not installed: the augmented captions of eda only swap and delete words, without synonyms '
-                    '(pip install nltk, then python -m nltk.downloader wordnet)')
+        log.warning('WordNet is not installed: the augmented captions of eda only swap and delete words, without '
+                    'synonyms (pip install nltk, then python -m nltk.downloader wordnet)')
         return None
 
     @functools.lru_cache(maxsize=None)

@@ -16,7 +16,7 @@ from utils.iotools import check_regular_file
 logger = logging.getLogger('Pedestal.dataset')
 
 TEXT_ARRAYS = 'paths', 'captions', 'rest'
-CHECKING_MODULES = 'datasets.entries', 'datasets.released_lists'   # they check annotations, like the datasets' own modules
+CHECKING_MODULES = 'datasets.entries', 'datasets.released_lists'   # they check annotations, as datasets do
 HASH_BLOCK = 2 ** 20    # bytes of an annotation that are hashed at a time
 
 
@@ -63,8 +63,9 @@ class Entries(Sequence):
         start, end = int(self.arrays['ends'][row - 1]) if row else 0, int(self.arrays['ends'][row])
         label = {'label': self.arrays['labels'][row].tolist()} if self.arrays['labels'].shape[1] else {}
         extra_fields = self.strings['rest'][row] if 'rest' in self.strings else ''
-        return {'id': int(self.arrays['ids'][row]), 'split': self.split, 'captions': self.strings['captions'][start:end],
-                self.image_key: self.strings['paths'][row], **label, **(json.loads(extra_fields) if extra_fields else {})}
+        return {'id': int(self.arrays['ids'][row]), 'split': self.split,
+                'captions': self.strings['captions'][start:end], self.image_key: self.strings['paths'][row],
+                **label, **(json.loads(extra_fields) if extra_fields else {})}
 
     def may_have_field(self, field):
         """Whether an entry can have an extra field of this name. False is certain, True is not."""
@@ -128,9 +129,9 @@ def arrays_to_strings(arrays, name):
 def open_entries(dataset, path, splits, min_cached_captions):
     """Read an annotation, from its cache if it is large.
 
-    An annotation of at least ``min_cached_captions`` captions is cached next to it, in ``listing_cache``, with the lines
-    that its checks logged. A start that reads the cache logs them again. The cache is made again if the annotation's
-    files, the dataset's settings or the code that reads them change.
+    An annotation of at least ``min_cached_captions`` captions is cached next to it, in ``listing_cache``, with the
+    lines that its checks logged. A start that reads the cache logs them again. The cache is made again if the
+    annotation's files, the dataset's settings or the code that reads them change.
 
     Args:
         dataset: a subclass of :class:`datasets.bases.BaseDataset`.
@@ -153,7 +154,8 @@ def open_entries(dataset, path, splits, min_cached_captions):
         entries = {split: [entry for entry in entries if entry['split'] == split] for split in splits}
         arrays = {split: entries_to_arrays(entries[split], dataset.image_key) for split in splits}
         uncached = {split: Entries(arrays[split], split, dataset.image_key) for split in splits}, entries
-        if key is None or sum(len(split_arrays['captions_ends']) for split_arrays in arrays.values()) < min_cached_captions:
+        caption_count = sum(len(split_arrays['captions_ends']) for split_arrays in arrays.values())
+        if key is None or caption_count < min_cached_captions:
             return uncached
         log_lines = [json.dumps([level, text.replace(path, '\0')]) for level, text in lines]
         try:
@@ -172,13 +174,14 @@ def open_entries(dataset, path, splits, min_cached_captions):
 
 
 def annotation_key(dataset, path):
-    """The cache key of an annotation, 16 hexadecimal digits; None if the dataset does not declare the files that it reads."""
+    """The cache key of an annotation, 16 hexadecimal digits; None if the dataset does not declare its ``files``."""
     reader = next(cls for cls in dataset.__mro__ if 'read' in vars(cls))
     if 'files' not in vars(reader):
         return None
     settings = {name: value for name in dir(dataset)
                 if not name.startswith('__') and is_plain_setting(value := getattr(dataset, name))}
-    modules = dict.fromkeys([*(cls.__module__ for cls in dataset.__mro__[:-1]), *CHECKING_MODULES])    # without object's
+    dataset_modules = (cls.__module__ for cls in dataset.__mro__[:-1])    # without object's
+    modules = dict.fromkeys([*dataset_modules, *CHECKING_MODULES])
     code_files = [getattr(sys.modules.get(module), '__file__', None) for module in modules]
     return compute_key(settings, [hash_file(file) for file in code_files if file],
                        [(os.path.basename(file), hash_file(file)) for file in dataset.files(path)])

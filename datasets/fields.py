@@ -63,7 +63,7 @@ class CaptionSample:
         return self.dataset.dataset[self.index][3]
 
     def select_tokens(self, values):
-        """Select one value per token of ``ids`` from the values [L] of the original caption's tokens, padded with zeros."""
+        """Select the values of the tokens in ``ids`` from the original caption's values [L], padded with zeros."""
         result = torch.zeros_like(values)
         selected = values[self.token_positions]
         result[:len(selected)] = selected
@@ -83,7 +83,8 @@ class CaptionSample:
     def masked_words(self):
         """``(masked ids [L], positions [M], labels [M])`` of :func:`datasets.whole_word_masking.mask_whole_words`."""
         tokenizer = self.dataset.tokenizer
-        masked = mask_whole_words(self.ids.tolist(), self.rng, tokenizer.mask_id, tokenizer.continuation_ids, tokenizer.vocab_size)
+        masked = mask_whole_words(self.ids.tolist(), self.rng, tokenizer.mask_id, tokenizer.continuation_ids,
+                                  tokenizer.vocab_size)
         return tuple(map(torch.tensor, masked))
 
 

@@ -40,8 +40,8 @@ class ImageStore:
         interpolation: the interpolation with which the images were resized.
 
     Raises:
-        UserError: the file is incomplete or damaged. At indexing: the image could not be read when the file was made, or
-            it is damaged in the cache and its image file cannot be read.
+        UserError: the file is incomplete or damaged. At indexing: the image could not be read when the file was made,
+            or it is damaged in the cache and its image file cannot be read.
     """
 
     def __init__(self, file, paths, img_size, interpolation='bilinear'):
@@ -77,7 +77,8 @@ class ImageStore:
         try:
             image = load_resized(path, build_resize(self.img_size, self.interpolation))
         except UserError as error:
-            raise UserError(f'image cache {self.file} is damaged at {path}, and cannot be decoded again: {error}') from None
+            raise UserError(f'image cache {self.file} is damaged at {path}, which cannot be decoded again: '
+                            f'{error}') from None
         if zlib.crc32(image) == self.checksums[row]:
             self.write_back(row, image)
         return image
@@ -151,7 +152,7 @@ def read_broken_rows(file, count):
 
 
 def open_store(folder, name, paths, root, img_size, workers=1, skip_broken=False, interpolation='bilinear'):
-    """Open the :class:`ImageStore` ``<folder>/<name>_<H>x<W>_<key>.npy``, and write the file if it is missing or damaged.
+    """Open the :class:`ImageStore` ``<folder>/<name>_<H>x<W>_<key>.npy``. If it is missing or damaged, write it first.
 
     The key depends on the images' names, sizes and times, so changed images get a new file.
 
@@ -162,7 +163,8 @@ def open_store(folder, name, paths, root, img_size, workers=1, skip_broken=False
         root: the folder of the images. The key contains the paths below it.
         img_size: (H, W) in pixels.
         workers: the number of threads that decode images.
-        skip_broken: whether images that cannot be read are recorded, and raise only at indexing, instead of raising now.
+        skip_broken: whether images that cannot be read are recorded, and raise only at indexing, instead of raising
+            now.
         interpolation: the interpolation with which images are resized.
 
     Raises:
@@ -175,8 +177,8 @@ def open_store(folder, name, paths, root, img_size, workers=1, skip_broken=False
     file = f'{prefix}_{cache_key(paths, root, img_size, interpolation)}.npy'
     outdated = sorted(set(glob.glob(f'{glob.escape(prefix)}_*.npy')) - {file})
     if outdated:
-        logger.warning('the images have changed since %s was made (%s), or an older version made it; unless another copy of '
-                       'the dataset uses it, it can be deleted', ', '.join(outdated),
+        logger.warning('the images have changed since %s was made (%s), or an older version made it; unless another '
+                       'copy of the dataset uses it, it can be deleted', ', '.join(outdated),
                        format_bytes(sum(map(os.path.getsize, outdated))))
     store = open_existing_store(file, paths, img_size, skip_broken, interpolation)
     if store is None:
@@ -252,7 +254,7 @@ def write_images(file, paths, img_size, workers, skip_broken, interpolation='bil
     """
     images = np.lib.format.open_memmap(file, 'w+', np.uint8, (len(paths), 3, *img_size))
     trailer, end = np.zeros(len(paths) + 2, '<u4'), images.offset + images.nbytes
-    if hasattr(os, 'posix_fallocate'):  # raises now if the disk is full; a write to the memory map would kill the process
+    if hasattr(os, 'posix_fallocate'):  # raises if the disk is full; a write to the memory map would kill the process
         with open(file, 'r+b') as opened:
             os.posix_fallocate(opened.fileno(), 0, end + trailer.nbytes)
     resize = build_resize(img_size, interpolation)

@@ -20,10 +20,11 @@ def joined_class(name, find_class):
                         '(--dataset_shares sets their weights)')
     if '' in names:
         raise UserError(f'--dataset_name {name}: there is no dataset before or after a +')
-    return type('Joined', (Joined,), {'__module__': 'joined', 'name': name, 'classes': tuple(map(find_class, names))})
+    settings = {'__module__': 'joined', 'name': name, 'classes': tuple(map(find_class, names))}
+    return type('Joined', (JoinedDataset,), settings)
 
 
-class Joined(BaseDataset):
+class JoinedDataset(BaseDataset):
     """Several datasets joined for training. Identities and images of different components stay distinct.
 
     The val and test splits are those of the first component, which therefore chooses the best epoch. Training and
@@ -47,9 +48,10 @@ class Joined(BaseDataset):
         first_pid = first_image_id = 0
         for component in components:
             self.first_image_ids.append(first_image_id)
-            self.translations.update({(first_image_id + image_id, caption): translation for (image_id, caption), translation
-                                      in component.back_translations().items()})
-            self.train += [(first_pid + pid, first_image_id + image_id, *rest) for pid, image_id, *rest in component.train]
+            for (image_id, caption), translation in component.back_translations().items():
+                self.translations[first_image_id + image_id, caption] = translation
+            self.train += [(first_pid + pid, first_image_id + image_id, *rest)
+                           for pid, image_id, *rest in component.train]
             first_pid += len(component.train_id_container)
             first_image_id = max((image_id for _, image_id, *_ in self.train), default=-1) + 1
         self.train_id_container = set(range(first_pid))
@@ -76,7 +78,7 @@ def first_dataset_name(name):
 
 
 def validate_dataset_shares(shares, sizes, args):
-    """Raise :class:`UserError` if ``--dataset_shares`` does not fit datasets with these numbers of training captions."""
+    """Raise :class:`UserError` if ``--dataset_shares`` does not fit datasets of these ``sizes``."""
     if sizes is None:
         raise UserError(f'--dataset_shares is for several datasets, and --dataset_name is {args.dataset_name}: '
                         'join them with +')

@@ -22,7 +22,7 @@ def find_image_folder(root, *names):
 
 
 class MALS(BaseDataset):
-    """MALS (Yang et al., ACM MM 2023): 1,510,330 generated images, each with a caption and 27 attributes, train split only.
+    """MALS (Yang et al., ACM MM 2023): 1,510,330 generated training images, each with a caption and 27 attributes.
 
     ``<root>/gene_attrs/*_attrs.json`` hold the annotation, ``<root>/images/MALS`` holds the images.
     """
@@ -34,8 +34,8 @@ class MALS(BaseDataset):
     def locate(cls, root):
         lists = mals_list_files(root)
         if not lists:
-            raise UserError(f'no lists {os.path.join(root, "gene_attrs", "*_attrs.json")} of MALS: point --root_dir at '
-                            'the folder that holds gene_attrs/')
+            pattern = os.path.join(root, 'gene_attrs', '*_attrs.json')
+            raise UserError(f'no lists {pattern} of MALS: point --root_dir at the folder that holds gene_attrs/')
         return root, lists[0]
 
     @classmethod
@@ -75,8 +75,8 @@ class PA100K(BaseDataset):
     def locate(cls, root):
         lists = aptm_list_files(root, 'PA100K')
         if not lists:
-            raise UserError(f'no lists {os.path.join(root, "finetune", "PA100K_<split>.json")}: point --root_dir at the '
-                            'folder that holds finetune/')
+            pattern = os.path.join(root, 'finetune', 'PA100K_<split>.json')
+            raise UserError(f'no lists {pattern}: point --root_dir at the folder that holds finetune/')
         return root, next(iter(lists.values()))
 
     @classmethod

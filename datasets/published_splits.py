@@ -1,6 +1,7 @@
-"""Compare the size of a split with the published one. Results on another split are not comparable with published results.
+"""Compare the size of a split with the published one.
 
-Each dataset's class holds the counts of its paper in ``published``.
+Results on another split are not comparable with published results. Each dataset's class holds the counts of its paper
+in ``published``.
 """
 KINDS = ('identities', 'images', 'captions')
 

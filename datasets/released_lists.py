@@ -1,8 +1,8 @@
 """Read annotations that methods released as one JSON list per split.
 
-APTM's lists hold rows ``{"image", "caption", "image_id", "label"}``, one row per caption or per image. TBPS-CLIP's lists
-hold rows ``{"file_path", "id", "captions"}``, some with ``"captions_bt"``, a back-translation of each caption. The
-results are entries like those of other annotations: ``{id, split, captions, file_path}``, with ``label`` or
+APTM's lists hold rows ``{"image", "caption", "image_id", "label"}``, one row per caption or per image. TBPS-CLIP's
+lists hold rows ``{"file_path", "id", "captions"}``, some with ``"captions_bt"``, a back-translation of each caption.
+The results are entries like those of other annotations: ``{id, split, captions, file_path}``, with ``label`` or
 ``captions_bt`` if the row has one.
 """
 import glob

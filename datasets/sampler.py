@@ -125,9 +125,9 @@ class WeightedBatches(BatchSampler):
 class IdentityBatches(BatchSampler):
     """Batches of ``batch_size // num_instance`` identities with ``num_instance`` captions each.
 
-    Each identity's captions are shuffled and split into groups; the remainder is dropped. An identity with fewer captions
-    than a group draws them with replacement. A batch has one group each of random identities. The epoch ends when too few
-    identities have groups left.
+    Each identity's captions are shuffled and split into groups; the remainder is dropped. An identity with fewer
+    captions than a group draws them with replacement. A batch has one group each of random identities. The epoch ends
+    when too few identities have groups left.
     """
 
     def __init__(self, pids, batch_size, num_instance, seed=1):
@@ -164,9 +164,9 @@ class IdentityBatches(BatchSampler):
 
 
 class RandomSizeIdentityBatches(IdentityBatches):
-    """:class:`IdentityBatches` whose groups have a random size, drawn per identity and epoch from 1 to ``num_instance``.
+    """:class:`IdentityBatches` whose groups have a random size from 1 to ``num_instance``.
 
-    A batch has at most ``batch_size`` captions.
+    The size is drawn for each identity and epoch. A batch has at most ``batch_size`` captions.
     """
 
     def draw_group_size(self, rng):
@@ -202,7 +202,7 @@ def create_batch_sampler(args, pids, sizes):
 
 
 def split_into_batches(samples, batch_size, rank=0, world_size=1):
-    """Split ``samples`` into batches. Of several ranks, return every ``world_size``-th batch, from batch ``rank`` on.
+    """Split ``samples`` into batches, and return the batches of a rank: every ``world_size``-th from batch ``rank`` on.
 
     >>> split_into_batches(range(10), 4)
     [range(0, 4), range(4, 8), range(8, 10)]

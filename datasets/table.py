@@ -35,15 +35,15 @@ CUHK_FOLDERS = {'CUHK01', 'CUHK03', 'Market', 'test_query', 'train_query'}
 
 
 def is_ufine(name):
-    """Whether a dataset, a file or its folder is named UFine6926 (Zuo et al., CVPR 2024), which has no dataset class."""
+    """Whether a dataset, a file or its folder is named UFine6926 (Zuo et al., CVPR 2024), which is read as a table."""
     return 'ufine' in name.lower()
 
 
 def table_usage_error(name):
     """The error for a dataset that can be read only as a table."""
     return UserError(f"{name} is read as a table: --root_dir is the folder with its annotation, --dataset_name the "
-                     "annotation's file, and --columns image=<column> caption=<column> id=<column> split=<column> names "
-                     'its columns (docs/own_data.md)')
+                     "annotation's file, and --columns image=<column> caption=<column> id=<column> split=<column> "
+                     'names its columns (docs/own_data.md)')
 
 
 def is_table(name):
@@ -68,7 +68,10 @@ def table_class(name, columns=None, split_seed=1):
 
 
 class Table(BaseDataset):
-    """A dataset whose annotation is a table in ``--root_dir``; images are in ``imgs/`` next to it, or in ``--root_dir`` itself."""
+    """A dataset whose annotation is a table in ``--root_dir``.
+
+    Images are in ``imgs/`` next to the table, or in ``--root_dir`` itself.
+    """
     columns, split_seed = {}, 1
 
     @classmethod
@@ -210,7 +213,8 @@ def assign_splits(entries, seed, path):
     logger.info('%s has no splits: its %d identities are divided by --split_seed %d', path, len(pids), seed)
     if {entry['file_path'].split('/')[0] for entry in entries} <= CUHK_FOLDERS:
         logger.warning("%s is CUHK-PEDES's annotation without its published splits: results are not comparable with "
-                       'published ones; reid_raw.json, which comes with it, has the splits (--dataset_name CUHK-PEDES)', path)
+                       'published ones; reid_raw.json, which comes with it, has the splits (--dataset_name CUHK-PEDES)',
+                       path)
     elif is_ufine(os.path.join(*os.path.abspath(path).split(os.sep)[-2:])):
-        logger.warning('%s is %s without its published splits: results are not comparable with published ones; give each '
-                       'row its split, and name the column with --columns split=<column>', path, UFINE)
+        logger.warning('%s is %s without its published splits: results are not comparable with published ones; give '
+                       'each row its split, and name the column with --columns split=<column>', path, UFINE)

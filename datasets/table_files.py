@@ -109,8 +109,8 @@ def parse_rows(reader, delimiter, path):
             raise UserError(f'{location} has not as many cells as there are columns ({len(cells)} and {len(names)}); '
                             f'{remedy}')
         if begin < end and any(contains_rows(cells, column, delimiter) for column in range(len(cells))):
-            raise UserError(f'{location} has a text over several lines that looks like rows: a quote mark is not closed. If '
-                            'it is one text, write it on one line')
+            raise UserError(f'{location} has a text over several lines that looks like rows: a quote mark is not '
+                            'closed. If it is one text, write it on one line')
         rows.append(dict(zip(names, cells)))
     return rows
 
@@ -118,7 +118,7 @@ def parse_rows(reader, delimiter, path):
 def contains_rows(cells, column, delimiter):
     """Whether a cell holds the end of a row, complete rows, and the start of another row.
 
-    Such a cell is the text between a quote mark that is not closed and the next quote mark.
+    It is then the text between a quote mark that is not closed and the next quote mark.
     """
     lines = cells[column].splitlines()
     if len(lines) < 2:

@@ -56,8 +56,8 @@ def sample_augmentation(img_size, aug, seed):
     :func:`datasets.device_augmentation.augment_on_device` applies them. torch's global generator does not change.
 
     Returns:
-        int32 [7]: whether the image is mirrored (0, 1); top and left of the crop in the padded image (10, 10 is the
-        center); top, left, height and width of the erased rectangle (height 0: nothing is erased).
+        int32 [7]: whether the image is mirrored (0, 1); top and left of the crop in the padded image; top, left, height
+        and width of the erased rectangle. A crop at (10, 10) is not moved. A height of 0 erases nothing.
     """
     height, width = img_size
     corner, rectangle = (CROP_PADDING, CROP_PADDING), (0, 0, 0, 0)
@@ -89,8 +89,8 @@ def apply_rand_augment(image, seed):
         seed: the seed of all random numbers.
 
     Returns:
-        ``(image, augmentation_params)``: uint8 [3, H, W], and int32 [7] as of :func:`sample_augmentation`, in which only
-        the erased rectangle is set.
+        ``(image, augmentation_params)``: uint8 [3, H, W], and int32 [7] as of :func:`sample_augmentation`, in which
+        only the erased rectangle is set.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)

@@ -35,7 +35,8 @@ def describe_truncation(captions, tokens, tokenizer, kind='captions'):
         >>> from utils.simple_tokenizer import SimpleTokenizer
         >>> tokenizer, caption = SimpleTokenizer(), 'a red coat'
         >>> print(describe_truncation([caption], tokenize(caption, tokenizer, 4)[None], tokenizer).split(';')[0])
-        1 of 1 captions have more than 4 tokens (--text_length) and lose their ends: 'a red coat' (5 tokens) loses 'coat'
+        1 of 1 captions have more than 4 tokens (--text_length) and lose their ends: 'a red coat' (5 tokens) loses
+        'coat'
     """
     truncated = find_truncated(captions, tokens, tokenizer)
     if not truncated:
@@ -43,9 +44,9 @@ def describe_truncation(captions, tokens, tokenizer, kind='captions'):
     index, count = truncated[0]
     caption, length, longest = captions[index], tokens.shape[1], max(count for _, count in truncated)
     lost = lost_text(caption, length, tokenizer)
-    return (f'{len(truncated)} of {len(captions)} {kind} have more than {length} tokens (--text_length) and lose their ends: '
-            f"'{abbreviate(caption)}' ({count} tokens) loses '{abbreviate(lost)}'; write shorter ones, or train with "
-            f"--text_length {longest} (OpenAI's CLIP also needs --text_positions interpolated above 77)")
+    return (f'{len(truncated)} of {len(captions)} {kind} have more than {length} tokens (--text_length) and lose their '
+            f"ends: '{abbreviate(caption)}' ({count} tokens) loses '{abbreviate(lost)}'; write shorter ones, or train "
+            f"with --text_length {longest} (OpenAI's CLIP also needs --text_positions interpolated above 77)")
 
 
 def lost_text(caption, length, tokenizer):

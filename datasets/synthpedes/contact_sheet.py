@@ -1,4 +1,4 @@
-"""A picture of a few of the pedestrians with their captions."""
+"""Save a contact sheet: an image with a few pedestrians and their captions."""
 from PIL import Image, ImageDraw, ImageFont
 
 from datasets.synthpedes.writing import draw_identity
@@ -8,7 +8,7 @@ MAX_PIXELS = 200_000_000
 
 
 def save_contact_sheet(path, settings, identities=8):
-    """Save a picture of a few identities, two a row, each image with one of its captions under it."""
+    """Save an image with a few identities, two in a row. Each of their images has one of its captions below it."""
     height, width = settings['size']
     cell, text, shown = max(width, 170), 120, settings['images_per_id']
     size = cell * shown * 2 + 20, (height + text) * -(-identities // 2)

@@ -1,7 +1,7 @@
-"""What a synthpedes image looks like: a scene (view, pose, light, background, ...) and the drawing of a person in it.
+"""Draw the images of synthpedes: a scene (view, pose, light, background, ...) and a person in it.
 
-Drawing uses Pillow polygons at about twice the image's resolution. Coordinates are in *body heights*: y runs from 0
-(top of the head) to 1 (soles), x from the body's axis, positive to the right of the image.
+Drawing uses Pillow polygons at about twice the image's resolution. Coordinates are in *body heights*: y is 0 at the top
+of the head and 1 at the soles; x is 0 at the body's axis and positive to the right of the image.
 """
 import math
 import random
@@ -19,7 +19,7 @@ _NOISE = np.random.RandomState(0).normal(0, 1, (1024, 1024)).astype(np.float32)
 
 @dataclass
 class Scene:
-    """How one image shows a person; ``hidden`` names the slots that neither image nor caption show."""
+    """How one image shows a person. Neither the image nor its captions show the slots in ``hidden``."""
     view: str          # front, back, side
     facing: int        # side: 1 looks right, -1 left
     walking: bool
@@ -29,18 +29,18 @@ class Scene:
     left: float        # body axis / image width
     top: float         # top of the head / image height
     light: tuple       # gain of R, G, B: exposure and the camera's tint
-    gradient: float    # light falls off to one side
+    gradient: float    # decrease of the light to one side
     blur: float        # in 1/1000 of the image height
     noise: float
     background: str
     occluder: str      # none, pole, bush, car, person
     hidden: tuple
-    seed: int          # for everything that no sentence speaks of
+    seed: int          # of everything that captions do not describe
     quality: int       # of the JPEG
 
 
 def sample_scene(seed, view, tint=0.35, occlusion=0.15):
-    """Draw a scene; the knobs are described in :func:`datasets.synthpedes.generate`."""
+    """Sample a scene. :data:`datasets.synthpedes.writing.DIFFICULTY_OPTIONS` describes ``tint`` and ``occlusion``."""
     rng = random.Random(seed)
     exposure = 0.93 * math.exp(rng.gauss(0, 0.3 * tint))
     light = tuple(exposure * math.exp(rng.gauss(0, 0.11 * tint)) for _ in range(3))
@@ -57,30 +57,30 @@ def sample_scene(seed, view, tint=0.35, occlusion=0.15):
                  rng.randint(78, 93))
 
 
-def _mix_colors(a, b, share):
-    return tuple(int(x + (y - x) * share) for x, y in zip(a, b))
+def _mix_colors(a, b, fraction):
+    return tuple(int(x + (y - x) * fraction) for x, y in zip(a, b))
 
 
-def _darken(rgb, share=0.35):
-    return _mix_colors(rgb, (0, 0, 0), share)
+def _darken(rgb, fraction=0.35):
+    return _mix_colors(rgb, (0, 0, 0), fraction)
 
 
 def _seam_color(rgb):
-    """A color for lines that show on ``rgb``."""
+    """A color for lines that are visible on ``rgb``."""
     return _mix_colors(rgb, (0, 0, 0) if sum(rgb) > 150 else (255, 255, 255), 0.3)
 
 
 def _mirror(*right):
-    """A polygon from its right half, given from top to bottom."""
+    """Complete a symmetric polygon from its right half, which is given from top to bottom."""
     return [*right, *((-x, y) for x, y in reversed(right))]
 
 
-def _interpolate(p, q, share):
-    return p[0] + (q[0] - p[0]) * share, p[1] + (q[1] - p[1]) * share
+def _interpolate(p, q, fraction):
+    return p[0] + (q[0] - p[0]) * fraction, p[1] + (q[1] - p[1]) * fraction
 
 
 class Palette:
-    """The exact colors that one identity wears: each slot's tone, shifted the same way in all of its images."""
+    """The exact colors that one identity wears: each slot's tone, shifted the same direction in all of its images."""
 
     def __init__(self, seed, shades):
         self.seed, self.spread = seed, 34 * shades
@@ -88,7 +88,7 @@ class Palette:
     def __call__(self, slot, rgb):
         rng = random.Random(derive_seed(self.seed, *slot.encode()))
         lighter = rng.gauss(0, self.spread * 0.7)
-        hue = self.spread * (0.5 if max(rgb) - min(rgb) > 40 else 0.15)  # a grey that strays is a grey still
+        hue = self.spread * (0.5 if max(rgb) - min(rgb) > 40 else 0.15)  # shifted grays must stay gray
         return tuple(int(min(250, max(8, c + lighter + rng.gauss(0, hue)))) for c in rgb)
 
     def tone(self, slot, tone):
@@ -96,7 +96,7 @@ class Palette:
 
 
 class Canvas:
-    """Color (RGBA) and shading (L, 128 = as painted), drawn part by part from back to front."""
+    """An image with colors (RGBA) and shading (L, 128 = unchanged), drawn from back to front."""
 
     def __init__(self, width, height, unit, left, top, lit):
         self.unit, self.left, self.top, self.lit = unit, left, top, lit
@@ -111,7 +111,7 @@ class Canvas:
                 (self.left + (x + rx) * self.unit, self.top + (y + ry) * self.unit)]
 
     def _paint(self, draw_shape, fill):
-        """``fill`` is a color, or a texture: an image of the canvas's size."""
+        """Paint a shape with ``fill``: a color, or a texture, which is an image of the canvas's size."""
         if isinstance(fill, tuple):
             draw_shape(self.draw, fill)
             return
@@ -122,31 +122,31 @@ class Canvas:
             self.color.paste(fill.crop(box), box, mask.crop(box))
 
     def polygon(self, points, fill):
-        """A garment's panel, lit along its middle and darker at its left and right."""
+        """Draw a panel of a garment, lit along its middle and darker at its left and right."""
         self._paint(lambda draw, ink: draw.polygon(self.to_pixels(points), ink), fill)
         middle = (min(x for x, _ in points) + max(x for x, _ in points)) / 2
-        for share, level in ((1, 100), (0.8, 120), (0.5, 134)):
-            shift = self.lit * (1 - share) * 0.03
-            self.tone.polygon(self.to_pixels([(middle + (x - middle) * share + shift, y) for x, y in points]), level)
+        for fraction, level in ((1, 100), (0.8, 120), (0.5, 134)):
+            shift = self.lit * (1 - fraction) * 0.03
+            self.tone.polygon(self.to_pixels([(middle + (x - middle) * fraction + shift, y) for x, y in points]), level)
 
     def limb(self, joints, widths, fill):
-        """A tapering tube through ``joints``."""
+        """Draw a tapering tube through ``joints``."""
         shapes = []
         for (p, q), (wide, narrow) in zip(zip(joints, joints[1:]), zip(widths, widths[1:])):
             dx, dy = q[0] - p[0], q[1] - p[1]
             length = math.hypot(dx, dy) or 1
             shapes.append((p, q, -dy / length, dx / length, wide / 2, narrow / 2))
 
-        def shape(draw, ink, share=1.0, shift=0.0):
+        def shape(draw, ink, fraction=1.0, shift=0.0):
             for (px, py), (qx, qy), nx, ny, a, b in shapes:
-                a, b = a * share, b * share
+                a, b = a * fraction, b * fraction
                 draw.polygon(self.to_pixels([(px + nx * a + shift, py + ny * a), (qx + nx * b + shift, qy + ny * b),
                                       (qx - nx * b + shift, qy - ny * b), (px - nx * a + shift, py - ny * a)]), ink)
                 draw.ellipse(self.bounding_box(px + shift, py, a, a), ink)
                 draw.ellipse(self.bounding_box(qx + shift, qy, b, b), ink)
         self._paint(shape, fill)
-        for share, level in ((1, 98), (0.75, 120), (0.4, 136)):
-            shape(self.tone, level, share, self.lit * (1 - share) * 0.012)
+        for fraction, level in ((1, 98), (0.75, 120), (0.4, 136)):
+            shape(self.tone, level, fraction, self.lit * (1 - fraction) * 0.012)
 
     def ellipse(self, x, y, rx, ry, fill, level=122):
         self._paint(lambda draw, ink: draw.ellipse(self.bounding_box(x, y, rx, ry), ink), fill)
@@ -164,7 +164,7 @@ class Canvas:
         self.tone.line(self.to_pixels(points), level, max(1, round(width * self.unit)))
 
     def texture(self, pattern, first, second, period=0.06):
-        """An image of the canvas's size in a garment's colors."""
+        """Draw a pattern in a garment's colors: an image of the canvas's size."""
         image = Image.new('RGBA', self.color.size, first)
         draw = ImageDraw.Draw(image)
 
@@ -197,10 +197,10 @@ class Figure:
     """Draws one person in one scene on a canvas."""
 
     def __init__(self, canvas, person, scene, palette, rng):
-        self.c, self.person, self.scene, self.palette, self.rng = canvas, person, scene, palette, rng
+        self.canvas, self.person, self.scene, self.palette, self.rng = canvas, person, scene, palette, rng
         wide = {'slim': 0.86, 'average': 1.0, 'heavy': 1.2}[person['build']]
         man = person['gender'] == 'man'
-        self.side, self.d = scene.view == 'side', scene.facing
+        self.side, self.facing = scene.view == 'side', scene.facing
         self.skin = palette('skin', SKIN[person['skin']])
         self.hair = palette('hair', HAIR[person['hair']['colour']]) if person['hair']['colour'] else self.skin
         if self.side:
@@ -219,30 +219,31 @@ class Figure:
         pattern = thing.get('pattern', 'plain')
         if pattern in ('plain', 'logo') or (slot == 'lower' and pattern == 'striped'):
             return first
-        return self.c.texture(pattern, first, self.palette.tone(slot + '2', thing['second']))
+        return self.canvas.texture(pattern, first, self.palette.tone(slot + '2', thing['second']))
 
     # --- legs ---
 
     def leg_joints(self):
-        """[joints] of both legs, the farther one first: hip, knee, ankle."""
+        """Hip, knee and ankle of both legs, the farther leg first."""
         s, knee, ankle = self.scene, 0.74, 0.94
         step = s.stride if s.walking else 0.18 * s.stride
         if self.side:
-            found = []
+            joints = []
             for sign in (-1, 1):
                 swing = sign * step * 0.11
-                behind = swing * self.d < 0
-                bend = 0.035 * abs(step) * (1 if behind else 0.3) * self.d
+                behind = swing * self.facing < 0
+                bend = 0.035 * abs(step) * (1 if behind else 0.3) * self.facing
                 foot = (swing * 1.55 - bend * 0.6, ankle - (0.035 * abs(step) if behind else 0))
-                found.append([(0.006 * sign, self.crotch - 0.03), (swing * 0.9 + bend, knee - 0.006 * abs(step)), foot])
-            return found
+                joints.append([(0.006 * sign, self.crotch - 0.03), (swing * 0.9 + bend, knee - 0.006 * abs(step)),
+                               foot])
+            return joints
         gap = self.hip * 0.5
-        found = []
+        joints = []
         for sign in (-1, 1):
             raised = max(0.0, sign * step) * 0.03
-            found.append([(sign * gap, self.crotch - 0.03), (sign * (gap + 0.004) + step * 0.006, knee - raised * 0.5),
+            joints.append([(sign * gap, self.crotch - 0.03), (sign * (gap + 0.004) + step * 0.006, knee - raised * 0.5),
                           (sign * (gap - 0.004 * abs(step) + 0.006 * (1 - s.swing)), ankle - raised)])
-        return found
+        return joints
 
     def draw_legs(self):
         lower, upper = self.person['lower'], self.person['upper']
@@ -251,61 +252,61 @@ class Figure:
         fill = self.garment_fill('lower') if lower else None
         thigh, calf, ankle = 0.084 * self.wide, 0.056 * self.wide, 0.036 * self.wide
         for hip, knee, foot in self.leg_joints():
-            self.c.limb([hip, knee, foot], [thigh, calf, ankle], self.skin)
+            self.canvas.limb([hip, knee, foot], [thigh, calf, ankle], self.skin)
             self.draw_shoe(foot)
             if kind in ('trousers', 'jeans', 'leggings'):
                 hem = foot if length == 'long' else _interpolate(knee, foot, 0.62)
                 loose = self.wide * {'trousers': 1.0, 'jeans': 0.9, 'leggings': 0.68}[kind]
-                self.c.limb([hip, knee, hem], [thigh * 1.12, 0.07 * loose + 0.006, 0.066 * loose], fill)
+                self.canvas.limb([hip, knee, hem], [thigh * 1.12, 0.07 * loose + 0.006, 0.066 * loose], fill)
                 self.draw_trouser_details(hip, knee, hem)
             elif kind == 'shorts':
                 hem = _interpolate(hip, knee, 0.62 if length == 'short' else 1.0)
-                self.c.limb([hip, hem], [thigh * 1.16, thigh * 1.08], fill)
+                self.canvas.limb([hip, hem], [thigh * 1.16, thigh * 1.08], fill)
                 self.draw_trouser_details(hip, hem, hem)
         if kind in ('skirt', 'dress'):
             self.draw_skirt(length, fill or self.garment_fill('upper'))
         else:
-            self.c.polygon(_mirror((self.waist, 0.44), (self.hip * 1.03, self.crotch + 0.005)), fill)
+            self.canvas.polygon(_mirror((self.waist, 0.44), (self.hip * 1.03, self.crotch + 0.005)), fill)
 
     def draw_trouser_details(self, hip, knee, hem):
         lower = self.person['lower']
         for _ in range(2):
             y = knee[1] + self.rng.uniform(-0.02, 0.03)
-            self.c.fold([(knee[0] - 0.025, y), (knee[0] + 0.02, y + self.rng.uniform(-0.01, 0.015))], 96)
+            self.canvas.fold([(knee[0] - 0.025, y), (knee[0] + 0.02, y + self.rng.uniform(-0.01, 0.015))], 96)
         if lower['pattern'] == 'striped':
             x = 0.0 if self.side else 0.03 * self.wide * (1 if hip[0] > 0 else -1)
             points = [(hip[0] + x, hip[1]), (knee[0] + x, knee[1]), (hem[0] + x * 0.8, hem[1])]
-            self.c.line(points, self.palette.tone('lower2', lower['second']), 0.018)
+            self.canvas.line(points, self.palette.tone('lower2', lower['second']), 0.018)
 
     def draw_skirt(self, length, fill):
         hem = {'short': 0.645, 'knee-length': 0.745, 'long': 0.9}[length]
         flare = {'short': 1.2, 'knee-length': 1.3, 'long': 1.4}[length]
         flare += 0.25 if self.side and self.scene.walking else 0
         points = _mirror((self.waist, 0.41), (self.hip * 1.04, 0.5), (self.hip * flare, hem), (0, hem + 0.01))
-        self.c.polygon(points, fill)
+        self.canvas.polygon(points, fill)
         for i in range(4):
             x = (i - 1.5) * self.hip * 0.5
-            self.c.fold([(x * 0.8, 0.52), (x * flare * 0.95, hem)], 104 if i % 2 else 96)
+            self.canvas.fold([(x * 0.8, 0.52), (x * flare * 0.95, hem)], 104 if i % 2 else 96)
 
     def draw_shoe(self, foot):
         shoes, (x, y) = self.person['shoes'], foot
         color = self.palette.tone('shoes', shoes['colour'])
         if shoes['kind'] == 'boots':
-            self.c.limb([(x, y - 0.08), (x, y + 0.02)], [0.056 * self.wide] * 2, color)
+            self.canvas.limb([(x, y - 0.08), (x, y + 0.02)], [0.056 * self.wide] * 2, color)
         if self.side:
             shape = [(-0.026, -0.012), (0.02, -0.014), (0.07, 0.026), (0.074, 0.05), (-0.03, 0.05)]
-            points = [(x + self.d * dx, y + dy) for dx, dy in shape]
+            points = [(x + self.facing * dx, y + dy) for dx, dy in shape]
         else:
             points = [(x + dx, y + dy) for dx, dy in _mirror((0.025, -0.012), (0.036, 0.045), (0.019, 0.056))]
         if shoes['kind'] == 'sandals':
-            self.c.polygon(points, self.skin)
-            self.c.line([(x - 0.03, y + 0.05), (x + 0.03, y + 0.05)], color, 0.012)
-            self.c.line([(x - 0.03, y + 0.008), (x + 0.03, y + 0.02)], color, 0.014)
+            self.canvas.polygon(points, self.skin)
+            self.canvas.line([(x - 0.03, y + 0.05), (x + 0.03, y + 0.05)], color, 0.012)
+            self.canvas.line([(x - 0.03, y + 0.008), (x + 0.03, y + 0.02)], color, 0.014)
             return
-        self.c.polygon(points, color)
+        self.canvas.polygon(points, color)
         if shoes['kind'] == 'sneakers':
             sole = points[3:5] if self.side else [points[1], points[4]]
-            self.c.line(sole, (225, 225, 222) if shoes['colour'] != 'white' else (150, 150, 150), 0.01)
+            self.canvas.line(sole, (225, 225, 222) if shoes['colour'] != 'white' else (150, 150, 150), 0.01)
 
     # --- torso and arms ---
 
@@ -316,74 +317,76 @@ class Figure:
                      (low * 1.02, hem))
 
     def arm_joints(self):
-        """[joints] of both arms: shoulder, elbow, hand."""
-        s, found = self.scene, []
+        """Shoulder, elbow and hand of both arms, the farther arm first."""
+        s, joints = self.scene, []
         for sign in (-1, 1):
-            held = sign == self.hand and self.person['held'] in ('phone', 'paper', 'cup')
+            is_raised = sign == self.hand and self.person['held'] in ('phone', 'paper', 'cup')
             if self.side:
                 swing = sign * s.stride * (0.07 if s.walking else 0.02) * (0.4 + s.swing) * -1
                 elbow = (swing, 0.345)
-                hand = (swing * 1.6 + 0.035 * self.d, 0.475)
-                if held:
-                    elbow, hand = (0.0, 0.35), (0.105 * self.d, 0.33)
-                found.append([(0.0, 0.2), elbow, hand])
+                hand = (swing * 1.6 + 0.035 * self.facing, 0.475)
+                if is_raised:
+                    elbow, hand = (0.0, 0.35), (0.105 * self.facing, 0.33)
+                joints.append([(0.0, 0.2), elbow, hand])
             else:
                 x = sign * (self.shoulder - 0.012)
                 out = sign * (0.012 + 0.028 * s.swing)
                 elbow, hand = (x + out, 0.34), (x + out * (1.3 - s.swing), 0.48)
-                if held:
+                if is_raised:
                     elbow, hand = (x + sign * 0.02, 0.345), (x - sign * (0.02 if s.view == 'front' else -0.035), 0.34)
-                found.append([(x, 0.195), elbow, hand])
-        return found
+                joints.append([(x, 0.195), elbow, hand])
+        return joints
 
     def draw_arm(self, joints):
         shoulder, elbow, hand = joints
         person, jacket = self.person, self.person['jacket']
         top, low = 0.056 * self.wide, 0.04 * self.wide
-        self.c.limb(joints, [top, low * 1.05, low * 0.85], self.skin)
-        self.c.ellipse(hand[0], hand[1] + 0.012, 0.021, 0.026, self.skin)
+        self.canvas.limb(joints, [top, low * 1.05, low * 0.85], self.skin)
+        self.canvas.ellipse(hand[0], hand[1] + 0.012, 0.021, 0.026, self.skin)
         sleeves = 'long' if jacket and jacket['kind'] != 'vest' else person['upper']['sleeves']
         fill = self.jacket_fill if jacket and jacket['kind'] != 'vest' else self.upper_fill
         if sleeves == 'long':
-            self.c.limb([shoulder, elbow, _interpolate(elbow, hand, 0.93)], [top * 1.05, low * 1.4, low * 1.25], fill)
-            self.c.fold([(elbow[0] - 0.02, elbow[1]), (elbow[0] + 0.02, elbow[1] + 0.01)], 92)
+            cuff = _interpolate(elbow, hand, 0.93)
+            self.canvas.limb([shoulder, elbow, cuff], [top * 1.05, low * 1.4, low * 1.25], fill)
+            self.canvas.fold([(elbow[0] - 0.02, elbow[1]), (elbow[0] + 0.02, elbow[1] + 0.01)], 92)
         elif sleeves == 'short':
-            self.c.limb([shoulder, _interpolate(shoulder, elbow, 0.7)], [top * 1.05, top * 1.2], fill)
+            self.canvas.limb([shoulder, _interpolate(shoulder, elbow, 0.7)], [top * 1.05, top * 1.2], fill)
 
     def draw_upper(self):
         upper, kind = self.person['upper'], self.person['upper']['kind']
         hem = 0.45 if kind == 'dress' else {'shirt': 0.52, 'blouse': 0.5, 'tank top': 0.5}.get(kind, 0.525)
-        self.c.polygon(self.torso_outline(hem), self.upper_fill)
+        self.canvas.polygon(self.torso_outline(hem), self.upper_fill)
         for _ in range(4):
             x, y = self.rng.uniform(-0.06, 0.06), self.rng.uniform(0.3, 0.47)
             end = (x + self.rng.uniform(-0.05, 0.05), y + self.rng.uniform(0.01, 0.05))
-            self.c.fold([(x, y), end], self.rng.choice((98, 104, 142)))
+            self.canvas.fold([(x, y), end], self.rng.choice((98, 104, 142)))
         front, rgb = self.scene.view == 'front', self.palette.tone('upper', upper['colour'])
         dark = _darken(rgb)
         if kind == 'hoodie':
-            self.c.polygon(_mirror((0.055, 0.15), (0.07, 0.185), (0, 0.215 if front else 0.245)), _darken(rgb, 0.18))
+            hood = _mirror((0.055, 0.15), (0.07, 0.185), (0, 0.215 if front else 0.245))
+            self.canvas.polygon(hood, _darken(rgb, 0.18))
             if front:
-                self.c.line([(-0.06, 0.42), (0.06, 0.42)], dark, 0.006)
+                self.canvas.line([(-0.06, 0.42), (0.06, 0.42)], dark, 0.006)
         if front and kind in ('shirt', 'polo shirt', 'blouse'):
-            self.c.line([(0, 0.17), (0, 0.26 if kind == 'polo shirt' else hem - 0.01)], dark, 0.005)
-            self.c.polygon([(-0.05, 0.15), (-0.005, 0.19), (-0.03, 0.2)], _mix_colors(rgb, (255, 255, 255), 0.25))
-            self.c.polygon([(0.05, 0.15), (0.005, 0.19), (0.03, 0.2)], _mix_colors(rgb, (255, 255, 255), 0.25))
+            self.canvas.line([(0, 0.17), (0, 0.26 if kind == 'polo shirt' else hem - 0.01)], dark, 0.005)
+            self.canvas.polygon([(-0.05, 0.15), (-0.005, 0.19), (-0.03, 0.2)], _mix_colors(rgb, (255, 255, 255), 0.25))
+            self.canvas.polygon([(0.05, 0.15), (0.005, 0.19), (0.03, 0.2)], _mix_colors(rgb, (255, 255, 255), 0.25))
         elif front and kind in ('T-shirt', 'tank top', 'dress'):
             deep = 0.035 if kind == 'T-shirt' else 0.055
-            self.c.ellipse(0, 0.155, 0.035, deep, self.skin, 112)
+            self.canvas.ellipse(0, 0.155, 0.035, deep, self.skin, 112)
         if front and upper['pattern'] == 'logo':
             self.draw_logo(self.palette.tone('upper2', upper['second']))
         if kind in ('sweater', 'hoodie'):
-            self.c.line([(-self.hip, hem - 0.012), (self.hip, hem - 0.012)], dark, 0.005)
+            self.canvas.line([(-self.hip, hem - 0.012), (self.hip, hem - 0.012)], dark, 0.005)
 
     def draw_logo(self, rgb):
         kind = derive_seed(self.palette.seed, 9) % 3
         if kind == 0:
-            self.c.ellipse(0, 0.275, 0.05, 0.045, rgb)
+            self.canvas.ellipse(0, 0.275, 0.05, 0.045, rgb)
         elif kind == 1:
-            self.c.polygon([(-0.055, 0.24), (0.055, 0.24), (0.055, 0.31), (-0.055, 0.31)], rgb)
+            self.canvas.polygon([(-0.055, 0.24), (0.055, 0.24), (0.055, 0.31), (-0.055, 0.31)], rgb)
         else:
-            self.c.polygon([(0, 0.225), (0.06, 0.31), (-0.06, 0.31)], rgb)
+            self.canvas.polygon([(0, 0.225), (0.06, 0.31), (-0.06, 0.31)], rgb)
 
     def draw_jacket(self):
         jacket = self.person['jacket']
@@ -391,26 +394,26 @@ class Figure:
         outline = self.torso_outline(hem, 1.08)
         dark = _darken(self.jacket_fill)
         if self.scene.view == 'back':
-            self.c.polygon(outline, self.jacket_fill)
-            self.c.fold([(0, 0.3), (0, hem)], 110)
+            self.canvas.polygon(outline, self.jacket_fill)
+            self.canvas.fold([(0, 0.3), (0, hem)], 110)
             return
         if self.side:
-            gap = 0.25 * self.chest * self.d  # the front edge stays open
-            panel = [(x if x * self.d < gap * self.d else gap + (x - gap) * 0.35, y) for x, y in outline]
-            self.c.polygon(panel, self.jacket_fill)
-            self.c.line([(gap * 1.3, 0.2), (gap * 1.6, hem)], dark, 0.006)
+            gap = 0.25 * self.chest * self.facing  # the front edge stays open
+            panel = [(x if x * self.facing < gap * self.facing else gap + (x - gap) * 0.35, y) for x, y in outline]
+            self.canvas.polygon(panel, self.jacket_fill)
+            self.canvas.line([(gap * 1.3, 0.2), (gap * 1.6, hem)], dark, 0.006)
             return
         for sign in (-1, 1):
             edge = [(sign * 0.02, 0.15), (sign * 0.045, 0.3), (sign * 0.05, hem)]
             outer = [(x, y) for x, y in outline if x * sign > 0.03]
             outer = sorted(outer, key=lambda p: p[1])
-            self.c.polygon([edge[0], *outer, edge[2], edge[1]], self.jacket_fill)
-            self.c.line(edge, dark, 0.007)
+            self.canvas.polygon([edge[0], *outer, edge[2], edge[1]], self.jacket_fill)
+            self.canvas.line(edge, dark, 0.007)
 
     # --- head ---
 
     def draw_head(self):
-        hair, view, d, c = self.person['hair'], self.scene.view, self.d, self.c
+        hair, view, d, c = self.person['hair'], self.scene.view, self.facing, self.canvas
         rx, ry, y = (0.053, 0.066, 0.072) if self.side else (0.047, 0.066, 0.072)
         bald, long = hair['length'] == 'bald', {'shoulder-length': 0.185, 'long': 0.27}.get(hair['length'], 0)
         loose = long if hair['style'] == 'loose' else 0
@@ -448,17 +451,20 @@ class Figure:
                           self.hair)
             self.draw_knot(-d)
 
-    def draw_knot(self, way):
-        """A ponytail or a bun, at the back of the head (``way`` is its direction, 0 when seen from behind)."""
+    def draw_knot(self, direction):
+        """Draw a ponytail or a bun at the back of the head.
+
+        ``direction`` is the sign of its x coordinate, 0 in the view from behind.
+        """
         style = self.person['hair']['style']
         if style == 'ponytail':
-            x = 0.056 * way
-            self.c.limb([(x, 0.05), (x * 1.5, 0.14), (x * 1.35, 0.26)], [0.034, 0.04, 0.016], self.hair)
+            x = 0.056 * direction
+            self.canvas.limb([(x, 0.05), (x * 1.5, 0.14), (x * 1.35, 0.26)], [0.034, 0.04, 0.016], self.hair)
         elif style == 'bun':
-            self.c.ellipse(0.058 * way, 0.04 if way else 0.035, 0.031, 0.031, self.hair, 104)
+            self.canvas.ellipse(0.058 * direction, 0.04 if direction else 0.035, 0.031, 0.031, self.hair, 104)
 
     def draw_face_accessories(self):
-        c, d, y = self.c, self.d, 0.072
+        c, d, y = self.canvas, self.facing, 0.072
         glasses, view = self.person['glasses'], self.scene.view
         ink = (20, 20, 24)
         if glasses and view == 'front':
@@ -472,7 +478,8 @@ class Figure:
             if glasses == 'sunglasses':
                 c.ellipse(d * 0.042, y - 0.002, 0.014, 0.014, ink, 128)
             else:
-                c.draw.ellipse(c.bounding_box(d * 0.042, y - 0.002, 0.013, 0.014), None, ink, max(1, round(0.006 * c.unit)))
+                box = c.bounding_box(d * 0.042, y - 0.002, 0.013, 0.014)
+                c.draw.ellipse(box, None, ink, max(1, round(0.006 * c.unit)))
             c.line([(d * 0.035, y - 0.004), (-d * 0.01, y - 0.004)], ink, 0.006)
         if self.person['scarf']:
             rgb = self.palette.tone('scarf', self.person['scarf']['colour'])
@@ -484,7 +491,7 @@ class Figure:
             self.draw_hat(self.person['hat']['kind'], self.palette.tone('hat', self.person['hat']['colour']))
 
     def draw_hat(self, kind, rgb):
-        c, d, view = self.c, self.d, self.scene.view
+        c, d, view = self.canvas, self.facing, self.scene.view
         rx = 0.06 if self.side else 0.054
         dark = _darken(rgb, 0.3)
         c.chord(0, 0.05, rx, 0.062, 180, 360, rgb)
@@ -504,7 +511,7 @@ class Figure:
     # --- things carried ---
 
     def draw_backpack(self):
-        c, d, view = self.c, self.d, self.scene.view
+        c, d, view = self.canvas, self.facing, self.scene.view
         rgb = self.palette.tone('bag', self.person['bag']['colour'])
         dark = _seam_color(rgb)
         if view == 'back':
@@ -517,7 +524,7 @@ class Figure:
             c.line([(-d * 0.1, 0.3), (-d * 0.15, 0.3)], dark, 0.006)
 
     def draw_straps(self):
-        bag, c, d = self.person['bag'], self.c, self.d
+        bag, c, d = self.person['bag'], self.canvas, self.facing
         rgb = self.palette.tone('bag', bag['colour'])
         if bag['kind'] == 'backpack':
             if self.scene.view == 'front':
@@ -535,13 +542,13 @@ class Figure:
 
     def draw_handbag(self, hand):
         rgb, (x, y) = self.palette.tone('bag', self.person['bag']['colour']), hand
-        self.c.line([(x + dx, y + dy) for dx, dy in _mirror((0.015, 0.02), (0.03, 0.06))] + [(x + 0.015, y + 0.02)],
-                    rgb, 0.009, 110)
-        self.c.polygon([(x + dx, y + dy) for dx, dy in _mirror((0.052, 0.055), (0.062, 0.14))], rgb)
-        self.c.line([(x - 0.05, y + 0.08), (x + 0.05, y + 0.08)], _seam_color(rgb), 0.006)
+        handle = [(x + dx, y + dy) for dx, dy in _mirror((0.015, 0.02), (0.03, 0.06))]
+        self.canvas.line([*handle, (x + 0.015, y + 0.02)],                    rgb, 0.009, 110)
+        self.canvas.polygon([(x + dx, y + dy) for dx, dy in _mirror((0.052, 0.055), (0.062, 0.14))], rgb)
+        self.canvas.line([(x - 0.05, y + 0.08), (x + 0.05, y + 0.08)], _seam_color(rgb), 0.006)
 
     def draw_held(self, hand):
-        held, c, (x, y) = self.person['held'], self.c, hand
+        held, c, (x, y) = self.person['held'], self.canvas, hand
 
         def block(top, bottom, wide, narrow, rgb):
             c.polygon([(x + dx, y + dy) for dx, dy in _mirror((wide, top), (narrow, bottom))], rgb)
@@ -561,10 +568,10 @@ class Figure:
             c.limb([(x, y + 0.04), (x + 0.01, y + 0.24)], [0.04, 0.014], self.palette.tone('umbrella', tone))
 
     def draw(self):
-        """Everything from back to front.
+        """Draw the person from back to front.
 
-        The same hand carries in all images: at the image's other side when seen from behind, and the near one from the
-        side.
+        An identity carries things in the same hand in all images. In the view from behind, this hand is at the other
+        side of the image; in the side view, it is the near hand.
         """
         person, view, bag = self.person, self.scene.view, (self.person['bag'] or {}).get('kind')
         right = derive_seed(self.palette.seed, 7) % 2
@@ -577,7 +584,7 @@ class Figure:
             if bag == 'backpack':
                 self.draw_backpack()
         self.draw_legs()
-        self.c.limb([(0, 0.1), (0, 0.17)], [0.045, 0.055], self.skin)
+        self.canvas.limb([(0, 0.1), (0, 0.17)], [0.045, 0.055], self.skin)
         self.draw_upper()
         if person['jacket']:
             self.draw_jacket()
@@ -596,7 +603,7 @@ class Figure:
             self.draw_held(carrying[-1])
 
 
-# --- the rest of the picture -------------------------------------------------------------------------------------
+# --- background, occluders and light ------------------------------------------------------------------------------
 
 def _sample_gray(rng, low, high, color=8):
     level = rng.uniform(low, high)
@@ -660,7 +667,8 @@ def _draw_indoor(draw, rng, width, height, horizon):
     horizon = height * rng.uniform(0.6, 0.75)
     draw.rectangle([0, 0, width, horizon], wall)
     door = rng.random() * width
-    draw.rectangle([door, height * 0.12, door + width * 0.4, horizon], _mix_colors(wall, (120, 85, 60), rng.uniform(0.1, 0.6)))
+    door_color = _mix_colors(wall, (120, 85, 60), rng.uniform(0.1, 0.6))
+    draw.rectangle([door, height * 0.12, door + width * 0.4, horizon], door_color)
     draw.rectangle([0, height * 0.02, width, height * 0.035], _mix_colors(wall, (255, 255, 255), 0.7))
     floor = _mix_colors(wall, _sample_gray(rng, 110, 190), 0.7)
     draw.rectangle([0, horizon, width, height], floor)
@@ -670,7 +678,7 @@ def _draw_indoor(draw, rng, width, height, horizon):
 
 
 def _draw_passerby(draw, rng, x, y, size):
-    """Somebody else, without detail: ``x, y`` is the top of the head, ``size`` the height in pixels."""
+    """Draw another person without details. ``x, y`` is the top of the head, ``size`` the height in pixels."""
     upper, lower = (_mix_colors(TONES[rng.choice(list(TONES))][0], (110, 110, 110), 0.35) for _ in range(2))
     skin = SKIN[rng.choice(list(SKIN))]
 
@@ -689,8 +697,8 @@ def _draw_car(draw, rng, x, y, size):
     draw.rounded_rectangle([x, y, x + size, y + size * 0.3], size * 0.07, paint)
     draw.polygon([(x + size * 0.15, y), (x + size * 0.3, y - size * 0.17), (x + size * 0.72, y - size * 0.17),
                   (x + size * 0.88, y)], _mix_colors(paint, (20, 30, 40), 0.6))
-    for share in (0.22, 0.78):
-        draw.ellipse([x + size * (share - 0.08), y + size * 0.2, x + size * (share + 0.08), y + size * 0.38],
+    for fraction in (0.22, 0.78):
+        draw.ellipse([x + size * (fraction - 0.08), y + size * 0.2, x + size * (fraction + 0.08), y + size * 0.38],
                      (25, 25, 27))
 
 
@@ -699,7 +707,8 @@ def draw_background(scene, width, height, clutter):
     image = Image.new('RGB', (width, height))
     draw = ImageDraw.Draw(image)
     horizon = height * rng.uniform(0.4, 0.6)
-    paint = {'street': _draw_street, 'wall': _draw_wall, 'grass': _draw_grass, 'crossing': _draw_crossing, 'indoor': _draw_indoor}
+    paint = {'street': _draw_street, 'wall': _draw_wall, 'grass': _draw_grass, 'crossing': _draw_crossing,
+             'indoor': _draw_indoor}
     paint[scene.background](draw, rng, width, height, horizon)
     for kind in ('person', 'person', 'pole', 'car', 'sign'):
         if rng.random() > 0.7 * clutter:
@@ -735,16 +744,27 @@ def _draw_occluder(image, scene, rng):
 
 
 def render_image(person, scene, palette, size, clutter=0.5):
-    """The image (Pillow, RGB) of ``person`` as ``scene`` says, ``size`` = (height, width) in pixels."""
+    """Draw a person in a scene.
+
+    Args:
+        person: the labels of an identity (:func:`datasets.synthpedes.people.sample_person`).
+        scene: the :class:`Scene`.
+        palette: the :class:`Palette` of the identity.
+        size: (height, width) in pixels.
+        clutter: the chance of objects in the background.
+
+    Returns:
+        A Pillow image in RGB.
+    """
     height, width = size
     rng = random.Random(derive_seed(scene.seed, 3))
-    times = 2 if height > 160 else 3
-    tall, wide = height * times, width * times
+    factor = 2 if height > 160 else 3
+    tall, wide = height * factor, width * factor
     canvas = Canvas(wide, tall, tall * scene.scale, wide * scene.left, tall * scene.top,
                     1 if scene.gradient > 0 else -1)
     Figure(canvas, person, scene, palette, rng).draw()
-    color = canvas.color.reduce(times)
-    shade = canvas.shade.reduce(times).filter(ImageFilter.BoxBlur(height * 0.006))
+    color = canvas.color.reduce(factor)
+    shade = canvas.shade.reduce(factor).filter(ImageFilter.BoxBlur(height * 0.006))
     image = draw_background(scene, width, height, clutter)
     ground = Image.new('L', (width, height))
     feet = (scene.top + scene.scale) * height
@@ -761,7 +781,7 @@ def render_image(person, scene, palette, size, clutter=0.5):
 
 
 def _apply_light_and_noise(image, scene, rng):
-    """Light, tint and the sensor's noise."""
+    """Apply light, tint and sensor noise."""
     pixels = np.asarray(image, np.float32)
     height, width = pixels.shape[:2]
     side = 1 + scene.gradient * np.linspace(-0.5, 0.5, width, dtype=np.float32)[:, None]

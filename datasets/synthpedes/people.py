@@ -1,11 +1,12 @@
-"""Who walks through synthpedes: identities as plain labels, and the sentences that people would write about them.
+"""The identities of synthpedes as labels, and captions that describe them.
 
-A *person* is a nested dict of labels (what ``attributes.json`` holds), a *tone* is a color's name with its shade
-(``'dark blue'``), a *scene* says how one image shows the person (see ``drawing.Scene``).
+A *person* is a nested dict of labels (an entry of ``attributes.json``). A *tone* is the name of a color with its shade
+(``'dark blue'``). A *slot* is a key of a person, such as 'upper' or 'bag'. A *scene* is how one image shows the person
+(``drawing.Scene``).
 """
 import copy
 
-# tone: (sRGB, the phrases people use for it); a tone's last word is its base color
+# {tone: (sRGB, names in captions)}; the last word of a tone is its base color
 TONES = {
     'black': ((26, 26, 30), ['black']),
     'white': ((236, 236, 234), ['white']),
@@ -38,7 +39,7 @@ HAIR = {'black': (28, 24, 24), 'brown': (92, 58, 36), 'blonde': (222, 184, 108),
         'red': (172, 72, 34)}
 SKIN = {'light': (236, 192, 164), 'medium': (198, 144, 106), 'dark': (116, 76, 54)}
 
-# how often each base color is worn; what is not listed has a weight of 1
+# The weight of each base color; other colors have a weight of 1.
 UPPER_WEIGHTS = {'black': 14, 'white': 13, 'blue': 12, 'grey': 9, 'red': 7, 'green': 5, 'yellow': 4, 'pink': 4,
                  'purple': 3, 'orange': 3, 'brown': 3, 'beige': 2}
 LOWER_WEIGHTS = {'black': 15, 'blue': 14, 'grey': 9, 'white': 4, 'brown': 4, 'beige': 4, 'green': 2, 'red': 2}
@@ -81,7 +82,7 @@ HELD = ('phone', 'umbrella', 'bottle', 'paper', 'cup')
 
 
 def base_color(tone):
-    """``'dark blue'`` -> ``'blue'``."""
+    """The base color of a tone: ``'dark blue'`` -> ``'blue'``."""
     return tone.split()[-1]
 
 
@@ -90,14 +91,14 @@ def _sample_weighted(rng, weights):
 
 
 def _sample_tone(rng, weights, colors, avoid=()):
-    """A tone among the first ``colors`` base colors, none of the ``avoid``-ed ones."""
+    """Sample a tone of the first ``colors`` base colors without those in ``avoid``."""
     names = [c for c in COLORS[:colors] if c not in avoid]
     name = rng.choices(names, weights=[weights.get(c, 1) for c in names])[0]
     return rng.choice([t for t in TONES if base_color(t) == name])
 
 
 def _sample_contrasting_tone(rng, tone, colors):
-    """A color for stripes, dots or a logo that shows on ``tone``."""
+    """Sample a color for stripes, dots or a logo that is visible on ``tone``."""
     def brightness(t):
         return sum(TONES[t][0]) / 3
     known = [t for t in TONES if base_color(t) in COLORS[:colors] and ' ' not in t
@@ -144,7 +145,12 @@ def _sample_hair(rng, gender):
 
 
 def sample_person(rng, colors=12):
-    """Draw an identity's labels from ``rng`` (``random.Random``), garments in the first ``colors`` of COLORS."""
+    """Sample an identity's labels.
+
+    Args:
+        rng: a ``random.Random``.
+        colors: the number of base colors in use, the first of ``COLORS``.
+    """
     gender = rng.choice(('man', 'woman'))
     upper = _sample_upper(rng, gender, colors)
     person = {
@@ -159,9 +165,11 @@ def sample_person(rng, colors=12):
         tone = _sample_tone(rng, UPPER_WEIGHTS, colors, avoid=(base_color(upper['colour']),))
         person['jacket'] = {'kind': kind, 'colour': tone, 'length': JACKETS[kind]}
     if rng.random() < 0.6:
-        person['bag'] = {'kind': _sample_weighted(rng, BAGS[gender]), 'colour': _sample_tone(rng, THING_WEIGHTS, colors)}
+        kind = _sample_weighted(rng, BAGS[gender])
+        person['bag'] = {'kind': kind, 'colour': _sample_tone(rng, THING_WEIGHTS, colors)}
     if rng.random() < 0.3:
-        person['hat'] = {'kind': _sample_weighted(rng, HATS[gender]), 'colour': _sample_tone(rng, THING_WEIGHTS, colors)}
+        kind = _sample_weighted(rng, HATS[gender])
+        person['hat'] = {'kind': kind, 'colour': _sample_tone(rng, THING_WEIGHTS, colors)}
     if rng.random() < 0.1:
         person['scarf'] = {'colour': _sample_tone(rng, UPPER_WEIGHTS, colors)}
     if rng.random() < 0.25:
@@ -172,7 +180,7 @@ def sample_person(rng, colors=12):
 
 
 def sample_twin(person, rng, colors=12):
-    """A copy of ``person`` with exactly one label changed, to something that can be seen."""
+    """Copy ``person`` and change exactly one label visibly."""
     twin = copy.deepcopy(person)
     changes = []
     for slot in ('upper', 'lower', 'jacket', 'shoes', 'bag', 'hat', 'scarf'):
@@ -194,11 +202,11 @@ def sample_twin(person, rng, colors=12):
 
 
 def flatten_labels(labels, prefix=''):
-    """``{'upper.colour': 'red', ...}`` of an identity's nested labels; an absent thing is one None."""
-    found = {}
+    """Flatten an identity's labels: ``{'upper.colour': 'red', ...}``. A missing slot is one None."""
+    flat = {}
     for key, value in labels.items():
-        found.update(flatten_labels(value, f'{prefix}{key}.') if isinstance(value, dict) else {f'{prefix}{key}': value})
-    return found
+        flat.update(flatten_labels(value, f'{prefix}{key}.') if isinstance(value, dict) else {f'{prefix}{key}': value})
+    return flat
 
 
 # --- sentences -------------------------------------------------------------------------------------------------
@@ -207,7 +215,7 @@ SUBJECT_NOUNS = {'man': ['man', 'man', 'man', 'man', 'guy', 'gentleman', 'male p
             'woman': ['woman', 'woman', 'woman', 'woman', 'lady', 'female pedestrian']}
 BODY_WORDS = {'slim': ['slim', 'thin', 'slender'], 'heavy': ['heavy', 'stout', 'heavyset'], 'tall': ['tall'],
               'short': ['short']}
-PLACES = {  # background: (where one walks, where one stands)
+PLACES = {  # {background: (phrases for walking, phrases for standing)}
     'street': (['along the street', 'down the street', 'along the pavement', 'on the sidewalk'],
                ['on the street', 'on the pavement', 'on the sidewalk', 'at the roadside']),
     'wall': (['past a wall', 'along a wall', 'by a wall'], ['in front of a wall', 'next to a wall', 'beside a wall']),
@@ -231,7 +239,7 @@ OPTIONAL = ('hair', 'shoes', 'bag', 'hat', 'scarf', 'glasses', 'held')
 
 
 def color_phrase(tone, rng, shades):
-    """One of people's names for ``tone``; the more ``shades``, the more often without its shade, or only 'dark'."""
+    """Choose a name for ``tone``. A larger ``shades`` means more names without the shade, or with 'dark' only."""
     if rng.random() < 0.15 * shades and tone in DARK + LIGHT:
         return rng.choice(('dark', 'dark-colored') if tone in DARK else ('light-colored', 'light-coloured'))
     if rng.random() < 0.5 * shades:
@@ -244,7 +252,7 @@ def _add_article(phrase):
 
 
 def _join_phrases(items, rng):
-    """'a, b and c', the comma before 'and' where a part has an 'and' of its own."""
+    """Join phrases to 'a, b and c', with a comma before 'and' if a phrase contains 'and'."""
     if len(items) < 2:
         return ''.join(items)
     comma = ',' if len(items) > 2 and (rng.random() < 0.3 or any(' and ' in i for i in items)) else ''
@@ -252,7 +260,7 @@ def _join_phrases(items, rng):
 
 
 class _CaptionWords:
-    """The phrases for one caption: every choice of word and of detail comes from one generator."""
+    """The phrases of one caption. One random generator chooses all words and details."""
 
     def __init__(self, person, scene, rng, omission, shades):
         self.person, self.scene, self.rng, self.omission, self.shades = person, scene, rng, omission, shades
@@ -265,7 +273,7 @@ class _CaptionWords:
         return color_phrase(tone, self.rng, self.shades)
 
     def color_and_pattern(self, thing):
-        """(adjectives, what follows the noun) for a garment's colors and pattern."""
+        """Words for a garment's colors and pattern: ``(adjectives, phrases after the noun)``."""
         rng, first, pattern = self.rng, self.color(thing['colour']), thing.get('pattern', 'plain')
         if pattern == 'plain' or not self.keeps_detail() or (pattern == 'logo' and self.scene.view != 'front'):
             return [f'plain {first}' if pattern == 'plain' and rng.random() < 0.1 else first], []
@@ -309,7 +317,7 @@ class _CaptionWords:
         return self.noun_phrase(adjectives, noun, after)
 
     def outer(self):
-        """The jacket, with what is seen under it."""
+        """The jacket and the visible garment under it."""
         jacket, rng = self.person['jacket'], self.rng
         if not jacket:
             return self.upper()
@@ -328,9 +336,10 @@ class _CaptionWords:
         lower = self.person['lower']
         adjectives, after = self.color_and_pattern(lower)
         kind, length = lower['kind'], lower['length']
-        said = (kind == 'skirt' or length in ('cropped', 'knee-length')  # nobody speaks of long jeans or short shorts
-                or (kind == 'trousers' and self.rng.random() < 0.3))
-        if said and self.keeps_detail():
+        # Captions do not say 'long jeans' or 'short shorts'.
+        names_length = (kind == 'skirt' or length in ('cropped', 'knee-length')
+                        or (kind == 'trousers' and self.rng.random() < 0.3))
+        if names_length and self.keeps_detail():
             adjectives = [self.rng.choice(SIZES[lower['length']])] + adjectives
         return self.noun_phrase(adjectives, self.rng.choice(NOUNS[kind]), after, plural=kind != 'skirt')
 
@@ -359,15 +368,15 @@ class _CaptionWords:
 
     def bag(self):
         kind, phrase = self.person['bag']['kind'], self.thing('bag')
-        where = {'backpack': [f'on {self.his} back', 'on the back', f'on {self.his} shoulders'],
+        location = {'backpack': [f'on {self.his} back', 'on the back', f'on {self.his} shoulders'],
                  'shoulder bag': [f'over {self.his} shoulder', f'on {self.his} shoulder', 'across the body'],
                  'handbag': [f'in {self.his} hand', 'in one hand']}[kind]
-        return f'{phrase} {self.rng.choice(where)}' if self.rng.random() < 0.5 else phrase
+        return f'{phrase} {self.rng.choice(location)}' if self.rng.random() < 0.5 else phrase
 
     def held(self):
         phrase = _add_article(self.rng.choice(NOUNS[self.person['held']]))
-        where = self.rng.choice((f' in {self.his} hand', ' in one hand'))
-        return phrase + where if self.rng.random() < 0.6 else phrase
+        location = self.rng.choice((f' in {self.his} hand', ' in one hand'))
+        return phrase + location if self.rng.random() < 0.6 else phrase
 
     def subject(self):
         rng, person = self.rng, self.person
@@ -390,7 +399,7 @@ class _CaptionWords:
 
 
 def _visible_slots(person, scene):
-    """The slots that a caption of this image may speak of."""
+    """The slots that a caption of this image can mention."""
     seen = {slot for slot in ('hair', 'upper', 'lower', 'shoes', 'bag', 'hat', 'scarf', 'glasses', 'held')
             if person[slot]}
     seen -= set(scene.hidden)
@@ -402,7 +411,7 @@ def _visible_slots(person, scene):
 
 
 def _verb_phrases(words, mentioned, progressive):
-    """Verb phrases for what has not been said yet: ['wears glasses and white shoes', 'carries a black backpack']."""
+    """Verb phrases for the slots ``mentioned``: ['wears glasses and white shoes', 'carries a black backpack']."""
     rng, phrases = words.rng, []
 
     def verb(stems):
@@ -429,9 +438,10 @@ def _verb_phrases(words, mentioned, progressive):
 
 
 def _participle_phrases(words, mentioned):
-    """'carrying ..., holding ... and wearing ...' of what has not been said yet."""
+    """Participle phrases for the slots ``mentioned``: 'carrying ..., holding ... and wearing ...'."""
     rng, phrases = words.rng, []
-    extra = [words.glasses() if s == 'glasses' else words.thing(s) for s in ('hat', 'glasses', 'scarf') if s in mentioned]
+    extra = [words.glasses() if s == 'glasses' else words.thing(s) for s in ('hat', 'glasses', 'scarf')
+             if s in mentioned]
     if extra:
         phrases.append(f'wearing {_join_phrases(extra, rng)}')
     if 'bag' in mentioned:
@@ -443,7 +453,7 @@ def _participle_phrases(words, mentioned):
 
 
 def _worn_phrases(words, mentioned):
-    """The garments' phrases, upper first, now and then lower first."""
+    """The garments' phrases, usually the upper garment first."""
     items = ([words.outer()] if 'upper' in mentioned else []) + ([words.lower()] if 'lower' in mentioned else [])
     if words.rng.random() < 0.2:
         items.reverse()
@@ -471,7 +481,7 @@ def _second_sentence(words, mentioned):
 
 
 def _first_sentence(words, mentioned):
-    """(sentence, the slots it has used up) in one of several constructions."""
+    """Write the first sentence in one of several constructions: ``(sentence, slots that it mentions)``."""
     rng = words.rng
     used, place = {'upper', 'lower', 'place'}, f' {words.place()}' if 'place' in mentioned else ''
     worn = _worn_phrases(words, mentioned)
@@ -497,8 +507,9 @@ def _first_sentence(words, mentioned):
                   f'{opening} {clothes}, {a} is {doing} {rng.choice(("alone", "in this picture", "in the image"))}.']
     who = f' who is {doing}{place}' if place else ''
     shows = rng.choice(('The picture shows', 'The image shows', 'The camera shows', 'This is', 'We see'))
-    forms.append(rng.choice((f'There is {_add_article(subject)}{hair} in {clothes}{who}.',
-                             f'{shows} {_add_article(subject)}{hair} {rng.choice(("wearing", "dressed in"))} {clothes}.')))
+    described = f'{_add_article(subject)}{hair}'
+    forms.append(rng.choice((f'There is {described} in {clothes}{who}.',
+                             f'{shows} {described} {rng.choice(("wearing", "dressed in"))} {clothes}.')))
     if 'bag' in mentioned and rng.random() < 0.2:
         used.add('bag')
         return f'{rng.choice(("With", "Carrying"))} {words.bag()}, {a} is {doing}{place} in {clothes}.', used
@@ -517,29 +528,35 @@ def _write_sentences(person, scene, mentioned, rng, omission, shades):
 
 
 def write_caption(person, scene, rng, omission=0.2, shades=0.3):
-    """A sentence or two (20 to 40 words) about ``person`` as ``scene`` shows them.
+    """Write a caption of one or two sentences (20 to 40 words) for a person in a scene.
 
-    ``omission`` is the chance of leaving out each attribute and each detail of a garment. It is a wish: a caption that
-    would be too short says more, one too long says less.
+    Args:
+        person: the labels of the identity.
+        scene: the :class:`datasets.synthpedes.drawing.Scene`.
+        rng: a ``random.Random``.
+        omission: the probability that an attribute or a detail of a garment is omitted. A caption that would be too
+            short mentions more, and one that would be too long mentions less.
+        shades: how often names of colors omit the shade.
     """
     seen = _visible_slots(person, scene)
     garments = seen & {'upper', 'lower'}
     mentioned = {s for s in OPTIONAL if s in seen and rng.random() >= omission}
     mentioned |= {s for s in sorted(garments) if rng.random() >= 0.15 * omission} or garments
-    mentioned |= {s for s, share in (('place', 0.45), ('view', 0.15), ('pose', 0.05)) if rng.random() < share}
+    mentioned |= {s for s, probability in (('place', 0.45), ('view', 0.15), ('pose', 0.05))
+                  if rng.random() < probability}
     detail = omission
     while True:
-        for _ in range(4):  # other constructions for the same content
+        for _ in range(4):  # try other constructions of the same content
             text = _write_sentences(person, scene, mentioned, rng, detail, shades)
             if 20 <= len(text.split()) <= 40:
                 return text
         if len(text.split()) > 40:
-            spare = sorted(mentioned - garments) or sorted(mentioned)
-            mentioned -= {rng.choice(spare)} if len(mentioned) > 1 else set()
+            candidates = sorted(mentioned - garments) or sorted(mentioned)
+            mentioned -= {rng.choice(candidates)} if len(mentioned) > 1 else set()
             detail = min(1.0, detail + 0.1)
         else:
-            # what says nothing about the person is added first, so that omission stays what it was asked to be
-            spare = [s for s in ('place', 'view', 'pose') if s not in mentioned]
-            spare = spare or [s for s in sorted(seen) if s not in mentioned]
-            mentioned |= {rng.choice(spare)} if spare else set()
+            # Phrases that do not describe the person are added first, so that ``omission`` keeps its meaning.
+            candidates = [s for s in ('place', 'view', 'pose') if s not in mentioned]
+            candidates = candidates or [s for s in sorted(seen) if s not in mentioned]
+            mentioned |= {rng.choice(candidates)} if candidates else set()
             detail = max(0.0, detail - 0.1)

@@ -27,13 +27,13 @@ def test_formats(make_dataset, tmp_path, name):
                              for image_id, entry in enumerate(train) for caption in entry['captions']]
     assert dataset.train_id_container == {0, 1, 2, 3}
     for split in ('val', 'test'):
-        found = [entry for entry in entries if entry['split'] == split]
+        split_entries = [entry for entry in entries if entry['split'] == split]
         assert getattr(dataset, split) == {
-            'image_pids': [entry['id'] for entry in found],
-            'img_paths': [f'{tmp_path}/{name}/imgs/{entry[KEYS[name]]}' for entry in found],
-            'caption_pids': [entry['id'] for entry in found for _ in entry['captions']],
-            'captions': [caption for entry in found for caption in entry['captions']]}
-        assert getattr(dataset, f'{split}_id_container') == {entry['id'] for entry in found}
+            'image_pids': [entry['id'] for entry in split_entries],
+            'img_paths': [f'{tmp_path}/{name}/imgs/{entry[KEYS[name]]}' for entry in split_entries],
+            'caption_pids': [entry['id'] for entry in split_entries for _ in entry['captions']],
+            'captions': [caption for entry in split_entries for caption in entry['captions']]}
+        assert getattr(dataset, f'{split}_id_container') == {entry['id'] for entry in split_entries}
 
 
 def test_icfg_has_no_val_split_and_two_names(make_dataset, tmp_path):
@@ -117,8 +117,8 @@ def test_identity_in_two_splits_is_said(make_dataset, tmp_path, caplog):
 def test_first_captions(caplog):
     samples = [(pid, n, f'{n}.jpg', f'caption {n}') for n, pid in enumerate([5, 5, 0, 2, 1])]
     with caplog.at_level(logging.INFO):
-        kept, pids = limit_training_samples(samples, 3, 'here')
-    assert kept == [(1, 0, '0.jpg', 'caption 0'), (1, 1, '1.jpg', 'caption 1'), (0, 2, '2.jpg', 'caption 2')]
+        selected, pids = limit_training_samples(samples, 3, 'here')
+    assert selected == [(1, 0, '0.jpg', 'caption 0'), (1, 1, '1.jpg', 'caption 1'), (0, 2, '2.jpg', 'caption 2')]
     assert pids == {0, 1}
     assert '--limit_train: the first 3 of 5 training captions' in caplog.text
     assert len(limit_training_samples(samples, 100, 'here')[0]) == 5
@@ -257,7 +257,8 @@ def test_captions_that_hold_tokens_of_the_tokenizer_are_told(make_dataset, tmp_p
     with caplog.at_level(logging.WARNING, 'Pedestal.dataset'):
         CUHKPEDES(str(tmp_path))
     message, = [record.getMessage() for record in caplog.records]
-    assert re.fullmatch(rf'{tmp_path}/CUHK-PEDES/reid_raw.json: 1 captions hold <\|\w+\|> or the like as text, .* entry 3 .*', message)
+    path = f'{tmp_path}/CUHK-PEDES/reid_raw.json'
+    assert re.fullmatch(rf'{path}: 1 captions hold <\|\w+\|> or the like as text, .* entry 3 .*', message)
 
 
 def test_captions_with_brackets_are_not_told(make_dataset, tmp_path, caplog):

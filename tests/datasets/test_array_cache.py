@@ -19,13 +19,16 @@ def test_strings():
         assert list(other) == TEXTS and other[-1] == TEXTS[-1] and other[1:3] == TEXTS[1:3] and len(other) == 4
     with pytest.raises(IndexError):
         strings[4]
-    assert len({Strings.from_texts(texts).digest() for texts in (TEXTS, TEXTS[:3], ['a', ' man'], ['a ', 'man'], [])}) == 5
+    assert len({Strings.from_texts(texts).digest()
+                for texts in (TEXTS, TEXTS[:3], ['a', ' man'], ['a ', 'man'], [])}) == 5
     assert list(Strings.from_texts([])) == []
 
 
 def test_samples_are_tuples():
-    samples = Samples(np.array([3, 3]), np.array([0, 0]), np.array([0, 0]), Strings.from_texts(['a/1.jpg']), Strings.from_texts(['one', 'two']), 'imgs')
-    assert list(samples) == [(3, 0, os.path.join('imgs', 'a/1.jpg'), 'one'), (3, 0, os.path.join('imgs', 'a/1.jpg'), 'two')]
+    samples = Samples(np.array([3, 3]), np.array([0, 0]), np.array([0, 0]), Strings.from_texts(['a/1.jpg']),
+                      Strings.from_texts(['one', 'two']), 'imgs')
+    assert list(samples) == [(3, 0, os.path.join('imgs', 'a/1.jpg'), 'one'),
+                             (3, 0, os.path.join('imgs', 'a/1.jpg'), 'two')]
     assert samples[:1] == [samples[0]] and [type(value) for value in samples[0]] == [int, int, str, str]
 
 
@@ -54,8 +57,10 @@ def test_another_key_makes_another_and_says_so(tmp_path, made, caplog):
     assert made == ['k1', 'k2'] and 'tokens_k1' in caplog.text
 
 
-@pytest.mark.parametrize('damage', [lambda path: os.truncate(path / 'numbers.npy', 20), lambda path: (path / 'numbers.npy').unlink(),
-                                    lambda path: (path / 'whole.json').write_text('{'), lambda path: (path / 'whole.json').unlink()])
+@pytest.mark.parametrize('damage', [lambda path: os.truncate(path / 'numbers.npy', 20),
+                                    lambda path: (path / 'numbers.npy').unlink(),
+                                    lambda path: (path / 'whole.json').write_text('{'),
+                                    lambda path: (path / 'whole.json').unlink()])
 def test_what_is_not_whole_is_made_anew(tmp_path, made, damage):
     arrays(tmp_path, made)
     damage(tmp_path / 'tokens_k1')
@@ -80,13 +85,13 @@ def test_a_killed_write_is_cleared_away(tmp_path, made):
 
 
 def test_arrays_in_the_making_are_left_alone_whatever_their_host_and_process_are_called(tmp_path, made, monkeypatch):
-    save, others = np.save, []
+    save, written = np.save, []
 
     def start_another(path, *settings, **more):
-        if not others:
+        if not written:
             (making,) = tmp_path.glob('*.tmp')
             os.utime(making, ns=(1, 1))
-            others.append(making)
+            written.append(making)
             arrays(tmp_path, made, 'k2')
         return save(path, *settings, **more)
     monkeypatch.setattr(np, 'save', start_another)
@@ -106,9 +111,9 @@ def test_of_two_writers_the_first_one_stays(tmp_path, made, monkeypatch, caplog)
     assert made == ['k1', 'k1'] and os.listdir(tmp_path) == ['tokens_k1']
 
 
-def flip(path, place, bit=1):
+def flip(path, offset, bit=1):
     content = bytearray(path.read_bytes())
-    content[place] ^= bit
+    content[offset] ^= bit
     path.write_bytes(content)
 
 
@@ -116,14 +121,15 @@ def flip(path, place, bit=1):
 def test_a_flipped_bit_is_seen_wherever_it_is(tmp_path, made, caplog, name):
     arrays(tmp_path, made)
     size = os.path.getsize(tmp_path / 'tokens_k1' / name)
-    for number, place in enumerate(sorted({0, size // 3, size // 2, size - 1}), start=1):
-        flip(tmp_path / 'tokens_k1' / name, place, 1 << place % 8)
+    for number, offset in enumerate(sorted({0, size // 3, size // 2, size - 1}), start=1):
+        flip(tmp_path / 'tokens_k1' / name, offset, 1 << offset % 8)
         assert arrays(tmp_path, made)['numbers'].tolist() == [1, 2, 3]
         assert len(made) == 1 + number and caplog.text.count('is damaged') == number    # one line each time
         assert arrays(tmp_path, made) and len(made) == 1 + number
 
 
-@pytest.mark.parametrize('content', ['{}', '[]', '{"numbers": 152}', '{"arrays": {}, "crc32": 0}', '[' * 990 + ']' * 990, '\udcff'])
+@pytest.mark.parametrize('content', ['{}', '[]', '{"numbers": 152}', '{"arrays": {}, "crc32": 0}',
+                                     '[' * 990 + ']' * 990, '\udcff'])
 def test_sizes_that_are_no_checksums(tmp_path, made, content):
     arrays(tmp_path, made)
     (tmp_path / 'tokens_k1' / 'whole.json').write_text(content, errors='surrogateescape')
@@ -150,13 +156,17 @@ def test_a_folder_that_cannot_be_written(tmp_path, made, caplog):
 def test_tokens_of_many_captions_are_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(bases, 'MIN_CACHED_CAPTIONS', 3)
     made, tokenize = [], bases.tokenize
-    monkeypatch.setattr(bases, 'tokenize', lambda caption, *settings: (made.append(caption), tokenize(caption, *settings))[1])
+
+    def recording_tokenize(caption, *settings):
+        made.append(caption)
+        return tokenize(caption, *settings)
+    monkeypatch.setattr(bases, 'tokenize', recording_tokenize)
     captions, folder = ['a man', 'a woman in red', 'somebody'], str(tmp_path / 'token_cache')
     plain = bases.tokenize_all(captions, 20)
     for _ in range(2):
-        kept = bases.tokenize_all(captions, 20, folder=folder)
-        assert torch.equal(plain, kept) and kept.dtype == torch.int32
-    assert len(made) == 6 and torch.equal(pickle.loads(pickle.dumps(kept)), plain)
+        cached = bases.tokenize_all(captions, 20, folder=folder)
+        assert torch.equal(plain, cached) and cached.dtype == torch.int32
+    assert len(made) == 6 and torch.equal(pickle.loads(pickle.dumps(cached)), plain)
     bases.tokenize_all(captions[:2], 20, folder=folder)                 # few captions are not kept
     assert len(os.listdir(folder)) == 1
     assert bases.tokenize_all(captions, 10, folder=folder).shape == (3, 10)

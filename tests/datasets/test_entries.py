@@ -33,7 +33,8 @@ def write(root, path, rows):
 
 def make_mals(root):
     for stem, count in (('g_4x', 3), ('c_g_a', 2)):
-        rows = [{'image': f'{stem}/{i}.jpg', 'caption': f'Grüße {stem} {i}', 'image_id': f'{stem}_{i}', 'label': [i % 2, -1] + [0] * 25}
+        rows = [{'image': f'{stem}/{i}.jpg', 'caption': f'Grüße {stem} {i}', 'image_id': f'{stem}_{i}',
+                 'label': [i % 2, -1] + [0] * 25}
                 for i in range(count)]
         write(root, f'gene_attrs/{stem}_attrs.json', rows)
         for row in rows:
@@ -54,14 +55,16 @@ def make_lists(root):
 
 def make_pa100k(root):
     for split in ('train', 'val', 'test'):
-        write(root, f'finetune/PA100K_{split}.json', [{'image': f'{split}{i}.png', 'label': [i] * 26} for i in range(2)])
+        write(root, f'finetune/PA100K_{split}.json',
+              [{'image': f'{split}{i}.png', 'label': [i] * 26} for i in range(2)])
         for i in range(2):
             image(root, 'images', 'pa100k', f'{split}{i}.png')
     return 'finetune'
 
 
 def make_table(root):
-    rows = [{'image': f'{i}.png', 'caption': f'text {i}', 'id': f'Ann {i // 2}', 'camera': {'number': i}} for i in range(8)]
+    rows = [{'image': f'{i}.png', 'caption': f'text {i}', 'id': f'Ann {i // 2}', 'camera': {'number': i}}
+            for i in range(8)]
     write(root, 'people.json', rows)
     for row in rows:
         image(root, 'imgs', row['image'])
@@ -92,7 +95,8 @@ def test_a_second_start_has_the_same_without_reading(tmp_path, monkeypatch, name
     second = build_dataset(name, root)
     assert isinstance(second.train_annos, Entries) and not isinstance(second.train, list)
     assert content(plain) == content(first) == content(second)
-    assert second.train[1:] == plain.train[1:] and second.train[-1] == plain.train[-1] and second.train_annos[-1] == plain.train_annos[-1]
+    assert second.train[1:] == plain.train[1:] and second.train[-1] == plain.train[-1]
+    assert second.train_annos[-1] == plain.train_annos[-1]
 
 
 @pytest.fixture
@@ -126,7 +130,8 @@ def test_what_was_said_is_said_again_of_where_the_annotation_is(annotated, caplo
     os.rename(path.parent, moved / 'CUHK-PEDES')
     caplog.clear()
     captions(moved / 'CUHK-PEDES/reid_raw.json')
-    assert f'{moved}/CUHK-PEDES/reid_raw.json: 1 identities are in more than one split, the first of them, 2' in caplog.text
+    sentence = '1 identities are in more than one split, the first of them, 2'
+    assert f'{moved}/CUHK-PEDES/reid_raw.json: {sentence}' in caplog.text
     assert caplog.text.count('more than one split') == 1 and 'can be deleted' not in caplog.text
 
 
@@ -139,7 +144,8 @@ def test_a_damaged_one_is_made_anew(annotated, caplog):
     assert captions(path) == before and 'is damaged' not in caplog.text
 
 
-@pytest.mark.parametrize('array', ['train.ids', 'train.ends', 'test.paths_blob', 'train.captions_ends', 'train.captions_digest'])
+@pytest.mark.parametrize('array', ['train.ids', 'train.ends', 'test.paths_blob', 'train.captions_ends',
+                                   'train.captions_digest'])
 def test_a_flipped_bit_is_seen_in_each_array(annotated, caplog, array):
     path, folder = annotated
     before = captions(path)
@@ -185,7 +191,8 @@ def test_labels_of_the_images_that_are_there(tmp_path):
     os.remove(tmp_path / 'images/MALS/g_4x/0.jpg')
     dataset = build_dataset('MALS', root, splits=('train',), skip_broken=True)
     labels, _ = get_attributes(options(), dataset, 'train', [dataset.train[-2]])
-    assert dataset.train_annos[-2]['label'][0] == 1 and labels[:, 0].tolist() == [1] and len(dataset.attributes('train')[0]) == 4
+    assert dataset.train_annos[-2]['label'][0] == 1 and labels[:, 0].tolist() == [1]
+    assert len(dataset.attributes('train')[0]) == 4
 
 
 class Several(BaseDataset):
@@ -232,24 +239,27 @@ def batch_of(args):
     return next(iter(loader))
 
 
-@pytest.mark.parametrize('changes', [{}, {'noisy_rate': 0.5}, {'limit_train': 9}, {'sampler': 'identity', 'num_instance': 2}])
+@pytest.mark.parametrize('changes', [{}, {'noisy_rate': 0.5}, {'limit_train': 9},
+                                     {'sampler': 'identity', 'num_instance': 2}])
 def test_batches_are_those_of_a_start_without_it(annotated, tmp_path, monkeypatch, changes):
-    args = options(dataset_name='CUHK-PEDES', root_dir=str(tmp_path), img_size=(32, 16), batch_size=4, num_workers=0, training=True,
-                   batch_fields=('mlm_ids', 'mlm_labels'), **changes)
-    kept = [batch_of(args) for _ in range(2)]
+    args = options(dataset_name='CUHK-PEDES', root_dir=str(tmp_path), img_size=(32, 16), batch_size=4, num_workers=0,
+                   training=True, batch_fields=('mlm_ids', 'mlm_labels'), **changes)
+    cached = [batch_of(args) for _ in range(2)]
     monkeypatch.setattr(bases, 'MIN_CACHED_CAPTIONS', 10 ** 6)
     plain = batch_of(args)
-    assert kept[0].keys() == plain.keys()
-    assert all(torch.equal(batch[name], plain[name]) for batch in kept for name in plain)
+    assert cached[0].keys() == plain.keys()
+    assert all(torch.equal(batch[name], plain[name]) for batch in cached for name in plain)
 
 
 def test_entries_by_place():
     from datasets.entries import entries_to_arrays
-    dicts = [{'id': 4, 'split': 'val', 'captions': ['a', 'b'], 'f': 'x'}, {'id': 2, 'split': 'val', 'captions': ['c'], 'f': 'y'}]
+    dicts = [{'id': 4, 'split': 'val', 'captions': ['a', 'b'], 'f': 'x'},
+             {'id': 2, 'split': 'val', 'captions': ['c'], 'f': 'y'}]
     entries = Entries(entries_to_arrays(dicts, 'f'), 'val', 'f')
     assert list(entries) == dicts and entries[-1] == dicts[1] and entries[:1] == dicts[:1] and len(entries) == 2
     part = entries.filter([False, True])
-    assert list(part) == dicts[1:] and list(part.captions()) == ['c'] and list(part.paths('d')) == [os.path.join('d', 'y')]
+    assert list(part) == dicts[1:] and list(part.captions()) == ['c']
+    assert list(part.paths('d')) == [os.path.join('d', 'y')]
     assert part.rows.tolist() == [1] and np.array_equal(part.counts, [1])
     with pytest.raises(IndexError):
         entries[2]

@@ -54,7 +54,8 @@ def images(tmp_path):
 def store_of(images, tmp_path):
     """open_store with these images and some arguments changed."""
     def open_with(**changes):
-        settings = dict(folder=str(tmp_path / 'cache'), name='synthpedes_train', paths=images, root=str(tmp_path / 'imgs'), img_size=SIZE,
+        settings = dict(folder=str(tmp_path / 'cache'), name='synthpedes_train', paths=images,
+                        root=str(tmp_path / 'imgs'), img_size=SIZE,
                         workers=2)
         return open_store(**{**settings, **changes})
     return open_with
@@ -95,7 +96,7 @@ def no_reading(monkeypatch):
     monkeypatch.setattr(datasets.image_cache, 'read_image', read)
 
 
-# -- the store -----------------------------------------------------------------------------------------------------------
+# -- the store ---------------------------------------------------------------------------------------------------------
 
 @pytest.mark.filterwarnings('error')
 def test_images_are_the_pipelines_resized_ones(store_of, images):
@@ -111,7 +112,8 @@ def test_images_are_the_pipelines_resized_ones(store_of, images):
 def test_one_file_with_each_image_once(store_of, images, tmp_path, log):
     store_of(paths=images + images[:2])
     name, = listing(tmp_path)
-    assert name.startswith('synthpedes_train_24x8_') and name.endswith('.npy') and len(name) == len('synthpedes_train_24x8_.npy') + 16
+    assert name.startswith('synthpedes_train_24x8_') and name.endswith('.npy')
+    assert len(name) == len('synthpedes_train_24x8_.npy') + 16
     content = np.load(tmp_path / 'cache' / name, allow_pickle=False)
     assert content.shape == (5, 3, 24, 8) and content.dtype == np.uint8
     assert all(np.array_equal(row, expected(path)) for row, path in zip(content, sorted(images)))
@@ -138,14 +140,16 @@ def test_other_processes_get_the_files_name(images, store_of):
 
 def test_size_in_words(tmp_path, log, monkeypatch):
     monkeypatch.setattr(shutil, 'disk_usage', lambda folder: namedtuple('Usage', 'free')(5.2e9))
-    with pytest.raises(UserError, match='^the image cache needs 5.0 GB and 250.0 MB to spare, and .*cache has 5.2 GB: choose another '
+    with pytest.raises(UserError, match='^the image cache needs 5.0 GB and 250.0 MB to spare, '
+                                        'and .*cache has 5.2 GB: choose another '
                                         'folder with --image_cache <folder>$'):
-        open_store(f'{tmp_path}/cache', 'CUHK-PEDES_train', [f'{tmp_path}/{n}.jpg' for n in range(34054)], str(tmp_path), (384, 128))
+        open_store(f'{tmp_path}/cache', 'CUHK-PEDES_train', [f'{tmp_path}/{n}.jpg' for n in range(34054)],
+                   str(tmp_path), (384, 128))
     assert ': 34,054 images of 384x128, 5.0 GB' in log()
     assert listing(tmp_path) == []
 
 
-# -- when it is written again ------------------------------------------------------------------------------------------------
+# -- when it is written again ------------------------------------------------------------------------------------------
 
 def touch(paths):
     os.utime(paths[0], ns=(1, 1))
@@ -226,13 +230,14 @@ def test_a_damaged_file_is_made_anew(store_of, images, tmp_path, log, damage):
     assert f'image cache {file} ' in text and '; it is written again' in text
 
 
-# -- nothing is left half made -------------------------------------------------------------------------------------------
+# -- nothing is left half made -----------------------------------------------------------------------------------------
 
 def test_a_full_disk(store_of, tmp_path, monkeypatch):
     def full(*given):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     monkeypatch.setattr(os, 'posix_fallocate', full, raising=False)
-    with pytest.raises(UserError, match=f'^cannot write the image cache into {tmp_path}/cache: No space left on device; choose another '
+    with pytest.raises(UserError, match=f'^cannot write the image cache into {tmp_path}/cache: '
+                                        'No space left on device; choose another '
                                         'folder with --image_cache <folder>$'):
         store_of()
     assert listing(tmp_path) == []
@@ -240,7 +245,8 @@ def test_a_full_disk(store_of, tmp_path, monkeypatch):
 
 def test_a_folder_that_cannot_be_made(store_of, tmp_path):
     (tmp_path / 'file').write_text('')
-    with pytest.raises(UserError, match=f'^cannot write the image cache into {tmp_path}/file/x: Not a directory; choose another folder'):
+    with pytest.raises(UserError, match=f'^cannot write the image cache into {tmp_path}/file/x: Not a directory; '
+                                        'choose another folder'):
         store_of(folder=f'{tmp_path}/file/x')
 
 
@@ -273,18 +279,18 @@ LEFT = 'x.npy.0123abcd.pedestal.tmp'     # what a killed process leaves
 def test_what_killed_processes_left_is_removed(store_of, tmp_path, made_before):
     if made_before:
         store_of()
-    folder, kept = tmp_path / 'cache', ['notes.tmp', 'x.npy.elsewhere.7.tmp', 'new.npy.0123abcd.pedestal.tmp']
+    folder, foreign = tmp_path / 'cache', ['notes.tmp', 'x.npy.elsewhere.7.tmp', 'new.npy.0123abcd.pedestal.tmp']
     folder.mkdir(exist_ok=True)
-    for name in (LEFT, *kept):
+    for name in (LEFT, *foreign):
         (folder / name).write_text('half')
-    for name in (LEFT, *kept[:2]):
+    for name in (LEFT, *foreign[:2]):
         os.utime(folder / name, ns=(1, 1))
     file = store_of().file
-    assert listing(tmp_path) == sorted([os.path.basename(file), *kept])
+    assert listing(tmp_path) == sorted([os.path.basename(file), *foreign])
 
 
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
-def test_a_cache_in_the_making_is_left_alone_whatever_its_host_and_process_are_called(store_of, images, tmp_path, monkeypatch):
+def test_an_unfinished_cache_of_another_host_or_process_is_not_touched(store_of, images, tmp_path, monkeypatch):
     """Two containers with one hostname share a folder: neither sees the other's processes."""
     def start_another(path):
         monkeypatch.setattr(datasets.image_cache, 'read_image', read_image)
@@ -297,11 +303,11 @@ def test_a_cache_in_the_making_is_left_alone_whatever_its_host_and_process_are_c
     assert holds(store_of(workers=1), images) and len(listing(tmp_path)) == 2
 
 
-# -- damage --------------------------------------------------------------------------------------------------------------
+# -- damage ------------------------------------------------------------------------------------------------------------
 
-def flip(path, place, bit=1):
+def flip(path, offset, bit=1):
     with open(path, 'r+b') as file:
-        file.seek(place, os.SEEK_END if place < 0 else os.SEEK_SET)
+        file.seek(offset, os.SEEK_END if offset < 0 else os.SEEK_SET)
         byte = file.read(1)[0] ^ bit
         file.seek(-1, os.SEEK_CUR)
         file.write(bytes([byte]))
@@ -312,25 +318,26 @@ def content_of(path):
         return file.read()
 
 
-@pytest.mark.parametrize('place, bit', [(128, 1), (128 + 2 * 576 + 70, 128), (128 + 5 * 576 - 1, 4)])
-def test_a_flipped_bit_of_an_image_is_seen_and_repaired(store_of, images, log, place, bit):
+@pytest.mark.parametrize('offset, bit', [(128, 1), (128 + 2 * 576 + 70, 128), (128 + 5 * 576 - 1, 4)])
+def test_a_flipped_bit_of_an_image_is_seen_and_repaired(store_of, images, log, offset, bit):
     file = store_of().file
     before = content_of(file)
-    flip(file, place, bit)
+    flip(file, offset, bit)
     store = store_of()
     sent = pickle.loads(pickle.dumps(store))
     assert holds(sent, images) and content_of(file) == before
-    flip(file, place, bit)                                              # under a run
+    flip(file, offset, bit)                                              # under a run
     assert holds(store, images) and holds(store, images) and content_of(file) == before
-    damaged = sorted(images)[(place - 128) // 576]
-    assert log().count(f'image cache {file} is damaged at {damaged}: damaged images are decoded from their files again') == 2
+    damaged = sorted(images)[(offset - 128) // 576]
+    warning = f'image cache {file} is damaged at {damaged}: damaged images are decoded from their files again'
+    assert log().count(warning) == 2
 
 
-@pytest.mark.parametrize('place', [20, 127, -1, -7, -12, -28])
-def test_a_flipped_bit_of_the_header_or_the_checksums_makes_the_file_anew(store_of, images, log, place):
+@pytest.mark.parametrize('offset', [20, 127, -1, -7, -12, -28])
+def test_a_flipped_bit_of_the_header_or_the_checksums_rewrites_the_file(store_of, images, log, offset):
     file = store_of().file
     before = content_of(file)
-    flip(file, place)
+    flip(file, offset)
     assert holds(store_of(), images) and content_of(file) == before
     assert log().count('it is written again') == 1
 
@@ -362,7 +369,8 @@ def test_a_damaged_image_that_cannot_be_made_again_is_refused(store_of, images):
     store = store_of()
     flip(store.file, 200)
     os.remove(sorted(images)[0])
-    with pytest.raises(UserError, match=f'^image cache {store.file} is damaged at .*0.png, and cannot be decoded again: no image .*0.png$'):
+    with pytest.raises(UserError, match=f'^image cache {store.file} is damaged at .*0.png, which cannot be decoded '
+                                        'again: no image .*0.png$'):
         store[sorted(images)[0]]
     assert holds(store, sorted(images)[1:])
 
@@ -371,11 +379,11 @@ def test_a_file_that_is_cut_or_replaced_under_a_run(store_of, images, log):
     store = store_of()
     with open(f'{store.file}.new', 'wb') as file:
         file.write(b'something else')
-    kept = content_of(store.file)
+    before = content_of(store.file)
     os.truncate(store.file, 300)                                       # a memory map would end the process
     assert holds(store, images) and os.path.getsize(store.file) == 300
     with open(store.file, 'wb') as file:
-        file.write(kept)
+        file.write(before)
     os.replace(f'{store.file}.new', store.file)
     assert holds(store, images) and content_of(store.file) == b'something else'
 
@@ -386,14 +394,15 @@ def test_another_record_of_broken_images_is_seen(store_of, images, log):
     with open(file.replace('.npy', '.broken.json'), 'w') as record:
         record.write('[3]')                                             # of the 4 that a flipped bit may make
     store = store_of(skip_broken=True)
-    assert store.broken == {images[2]} and holds(store, [path for path in images if path != images[2]]) and 'is damaged; ' in log()
+    assert store.broken == {images[2]} and holds(store, [path for path in images if path != images[2]])
+    assert 'is damaged; ' in log()
 
 
 def test_a_batch_never_holds_damaged_pixels(args):
     plain = epoch(build_dataloader(args())[0])
     store = build_dataloader(args(image_cache='auto'))[0].dataset.store
-    for place in range(128, os.path.getsize(store.file) - 100, 2304):
-        flip(store.file, place + 11, 64)
+    for offset in range(128, os.path.getsize(store.file) - 100, 2304):
+        flip(store.file, offset + 11, 64)
     cached = build_dataloader(args(image_cache='auto'))[0]
     for one, other in zip(plain, epoch(cached), strict=True):
         assert torch.equal(one['images'], augment_on_device(other['images'], other['augmentation_params']))
@@ -421,7 +430,7 @@ def test_two_processes_at_once(store_of, images, tmp_path, monkeypatch):
     assert len(listing(tmp_path)) == 1 and holds(store_of(), images)
 
 
-# -- broken images -------------------------------------------------------------------------------------------------------
+# -- broken images -----------------------------------------------------------------------------------------------------
 
 def test_a_broken_image_is_named_and_leaves_nothing(store_of, images, tmp_path):
     spoil(images[2])
@@ -433,15 +442,17 @@ def test_a_broken_image_is_named_and_leaves_nothing(store_of, images, tmp_path):
 def test_broken_images_may_be_left_out(store_of, images, tmp_path, log):
     mend = spoil(images[2])
     os.remove(images[0])
-    for store in (store_of(skip_broken=True), store_of(skip_broken=True)):   # the one that made it and one that found it
+    for store in (store_of(skip_broken=True), store_of(skip_broken=True)):   # the first writes it, the second reads it
         assert holds(store, [images[1], images[3], images[4]])
         for path in (images[0], images[2]):
-            with pytest.raises(UserError, match=f'^image {path} could not be read when the image cache {store.file} was made$'):
+            with pytest.raises(UserError, match=f'^image {path} could not be read when the image cache {store.file} '
+                                                'was made$'):
                 store[path]
     text = log()
     assert f'left out: {images[2]} is not an image' in text and f'left out: no image {images[0]}' in text
     assert '2 images could not be read when it was made; they are left out' in text
-    assert json.loads((tmp_path / 'cache' / os.path.basename(store.file.replace('.npy', '.broken.json'))).read_text()) == [3, 4]
+    record = tmp_path / 'cache' / os.path.basename(store.file.replace('.npy', '.broken.json'))
+    assert json.loads(record.read_text()) == [3, 4]
     with pytest.raises(UserError, match=f'^no image {images[0]}$'):   # the first of them
         store_of()
     mend()
@@ -467,7 +478,7 @@ def test_a_damaged_record_of_broken_images(store_of, images, content, log):
     assert holds(store_of(), images) and 'broken.json is ' in log()
 
 
-# -- loaders -------------------------------------------------------------------------------------------------------------
+# -- loaders -----------------------------------------------------------------------------------------------------------
 
 @pytest.fixture
 def args(make_dataset, tmp_path):
@@ -475,8 +486,8 @@ def args(make_dataset, tmp_path):
     make_dataset()
 
     def with_changes(**changes):
-        settings = dict(root_dir=str(tmp_path), img_size=(48, 16), batch_size=6, test_batch_size=3, num_workers=0, img_aug=True,
-                        loss_names='sdm+mlm', text_length=32)
+        settings = dict(root_dir=str(tmp_path), img_size=(48, 16), batch_size=6, test_batch_size=3, num_workers=0,
+                        img_aug=True, loss_names='sdm+mlm', text_length=32)
         return options(**{**settings, **changes})
     return with_changes
 
@@ -521,7 +532,8 @@ def test_evaluation_batches_are_those_without_a_cache(args, workers, many_cores)
     plain = build_dataloader(args(training=False))[0]
     cached = build_dataloader(args(training=False, num_workers=workers, image_cache='auto'))[0]
     for (pids, images), (other_pids, stored) in zip(plain, cached, strict=True):
-        assert torch.equal(pids, other_pids) and stored.dtype == torch.uint8 and torch.equal(images, augment_on_device(stored))
+        assert torch.equal(pids, other_pids) and stored.dtype == torch.uint8
+        assert torch.equal(images, augment_on_device(stored))
     close(cached)
 
 

@@ -34,8 +34,10 @@ def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp('data')
     for name in NAMES:
         splits = {} if name == 'ICFG-PEDES' else {'val_ids': 2}
-        generate(str(folder), 7 + splits.get('val_ids', 0), images_per_id=1, size=(48, 16), format=name, test_ids=3, workers=1, **splits)
-    rows = [{'image': f'g_4x/{i}.png', 'caption': f'a person {i}', 'image_id': f'g_4x_{i}', 'label': [0] * 27} for i in range(4)]
+        generate(str(folder), 7 + splits.get('val_ids', 0), images_per_id=1, size=(48, 16), format=name, test_ids=3,
+                 workers=1, **splits)
+    rows = [{'image': f'g_4x/{i}.png', 'caption': f'a person {i}', 'image_id': f'g_4x_{i}', 'label': [0] * 27}
+            for i in range(4)]
     os.makedirs(folder / 'gene_attrs')
     os.makedirs(folder / 'images' / 'MALS' / 'g_4x')
     (folder / 'gene_attrs' / 'g_4x_attrs.json').write_text(json.dumps(rows))
@@ -45,8 +47,9 @@ def root(tmp_path_factory):
 
 
 def settings(root, output, **changes):
-    return options(**{**dict(backbone='aptm', pretrain_choice='scratch:aptm-tiny', loss_names='itc', root_dir=root, img_size=SIZE,
-                             text_length=20, batch_size=4, num_workers=0, output_dir=str(output), batch_fields=[]), **changes})
+    return options(**{**dict(backbone='aptm', pretrain_choice='scratch:aptm-tiny', loss_names='itc', root_dir=root,
+                             img_size=SIZE, text_length=20, batch_size=4, num_workers=0, output_dir=str(output),
+                             batch_fields=[]), **changes})
 
 
 def normalized(path, dataset):
@@ -68,11 +71,13 @@ def test_published_statistics_with_all_digits(dataset):
 
 @pytest.mark.parametrize('trained_on, dataset, expected', [
     ('MALS', 'CUHK-PEDES', 'CUHK-PEDES'), ('CUHK-PEDES', 'ICFG-PEDES', 'ICFG-PEDES'),
-    ('ICFG-PEDES', 'people.csv', 'ICFG-PEDES'), ('ICFG-PEDES', None, 'ICFG-PEDES'), ('people.csv', 'synthpedes', 'CUHK-PEDES'),
+    ('ICFG-PEDES', 'people.csv', 'ICFG-PEDES'), ('ICFG-PEDES', None, 'ICFG-PEDES'),
+    ('people.csv', 'synthpedes', 'CUHK-PEDES'),
     ('ICFG-PEDES+RSTPReid', None, 'ICFG-PEDES'), (None, 'RSTPReid', 'RSTPReid')])
 def test_whose_statistics(trained_on, dataset, expected):
     """Tables, synthpedes and photos (None) have none of their own: those of the training set, or CUHK-PEDES'."""
-    image_stats = Aptm.image_stats(argparse.Namespace(dataset_name='PA-100K' if trained_on else dataset, trained_on=trained_on), dataset)
+    image_stats = Aptm.image_stats(argparse.Namespace(dataset_name='PA-100K' if trained_on else dataset,
+                                                      trained_on=trained_on), dataset)
     assert (image_stats.mean, image_stats.std) == PUBLISHED[expected]
 
 
@@ -87,7 +92,8 @@ def test_validation_of_pretraining_has_its_own_statistics(root, tmp_path):
 @pytest.mark.parametrize('trained_on', ['CUHK-PEDES', 'MALS', 'CUHK-PEDES+ICFG-PEDES'])
 def test_another_dataset_is_tested_with_its_own_statistics(root, tmp_path, trained_on):
     (tmp_path / 'vocab.txt').write_text('\n'.join(['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', 'a']))
-    images, _, _ = build_dataloader(settings(root, tmp_path, dataset_name='RSTPReid', trained_on=trained_on, training=False))
+    images, _, _ = build_dataloader(settings(root, tmp_path, dataset_name='RSTPReid', trained_on=trained_on,
+                                             training=False))
     assert_normalized(images, 'RSTPReid')
 
 
@@ -116,10 +122,12 @@ def test_joined_datasets_keep_their_own_statistics(root, tmp_path, cached):
     loaders = build_training_loaders(settings(root, tmp_path, dataset_name='ICFG-PEDES+CUHK-PEDES', **cache))
     for name, (images, _) in loaders.evaluations.items():
         expected = torch.stack([normalized(path, name) for path in images.dataset.img_paths])
-        torch.testing.assert_close(embed(Images().encode_image, images, Images())[0], expected.flatten(1), rtol=0, atol=1e-6)
+        torch.testing.assert_close(embed(Images().encode_image, images, Images())[0], expected.flatten(1), rtol=0,
+                                   atol=1e-6)
     samples, seen = loaders.train.dataset.dataset, set()
     for batch in loaders.train:
-        for index, image in zip(batch['index'].tolist(), prepare_batch(batch, 'cpu', image_stats=loaders.train.dataset.image_stats)['images']):
+        for index, image in zip(batch['index'].tolist(),
+                                prepare_batch(batch, 'cpu', image_stats=loaders.train.dataset.image_stats)['images']):
             name = next(name for name in NAMES if f'{os.sep}{name}{os.sep}' in samples[index][2])
             expected, seen = normalized(samples[index][2], name), seen | {name}
             assert min((image - other).abs().max() for other in (expected, expected.flip(-1))) < 1e-6
@@ -129,5 +137,6 @@ def test_joined_datasets_keep_their_own_statistics(root, tmp_path, cached):
 def test_one_dataset_needs_no_statistics_in_its_batches(root, tmp_path):
     loaders = build_training_loaders(settings(root, tmp_path, dataset_name='ICFG-PEDES', rand_aug=True))
     assert 'image_stats' not in next(iter(loaders.train))
-    joined = build_training_loaders(settings(root, tmp_path, dataset_name='ICFG-PEDES+CUHK-PEDES', backbone='clip', image_cache=str(tmp_path)))
+    joined = build_training_loaders(settings(root, tmp_path, dataset_name='ICFG-PEDES+CUHK-PEDES', backbone='clip',
+                                             image_cache=str(tmp_path)))
     assert 'image_stats' not in next(iter(joined.train))      # CLIP's are the same for all

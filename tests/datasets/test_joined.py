@@ -17,10 +17,10 @@ from utils.options import get_args
 
 @pytest.fixture(scope='module')
 def root(tmp_path_factory):
-    place = tmp_path_factory.mktemp('joined')
+    folder = tmp_path_factory.mktemp('joined')
     for name, people in (('CUHK-PEDES', 6), ('RSTPReid', 4)):
-        generate(str(place), people + 4, images_per_id=2, size=(32, 16), format=name, test_ids=2, val_ids=2, workers=1)
-    return str(place)
+        generate(str(folder), people + 4, images_per_id=2, size=(32, 16), format=name, test_ids=2, val_ids=2, workers=1)
+    return str(folder)
 
 
 def test_identities_and_images_are_kept_apart(root):
@@ -68,7 +68,8 @@ def test_limit_train_takes_captions_of_each(root, caplog):
     captions = [caption for *_, caption in loaders.train.dataset.dataset]
     first = round(10 * len(one) / (len(one) + len(other)))
     assert captions == [caption for *_, caption in [*one[:first], *other[:10 - first]]] and 0 < first < 10
-    assert f'the first 10 of {len(one) + len(other)} training captions ({first} + {10 - first} of the datasets)' in caplog.text
+    sentence = f'the first 10 of {len(one) + len(other)} training captions ({first} + {10 - first} of the datasets)'
+    assert sentence in caplog.text
 
 
 @pytest.mark.parametrize('total, sizes, counts', [
@@ -92,9 +93,10 @@ def test_batches_hold_both(root):
 
 def test_training_is_evaluated_on_each(root):
     one, other = (loaders(root, dataset_name=name)[2].dataset.captions for name in ('CUHK-PEDES', 'RSTPReid'))
-    found = training(root, dataset_name='CUHK-PEDES+RSTPReid')
-    assert {name: captions.dataset.captions for name, (_, captions) in found.evaluations.items()} == {'CUHK-PEDES': one, 'RSTPReid': other}
-    assert list(found.evaluations) == ['CUHK-PEDES', 'RSTPReid']                      # the first one chooses
+    loaders_of_run = training(root, dataset_name='CUHK-PEDES+RSTPReid')
+    captions_by_name = {name: captions.dataset.captions for name, (_, captions) in loaders_of_run.evaluations.items()}
+    assert captions_by_name == {'CUHK-PEDES': one, 'RSTPReid': other}
+    assert list(loaders_of_run.evaluations) == ['CUHK-PEDES', 'RSTPReid']                      # the first one chooses
     assert list(training(root, dataset_name='CUHK-PEDES+RSTPReid', eval_dataset='RSTPReid').evaluations) == ['RSTPReid']
 
 
@@ -103,8 +105,9 @@ def test_a_dataset_without_the_split_is_left_out_of_evaluations(root, tmp_path, 
     for name in ('CUHK-PEDES', 'RSTPReid'):
         os.symlink(os.path.join(root, name), tmp_path / name)
     with caplog.at_level('INFO', 'Pedestal'):
-        found = training(str(tmp_path), dataset_name='CUHK-PEDES+ICFG-PEDES+RSTPReid', val_dataset='val')
-    assert list(found.evaluations) == ['CUHK-PEDES', 'RSTPReid'] and 'ICFG-PEDES has no split val' in caplog.text
+        loaders_of_run = training(str(tmp_path), dataset_name='CUHK-PEDES+ICFG-PEDES+RSTPReid', val_dataset='val')
+    assert list(loaders_of_run.evaluations) == ['CUHK-PEDES', 'RSTPReid']
+    assert 'ICFG-PEDES has no split val' in caplog.text
     with pytest.raises(UserError, match="no entries in the split 'val'"):            # the first one has to choose
         training(str(tmp_path), dataset_name='ICFG-PEDES+RSTPReid', val_dataset='val')
 

@@ -44,26 +44,29 @@ NEW = '''
 
 
 @pytest.fixture
-def house(tmp_path):
+def project(tmp_path):
     """A copy of what datasets need, to add files to."""
     import shutil
-    for room in ('datasets', 'utils', 'data'):
-        shutil.copytree(os.path.join(ROOT, room), tmp_path / room, ignore=lambda folder, names: [
-            name for name in names if name == '__pycache__' or os.path.basename(folder) == 'data' and not name.endswith('.gz')])
+    for package in ('datasets', 'utils', 'data'):
+        shutil.copytree(os.path.join(ROOT, package), tmp_path / package, ignore=lambda folder, names: [
+            name for name in names if name == '__pycache__' or os.path.basename(folder) == 'data'
+            and not name.endswith('.gz')])
     return tmp_path
 
 
-def run(house, code):
-    return subprocess.run([sys.executable, '-c', textwrap.dedent(code)], cwd=house, capture_output=True, text=True, timeout=HANG_TIMEOUT)
+def run(project, code):
+    return subprocess.run([sys.executable, '-c', textwrap.dedent(code)], cwd=project, capture_output=True, text=True,
+                          timeout=HANG_TIMEOUT)
 
 
-def test_a_new_dataset_is_one_file(house):
+def test_a_new_dataset_is_one_file(project):
     """It is trained on, checked, and told of in the help, and nothing else was changed."""
-    (house / 'datasets' / 'my_people.py').write_text(textwrap.dedent(NEW))
-    (house / 'datasets' / 'broken.py').write_text('import nothing_of_this_name')
-    (house / 'MyPeople' / 'imgs').mkdir(parents=True)
-    (house / 'MyPeople' / 'my_people.json').write_text('{"train": {"4": ["a.jpg", "a man"]}, "test": {"5": ["b.jpg", "a woman"]}}')
-    done = run(house, '''
+    (project / 'datasets' / 'my_people.py').write_text(textwrap.dedent(NEW))
+    (project / 'datasets' / 'broken.py').write_text('import nothing_of_this_name')
+    (project / 'MyPeople' / 'imgs').mkdir(parents=True)
+    content = '{"train": {"4": ["a.jpg", "a man"]}, "test": {"5": ["b.jpg", "a woman"]}}'
+    (project / 'MyPeople' / 'my_people.json').write_text(content)
+    done = run(project, '''
         import sys
         from PIL import Image
         for name, colour in (('a', 'red'), ('b', 'blue')):

@@ -65,11 +65,11 @@ def test_global_randomness_is_neither_read_nor_changed(pids, name):
 def test_the_first_steps_may_be_left_out(pids, name):
     sampler = make(name, pids)
     sampler.set_epoch(2)
-    whole = list(sampler)
-    for first_step in (0, 1, 5, len(whole)):
+    all_batches = list(sampler)
+    for first_step in (0, 1, 5, len(all_batches)):
         sampler.set_epoch(2, first_step)
-        assert len(sampler) == len(whole)  # of the whole epoch
-        assert list(sampler) == whole[first_step:]
+        assert len(sampler) == len(all_batches)  # of the whole epoch
+        assert list(sampler) == all_batches[first_step:]
 
 
 @EVERY
@@ -129,12 +129,12 @@ def test_random_draws_each_caption_once(pids):
 
 
 def test_random_is_uniform():
-    sampler, places = RandomBatches([0] * 4, 4), collections.Counter()
+    sampler, positions = RandomBatches([0] * 4, 4), collections.Counter()
     for epoch in range(1, 2401):
         sampler.set_epoch(epoch)
-        places[tuple(indices(sampler)[0])] += 1
-    assert len(places) == 24
-    assert sum((count - 100) ** 2 / 100 for count in places.values()) < 50  # chi-square, 23 degrees: 1 in 1,000
+        positions[tuple(indices(sampler)[0])] += 1
+    assert len(positions) == 24
+    assert sum((count - 100) ** 2 / 100 for count in positions.values()) < 50  # chi-square, 23 degrees: 1 in 1,000
 
 
 # -- identity ----------------------------------------------------------------------------------------------------------

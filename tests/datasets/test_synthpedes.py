@@ -43,32 +43,34 @@ def program(*arguments, **environment):
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, **environment})
 
 
-def samples(count, **knobs):
+def samples(count, **difficulty):
     """(person, scene, caption) triples without drawing anything."""
     for i in range(count):
         person = people.sample_person(random.Random(i))
         for number, view in enumerate(('front', 'back', 'side')):
             scene = sample_scene(i, view, occlusion=0.4)
-            yield person, scene, people.write_caption(person, scene, random.Random(1000 + 3 * i + number), **knobs)
+            yield person, scene, people.write_caption(person, scene, random.Random(1000 + 3 * i + number), **difficulty)
 
 
 # --- the same again -----------------------------------------------------------------------------------------------
 
 def test_same_files_whatever_the_workers_and_the_process(tmp_path):
-    alone = contents(make(tmp_path / 'a'))
+    single = contents(make(tmp_path / 'a'))
     other = program('--out', tmp_path / 'b', '--ids', 8, '--images_per_id', 2, '--size', 48, 24, '--workers', 2,
                     PYTHONHASHSEED='123')
     assert other.wait() == 0, other.stderr.read()
-    assert contents(tmp_path / 'b' / 'synthpedes') == alone
-    assert contents(make(tmp_path / 'c', seed=1))['reid_raw.json'] != alone['reid_raw.json']
+    assert contents(tmp_path / 'b' / 'synthpedes') == single
+    assert contents(make(tmp_path / 'c', seed=1))['reid_raw.json'] != single['reid_raw.json']
 
 
 def test_a_seed_gives_what_it_always_gave(tmp_path):
     """The sentences and labels to the letter; the images' mean color, for another Pillow may round otherwise."""
     folder = make(tmp_path)
-    digests = [hashlib.sha256((folder / name).read_bytes()).hexdigest()[:16] for name in ('reid_raw.json', 'attributes.json')]
+    digests = [hashlib.sha256((folder / name).read_bytes()).hexdigest()[:16]
+               for name in ('reid_raw.json', 'attributes.json')]
     assert digests == ['d346f09085352571', '1019e6af8cbf4503']
-    means = np.mean([np.asarray(Image.open(path), float).mean((0, 1)) for path in (folder / 'imgs').rglob('*.jpg')], axis=0)
+    means = np.mean([np.asarray(Image.open(path), float).mean((0, 1)) for path in (folder / 'imgs').rglob('*.jpg')],
+                    axis=0)
     assert np.abs(means - (121.66, 114.76, 112.17)).max() < 0.5
 
 
@@ -123,12 +125,12 @@ def test_view_decides_what_is_seen_and_said():
     person.update(jacket={'kind': 'jacket', 'colour': 'black', 'length': 'hip'}, glasses='sunglasses')
     person['upper'] = {'kind': 'T-shirt', 'colour': 'orange', 'pattern': 'logo', 'second': 'white', 'sleeves': 'short'}
     person['lower'] = {'kind': 'trousers', 'colour': 'grey', 'pattern': 'plain', 'second': None, 'length': 'long'}
-    said = {view: ' '.join(people.write_caption(person, sample_scene(i, view), random.Random(i), omission=0.0)
+    captions = {view: ' '.join(people.write_caption(person, sample_scene(i, view), random.Random(i), omission=0.0)
                            for i in range(60))
             for view in ('front', 'back')}
-    assert 'orange' in said['front'] and 'on the chest' in said['front'] and 'sunglasses' in said['front']
-    assert not re.search('orange|on the chest|on the front|sunglasses', said['back'])
-    assert 'camera' in said['back'] or 'behind' in said['back']
+    assert 'orange' in captions['front'] and 'on the chest' in captions['front'] and 'sunglasses' in captions['front']
+    assert not re.search('orange|on the chest|on the front|sunglasses', captions['back'])
+    assert 'camera' in captions['back'] or 'behind' in captions['back']
 
 
 # --- captions -----------------------------------------------------------------------------------------------------
@@ -172,40 +174,40 @@ def slot_at(words, i, person):
 
 def falsehoods(caption, person, view):
     """What the caption says that the labels don't."""
-    words, found = re.findall(r"[A-Za-z-]+", caption), []
+    words, errors = re.findall(r"[A-Za-z-]+", caption), []
     for i, word in enumerate(words):
         slot = slot_at(words, i, person)
         if slot:
             if not person[slot]:
-                found.append(f'no {slot}, but {word}')
+                errors.append(f'no {slot}, but {word}')
                 continue
             if KIND_WORDS.get(slot, {}).get(word, person[slot].get('kind')) != person[slot].get('kind'):
-                found.append(f'{word} for {person[slot]["kind"]}')
+                errors.append(f'{word} for {person[slot]["kind"]}')
             for before in reversed(words[max(0, i - 6):i]):
                 if before in COLOR_WORDS and COLOR_WORDS[before] not in own_colors(person[slot]):
-                    found.append(f'{before} {word}')
+                    errors.append(f'{before} {word}')
                 if before in SLOT_OF or before in BOUNDS:
                     break
         if word in HELD_WORDS and person['held'] != HELD_WORDS[word]:
-            found.append(f'{word} for {person["held"]}')
+            errors.append(f'{word} for {person["held"]}')
         if word in ('glasses', 'sunglasses') and (person['glasses'] != word or view == 'back'):
-            found.append(word)
+            errors.append(word)
     every = {'blonde'} if person['hair']['colour'] == 'blonde' else set()
     for thing in person.values():
         every |= own_colors(thing) if isinstance(thing, dict) else set()
-    found += [word for word in words if word in COLOR_WORDS and COLOR_WORDS[word] not in every]
+    errors += [word for word in words if word in COLOR_WORDS and COLOR_WORDS[word] not in every]
     he = person['gender'] == 'man'
     wrong = 'she her woman lady female' if he else 'he his man guy male gentleman'
-    found += [word for word in words if word.lower() in wrong.split()]
+    errors += [word for word in words if word.lower() in wrong.split()]
     sleeves = re.search(r'(long|short)[- ]sleeved?\b|(long|short) sleeves', caption)
     if sleeves and (sleeves[1] or sleeves[2]) != person['upper']['sleeves']:
-        found.append(sleeves[0])
+        errors.append(sleeves[0])
     patterns = {'strip': 'striped', 'check': 'checked', 'plaid': 'checked', 'dot': 'dotted', 'spots': 'dotted',
                 'logo': 'logo', ' print ': 'logo', 'two-tone': 'two-tone', 'lower half': 'two-tone',
                 'color-block': 'two-tone', 'plain': 'plain'}
     worn = {person[s]['pattern'] for s in ('upper', 'lower') if person[s]}
-    found += [word for word, pattern in patterns.items() if word in caption and pattern not in worn]
-    return found
+    errors += [word for word, pattern in patterns.items() if word in caption and pattern not in worn]
+    return errors
 
 
 def test_captions_are_of_people_s_length_and_true():
@@ -224,7 +226,7 @@ def test_the_truth_check_can_fail():
     assert wrong > 270  # of 300 captions checked against somebody else's labels
 
 
-def test_extreme_knobs_still_give_sentences():
+def test_extreme_difficulty_still_gives_sentences():
     for omission, shades in ((0, 0), (0.9, 1), (0.9, 0)):
         for person, scene, caption in samples(150, omission=omission, shades=shades):
             assert 20 <= len(caption.split()) <= 40, caption
@@ -241,11 +243,11 @@ def test_captions_are_diverse():
 
 
 def test_omission_leaves_attributes_out():
-    def told(omission):
+    def mentions_per_caption(omission):
         captions = [caption for *_, caption in samples(200, omission=omission)]
         words = re.findall('[A-Za-z-]+', ' '.join(captions))
         return sum(w in SLOT_OF or w in COLOR_WORDS for w in words) / len(captions)
-    assert told(0.0) > told(0.4) + 1 > told(0.9) + 2
+    assert mentions_per_caption(0.0) > mentions_per_caption(0.4) + 1 > mentions_per_caption(0.9) + 2
 
 
 def test_shades_leave_shades_out():
@@ -265,12 +267,13 @@ def test_twins_differ_in_exactly_one_label(tmp_path):
     for twin in twins:
         other = known[twin['twin_of']]
         assert other['split'] == twin['split'] and other['twin_of'] is None
-        a, b = (people.flatten_labels({k: v for k, v in p.items() if k not in ('id', 'split', 'twin_of')}) for p in (twin, other))
+        a, b = (people.flatten_labels({k: v for k, v in p.items() if k not in ('id', 'split', 'twin_of')})
+                for p in (twin, other))
         assert a.keys() == b.keys() and sum(a[k] != b[k] for k in a) == 1
     assert len({json.dumps({k: v for k, v in p.items() if k not in ('id', 'twin_of')}) for p in labels}) == 60
 
 
-def test_twins_knob_is_a_share():
+def test_twins_is_a_fraction_of_pairs():
     settings = writing.validate_settings(2000, 1, 1, (48, 24), 0, 'synthpedes', 0, 400, {'twins': 0.3})
     twins = sum(writing._sample_identity(settings, i, 0, 1600)[2] is not None for i in range(1600))
     assert 190 < twins < 290  # 0.15 x 1600 pairs
@@ -284,7 +287,7 @@ def test_a_twin_looks_the_same_but_for_its_change():
     assert leader == 4 and look == same_look and one != two
 
 
-def test_colors_knob_limits_garments():
+def test_colors_option_limits_garments():
     for seed in range(300):
         person = people.sample_person(random.Random(seed), colors=5)
         twin = people.sample_twin(person, random.Random(seed), colors=5)
@@ -336,7 +339,7 @@ def test_empty_folder_is_taken_and_a_link_is_not(tmp_path):
 @pytest.mark.parametrize('error, seen', [(KeyboardInterrupt, KeyboardInterrupt),
                                          (OSError(28, 'No space left on device'), UserError)])
 def test_interruption_leaves_nothing(tmp_path, monkeypatch, error, seen):
-    kept = contents(make(tmp_path / 'old'))
+    before = contents(make(tmp_path / 'old'))
     plain = writing._write_identity
 
     def stop(task):
@@ -349,7 +352,7 @@ def test_interruption_leaves_nothing(tmp_path, monkeypatch, error, seen):
     with pytest.raises(seen):
         make(tmp_path / 'old', seed=5, overwrite=True)
     assert os.listdir(tmp_path) == ['old'] and os.listdir(tmp_path / 'old') == ['synthpedes']
-    assert contents(tmp_path / 'old' / 'synthpedes') == kept
+    assert contents(tmp_path / 'old' / 'synthpedes') == before
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
@@ -373,7 +376,8 @@ def test_two_generations_at_once_do_not_replace_each_other(tmp_path):
     running = first_image_of(tmp_path)
     try:
         for overwrite in (False, True):
-            with pytest.raises(UserError, match=f'^another run is writing {tmp_path}/synthpedes: wait until it is done'):
+            message = f'^another run is writing {tmp_path}/synthpedes: wait until it is done'
+            with pytest.raises(UserError, match=message):
                 make(tmp_path, overwrite=overwrite)
         other = make(tmp_path, format='RSTPReid')       # another format is another folder
         assert running.poll() is None and sorted(os.listdir(tmp_path)) == ['.synthpedes.new', other.name]
@@ -395,7 +399,8 @@ def test_the_slower_of_two_generations_replaces_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(writing, '_lock_folder', late)
     with pytest.raises(UserError, match='was made with other settings'):
         make(tmp_path, seed=2)
-    assert read(tmp_path / 'synthpedes', 'synthpedes.json')['settings']['seed'] == 1 and os.listdir(tmp_path) == ['synthpedes']
+    assert read(tmp_path / 'synthpedes', 'synthpedes.json')['settings']['seed'] == 1
+    assert os.listdir(tmp_path) == ['synthpedes']
 
 
 def test_what_a_killed_generation_left_goes_with_the_next(tmp_path):
@@ -415,15 +420,16 @@ def test_what_a_killed_generation_left_goes_with_the_next(tmp_path):
 
 def test_what_was_replaced_comes_back_after_a_kill_between_the_renames(tmp_path):
     folder = make(tmp_path)
-    kept = contents(folder)
+    before = contents(folder)
     folder.rename(tmp_path / '.synthpedes.old')
     (tmp_path / '.synthpedes.new' / 'imgs').mkdir(parents=True)
     with pytest.raises(UserError, match='was made with other settings'):
         make(tmp_path, seed=1)
-    assert os.listdir(tmp_path) == ['synthpedes'] and contents(folder) == kept
+    assert os.listdir(tmp_path) == ['synthpedes'] and contents(folder) == before
 
 
-@pytest.mark.parametrize('content', ['[]', '3', '{"made_by": "datasets.synthpedes"}', '{"made_by": "datasets.synthpedes", "settings": 3}'])
+@pytest.mark.parametrize('content', ['[]', '3', '{"made_by": "datasets.synthpedes"}',
+                                     '{"made_by": "datasets.synthpedes", "settings": 3}'])
 def test_synthpedes_json_of_other_content_is_a_sentence(tmp_path, content):
     folder = make(tmp_path)
     (folder / 'synthpedes.json').write_text(content)
@@ -476,7 +482,7 @@ def test_baselines_agree_with_a_plain_recomputation(tmp_path):
 
 
 def test_color_words_go_to_their_garment():
-    whole, upper, lower = baselines.count_caption_colors(
+    image, upper, lower = baselines.count_caption_colors(
         'A man with brown hair wears a navy blue and white striped shirt, a pair of black trousers and red shoes. '
         'His skirt is khaki.')
     names = people.COLORS
@@ -484,17 +490,17 @@ def test_color_words_go_to_their_garment():
     def named(counts):
         return {names[i]: int(n) for i, n in enumerate(counts) if n}
     assert named(upper) == {'blue': 2, 'white': 1} and named(lower) == {'black': 1, 'beige': 1}
-    assert named(whole) == {'brown': 1, 'blue': 2, 'white': 1, 'black': 1, 'red': 1, 'beige': 1}
+    assert named(image) == {'brown': 1, 'blue': 2, 'white': 1, 'black': 1, 'red': 1, 'beige': 1}
 
 
 def test_image_colors_look_in_the_bands(tmp_path):
     pixels = np.zeros((90, 30, 3), np.uint8)
     pixels[:46], pixels[46:] = people.TONES['red'][0], people.TONES['green'][0]
     Image.fromarray(pixels).save(tmp_path / 'a.png')
-    whole, upper, lower = baselines.measure_image_colors(str(tmp_path / 'a.png'))
+    image, upper, lower = baselines.measure_image_colors(str(tmp_path / 'a.png'))
     red, green = people.COLORS.index('red'), people.COLORS.index('green')
     assert upper[red] == 1 and lower[green] == 1
-    assert whole[red] + whole[green] == pytest.approx(1) and 0.45 < whole[red] < 0.55
+    assert image[red] + image[green] == pytest.approx(1) and 0.45 < image[red] < 0.55
     (tmp_path / 'b.jpg').write_bytes(b'no image')
     with pytest.raises(UserError, match='b.jpg'):
         baselines.measure_image_colors(str(tmp_path / 'b.jpg'))
@@ -502,9 +508,10 @@ def test_image_colors_look_in_the_bands(tmp_path):
 
 def test_galleries_are_disjoint_and_repeat():
     pids = [p for p in range(100, 160) for _ in range(3)]
-    found = synthpedes.sample_galleries(pids, 5, 12, seed=2)
-    assert [len(g) for g in found] == [12] * 5 and sorted(sum(found, [])) == list(range(100, 160))
-    assert found == synthpedes.sample_galleries(pids[::-1], 5, 12, seed=2) != synthpedes.sample_galleries(pids, 5, 12, seed=3)
+    groups = synthpedes.sample_galleries(pids, 5, 12, seed=2)
+    assert [len(g) for g in groups] == [12] * 5 and sorted(sum(groups, [])) == list(range(100, 160))
+    assert groups == synthpedes.sample_galleries(pids[::-1], 5, 12, seed=2)
+    assert groups != synthpedes.sample_galleries(pids, 5, 12, seed=3)
     with pytest.raises(UserError, match='need 65 identities, there are 60'):
         synthpedes.sample_galleries(pids, 5, 13)
 
@@ -540,11 +547,11 @@ def test_bad_arguments_are_one_sentence(tmp_path, arguments, message):
 def test_program_says_it_in_one_line(tmp_path):
     running = program('--out', tmp_path, '--ids', 10, '--size', 4, 4)
     assert running.wait() == 2
-    said = running.stderr.read().strip()
-    assert said == 'synthpedes: error: size (height) must be a whole number from 32 to 2048, not 4'
+    output = running.stderr.read().strip()
+    assert output == 'synthpedes: error: size (height) must be a whole number from 32 to 2048, not 4'
 
 
-def test_unknown_knob():
+def test_unknown_difficulty_option():
     with pytest.raises(UserError, match='did you mean clutter'):
         make('nowhere', cluter=1)
 
@@ -555,7 +562,7 @@ def test_contact_sheet_and_baselines_on_the_command_line(tmp_path, capsys):
         assert sheet.width > 4 * 48 and sheet.height > 6 * 96
     folder = make(tmp_path, ids=20, test_ids=10)
     assert main(['--baselines', str(folder), '--galleries', '2', '--ids_per_gallery', '5']) == 0
-    said = capsys.readouterr().out
-    assert 'garment bands' in said and 'whole image' in said and 'mean of 2 galleries of 5' in said
+    output = capsys.readouterr().out
+    assert 'garment bands' in output and 'whole image' in output and 'mean of 2 galleries of 5' in output
     with pytest.raises(UserError, match="no entries in split 'dev'"):
         baselines.baseline_scores(str(folder), 'dev')

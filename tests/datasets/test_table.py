@@ -46,7 +46,8 @@ def test_the_forms_hold_the_same(tmp_path, name):
     dataset = build_dataset(name, root)
     assert dataset.train == [(person - 1, 2 * (person - 1) + shot, os.path.join(root, 'imgs', f'{person}_{shot}.png'),
                               f'person {person}, shot {shot}') for person in (1, 2) for shot in range(2)]
-    assert dataset.test['caption_pids'] == [4, 4] and dataset.val['captions'] == ['person 3, shot 0', 'person 3, shot 1']
+    assert dataset.test['caption_pids'] == [4, 4]
+    assert dataset.val['captions'] == ['person 3, shot 0', 'person 3, shot 1']
 
 
 def test_columns_by_their_names_and_rows_of_a_photo_together(tmp_path):
@@ -61,7 +62,8 @@ def test_columns_by_their_names_and_rows_of_a_photo_together(tmp_path):
 
 
 def test_identities_are_divided_by_the_seed_where_no_split_is_given(tmp_path, caplog):
-    rows = [{'image': f'{person}_{shot}.png', 'text': 'somebody', 'pid': person} for person in range(20) for shot in range(2)]
+    rows = [{'image': f'{person}_{shot}.png', 'text': 'somebody', 'pid': person} for person in range(20)
+            for shot in range(2)]
     root = write(tmp_path, 'p.jsonl', rows)
     with caplog.at_level(logging.INFO):
         dataset = build_dataset('p.jsonl', root)
@@ -85,7 +87,8 @@ def test_ufine6926_is_recognised_by_its_name(tmp_path, caplog):
     assert len(build_dataset('all.json', root, columns=columns).test_annos) == 1
     assert 'is UFine6926 without its published splits' in caplog.text and '--columns split=<column>' in caplog.text
     caplog.clear()
-    write(tmp_path / 'UFine6926', 'all.json', [{**row, 'part': part} for row, part in zip(rows, ('train', 'train', 'test', 'test'))])
+    parts = 'train', 'train', 'test', 'test'
+    write(tmp_path / 'UFine6926', 'all.json', [{**row, 'part': part} for row, part in zip(rows, parts)])
     assert len(build_dataset('all.json', root, columns=columns).test_annos) == 2 and 'published' not in caplog.text
 
 
@@ -110,8 +113,9 @@ def test_the_check_counts_a_table(tmp_path, capsys):
     for number, row in enumerate(ROWS):
         Image.new('RGB', (8, 16), (number, 0, 0)).save(tmp_path / 'imgs' / row['image'])
     assert check_main(['--dataset_name', 'people.csv', '--root_dir', root, '--workers', '1']) == 1
-    told = capsys.readouterr().out
-    assert 'incomplete: 1 images that the annotation does not list' in told and '|   1 ' not in told.split('train')[0]
+    output = capsys.readouterr().out
+    assert 'incomplete: 1 images that the annotation does not list' in output
+    assert '|   1 ' not in output.split('train')[0]
     os.remove(tmp_path / 'imgs' / 'unlisted.png')
     (tmp_path / 'synthpedes.json').write_text('{"counts": "of the annotation beside the table"}')
     assert check_main(['--dataset_name', 'people.csv', '--root_dir', root, '--workers', '1']) == 0
@@ -126,8 +130,10 @@ def without(column):
 
 
 @pytest.mark.parametrize('rows, columns, sentence', [
-    (without('caption'), None, "no column 'caption': name it with --columns caption=<column>; its columns are image, id, split"),
-    (ROWS, ['caption=txt'], "no column 'txt', which --columns gives as its caption.* its columns are image, caption, id, split"),
+    (without('caption'), None,
+     "no column 'caption': name it with --columns caption=<column>; its columns are image, id, split"),
+    (ROWS, ['caption=txt'],
+     "no column 'txt', which --columns gives as its caption.* its columns are image, caption, id, split"),
     (changed(caption=''), None, "row 1 .* has no 'caption'"),
     (changed(split='trian'), None, "row 1 .* unknown split 'trian'.*train"),
     (changed(image='1_0.png', id=7), None, 'row 1 .* gives 1_0.png another id than a row before it'),
@@ -143,7 +149,8 @@ def test_what_is_refused(tmp_path, name, rows, columns, sentence):
 
 @pytest.mark.parametrize('name, text, sentence', [
     ('p.csv', '', 'p.csv has no rows'), ('p.csv', 'image,caption\na,b,c\n', 'row 0 .* not as many cells'),
-    ('p.csv', 'image,caption\na\n', 'row 0 .* not as many cells'), ('p.csv', 'id,id\n1,2\n', "column 'id' more than once"),
+    ('p.csv', 'image,caption\na\n', 'row 0 .* not as many cells'),
+    ('p.csv', 'id,id\n1,2\n', "column 'id' more than once"),
     ('p.jsonl', '{"id": 1}\nno\n', 'line 2 is not JSON'), ('p.jsonl', '[1]\n', 'row 0 .*list instead of a mapping'),
     ('p.jsonl', '{"id": 1, "id": 2}\n', 'line 1 is not JSON.*more than once'), ('p.json', '{}', 'must hold a list'),
     ('p.csv', b'\xff\xfe', 'no table in UTF-8')])
@@ -169,7 +176,7 @@ def test_the_option_refuses_what_is_no_column():
 
 # -- identities, captions and paths that are written in several ways -------------------------------------------------
 
-def said(caplog, name, root, **settings):
+def load_with_log(caplog, name, root, **settings):
     """A table's dataset, and what the log says of it."""
     caplog.clear()
     with caplog.at_level(logging.INFO, 'Pedestal.dataset'):
@@ -183,7 +190,7 @@ def said(caplog, name, root, **settings):
 def test_identities_that_differ_in_writing_only_are_said(tmp_path, caplog, capsys, one, other):
     rows = [{**row, 'id': {1: one, 2: other}.get(row['id'], f'person {row["id"]}')} for row in ROWS]
     root = write(tmp_path, 'p.csv', rows)
-    dataset, log = said(caplog, 'p.csv', root)
+    dataset, log = load_with_log(caplog, 'p.csv', root)
     sentence = f'the identities "{one}" and "{other}" differ in spelling only and count as 2 people'
     assert sentence in log and len(dataset.train_id_container) == 2        # neither joined nor split in silence
     assert check_main(['--dataset_name', 'p.csv', '--root_dir', root, '--workers', '1']) == 1
@@ -193,26 +200,26 @@ def test_identities_that_differ_in_writing_only_are_said(tmp_path, caplog, capsy
 def test_numbers_that_are_equal_stay_two_people(tmp_path, caplog):
     """Even if all identities are digits: 7 and 007 are the same number."""
     rows = [{**row, 'id': {1: '7', 2: '007'}.get(row['id'], row['id'])} for row in ROWS]
-    dataset, log = said(caplog, 'p.csv', write(tmp_path, 'p.csv', rows))
+    dataset, log = load_with_log(caplog, 'p.csv', write(tmp_path, 'p.csv', rows))
     assert len(dataset.train_id_container) == 2 and 'count as 2 people' in log
 
 
 def test_a_number_and_its_text_are_one_person_and_said(tmp_path, caplog):
     rows = [{**row, 'id': str(row['id']) if number == 1 else row['id']} for number, row in enumerate(ROWS)]
-    dataset, log = said(caplog, 'p.jsonl', write(tmp_path, 'p.jsonl', rows))
+    dataset, log = load_with_log(caplog, 'p.jsonl', write(tmp_path, 'p.jsonl', rows))
     assert len(dataset.train_id_container) == 2
     assert 'the identities 1 and "1" differ in spelling only and count as one person' in log
 
 
 def test_identities_of_one_writing_say_nothing(tmp_path, caplog):
     for rows in (ROWS, [{**row, 'id': f'00{row["id"]}'} for row in ROWS]):
-        assert 'differ in spelling' not in said(caplog, 'p.csv', write(tmp_path, 'p.csv', rows))[1]
+        assert 'differ in spelling' not in load_with_log(caplog, 'p.csv', write(tmp_path, 'p.csv', rows))[1]
 
 
 @pytest.mark.parametrize('junk', ['-1', '-1.0', ' -1'])
 def test_junk_is_nobody(tmp_path, caplog, capsys, junk):
     rows = [*ROWS, {**ROWS[0], 'image': 'junk.png', 'id': junk}]
-    dataset, log = said(caplog, 'p.csv', write(tmp_path, 'p.csv', rows))
+    dataset, log = load_with_log(caplog, 'p.csv', write(tmp_path, 'p.csv', rows))
     sentence = "1 rows have -1 in the column 'id', which means that an image shows nobody: they are skipped"
     assert sentence in log and len(dataset.train) == 4
     check_main(['--dataset_name', 'p.csv', '--root_dir', str(tmp_path), '--workers', '1'])
@@ -224,7 +231,7 @@ def test_junk_is_nobody(tmp_path, caplog, capsys, junk):
 @pytest.mark.parametrize('text', ["['one', 'two']", '["one", "two"]', '''["one", 'two']''', " ['one', 'two',] "])
 @pytest.mark.parametrize('name', ['p.csv', 'p.json'])
 def test_a_list_that_is_written_as_text_is_a_list(tmp_path, caplog, name, text):
-    dataset, log = said(caplog, name, write(tmp_path, name, changed(caption=text)))
+    dataset, log = load_with_log(caplog, name, write(tmp_path, name, changed(caption=text)))
     assert dataset.train_annos[1]['captions'] == ['one', 'two']
     assert 'the captions of 1 rows are lists written as text' in log
 

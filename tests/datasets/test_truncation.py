@@ -13,8 +13,8 @@ from utils.simple_tokenizer import CleaningTokenizer, SimpleTokenizer
 from utils.wordpiece import make_vocabulary
 
 CAPTIONS = ['a man', 'a man in red', 'a man in a red coat and blue jeans']
-SENTENCE = "1 of 3 queries have more than 6 tokens (--text_length) and lose their ends: 'a man in a red coat and blue jeans' " \
-    "({} tokens) loses '{}'; write shorter ones, or train with --text_length {}"
+SENTENCE = "1 of 3 queries have more than 6 tokens (--text_length) and lose their ends: " \
+    "'a man in a red coat and blue jeans' ({} tokens) loses '{}'; write shorter ones, or train with --text_length {}"
 
 
 def vocabulary():
