@@ -81,14 +81,14 @@ def test_no_step_reads_from_the_device(archive, loss_names, micro_batch, monkeyp
     step, batch = new_step(archive, loss_names, micro_batch=micro_batch), small_batch()
     step(batch)     # the first step initializes the optimizer state
     # Before a batch is on the device, the host may read it.
-    for on_the_host in ('trim_padding', 'looked_up'):
-        monkeypatch.setattr(step.model, on_the_host, outside(getattr(step.model, on_the_host)))
+    for name in ('trim_padding', 'prepare_on_host'):
+        monkeypatch.setattr(step.model, name, without_recording(getattr(step.model, name)))
     with HostReads() as reads:
         step(batch)
     assert reads.found == []
 
 
-def outside(function):
+def without_recording(function):
     """Wrap a function so that :class:`HostReads` does not see its operations."""
     def call(*args):
         with _disable_current_modes():

@@ -92,7 +92,7 @@ def test_what_a_second_stage_reached_is_in_the_table(trained, tmp_path):
 
 def test_curves_of_each_dataset(tmp_path):
     class Run:
-        name, history = 'two', str(tmp_path)
+        name, folder = 'two', str(tmp_path)
     kinds = 'evaluation', 'evaluation/B'
     lines = [{'kind': kind, 'epoch': epoch, 'step': epoch, 'R1': 10.0 * epoch} for epoch in (1, 2) for kind in kinds]
     (tmp_path / 'metrics.jsonl').write_text(''.join(f'{json.dumps(line)}\n' for line in lines) + 'cut sho')
@@ -103,14 +103,14 @@ def test_curves_of_each_dataset(tmp_path):
 
 def test_a_run_without_a_journal_has_no_curves(tmp_path):
     class Bare:
-        name, history = 'bare', str(tmp_path)
+        name, folder = 'bare', str(tmp_path)
     assert page.draw_curves([Bare]) == ''
 
 
 @pytest.mark.parametrize('name', ['_first', 'a$\\frac$b', 'x\x1b[2J', 'x\udcff', '<!--<script>', 'a--b'])
 def test_a_runs_name_cannot_break_the_curves(tmp_path, name):
     class Run:
-        history = str(tmp_path)
+        folder = str(tmp_path)
     Run.name = name
     (tmp_path / 'metrics.jsonl').write_text(json.dumps({'kind': 'evaluation', 'epoch': 1, 'step': 1, 'R1': 10.0}))
     assert minidom.parseString(base64.b64decode(page.draw_curves([Run]))).documentElement.tagName == 'svg'
@@ -187,8 +187,8 @@ def test_two_runs_need_the_same_split(trained, tmp_path):
 
 
 @pytest.mark.parametrize('words, sentence', [(['a', 'b', 'c'], 'one run or two, not 3'), (['none'], 'none'),
-                                             (['{run}', '--out', '{tmp}'], 'cannot write .*name a file'),
-                                             (['{run}', '--out', '{tmp}/no/x.html'], 'cannot write .*name a file'),
+                                             (['{run}', '--out', '{tmp}'], 'page cannot be written; name a file'),
+                                             (['{run}', '--out', '{tmp}/no/x.html'], 'page cannot be written; name a file'),
                                              (['{run}', '--top', '0'], 'must be above 0')])
 def test_what_is_refused(trained, tmp_path, words, sentence):
     with pytest.raises(UserError, match=sentence):

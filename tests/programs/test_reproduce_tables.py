@@ -12,7 +12,7 @@ import train as train_program
 from datasets.rstpreid import RSTPReid
 from processor.test_run import EXIT_DEPENDENT
 from run_scripts import reproduce_tables
-from run_scripts.reproduce_tables import METRICS, Row, backbone, main, published_row, run_rows
+from run_scripts.reproduce_tables import METRICS, Row, backbone_name, main, published_row, run_rows
 from utils.errors import UserError
 from utils.options import read_yaml
 
@@ -236,8 +236,8 @@ def test_which_row_a_run_belongs_to(run, method):
     assert published_row(run).get('method') == method
 
 
-def test_backbone():
-    assert [backbone(name) for name in ('ViT-B/16', 'ViT-L-14.pt', 'w/ViT-B-32.safetensors', 'RN50', 'other.pt')] == \
+def test_backbone_name():
+    assert [backbone_name(name) for name in ('ViT-B/16', 'ViT-L-14.pt', 'w/ViT-B-32.safetensors', 'RN50', 'other.pt')] == \
         ['ViT-B/16', 'ViT-L/14', 'ViT-B/32', 'RN50', 'other']
 
 
