@@ -1,4 +1,7 @@
-"""``python -m tests.campaign.small_caches train.py ...``: a program that keeps the annotation and the tokens of a few captions already."""
+"""Run a program that caches annotations and tokens also of a few captions.
+
+    python -m tests.campaign.small_caches train.py ...
+"""
 import os
 import runpy
 import sys
