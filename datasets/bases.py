@@ -450,7 +450,7 @@ def tokenize(caption, tokenizer, text_length=77, truncate=True):
     if not truncate and (count := len(tokenizer.add_special_tokens(ids, MAX_CAPTION_LENGTH + 2))) > text_length:
         raise UserError(f"caption of {count} tokens is longer than the text length {text_length}: '{caption}'")
     ids = tokenizer.add_special_tokens(ids, text_length)
-    result = torch.full((text_length,), getattr(tokenizer, 'pad', 0), dtype=torch.long)
+    result = torch.full((text_length,), getattr(tokenizer, 'pad_id', 0), dtype=torch.long)
     result[:len(ids)] = torch.tensor(ids)
     return result
 

@@ -126,7 +126,7 @@ def positive_int_up_to(maximum):
 
 def open_fraction(text):
     """Convert a text to a number between 0 and 1, both excluded."""
-    value = finite_float(text)
+    value = float(text)
     if not 0 < value < 1:
         raise argparse.ArgumentTypeError(f"'{shorten(text)}' must be above 0 and below 1")
     return value

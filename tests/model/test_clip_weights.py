@@ -255,7 +255,7 @@ def test_cached_file_with_a_wrong_checksum_is_downloaded_again(server, tmp_path,
 
 def test_download_with_a_wrong_checksum(server, tmp_path):
     server.write_bytes(b'something else')
-    assert 'what came has a wrong checksum' in refused('ViT-B/16', download_root=str(tmp_path / 'cache'))
+    assert 'the downloaded file has a wrong checksum' in refused('ViT-B/16', download_root=str(tmp_path / 'cache'))
     assert os.listdir(tmp_path / 'cache') == []
 
 
@@ -269,7 +269,7 @@ def test_without_network_the_message_says_which_file_to_put_where(server, tmp_pa
 
 
 def test_a_server_that_stays_silent_is_not_waited_for(monkeypatch, tmp_path):
-    monkeypatch.setattr(clip_weights, 'PATIENCE', 0.2)
+    monkeypatch.setattr(clip_weights, 'DOWNLOAD_TIMEOUT', 0.2)
     with socket.create_server(('127.0.0.1', 0)) as silent:
         monkeypatch.setattr(clip_weights, 'OPENAI_URL', f'http://127.0.0.1:{silent.getsockname()[1]}')
         assert 'timed out' in refused('ViT-B/16', download_root=str(tmp_path / 'cache'))

@@ -283,8 +283,8 @@ def test_a_file_of_another_activation_than_the_models_is_refused(tmp_path):
     (dict(stride_size=12), '--stride_size 12 is for the CLIP of --backbone clip'),
     (dict(preparation='tbps'), '--preparation tbps is for the CLIP'),
     (dict(freeze_conv1=True), '--freeze_conv1 is for CLIP'),
-    (dict(pretrain_choice='tiny-conv', loss_names='itc+mlm'), "the loss 'mlm' reads image tokens and the image encoder of tiny-conv gives "
-                                                              'one vector'),
+    (dict(pretrain_choice='tiny-conv', loss_names='itc+mlm'), "the loss 'mlm' reads image tokens and the image encoder of "
+                                                              'tiny-conv returns one vector per image'),
     (dict(loss_names='mae'), "open_clip's encoders are not ours"),
     (dict(loss_names='itc+itm'), "unknown loss 'itm' for --backbone open_clip: it needs --backbone aptm"),
     (dict(pretrain_choice='tiny-resnet', img_size=(64, 64), micro_batch=2), '--micro_batch cannot split a batch for an encoder that norm'),
