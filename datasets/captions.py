@@ -15,9 +15,9 @@ LIST_LIKE = re.compile(r"""\[\s*['"].*\]""", re.DOTALL)
 
 
 def is_empty_caption(text):
-    """Whether a text is invisible: white space, zero-width and other invisible characters, also as HTML entities.
+    r"""Whether a text is invisible: white space, zero-width and other invisible characters, also as HTML entities.
 
-    >>> is_empty_caption(' \\u200b&nbsp;'), is_empty_caption('a')
+    >>> is_empty_caption(' \u200b&nbsp;'), is_empty_caption('a')
     (True, False)
     """
     return all(unicodedata.category(character) in INVISIBLE or character in BLANK

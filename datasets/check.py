@@ -1,4 +1,6 @@
-"""Check that a copy of a dataset is complete: ``python -m datasets.check --dataset_name CUHK-PEDES --root_dir data``
+"""Check that a copy of a dataset is complete.
+
+    python -m datasets.check --dataset_name CUHK-PEDES --root_dir data
 
 The program compares the numbers of identities, images and captions with the published ones (for synthetic pedestrians,
 with those that were written), reads every image, and lists all problems. Exit status: 0 without problems, else 1.

@@ -206,7 +206,7 @@ def hash_file(path):
 
 @contextlib.contextmanager
 def capture_log():
-    """``with capture_log() as lines:`` collects ``(level, text)`` of the lines that datasets log in the block."""
+    """Context manager that collects ``(level, text)`` of the lines that datasets log in the block."""
     lines, handler = [], logging.Handler()
     handler.emit = lambda record: lines.append((record.levelno, record.getMessage()))
     logger.addHandler(handler)

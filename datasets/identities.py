@@ -7,9 +7,9 @@ JUNK = '-1'     # the identity of images that show nobody in Market-1501 and its
 
 
 def canonical_identity(identity):
-    """Normalize an identity: Unicode form, case, white space, and zeros around an integer do not distinguish people.
+    r"""Normalize an identity: Unicode form, case, white space, and zeros around an integer do not distinguish people.
 
-    >>> [canonical_identity(identity) for identity in (7, '7.0', '007', ' \\uff17', 'Ann ')]
+    >>> [canonical_identity(identity) for identity in (7, '7.0', '007', ' \uff17', 'Ann ')]
     ['7', '7', '7', '7', 'ann']
     """
     text = str(identity)

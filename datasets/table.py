@@ -61,8 +61,8 @@ def table_class(name, columns=None, split_seed=1):
     if os.path.basename(name) != name:
         raise UserError(f'--dataset_name {name} is the path of a table: tables that are joined with + must be in one '
                         f'folder; give --root_dir {os.path.dirname(name)} and file names without a folder')
-    given = dict(text.split('=', 1) for text in columns or ())
-    settings = {'name': name, 'annotations': (name,), 'columns': given, 'split_seed': split_seed}
+    given_columns = dict(text.split('=', 1) for text in columns or ())
+    settings = {'name': name, 'annotations': (name,), 'columns': given_columns, 'split_seed': split_seed}
     # Another __module__ keeps the class out of the registry.
     return type('Table', (Table,), {'__module__': 'table', **settings})
 
@@ -113,22 +113,22 @@ class Table(BaseDataset):
         return entries
 
 
-def find_columns(rows, given, path):
+def find_columns(rows, given_columns, path):
     """Find the column of each role ('image', 'caption', 'id', 'split'): ``{role: column}``.
 
     Args:
         rows: the rows of the table.
-        given: ``{role: column}`` of ``--columns``.
+        given_columns: ``{role: column}`` of ``--columns``.
         path: the table's path, for errors.
     """
     existing = list(dict.fromkeys(name for row in rows[:1000] for name in row))
     columns = {}
     for role, candidates in COLUMNS.items():
-        if role in given:
-            if given[role] not in existing:
-                raise UserError(f"{path} has no column '{given[role]}', which --columns gives as its {role}"
-                                f"{suggest_name(given[role], existing)}; its columns are {', '.join(existing)}")
-            columns[role] = given[role]
+        if role in given_columns:
+            if given_columns[role] not in existing:
+                raise UserError(f"{path} has no column '{given_columns[role]}', which --columns gives as its {role}"
+                                f"{suggest_name(given_columns[role], existing)}; its columns are {', '.join(existing)}")
+            columns[role] = given_columns[role]
         elif matches := [name for name in candidates if name in existing]:
             columns[role] = matches[0]
         elif role != 'split':

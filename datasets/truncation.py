@@ -33,10 +33,9 @@ def describe_truncation(captions, tokens, tokenizer, kind='captions'):
     Example:
         >>> from datasets.bases import tokenize
         >>> from utils.simple_tokenizer import SimpleTokenizer
-        >>> tokenizer, caption = SimpleTokenizer(), 'a red coat'
-        >>> print(describe_truncation([caption], tokenize(caption, tokenizer, 4)[None], tokenizer).split(';')[0])
-        1 of 1 captions have more than 4 tokens (--text_length) and lose their ends: 'a red coat' (5 tokens) loses
-        'coat'
+        >>> tokenizer, caption = SimpleTokenizer(), 'red coat'
+        >>> print(describe_truncation([caption], tokenize(caption, tokenizer, 3)[None], tokenizer).split(';')[0])
+        1 of 1 captions have more than 3 tokens (--text_length) and lose their ends: 'red coat' (4 tokens) loses 'coat'
     """
     truncated = find_truncated(captions, tokens, tokenizer)
     if not truncated:

@@ -60,7 +60,7 @@ class BatchIterator:
 
     def wait_for_batch(self):
         for _ in range(MAX_WAIT_SECONDS // POLL_SECONDS):
-            with contextlib.suppress(BatchNotReady), explain_loader_errors():
+            with contextlib.suppress(BatchNotReadyError), explain_loader_errors():
                 return next(self.iterator)
             try:
                 self.loader.on_wait()
@@ -78,18 +78,18 @@ class BatchIterator:
             worker.terminate()
 
 
-class BatchNotReady(Exception):
+class BatchNotReadyError(Exception):
     """The next batch is not ready yet. The caller can ask again."""
 
 
 @contextlib.contextmanager
 def explain_loader_errors():
-    """Convert PyTorch's errors about workers to :class:`UserError`, and its timeout to :class:`BatchNotReady`."""
+    """Convert PyTorch's errors about workers to :class:`UserError`, and its timeout to :class:`BatchNotReadyError`."""
     try:
         yield
     except (RuntimeError, OSError) as error:
         if str(error).startswith('DataLoader timed out'):
-            raise BatchNotReady from None
+            raise BatchNotReadyError from None
         sentence = explain_worker_error(error)
         if sentence:
             raise UserError(sentence) from None

@@ -14,7 +14,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser():
-    parser = _Parser(prog='synthpedes', description='Make a dataset of procedural pedestrians, or look at one.')
+    parser = _Parser(prog='synthpedes', description='Write a dataset of procedural pedestrians, or inspect one.')
     parser.add_argument('--out', help='root folder of datasets; the dataset goes to <out>/<format>')
     parser.add_argument('--ids', type=int, help='number of identities in all splits together')
     parser.add_argument('--images_per_id', type=int, default=4, help='number of images per identity (default: 4)')

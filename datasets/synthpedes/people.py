@@ -495,15 +495,15 @@ def _first_sentence(words, mentioned):
         used.add('hair')
     a = rng.choice((_add_article(subject), _add_article(subject), f'the {subject}', f'this {subject}')) + hair
     clothes, doing = _join_phrases(worn, rng), words.doing()
-    A = a[0].upper() + a[1:]
+    start = a[0].upper() + a[1:]
     opening = rng.choice(('Wearing', 'Dressed in'))
     while_ = f' while {doing}{place}' if place else ''
-    forms = [f'{A} {rng.choice(("wears", "is wearing"))} {clothes}{while_}.'] * 2
+    forms = [f'{start} {rng.choice(("wears", "is wearing"))} {clothes}{while_}.'] * 2
     if place:
-        forms += [f'{A} is {doing}{place} in {clothes}.', f'{A}, dressed in {clothes}, is {doing}{place}.',
-                  f'{A} in {clothes} is {doing}{place}.', f'{opening} {clothes}, {a} is {doing}{place}.']
+        forms += [f'{start} is {doing}{place} in {clothes}.', f'{start}, dressed in {clothes}, is {doing}{place}.',
+                  f'{start} in {clothes} is {doing}{place}.', f'{opening} {clothes}, {a} is {doing}{place}.']
     else:
-        forms += [f'{A} {rng.choice(("is dressed in", "has on"))} {clothes}.', f'{A} is {doing} in {clothes}.',
+        forms += [f'{start} {rng.choice(("is dressed in", "has on"))} {clothes}.', f'{start} is {doing} in {clothes}.',
                   f'{opening} {clothes}, {a} is {doing} {rng.choice(("alone", "in this picture", "in the image"))}.']
     who = f' who is {doing}{place}' if place else ''
     shows = rng.choice(('The picture shows', 'The image shows', 'The camera shows', 'This is', 'We see'))
@@ -516,7 +516,7 @@ def _first_sentence(words, mentioned):
     if rng.random() < 0.35 and mentioned & {'bag', 'held', 'hat', 'glasses', 'scarf'}:
         extras = _participle_phrases(words, mentioned)
         used |= {'bag', 'held', 'hat', 'glasses', 'scarf'}
-        return f'{A} is {doing}{place} in {clothes}, {extras}.', used
+        return f'{start} is {doing}{place} in {clothes}, {extras}.', used
     return rng.choice(forms), used
 
 

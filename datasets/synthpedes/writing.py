@@ -252,13 +252,14 @@ def generate(out, ids, images_per_id=4, captions_per_image=None, size=(384, 128)
 
     Args:
         out: the root folder (``--root_dir`` of a training); it is created if necessary.
-        ids, images_per_id, captions_per_image: counts. The default of captions_per_image is the format's (1 for
-            ICFG-PEDES, else 2).
+        ids: the number of identities of all splits.
+        images_per_id: the number of images of each identity.
+        captions_per_image: the number of captions of each image, by default the format's: 1 for ICFG-PEDES, else 2.
         size: (height, width) of the images in pixels.
         seed: the seed of all random numbers.
         format: 'synthpedes' (CUHK-PEDES's layout), 'CUHK-PEDES', 'ICFG-PEDES' or 'RSTPReid'.
-        val_ids, test_ids: the number of held-out identities. The defaults are a tenth (none for ICFG-PEDES) and a
-            fifth.
+        val_ids: the number of identities of the val split, by default a tenth (none for ICFG-PEDES).
+        test_ids: the number of identities of the test split, by default a fifth.
         workers: the number of processes, by default one per core. It does not change the result.
         overwrite: whether to replace a folder that synthpedes wrote. Other folders are never replaced.
         progress: whether to show a progress bar.
