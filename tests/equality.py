@@ -1,7 +1,7 @@
 """Measure how much several processes differ from one, recipe by recipe, in small models without dropout:
 
     python -m tests.equality --processes 4 --steps 20 --lr 1e-5
-    python -m tests.equality --processes 1 --lr 1e-3      # one process against itself, with the last bit of pixels changed
+    python -m tests.equality --processes 1 --lr 1e-3      # one process against itself, with changed last bits of pixels
 
 Batches alternately have 7 and 6 samples. Losses are compared relatively (those below 0.1 as if they were 0.1), weights
 absolutely.

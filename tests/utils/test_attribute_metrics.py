@@ -1,4 +1,4 @@
-"""PA-100K's measures, re-computed plainly."""
+"""Metrics of PA-100K against a plain computation."""
 import pytest
 import torch
 
@@ -26,7 +26,7 @@ def test_measures():
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(0, 2, (40, 5), generator=generator)
     predicted = torch.rand(40, 5, generator=generator) < 0.6
-    predicted[0], labels[1] = False, 0                                       # nothing said, nothing there
+    predicted[0], labels[1] = False, 0                                       # no prediction, no attribute
     measured = attribute_metrics(predicted, labels)
     assert list(measured) == ['mA', 'accuracy', 'precision', 'recall', 'F1']
     assert list(measured.values()) == pytest.approx([100 * value for value in plainly(predicted, labels)])

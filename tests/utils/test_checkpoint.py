@@ -1,4 +1,4 @@
-"""Checkpoints: strict, atomic, without code; ours and published ones."""
+"""Checkpoints of Pedestal and published ones: strict loading, atomic writes, and no code."""
 import os
 import resource
 
@@ -52,7 +52,8 @@ def test_best_holds_the_model_and_what_is_said_of_it(tmp_path):
     model = Model()
     Checkpointer(model, *trained(model), str(tmp_path), True).save('best', epoch=4, metrics={'R1': 50.0})
     content = read_checkpoint(tmp_path / 'best.pth')
-    assert set(content) == {'model', 'epoch', 'metrics'} and content['epoch'] == 4 and equal(content['model'], model.state_dict())
+    assert set(content) == {'model', 'epoch', 'metrics'} and content['epoch'] == 4
+    assert equal(content['model'], model.state_dict())
 
 
 def test_a_resumed_optimizer_goes_on_as_if_never_stopped(tmp_path):
@@ -71,8 +72,12 @@ def test_a_resumed_optimizer_goes_on_as_if_never_stopped(tmp_path):
 
 
 def published_checkpoint(path, model, epoch=5):
-    """As the released code writes it: one optimizer group a parameter, in the model's order, and the epoch it finished."""
-    optimizer = torch.optim.Adam([{'params': [parameter], 'lr': 1e-3} for parameter in model.parameters()], lr=1e-3, eps=1e-3)
+    """Write a checkpoint as IRRA's reference implementation does.
+
+    It has one optimizer group per parameter, in the model's order, and the finished epoch.
+    """
+    optimizer = torch.optim.Adam([{'params': [parameter], 'lr': 1e-3} for parameter in model.parameters()], lr=1e-3,
+                                 eps=1e-3)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 10)
     for step in range(3):
         train_step(model, optimizer, scheduler, step)
@@ -112,7 +117,8 @@ def test_a_published_checkpoint_resumes_after_its_epoch(tmp_path):
 
 def test_data_parallel_names(tmp_path):
     model = Model()
-    torch.save({'model': {f'module.{name}': value for name, value in model.state_dict().items()}}, tmp_path / 'best.pth')
+    torch.save({'model': {f'module.{name}': value for name, value in model.state_dict().items()}},
+               tmp_path / 'best.pth')
     again = Model()
     Checkpointer(again).load(f=str(tmp_path / 'best.pth'))
     assert equal(model.state_dict(), again.state_dict())
@@ -191,8 +197,10 @@ def test_init_from_checkpoint_keeps_the_initial_weights_of_another_classifier(tm
     fresh = model.classifier.weight.clone()
     with caplog.at_level('INFO', logger='Pedestal'):
         init_from_checkpoint(model, str(tmp_path / 'best.pth'))
-    assert torch.equal(model.base_model.weight, source.base_model.weight) and torch.equal(model.classifier.weight, fresh)
-    assert 'with initial weights: classifier.weight, classifier.bias' in caplog.text and 'skipped: mlm_head.bias' in caplog.text
+    assert torch.equal(model.base_model.weight, source.base_model.weight)
+    assert torch.equal(model.classifier.weight, fresh)
+    assert 'with initial weights: classifier.weight, classifier.bias' in caplog.text
+    assert 'skipped: mlm_head.bias' in caplog.text
 
 
 def test_init_from_another_encoder_is_refused(tmp_path):
@@ -201,7 +209,7 @@ def test_init_from_another_encoder_is_refused(tmp_path):
         init_from_checkpoint(Model(), str(tmp_path / 'best.pth'))
 
 
-# -- damage and entries of other kinds -----------------------------------------------------------------------------------
+# -- damage and entries of other kinds ---------------------------------------------------------------------------------
 
 def test_a_flipped_bit_in_any_weight_is_seen(tmp_path):
     path = tmp_path / 'best.pth'
@@ -234,7 +242,7 @@ def test_files_without_checksums_are_read_and_said_to_have_none(tmp_path, caplog
 
 
 def test_the_checksum_is_of_the_file_that_was_read(tmp_path, monkeypatch):
-    """A run replaces its best.pth while it is being read."""
+    """A run replaces its best.pth while the file is read."""
     old, new, path = Model(), Model(), tmp_path / 'best.pth'
     for model, name in ((old, 'best.pth'), (new, 'new.pth')):
         torch.save({'model': model.state_dict()}, tmp_path / name)
@@ -261,7 +269,8 @@ def test_the_checksum_is_of_the_file_that_was_read(tmp_path, monkeypatch):
 ])
 def test_model_entries_that_are_no_plain_tensors(tmp_path, changed, message):
     weights = Model().state_dict()
-    torch.save({'model': {**weights, 'classifier.weight': changed(weights['classifier.weight'])}}, tmp_path / 'best.pth')
+    torch.save({'model': {**weights, 'classifier.weight': changed(weights['classifier.weight'])}},
+               tmp_path / 'best.pth')
     with pytest.raises(UserError, match=f'entries that are no weights: classifier.weight is .*{message}'):
         read_checkpoint(tmp_path / 'best.pth')
 
@@ -288,7 +297,8 @@ def test_tbps_clips_checkpoint_is_read_by_its_names(tmp_path):
     for name, value in own.items():
         bare = name.removeprefix('base_model.')
         released[name if bare == name else bare if bare.startswith('visual.') else f'encode_text.{bare}'] = value
-    assert {'visual.conv1.weight', 'encode_text.token_embedding.weight', 'logit_scale', 'simclr_mlp.2.bias'} <= set(released)
+    assert {'visual.conv1.weight', 'encode_text.token_embedding.weight', 'logit_scale',
+            'simclr_mlp.2.bias'} <= set(released)
     wrapped = {f'module.{name}': value for name, value in released.items()}
     options = EasyDict({'experiment': {'ss': True, 'ratios': [1, {'citc': 0.1}]}})
     torch.save({'model': wrapped, 'optimizer': {}, 'config': options}, tmp_path / 'best.pth')

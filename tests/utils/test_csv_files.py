@@ -1,4 +1,4 @@
-"""CSV files: no spreadsheet runs a cell, and our own reader gives back what was written."""
+"""CSV files: no spreadsheet runs a cell, and read_csv returns the original text."""
 import csv
 import io
 import os
@@ -14,8 +14,10 @@ from utils.csv_files import neutralize, read_csv, restore, write_csv
 from utils.queries import QueryResults, read_queries, write_queries
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-FORMULAS = ['=HYPERLINK("http://x","y")', "+cmd|' /C calc'!A0", '-2+3', '@SUM(A1)', '\tx', '\rx', '\nx', '\uff1dx', '=', '-']
-OTHERS = ['a man, "tall"', "'tis a man", "'=x", "''=x", "'", '', ' =x', 'two\r\nlines', 'one\rline', '红衣', '-0.5', '1e-5', '+7', "'-0.5"]
+FORMULAS = ['=HYPERLINK("http://x","y")', "+cmd|' /C calc'!A0", '-2+3', '@SUM(A1)', '\tx', '\rx', '\nx', '\uff1dx', '=',
+            '-']
+OTHERS = ['a man, "tall"', "'tis a man", "'=x", "''=x", "'", '', ' =x', 'two\r\nlines', 'one\rline', '红衣', '-0.5',
+          '1e-5', '+7', "'-0.5"]
 
 
 def written(rows):
@@ -42,7 +44,8 @@ def test_any_text_is_read_as_it_was_written():
     rng, letters = random.Random(0), "'=+-@\t\r\n, \"1.e" + string.ascii_lowercase[:3]
     texts = [*FORMULAS, *OTHERS, *(''.join(rng.choices(letters, k=rng.randrange(6))) for _ in range(2000))]
     assert [restore(neutralize(text)) for text in texts] == texts
-    assert list(read_csv(io.StringIO(written([[text, 'x'] for text in texts]), newline=''))) == [[text, 'x'] for text in texts]
+    rows = [[text, 'x'] for text in texts]
+    assert list(read_csv(io.StringIO(written(rows), newline=''))) == rows
 
 
 def queries(names):
@@ -55,11 +58,12 @@ def test_captions_of_queries_csv_are_neutral_and_read_again(tmp_path):
     write_queries(path, {('as loaded', 't2i'): queries(names)})
     assert read_queries(path)['as loaded', 't2i'].names == names
     with open(path, encoding='utf-8', newline='') as file:
-        assert not [row for row in csv.DictReader(file) if re.match('[=+@\t\r\n\uff1d]', row['query']) and row['query'] != '+7']
+        assert not [row for row in csv.DictReader(file) if re.match('[=+@\t\r\n\uff1d]', row['query'])
+                    and row['query'] != '+7']
 
 
 def test_captions_of_compare_and_runs_of_matrix_are_neutral(tmp_path):
-    """Other files of ours: a caption, and a run's folder that is called like a formula."""
+    """Other CSV files: a caption and a run's folder that begin like a formula."""
     model = compare.Model('=a', [compare.Run('a', {}, queries(['=cmd()', 'a man']), True)])
     compare.write_captions(str(tmp_path / 'out.csv'), [model], model.runs[0].queries)
     assert (tmp_path / 'out.csv').read_text() == "pid,query,'=a\n0,'=cmd(),100.0\n1,a man,100.0\n"

@@ -7,7 +7,8 @@ from utils.comm import pick_device
 from utils.errors import UserError, run
 
 
-@pytest.mark.parametrize('name', ['xpu', 'meta', 'hpu', 'gpu', 'cuda:x', 'cuda:-1', 'cpu:1', 'mps:1', '7', '', 'Cuda', 'privateuseone'])
+@pytest.mark.parametrize('name', ['xpu', 'meta', 'hpu', 'gpu', 'cuda:x', 'cuda:-1', 'cpu:1', 'mps:1', '7', '', 'Cuda',
+                                  'privateuseone'])
 def test_an_unknown_device_is_a_sentence(name):
     with pytest.raises(UserError, match=f"unknown --device '{name}'; use auto, cpu, mps, cuda or cuda:<n>"):
         pick_device(name)
@@ -44,7 +45,8 @@ def test_an_apple_gpu_computes_in_float32():
 
 def test_an_operator_that_an_apple_gpu_lacks_is_a_sentence(capsys):
     def main():
-        raise NotImplementedError("The operator 'aten::linalg_qr' is not currently implemented for the MPS device. If you want this op ...")
+        raise NotImplementedError("The operator 'aten::linalg_qr' is not currently implemented for the MPS device. "
+                                  'If you want this op ...')
     with pytest.raises(SystemExit) as left:
         run(main)
     assert left.value.code == 2

@@ -1,4 +1,4 @@
-"""Figures and what is written on them."""
+"""Figures and their texts."""
 import os
 import subprocess
 import sys
@@ -16,7 +16,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 
 
 def make_font(path, name, characters):
-    """A font that draws nothing for some characters."""
+    """Make a font that draws nothing for some characters."""
     glyphs = ['.notdef', *(f'uni{ord(character):04X}' for character in characters)]
     font = FontBuilder(1000, isTTF=True)
     font.setupGlyphOrder(glyphs)
@@ -41,7 +41,7 @@ def saved_figure(path, texts):
 
 @pytest.fixture
 def installed(monkeypatch):
-    """A list of fonts, as if no others were installed."""
+    """Install only the given fonts."""
     fonts = []
     monkeypatch.setattr(font_manager, 'findSystemFonts', lambda *args, **kwargs: fonts)
     monkeypatch.setattr(font_manager.fontManager, 'ttflist', list(font_manager.fontManager.ttflist))
@@ -106,7 +106,8 @@ def test_chinese_paths_and_captions_without_pythons_utf8_mode(tmp_path):
     folder.mkdir()
     Image.new('RGB', (4, 8)).save(folder / '图.png')
     (tmp_path / 'program.py').write_text(PROGRAM.format(root=ROOT), encoding='utf-8')
-    done = subprocess.run([sys.executable, 'program.py', str(folder), '红衣人'], cwd=tmp_path, capture_output=True, encoding='utf-8',
+    done = subprocess.run([sys.executable, 'program.py', str(folder), '红衣人'], cwd=tmp_path, capture_output=True,
+                          encoding='utf-8',
                           env={**os.environ, 'LC_ALL': 'C', 'PYTHONUTF8': '0'})
     assert (done.returncode, done.stdout, done.stderr) == (0, '红衣人\n', '')
     assert (folder / '写.txt').read_text(encoding='utf-8') == '红衣人'

@@ -32,7 +32,7 @@ def pixels(path, notes=None):
 
 
 def png(depth, kind, rows, *chunks):
-    """A PNG file by hand. ``rows``: [H, ...] of big-endian numbers; ``kind``: PNG's number of what a pixel is."""
+    """Write a PNG file. ``rows`` is [H, ...] of big-endian numbers, ``kind`` PNG's color type."""
     def chunk(name, content):
         return struct.pack('>I', len(content)) + name + content + struct.pack('>I', zlib.crc32(name + content))
     header = struct.pack('>IIBBBBB', rows.shape[1], rows.shape[0], depth, kind, 0, 0, 0)
@@ -42,20 +42,22 @@ def png(depth, kind, rows, *chunks):
 
 
 def tiff(data, width, height, bits, photometric):
-    """An uncompressed grey TIFF by hand."""
-    tags = [(256, width), (257, height), (258, bits), (259, 1), (262, photometric), (273, 8), (277, 1), (278, height), (279, len(data))]
+    """Write an uncompressed gray TIFF."""
+    tags = [(256, width), (257, height), (258, bits), (259, 1), (262, photometric), (273, 8), (277, 1), (278, height),
+            (279, len(data))]
     return (b'II*\0' + struct.pack('<I', 8 + len(data)) + data + struct.pack('<H', len(tags))
             + b''.join(struct.pack('<HHII', tag, 4, 1, value) for tag, value in tags) + bytes(4))
 
 
 def wide_profile(gamma=1.8):
-    """An ICC profile by hand, of wide primaries (ROMM's) and a gamma: 'Wide', as its description says."""
+    """Build an ICC profile with wide primaries (ROMM's) and a gamma, described as 'Wide'."""
     def numbers(*values):
         return b'XYZ \0\0\0\0' + struct.pack('>3i', *(round(value * 65536) for value in values))
     curve = b'curv\0\0\0\0' + struct.pack('>IH', 1, round(gamma * 256)) + b'\0\0'
     text = b'desc\0\0\0\0' + struct.pack('>I', 5) + b'Wide\0' + bytes(78)
     tags = {b'desc': text + bytes(-len(text) % 4), b'cprt': b'text\0\0\0\0no\0\0', b'wtpt': numbers(0.9642, 1, 0.8249),
-            b'rXYZ': numbers(0.7977, 0.2880, 0), b'gXYZ': numbers(0.1352, 0.7119, 0), b'bXYZ': numbers(0.0313, 0.0001, 0.8249),
+            b'rXYZ': numbers(0.7977, 0.2880, 0), b'gXYZ': numbers(0.1352, 0.7119, 0),
+            b'bXYZ': numbers(0.0313, 0.0001, 0.8249),
             b'rTRC': curve, b'gTRC': curve, b'bTRC': curve}
     start, table, body = 132 + 12 * len(tags), b'', b''
     for name, content in tags.items():
@@ -63,7 +65,8 @@ def wide_profile(gamma=1.8):
         body += content
     content = struct.pack('>I', len(tags)) + table + body
     head = struct.pack('>I4sI4s4s4s', 128 + len(content), b'\0\0\0\0', 0x02100000, b'mntr', b'RGB ', b'XYZ ')
-    return (head + bytes(12) + b'acsp' + bytes(28) + struct.pack('>3i', 63190, 65536, 54061)).ljust(128, b'\0') + content
+    head += bytes(12) + b'acsp' + bytes(28) + struct.pack('>3i', 63190, 65536, 54061)
+    return head.ljust(128, b'\0') + content
 
 
 # -- ordinary files ----------------------------------------------------------------------------------------------------
@@ -106,15 +109,18 @@ def test_greys_of_a_tiff_whose_white_is_0_or_4095(tmp_path):
     (tmp_path / 'a.tif').write_bytes(tiff((65535 - GREY.astype('<u2') * 257).tobytes(), 4, 6, 16, 0))
     assert (pixels(tmp_path / 'a.tif') == GREY_RGB).all()
     pairs = (GREY.reshape(-1, 2).astype(int) << 4)
-    packed = np.stack([pairs[:, 0] >> 4, (pairs[:, 0] & 15) << 4 | pairs[:, 1] >> 8, pairs[:, 1] & 255], 1).astype(np.uint8)
+    packed = np.stack([pairs[:, 0] >> 4, (pairs[:, 0] & 15) << 4 | pairs[:, 1] >> 8, pairs[:, 1] & 255],
+                      1).astype(np.uint8)
     (tmp_path / 'b.tif').write_bytes(tiff(packed.tobytes(), 4, 6, 12, 1))
     assert (pixels(tmp_path / 'b.tif') == GREY_RGB).all()
 
 
-@pytest.mark.parametrize('dtype, sentence', [(np.float32, 'floating-point numbers'), (np.int32, 'signed or 32-bit integers')])
+@pytest.mark.parametrize('dtype, sentence',
+                         [(np.float32, 'floating-point numbers'), (np.int32, 'signed or 32-bit integers')])
 def test_pixels_without_a_range_are_refused(tmp_path, dtype, sentence):
     path = saved(GREY.astype(dtype), tmp_path / 'a.tif')
-    with pytest.raises(UserError, match=f'^image {path} cannot be read: it holds {sentence}, .*: save it with 8 or 16 bits a channel$'):
+    with pytest.raises(UserError, match=f'^image {path} cannot be read: it holds {sentence}, .*: '
+                       'save it with 8 or 16 bits a channel$'):
         read_image(path)
 
 
@@ -163,7 +169,8 @@ def test_a_damaged_exif_block_turns_nothing(tmp_path):
 @pytest.mark.parametrize('name', ['a.png', 'a.webp', 'a.tif'])
 def test_colors_under_full_transparency_do_not_come_back(tmp_path, name):
     alpha, notes = np.where(GREY > 128, 255, 0).astype(np.uint8), []
-    path = saved(np.dstack([COLOR, alpha]), tmp_path / name, **({'lossless': True, 'exact': True} if name == 'a.webp' else {}))
+    path = saved(np.dstack([COLOR, alpha]), tmp_path / name,
+                 **({'lossless': True, 'exact': True} if name == 'a.webp' else {}))
     assert (pixels(path, notes) == np.where(alpha[..., None], COLOR, 255)).all()
     assert notes == ['transparent pixels are composited on white']
 
@@ -198,7 +205,8 @@ def test_a_transparent_color_of_colors_and_of_16_bit_greys(tmp_path):
 def test_a_wide_profile_is_converted(tmp_path, name):
     notes, profile = [], wide_profile()
     color = np.array([[[128, 128, 128], [150, 100, 100], [255, 255, 255], [0, 0, 0]]], np.uint8)
-    read = pixels(saved(color, tmp_path / name, icc_profile=profile, **({'lossless': True} if name == 'a.webp' else {})), notes)
+    read = pixels(saved(color, tmp_path / name, icc_profile=profile,
+                        **({'lossless': True} if name == 'a.webp' else {})), notes)
     expected = ImageCms.profileToProfile(Image.fromarray(color), ImageCms.ImageCmsProfile(io.BytesIO(profile)),
                                          ImageCms.createProfile('sRGB'), outputMode='RGB')
     assert (read == np.asarray(expected)).all() and notes == ['colors are converted from Wide to sRGB']
@@ -264,7 +272,7 @@ def test_a_cache_that_another_reader_made_is_not_used(tmp_path, monkeypatch):
 # -- folders -----------------------------------------------------------------------------------------------------------
 
 def without_access(monkeypatch, folder):
-    """Let a folder be one that this user may not list, whoever the user is."""
+    """Make a folder that cannot be listed, for any user."""
     scandir = os.scandir
 
     def refuse(path='.'):
@@ -293,7 +301,8 @@ def test_what_pillow_opens_is_found_and_the_rest_is_named(tmp_path, monkeypatch)
     assert hidden == f'1 hidden image file ({tmp_path}/.hidden.jpg)'
     assert others.startswith('5 files that Pillow does not read as an image (2 .mp4, 1 .eps, 1 no ending, 1 .txt; ')
     assert others.endswith(f'{tmp_path}/h.eps and 2 more)')
-    assert SkippedFiles(others=['a.HEIC']).summary()[0].endswith('(1 .heic; a.HEIC; pip install pillow-heif reads HEIC)')
+    line, = SkippedFiles(others=['a.HEIC']).summary()
+    assert line.endswith('(1 .heic; a.HEIC; pip install pillow-heif reads HEIC)')
 
 
 def test_nothing_skipped_says_nothing(tmp_path):

@@ -1,4 +1,7 @@
-"""Processes of torchrun end when torchrun is gone, by real processes and a stand-in for torchrun; others outlive their parent."""
+"""Processes of torchrun end after torchrun has ended; other programs continue.
+
+The tests use real processes and a fake torchrun.
+"""
 import os
 import signal
 import socket
@@ -12,7 +15,7 @@ from utils.launcher import adopts_orphans
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 pytestmark = pytest.mark.skipif(os.name != 'posix', reason='signals of POSIX')
-# Starts the program that follows, and waits until it is killed.
+# Starts the given program, and waits until it is killed.
 LAUNCHER = 'import subprocess, sys; subprocess.Popen(sys.argv[1:]); sys.stdin.read()'
 WATCHED = '''
 import os, signal, time
@@ -26,11 +29,15 @@ time.sleep(60)
 
 @pytest.fixture
 def launch():
-    """A function that starts a program by a stand-in for torchrun, and gives (the stand-in, the read end of all output)."""
+    """Return a function that starts a program under a fake torchrun.
+
+    It returns (the fake torchrun, the read end of all output).
+    """
     started = []
 
     def start(*command, **environment):
-        process = subprocess.Popen([sys.executable, '-c', LAUNCHER, sys.executable, *command], cwd=ROOT, stdin=subprocess.PIPE,
+        process = subprocess.Popen([sys.executable, '-c', LAUNCHER, sys.executable, *command], cwd=ROOT,
+                                   stdin=subprocess.PIPE,
                                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
                                    env={**os.environ, **environment})
         started.append(process)
@@ -45,7 +52,7 @@ def launch():
 
 
 def seconds_to_end(process):
-    """Kill the stand-in; how long the program that it started lives on: it holds the output open."""
+    """Kill the fake torchrun, and measure how long its program, which holds the output open, still runs."""
     process.kill()
     began = time.monotonic()
     output = process.stdout.read()
@@ -68,7 +75,8 @@ def test_one_process_of_a_machine_speaks(launch):
 
 
 def test_a_program_that_torchrun_did_not_start_outlives_its_parent(launch):
-    process = launch('-c', WATCHED.format(before='').replace('sleep(60)', 'sleep(4); print("done")'), RANK='0', WORLD_SIZE='1')
+    process = launch('-c', WATCHED.format(before='').replace('sleep(60)', 'sleep(4); print("done")'), RANK='0',
+                     WORLD_SIZE='1')
     process.stdout.readline()
     assert seconds_to_end(process)[1] == 'done\n'
 
@@ -91,9 +99,10 @@ def test_train_ends_while_it_connects_to_a_launcher_that_is_killed(launch):
         server.bind(('127.0.0.1', 0))
         server.listen()
         server.settimeout(240)
-        process = launch('train.py', TORCHELASTIC_RUN_ID='x', TORCHELASTIC_USE_AGENT_STORE='True', RANK='0', LOCAL_RANK='0', WORLD_SIZE='2',
+        process = launch('train.py', TORCHELASTIC_RUN_ID='x', TORCHELASTIC_USE_AGENT_STORE='True', RANK='0',
+                         LOCAL_RANK='0', WORLD_SIZE='2',
                          MASTER_ADDR='127.0.0.1', MASTER_PORT=str(server.getsockname()[1]))
-        connection, _ = server.accept()     # train.py waits for an answer, which does not come
+        connection, _ = server.accept()     # train.py waits for an answer that never comes
         with connection:
             seconds, output = seconds_to_end(process)
     assert seconds < 30, output

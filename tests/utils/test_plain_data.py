@@ -1,4 +1,4 @@
-"""Checkpoints that hold plain data beside tensors, by an allow-list; what is not on it is refused, and none of it is executed."""
+"""Checkpoints with plain data next to tensors, by an allow-list. Other objects are refused, and none is executed."""
 import argparse
 import functools
 import os
@@ -21,7 +21,10 @@ except ImportError:    # NumPy 1
 
 
 def written(content, path, core=None):
-    """Write ``content``; with ``core`` under the name that the other NumPy has for its module, in the format that is no archive."""
+    """Write ``content``.
+
+    ``core`` is the name of NumPy's module in the other NumPy; the format is then the old one without an archive.
+    """
     torch.save(content, path, _use_new_zipfile_serialization=core is None)
     if core is not None:
         saved = path.read_bytes()
@@ -32,7 +35,7 @@ def written(content, path, core=None):
 
 @pytest.mark.parametrize('core', [None, 'core', '_core'])
 def test_a_tbps_clip_checkpoint_of_the_released_training(tmp_path, core):
-    """Its learning rates come out of a NumPy array, and its options are an EasyDict."""
+    """Its learning rates are from a NumPy array, and its options are an EasyDict."""
     rates = np.linspace(1e-6, 1e-4, 5)
     groups = [{'params': [0, 1], 'lr': rates[2], 'weight_decay': 0.02, 'betas': (0.9, 0.98)}]
     content = {'model': {'visual.proj': torch.ones(2, 2), 'encode_text.ln_final.bias': torch.zeros(2)},
@@ -46,7 +49,8 @@ def test_a_tbps_clip_checkpoint_of_the_released_training(tmp_path, core):
 
 @pytest.mark.parametrize('value, expected', [
     (np.float64(1e-4), 1e-4), (np.float32(0.5), 0.5), (np.int64(-3), -3), (np.uint8(200), 200), (np.bool_(True), True),
-    (np.array(1.5, dtype='>f8')[()], 1.5), (argparse.Namespace(lr=np.float64(2.0), names=['a']), {'lr': 2.0, 'names': ['a']}),
+    (np.array(1.5, dtype='>f8')[()], 1.5),
+    (argparse.Namespace(lr=np.float64(2.0), names=['a']), {'lr': 2.0, 'names': ['a']}),
     (argparse.Namespace(), {}), (types.SimpleNamespace(model=EasyDict(width=4)), {'model': {'width': 4}}),
     (pathlib.PurePosixPath('/data/CUHK-PEDES'), '/data/CUHK-PEDES')])
 def test_numbers_namespaces_and_paths_are_plain(tmp_path, value, expected):
@@ -55,7 +59,8 @@ def test_numbers_namespaces_and_paths_are_plain(tmp_path, value, expected):
 
 
 @pytest.mark.parametrize('array', [
-    np.arange(6.).reshape(2, 3), np.asfortranarray(np.arange(6, dtype='>i4').reshape(2, 3)), np.zeros((0, 3)), np.array(2.5),
+    np.arange(6.).reshape(2, 3), np.asfortranarray(np.arange(6, dtype='>i4').reshape(2, 3)), np.zeros((0, 3)),
+    np.array(2.5),
     np.random.RandomState(1).get_state()[1], np.array([True, False])])
 def test_arrays_are_plain(tmp_path, array):
     read = read_torch_file(written({'state': ('MT19937', array, 3)}, tmp_path / 'best.pth'))['state'][1]
@@ -64,7 +69,7 @@ def test_arrays_are_plain(tmp_path, array):
 
 
 class Pickled:
-    """Is written as the call (and the state) that it is made with."""
+    """Is pickled as the given call and state."""
 
     def __init__(self, *reduced):
         self.reduced = reduced
@@ -96,8 +101,10 @@ HOSTILE = {
     'an object as a number': Pickled(multiarray.scalar, (np.dtype('O'), b'\1' * 8)),
     'fields': np.zeros(1, dtype=[('a', 'f8'), ('b', 'O')])[0],
     'a type that turns into fields': Pickled(multiarray.scalar, (
-        Pickled(np.dtype, ('f8', False, True), (3, '<', None, ('a',), {'a': (np.dtype('i8'), 0)}, 8, 8, 63)), b'\1' * 8)),
-    'a type from its attribute': Pickled(multiarray.scalar, (Pickled(np.dtype, (argparse.Namespace(dtype='O'),)), b'\1' * 8)),
+        Pickled(np.dtype, ('f8', False, True), (3, '<', None, ('a',), {'a': (np.dtype('i8'), 0)}, 8, 8, 63)),
+        b'\1' * 8)),
+    'a type from its attribute': Pickled(multiarray.scalar,
+                                         (Pickled(np.dtype, (argparse.Namespace(dtype='O'),)), b'\1' * 8)),
     'too few bytes': Pickled(multiarray.scalar, (np.dtype('f8'), b'\1')),
     'bytes of nothing': Pickled(multiarray.scalar, (np.dtype('f8'), 'text')),
     'no type': Pickled(multiarray.scalar, ('f8', b'\1' * 8)),
@@ -129,6 +136,7 @@ def test_what_is_no_plain_data_is_refused_and_not_executed(tmp_path, monkeypatch
 
 
 def test_the_refusal_names_what_it_refuses(tmp_path):
-    with pytest.raises(UserError, match=r'tensors and plain data \(collections.deque\), which can carry code.*save its state dict alone'):
+    with pytest.raises(UserError, match=r'tensors and plain data \(collections.deque\), which can carry code.*'
+                       'save its state dict alone'):
         import collections
         read_checkpoint(written({'model': {}, 'more': collections.deque([1])}, tmp_path / 'best.pth'))

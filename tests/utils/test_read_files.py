@@ -67,7 +67,8 @@ def test_an_image_that_claims_an_enormous_size(tmp_path):
     path = tmp_path / 'a.png'
     for side in (8000, 100_000):
         header = struct.pack('>IIBBBBB', side, side, 8, 2, 0, 0, 0)
-        path.write_bytes(b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', zlib.compress(b'')) + chunk(b'IEND', b''))
+        path.write_bytes(b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', zlib.compress(b''))
+                         + chunk(b'IEND', b''))
         with pytest.raises(UserError, match=f'^image {path} cannot be read: .*(pixels|limit)'):
             read_image(path)
 
@@ -75,7 +76,7 @@ def test_an_image_that_claims_an_enormous_size(tmp_path):
 def test_a_json_file_that_is_too_large(tmp_path):
     path = tmp_path / 'a.json'
     with open(path, 'wb') as file:
-        file.truncate(3 * 1024 ** 3)   # takes no room on the disk
+        file.truncate(3 * 1024 ** 3)   # needs no disk space
     with pytest.raises(UserError, match=f'^{path} has 3,221,225,472 bytes; at most'):
         read_json(path)
 
@@ -104,7 +105,7 @@ def photos_at(path):
 
 
 def history_at(path):
-    assert read_metrics_log(os.path.dirname(path)) == []       # as a line that a kill cut short
+    assert read_metrics_log(os.path.dirname(path)) == []       # like a truncated line
 
 
 def journal_at(path):
@@ -112,11 +113,13 @@ def journal_at(path):
 
 
 @pytest.mark.parametrize('read, name', [
-    (photos_at, 'index.jsonl'), (read_description, 'open_clip.json'), (history_at, 'metrics.jsonl'), (journal_at, 'metrics.jsonl'),
-    (read_rows, 'people.jsonl'), (read_rows, 'people.json'), (read_cached_arrays, 'whole.json'), (read_yaml, 'configs.yaml')])
+    (photos_at, 'index.jsonl'), (read_description, 'open_clip.json'), (history_at, 'metrics.jsonl'),
+    (journal_at, 'metrics.jsonl'),
+    (read_rows, 'people.jsonl'), (read_rows, 'people.json'), (read_cached_arrays, 'whole.json'),
+    (read_yaml, 'configs.yaml')])
 @pytest.mark.parametrize('depth', [980, 100_000])
 def test_no_reader_of_our_own_files_raises_on_deep_nesting(tmp_path, read, name, depth):
-    """RecursionError would be a traceback."""
+    """A RecursionError would print a traceback."""
     (tmp_path / name).write_text(f'{{"a": {"[" * depth}{"]" * depth}}}\n')
     with contextlib.suppress(UserError):
         read(str(tmp_path if read is read_cached_arrays else tmp_path / name))
@@ -241,7 +244,7 @@ def test_a_checkpoint_that_cannot_be_written_says_what_is_kept(tmp_path, monkeyp
         try:
             raise full
         except OSError:
-            raise RuntimeError('unexpected pos')     # noqa: B904  as torch's writer does
+            raise RuntimeError('unexpected pos')     # noqa: B904  as in torch's writer
     monkeypatch.setattr(torch, 'save', save)
     if there:
         (tmp_path / 'last.pth').write_text('old')
@@ -289,14 +292,16 @@ def test_folder_that_is_not_writable(tmp_path):
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path):
-    left, fresh, other = tmp_path / 'a.0123abcd.pedestal.tmp', tmp_path / 'b.0123abcd.pedestal.tmp', tmp_path / 'a.0123abcd.tmp'
+    left, fresh = tmp_path / 'a.0123abcd.pedestal.tmp', tmp_path / 'b.0123abcd.pedestal.tmp'
+    other = tmp_path / 'a.0123abcd.tmp'
     for path in (left, fresh, other):
         path.write_text('half a file')
     for path in (left, other):
         os.utime(path, ns=(1, 1))
     with atomic_write(tmp_path / 'a') as file:
         file.write('new')
-    assert sorted(os.listdir(tmp_path)) == ['a', other.name, fresh.name]     # another may be about to lock the fresh one
+    # another process may be about to lock the new file
+    assert sorted(os.listdir(tmp_path)) == ['a', other.name, fresh.name]
 
 
 def test_a_writer_that_is_slow_keeps_its_temporary_file(tmp_path):
@@ -311,7 +316,7 @@ def test_a_writer_that_is_slow_keeps_its_temporary_file(tmp_path):
 
 
 def test_a_file_system_without_locks(tmp_path, monkeypatch):
-    """Age decides there: a day."""
+    """Without locks the age decides: one day."""
     monkeypatch.setattr('utils.temporary.is_locked', lambda path: None)
     for name, age in (('hour.0123abcd.pedestal.tmp', 3600), ('days.0123abcd.pedestal.tmp', 90000)):
         (tmp_path / name).mkdir()
@@ -323,7 +328,7 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
 def test_two_writers_and_a_reader(tmp_path):
-    """Every write succeeds, and a reader sees one writer's file or the other's, whole."""
+    """Every write succeeds, and a reader sees the complete file of one writer."""
     path, context = tmp_path / 'a', multiprocessing.get_context('fork')
     contents, failures = ('a' * 50_000, 'b' * 80_000), context.Queue()
     path.write_text(contents[0])

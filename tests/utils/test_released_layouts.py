@@ -1,4 +1,7 @@
-"""Checkpoints of all nine methods in their released layouts: theirs open here, and ours hold what the released code looks up."""
+"""Checkpoints of all nine methods in the layouts of their reference implementations.
+
+Pedestal loads them, and its own checkpoints hold all entries that the reference implementations read.
+"""
 import argparse
 import os
 import re
@@ -19,17 +22,18 @@ from utils.checkpoint import load_weights, read_checkpoint, reference_state_dict
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 PAIRS = 40      # that FMFA's classifier counts
 SMALL = dict(img_size=(64, 32), text_length=77, cmt_depth=1)
-# Entries that the released code writes next to the weights.
+# Entries that the reference implementations write next to the weights.
 TRAINING = {'optimizer': {'state': {}, 'param_groups': [{'lr': np.float64(1e-5), 'params': [0]}]}}
 IRRAS = {**TRAINING, 'epoch': 7, 'scheduler': {'last_epoch': 7, 'milestones': (20, 50)}}
 
 
 @dataclass
 class Layout:
-    """A released checkpoint, and the options of our run of the method.
+    """A checkpoint of a reference implementation, and the options of Pedestal's run of the method.
 
-    ``keys``: {name there: shape} of the released file. ``ours``: a released name's name here, None for what nothing reads.
-    ``written``: {name: shape} that our checkpoint must hold for the released code, if it is another list than ``keys``.
+    ``keys``: {name: shape} of the file. ``ours``: the function from a name in the file to Pedestal's name, None for an
+    unused entry. ``written``: {name: shape} that Pedestal's checkpoint must hold for the reference implementation, if
+    it differs from ``keys``.
     """
     keys: Callable
     args: Callable
@@ -48,33 +52,38 @@ def golden_layout(name, loss_names=None, beside=IRRAS):
 
 
 def small_options(folder, **changes):
-    return options(pretrain_choice=small_archive(folder / 'clip.pt'), vocab_size=49408, amp='off', **{**SMALL, **changes})
+    return options(pretrain_choice=small_archive(folder / 'clip.pt'), vocab_size=49408, amp='off',
+                   **{**SMALL, **changes})
 
 
 def small_keys():
-    """{name: shape} of a CLIP of the small size, by OpenAI's names."""
+    """Return {name: shape} of a small CLIP, by OpenAI's names."""
     width, side, vocabulary = 64, 4 * 2, 49408
-    block = {'attn.in_proj_weight': (3 * width, width), 'attn.in_proj_bias': (3 * width,), 'attn.out_proj.weight': (width, width),
-             'attn.out_proj.bias': (width,), 'ln_1.weight': (width,), 'ln_1.bias': (width,), 'mlp.c_fc.weight': (4 * width, width),
-             'mlp.c_fc.bias': (4 * width,), 'mlp.c_proj.weight': (width, 4 * width), 'mlp.c_proj.bias': (width,),
+    block = {'attn.in_proj_weight': (3 * width, width), 'attn.in_proj_bias': (3 * width,),
+             'attn.out_proj.weight': (width, width), 'attn.out_proj.bias': (width,), 'ln_1.weight': (width,),
+             'ln_1.bias': (width,), 'mlp.c_fc.weight': (4 * width, width), 'mlp.c_fc.bias': (4 * width,),
+             'mlp.c_proj.weight': (width, 4 * width), 'mlp.c_proj.bias': (width,),
              'ln_2.weight': (width,), 'ln_2.bias': (width,)}
-    norms = [f'{name}.{kind}' for name in ('visual.ln_pre', 'visual.ln_post', 'ln_final') for kind in ('weight', 'bias')]
+    norms = [f'{name}.{kind}' for name in ('visual.ln_pre', 'visual.ln_post', 'ln_final')
+             for kind in ('weight', 'bias')]
     return {'positional_embedding': (77, width), 'text_projection': (width, width), 'visual.class_embedding': (width,),
             'visual.positional_embedding': (1 + side, width), 'visual.proj': (width, width),
             'visual.conv1.weight': (width, 3, 16, 16), 'token_embedding.weight': (vocabulary, width),
             **dict.fromkeys(norms, (width,)),
-            **{f'{side}transformer.resblocks.0.{name}': shape for side in ('', 'visual.') for name, shape in block.items()}}
+            **{f'{side}transformer.resblocks.0.{name}': shape
+               for side in ('', 'visual.') for name, shape in block.items()}}
 
 
 def fmfa_keys(classes):
-    """IRRA's names; the classifier counts pairs in the released file."""
+    """Return IRRA's names; the classifier of the published file counts pairs."""
     return {**{f'base_model.{name}': shape for name, shape in small_keys().items()}, 'classifier.weight': (classes, 64),
             'classifier.bias': (classes,)}
 
 
 def tbps_keys():
-    """The names that the released eval.py looks up: the text encoder has a prefix of its own."""
-    encoders = {name if name.startswith('visual.') else f'encode_text.{name}': shape for name, shape in small_keys().items()}
+    """Return the names that the reference eval.py reads: the text encoder has its own prefix."""
+    encoders = {name if name.startswith('visual.') else f'encode_text.{name}': shape
+                for name, shape in small_keys().items()}
     return {**encoders, 'logit_scale': (), 'simclr_mlp.0.weight': (128, 64), 'simclr_mlp.0.bias': (128,),
             'simclr_mlp.2.weight': (64, 128), 'simclr_mlp.2.bias': (64,)}
 
@@ -98,21 +107,22 @@ LAYOUTS = {
 
 
 def new_model(method, folder):
-    """Our model of a method, as training makes it."""
+    """Build the model of a method, as training does."""
     if method == 'APTM':
         return reference_model(golden_json('aptm_tiny'), 'itc+itm+mlm+eda')
     return build_model(LAYOUTS[method].args(folder), 6)
 
 
 def values(method, keys):
-    """Weights that differ from each other, whole numbers where a buffer counts."""
+    """Make weights that differ from each other, and whole numbers for integer buffers."""
     model = new_model(method, values.folder)
-    if method == 'APTM':    # whose state dict names a pair of weights twice, and holds what follows from the shape
+    if method == 'APTM':    # its state dict names some weights twice, and holds buffers
         assert {name: tuple(value.shape) for name, value in model.state_dict().items()} == keys
         return model.state_dict()
     integers = {name for name, value in model.state_dict().items() if not value.is_floating_point()}
     named = LAYOUTS[method].ours
-    return {name: torch.full(shape, 3) if named(name) in integers else golden_weight(name, tuple(shape)) for name, shape in keys.items()}
+    return {name: torch.full(shape, 3) if named(name) in integers else golden_weight(name, tuple(shape))
+            for name, shape in keys.items()}
 
 
 @pytest.fixture(autouse=True)
@@ -121,8 +131,8 @@ def own_folder(tmp_path):
 
 
 def opened(method, path, folder):
-    """The model that test.py loads from a checkpoint."""
-    if method == 'APTM':    # of a shape that is in no file
+    """Load a checkpoint as test.py does."""
+    if method == 'APTM':    # no file holds its shape
         model = new_model(method, folder)
         with torch.no_grad():
             for parameter in model.parameters():
@@ -130,11 +140,12 @@ def opened(method, path, folder):
         load_weights(model, read_checkpoint(path)['model'], path)
         return model
     args = LAYOUTS[method].args(folder)
-    return load_trained(argparse.Namespace(**{**vars(args), 'training': False, 'checkpoint': path, 'device': 'cpu'}), 6)[0]
+    return load_trained(argparse.Namespace(**{**vars(args), 'training': False, 'checkpoint': path, 'device': 'cpu'}),
+                        6)[0]
 
 
 def as_the_released_code_loads(names, weights):
-    """{name of a released model: the entry that it gets}: IRRA's loader, which its children have, matches names by their ends."""
+    """Match the entries as IRRA's loader does, by the ends of names: {name in the reference model: entry}."""
     return {name: max((entry for entry in weights if name.endswith(entry)), key=len, default=None) for name in names}
 
 
@@ -164,7 +175,8 @@ def test_ours_in_the_released_layout_and_back(method, tmp_path):
     assert {name: tuple(value.shape) for name, value in written.items()} == expected
     assert as_the_released_code_loads(expected, written) == {name: name for name in expected}
     for name, value in written.items():
-        assert torch.equal(value, model.state_dict()[layout.ours(name) or name.replace('base_model_m.', 'base_model.')]), name
+        assert torch.equal(value, model.state_dict()[layout.ours(name)
+                                                     or name.replace('base_model_m.', 'base_model.')]), name
     again = opened(method, path, tmp_path).state_dict()
     assert again.keys() == model.state_dict().keys()
     assert all(torch.equal(value, again[name]) for name, value in model.state_dict().items())
@@ -176,7 +188,8 @@ def test_ours_at_the_published_size_holds_the_official_names_and_shapes(name):
     known = vars(options())
     settings = {key: value for key, value in official['settings'].items() if key in known}
     with torch.device('meta'):
-        model = build_model(options(**{**settings, 'loss_names': official['loss_names'], 'training': False}), official['num_classes'])
+        model = build_model(options(**{**settings, 'loss_names': official['loss_names'], 'training': False}),
+                            official['num_classes'])
     written = {key: list(value.shape) for key, value in reference_state_dict(model).items()}
     assert written == {key: shape for key, (shape, _) in official['state_dict'].items()}
 

@@ -1,4 +1,7 @@
-"""Hosts and origins: which requests the demo's page answers. No server is needed: the guard is a function of a request."""
+"""The requests that the demo's page answers, by host and origin.
+
+No server is needed, because the guard is a function of a request.
+"""
 import asyncio
 import json
 import random
@@ -11,13 +14,15 @@ from utils.request_guard import COOKIE, MAX_BODY, RequestGuard
 HOSTS = ['localhost', '127.0.0.1', '::1', 'gpu1']
 JSON = [('content-type', 'application/json')]
 GOOD = ['localhost', 'localhost:7860', 'LOCALHOST:1', '127.0.0.1:7860', '[::1]:7860', '[::1]', 'gpu1:7860']
-BAD = ['', 'evil.com', 'evil.com:7860', 'localhost.evil.com', 'evil.com@localhost', 'localhost@evil.com', 'localhost:7860:1', 'localhost:x',
-       ' localhost', 'localhost ', 'localhost/', 'localhost\n', '127.0.0.1.evil.com', '127.1', '0x7f000001', '192.168.1.5', '[::1', '::1',
+BAD = ['', 'evil.com', 'evil.com:7860', 'localhost.evil.com', 'evil.com@localhost', 'localhost@evil.com',
+       'localhost:7860:1', 'localhost:x',
+       ' localhost', 'localhost ', 'localhost/', 'localhost\n', '127.0.0.1.evil.com', '127.1', '0x7f000001',
+       '192.168.1.5', '[::1', '::1',
        '[::2]', '[localhost]', 'xn--localhost-', 'localhost,evil.com', '\u24c1ocalhost', 'null', '*']
 
 
 async def page(scope, receive, send):
-    """An app that answers with the body that it is sent."""
+    """An app that returns the body of the request."""
     body = (await receive())['body'] if scope['method'] == 'POST' else b''
     await send({'type': 'http.response.start', 'status': 200, 'headers': []})
     await send({'type': 'http.response.body', 'body': b'page ' + body})
@@ -38,7 +43,8 @@ def respond(app, headers=(), method='GET', path='/', query='', chunks=(b'',)):
     async def send(message):
         sent.append(message)
     encoded = [(name.encode(), value.encode('utf-8')) for name, value in headers]
-    asyncio.run(app({'type': 'http', 'method': method, 'path': path, 'query_string': query.encode(), 'headers': encoded}, receive, send))
+    asyncio.run(app({'type': 'http', 'method': method, 'path': path, 'query_string': query.encode(),
+                     'headers': encoded}, receive, send))
     return sent[0]['status'], dict(sent[0]['headers']), sent[1]['body'].decode()
 
 
@@ -61,7 +67,7 @@ def test_one_host_is_needed():
 
 
 def test_an_address_of_this_machine_is_its_host_if_others_are_let_in():
-    """A site cannot rebind an address, for it has no name to give."""
+    """A site cannot rebind an address, because an address has no name."""
     for host in ('192.168.1.5:7860', '[fe80::1]:7860', '10.0.0.1'):
         assert respond(guard(any_address=True), [('host', host)])[0] == 200
     for host in ('evil.com', '192.168.1.5.evil.com', '192.168.1.999'):
@@ -70,7 +76,8 @@ def test_an_address_of_this_machine_is_its_host_if_others_are_let_in():
 
 @pytest.mark.parametrize('origin, status', [
     ('http://localhost:7860', 200), ('https://localhost:7860', 200), ('http://evil.com', 403), ('null', 403), ('', 403),
-    ('http://localhost', 403), ('http://localhost:8000', 403), ('http://127.0.0.1:7860', 403), ('http://localhost:7860.evil.com', 403),
+    ('http://localhost', 403), ('http://localhost:8000', 403), ('http://127.0.0.1:7860', 403),
+    ('http://localhost:7860.evil.com', 403),
     ('file://', 403), ('http://localhost:7860@evil.com', 403)])
 @pytest.mark.parametrize('method', ['GET', 'POST'])
 def test_another_sites_requests_are_not_answered(origin, status, method):
@@ -79,7 +86,7 @@ def test_another_sites_requests_are_not_answered(origin, status, method):
 
 
 def test_hostile_headers_by_the_hundred():
-    """Whatever the headers hold, the answer is a refusal in a sentence: own names are in none of these texts."""
+    """Any header is refused with a sentence: none of these texts holds a name of the page."""
     rng, letters = random.Random(0), 'loca.:@[]1270/\\ %\t\x00\x7f\u202ex'
     for _ in range(500):
         text = ''.join(rng.choices(letters, k=rng.randrange(1, 12)))
@@ -91,9 +98,11 @@ def test_hostile_headers_by_the_hundred():
 
 @pytest.mark.parametrize('method, path, headers, chunks, status', [
     ('PUT', '/call/find', JSON, [b'{}'], 405), ('DELETE', '/', [], [b''], 405), ('OPTIONS', '/', [], [b''], 405),
-    ('POST', '/upload', [('content-type', 'multipart/form-data; boundary=x')], [b'x'], 405), ('POST', '/upload', JSON, [b'{}'], 405),
+    ('POST', '/upload', [('content-type', 'multipart/form-data; boundary=x')], [b'x'], 405),
+    ('POST', '/upload', JSON, [b'{}'], 405),
     ('POST', '/', JSON, [b'{}'], 405), ('POST', '/call/../upload', JSON, [b'{}'], 405),
-    ('POST', '/call/find', [('content-type', 'multipart/form-data; boundary=x')], [b'x'], 415), ('POST', '/call/find', [], [b'{}'], 415),
+    ('POST', '/call/find', [('content-type', 'multipart/form-data; boundary=x')], [b'x'], 415),
+    ('POST', '/call/find', [], [b'{}'], 415),
     ('POST', '/call/find', [('content-type', 'text/plain')], [b'{}'], 415),
     ('POST', '/call/find', [*JSON, ('content-length', str(MAX_BODY + 1))], [b'{}'], 413),
     ('POST', '/call/find', [*JSON, ('content-length', '9' * 5000)], [b'{}'], 413),
@@ -127,7 +136,7 @@ def test_a_token_is_asked_for_and_kept_in_a_cookie():
 
 
 def test_other_protocols():
-    """A lifespan reaches the page; a web socket, which carries no such checks, is closed."""
+    """A lifespan reaches the page. A web socket is closed, because it is not checked."""
     seen = []
 
     async def app(scope, receive, send):

@@ -1,4 +1,4 @@
-"""The second stage's scores."""
+"""Scores of re-ranking."""
 import pytest
 import torch
 
@@ -11,9 +11,10 @@ def first_stage():
 
 
 def rerank(similarity, match, score='caption', rows=1):
-    """The scores [Q, G] of a second stage over the two best, in slabs of ``rows`` captions."""
+    """Compute re-ranked scores [Q, G] for the two best images, in slabs of ``rows`` captions."""
     best, scores = score_candidates(similarity.split(rows), 2, similarity.shape[1], match, progress=False)
-    return torch.cat(list(combine_scores(similarity.split(rows), best, scores, score, global_bounds(similarity.split(rows)))))
+    return torch.cat(list(combine_scores(similarity.split(rows), best, scores, score,
+                                         global_bounds(similarity.split(rows)))))
 
 
 def test_only_the_best_are_scored_and_lead():

@@ -1,4 +1,4 @@
-"""Seeds follow from their keys alone, and random states survive a checkpoint."""
+"""Seeds depend only on their keys, and a checkpoint restores random states."""
 import random
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""What files hold does nothing to a terminal: names and captions in what programs print and log."""
+"""Names and captions from files do not control the terminal, in output and logs."""
 import io
 import logging
 import os
@@ -16,7 +16,8 @@ from utils.logger import setup_logger
 from utils.terminal import ProtectedStream, escape_controls, escape_line
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-HOSTILE = ['\x1b[2J', '\x1b]0;title\x07', '\x9b31m', 'a\rb', '\x08\x08', '\x00', '\x7f', '\u202e', '\u2066', '\u2028', '\x0b']
+HOSTILE = ['\x1b[2J', '\x1b]0;title\x07', '\x9b31m', 'a\rb', '\x08\x08', '\x00', '\x7f', '\u202e', '\u2066', '\u2028',
+           '\x0b']
 HARMLESS = ['a red coat', 'déjà vu', '红衣\u3000女人', 'two\nlines', 'tab\there', '\U0001f469\u200d\U0001f9bd']
 
 
@@ -53,7 +54,8 @@ def test_a_log_holds_none(tmp_path, capsys):
 def test_progress_bars_still_move():
     plain, protected = io.StringIO(), io.StringIO()
     for file in (plain, ProtectedStream(protected, has_bars=True)):
-        outer, inner = (tqdm(total=2, file=file, position=place, ncols=40, bar_format='{desc}{n}', ascii=True) for place in (0, 1))
+        outer, inner = (tqdm(total=2, file=file, position=place, ncols=40, bar_format='{desc}{n}', ascii=True)
+                        for place in (0, 1))
         outer.update()
         inner.update()
         inner.close()
@@ -67,9 +69,10 @@ def test_lines_of_names_are_one_line_each():
 
 
 def test_check_names_a_file_with_an_escape_sequence_harmlessly(tmp_path):
-    """The whole program, with a name of its own kind: a stray image beside the annotation's."""
+    """Run the complete program with a hostile name: an extra image next to the annotated ones."""
     generate(str(tmp_path), 4, images_per_id=1, size=(32, 16), format='CUHK-PEDES', test_ids=1, val_ids=1, workers=1)
     Image.new('RGB', (4, 4)).save(tmp_path / 'CUHK-PEDES' / 'imgs' / 'stray\x1b[2J.png')
-    told = subprocess.run([sys.executable, '-m', 'datasets.check', '--root_dir', str(tmp_path), '--workers', '1'], cwd=ROOT,
+    told = subprocess.run([sys.executable, '-m', 'datasets.check', '--root_dir', str(tmp_path), '--workers', '1'],
+                          cwd=ROOT,
                           capture_output=True, text=True, timeout=300)
     assert told.returncode == 1 and 'stray\\x1b[2J.png' in told.stdout and '\x1b' not in told.stdout + told.stderr

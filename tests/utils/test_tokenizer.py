@@ -14,7 +14,8 @@ def tokenizer():
     return SimpleTokenizer()
 
 
-@pytest.mark.parametrize('case', [pytest.param(case, id=f'golden-{name}-{number}') for name in golden_names('tokenizer*')
+@pytest.mark.parametrize('case', [pytest.param(case, id=f'golden-{name}-{number}')
+                                  for name in golden_names('tokenizer*')
                                   for number, case in enumerate(golden_json(name))])
 def test_ids_are_the_reference_ones(tokenizer, case):
     assert tokenizer.encode(case['caption']) == case['encoded']

@@ -1,4 +1,4 @@
-"""What last.pth keeps is checked, entry by entry, before any of it is used."""
+"""Each entry of last.pth is checked before any is used."""
 import os
 import subprocess
 import sys
@@ -20,7 +20,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 
 
 def started(optimizer_name='Adam', steps=2):
-    """(model, optimizer, scheduler) after some steps."""
+    """Train for some steps: (model, optimizer, scheduler)."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 5), nn.Linear(5, 5))
     args = options(lr=1e-2, optimizer=optimizer_name)
@@ -34,9 +34,10 @@ def started(optimizer_name='Adam', steps=2):
 
 
 def saved(folder, optimizer_name='Adam'):
-    """A last.pth as the training loop writes it."""
+    """Write a last.pth as the training loop does."""
     Checkpointer(*started(optimizer_name), str(folder), True).save(
-        'last', training_state=True, epoch=2, step=1, total_steps=2, best={'R1': 5.0, 'epoch': 1}, unevaluated=None, skipped=0,
+        'last', training_state=True, epoch=2, step=1, total_steps=2, best={'R1': 5.0, 'epoch': 1}, unevaluated=None,
+        skipped=0,
         means={'sums': {'loss': 3.0}, 'count': 6}, scaler={}, random_states=get_random_states())
     return folder / 'last.pth'
 
@@ -73,12 +74,16 @@ def swapped(checkpoint):
 @pytest.mark.filterwarnings('ignore')
 @pytest.mark.parametrize('change, message', [
     *[(put(name, value), f"'{name}' is .* and must be") for name, value in (
-        ('epoch', 0), ('epoch', 'two'), ('epoch', 2.0), ('epoch', True), ('step', -1), ('step', None), ('total_steps', 'x'),
+        ('epoch', 0), ('epoch', 'two'), ('epoch', 2.0), ('epoch', True), ('step', -1), ('step', None),
+        ('total_steps', 'x'),
         ('skipped', []),
-        ('unevaluated', 'no'), ('best', None), ('best', {'R1': float('nan'), 'epoch': 1}), ('best', {'R1': 1.0}), ('means', []),
+        ('unevaluated', 'no'), ('best', None), ('best', {'R1': float('nan'), 'epoch': 1}), ('best', {'R1': 1.0}),
+        ('means', []),
         ('best', {'epoch': 1}), ('best', {'mA': 'x', 'epoch': 1}),
-        ('means', {'sums': {'loss': 'x'}, 'count': 1}), ('means', {'sums': {'loss': 1.0}, 'count': 0}), ('scaler', {'scale': 1.0}),
-        ('scheduler', {}), ('scheduler', {'last_epoch': 1.5}), ('scheduler', 7), ('optimizer', []), ('optimizer', {'state': {}}),
+        ('means', {'sums': {'loss': 'x'}, 'count': 1}), ('means', {'sums': {'loss': 1.0}, 'count': 0}),
+        ('scaler', {'scale': 1.0}),
+        ('scheduler', {}), ('scheduler', {'last_epoch': 1.5}), ('scheduler', 7), ('optimizer', []),
+        ('optimizer', {'state': {}}),
         ('random_states', {}), ('random_states', torch.zeros(2)))],
     *[(within('random_states', name, value), "'random_states' is") for name, value in (
         ('python', [3, [1, 2], None]), ('numpy', ['MT19937', torch.zeros(624), 10 ** 6, 0, 0.0]),
@@ -101,7 +106,8 @@ def swapped(checkpoint):
     (lambda c: c['optimizer']['param_groups'].pop(), 'does not fit these options'),
     (lambda c: c['optimizer']['param_groups'].append(3), 'a group without a list'),
     (lambda c: c['optimizer']['param_groups'][0].update(params=['a']), 'a group without a list'),
-    (lambda c: c['model'].update({'0.bias': torch.full((5,), float('nan'))}), r'weights that are not finite \(model: 0.bias\)'),
+    (lambda c: c['model'].update({'0.bias': torch.full((5,), float('nan'))}),
+     r'weights that are not finite \(model: 0.bias\)'),
 ])
 def test_anything_else_than_was_saved_is_named(tmp_path, change, message):
     path = saved(tmp_path)
@@ -131,8 +137,10 @@ def test_another_optimizers_state_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize('spoil, what', [
-    (lambda model, optimizer: model[0].weight.data.fill_(float('inf')), 'weights are not finite any more .model: 0.weight'),
-    (lambda model, optimizer: optimizer.state[model[0].weight]['exp_avg_sq'].fill_(float('inf')), "optimizer's state .* not finite"),
+    (lambda model, optimizer: model[0].weight.data.fill_(float('inf')),
+     'weights are not finite any more .model: 0.weight'),
+    (lambda model, optimizer: optimizer.state[model[0].weight]['exp_avg_sq'].fill_(float('inf')),
+     "optimizer's state .* not finite"),
 ])
 def test_what_is_not_finite_is_not_saved(tmp_path, spoil, what):
     model, optimizer, scheduler = started()
@@ -147,14 +155,15 @@ def test_what_is_not_finite_is_not_saved(tmp_path, spoil, what):
     assert read_checkpoint(path)['epoch'] == 2
 
 
-# -- metrics.jsonl -------------------------------------------------------------------------------------------------------
+# -- metrics.jsonl -----------------------------------------------------------------------------------------------------
 
 def fact(kind, epoch, step):
     return f'{{"kind": "{kind}", "epoch": {epoch}, "step": {step}}}'.encode()
 
 
 def test_a_resumed_journal_keeps_each_fact_once(tmp_path, caplog):
-    foreign = [b'5', b'[]', b'{"step": "x"}', b'{"kind": "train", "epoch": null, "step": 1}', b'\xff\xfe', b'[' * 100000, b'']
+    foreign = [b'5', b'[]', b'{"step": "x"}', b'{"kind": "train", "epoch": null, "step": 1}', b'\xff\xfe',
+               b'[' * 100000, b'']
     kept = [fact('train', 1, 2), fact('epoch', 1, 4)]
     lines = [kept[0], *foreign, kept[1], fact('evaluation', 1, 4), fact('train', 2, 6)]
     (tmp_path / 'metrics.jsonl').write_bytes(b'\n'.join(lines) + b'\n{"kind": "tr')
@@ -176,15 +185,16 @@ def test_a_journal_that_is_no_file(tmp_path):
         MetricsLog(str(tmp_path))
 
 
-# -- one program in a folder ---------------------------------------------------------------------------------------------
+# -- one program in a folder -------------------------------------------------------------------------------------------
 
 def test_a_folder_is_locked_until_its_program_ends_by_whatever_way(tmp_path):
     holder = ("import os, sys, time; from utils.iotools import lock_folder\n"
               "with lock_folder(sys.argv[1], ''):\n"
-              "    child = os.fork()\n"      # a worker that outlives its parent does not keep the lock
+              "    child = os.fork()\n"      # a worker that outlives its parent does not hold the lock
               "    if child: print(child, flush=True)\n"
               "    time.sleep(3600)")
-    process = subprocess.Popen([sys.executable, '-c', holder, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, '-c', holder, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE,
+                               text=True)
     child = int(process.stdout.readline())
     try:
         with pytest.raises(UserError, match='another program is working in .*: wait for it'):

@@ -1,4 +1,4 @@
-"""Prefixes that wrappers and training code put before all names of a state dict are stripped if the names fit then."""
+"""Prefixes that wrappers and training code add to all names of a state dict are stripped if the names then fit."""
 import pytest
 import torch
 from torch import nn
@@ -10,7 +10,8 @@ from utils.checkpoint import Checkpointer, load_weights, read_checkpoint, init_f
 from utils.errors import UserError
 from utils.weight_names import is_known, to_own_names, strip_prefixes
 
-PREFIXES = ['_orig_mod.', 'module.', 'model.', 'student.', 'net.', 'module._orig_mod.', '_orig_mod.module.', 'module.module.',
+PREFIXES = ['_orig_mod.', 'module.', 'model.', 'student.', 'net.', 'module._orig_mod.', '_orig_mod.module.',
+            'module.module.',
             'model.student.model.']
 
 
@@ -44,8 +45,10 @@ def test_a_prefix_before_all_names_of_a_run_is_stripped_and_said(trained, tmp_pa
 
 @pytest.mark.parametrize('prefix', PREFIXES)
 @pytest.mark.parametrize('layout', [
-    dict, lambda weights: {name if name.startswith('visual.') else f'text.{name}': value for name, value in weights.items()},
-    lambda weights: {name if name.startswith('visual.') else f'encode_text.{name}': value for name, value in weights.items()}])
+    dict, lambda weights: {name if name.startswith('visual.') else f'text.{name}': value for name,
+                           value in weights.items()},
+    lambda weights: {name if name.startswith('visual.') else f'encode_text.{name}': value for name,
+                     value in weights.items()}])
 def test_a_prefix_before_all_names_of_a_clip_is_stripped(clip, tmp_path, prefix, layout):
     weights, path = torch.load(clip), str(tmp_path / 'prefixed.pt')
     torch.save({'state_dict': prefixed(layout(weights), prefix)}, path)
@@ -53,21 +56,22 @@ def test_a_prefix_before_all_names_of_a_clip_is_stripped(clip, tmp_path, prefix,
 
 
 def test_a_prefix_before_the_names_of_aptms_parts(tmp_path):
-    for layout in ({'bert.embeddings.word_embeddings.weight': torch.zeros(2)}, {'patch_embed.proj.weight': torch.zeros(2)},
+    for layout in ({'bert.embeddings.word_embeddings.weight': torch.zeros(2)},
+                   {'patch_embed.proj.weight': torch.zeros(2)},
                    {'vision_encoder.norm.weight': torch.zeros(2), 'temp': torch.zeros(())}):
         torch.save({'model': prefixed(layout, 'student.module.')}, tmp_path / 'weights.pth')
         assert read_weights(str(tmp_path / 'weights.pth')).keys() == layout.keys()
 
 
 def test_what_torch_compile_puts_into_names_is_dropped():
-    """One part of the model was compiled on its own."""
+    """One part of the model was compiled separately."""
     weights = {'base_model._orig_mod.visual.proj': 1, 'classifier.weight': 2}
     assert to_own_names(weights) == {'base_model.visual.proj': 1, 'classifier.weight': 2}
 
 
 @pytest.mark.parametrize('names', [
-    ['student.visual.proj', 'teacher.visual.proj'],                    # not before all
-    ['student.conv.weight', 'student.fc.weight'],                      # of nothing that is known
+    ['student.visual.proj', 'teacher.visual.proj'],                    # not a common prefix
+    ['student.conv.weight', 'student.fc.weight'],                      # no known names
     ['base_model.visual.proj', 'base_model.ln_final.weight'],          # a run without heads
     ['text.ln_final.weight', 'text.text_projection'], ['student'], ['model.', 'model.visual.proj'], []])
 def test_other_names_stay(names, caplog):
@@ -83,7 +87,7 @@ def test_names_that_would_become_one_stay():
 
 
 class Unknown(nn.Module):
-    """A family that nobody knows, whose only part has a name like a prefix."""
+    """An unknown family whose only part is named like a prefix."""
 
     def __init__(self):
         super().__init__()

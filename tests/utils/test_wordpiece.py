@@ -7,7 +7,8 @@ import pytest
 from utils.errors import UserError
 from utils.wordpiece import WordPiece, make_vocabulary, read_vocabulary
 
-CAPTIONS = ['A man wears a white shirt.', 'The woman has a red backpack and white shoes', 'He wears dark-blue jeans, white shirt']
+CAPTIONS = ['A man wears a white shirt.', 'The woman has a red backpack and white shoes',
+            'He wears dark-blue jeans, white shirt']
 
 
 def test_a_vocabulary_made_of_captions_is_written_and_read(tmp_path):
