@@ -27,7 +27,7 @@ SHARED_EMBEDDING = 'BGE'    # RDE's name of the embedding that all heads share, 
 
 @dataclass
 class EncodedBatch:
-    """What the encoders computed of a batch, for the heads.
+    """Embeddings and tokens of a batch, for the heads.
 
     Embeddings are float32; tokens have the precision of the forward pass. Tokens and attention are there if a head's
     ``needs`` name them.

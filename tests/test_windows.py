@@ -19,8 +19,8 @@ import torch, torchvision, torch.utils.tensorboard, yaml, PIL.Image     # these 
 for name in ('fcntl', 'resource', 'termios', 'pwd', 'grp'):
     sys.modules[name] = None
 for name in ('fork', 'getuid', 'geteuid', 'getgid', 'O_DIRECTORY', 'O_NOFOLLOW', 'O_CLOEXEC', 'O_NONBLOCK',
-             'sched_getaffinity', 'sysconf', 'killpg', 'setsid', 'getpgid', 'posix_fallocate', 'uname', 'mkfifo', 'chown',
-             'fchmod', 'getloadavg', 'sync'):
+             'sched_getaffinity', 'sysconf', 'killpg', 'setsid', 'getpgid', 'posix_fallocate', 'uname', 'mkfifo',
+             'chown', 'fchmod', 'getloadavg', 'sync'):
     if hasattr(os, name):
         delattr(os, name)
 # Windows reads text in its own encoding where none is given.
@@ -41,8 +41,8 @@ def main():
     run = glob.glob(os.path.join({logs!r}, '*', '*'))[0]
     assert test.main(['--config_file', os.path.join(run, 'configs.yaml')]) == 0
     train.main(['--resume', run, '--num_epoch', '2'])
-    with ablate.StopSignals(), ablate.lock_cell(SimpleNamespace(folder=run, path=lambda name: os.path.join(run, name))) as held:
-        assert held
+    with ablate.StopSignals(), ablate.lock_cell(SimpleNamespace(folder=run, path=lambda name: os.path.join(run, name)))
+        as held: assert held
     search.main(['--config_file', os.path.join(run, 'configs.yaml'), '--images', {photos!r}, '--caption', 'a man'])
     from utils.errors import UserError
     import multiprocessing
@@ -65,13 +65,42 @@ if __name__ == '__main__':
 
 def test_programs_without_what_windows_lacks(tmp_path):
     """All modules are imported; a run is trained with a spawned worker, tested, resumed and searched with."""
-    generate(str(tmp_path / 'data'), 12, images_per_id=2, size=(64, 32), test_ids=4, val_ids=0, workers=1, progress=False)
-    train = ['--loss_names', 'sdm+id', '--dataset_name', 'synthpedes', '--root_dir', str(tmp_path / 'data'), '--num_epoch', '1',
-             '--pretrain_choice', small_archive(tmp_path / 'clip.pt'), '--img_size', '64', '32', '--batch_size', '8', '--num_workers', '1',
-             '--image_cache', str(tmp_path / 'cache'), '--device', 'cpu', '--output_dir', str(tmp_path / 'logs')]
+    generate(
+        str(tmp_path / 'data'), 12, images_per_id=2, size=(64, 32), test_ids=4, val_ids=0, workers=1, progress=False
+    )
+    train = [
+        '--loss_names',
+        'sdm+id',
+        '--dataset_name',
+        'synthpedes',
+        '--root_dir',
+        str(tmp_path / 'data'),
+        '--num_epoch',
+        '1',
+        '--pretrain_choice',
+        small_archive(tmp_path / 'clip.pt'),
+        '--img_size',
+        '64',
+        '32',
+        '--batch_size',
+        '8',
+        '--num_workers',
+        '1',
+        '--image_cache',
+        str(tmp_path / 'cache'),
+        '--device',
+        'cpu',
+        '--output_dir',
+        str(tmp_path / 'logs'),
+    ]
     script = tmp_path / 'without.py'
     script.write_text(WITHOUT.format(root=ROOT, train=train, logs=str(tmp_path / 'logs'),
                                      photos=str(tmp_path / 'data' / 'synthpedes' / 'imgs' / 'test')))
-    done = subprocess.run([sys.executable, '-X', 'warn_default_encoding', str(script)], capture_output=True, text=True, timeout=600,
-                          cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, '-X', 'warn_default_encoding', str(script)],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        cwd=tmp_path,
+    )
     assert done.returncode == 0 and done.stdout.endswith('done\n'), done.stdout[-2000:] + done.stderr[-4000:]

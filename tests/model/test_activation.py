@@ -1,4 +1,5 @@
-"""The activation that weights were trained with: read from the files next to them, always said, and the run's from then on."""
+"""The activation of weights: read from the files next to them, always logged, and kept by the run."""
+
 import json
 import logging
 
@@ -20,7 +21,10 @@ TOWERS = ('text', 'vision')
 
 
 def hugging_face(text='gelu', vision='gelu', ending='config'):
-    return {'model_type': 'clip', **{f'{side}_{ending}': {'hidden_act': act} if act else {} for side, act in zip(TOWERS, (text, vision))}}
+    return {
+        'model_type': 'clip',
+        **{f'{side}_{ending}': {'hidden_act': act} if act else {} for side, act in zip(TOWERS, (text, vision))},
+    }
 
 
 def open_clip(**model):
@@ -44,10 +48,14 @@ def built(choice, **changes):
 
 
 DESCRIBED = [
-    ('open_clip_config.json', open_clip(quick_gelu=True), 'quick_gelu'), ('open_clip_config.json', open_clip(), 'gelu'),
+    ('open_clip_config.json', open_clip(quick_gelu=True), 'quick_gelu'),
+    ('open_clip_config.json', open_clip(), 'gelu'),
     ('open_clip_config.json', open_clip(quick_gelu=False), 'gelu'),
-    ('config.json', hugging_face(), 'gelu'), ('config.json', hugging_face('quick_gelu', 'quick_gelu'), 'quick_gelu'),
-    ('config.json', hugging_face(None, None), 'quick_gelu'), ('config.json', hugging_face(ending='config_dict'), 'gelu')]
+    ('config.json', hugging_face(), 'gelu'),
+    ('config.json', hugging_face('quick_gelu', 'quick_gelu'), 'quick_gelu'),
+    ('config.json', hugging_face(None, None), 'quick_gelu'),
+    ('config.json', hugging_face(ending='config_dict'), 'gelu'),
+]
 
 
 @pytest.mark.parametrize('name, content, activation', DESCRIBED)
@@ -57,9 +65,17 @@ def test_the_files_next_to_weights_say_it(clip, tmp_path, caplog, name, content,
     assert f'activation of the encoders: {activation} ({tmp_path / name} says so)' in caplog.text
 
 
-@pytest.mark.parametrize('name, content', [
-    ('config.json', {'image': {'height': 64}, 'text': {'length': 77}}), ('config.json', [1]), ('config.json', {'text_config': 1}),
-    ('open_clip_config.json', {'model': 1}), ('configs.yaml', {'loss_names': 'sdm'}), ('configs.yaml', {'activation': 'auto'})])
+@pytest.mark.parametrize(
+    'name, content',
+    [
+        ('config.json', {'image': {'height': 64}, 'text': {'length': 77}}),
+        ('config.json', [1]),
+        ('config.json', {'text_config': 1}),
+        ('open_clip_config.json', {'model': 1}),
+        ('configs.yaml', {'loss_names': 'sdm'}),
+        ('configs.yaml', {'activation': 'auto'}),
+    ],
+)
 def test_what_says_nothing_leaves_openais_which_is_said(clip, tmp_path, caplog, name, content):
     (tmp_path / name).write_text(json.dumps(content))
     assert built(clip) == ({QuickGELU}, 'quick_gelu')
@@ -75,7 +91,8 @@ def test_other_sources_and_the_flag_are_said(clip, tmp_path, caplog):
 
 
 @pytest.mark.parametrize('name, content, message', [
-    ('config.json', hugging_face('gelu', 'quick_gelu'), "the activation of clip.pt is 'gelu and quick_gelu'.*--activation"),
+    ('config.json', hugging_face('gelu', 'quick_gelu'), "the activation of clip.pt is 'gelu and "
+                                                        "quick_gelu'.*--activation"),
     ('config.json', hugging_face('relu', 'relu'), "the activation of clip.pt is 'relu'.*quick_gelu or gelu here"),
     ('config.json', '{', 'config.json is not JSON.*--activation quick_gelu or gelu'),
     ('open_clip_config.json', '{"a": 1, "a": 2}', 'open_clip_config.json is not JSON.*--activation'),
@@ -101,7 +118,9 @@ def test_a_new_run_has_the_activation_of_the_run_that_it_starts_from(clip, tmp_p
 def test_a_clip_before_any_training_is_tested_with_it(clip, tmp_path):
     (tmp_path / 'config.json').write_text(json.dumps(hugging_face()))
     for words, activation in (([], 'gelu'), (['--activation', 'quick_gelu'], 'quick_gelu')):
-        args = parse_test_options(build_test_parser('test.py', ''), ['--pretrain_choice', clip, '--device', 'cpu', *words])
+        args = parse_test_options(
+            build_test_parser('test.py', ''), ['--pretrain_choice', clip, '--device', 'cpu', *words]
+        )
         model, _ = load_trained(args, 1)
         assert model.base_model.activation == args.activation == activation
     with pytest.raises(UserError, match='--activation is in the configs.yaml of --config_file'):
@@ -111,17 +130,37 @@ def test_a_clip_before_any_training_is_tested_with_it(clip, tmp_path):
 def test_embeddings_are_those_of_transformers(tmp_path, caplog):
     transformers = pytest.importorskip('transformers', reason='the transformers library is not installed')
     torch.manual_seed(0)
-    sizes = dict(hidden_size=64, intermediate_size=256, num_hidden_layers=2, num_attention_heads=1, hidden_act='gelu', projection_dim=64)
-    theirs = transformers.CLIPModel(transformers.CLIPConfig(
-        projection_dim=64, text_config=dict(vocab_size=100, max_position_embeddings=20, eos_token_id=99, bos_token_id=98, **sizes),
-        vision_config=dict(image_size=64, patch_size=16, **sizes))).eval()
+    sizes = dict(
+        hidden_size=64,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=1,
+        hidden_act='gelu',
+        projection_dim=64,
+    )
+    theirs = transformers.CLIPModel(
+        transformers.CLIPConfig(
+            projection_dim=64,
+            text_config=dict(vocab_size=100, max_position_embeddings=20, eos_token_id=99, bos_token_id=98, **sizes),
+            vision_config=dict(image_size=64, patch_size=16, **sizes),
+        )
+    ).eval()
     theirs.save_pretrained(tmp_path)
-    args = options(loss_names='itc', pretrain_choice=str(tmp_path / 'model.safetensors'), img_size=(64, 64), text_length=20, amp='off')
+    args = options(
+        loss_names='itc',
+        pretrain_choice=str(tmp_path / 'model.safetensors'),
+        img_size=(64, 64),
+        text_length=20,
+        amp='off',
+    )
     ours = build_model(args, 2).eval()
     images, ids = torch.randn(2, 3, 64, 64), torch.tensor([[98, 5, 6, 99, 0], [98, 7, 99, 0, 0]])
     with torch.no_grad():
         given = theirs(pixel_values=images, input_ids=ids)
-        for embedding, expected in ((ours.encode_image(images), given.image_embeds), (ours.encode_text(ids), given.text_embeds)):
+        for embedding, expected in (
+            (ours.encode_image(images), given.image_embeds),
+            (ours.encode_text(ids), given.text_embeds),
+        ):
             torch.testing.assert_close(nn.functional.normalize(embedding, dim=1), expected, rtol=1e-4, atol=1e-5)
 
 
