@@ -1,9 +1,9 @@
 """Pedestal as a library: a trained run that encodes images and captions, and searches for people.
 
-    import pedestal
-    people = pedestal.load('logs/CUHK-PEDES/<run>')
-    people.search('a man with a backpack', images='photos/', top=10)     # [(path, cosine similarity)], the best first
-    people.encode_images(['photos/1.jpg']) @ people.encode_captions(['a man with a backpack']).T
+import pedestal
+people = pedestal.load('logs/CUHK-PEDES/<run>')
+people.search('a man with a backpack', images='photos/', top=10)     # [(path, cosine similarity)], the best first
+people.encode_images(['photos/1.jpg']) @ people.encode_captions(['a man with a backpack']).T
 """
 import functools
 import hashlib

@@ -33,14 +33,14 @@ NOTES = ('images that are converted when they are read', 'files below the images
 
 def expected_counts(name, folder):
     """``({split: (identities, images, captions)}, their source)``; ``({}, '')`` if they are unknown."""
-    mark = os.path.join(folder, 'synthpedes.json')
-    if os.path.exists(mark) and not is_table(name):      # a user's table next to it has its own counts
+    marker = os.path.join(folder, 'synthpedes.json')
+    if os.path.exists(marker) and not is_table(name):      # a user's table next to it has its own counts
         try:
-            counts, kinds = read_json(mark)['counts'], ('ids', 'images', 'captions')
+            counts, kinds = read_json(marker)['counts'], ('ids', 'images', 'captions')
             expected = {split: tuple(operator.index(counts[split][kind]) for kind in kinds) for split in SPLITS}
             return expected, 'synthpedes.json'
         except (KeyError, TypeError):
-            raise UserError(f'{mark} does not hold the counts that datasets.synthpedes writes') from None
+            raise UserError(f'{marker} does not hold the counts that datasets.synthpedes writes') from None
     published = dataset_class(name).published
     return published, 'published' if published else ''
 

@@ -64,7 +64,7 @@ QUICK_GELU_FACTOR = 1.702   # of QuickGELU
 
 
 class QuickGELU(nn.Module):
-    """x sigmoid(1.702 x)"""
+    """x sigmoid(1.702 x)."""
 
     def forward(self, x):
         return F.silu(QUICK_GELU_FACTOR * x) / QUICK_GELU_FACTOR
@@ -331,9 +331,9 @@ class AttentionPool(nn.Module):
 
 
 class ModifiedResNet(nn.Module):
-    """CLIP's ResNets: ``forward(images [B, 3, H, W])`` returns ``(tokens [B, 1, embed_dim], None)``, one vector per
-    image.
+    """CLIP's ResNets, which return one vector per image.
 
+    ``forward(images [B, 3, H, W])`` returns ``(tokens [B, 1, embed_dim], None)``.
     The stem has three convolutions and a pooling. Strides are poolings, against aliasing. Attention replaces the last
     pooling.
     """

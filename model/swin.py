@@ -100,8 +100,9 @@ class Stage(nn.Module):
 
 
 class SwinTransformer(nn.Module):
-    """Images [B, 3, H, W] of ``img_size`` -> tokens [B, 1 + N, D]: the mean of the last stage's N positions, then
-    these.
+    """Images [B, 3, H, W] of ``img_size`` -> tokens [B, 1 + N, D].
+
+    The first token is the mean of the last stage's N positions; the others are these positions.
 
     Args:
         img_size: (height, width) in pixels.

@@ -219,7 +219,7 @@ def build_grid(args, train_words):
 
 
 def recipe_name(config_file):
-    """configs/irra/rstpreid.yaml -> irra_rstpreid"""
+    """configs/irra/rstpreid.yaml -> irra_rstpreid."""
     folder, name = os.path.split(os.path.splitext(os.path.abspath(config_file))[0])
     return f'{os.path.basename(folder)}_{name}' if config_file else 'defaults'
 

@@ -1,4 +1,4 @@
-"""Measure how much several processes differ from one, recipe by recipe, in small models without dropout:
+"""Measure how much several processes differ from one, recipe by recipe, in small models without dropout.
 
     python -m tests.equality --processes 4 --steps 20 --lr 1e-5
     python -m tests.equality --processes 1 --lr 1e-3      # one process against itself, with changed last bits of pixels

@@ -6,9 +6,14 @@ def attribute_metrics(predicted, labels):
     """Compute the metrics of attribute recognition in percent.
 
     mA is the mean over attributes of (TPR + TNR) / 2. If all images have an attribute, or none has, only the rate that
-    exists counts. An attribute without labels does not count. With the predicted attributes P and the true ones Y of an
-    image, accuracy, precision and recall are the means over images of |P and Y| / |P or Y|, |P and Y| / |P| and
-    |P and Y| / |Y|, where 0 / 0 is 0. F1 is computed from the mean precision and recall.
+    exists counts. An attribute without labels does not count.
+
+    The other metrics are means over images, with predicted attributes P and true ones Y. A ratio 0 / 0 is 0.
+
+    - accuracy: |P and Y| / |P or Y|
+    - precision: |P and Y| / |P|
+    - recall: |P and Y| / |Y|
+    - F1: from the mean precision and the mean recall
 
     Args:
         predicted: [N, A] bool.

@@ -156,8 +156,8 @@ class AllGather(torch.autograd.Function):
 def sync_batch_shards(batch):
     """Exchange the number of rows between all ranks.
 
-    A rank has no rows if all its images are broken, or if the global batch has fewer rows than there are ranks. Such a
-    rank gets a placeholder row, a copy of another rank's first row, so that it takes part in every collective call.
+    A rank has no rows if all its images are broken, or if the global batch has fewer rows than there are ranks. It
+    then gets a placeholder row, a copy of another rank's first row, so that it takes part in every collective call.
 
     Args:
         batch: ``{name: [b, ...]}``, this rank's rows.

@@ -302,25 +302,25 @@ def is_sharded(value):
     return hasattr(value, 'full_tensor')
 
 
-def gather_full_tensors(content, is_kept, gathered):
+def gather_full_tensors(content, is_needed, gathered):
     """Replace the sharded tensors (``--shard``) in nested dicts and lists by full tensors on the CPU.
 
     All ranks must call it.
 
     Args:
         content: nested dicts and lists.
-        is_kept: whether this rank needs the tensors; otherwise they are replaced by None.
+        is_needed: whether this rank needs the tensors; otherwise they are replaced by None.
         gathered: ``{id: tensor}`` of those that are gathered already.
     """
     if isinstance(content, dict):
-        return {name: gather_full_tensors(value, is_kept, gathered) for name, value in content.items()}
+        return {name: gather_full_tensors(value, is_needed, gathered) for name, value in content.items()}
     if isinstance(content, (list, tuple)):
-        return type(content)([gather_full_tensors(value, is_kept, gathered) for value in content])
+        return type(content)([gather_full_tensors(value, is_needed, gathered) for value in content])
     if not is_sharded(content):
         return content
     if id(content) not in gathered:
         full = content.full_tensor()
-        gathered[id(content)] = full.cpu() if is_kept else None
+        gathered[id(content)] = full.cpu() if is_needed else None
     return gathered[id(content)]
 
 

@@ -76,7 +76,7 @@ def get_image_endings():
 
 @contextlib.contextmanager
 def open_image(path):
-    """Open a ``PIL.Image`` without decoding it: ``with open_image(path) as image:``.
+    """Open a ``PIL.Image`` without decoding it.
 
     Pillow gets an open file. Given a name, it would map raw pixels into memory and rotate TIFFs wrongly (Pillow 13).
     """

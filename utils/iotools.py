@@ -123,7 +123,7 @@ def build_mapping(pairs):
 
 @contextlib.contextmanager
 def atomic_write(path, mode='w'):
-    """Write a file completely or not at all: ``with atomic_write(path) as file:``.
+    """Write a file completely or not at all.
 
     The content is written to a temporary file next to ``path``, which then replaces ``path``. Each writer has its own
     temporary file (:func:`utils.temporary.temporary_sibling`). With two writers the last one wins, and no reader sees

@@ -110,7 +110,7 @@ class Parser(EffectMixin, argparse.ArgumentParser):
         return args
 
     def foreign_flags(self):
-        """{flag of other programs: flag of this parser with the same meaning}"""
+        """{flag of other programs: flag of this parser with the same meaning}."""
         foreign = {}
         for flag, names in FOREIGN_FLAGS.items():
             if flag in self._option_string_actions:
@@ -141,7 +141,7 @@ class Parser(EffectMixin, argparse.ArgumentParser):
             raise argparse.ArgumentError(action, invalid_choice_message(value, action.choices))
 
     def actions(self):
-        """{option: argparse action}"""
+        """{option: argparse action}."""
         return {action.dest: action for action in self._actions if action.dest != 'help'}
 
     def options_with(self, effect):

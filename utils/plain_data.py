@@ -36,7 +36,7 @@ class NumberType:
         self.dtype = np.dtype(code)
 
     def __setstate__(self, state):
-        """``state``: (version, byte order, subarray, names, fields, item size, alignment, flags, ...)"""
+        """``state``: (version, byte order, subarray, names, fields, item size, alignment, flags, ...)."""
         is_plain = type(state) is tuple and len(state) >= 5 and state[2:5] == (None, None, None)
         if not is_plain or state[1] not in ('<', '>', '|', '='):
             refuse('a numpy.dtype that holds more than numbers')
@@ -63,7 +63,7 @@ class NumberArray(np.ndarray):
         return super().__new__(cls, (0,), dtype=np.uint8)
 
     def __setstate__(self, state):
-        """``state``: (version, shape, dtype, whether the order is column-major, bytes)"""
+        """``state``: (version, shape, dtype, whether the order is column-major, bytes)."""
         if type(state) is not tuple or len(state) != 5:
             refuse('a numpy array of another form')
         _, shape, number_type, is_column_major, data = state

@@ -54,7 +54,7 @@ def combine_scores(slabs, candidates, scores, score='caption', bounds=None):
         slabs: iterable of cosine similarities [q, G].
         candidates: [Q, count] scored images.
         scores: [Q, count] their scores.
-        score: 'released' is APTM's: minmax(scores) + 0.002 minmax(cosine), each over the whole matrix, so that a
+        score: 'released' is APTM's: minmax(scores) + 0.002 minmax(cosine), each over all pairs, so that a
             caption's ranking depends on the other captions. 'caption' does the same within each row.
         bounds: smallest and largest cosine similarity of all slabs, for 'released'.
     """

@@ -199,7 +199,7 @@ def get_entry(state, number):
 def pair_reference_groups(numbers, state, weights, trained, source):
     """Find the parameter of each group of a reference implementation's optimizer.
 
-    Such an optimizer has one group per parameter, in the order of the model's state dict without buffers. Some
+    The optimizer has one group per parameter, in the order of the model's state dict without buffers. Some
     parameters have no group, depending on the fork: SEN's fixed positions have none, but A2TE's frozen convolution and
     the unused copy of its encoders have one. So each subset of the doubtful parameters that gives the right number of
     names is tried, and the one whose moments all have their parameters' shapes is chosen.

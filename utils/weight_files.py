@@ -123,8 +123,8 @@ def has_valid_crc(content, buffer):
 def check_weights(weights, source):
     """Check that ``weights`` is a dict of names and plain tensors.
 
-    PyTorch can also save sparse, quantized, complex and expanded tensors, and tensors without values. Such a tensor
-    crashes the code that uses it, or trains a different model.
+    PyTorch can also save sparse, quantized, complex and expanded tensors, and tensors without values. They crash the
+    code that uses them, or train a different model.
 
     Raises:
         UserError: it is anything else; the message names ``source``.

@@ -1,4 +1,4 @@
-"""Which losses run on which backbone, as a table for docs/backbones.md: ``python -m model.backbones``"""
+"""Which losses run on which backbone, as a table for docs/backbones.md: ``python -m model.backbones``."""
 from model.backbones import registry
 from model.heads import Head, heads_for_backbone
 

@@ -97,7 +97,7 @@ class ImageEncoder(nn.Module):
         self.ln_post = LayerNorm(width)
 
     def forward(self, images):
-        """[B, 3, H, W] -> [B, N, embed_dim]"""
+        """[B, 3, H, W] -> [B, N, embed_dim]."""
         patches = self.conv1(images).flatten(2).permute(0, 2, 1)                         # [B, N - 1, width]
         class_token = self.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
         x = torch.cat([class_token, patches], dim=1) + self.positional_embedding.to(patches.dtype)
@@ -119,11 +119,11 @@ class Encoders(nn.Module):
         return self.visual.conv1.weight.dtype
 
     def encode_image(self, images):
-        """[B, 3, H, W] -> [B, N, embed_dim]"""
+        """[B, 3, H, W] -> [B, N, embed_dim]."""
         return self.visual(images.type(self.dtype))
 
     def encode_text(self, ids):
-        """[B, L] -> [B, L, embed_dim]"""
+        """[B, L] -> [B, L, embed_dim]."""
         x = self.token_embedding(ids).type(self.dtype) + self.positional_embedding.type(self.dtype)
         x = self.transformer(x, causal_mask(ids.shape[1], x.dtype, x.device))
         return self.ln_final(x) @ self.text_projection
@@ -157,11 +157,11 @@ class ReferenceIRRA(nn.Module):
         return self
 
     def encode_image(self, images):
-        """[B, 3, H, W] -> float32 [B, embed_dim]"""
+        """[B, 3, H, W] -> float32 [B, embed_dim]."""
         return self.base_model.encode_image(images)[:, 0].float()
 
     def encode_text(self, ids):
-        """[B, L] -> float32 [B, embed_dim]"""
+        """[B, L] -> float32 [B, embed_dim]."""
         return select_end_tokens(self.base_model.encode_text(ids), ids)
 
     def forward(self, batch):
@@ -183,7 +183,7 @@ class ReferenceIRRA(nn.Module):
                 'mlm_acc': masked_token_accuracy(scores, labels)}
 
     def cross(self, text_tokens, image_tokens):
-        """[B, L, D], [B, N, D] -> [B, L, D]"""
+        """[B, L, D], [B, N, D] -> [B, L, D]."""
         query, keys = self.ln_pre_t(text_tokens).permute(1, 0, 2), self.ln_pre_i(image_tokens).permute(1, 0, 2)
         x = self.cross_attn(query, keys, keys, need_weights=False)[0].permute(1, 0, 2)
         return self.ln_post(self.cross_modal_transformer(x))

@@ -1,6 +1,6 @@
 """Run a program that caches annotations and tokens also of a few captions.
 
-    python -m tests.campaign.small_caches train.py ...
+python -m tests.campaign.small_caches train.py ...
 """
 import os
 import runpy

@@ -1,4 +1,4 @@
-"""Arrays beside an annotation."""
+"""Memory-mapped arrays next to an annotation."""
 import logging
 import os
 import pickle
@@ -167,7 +167,7 @@ def test_tokens_of_many_captions_are_kept(tmp_path, monkeypatch):
         cached = bases.tokenize_all(captions, 20, folder=folder)
         assert torch.equal(plain, cached) and cached.dtype == torch.int32
     assert len(made) == 6 and torch.equal(pickle.loads(pickle.dumps(cached)), plain)
-    bases.tokenize_all(captions[:2], 20, folder=folder)                 # few captions are not kept
+    bases.tokenize_all(captions[:2], 20, folder=folder)                 # few captions are not cached
     assert len(os.listdir(folder)) == 1
     assert bases.tokenize_all(captions, 10, folder=folder).shape == (3, 10)
     assert bases.tokenize_all(['another', *captions[1:]], 20, folder=folder)[0].tolist() != plain[0].tolist()

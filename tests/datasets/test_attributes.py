@@ -29,7 +29,7 @@ def tagger():
 
 
 def tagged(text):
-    """'red/JJ coat/NN' -> Words"""
+    """'red/JJ coat/NN' -> Words."""
     words, start = [], 0
     for word, tag in (part.rsplit('/', 1) for part in text.split()):
         words.append(Word(word, tag, start, start + len(word)))
@@ -127,7 +127,7 @@ def test_textblob_not_installed(monkeypatch):
 
 @pytest.fixture
 def fake_spacy(monkeypatch):
-    """A spaCy of this test: ``fake_spacy(models)`` has these models; its tags are the words' lengths."""
+    """A fake spaCy: ``fake_spacy(models)`` has these models; its tags are the words' lengths."""
     spacy_tagger.cache_clear()
 
     def install(models):
@@ -212,7 +212,7 @@ def test_places_are_those_of_the_token_ids(tagger):
     (12, {1, 2}, 4), (8, {1, 2}, 4), (7, {1}, 2), (6, {1}, 2), (5, {1}, 2), (4, set(), 0), (3, set(), 0),
     (2, set(), 0)])
 def test_cut_captions_lose_incomplete_attributes(length, groups, tokens):
-    """start a red coat and blue jeans end: the second group is whole from a length of 8 on."""
+    """Start a red coat and blue jeans end: the second group is complete from a length of 8 on."""
     tagger = fixed_tagger('a/DT red/JJ coat/NN and/CC blue/JJ jeans/NNS')
     attributes, parts = annotate('a red coat and blue jeans', default_tokenizer(), tagger, length)
     assert len(attributes) == len(parts) == length and attributes[-1] == parts[-1] == 0

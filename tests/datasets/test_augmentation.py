@@ -1,4 +1,4 @@
-"""RDE's and TBPS-CLIP's augmentations: what is drawn, how often, and that a seed repeats it."""
+"""RDE's and TBPS-CLIP's augmentations: the draws, their rates, and that a seed repeats them."""
 import random
 
 import pytest

@@ -96,7 +96,7 @@ def test_keep_naming_by_hand():
 
 
 def test_the_first_byte_of_the_vocabulary_is_a_word_and_no_padding():
-    """The '!' of '!/' has the id 0, as padding has: the end token tells where a caption ends."""
+    """The '!' of '!/' has the id 0, like padding: only the end token shows the end of a caption."""
     ids = tokenize('wow !/', default_tokenizer(), 8).tolist()
     assert ids == [START, 2781, 0, 270, END, 0, 0, 0]
     assert descriptive_positions(ids, [OTHER] * 8, MASK) == [0, 1, 2, 3, 4]
@@ -211,7 +211,7 @@ def test_options_reach_the_dataset(tagged):
 
 
 def test_the_tagger_that_comes_along():
-    """TextBlob's, on a caption as people write them."""
+    """TextBlob's tags of a natural caption."""
     pytest.importorskip('textblob')
     dataset = ImageTextDataset([(0, 0, '0.png', 'The man is wearing a red shirt and blue jeans.')], caption_filter=1.0)
     words = words_of(dataset.text_fields(0, random.Random(0))['caption_ids'])

@@ -19,7 +19,7 @@ WRONG = 'counts that differ'  # of a tiny dataset under a published name
 
 @pytest.fixture
 def folder(make_dataset, tmp_path):
-    """A whole synthetic folder, and its entries."""
+    """A complete synthetic folder, and its entries."""
     entries = make_dataset('synthpedes')
     counts = {'train': (4, 8, 16), 'val': (1, 2, 4), 'test': (2, 4, 8)}
     mark = {'counts': {split: dict(zip(('ids', 'images', 'captions'), count)) for split, count in counts.items()}}
@@ -130,7 +130,7 @@ def test_all_missing_and_broken_images_are_listed(folder):
         file.truncate(150)
     with open(paths[13], 'w') as file:
         file.write('no image')
-    for folder_instead in (paths[8], paths[9]):  # unreadable, but not alike for that
+    for folder_instead in (paths[8], paths[9]):  # unreadable files do not count as identical
         os.remove(folder_instead)
         os.mkdir(folder_instead)
     result = problems(path)
@@ -269,7 +269,7 @@ def test_as_a_program(folder):
 # -- APTM's lists ------------------------------------------------------------------------------------------------------
 
 def lists(tmp_path, rows, name='MALS'):
-    """A list of one of APTM's datasets, and a picture of its own for each row that names one."""
+    """A list of one of APTM's datasets, and an image for each row that names one."""
     path, images = {'MALS': ('gene_attrs/g_4x_attrs.json', 'images/MALS'),
                     'PA-100K': ('finetune/PA100K_test.json', 'images/pa100k/release_data')}[name]
     for number, row in enumerate(rows):

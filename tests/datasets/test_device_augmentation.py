@@ -19,7 +19,7 @@ def noise(height, width):
 
 
 def pixels(image):
-    """uint8 [3, H, W]"""
+    """uint8 [3, H, W]."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
@@ -174,7 +174,7 @@ def distance(one, other):
 
 
 def shares_and_ratios(rectangles):
-    """[S, 2] heights and widths -> shares of the area [S] and heights over widths [S]."""
+    """[S, 2] heights and widths -> fractions of the area [S] and heights over widths [S]."""
     height, width = rectangles.double().unbind(1)
     return height * width / (384 * 128), height / width
 

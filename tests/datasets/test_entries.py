@@ -1,4 +1,4 @@
-"""A large annotation kept beside itself: what a second start reads is what the first one read."""
+"""The cache of a large annotation: a second start reads the same as the first."""
 import json
 import os
 
@@ -76,9 +76,11 @@ MADE = {'MALS': make_mals, 'CUHK-PEDES': make_lists, 'PA-100K': make_pa100k, 'pe
 
 def content(dataset):
     labels = [dataset.attributes(split)[0].tolist() for split in bases.SPLITS] if dataset.attributes('train') else None
-    return ([list(dataset.train), dataset.val, dataset.test, dataset.statistics(), labels, dataset.back_translations()],
-            [[*getattr(dataset, f'{split}_annos')] for split in bases.SPLITS],
-            [getattr(dataset, f'{split}_id_container') for split in bases.SPLITS])
+    return (
+        [list(dataset.train), dataset.val, dataset.test, dataset.format_counts(), labels, dataset.back_translations()],
+        [[*getattr(dataset, f'{split}_annos')] for split in bases.SPLITS],
+        [getattr(dataset, f'{split}_id_container') for split in bases.SPLITS],
+    )
 
 
 @pytest.mark.parametrize('name', MADE)
@@ -157,7 +159,7 @@ def test_a_flipped_bit_is_seen_in_each_array(annotated, caplog, array):
 
 
 def test_other_checks_read_the_annotation_again(annotated, monkeypatch):
-    """What was kept has passed the checks of before."""
+    """The cached annotation passed the checks of older code only."""
     path, folder = annotated
     captions(path)
     monkeypatch.setattr('datasets.entries.hash_file', lambda file: 'x' if file.endswith('bases.py') else file)
@@ -196,7 +198,7 @@ def test_labels_of_the_images_that_are_there(tmp_path):
 
 
 class Several(BaseDataset):
-    """A dataset that doesn't say what it reads."""
+    """A dataset that does not declare its files."""
     name, annotations = 'Several', ('several.json',)
 
     @classmethod

@@ -28,7 +28,7 @@ SIZE = (24, 8)
 
 @pytest.fixture
 def log(caplog):
-    """A function that gives what was logged since it was last called."""
+    """A function that returns the log since its last call."""
     caplog.set_level(logging.INFO, 'Pedestal.dataset')
 
     def lines():
@@ -77,7 +77,7 @@ def holds(store, paths):
 
 
 def spoil(path):
-    """Make an image unreadable without a change of its size or time; returns a function that puts it right."""
+    """Make an image unreadable without a change of its size or time; returns a function that restores it."""
     with open(path, 'rb') as file:
         content = file.read()
     status = os.stat(path)
@@ -159,7 +159,7 @@ def touch(paths):
 def replace(paths):
     status = os.stat(paths[0])
     Image.new('RGB', (100, 100), 'red').save(paths[0])
-    os.utime(paths[0], ns=(status.st_atime_ns, status.st_mtime_ns))   # another size alone is enough
+    os.utime(paths[0], ns=(status.st_atime_ns, status.st_mtime_ns))   # a new size is sufficient
     return paths
 
 
@@ -482,7 +482,7 @@ def test_a_damaged_record_of_broken_images(store_of, images, content, log):
 
 @pytest.fixture
 def args(make_dataset, tmp_path):
-    """Options for a tiny dataset that is there."""
+    """Options for a tiny dataset on disk."""
     make_dataset()
 
     def with_changes(**changes):
@@ -498,7 +498,7 @@ def epoch(loader, number=1):
 
 
 def close(loader):
-    if loader.num_workers:   # left to the garbage collector they are waited for, 5 s each
+    if loader.num_workers:   # the garbage collector would wait 5 s for each
         loader._iterator._shutdown_workers()
 
 
@@ -524,7 +524,7 @@ def test_training_batches_are_those_without_a_cache(args, img_aug, workers, many
 def test_each_sample_of_a_batch_has_its_own_view(args):
     batch, = epoch(build_dataloader(args(image_cache='auto', batch_size=16))[0])
     assert len(batch['augmentation_params'].unique(dim=0)) == 16
-    assert len(batch['image_ids'].unique()) == 8   # the two captions of an image, too
+    assert len(batch['image_ids'].unique()) == 8   # also for the two captions of an image
 
 
 @pytest.mark.parametrize('workers', [0, 2])

@@ -30,7 +30,7 @@ SIZE = 96, 32
 
 @pytest.fixture(scope='module')
 def root(tmp_path_factory):
-    """The three datasets, and MALS with the same pictures."""
+    """The three datasets, and MALS with the same images."""
     folder = tmp_path_factory.mktemp('data')
     for name in NAMES:
         splits = {} if name == 'ICFG-PEDES' else {'val_ids': 2}
@@ -53,7 +53,7 @@ def settings(root, output, **changes):
 
 
 def normalized(path, dataset):
-    """The image as the released evaluation reads it."""
+    """The image as the reference implementation reads it."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in PUBLISHED[dataset])
     return (to_tensor(resize(read_image(path), SIZE, InterpolationMode.BICUBIC)) - mean) / std
 
@@ -75,7 +75,7 @@ def test_published_statistics_with_all_digits(dataset):
     ('people.csv', 'synthpedes', 'CUHK-PEDES'),
     ('ICFG-PEDES+RSTPReid', None, 'ICFG-PEDES'), (None, 'RSTPReid', 'RSTPReid')])
 def test_whose_statistics(trained_on, dataset, expected):
-    """Tables, synthpedes and photos (None) have none of their own: those of the training set, or CUHK-PEDES'."""
+    """Tables, synthpedes and photos (None) have no statistics: they use those of the training set, or CUHK-PEDES'."""
     image_stats = Aptm.image_stats(argparse.Namespace(dataset_name='PA-100K' if trained_on else dataset,
                                                       trained_on=trained_on), dataset)
     assert (image_stats.mean, image_stats.std) == PUBLISHED[expected]

@@ -23,7 +23,7 @@ MASK = 49405
 
 @pytest.fixture
 def args(make_dataset, tmp_path):
-    """Options for a tiny dataset that is there."""
+    """Options for a tiny dataset on disk."""
     make_dataset()
 
     def with_changes(**changes):
@@ -274,7 +274,7 @@ def test_each_caption_is_tokenised_once(args, monkeypatch):
 
 
 def test_captions_beyond_any_sentence():
-    """Byte pairs of one word take the square of its length: 100 MB without a blank would take years."""
+    """Encoding takes time quadratic in the length of a word: 100 MB without a space would take years."""
     with pytest.raises(UserError, match="^caption of 100,000,000 characters, and at most 10,000 are read: 'xxx"):
         tokenize('x' * 100_000_000, default_tokenizer())
     assert tokenize('x' * 10_000, default_tokenizer())[-1] == 49407
@@ -361,7 +361,7 @@ def test_broken_image_is_named_in_one_sentence(args, workers, many_cores):
     with pytest.raises(UserError) as caught:
         epoch(train)
     assert path in str(caught.value) and 'Traceback' not in str(caught.value) and '\n' not in str(caught.value)
-    if workers:  # left to the garbage collector they are waited for, 5 s each
+    if workers:  # the garbage collector would wait 5 s for each
         train._iterator._shutdown_workers()
 
 
@@ -406,7 +406,7 @@ def test_nothing_on_disk_is_changed(args, tmp_path):
 
 @pytest.mark.parametrize('preparation', ['irra', 'tbps'])
 def test_second_views_follow_from_the_sample_and_come_from_the_image_cache_too(tmp_path, preparation):
-    from processor.step import prepare_batch   # below, for the datasets know nothing of it
+    from processor.step import prepare_batch   # not at the top, because datasets do not depend on processor
     generate(str(tmp_path), 12, images_per_id=1, size=(40, 20), format='CUHK-PEDES', test_ids=4, val_ids=2, workers=1)
     args = options(root_dir=str(tmp_path), img_size=(40, 20), batch_size=4, num_workers=0, img_aug=True,
                    preparation=preparation, loss_names='nitc+ss', mvs_image=True)

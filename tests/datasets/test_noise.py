@@ -1,4 +1,4 @@
-"""The noise of RDE's experiments, made here as it was released."""
+"""The noise of RDE's experiments, equal to the released files."""
 import hashlib
 import io
 

@@ -1,4 +1,4 @@
-"""Prompts word for word, and those of a file."""
+"""Prompts of the reference implementation, and prompts of a file."""
 import json
 
 import pytest

@@ -1,4 +1,4 @@
-"""Counts of a split beside the published ones: in a run's log, and in what reads results."""
+"""Counts of a split next to the published ones, in a run's log and in tools that read results."""
 import logging
 
 import pytest

@@ -1,4 +1,4 @@
-"""A dataset is one file in ``datasets/``, found by itself."""
+"""A dataset is one file in ``datasets/``, which is found automatically."""
 import os
 import subprocess
 import sys
@@ -15,7 +15,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 
 def test_what_there_is():
     assert set(datasets()) >= {'CUHK-PEDES', 'ICFG-PEDES', 'RSTPReid', 'synthpedes'}
-    for name, cls in datasets().items():   # each says what its annotation is called, or finds it by itself
+    for name, cls in datasets().items():   # each names its annotation, or overrides locate
         assert name == cls.name and (cls.annotations or 'locate' in vars(cls))
     assert dataset_class('RSTPReid').image_key == 'img_path'
     assert all(name in describe_names() for name in datasets())
@@ -45,7 +45,7 @@ NEW = '''
 
 @pytest.fixture
 def project(tmp_path):
-    """A copy of what datasets need, to add files to."""
+    """A copy of the packages that datasets need, to which a test adds files."""
     import shutil
     for package in ('datasets', 'utils', 'data'):
         shutil.copytree(os.path.join(ROOT, package), tmp_path / package, ignore=lambda folder, names: [
@@ -60,7 +60,7 @@ def run(project, code):
 
 
 def test_a_new_dataset_is_one_file(project):
-    """It is trained on, checked, and told of in the help, and nothing else was changed."""
+    """Training, datasets.check and the help know it without another change."""
     (project / 'datasets' / 'my_people.py').write_text(textwrap.dedent(NEW))
     (project / 'datasets' / 'broken.py').write_text('import nothing_of_this_name')
     (project / 'MyPeople' / 'imgs').mkdir(parents=True)

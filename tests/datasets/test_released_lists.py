@@ -40,7 +40,7 @@ def test_a_list_of_captions_and_names_instead_of_numbers(tmp_path):
 
 @pytest.mark.parametrize('one, other, people', [(7, '7', 1), (0, 'c_0', 2), ('Ann', 'ann', 2), ('7', '7.0', 2)])
 def test_identities_that_are_written_in_two_ways(tmp_path, caplog, one, other, people):
-    """Numbers and names never share a number, and what differs in writing only is said, by datasets.check too."""
+    """Numbers and names never share a number. Identities that differ only in spelling are reported."""
     path = written(tmp_path / 'finetune' / 'cuhk_train.json', [
         {'image': f'{number}.png', 'caption': 'a man', 'image_id': pid} for number, pid in enumerate((one, other))])
     wrong = []

@@ -79,7 +79,7 @@ def test_without_set_epoch_the_epochs_follow_each_other(pids, name):
         other.set_epoch(epoch)
         assert list(sampler) == list(other)
     sampler.set_epoch(8)
-    next(iter(sampler))  # an epoch that was left early is over, too
+    next(iter(sampler))  # an epoch that is interrupted is also over
     other.set_epoch(9)
     assert list(sampler) == list(other)
 
@@ -94,7 +94,7 @@ def test_length_is_the_number_of_batches(pids, name):
 
 @EVERY
 def test_sample_seeds(pids, name):
-    """derive_seed(seed, epoch, index, how often the index came before)"""
+    """derive_seed(seed, epoch, index, how often the index came before)."""
     sampler = make(name, pids, seed=4)
     sampler.set_epoch(3)
     before, seeds = collections.Counter(), set()
@@ -150,7 +150,7 @@ def groups_of(batch, pids):
 
 
 def check_groups(batches, pids, sizes, identities):
-    """Against a plain description: how many groups each identity has and what is in them. Returns {pid: groups}."""
+    """Check the groups of each identity against a plain description. Returns {pid: groups}."""
     captions, used, drawn = collections.Counter(pids), collections.Counter(), collections.defaultdict(list)
     for batch in batches:
         groups = groups_of(batch, pids)
@@ -174,7 +174,7 @@ def test_identity_batches(pids):
         used = check_groups(batches, pids, collections.defaultdict(lambda: 3), identities=4)
         captions = collections.Counter(pids)
         left = {pid for pid in captions if used[pid] < max(1, captions[pid] // 3)}
-        assert len(left) < 4  # it goes on until too few identities are left
+        assert len(left) < 4  # it continues until too few identities are left
 
 
 def test_identity_with_fewer_captions_draws_with_replacement():

@@ -1,4 +1,4 @@
-"""synthpedes: what is written, that it repeats, that sentences are true, and that nobody's data is ever touched."""
+"""synthpedes: its files, its determinism, true captions, and that it never changes other data."""
 import hashlib
 import json
 import os
@@ -64,7 +64,7 @@ def test_same_files_whatever_the_workers_and_the_process(tmp_path):
 
 
 def test_a_seed_gives_what_it_always_gave(tmp_path):
-    """The sentences and labels to the letter; the images' mean color, for another Pillow may round otherwise."""
+    """Captions and labels are equal to the letter. Images have the same mean color; Pillow's rounding can differ."""
     folder = make(tmp_path)
     digests = [hashlib.sha256((folder / name).read_bytes()).hexdigest()[:16]
                for name in ('reid_raw.json', 'attributes.json')]
@@ -173,7 +173,7 @@ def slot_at(words, i, person):
 
 
 def falsehoods(caption, person, view):
-    """What the caption says that the labels don't."""
+    """The statements of the caption that contradict the labels."""
     words, errors = re.findall(r"[A-Za-z-]+", caption), []
     for i, word in enumerate(words):
         slot = slot_at(words, i, person)
@@ -364,7 +364,7 @@ def test_signal_stops_workers_and_leaves_nothing(tmp_path, number):
 
 
 def first_image_of(tmp_path, *arguments):
-    """A generation into ``tmp_path`` that has just begun to write."""
+    """A generation into ``tmp_path`` that has just started to write."""
     running = program('--out', tmp_path, '--ids', 20000, '--size', 64, 32, '--workers', 2, *arguments)
     deadline = time.time() + HANG_TIMEOUT
     while not list(tmp_path.rglob('*.jpg')) and time.time() < deadline:
@@ -389,7 +389,7 @@ def test_two_generations_at_once_do_not_replace_each_other(tmp_path):
 
 
 def test_the_slower_of_two_generations_replaces_nothing(tmp_path, monkeypatch):
-    """It looked before the quicker one was done, and looks again when it is its turn."""
+    """It checks the folder before the faster run ends, and again after it has the lock."""
     locked = writing._lock_folder
 
     def late(*arguments):
@@ -527,7 +527,7 @@ def test_galleries_are_disjoint_and_repeat():
     ('--out X --ids 10 --format MALS', 'unknown format'),
     ('--out X --ids 10 --format PA-100K', 'unknown format'),
     ('--out X --ids 10 --omission 1.5', 'omission must be'),
-    ('--out X --ids 10 --colours 1', 'colors must be'),
+    ('--out X --ids 10 --colours 1', 'colours must be'),
     ('--out X --ids 10 --test_ids 8 --val_ids 2', 'leave none'),
     ('--out X --ids 10 --format ICFG-PEDES --val_ids 2', 'no val split'),
     ('--out X --ids 10 --format ICFG-PEDES --captions_per_image 2', 'one caption'),

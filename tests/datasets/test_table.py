@@ -1,4 +1,4 @@
-"""One's own dataset from a table: what is read, how it is divided, and what is refused."""
+"""A user's dataset from a table: reading, splitting, and errors."""
 import csv
 import io
 import json
@@ -177,7 +177,7 @@ def test_the_option_refuses_what_is_no_column():
 # -- identities, captions and paths that are written in several ways -------------------------------------------------
 
 def load_with_log(caplog, name, root, **settings):
-    """A table's dataset, and what the log says of it."""
+    """A table's dataset, and its log."""
     caplog.clear()
     with caplog.at_level(logging.INFO, 'Pedestal.dataset'):
         dataset = build_dataset(name, root, **settings)

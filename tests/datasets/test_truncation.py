@@ -1,4 +1,4 @@
-"""Captions that are longer than the text length are counted and said, once, with each tokenizer."""
+"""Captions that are longer than the text length are counted and reported, once, with each tokenizer."""
 import logging
 
 import pytest

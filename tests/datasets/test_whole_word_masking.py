@@ -32,7 +32,7 @@ def test_words_are_taken_whole():
     ids = [101, 200, 201, 501, 502, 203, 204, 205] + list(range(210, 240))       # 201 501 502 is one word
     masked_counts = [len({2, 3, 4} & set(draw(ids, seed)[1])) for seed in range(200)]
     complete, partial = masked_counts.count(3), sum(map(bool, masked_counts))
-    assert complete > 0.7 * partial > 50          # in parts only where the last of what was drawn is cut to the count
+    assert complete > 0.7 * partial > 50          # in parts only if the last draw is cut to the count
 
 
 def test_a_word_that_is_the_whole_caption_is_cut_to_the_count():

@@ -1,4 +1,4 @@
-"""Workers of the loaders, as real processes: they end with their parent, by whatever way it ends, and not before."""
+"""Workers of the loaders, as real processes: they end with their parent, however it ends, and not before."""
 import contextlib
 import errno
 import os
@@ -112,7 +112,7 @@ def test_workers_survive_a_signal_to_the_group(start, number):
 
 @needs_proc
 def test_workers_survive_a_signal_to_the_group_while_they_start(start):
-    """Before start_worker runs, nothing that is theirs would hold the signal off."""
+    """Before start_worker runs, workers have no signal handler of their own."""
     end = ('signal.signal(signal.SIGTERM, lambda *_: None); plain = images.worker_init_fn;'
            'images.__dict__["worker_init_fn"] = lambda worker: (time.sleep(2), plain(worker));'
            'others = iter(images); print("ready", flush=True); time.sleep(1); print(len(list(others)), flush=True)')
@@ -166,7 +166,7 @@ HANGING = 'collate(samples): time.sleep(1000)'
 
 
 def printed_by_loader(collate, before='pass', shell='exec "$@"'):
-    """(status, what a program prints whose loader has two workers), run by a shell that does something first."""
+    """(status, output) of a program whose loader has two workers, run by a shell after a command."""
     code = LOADER.format(root=ROOT, collate=collate, before=before)
     done = subprocess.run(['bash', '-c', shell, 'bash', sys.executable, '-c', code], capture_output=True, text=True,
                           timeout=240)
@@ -190,7 +190,7 @@ def test_too_little_shared_memory_is_a_sentence(collate):
 
 @needs_proc
 def test_too_few_open_files_are_a_sentence():
-    """With these a worker starts, and a batch of many tensors cannot be sent."""
+    """With this limit a worker starts, but cannot send a batch of many tensors."""
     status, printed = printed_by_loader(MANY_TENSORS, shell='ulimit -n 24; exec "$@"')
     assert status == 2, printed
     sentence, = [line for line in printed.splitlines() if ': error: ' in line]

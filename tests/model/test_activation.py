@@ -39,7 +39,7 @@ def clip(tmp_path, caplog):
 
 
 def built(choice, **changes):
-    """(the classes of the activations of both encoders, the settled option)"""
+    """(the classes of the activations of both encoders, the settled option)."""
     args = options(**{'loss_names': 'itc', 'pretrain_choice': choice, 'img_size': (64, 64), **changes})
     clip = build_model(args, 2).base_model
     blocks = [*clip.transformer.resblocks, *clip.visual.transformer.resblocks]

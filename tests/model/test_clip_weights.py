@@ -32,7 +32,7 @@ def weights():
 
 @pytest.fixture
 def saved(tmp_path):
-    """saved(entries) -> the path of a file that torch.save wrote."""
+    """A function that saves entries with torch.save and returns the path."""
     def save(entries, name='clip.pt'):
         torch.save(entries, tmp_path / name)
         return str(tmp_path / name)

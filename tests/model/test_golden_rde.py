@@ -18,7 +18,7 @@ def of_files(test):
 
 
 def reference(file, tmp_path, loss='tal', **changes):
-    """(model in eval mode, batch, vectors)"""
+    """(model in eval mode, batch, vectors)."""
     model, vectors, _ = golden_model(file, tmp_path, loss_names=f'{loss}+tse', **changes)
     batch = golden_batch(vectors)
     return model, {**batch, 'clean': batch.pop('label_hat')}, vectors

@@ -1,5 +1,7 @@
-"""Weights that were pretrained on generated pedestrians (NAM, HAM, GA-DMS), in the layouts that they come in: a run
-starts from them by --init_from and by --pretrain_choice."""
+"""Runs that start from weights that were pretrained on generated pedestrians (NAM, HAM, GA-DMS).
+
+They come in several layouts, and start a run by --init_from or --pretrain_choice.
+"""
 import pytest
 import torch
 

@@ -120,7 +120,7 @@ def test_the_model_uses_lean_mlps(archive):
 # -- Learning rates
 
 def rates(args, model):
-    """{parameter name: learning rate}"""
+    """{parameter name: learning rate}."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return {names[id(parameter)]: group['lr']
             for group in parameter_groups(args, model) for parameter in group['params']}

@@ -29,7 +29,7 @@ def common(data, clip):
 
 @pytest.fixture(scope='module')
 def grid(common, tmp_path_factory):
-    """A grid of two losses and two seeds: after a Ctrl-C in its second run (`stopped`), and after the same command again."""
+    """A grid of two losses and two seeds: after a Ctrl-C in its second run (`stopped`), and after the same command."""
     folder = tmp_path_factory.mktemp('grid')
     command = ['--loss_names', 'sdm', 'sdm+id', '--seeds', '1', '2', '--output_dir', str(folder), *common]
 

@@ -111,9 +111,11 @@ def test_the_picture(trained, photo, tmp_path):
 
 def test_noise_lowers_retrieval_and_none_changes_nothing(trained, opened, tmp_path, capsys):
     plain, _ = embed(opened.model.encode_image, opened.images, opened.model)
-    same, _ = embed(program.noisy(opened.model, 0.0, 1, opened.model.image_stats), opened.images, opened.model)
-    other, _ = embed(program.noisy(opened.model, 0.3, 1, opened.model.image_stats), opened.images, opened.model)
-    again, _ = embed(program.noisy(opened.model, 0.3, 1, opened.model.image_stats), opened.images, opened.model)
+    def encode(std):
+        return program.encode_with_noise(opened.model, std, 1, opened.model.image_stats)
+    same, _ = embed(encode(0.0), opened.images, opened.model)
+    other, _ = embed(encode(0.3), opened.images, opened.model)
+    again, _ = embed(encode(0.3), opened.images, opened.model)
     assert torch.allclose(plain, same, atol=1e-6) and torch.equal(other, again)
     assert not torch.allclose(plain, other, atol=1e-2)
     out = str(tmp_path / 'x.png')
@@ -123,8 +125,8 @@ def test_noise_lowers_retrieval_and_none_changes_nothing(trained, opened, tmp_pa
         assert 'noise 0: Rank-1' in told and 'noise 0.5: Rank-1' in told and os.path.isfile(out)
 
 
-@pytest.mark.parametrize('words, sentence', [([], '--caption and --image say whose'),
-                                             (['--caption', 'x'], '--caption and --image say whose'),
+@pytest.mark.parametrize('words, sentence', [([], '--caption and --image are both required'),
+                                             (['--caption', 'x'], '--caption and --image are both required'),
                                              (['--caption', ' ', '--image', '{photo}'], 'a caption is empty'),
                                              (['--caption', 'x', '--image', 'none.jpg'], 'no image none.jpg'),
                                              (['--noise', '2'], '--noise.*at most 1'),

@@ -159,7 +159,7 @@ def test_released_loader_yields_what_ours_does(data):
 # -- every switch takes out one thing and changes no number ----------------------------------------------------------
 
 def run_and_observe(way, batch, monkeypatch):
-    """(results of a step, how it was computed)"""
+    """(results of a step, how it was computed)."""
     trainer = TrainingSteps(recipe_options(SMALL, *way.flags))
     if way.switch:
         way.switch(trainer)

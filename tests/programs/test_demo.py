@@ -75,16 +75,16 @@ def test_a_large_or_wide_photo_is_shown_small(tmp_path):
     """WebP, which Gradio would write, ends at 16,383 pixels."""
     for name, size in (('wide', (20_000, 20)), ('large', (2000, 3000)), ('small', (20, 40))):
         Image.new('RGB', size, 'red').save(tmp_path / f'{name}.png')
-        image, caption = demo.make_tile(str(tmp_path / f'{name}.png'), 0.5)
+        image, caption = demo.label_image(str(tmp_path / f'{name}.png'), 0.5)
         assert max(image.size) == min(demo.MAX_SIDE, max(size)) and caption == f'0.500  {name}.png'
 
 
 def test_a_photo_that_was_damaged_since_the_start_is_grey(tmp_path, opened):
     good, path, gone = opened.images.dataset.img_paths[0], tmp_path / 'a.png', tmp_path / 'gone.png'
     Image.new('RGB', (8, 8), 'red').save(path)
-    assert demo.make_tile(str(path), 0.5)[0].getpixel((0, 0)) == (255, 0, 0)
+    assert demo.label_image(str(path), 0.5)[0].getpixel((0, 0)) == (255, 0, 0)
     path.write_bytes(path.read_bytes()[:40])
-    (grey, caption), (_, missing), (_, whole) = (demo.make_tile(str(photo), 0.5) for photo in (path, gone, good))
+    (grey, caption), (_, missing), (_, whole) = (demo.label_image(str(photo), 0.5) for photo in (path, gone, good))
     assert grey.getpixel((0, 0)) == (211, 211, 211) and caption == '0.500  missing or damaged: a.png'
     assert missing == '0.500  missing or damaged: gone.png' and whole == f'0.500  {os.path.basename(good)}'
 
@@ -94,10 +94,10 @@ def test_a_photo_is_decoded_once_and_again_if_it_changed(tmp_path, monkeypatch):
     Image.new('RGB', (8, 8), 'red').save(path)
     read = demo.read_image
     monkeypatch.setattr(demo, 'read_image', lambda path: reads.append(path) or read(path))
-    first, again = (demo.make_tile(str(path), score)[0] for score in (0.5, 0.4))
+    first, again = (demo.label_image(str(path), score)[0] for score in (0.5, 0.4))
     assert first is again and len(reads) == 1
     Image.new('RGB', (9, 9), 'blue').save(path)
-    assert demo.make_tile(str(path), 0.5)[0].getpixel((0, 0)) == (0, 0, 255) and len(reads) == 2
+    assert demo.label_image(str(path), 0.5)[0].getpixel((0, 0)) == (0, 0, 255) and len(reads) == 2
     assert demo.load_thumbnail.cache_info().maxsize == demo.CACHED_IMAGES
 
 
@@ -126,15 +126,15 @@ def test_the_folder_is_removed_at_a_signal(number, tmp_path):
 def test_the_address_holds_the_token():
     with demo.open_socket('127.0.0.1', 0) as listener:
         port = listener.getsockname()[1]
-        assert demo.format_address('127.0.0.1', listener, None) == f'http://127.0.0.1:{port}'
-        assert demo.format_address('::1', listener, 'secret_x') == f'http://[::1]:{port}/?token=secret_x'
-        assert demo.format_address('0.0.0.0', listener,
+        assert demo.page_address('127.0.0.1', listener, None) == f'http://127.0.0.1:{port}'
+        assert demo.page_address('::1', listener, 'secret_x') == f'http://[::1]:{port}/?token=secret_x'
+        assert demo.page_address('0.0.0.0', listener,
                                    'secret_x') == f'http://{socket.gethostname()}:{port}/?token=secret_x'
 
 
 def test_what_the_command_line_refuses(trained, monkeypatch):
     monkeypatch.setitem(sys.modules, 'gradio', sys)
-    for words, sentence in ((['--token', 'short'], 'a token of 5 characters: give 8 to 200 letters'),
+    for words, sentence in ((['--token', 'short'], 'a token of 5 characters: it must have 8 to 200 letters'),
                             (['--token', 'with space'], 'letters, digits'),
                             (['--host', '203.0.113.1'], 'cannot listen at 203.0.113.1, port')):
         with pytest.raises(UserError, match=sentence):
@@ -167,7 +167,7 @@ def served(request, tmp_path, monkeypatch):
 
 
 def ask(port, method, path, body=None, **headers):
-    """(status, body)"""
+    """(status, body)."""
     connection = http.client.HTTPConnection('127.0.0.1', port, timeout=120)
     connection.request(method, path, body, {name.replace('_', '-'): value for name, value in headers.items()})
     response = connection.getresponse()

@@ -29,7 +29,7 @@ def test_onnx_gives_the_models_embeddings_for_any_batch(trained, data, tmp_path,
     import onnxruntime
     out = str(tmp_path / 'new' / 'model')
     export.main(['--config_file', trained, '--out', out])
-    assert "onnxruntime's embeddings are the model's: largest cosine distance" in capsys.readouterr().out
+    assert "onnxruntime's embeddings equal the model's: largest cosine distance" in capsys.readouterr().out
     assert sorted(os.listdir(out)) == ['config.json', 'image_encoder.onnx', 'merges.txt', 'text_encoder.onnx',
                                        'vocab.json']
     assert os.listdir(tmp_path / 'new') == ['model']
@@ -85,7 +85,7 @@ def test_transformers_loads_a_plain_run(shape, square, trained, tmp_path, capsys
     out, run, oblong = str(tmp_path / 'clip'), square if shape == 'square' else trained, shape == 'oblong'
     export.main(['--config_file', run, '--out', out, '--to', 'huggingface'])
     told = capsys.readouterr().out
-    assert "transformers' embeddings are the model's" in told and oblong == ('interpolate_pos_encoding=True' in told)
+    assert "transformers' embeddings equal the model's" in told and oblong == ('interpolate_pos_encoding=True' in told)
     people = pedestal.load(os.path.dirname(run), device='cpu', amp='off')
     tokenizer = transformers.CLIPTokenizer.from_pretrained(out)
     model = transformers.CLIPModel.from_pretrained(out).eval()
@@ -108,7 +108,7 @@ def test_transformers_loads_a_plain_run(shape, square, trained, tmp_path, capsys
 @pytest.mark.parametrize('grid', [(24, 8), (16, 8), (14, 5), (4, 6)])
 def test_a_square_table_of_positions_is_resized_to_our_own(grid):
     own = torch.randn(1 + grid[0] * grid[1], 5, generator=torch.Generator().manual_seed(0))
-    found, side = hugging_face.square_table(own, grid), max(grid)
+    found, side = hugging_face.square_position_table(own, grid), max(grid)
     assert found.shape == (1 + side * side, 5) and torch.equal(found[0], own[0])
     resized = F.interpolate(found[1:].t().view(1, 5, side, side), size=grid, mode='bicubic', align_corners=False)
     assert torch.allclose(resized[0].flatten(1).t(), own[1:], atol=1e-5)
@@ -116,20 +116,20 @@ def test_a_square_table_of_positions_is_resized_to_our_own(grid):
 
 @pytest.mark.parametrize('changes, sentence',
                          [({'loss_names': 'sdm+aux', 'php_parts': 'crfm'},
-                           'no plain CLIP .a head refines its embeddings.; --to onnx takes every run'),
-                          ({'stride_size': 12}, 'no plain CLIP .its patches overlap'),
-                          ({'img_size': (72, 32)}, '72x32 and patches of 16 leave a rest')])
+                           'not a plain CLIP .a head refines its embeddings.; use --to onnx, which supports every run'),
+                          ({'stride_size': 12}, 'not a plain CLIP .its patches overlap'),
+                          ({'img_size': (72, 32)}, '72x32 are not a multiple of its patches of 16')])
 def test_a_run_that_is_no_plain_clip_is_told(clip, changes, sentence):
     args = options(**{'pretrain_choice': clip, 'loss_names': 'sdm', 'img_size': (64, 32), **changes})
     with pytest.raises(UserError, match=sentence):
-        hugging_face.refuse_what_is_more_than_clip(SimpleNamespace(args=args, model=build_model(args, 3)))
+        hugging_face.require_plain_clip(SimpleNamespace(args=args, model=build_model(args, 3)))
 
 
 def test_an_older_transformers_reads_square_images_alone(monkeypatch):
     transformers = pytest.importorskip('transformers', reason='transformers is not installed: pip install transformers')
     clip = transformers.CLIPModel
     monkeypatch.setattr(clip, 'forward', lambda self, input_ids=None, pixel_values=None: None)
-    with pytest.raises(UserError, match="CLIP reads square images alone: pip install -U transformers, or --to onnx"):
+    with pytest.raises(UserError, match="supports only square images: pip install -U transformers, or use --to onnx"):
         hugging_face.import_transformers(oblong=True)
     # transformers replaces its module object when it is used first
     assert hugging_face.import_transformers().CLIPModel is clip
@@ -145,7 +145,7 @@ def test_a_missing_library_is_one_sentence(trained, tmp_path, monkeypatch, modul
 
 
 def test_a_folder_that_is_there_is_left_alone(trained, tmp_path):
-    with pytest.raises(UserError, match='is there already'):
+    with pytest.raises(UserError, match='already exists: choose another name'):
         export.main(['--config_file', trained, '--out', str(tmp_path)])
 
 
@@ -156,7 +156,7 @@ def test_transformers_gets_the_activation(trained, tmp_path):
         recipe.write_text(file.read().replace('activation: quick_gelu', 'activation: gelu'))
     people = pedestal.load(str(recipe), checkpoint=os.path.join(os.path.dirname(trained), 'best.pth'), amp='off',
                            device='cpu')
-    assert "transformers' embeddings are the model's" in hugging_face.as_clip(people, str(tmp_path / 'gelu'))
+    assert "transformers' embeddings equal the model's" in hugging_face.export_clip(people, str(tmp_path / 'gelu'))
     with open(tmp_path / 'gelu' / 'config.json') as file:
         content = json.load(file)
     assert [content[f'{side}_config']['hidden_act'] for side in ('text', 'vision')] == ['gelu', 'gelu']
@@ -176,7 +176,7 @@ def test_a_tbps_clip_run_in_the_released_layout(data, clip, tmp_path, run_folder
     assert names == {'visual', 'encode_text', 'logit_scale', 'simclr_mlp'} and content['epoch'] == 1
     ours, theirs = (pedestal.load(run_folder(), checkpoint=checkpoint).model.state_dict() for checkpoint in (None, out))
     assert ours.keys() == theirs.keys() and all(torch.equal(value, theirs[name]) for name, value in ours.items())
-    with pytest.raises(UserError, match='checkpoint_best.pth is there already'):
+    with pytest.raises(UserError, match='checkpoint_best.pth already exists'):
         export.main(['--config_file', config, '--released_layout', '--out', out])
 
 

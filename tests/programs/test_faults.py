@@ -154,7 +154,7 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on_to_the_same_weight
 
 
 def killed_while_the_other_hears_nothing():
-    def stop(*_):
+    def stop(*_, **__):
         if comm.is_main_process():
             time.sleep(1)
             os.kill(os.getpid(), signal.SIGKILL)
@@ -175,7 +175,7 @@ def test_a_process_that_hangs_when_another_is_killed(several):
 
 def killed_before_anything_is_saved():
     if os.environ['TORCHELASTIC_RESTART_COUNT'] == '0':
-        training_run.build_model = lambda *_: os.kill(os.getpid(),
+        training_run.build_model = lambda *_, **__: os.kill(os.getpid(),
                                                       signal.SIGKILL) if comm.is_main_process() else time.sleep(1)
     train_program.main()
 

@@ -54,7 +54,7 @@ def test_the_table_holds_mean_and_deviation():
 
 @pytest.mark.parametrize('words, sentence',
                          [(['--galleries', '3', '--ids_per_gallery', '4'],
-                           '3 galleries of 4 identities need 12, and the test split of synthpedes has 8'),
+                           '--ids_per_gallery 4 need 12 identities, and the test split of synthpedes has 8'),
                           (['--galleries', '0'], '--galleries.*must be above 0'),
                           (['--ids_per_gallery', '-1'], '--ids_per_gallery.*must be above 0')])
 def test_what_is_refused(trained, words, sentence, monkeypatch):

@@ -125,13 +125,15 @@ def test_random_weights_are_those_of_the_seed(data, tmp_path):
 
 
 @pytest.mark.parametrize('words, sentence',
-                         [([], 'no model: give a run with --config_file .* or a pretrained CLIP with --pretrain_choice'),
+                         [([],
+                            'no model: give a run with --config_file .* or a pretrained CLIP with --pretrain_choice'),
                           (['--pretrain_choice', 'ViT-B/17'], 'ViT-B/17.*did you mean ViT-B/1'),
                           (['--pretrain_choice', 'scratch:tiny', '--checkpoint', 'best.pth'],
                            '--checkpoint needs --config_file'),
                           (['--config_file', 'RUN', '--pretrain_choice', 'ViT-B/16'],
                            '--pretrain_choice is in the configs.yaml of --config_file'),
-                          (['--config_file', 'RUN', '--img_size', '64', '32'], '--img_size is in the configs.yaml of --config_file')])
+                          (['--config_file', 'RUN', '--img_size', '64', '32'],
+                           '--img_size is in the configs.yaml of --config_file')])
 def test_what_test_py_cannot_do_is_a_sentence(run, data, words, sentence):
     words = [str(run / 'configs.yaml') if word == 'RUN' else word for word in words]
     with pytest.raises(UserError, match=sentence):

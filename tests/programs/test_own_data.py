@@ -52,7 +52,7 @@ def test_two_datasets_train_together_and_are_tested_each(data, clip, tmp_path, r
     assert list(while_training) == ['evaluation', 'evaluation/RSTPReid']
     with open(os.path.join(folder, 'train_log.txt')) as file:
         log = file.read()
-    assert log.index('on CUHK-PEDES\n') < log.index('on RSTPReid\n') < log.index('epoch 1: Rank-1 on CUHK-PEDES ')
+    assert log.index('on CUHK-PEDES\n') < log.index('on RSTPReid\n') < log.index('epoch 1 | Rank-1 on CUHK-PEDES ')
     assert torch.load(os.path.join(folder, 'best.pth'),
                       weights_only=True)['metrics']['R1'] == while_training['evaluation']['R1']
     capsys.readouterr()

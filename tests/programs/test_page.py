@@ -169,7 +169,7 @@ def test_twenty_thousand_captions_of_two_runs(tmp_path, monkeypatch):
     data = many(20_000, 2_000)
     path = str(tmp_path / 'large.html')
     page.write_page(path, data)
-    dom = shown(path, 'which=where+the+runs+differ')
+    dom = shown(path, 'which=captions+on+which+the+runs+differ')
     differ = sum((a == 1) != (b == 1) for a, b in zip(*(run['ranks'] for run in data['runs'])))
     assert '<p id="error"></p>' in dom and f'{differ} of 20000 captions' in dom
     assert dom.count('class="caption"') == min(30, differ)
@@ -188,7 +188,8 @@ def test_two_runs_need_the_same_split(trained, tmp_path):
 
 @pytest.mark.parametrize('words, sentence', [(['a', 'b', 'c'], 'one run or two, not 3'), (['none'], 'none'),
                                              (['{run}', '--out', '{tmp}'], 'page cannot be written; name a file'),
-                                             (['{run}', '--out', '{tmp}/no/x.html'], 'page cannot be written; name a file'),
+                                             (['{run}', '--out', '{tmp}/no/x.html'],
+                                              'page cannot be written; name a file'),
                                              (['{run}', '--top', '0'], 'must be above 0')])
 def test_what_is_refused(trained, tmp_path, words, sentence):
     with pytest.raises(UserError, match=sentence):

@@ -129,7 +129,7 @@ def test_results_on_other_datasets_are_rows_of_theirs(runs, data, capsys):
     own, other = run_rows(folder, runs, ['--root_dir', data])
     assert (own.dataset, other.dataset, other.losses, other.published) == ('CUHK-PEDES', 'RSTPReid', 'sdm+id', {})
     assert other.measured == measured and other.run.endswith('_irra, trained on CUHK-PEDES')
-    assert 'another dataset than it was trained on' in other.note
+    assert 'trained on another dataset' in other.note
     with open(os.path.join(folder, 'best.pth'), 'ab') as file:
         file.write(b'another checkpoint')
     assert all(row.dataset != 'RSTPReid' for row in run_rows(folder, runs, ['--root_dir', data]))
@@ -237,7 +237,8 @@ def test_which_row_a_run_belongs_to(run, method):
 
 
 def test_backbone_name():
-    assert [backbone_name(name) for name in ('ViT-B/16', 'ViT-L-14.pt', 'w/ViT-B-32.safetensors', 'RN50', 'other.pt')] == \
+    names = 'ViT-B/16', 'ViT-L-14.pt', 'w/ViT-B-32.safetensors', 'RN50', 'other.pt'
+    assert [backbone_name(name) for name in names] == \
         ['ViT-B/16', 'ViT-L/14', 'ViT-B/32', 'RN50', 'other']
 
 

@@ -44,7 +44,7 @@ def test_a_picture_of_a_run(sen_command, run_folder, tmp_path, capsys):
 def test_a_run_without_mae(tmp_path):
     (tmp_path / 'configs.yaml').write_text('loss_names: sdm+id\n')
     (tmp_path / 'best.pth').write_bytes(b'')
-    with pytest.raises(UserError, match="without the loss 'mae'"):
+    with pytest.raises(UserError, match="only a run with the loss 'mae' restores images"):
         restoration.main(['--config_file', str(tmp_path / 'configs.yaml')])
 
 

@@ -127,7 +127,7 @@ def test_pip_that_fails_is_said_and_the_next_run_continues(repository, tmp_path)
     wheel.rename(tmp_path / 'away')
     done = probe(repository)
     assert done.returncode == 2 and done.stderr.endswith('pip failed (see above); solve that and start again: '
-                                                         'and it continues in .venv\n')
+                                                         'the installation continues in .venv\n')
     (tmp_path / 'away').rename(wheel)
     assert probe(repository).returncode == 0
 

@@ -60,7 +60,7 @@ def small(archive, broken=None):
 
 
 def evaluated(archive, size):
-    """(this process's share of the batches, whether all embeddings are those of a process alone, the results)"""
+    """(this process's share of the batches, whether all embeddings are those of a process alone, the results)."""
     model, evaluator = small(archive)
     evaluator, sizes, encode = evaluator(size), [], model.base_model.encode_image
     model.base_model.encode_image = lambda images, *rest: sizes.append(len(images)) or encode(images, *rest)
@@ -87,7 +87,7 @@ def test_each_embeds_its_batches_and_all_have_the_results(processes, tmp_path, s
 
 
 def recognised(archive):
-    """(this process's share of the batches, the measures of attributes that a head tells of 7 images)"""
+    """(this process's share of the batches, the measures of attributes that a head tells of 7 images)."""
     model, evaluator = small(archive)
     images, sizes, encode = evaluator(2).img_loader, [], model.backbone.encode_image
     images.dataset.attributes = torch.arange(21).view(7, 3) % 2, None

@@ -33,7 +33,7 @@ def guard(**settings):
 
 
 def respond(app, headers=(), method='GET', path='/', query='', chunks=(b'',)):
-    """(status, headers, body)"""
+    """(status, headers, body)."""
     sent, pieces = [], [{'type': 'http.request', 'body': chunk, 'more_body': True} for chunk in chunks]
     pieces[-1]['more_body'] = False
 
