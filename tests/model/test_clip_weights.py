@@ -225,7 +225,7 @@ def test_truncated_archive(archive, tmp_path):
 
 @pytest.fixture
 def server(archive, tmp_path, monkeypatch):
-    """A folder that stands in for OpenAI's server and has one file, ViT-B/16."""
+    """A folder with one file, ViT-B/16, in place of OpenAI's server."""
     content = archive.read_bytes()
     checksum = hashlib.sha256(content).hexdigest()
     monkeypatch.setitem(OPENAI_SHA256, 'ViT-B/16', checksum)
@@ -383,7 +383,7 @@ def test_text_positions_interpolated(weights, saved, length):
 
 
 def test_tbps_clips_checkpoint_is_a_start(weights, saved):
-    """Its text encoder's names stand behind ``encode_text.``, and its temperature beside both encoders."""
+    """Its text encoder has the prefix ``encode_text.``, and its temperature is next to both encoders."""
     released = {name if name.startswith('visual.') else f'encode_text.{name}': value for name, value in weights.items()}
     clip = build_clip(
         saved({'model': {**released, 'logit_scale': torch.tensor(4.5), 'simclr_mlp.0.bias': torch.zeros(128)}}),

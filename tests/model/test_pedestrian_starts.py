@@ -75,7 +75,7 @@ def test_a_run_starts_from_each_layout(pretrained, clip, tmp_path, layout):
             assert torch.allclose(
                 value, pretrained[f'base_model.{name}'], atol=2e-3 if layout == 'half precision' else 0
             ), name
-    # over other identities: made anew
+    # for other identities: re-created
     assert torch.equal(begun.classifier.weight, classifier)
     with_heads = not layout.startswith("CLIP's")
     assert (

@@ -36,7 +36,7 @@ class Killed(Exception):
 
 
 def killed_at(monkeypatch, step):
-    """Let the next run end without a word after ``step`` steps in all."""
+    """Let the next run end without saving after ``step`` steps in total."""
     between = Trainer.save_if_due
 
     def save_and_die(trainer):

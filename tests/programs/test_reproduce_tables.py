@@ -104,7 +104,7 @@ def test_a_row_says_its_losses_and_why_no_method_is_beside_it(runs, data, capsys
 
 
 def test_no_published_figure_is_beside_a_split_that_is_not_the_published_one(runs, data, monkeypatch):
-    """The stand-in's few images are RSTPReid by name alone; its figures are neither above nor below a paper's."""
+    """The synthetic dataset is RSTPReid only by name, so its figures are not compared with a paper's."""
     whole = {'method': 'PHP', 'values': [76.70, 92.85, 96.25, 63.47, None]}
     monkeypatch.setattr(reproduce_tables, 'published_row', lambda args: whole)
     folder = folder_of(runs, 'php')

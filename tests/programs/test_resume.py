@@ -155,7 +155,7 @@ def test_time_left_counts_epochs_and_evaluations():
     assert [format_duration(seconds) for seconds in (7, 600, 7500)] == ['7 s', '10 min', '2 h 05 min']
 
 
-# -- our runs in the released code -----------------------------------------------------------------------------------
+# -- our runs in the reference implementation -----------------------------------------------------------------------------------
 
 def as_released_code_loads(names, weights):
     """{name: entry} as the released loader matches them: the entry whose name is the longest end of the model's."""
@@ -171,7 +171,7 @@ def test_a_run_of_a2te_opens_in_its_own_test(tmp_path):
         assert matched[name] == name and list(weights[name].shape) == list(shape)
     assert torch.equal(weights['base_model_m.visual.conv1.weight'], weights['base_model.visual.conv1.weight'])
     alone = sum(value.numel() * value.element_size() for value in model.state_dict().values())
-    # the copy takes names, and no room for numbers
+    # the copy adds names but no numbers to the file
     assert os.path.getsize(tmp_path / 'best.pth') < 1.2 * alone + 500_000
     Checkpointer(model).load(tmp_path / 'best.pth')
 

@@ -202,7 +202,7 @@ def test_a_damaged_index_is_told(people, folder, content):
     if content.endswith('\n'):
         with pytest.raises(UserError, match='remove it, and the photos are embedded again'):
             people.index_images(folder)
-    else:                                        # nothing of it is whole: it is begun anew
+    else:                                        # nothing of it is complete: it is re-created
         assert len(people.index_images(folder).paths) == 10
 
 

@@ -128,7 +128,7 @@ def test_aptms_weights_are_not_asked_for_either(tmp_path, monkeypatch):
 # -- the program -----------------------------------------------------------------------------------------------------
 
 def gone(run, folder, **changes):
-    """A copy of a run as the released code leaves it, whose pretrained weights are OpenAI's and not there."""
+    """A copy of a run in the reference layout. Its pretrained weights are OpenAI's, and they are missing."""
     os.makedirs(folder)
     with open(run) as file:
         config = yaml.safe_load(file)
