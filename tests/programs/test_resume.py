@@ -155,7 +155,7 @@ def test_time_left_counts_epochs_and_evaluations():
     assert [format_duration(seconds) for seconds in (7, 600, 7500)] == ['7 s', '10 min', '2 h 05 min']
 
 
-# -- our runs in the reference implementation -----------------------------------------------------------------------------------
+# -- our runs in the reference implementation ------------------------------------
 
 def as_released_code_loads(names, weights):
     """{name: entry} as the released loader matches them: the entry whose name is the longest end of the model's."""
