@@ -63,10 +63,6 @@ class SimpleTokenizer:
     Attributes:
         encoder: ``{token: id}``: 256 bytes, the same at the end of a word (``</w>``), 48,893 merges, and mask, start
             and end (49405, 49406, 49407). ``<|mask|>`` replaces the last merge, so the vocabulary size is still 49,408.
-
-    Example:
-        >>> SimpleTokenizer().encode('a red coat')
-        [320, 736, 7356]
     """
 
     def __init__(self, bpe_path=VOCABULARY):
@@ -117,7 +113,12 @@ class SimpleTokenizer:
         return tokens.argmax(dim=1) + 1
 
     def encode(self, text):
-        """Return the token ids of a text, without start and end."""
+        """Return the token ids of a text, without start and end.
+
+        Example:
+            >>> SimpleTokenizer().encode('a red coat')
+            [320, 736, 7356]
+        """
         return [number for word in self.pattern.findall(clean_text(text)) for number in self.word_ids(word)]
 
     def encode_with_offsets(self, text):
