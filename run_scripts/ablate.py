@@ -38,7 +38,8 @@ from utils.declarations import retry_with_pytorch
 from utils.errors import UserError, unknown_name_error
 from utils.file_lock import try_lock
 from utils.iotools import atomic_write, read_json
-from utils.options import Effect, Parser, as_dict, build_parser, get_args, non_negative_int, to_plain_value
+from utils.option_types import non_negative_int
+from utils.options import Effect, Parser, as_dict, build_parser, get_args, to_plain_value
 from utils.tables import METRICS, format_latex, format_markdown, format_text
 
 # The heading of a table for each --epoch, with a place for the name of the split.

@@ -26,7 +26,8 @@ from datasets.registry import published_split_note
 from utils.csv_files import write_csv
 from utils.errors import UserError, unknown_name_error
 from utils.iotools import atomic_write, read_json, walk_folders
-from utils.options import Effect, Parser, build_parser, non_negative_int
+from utils.option_types import non_negative_int
+from utils.options import Effect, Parser, build_parser
 from utils.statistics import compare_means, holm_correction, bootstrap_interval
 from utils.tables import FORMATS, METRICS
 

@@ -39,7 +39,8 @@ from solver import build_optimizer
 from utils.csv_files import write_csv
 from utils.errors import UserError
 from utils.iotools import atomic_write
-from utils.options import Parser, get_args, positive_int
+from utils.option_types import positive_int
+from utils.options import Parser, get_args
 from utils.seeding import seed_all
 from utils.tables import FORMATS
 

@@ -22,7 +22,8 @@ from run_scripts import start
 from utils.declarations import retry_with_pytorch
 from utils.errors import UserError
 from utils.iotools import read_image
-from utils.options import build_test_parser, parse_test_options, positive_int, positive_int_up_to
+from utils.option_types import positive_int, positive_int_up_to
+from utils.options import build_test_parser, parse_test_options
 from utils.request_guard import LOCAL_NAMES, RequestGuard, is_loopback, get_host_names
 
 MAX_SIDE = 640                       # largest side of a shown image in pixels; a photo may have 50 million pixels

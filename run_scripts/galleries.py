@@ -15,7 +15,8 @@ from prettytable import PrettyTable
 from run_scripts import start
 from utils.declarations import retry_with_pytorch
 from utils.errors import UserError
-from utils.options import build_test_parser, non_negative_int, parse_test_options, positive_int
+from utils.option_types import non_negative_int, positive_int
+from utils.options import build_test_parser, parse_test_options
 from utils.tables import METRICS
 
 

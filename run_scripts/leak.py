@@ -21,7 +21,8 @@ from run_scripts import ROOT, ablate, start
 from utils.errors import UserError
 from utils.figures import import_pyplot, save_figure
 from utils.iotools import atomic_write
-from utils.options import Parser, build_test_parser, non_negative_int, parse_test_options
+from utils.option_types import non_negative_int
+from utils.options import Parser, build_test_parser, parse_test_options
 from utils.statistics import compare_means, bootstrap_interval
 from utils.tables import format_markdown
 

@@ -18,7 +18,8 @@ from run_scripts import start
 from utils.errors import UserError
 from utils.figures import to_label, import_pyplot, write_figure
 from utils.iotools import atomic_write, read_image
-from utils.options import Parser, positive_int
+from utils.option_types import positive_int
+from utils.options import Parser
 
 TEMPLATE = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'page.html')
 THUMBNAIL_SIZE = 40, 96   # largest width and height in pixels; 20,000 thumbnails take about 20 MB

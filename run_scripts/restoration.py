@@ -11,7 +11,8 @@ from run_scripts import start
 from utils.declarations import retry_with_pytorch
 from utils.errors import UserError
 from utils.figures import check_figure_path, save_figure
-from utils.options import build_test_parser, positive_int, parse_test_options
+from utils.option_types import positive_int
+from utils.options import build_test_parser, parse_test_options
 
 
 def main(argv=None):

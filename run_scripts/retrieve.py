@@ -11,7 +11,8 @@ from run_scripts import start
 from utils.declarations import retry_with_pytorch
 from utils.figures import check_figure_path, import_pyplot, save_figure, wrap_text
 from utils.iotools import read_image
-from utils.options import build_test_parser, positive_int, parse_test_options
+from utils.option_types import positive_int
+from utils.options import build_test_parser, parse_test_options
 from utils.terminal import escape_line
 
 GREEN, RED, GRAY = '#2ca02c', '#d62728', '#7f7f7f'

@@ -16,7 +16,8 @@ from utils.declarations import retry_with_pytorch
 from utils.errors import UserError
 from utils.figures import check_figure_path, save_figure
 from utils.iotools import atomic_write
-from utils.options import build_test_parser, positive_int, parse_test_options
+from utils.option_types import positive_int
+from utils.options import build_test_parser, parse_test_options
 from utils.terminal import escape_line
 
 

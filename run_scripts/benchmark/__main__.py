@@ -22,7 +22,8 @@ from run_scripts.benchmark.report import Report
 from run_scripts.benchmark.rows import PARTS
 from run_scripts.benchmark.workload import Setting
 from utils.errors import UserError
-from utils.options import Parser, positive_int
+from utils.option_types import positive_int
+from utils.options import Parser
 
 RANKINGS = (('CUHK-PEDES', 6156, 3074, 1000), ('ICFG-PEDES', 19848, 19848, 1000), ('RSTPReid', 2000, 1000, 200),
             ('100k images', 1000, 100_000, 10_000), ('1M images', 1000, 1_000_000, 100_000))
