@@ -3,7 +3,7 @@
 A head, a backbone or a dataset is one file that imports PyTorch. Its options, checks and class attributes do not need
 PyTorch. :func:`load_declarations` executes only these parts: constants, functions, class attributes, static methods and
 class methods. Imports of other libraries become :class:`Unavailable`. Code that uses one of them raises
-:class:`NeedsImport`. The caller then imports PyTorch and the files themselves.
+:class:`ImportNeededError`. The caller then imports PyTorch and the files themselves.
 """
 import ast
 import functools
@@ -19,7 +19,7 @@ LIGHT_MODULES = ('utils.declarations', 'utils.errors', 'utils.option_types', 'ut
 PLUGIN_PACKAGES = ('model', 'model.heads', 'model.backbones', 'datasets')
 
 
-class NeedsImport(Exception):
+class ImportNeededError(Exception):
     """A declaration uses a library that is not imported."""
 
 
@@ -39,7 +39,7 @@ def retry_with_pytorch(read_options):
     def read_options_with_retry(*args):
         try:
             return read_options(*args)
-        except NeedsImport:
+        except ImportNeededError:
             importlib.import_module('torch')
             return read_options(*args)
     return read_options_with_retry
@@ -57,7 +57,7 @@ class Unavailable:
         return Unavailable(f'{self._name}.{attribute}')
 
     def __call__(self, *args, **kwargs):
-        raise NeedsImport(self._name)
+        raise ImportNeededError(self._name)
 
     __iter__ = __bool__ = __len__ = __eq__ = __float__ = __int__ = __index__ = __str__ = __format__ = __call__
     __getitem__ = __contains__ = __add__ = __radd__ = __mul__ = __truediv__ = __rtruediv__ = __or__ = __ror__ = __call__
@@ -90,7 +90,7 @@ def load_declarations(name):
     for statement in tree.body:
         try:
             execute_statements(select_declarations(statement, vars(module)), vars(module), path)
-        except NeedsImport as error:
+        except ImportNeededError as error:
             vars(module).update({defined: Unavailable(str(error)) for defined in defined_names(statement)})
     return module
 

@@ -54,18 +54,19 @@ def short_page(parser):
     actions = parser.actions()
     everyday = [actions[name] for name in parser.everyday_options if name in actions]
     shared = parser.advanced_options.union(parser.everyday_options)
-    own, own_groups = [], []       # of the program itself, and of groups that it adds
+    program_sections, group_sections = [], []
     for group in parser._action_groups:
         group_options = [action for action in group_actions(group) if action.dest not in shared]
-        sections = own if group in (parser._positionals, parser._optionals) else own_groups
+        is_default_group = group in (parser._positionals, parser._optionals)
+        sections = program_sections if is_default_group else group_sections
         sections += [format_section(group_title(group), group_options)] if group_options else []
     catalogs = [format_list(title, names) for title, names in parser.catalogs.items()]
     more = {'--help all': 'all options, grouped by what reads them'}
     if parser.topics:
         example = 'sdm' if 'sdm' in parser.topics else next(iter(parser.topics))
         more[f'--help {example}'] = 'the options of one loss, backbone or dataset'
-    return '\n\n'.join([format_heading(parser), *own, format_section('everyday options', everyday), *own_groups,
-                        *catalogs, format_list('more', more)])
+    return '\n\n'.join([format_heading(parser), *program_sections, format_section('everyday options', everyday),
+                        *group_sections, *catalogs, format_list('more', more)])
 
 
 def full_page(parser):

@@ -15,7 +15,7 @@ import sys
 
 
 class Effect(enum.Flag):
-    """What an option changes: ``add_argument(..., effect=Effect.NONE)``. The default is RESULT.
+    """The effect of an option: ``add_argument(..., effect=Effect.NONE)``. The default is RESULT.
 
     Attributes:
         NONE: no computed value: only speed, or how often files are written.

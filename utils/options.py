@@ -67,7 +67,7 @@ class OptionProvider:
     def method_key(self, args):
         """The part of ``args`` that identifies a method. A run is compared with the published recipe of equal keys."""
 
-    def notes(self, args):
+    def log_notes(self, args):
         """Lines for the start of the log."""
         return []
 
@@ -134,8 +134,8 @@ def add_run_options(parser):
     run.add_argument('--eval_period', type=positive_int, default=1,
                      effect=RESULT | CHANGEABLE_ON_RESUME | NOT_IN_RECIPE,
                      help='number of epochs between two evaluations')
-    run.add_argument('--eval_dataset', default='', help='another dataset to evaluate on during training; it chooses '
-                     'the best epoch (for pretraining)')
+    run.add_argument('--eval_dataset', default='', help='dataset to evaluate on during training, instead of '
+                     '--dataset_name; it chooses the best epoch (for pretraining)')
     run.add_argument('--val_dataset', default='test', choices=['test', 'val'], effect=RESULT | NOT_IN_RECIPE,
                      help='split that chooses the best epoch (IRRA: test)')
     add_boolean_option(run, '--resume', False, "resume the run of --resume_ckpt_file in its folder; --resume <run's "
@@ -250,11 +250,11 @@ def add_solver_options(parser):
     solver.add_argument('--warmup_steps', type=non_negative_int, default=0,
                         help='number of warm-up steps, for --lrscheduler step_linear')
     solver.add_argument('--warmup_factor', type=non_negative_float, default=0.1,
-                        help='factor on the learning rate at the start of the warm-up')
+                        help='factor on the learning rate at the start of the warm-up epochs')
     solver.add_argument('--warmup_epochs', type=non_negative_int, default=5,
                         help='number of warm-up epochs, for all --lrscheduler but step_linear and step_stairs')
     solver.add_argument('--warmup_method', default='linear', choices=['linear', 'constant'],
-                        help='course of the learning rate during the warm-up')
+                        help='course of the learning rate during the warm-up epochs')
     solver.add_argument('--target_lr', type=non_negative_float, default=0.0,
                         help='learning rate at the end, for --lrscheduler cosine, step_cosine and poly')
     solver.add_argument('--power', type=non_negative_float, default=0.9,
@@ -484,7 +484,7 @@ def option_notes(args, parser, flag_names, chosen):
         chosen: {option: value} of the command line, the recipe and the resumed run.
     """
     defaults = parser.defaults_in_code
-    notes = [line for provider in option_providers() for line in provider.notes(args)]
+    notes = [line for provider in option_providers() for line in provider.log_notes(args)]
     changed = flag_names | {name for name, value in chosen.items()
                             if to_plain_value(value) != to_plain_value(defaults[name])}
     active = {reader for provider in option_providers() for reader in provider.active_readers(args)}
@@ -593,7 +593,7 @@ def build_test_parser(program, description):
                      help='precision of the forward pass (default: as in configs.yaml)')
     data = parser.add_argument_group('data')
     data.add_argument('--dataset_name', help="dataset to evaluate on (default: the run's)")
-    data.add_argument('--columns', nargs='+', metavar='FIELD=COLUMN',
+    data.add_argument('--columns', nargs='+', metavar='ROLE=COLUMN',
                       help="names of a table's columns: image=... caption=... id=... split=...")
     data.add_argument('--root_dir', help="folder of the datasets' folders (default: as in configs.yaml)")
     data.add_argument('--test_batch_size', type=positive_int,

@@ -11,7 +11,7 @@ from model.backbones import Backbone
 from model.bert import BertShape, TextEncoder
 from model.swin import SwinTransformer, explain_misfit
 from utils.errors import UserError, unknown_name_error
-from utils.option_types import non_negative_float, add_boolean_option
+from utils.option_types import add_boolean_option, non_negative_float
 from utils.image_stats import ImageStats
 from utils.safe_yaml import read_yaml
 from utils.wordpiece import make_vocabulary, read_vocabulary

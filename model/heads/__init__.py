@@ -9,7 +9,7 @@ import pkgutil
 import sys
 
 from utils import options
-from utils.declarations import NeedsImport, is_pytorch_loaded, load_plugin
+from utils.declarations import ImportNeededError, is_pytorch_loaded, load_plugin
 from utils.errors import UserError, suggest_name
 from utils.help_pages import Topic, first_sentence, own_docstring
 
@@ -65,10 +65,10 @@ def skip_file(file, error):
     """Report a broken file once. The losses of all other files still work.
 
     Raises:
-        NeedsImport: if only the declarations were read (:mod:`utils.declarations`). The file itself may be correct.
+        ImportNeededError: if only the declarations were read (:mod:`utils.declarations`). The file itself may be correct.
     """
     if not is_pytorch_loaded():
-        raise NeedsImport(f'{file}: {error}') from error
+        raise ImportNeededError(f'{file}: {error}') from error
     if file not in IMPORT_ERRORS:
         kind = '' if isinstance(error, UserError) else f'{type(error).__name__}: '
         IMPORT_ERRORS[file] = ' '.join(f'{kind}{error}'.split())
@@ -293,7 +293,7 @@ class HeadOptions(options.OptionProvider):
         """All names that ``--loss_names`` accepts, for any backbone."""
         return {*registry(), *aliases(), *(name for by_name in BACKBONE_HEADS.values() for name in by_name)}
 
-    def notes(self, args):
+    def log_notes(self, args):
         named = parse_loss_names(args.loss_names, getattr(args, 'backbone', 'clip'))
         return [f"the head '{head.names[0]}' is part of the model because its options are given, although --loss_names "
                 'does not name it' for head in active_heads(args) if head.names and head not in named]
