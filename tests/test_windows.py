@@ -41,8 +41,8 @@ def main():
     run = glob.glob(os.path.join({logs!r}, '*', '*'))[0]
     assert test.main(['--config_file', os.path.join(run, 'configs.yaml')]) == 0
     train.main(['--resume', run, '--num_epoch', '2'])
-    with ablate.StopSignals(), ablate.lock_cell(SimpleNamespace(folder=run, path=lambda name: os.path.join(run, name)))
-        as held: assert held
+    cell = SimpleNamespace(folder=run, path=lambda name: os.path.join(run, name))
+    with ablate.StopSignals(), ablate.lock_cell(cell) as held: assert held
     search.main(['--config_file', os.path.join(run, 'configs.yaml'), '--images', {photos!r}, '--caption', 'a man'])
     from utils.errors import UserError
     import multiprocessing
