@@ -480,8 +480,8 @@ class Table:
         try:
             os.makedirs(self.folder, exist_ok=True)
         except OSError as error:
-            raise UserError(f'--output_dir {self.folder}: the folder cannot be made ({error.strerror}); '
-                            'choose another one') from None
+            raise UserError(f'cannot make the folder {self.folder}: {error.strerror}; '
+                            'choose another --output_dir') from None
         for ending, content in contents.items():
             with atomic_write(os.path.join(self.folder, f'{self.stem}.{ending}')) as file:
                 file.write(f'{content}\n')

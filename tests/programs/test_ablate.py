@@ -52,8 +52,8 @@ def grid(common, tmp_path_factory):
 
 
 def cells_of(command):
-    own, after = split_at_dashes(command)
-    return build_grid(build_ablation_parser().parse(own), after)
+    original, after = split_at_dashes(command)
+    return build_grid(build_ablation_parser().parse(original), after)
 
 
 def line_of(text, start):
@@ -161,13 +161,13 @@ def test_a_broken_run_is_a_row_and_others_go_on(grid, clip, capsys):
                '--output_dir', str(grid['folder'])]
     began = {path.parent: path.stat().st_mtime_ns for path in grid['folder'].glob('*/output.txt')}
     assert ablate.main([*command, *common]) == 1
-    told = capsys.readouterr()
+    output = capsys.readouterr()
     # another grid has trained it with the same settings
-    assert '1 of 2 runs are finished already' in told.err
+    assert '1 of 2 runs are finished already' in output.err
     assert all(path.joinpath('output.txt').stat().st_mtime_ns == moment for path, moment in began.items())
-    broken, whole = (next(line for line in told.out.splitlines() if name in line) for name in ('nowhere.pt', clip))
-    assert '| seed 1: ' in broken and 'nowhere.pt' in broken.split('seed 1: ')[1] and 'Traceback' not in told.out
-    assert 'broken: ' in told.err and ' ± - ' in whole
+    broken, expected = (next(line for line in output.out.splitlines() if name in line) for name in ('nowhere.pt', clip))
+    assert '| seed 1: ' in broken and 'nowhere.pt' in broken.split('seed 1: ')[1] and 'Traceback' not in output.out
+    assert 'failed: ' in output.err and ' ± - ' in expected
 
 
 # -- what happens to a run -------------------------------------------------------------------------------------------
@@ -220,14 +220,14 @@ def test_a_single_seed_and_results_on_other_datasets_are_told(common, tmp_path, 
                    'produced_by': {'dataset': dataset, 'checkpoint_sha256': checksum}}
         best.with_name(f'metrics_{dataset}.json').write_text(json.dumps(content))
     assert ablate.main(['--table_only', *command]) == 0
-    own, other = (line for line in capsys.readouterr().out.splitlines() if line.startswith('| sdm '))
-    assert '30.00 ± -' in own and '12.50 ± -' in other and 'tested on RSTPReid, test split' in other
+    original, other = (line for line in capsys.readouterr().out.splitlines() if line.startswith('| sdm '))
+    assert '30.00 ± -' in original and '12.50 ± -' in other and 'tested on RSTPReid, test split' in other
 
 
 @pytest.mark.parametrize('code, why', [
     ('import os; os.kill(os.getpid(), 9)', 'train.py was ended by SIGKILL'),
-    ('raise SystemExit(143)', 'train.py was stopped from outside; start the grid again to go on with it'),
-    ('raise SystemExit(3)', 'train.py left with status 3'),
+    ('raise SystemExit(143)', 'another program stopped train.py; start the grid again to continue the run'),
+    ('raise SystemExit(3)', 'train.py exited with status 3'),
     ('import sys; sys.exit("a\\ntrain.py: error: no image x\\nlast words")', 'no image x'),
     ('x = 1 / 0', 'ZeroDivisionError: division by zero')])
 def test_why_a_run_broke(common, tmp_path, monkeypatch, capsys, code, why):
@@ -258,7 +258,7 @@ def test_a_run_that_another_process_is_at_is_left_alone(common, tmp_path, monkey
     with ablate.lock_cell(cell) as held:
         assert held
         assert ablate.main(command) == 1
-    assert 'another process is at it' in capsys.readouterr().err
+    assert 'another process trains it' in capsys.readouterr().err
 
 
 def test_a_result_cut_short_is_none(common, tmp_path):
@@ -273,16 +273,18 @@ def test_a_result_cut_short_is_none(common, tmp_path):
 # -- the grid's settings ---------------------------------------------------------------------------------------------
 
 def test_places_follow_from_what_is_trained(common, tmp_path):
-    def places(*words, after=()):
+    def folder_names(*words, after=()):
         return [os.path.basename(cell.folder) for cell in cells_of([*words, '--output_dir', str(tmp_path), *common,
                                                                     *after])[1]]
-    first, = places('--loss_names', 'sdm')
-    assert places('--loss_names', 'sdm', after=['--num_workers', '3', '--name', 'x', '--device', 'cuda']) == [first]
-    assert places('--loss_names', 'sdm', after=['--weight_decay', '4e-5']) == [first]                 # the default
-    others = [places('--loss_names', 'sdm', after=[flag, value])[0]
+    first, = folder_names('--loss_names', 'sdm')
+    assert folder_names('--loss_names', 'sdm', after=['--num_workers', '3', '--name', 'x',
+                                                      '--device', 'cuda']) == [first]
+    # the default
+    assert folder_names('--loss_names', 'sdm', after=['--weight_decay', '4e-5']) == [first]
+    others = [folder_names('--loss_names', 'sdm', after=[flag, value])[0]
               for flag, value in (('--lr', '2e-3'), ('--num_epoch', '3'), ('--init_from', __file__),
                                   ('--root_dir', '.'))]
-    assert len({first, *others, *places('--loss_names', 'sdm', '--seeds', '2')}) == 6
+    assert len({first, *others, *folder_names('--loss_names', 'sdm', '--seeds', '2')}) == 6
 
 
 def test_every_combination_with_values_of_all_kinds(tmp_path):
@@ -304,22 +306,22 @@ def test_every_combination_with_values_of_all_kinds(tmp_path):
     (['--vary', 'MLM', 'perhaps'], [], "'perhaps' must be true or false"),
     (['--vary', 'power'], [], '--vary power has no values'),
     (['--vary', 'power', '1', '--vary', 'power', '2'], [], '--vary power is given twice'),
-    (['--vary', 'seed', '1', '2'], [], 'ablate.py has --seeds for it'),
-    (['--vary', 'device', 'cpu', 'cuda'], [], 'does not change what is trained'),
+    (['--vary', 'seed', '1', '2'], [], 'the grid sets this flag; use --seeds of ablate.py'),
+    (['--vary', 'device', 'cpu', 'cuda'], [], 'does not change the trained model'),
     (['--vary', 'lr', '1', '2'], [], '--lr is both varied and given after --'),
     (['--seeds', '1', '1'], [], "same run twice"),
     (['--vary', 'power', '0.5', '5e-1'], [], "same run twice, 'sdm\\+id\\+mlm, power 0.5, seed 1' and"),
     (['--seeds', '-1'], [], '--seeds'),
     (['--seed', '1'], [], 'unknown flag --seed; did you mean --seeds'),
     (['sdm'], [], "'sdm' follows no flag"),
-    ([], ['--seed', '3'], 'give it as --seeds before --'),
-    ([], ['--resume'], "not for a grid's runs"),
-    ([], ['--test'], "--test after -- is not for a grid's runs"),
+    ([], ['--seed', '3'], 'use --seeds before --'),
+    ([], ['--resume'], "--resume after -- does not apply to a grid's runs"),
+    ([], ['--test'], "--test after -- does not apply to a grid's runs"),
     ([], ['--learning_rate', '3'], 'unknown flag --learning_rate'),
     (['--config_file', 'nowhere.yaml'], [], 'no config file nowhere.yaml'),
     ([], ['--root_dir', 'nowhere'], 'no dataset folder'),
     ([], ['--dataset_name', 'CUHK'], "unknown dataset 'CUHK'; did you mean CUHK-PEDES"),
-    ([], ['--output_dir', 'there'], 'give it as --output_dir before --')])
+    ([], ['--output_dir', 'there'], 'use --output_dir before --')])
 def test_nothing_is_trained_by_a_wrong_command(common, tmp_path, monkeypatch, words, after, sentence):
     without_training(monkeypatch)
     with pytest.raises(UserError, match=sentence) as raised:
@@ -330,7 +332,7 @@ def test_nothing_is_trained_by_a_wrong_command(common, tmp_path, monkeypatch, wo
 def test_a_folder_that_cannot_be_written(common, tmp_path):
     (tmp_path / 'file').write_text('')
     for only in ([], ['--table_only']):
-        with pytest.raises(UserError, match='choose another --output_dir'):
+        with pytest.raises(UserError, match='cannot .*file.*; choose another --output_dir'):
             ablate.main(['--loss_names', 'sdm', *only, '--output_dir', str(tmp_path / 'file' / 'x'), *common])
 
 

@@ -42,19 +42,20 @@ def test_what_hiding_takes_away(people, photo):
 
 
 def test_what_leaving_a_word_out_takes_away(people, photo):
-    own, query = people.encode_images([photo]), people.encode_captions([TEXT])[0]
+    original, query = people.encode_images([photo]), people.encode_captions([TEXT])[0]
     without = people.encode_captions([' '.join(WORDS[:n] + WORDS[n + 1:]) for n in range(len(WORDS))])
-    assert pair_of(people, photo).word_drops() == pytest.approx((float(own @ query) - without @ own[0]).tolist(),
-                                                                abs=1e-5)
+    assert pair_of(people,
+                   photo).word_drops() == pytest.approx((float(original @ query) - without @ original[0]).tolist(),
+                                                        abs=1e-5)
 
 
 def test_what_the_library_shows_of_a_photo_and_a_caption(people, photo):
-    found = people.explain(photo, TEXT)
+    results = people.explain(photo, TEXT)
     similarity = float(people.encode_images([photo])[0] @ people.encode_captions([TEXT])[0])
-    assert found.similarity == pytest.approx(similarity, abs=1e-6)
-    assert [word for word, *_ in found.words] == WORDS and all(rows.shape == (4, 2) for _, rows, _ in found.words)
-    assert [loss for *_, loss in found.words] == pair_of(people, photo).word_drops()
-    (title, rows), (hidden, falls) = found.maps
+    assert results.similarity == pytest.approx(similarity, abs=1e-6)
+    assert [word for word, *_ in results.words] == WORDS and all(rows.shape == (4, 2) for _, rows, _ in results.words)
+    assert [loss for *_, loss in results.words] == pair_of(people, photo).word_drops()
+    (title, rows), (hidden, falls) = results.maps
     assert rows.shape == (4, 2) and 0 < rows.sum() < 1 and (rows > 0).all()     # the class token also looks at itself
     assert 'drop' in hidden and falls.shape == (24, 8)
 
@@ -68,9 +69,9 @@ def run_with(losses, data, clip, folder, *more):
 
 
 def test_a_run_with_a_cross_encoder_shows_its_attention(data, clip, tmp_path, photo):
-    found = run_with('sdm+mlm', data, clip, tmp_path, '--cmt_depth', '1').explain(photo, TEXT)
-    assert [word for word, *_ in found.words] == WORDS
-    assert all((rows > 0).all() and rows.sum() < 1 for _, rows, _ in found.words)
+    results = run_with('sdm+mlm', data, clip, tmp_path, '--cmt_depth', '1').explain(photo, TEXT)
+    assert [word for word, *_ in results.words] == WORDS
+    assert all((rows > 0).all() and rows.sum() < 1 for _, rows, _ in results.words)
 
 
 def test_what_heads_read_is_shown(data, clip, tmp_path, photo):
@@ -88,12 +89,12 @@ def test_what_heads_read_is_shown(data, clip, tmp_path, photo):
         title, = (title for title in maps if title.startswith(f'part {number + 1}'))
         assert torch.allclose(maps[title].flatten(), (patches[0, 1:] @ slots[number]).softmax(dim=0), atol=1e-5)
         heaviest = (tokens[0] @ slots[number])[real].topk(3).indices.sort().values
-        assert title.split(': ')[1] == ' '.join(WORDS[place] for place in heaviest)
+        assert title.split(': ')[1] == ' '.join(WORDS[position] for position in heaviest)
     title, = (title for title in maps if title.startswith('details'))
     best = attended[0, 0, 1:].topk(4)                                   # half of the 4x2 patches
     assert torch.equal(maps[title].flatten(), torch.zeros(8).scatter(0, best.indices, 1.0))
     heaviest = of_words[0, 1 + len(WORDS), real].topk(3).indices.sort().values
-    assert title.split(': ')[1] == ' '.join(WORDS[place] for place in heaviest)
+    assert title.split(': ')[1] == ' '.join(WORDS[position] for position in heaviest)
 
 
 def test_rdes_tokens_are_shown_beside_its_words(data, clip, tmp_path, photo):
@@ -119,10 +120,10 @@ def test_noise_lowers_retrieval_and_none_changes_nothing(trained, opened, tmp_pa
     assert torch.allclose(plain, same, atol=1e-6) and torch.equal(other, again)
     assert not torch.allclose(plain, other, atol=1e-2)
     out = str(tmp_path / 'x.png')
-    for own in ([], ['--caption', TEXT]):
-        program.main(['--config_file', trained, '--noise', '0', '0.5', '--out', out, *own])
-        told = capsys.readouterr().out
-        assert 'noise 0: Rank-1' in told and 'noise 0.5: Rank-1' in told and os.path.isfile(out)
+    for original in ([], ['--caption', TEXT]):
+        program.main(['--config_file', trained, '--noise', '0', '0.5', '--out', out, *original])
+        output = capsys.readouterr().out
+        assert 'noise 0: Rank-1' in output and 'noise 0.5: Rank-1' in output and os.path.isfile(out)
 
 
 @pytest.mark.parametrize('words, sentence', [([], '--caption and --image are both required'),

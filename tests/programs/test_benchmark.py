@@ -85,17 +85,17 @@ def test_same_weights_after_steps(batch):
 
 def test_half_weights_are_those_of_matrices_and_compute_nearly_the_same(batch):
     args, batch = recipe_options(SMALL), {name: value[:1] for name, value in batch.items()}
-    whole = build_reference_model(args)
+    expected = build_reference_model(args)
     half = build_reference_model(args).convert_weights_to_half()
-    kept = {name for name, parameter in half.named_parameters() if parameter.dtype == torch.float32}
+    stored = {name for name, parameter in half.named_parameters() if parameter.dtype == torch.float32}
     assert all('ln_' in name or 'embedding' in name or name == 'mlm_head.ln.weight' or name == 'mlm_head.ln.bias'
-               for name in kept)
-    assert {'base_model.visual.ln_pre.weight', 'base_model.token_embedding.weight'} <= kept
+               for name in stored)
+    assert {'base_model.visual.ln_pre.weight', 'base_model.token_embedding.weight'} <= stored
     results = half(batch)
     assert all(value.dtype == torch.float32 for value in results.values())
     total_loss(results).backward()
     assert half.classifier.weight.grad.dtype == torch.float16
-    for name, value in whole(batch).items():
+    for name, value in expected(batch).items():
         if name.endswith('_loss'):
             assert results[name].item() == pytest.approx(value.item(), rel=2e-2), name
 
@@ -106,8 +106,8 @@ def test_same_embeddings():
     loaders = {'encode_text': encoding.build_caption_loader(args, SMALL),
                'encode_image': encoding.image_batches(args, SMALL, from_cache=False)}
     for side, loader in loaders.items():
-        found = reference.embed(getattr(released, side), [batch for _, batch in loader], 'cpu')
-        assert is_close(found, embed(getattr(model, side), loader, model)[0])
+        results = reference.embed(getattr(released, side), [batch for _, batch in loader], 'cpu')
+        assert is_close(results, embed(getattr(model, side), loader, model)[0])
 
 
 @pytest.mark.parametrize('kind, by_length, cut', [('ours', True, True), ('order', False, True), ('whole', True, False)])
@@ -222,32 +222,32 @@ def test_a_switch_takes_out_one_thing(switch, changed, usual, batch, monkeypatch
 @pytest.mark.parametrize('has_bf16', [False, True])
 def test_a_cpu_that_multiplies_in_bf16_is_measured_in_it(monkeypatch, has_bf16):
     monkeypatch.setattr(machine, 'cpu_has_bf16', lambda: has_bf16)
-    flags = [way.flags for way in training_variants(SMALL)]
+    flags = [variant.flags for variant in training_variants(SMALL)]
     assert (('--amp', 'bf16') in flags) is has_bf16
-    assert ('--amp', 'bf16') not in [way.flags for way in training_variants(replace(SMALL, device='cuda'))]
+    assert ('--amp', 'bf16') not in [variant.flags for variant in training_variants(replace(SMALL, device='cuda'))]
 
 
 def test_every_optimisation_has_a_way(batch, monkeypatch):
     monkeypatch.setattr(machine, 'cpu_has_bf16', lambda: False)
     on_gpu, on_cpu, quick = (training_variants(replace(SMALL, device=device, quick=quick)) for device, quick in
                              (('cuda', False), ('cpu', False), ('cpu', True)))
-    assert [way.name for way in on_gpu][::len(on_gpu) - 1] == ['ours', REFERENCE]
-    assert [way for way in on_gpu if not way.gpu_only] == on_cpu
-    assert [way.flags for way in on_cpu if way not in quick] == [('--compile',)]
-    assert all(sum(map(bool, (way.flags, way.switch, way.is_reference, way.uses_image_cache))) == 1
-               for way in on_gpu[1:])
+    assert [variant.name for variant in on_gpu][::len(on_gpu) - 1] == ['ours', REFERENCE]
+    assert [variant for variant in on_gpu if not variant.gpu_only] == on_cpu
+    assert [variant.flags for variant in on_cpu if variant not in quick] == [('--compile',)]
+    assert all(sum(map(bool, (variant.flags, variant.switch, variant.is_reference, variant.uses_image_cache))) == 1
+               for variant in on_gpu[1:])
     switch_functions = {function for function in vars(switches).values()
                         if getattr(function, '__module__', '') == switches.__name__
                         and list(inspect.signature(function).parameters) == ['training']}
-    assert {way.switch for way in on_gpu if way.switch} == switch_functions
-    for way in on_cpu:     # each flag is one of train.py's, and changes the option that it names
-        changed = {name for name, value in vars(recipe_options(SMALL, *way.flags)).items()
+    assert {variant.switch for variant in on_gpu if variant.switch} == switch_functions
+    for variant in on_cpu:     # each flag is one of train.py's, and changes the option that it names
+        changed = {name for name, value in vars(recipe_options(SMALL, *variant.flags)).items()
                    if value != getattr(recipe_options(SMALL), name)}
-        assert changed == {flag.removeprefix('--') for flag in way.flags[:1]}
+        assert changed == {flag.removeprefix('--') for flag in variant.flags[:1]}
 
 
 def test_all_ways_train_on_the_same_samples():
-    a, b, c = (synthetic_batches(SMALL, way)[0] for way in (Variant('ours'), Variant('', uses_image_cache=True),
+    a, b, c = (synthetic_batches(SMALL, variant)[0] for variant in (Variant('ours'), Variant('', uses_image_cache=True),
                                                             Variant('', is_reference=True)))
     assert all(torch.equal(a[name], b[name]) for name in a if name != 'images')
     assert all(torch.equal(a[name], c[name]) for name in a)
@@ -268,19 +268,19 @@ def test_flops_are_those_of_a_step(batch):
 
 
 def test_parts_add_up_to_the_step():
-    found = profiling.measure_profile(SMALL)
-    shares = {row['group']: row['share'] for row in found['parts']}
+    results = profiling.measure_profile(SMALL)
+    shares = {row['group']: row['share'] for row in results['parts']}
     assert sum(shares.values()) == pytest.approx(1) and min(shares.values()) >= 0
     assert max(shares, key=shares.get) in ('backward', 'image encoder', 'heads and losses')
-    costs = [row['share'] for row in found['operators']]
+    costs = [row['share'] for row in results['operators']]
     assert costs == sorted(costs, reverse=True) and 0 < sum(costs) <= 1.0001
-    assert {'linear layers, forward', 'linear layers, backward'} <= {row['what'] for row in found['operators']}
+    assert {'linear layers, forward', 'linear layers, backward'} <= {row['what'] for row in results['operators']}
 
 
 def test_a_batch_on_two_processes():
-    found = processes.measure_processes(2, True, SMALL)
-    assert found['processes'] == 2 and found['samples'] == SMALL.batch_size * SMALL.steps
-    assert len(found['seconds']) == SMALL.repeats and min(found['seconds']) > 0
+    results = processes.measure_processes(2, True, SMALL)
+    assert results['processes'] == 2 and results['samples'] == SMALL.batch_size * SMALL.steps
+    assert len(results['seconds']) == SMALL.repeats and min(results['seconds']) > 0
 
 
 def test_repeats_and_the_end_of_patience():
@@ -318,8 +318,8 @@ def test_memory_is_that_of_the_row_alone():
 
 
 def test_memory_that_is_counted():
-    counted = {way: measure_in_child(memory.count_memory, Variant(way, flags, switch, released), SMALL)
-               for way, flags, switch, released in [('ours', (), None, False),
+    counted = {variant: measure_in_child(memory.count_memory, Variant(variant, flags, switch, released), SMALL)
+               for variant, flags, switch, released in [('ours', (), None, False),
                                                     ('kept', (), switches.save_activations, False),
                                                     ('checkpoint', ('--grad_checkpoint',), None, False),
                                                     ('pieces', ('--micro_batch', '16'), None, False),
@@ -330,7 +330,7 @@ def test_memory_that_is_counted():
     assert 8 * parameters < counted[REFERENCE]['state_bytes'] < 16 * parameters
     for row in counted.values():
         assert row['total_bytes'] == row['state_bytes'] + row['once_bytes'] + row['held'] * row['sample_bytes']
-    a_sample = {way: row['sample_bytes'] for way, row in counted.items()}
+    a_sample = {variant: row['sample_bytes'] for variant, row in counted.items()}
     assert a_sample['checkpoint'] < a_sample['ours'] < a_sample['kept'] < a_sample[REFERENCE]
     assert counted['pieces'] == {**ours, 'held': 16, 'total_bytes': ours['total_bytes'] - 48 * ours['sample_bytes']}
     # Per block: inputs of both LayerNorms in float32; inputs of linear layers, queries, keys, values and the hidden
@@ -397,39 +397,40 @@ def test_wrong_flags(argv, message, monkeypatch):
 def test_quick_run(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(program, 'QUICK', SMALL)
     monkeypatch.setattr(report, 'MAX_OTHER_LOAD', 10)   # other tests may run beside this one
-    ways = [Variant('ours'), Variant('ours, twice', switch=switches.encode_text_twice),
+    variants = [Variant('ours'), Variant('ours, twice', switch=switches.encode_text_twice),
             Variant('broken', ('--img_size', '1', '1')), Variant(REFERENCE, is_reference=True)]
-    monkeypatch.setattr(rows, 'training_variants', lambda setting: ways)
+    monkeypatch.setattr(rows, 'training_variants', lambda setting: variants)
     monkeypatch.setattr(rows, 'process_counts', lambda setting: [1])     # each further process takes seconds to start
     path, markdown = tmp_path / 'found.json', tmp_path / 'found.md'
     # broken
     assert program.main(['--quick', '--device', 'cpu', '--json', str(path), '--markdown', str(markdown),
                          '--repeats', '1']) == 1
-    found = json.loads(path.read_text())
-    assert found['settings']['quick'] and found['settings']['batch_size'] == 3 and found['settings']['repeats'] == 1
-    assert {'cpu', 'cores', 'threads', 'memory', 'matrix_rate', 'versions'} <= set(found['machine'])
-    assert 'T' in found['date']
-    assert set(found['machine']['versions']) == {'python', 'torch', 'torchvision', 'numpy', 'pillow'}
+    results = json.loads(path.read_text())
+    assert results['settings']['quick'] and results['settings']['batch_size'] == 3
+    assert results['settings']['repeats'] == 1
+    assert {'cpu', 'cores', 'threads', 'memory', 'matrix_rate', 'versions'} <= set(results['machine'])
+    assert 'T' in results['date']
+    assert set(results['machine']['versions']) == {'python', 'torch', 'torchvision', 'numpy', 'pillow'}
 
-    told = found['rows']
-    assert {row['part'] for row in told} == set(rows.PARTS)
-    assert [row['way'] for row in told if 'error' in row] == ['broken']
-    measured = [row for row in told if 'error' not in row and row['part'] != 'memory']
+    output = results['rows']
+    assert {row['part'] for row in output} == set(rows.PARTS)
+    assert [row['way'] for row in output if 'error' in row] == ['broken']
+    measured = [row for row in output if 'error' not in row and row['part'] != 'memory']
     assert all(len(row['seconds']) == 1 and row['median'] == row['seconds'][0] > 0 for row in measured)
     steps = {row['way']: row for row in measured if row['part'] == 'step'}
-    mine, released = steps['ours'], steps[REFERENCE]
-    assert mine['per_second'] == pytest.approx(3 / mine['median'])
-    assert mine['speed'] == pytest.approx(released['median'] / mine['median'])
-    assert mine['mfu'] == pytest.approx(mine['model_flops'] / mine['median'] / found['machine']['matrix_rate'])
+    ours, released = steps['ours'], steps[REFERENCE]
+    assert ours['per_second'] == pytest.approx(3 / ours['median'])
+    assert ours['speed'] == pytest.approx(released['median'] / ours['median'])
+    assert ours['mfu'] == pytest.approx(ours['model_flops'] / ours['median'] / results['machine']['matrix_rate'])
     assert released['speed'] == released['memory'] == 1
-    assert mine['memory'] == pytest.approx(mine['peak_bytes'] / released['peak_bytes'])
-    reading = {row['way']: row for row in told if row['part'] == 'data'}
+    assert ours['memory'] == pytest.approx(ours['peak_bytes'] / released['peak_bytes'])
+    reading = {row['way']: row for row in output if row['part'] == 'data'}
     assert reading['JPEG files']['passed_bytes'] > 3.9 * reading['image cache']['passed_bytes'] > 3 * 384 * 128
-    ranked = [row for row in told if row['part'] == 'rank']
+    ranked = [row for row in output if row['part'] == 'rank']
     assert len(ranked) == 3 and all(row['metrics'] == pytest.approx(ranked[0]['metrics'], abs=1e-3) for row in ranked)
 
     printed = capsys.readouterr()
-    tables = {row.get('table', row['part']) for row in told}
+    tables = {row.get('table', row['part']) for row in output}
     assert printed.out.count('QUICK, not a realistic run') == len(tables) > len(rows.PARTS)
     assert '--img_size 1 1 is too small' in printed.out
     assert 'step: ours, twice' in printed.err and 'Traceback' not in printed.err
@@ -437,14 +438,14 @@ def test_quick_run(monkeypatch, tmp_path, capsys):
 
 
 def test_what_is_disturbed_is_not_compared():
-    found = report.Report(None, None, SMALL)
-    ways = [{'way': 'ours', 'median': 1.0, 'others': 0.01}, {'way': 'slow', 'median': 4.0, 'others': 0.5},
+    results = report.Report(None, None, SMALL)
+    variants = [{'way': 'ours', 'median': 1.0, 'others': 0.01}, {'way': 'slow', 'median': 4.0, 'others': 0.5},
             {'way': REFERENCE, 'median': 3.0, 'others': 0.02}]
-    found.compare(ways)
-    assert [way.get('speed') for way in ways] == [3.0, None, 1.0]
-    ways = [{'way': 'ours', 'median': 1.0}, {'way': REFERENCE, 'median': 3.0, 'others': 0.5}]
-    found.compare(ways)
-    assert not any('speed' in way for way in ways)
+    results.compare(variants)
+    assert [variant.get('speed') for variant in variants] == [3.0, None, 1.0]
+    variants = [{'way': 'ours', 'median': 1.0}, {'way': REFERENCE, 'median': 3.0, 'others': 0.5}]
+    results.compare(variants)
+    assert not any('speed' in variant for variant in variants)
 
 
 def test_what_does_not_fit_is_not_tried(monkeypatch, capsys):

@@ -57,16 +57,16 @@ def test_two_runs(runs, capsys):
     a, b = str(runs / 'a_seed1'), str(runs / 'b_seed1')
     main([a, b, '--captions', '2'])
     printed = capsys.readouterr().out
-    found = [100.0 * (ranks(*which) == 1) for which in ((1,), (11, 0.5))]
-    one = compare_means(found[1], found[0], PIDS)
+    results = [100.0 * (ranks(*which) == 1) for which in ((1,), (11, 0.5))]
+    one = compare_means(results[1], results[0], PIDS)
     assert line_of(printed, f'{b} - {a}', 'R1')[2:4] == [f'{one.value:+.2f}', f'[{one.low:+.2f}, {one.high:+.2f}]']
     assert float(line_of(printed, f'{b} - {a}', 'R1')[4]) == pytest.approx(one.p, abs=1e-3) and one.p < 0.05
     assert line_of(printed, a,
-                   '1')[2] == '{:.2f} [{:.2f}, {:.2f}]'.format(found[0].mean(), *bootstrap_interval(found[0], PIDS))
+                   '1')[2] == '{:.2f} [{:.2f}, {:.2f}]'.format(results[0].mean(), *bootstrap_interval(results[0], PIDS))
     aps = [100.0 / ranks(*which) for which in ((1,), (11, 0.5))]
     assert line_of(printed, f'{b} - {a}', 'mAP')[2] == f'{(aps[1] - aps[0]).mean():+.2f}'
     assert 'toy: 240 captions of 40 identities' in printed and 'only one seed of' in printed
-    only_a = np.flatnonzero((found[0] > 0) & (found[1] == 0))
+    only_a = np.flatnonzero((results[0] > 0) & (results[1] == 0))
     assert f'only {a} {len(only_a)}, only {b} ' in printed
     assert f'only {a}: pid {PIDS[only_a[1]]}, caption {only_a[1]}, of' in printed
     assert f'caption {only_a[2]}, of' not in printed

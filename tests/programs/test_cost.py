@@ -30,9 +30,9 @@ def test_flops_are_those_of_the_encoders_worked_out_by_hand(row):
     def encoder(layers, tokens, width):
         return layers * (24 * tokens * width ** 2 + 4 * tokens ** 2 * width) + 2 * tokens * width * shape.embed_dim
     patch = shape.vision_patch_size
-    places = ((96 - patch) // 16 + 1) * ((48 - patch) // 16 + 1)
-    image = encoder(shape.vision_layers, 1 + places,
-                    shape.vision_width) + 2 * places * 3 * patch ** 2 * shape.vision_width
+    positions = ((96 - patch) // 16 + 1) * ((48 - patch) // 16 + 1)
+    image = encoder(shape.vision_layers, 1 + positions,
+                    shape.vision_width) + 2 * positions * 3 * patch ** 2 * shape.vision_width
     assert row['image_flops'] == pytest.approx(image, rel=0.01)
     assert row['caption_flops'] == pytest.approx(encoder(shape.text_layers, 77, shape.text_width), rel=0.01)
 
@@ -49,14 +49,14 @@ def test_each_recipe_is_a_row_and_a_broken_one_says_why(tmp_path, capsys):
     assert main(['--recipes', A2TE, str(broken), '--repeats', '1', '--batch_size', '2', '--csv', str(csv_file),
                  '--', *TINY]) == 1
     printed = capsys.readouterr().out
-    assert A2TE in printed and "unknown loss 'sdn'" in printed and 'GFLOPs an image' in printed
+    assert A2TE in printed and "unknown loss 'sdn'" in printed and 'GFLOPs per image' in printed
     with open(csv_file, newline='') as file:
         first, second = csv.DictReader(file)
     assert int(first['trained']) < int(first['parameters']) and second['error']      # A2TE keeps the patch convolution
 
 
 def test_a_recipe_of_own_data_has_no_sizes():
-    with pytest.raises(UserError, match='synthpedes has no published sizes'):
+    with pytest.raises(UserError, match='--dataset_name synthpedes: the dataset has no published sizes'):
         measure_recipe('configs/synthpedes/quickstart.yaml', [], build_cost_parser().parse([]), 'cpu')
 
 

@@ -30,9 +30,9 @@ def args(trained):
 
 def test_the_test_split_is_searched_without_a_folder(args, opened):
     people = pedestal.People(args)
-    found = demo.build_search(people, args)('a woman in a red coat', 3)
+    results = demo.build_search(people, args)('a woman in a red coat', 3)
     paths = list(dict.fromkeys(opened.images.dataset.img_paths))
-    assert [path for path, _ in found] == [path for path, _ in people.search('a woman in a red coat', paths, top=3)]
+    assert [path for path, _ in results] == [path for path, _ in people.search('a woman in a red coat', paths, top=3)]
 
 
 def test_a_folder_is_searched_as_search_does(args, opened, tmp_path):
@@ -84,9 +84,9 @@ def test_a_photo_that_was_damaged_since_the_start_is_grey(tmp_path, opened):
     Image.new('RGB', (8, 8), 'red').save(path)
     assert demo.label_image(str(path), 0.5)[0].getpixel((0, 0)) == (255, 0, 0)
     path.write_bytes(path.read_bytes()[:40])
-    (grey, caption), (_, missing), (_, whole) = (demo.label_image(str(photo), 0.5) for photo in (path, gone, good))
+    (grey, caption), (_, missing), (_, expected) = (demo.label_image(str(photo), 0.5) for photo in (path, gone, good))
     assert grey.getpixel((0, 0)) == (211, 211, 211) and caption == '0.500  missing or damaged: a.png'
-    assert missing == '0.500  missing or damaged: gone.png' and whole == f'0.500  {os.path.basename(good)}'
+    assert missing == '0.500  missing or damaged: gone.png' and expected == f'0.500  {os.path.basename(good)}'
 
 
 def test_a_photo_is_decoded_once_and_again_if_it_changed(tmp_path, monkeypatch):
@@ -187,10 +187,11 @@ def test_a_browser_is_answered_and_others_are_not(served):
     status, body = ask(port, 'POST', '/gradio_api/call/find', json.dumps({'data': ['a man']}),
                        Content_Type='application/json', **known)
     assert status == 200
-    told = ask(port, 'GET', f"/gradio_api/call/find/{json.loads(body)['event_id']}", **known)[1].decode()
-    (found,), = [json.loads(line[len('data: '):]) for line in told.splitlines() if line.startswith('data: [')]
-    assert found[0]['caption'] == '0.500  a<b>.png' and found[0]['image']['path'].startswith(os.path.realpath(folder))
+    output = ask(port, 'GET', f"/gradio_api/call/find/{json.loads(body)['event_id']}", **known)[1].decode()
+    (results,), = [json.loads(line[len('data: '):]) for line in output.splitlines() if line.startswith('data: [')]
+    assert results[0]['caption'] == '0.500  a<b>.png'
+    assert results[0]['image']['path'].startswith(os.path.realpath(folder))
     # a JPEG
-    assert ask(port, 'GET', f"/gradio_api/file={found[0]['image']['path']}", **known)[1][:2] == b'\xff\xd8'
+    assert ask(port, 'GET', f"/gradio_api/file={results[0]['image']['path']}", **known)[1][:2] == b'\xff\xd8'
     # the photo itself is not served
     assert ask(port, 'GET', f'/gradio_api/file={photo}', **known)[0] == 403

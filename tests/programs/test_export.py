@@ -84,8 +84,9 @@ def test_transformers_loads_a_plain_run(shape, square, trained, tmp_path, capsys
     transformers = pytest.importorskip('transformers', reason='transformers is not installed: pip install transformers')
     out, run, oblong = str(tmp_path / 'clip'), square if shape == 'square' else trained, shape == 'oblong'
     export.main(['--config_file', run, '--out', out, '--to', 'huggingface'])
-    told = capsys.readouterr().out
-    assert "transformers' embeddings equal the model's" in told and oblong == ('interpolate_pos_encoding=True' in told)
+    output = capsys.readouterr().out
+    assert "transformers' embeddings equal the model's" in output
+    assert oblong == ('interpolate_pos_encoding=True' in output)
     people = pedestal.load(os.path.dirname(run), device='cpu', amp='off')
     tokenizer = transformers.CLIPTokenizer.from_pretrained(out)
     model = transformers.CLIPModel.from_pretrained(out).eval()
@@ -107,11 +108,11 @@ def test_transformers_loads_a_plain_run(shape, square, trained, tmp_path, capsys
 
 @pytest.mark.parametrize('grid', [(24, 8), (16, 8), (14, 5), (4, 6)])
 def test_a_square_table_of_positions_is_resized_to_our_own(grid):
-    own = torch.randn(1 + grid[0] * grid[1], 5, generator=torch.Generator().manual_seed(0))
-    found, side = hugging_face.square_position_table(own, grid), max(grid)
-    assert found.shape == (1 + side * side, 5) and torch.equal(found[0], own[0])
-    resized = F.interpolate(found[1:].t().view(1, 5, side, side), size=grid, mode='bicubic', align_corners=False)
-    assert torch.allclose(resized[0].flatten(1).t(), own[1:], atol=1e-5)
+    original = torch.randn(1 + grid[0] * grid[1], 5, generator=torch.Generator().manual_seed(0))
+    results, side = hugging_face.square_position_table(original, grid), max(grid)
+    assert results.shape == (1 + side * side, 5) and torch.equal(results[0], original[0])
+    resized = F.interpolate(results[1:].t().view(1, 5, side, side), size=grid, mode='bicubic', align_corners=False)
+    assert torch.allclose(resized[0].flatten(1).t(), original[1:], atol=1e-5)
 
 
 @pytest.mark.parametrize('changes, sentence',

@@ -286,10 +286,10 @@ def test_an_environment_that_is_half_torchruns(command, monkeypatch, environment
                                                    (1.01, 2.0, 'last.pth: w differs by up to 0.01'),
                                                    (1.0, 2.1, 'losses differ by up to 0.05')])
 def test_runs_of_other_numbers_of_processes_are_compared(tmp_path, weight, loss, problem):
-    for name, value, told in (('whole', 1.0, 2.0), ('killed', weight, loss)):
+    for name, value, output in (('whole', 1.0, 2.0), ('killed', weight, loss)):
         (tmp_path / name).mkdir()
         torch.save({'model': {'w': torch.full((2,), value)}}, tmp_path / name / 'last.pth')
-        (tmp_path / name / 'metrics.jsonl').write_text(json.dumps({'kind': 'train', 'step': 1, 'loss': told,
-                                                                   'img_acc': told}) + '\n')
-    found = list(compare_approximately(tmp_path / 'whole', tmp_path / 'killed'))
-    assert [problem in line for line in found] == [True] if problem else not found
+        (tmp_path / name / 'metrics.jsonl').write_text(json.dumps({'kind': 'train', 'step': 1, 'loss': output,
+                                                                   'img_acc': output}) + '\n')
+    results = list(compare_approximately(tmp_path / 'whole', tmp_path / 'killed'))
+    assert [problem in line for line in results] == [True] if problem else not results

@@ -41,9 +41,9 @@ def test_each_gallery_is_ranked_on_its_own():
     generator = torch.Generator().manual_seed(0)
     q_pids, g_pids = torch.tensor([1, 1, 2, 3, 4]), torch.tensor([1, 2, 2, 3, 4, 4])
     similarity = torch.rand(5, 6, generator=generator)
-    found = galleries.rank_galleries(galleries.rank_by_similarity(similarity, q_pids, g_pids), q_pids, g_pids,
+    results = galleries.rank_galleries(galleries.rank_by_similarity(similarity, q_pids, g_pids), q_pids, g_pids,
                                      [(1, 3), (2, 4)])
-    assert found == [compute_metrics(similarity[[0, 1, 3]][:, [0, 3]], q_pids[[0, 1, 3]], g_pids[[0, 3]]),
+    assert results == [compute_metrics(similarity[[0, 1, 3]][:, [0, 3]], q_pids[[0, 1, 3]], g_pids[[0, 3]]),
                      compute_metrics(similarity[[2, 4]][:, [1, 2, 4, 5]], q_pids[[2, 4]], g_pids[[1, 2, 4, 5]])]
 
 

@@ -191,8 +191,8 @@ def test_each_program_says_that_the_split_is_not_the_published_one(run, data, tm
     assert note in page.RunResults(str(run), page.build_page_parser().parse([str(run)])).table
     grid = ['--seeds', '1', '--output_dir', str(tmp_path / 'grid'), '--', '--dataset_name', 'RSTPReid',
             '--root_dir', data]
-    own, after = ablate.split_at_dashes(grid)
-    assert ablate.Table(str(tmp_path / 'grid'), *ablate.build_grid(ablate.build_ablation_parser().parse(own),
+    original, after = ablate.split_at_dashes(grid)
+    assert ablate.Table(str(tmp_path / 'grid'), *ablate.build_grid(ablate.build_ablation_parser().parse(original),
                                                                    after)).heading.endswith(note)
 
 

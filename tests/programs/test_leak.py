@@ -18,18 +18,18 @@ def queries(seed, found):
 
 @pytest.fixture(scope='module')
 def results():
-    batch = [{way: queries((seed, number), found) for number, (way, found) in enumerate(zip(ORDERS, (0.6, 0.5, 0.3)))}
-             for seed in (1, 2, 3)]
+    batch = [{order: queries((seed, number), results) for number, (order, results)
+              in enumerate(zip(ORDERS, (0.6, 0.5, 0.3)))} for seed in (1, 2, 3)]
     plain, slots = ([{'as loaded': queries((seed, number), 0.4)} for seed in (1, 2, 3)] for number in (7, 8))
     return {'sdm+itc': plain, 'slots': slots, 'batch': batch}
 
 
 def test_the_table_has_each_model_each_way_and_the_differences(results):
     text = format_report(results)
-    values = {way: np.stack([run[way].metric_values('R1') for run in results['batch']]) for way in ORDERS}
-    for way in ORDERS:
-        assert '| batch | {} | {:.2f} [{:.2f}, {:.2f}] |'.format(way, values[way].mean(),
-                                                                 *bootstrap_interval(values[way], PIDS)) in text
+    values = {order: np.stack([run[order].metric_values('R1') for run in results['batch']]) for order in ORDERS}
+    for order in ORDERS:
+        assert '| batch | {} | {:.2f} [{:.2f}, {:.2f}] |'.format(order, values[order].mean(),
+                                                                 *bootstrap_interval(values[order], PIDS)) in text
     assert text.count('| slots | ') == text.count('| sdm+itc | ') == 1
     leak = compare_means(values['as loaded'] - values['one by one'], np.zeros(len(PIDS)), PIDS)
     assert f'| batch: as loaded - one by one | {leak.value:+.2f} [{leak.low:+.2f}, {leak.high:+.2f}] |' in text

@@ -63,10 +63,11 @@ def test_killed_and_resumed_with_a_division_a_queue_and_a_momentum_encoder(comma
             train_program.main(options)
     folder = run_folder()
     train_program.main(['--resume', '--resume_ckpt_file', os.path.join(folder, 'last.pth')])
-    whole, resumed = last(run_folder(root=tmp_path / 'whole')), last(folder)
-    assert {'queue.images', 'momentum.ln_final.weight', 'visul_emb_layer.mlp.bns.0.running_mean'} <= set(whole['model'])
-    assert all(torch.equal(value, resumed['model'][name]) for name, value in whole['model'].items())
-    assert torch.equal(whole['clean'], resumed['clean']) and 0 < whole['clean'].sum() < 24
+    expected, resumed = last(run_folder(root=tmp_path / 'whole')), last(folder)
+    assert {'queue.images', 'momentum.ln_final.weight',
+            'visul_emb_layer.mlp.bns.0.running_mean'} <= set(expected['model'])
+    assert all(torch.equal(value, resumed['model'][name]) for name, value in expected['model'].items())
+    assert torch.equal(expected['clean'], resumed['clean']) and 0 < expected['clean'].sum() < 24
 
 
 def test_rde_has_a_row_for_each_similarity_and_says_what_noise_it_was_trained_with(command, run_folder, capsys):

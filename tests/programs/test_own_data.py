@@ -57,14 +57,14 @@ def test_two_datasets_train_together_and_are_tested_each(data, clip, tmp_path, r
                       weights_only=True)['metrics']['R1'] == while_training['evaluation']['R1']
     capsys.readouterr()
     assert test_program.main(['--config_file', os.path.join(folder, 'configs.yaml')]) == 0
-    told = capsys.readouterr().out
-    assert 'CUHK-PEDES test: ' in told and 'RSTPReid test: ' in told
-    assert 'chosen by the test split of CUHK-PEDES, the split it is tested on' in told
-    assert 'chosen by the test split of CUHK-PEDES\n' in told
+    output = capsys.readouterr().out
+    assert 'CUHK-PEDES test: ' in output and 'RSTPReid test: ' in output
+    assert 'chosen by the test split of CUHK-PEDES, the split it is tested on' in output
+    assert 'chosen by the test split of CUHK-PEDES\n' in output
     # each table with its own course
     for dataset, kind in (('CUHK-PEDES', 'evaluation'), ('RSTPReid', 'evaluation/RSTPReid')):
         rank1 = f"{while_training[kind]['R1']:.3f}"
-        assert f'during training, on the test split of {dataset}: best Rank-1 {rank1} at epoch 1' in told
+        assert f'during training, on the test split of {dataset}: best Rank-1 {rank1} at epoch 1' in output
     for dataset, kind in (('CUHK-PEDES', 'evaluation'), ('RSTPReid', 'evaluation/RSTPReid')):
         with open(os.path.join(folder, f'metrics_{dataset}.json')) as file:
             content = json.load(file)

@@ -34,11 +34,11 @@ def data_of(path):
 
 def shown(path, words=''):
     """The page's DOM after its script has run."""
-    found = subprocess.run([CHROMIUM, '--headless', '--no-sandbox', '--disable-gpu', '--virtual-time-budget=20000',
+    results = subprocess.run([CHROMIUM, '--headless', '--no-sandbox', '--disable-gpu', '--virtual-time-budget=20000',
                             '--dump-dom', f'file://{path}#{words}'], capture_output=True, text=True,
                            timeout=HANG_TIMEOUT)
-    assert found.returncode == 0, found.stderr
-    return found.stdout
+    assert results.returncode == 0, results.stderr
+    return results.stdout
 
 
 @pytest.fixture(scope='module')
@@ -58,7 +58,7 @@ def test_what_is_on_the_page(made, opened):
     assert run['ranks'] == (ranking.first + 1).tolist() and data['captions'] == opened.captions.dataset.captions
     of_each = zip(run['rows'], ranking.top.tolist(), q_pids.tolist(), run['ranks'], strict=True)
     for (images, scores, right, score), top, pid, rank in of_each:
-        assert [data['images'][image][2] for image in images] == [files[place] for place in top]
+        assert [data['images'][image][2] for image in images] == [files[position] for position in top]
         assert data['images'][right][1] == pid and scores == sorted(scores, reverse=True)
         assert score == scores[rank - 1] if rank <= 3 else score <= scores[-1]
     assert 't2i' in run['table'] and '95%' in run['table'] and 'epoch 1, chosen by the test split' in run['table']
@@ -84,8 +84,8 @@ def test_what_a_second_stage_reached_is_in_the_table(trained, tmp_path):
                        'produced_by': {**made, **changes}}, file)
         page.main([folder, '--out', out])
         return data_of(out)['runs'][0]['table']
-    found, = (line for line in shown_with().splitlines() if '7 best re-ranked' in line)
-    assert found.split('|')[1:3] == [' t2i, 7 best re-ranked ', ' 12.346 '] and '1.00 to 2.50' in found
+    results, = (line for line in shown_with().splitlines() if '7 best re-ranked' in line)
+    assert results.split('|')[1:3] == [' t2i, 7 best re-ranked ', ' 12.346 '] and '1.00 to 2.50' in results
     for changes in ({'checkpoint_sha256': 'of another'}, {'split_sha256': 'of another'}):
         assert 're-ranked' not in shown_with(**changes)
 

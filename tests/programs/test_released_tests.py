@@ -48,11 +48,11 @@ def test_rde(data, clip, tmp_path, capsys, loss):
     weights = torch.load(ours / 'best.pth', weights_only=True)['model']
     torch.save({'model': weights, 'epoch': 1}, tmp_path / 'rde' / 'best.pth')
     capsys.readouterr()
-    found = evaluated(config)
+    results = evaluated(config)
     said = capsys.readouterr()
     assert 'BGE-t2i' in said.out and 'TSE-t2i' in said.out
     assert f"is RDE's name of {loss.lower()}+tse with --ccd" in said.out + said.err
-    assert same_results(found, evaluated(str(ours / 'configs.yaml'), '--test_batch_size', '8'))
+    assert same_results(results, evaluated(str(ours / 'configs.yaml'), '--test_batch_size', '8'))
 
 
 def test_fmfa(data, clip, tmp_path, capsys):
@@ -68,9 +68,9 @@ def test_fmfa(data, clip, tmp_path, capsys):
         content['module.base_model.ln_final.bias'] = weights['base_model.ln_final.bias'] + (number < 2)
         torch.save({'model': content, 'epoch': number}, tmp_path / 'fmfa' / f'best{number}.pth')
     capsys.readouterr()
-    found = evaluated(config, name='metrics_best2')
+    results = evaluated(config, name='metrics_best2')
     said = capsys.readouterr()
-    assert same_results(found, evaluated(str(ours / 'configs.yaml'), '--test_batch_size', '8'))
+    assert same_results(results, evaluated(str(ours / 'configs.yaml'), '--test_batch_size', '8'))
     assert 'best2.pth is of the best epoch on RSTPReid' in said.out + said.err
     assert 'has no option finetune' in said.out + said.err
     assert 'best2.pth: epoch 2, chosen by the test split of RSTPReid, the split it is tested on' in said.out

@@ -45,8 +45,8 @@ def runs(trained, tmp_path):
 
 
 def folder_of(runs, name):
-    found, = (folder for folder, _, _ in os.walk(runs) if folder.endswith(f'_{name}'))
-    return found
+    results, = (folder for folder, _, _ in os.walk(runs) if folder.endswith(f'_{name}'))
+    return results
 
 
 def metrics_of(folder):
@@ -105,8 +105,8 @@ def test_a_row_says_its_losses_and_why_no_method_is_beside_it(runs, data, capsys
 
 def test_no_published_figure_is_beside_a_split_that_is_not_the_published_one(runs, data, monkeypatch):
     """The synthetic dataset is RSTPReid only by name, so its figures are not compared with a paper's."""
-    whole = {'method': 'PHP', 'values': [76.70, 92.85, 96.25, 63.47, None]}
-    monkeypatch.setattr(reproduce_tables, 'published_row', lambda args: whole)
+    expected = {'method': 'PHP', 'values': [76.70, 92.85, 96.25, 63.47, None]}
+    monkeypatch.setattr(reproduce_tables, 'published_row', lambda args: expected)
     folder = folder_of(runs, 'php')
     row, alone = run_rows(folder, runs, ['--root_dir', data])
     by = metrics_of(folder)['produced_by']
@@ -126,8 +126,8 @@ def test_results_on_other_datasets_are_rows_of_theirs(runs, data, capsys):
                        '--root_dir', data])
     with open(os.path.join(folder, 'metrics_RSTPReid.json')) as file:
         measured = next(iter(json.load(file)['results'].values()))['t2i']
-    own, other = run_rows(folder, runs, ['--root_dir', data])
-    assert (own.dataset, other.dataset, other.losses, other.published) == ('CUHK-PEDES', 'RSTPReid', 'sdm+id', {})
+    original, other = run_rows(folder, runs, ['--root_dir', data])
+    assert (original.dataset, other.dataset, other.losses, other.published) == ('CUHK-PEDES', 'RSTPReid', 'sdm+id', {})
     assert other.measured == measured and other.run.endswith('_irra, trained on CUHK-PEDES')
     assert 'trained on another dataset' in other.note
     with open(os.path.join(folder, 'best.pth'), 'ab') as file:

@@ -83,8 +83,8 @@ def test_enormous_gradients_stop_the_run_and_keep_the_last_good_state(command, r
     monkeypatch.setattr(objectives, 'sdm', lambda *inputs, **settings: real(*inputs, **settings) * 1e30)
     with pytest.raises(UserError, match="the optimizer's state.* not finite any more.*the last good checkpoint is"):
         train_program.main(command + SMALL)
-    kept = read_checkpoint(os.path.join(run_folder(), 'last.pth'))
-    assert kept['total_steps'] == 0 and not kept['optimizer']['state']
+    stored = read_checkpoint(os.path.join(run_folder(), 'last.pth'))
+    assert stored['total_steps'] == 0 and not stored['optimizer']['state']
 
 
 def test_pretrained_weights_that_are_not_finite_leave_nothing(command, clip, tmp_path):

@@ -31,13 +31,14 @@ def test_what_is_retrieved(run, people):
     gallery = run.images.dataset
     with torch.no_grad():
         images = torch.cat([run.model.eval().encode_image(gallery[i][1][None]) for i in range(len(gallery))])
-    for (caption, pid), (_, _, found) in zip(queries, rows):
-        place = run.captions.dataset.captions.index(caption)
-        assert pid == run.captions.dataset.caption_pids[place]
-        expected = F.cosine_similarity(embed_queries(run.model, [run.captions.dataset[place][1]]), images).tolist()
+    for (caption, pid), (_, _, results) in zip(queries, rows):
+        position = run.captions.dataset.captions.index(caption)
+        assert pid == run.captions.dataset.caption_pids[position]
+        expected = F.cosine_similarity(embed_queries(run.model, [run.captions.dataset[position][1]]), images).tolist()
         order = sorted(range(len(gallery)), key=lambda i: -expected[i])[:3]
-        assert [score for *_, score in found] == pytest.approx([expected[i] for i in order], abs=1e-5)
-        assert [(path, pid) for path, pid, _ in found] == [(gallery.img_paths[i], gallery.image_pids[i]) for i in order]
+        assert [score for *_, score in results] == pytest.approx([expected[i] for i in order], abs=1e-5)
+        assert [(path, pid) for path, pid, _ in results] == [(gallery.img_paths[i], gallery.image_pids[i])
+                                                             for i in order]
 
 
 def test_queries_are_spread_over_the_split(run, people):
@@ -52,12 +53,12 @@ def test_the_picture_and_what_is_printed(trained, people, tmp_path, capsys):
     retrieve.main(['--config_file', trained, '--out', out, '--captions', '2', '--top', '4'])
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == f'wrote {out}' and open(out, 'rb').read(8) == b'\x89PNG\r\n\x1a\n'
-    told = lines[-11:-1]
-    assert [told[0], told[5]] == [caption for caption, _ in retrieve.sample_queries(people.split, 2)]
-    for images in (told[1:5], told[6:10]):
-        found = [re.fullmatch(r'  (-?\d\.\d{4})  (right|wrong)  (.+\.jpg)', line).groups() for line in images]
-        scores = [float(score) for score, _, _ in found]
-        assert scores == sorted(scores, reverse=True) and all(os.path.isfile(path) for *_, path in found)
+    output = lines[-11:-1]
+    assert [output[0], output[5]] == [caption for caption, _ in retrieve.sample_queries(people.split, 2)]
+    for images in (output[1:5], output[6:10]):
+        results = [re.fullmatch(r'  (-?\d\.\d{4})  (right|wrong)  (.+\.jpg)', line).groups() for line in images]
+        scores = [float(score) for score, _, _ in results]
+        assert scores == sorted(scores, reverse=True) and all(os.path.isfile(path) for *_, path in results)
 
 
 def test_scores_and_frames_are_on_the_picture(run, people):

@@ -32,12 +32,12 @@ def people(trained):
 @pytest.fixture
 def folder(data, tmp_path):
     """Ten photos, two of them in a folder below."""
-    place = tmp_path / 'photos'
-    (place / 'more').mkdir(parents=True)
+    position = tmp_path / 'photos'
+    (position / 'more').mkdir(parents=True)
     for number, path in enumerate(sorted(glob.glob(os.path.join(data, 'CUHK-PEDES', 'imgs', '**', '*.jpg'),
                                                    recursive=True))[:10]):
-        shutil.copy(path, place / ('more' if number < 2 else '') / f'{number}.jpg')
-    return str(place)
+        shutil.copy(path, position / ('more' if number < 2 else '') / f'{number}.jpg')
+    return str(position)
 
 
 def embedded(people, monkeypatch):
@@ -64,9 +64,9 @@ def test_search_is_by_cosine_and_the_same_from_paths_and_from_a_folder(people, f
     scores = (people.encode_images(paths) @ people.encode_captions([TEXT])[0]).tolist()
     expected = sorted(zip(paths, scores), key=lambda pair: -pair[1])[:4]
     for images in (paths, folder, people.index_images(folder)):
-        found = people.search(TEXT, images=images, top=4)
-        assert [path for path, _ in found] == [path for path, _ in expected]
-        assert [score for _, score in found] == pytest.approx([score for _, score in expected], abs=1e-6)
+        results = people.search(TEXT, images=images, top=4)
+        assert [path for path, _ in results] == [path for path, _ in expected]
+        assert [score for _, score in results] == pytest.approx([score for _, score in expected], abs=1e-6)
     assert len(people.search(TEXT, folder, top=99)) == 10
 
 
@@ -77,11 +77,11 @@ def test_only_what_is_new_or_changed_is_embedded_again(people, folder, monkeypat
     os.remove(f'{folder}/5.jpg')
     shutil.copy(f'{folder}/6.jpg', f'{folder}/new.jpg')
     Image.new('RGB', (20, 40), 'red').save(f'{folder}/7.jpg')
-    found = dict(people.search(TEXT, folder, top=99))
-    assert counts == [10, 2] and f'{folder}/5.jpg' not in found and len(found) == 10
-    assert found[f'{folder}/new.jpg'] == pytest.approx(found[f'{folder}/6.jpg'], abs=1e-6)
+    results = dict(people.search(TEXT, folder, top=99))
+    assert counts == [10, 2] and f'{folder}/5.jpg' not in results and len(results) == 10
+    assert results[f'{folder}/new.jpg'] == pytest.approx(results[f'{folder}/6.jpg'], abs=1e-6)
     expected = people.encode_images([f'{folder}/7.jpg']) @ people.encode_captions([TEXT]).T
-    assert found[f'{folder}/7.jpg'] == pytest.approx(expected.item(), abs=1e-6)
+    assert results[f'{folder}/7.jpg'] == pytest.approx(expected.item(), abs=1e-6)
 
 
 def test_an_index_of_photos_that_are_mostly_gone_is_written_anew(people, folder):
@@ -98,7 +98,7 @@ def test_an_index_of_photos_that_are_mostly_gone_is_written_anew(people, folder)
 
 def test_an_interrupted_index_goes_on(people, folder, monkeypatch):
     """Whatever was cut short is put right: rows without their line, half a line, lines without their row."""
-    whole = pytest.approx(dict(people.search(TEXT, folder, top=99)), abs=1e-6)
+    expected = pytest.approx(dict(people.search(TEXT, folder, top=99)), abs=1e-6)
     shutil.rmtree(f'{folder}/.pedestal')
     monkeypatch.setattr(image_index, 'CHUNK_SIZE', 4)
     counts, embed = [], people.embed_images
@@ -117,9 +117,9 @@ def test_an_interrupted_index_goes_on(people, folder, monkeypatch):
         file.write(b'\1' * 100)
     with open(index.entries_path, 'ab') as file:
         file.write(b'["half a li')
-    assert dict(people.search(TEXT, folder, top=99)) == whole
+    assert dict(people.search(TEXT, folder, top=99)) == expected
     os.truncate(index.embeddings_path, 5 * people.embedding_dim * 4 + 3)
-    assert dict(people.search(TEXT, folder, top=99)) == whole
+    assert dict(people.search(TEXT, folder, top=99)) == expected
 
 
 def test_broken_photos_are_named_and_left_out(people, folder, trained, capsys, tmp_path):
@@ -128,13 +128,13 @@ def test_broken_photos_are_named_and_left_out(people, folder, trained, capsys, t
     out = str(tmp_path / 'found.json')
     search.main(['--config_file', trained, '--images', folder, '--caption', TEXT, '--caption', 'a man', '--top', '3',
                  '--out', out])
-    told = capsys.readouterr().out
-    assert f'skipped: {folder}/broken.jpg is not an image' in told and '10 photos, ' in told
+    output = capsys.readouterr().out
+    assert f'skipped: {folder}/broken.jpg is not an image' in output and '10 photos, ' in output
     with open(out) as file:
         first, second = json.load(file)
     assert first['caption'] == TEXT and {one['path']: one['score'] for one in first['photos']} == pytest.approx(
         dict(people.search(TEXT, folder, top=3)), abs=1e-6)
-    assert second['photos'][0]['path'] in told
+    assert second['photos'][0]['path'] in output
 
 
 @pytest.mark.skipif(bool(find_spec('pillow_heif')), reason='HEIC is read here')
@@ -146,9 +146,9 @@ def test_files_that_are_not_searched_are_counted_and_named(people, folder, capsy
     os.rename(f'{folder}/2.jpg', f'{folder}/2.jfif')
     photos = people.index_images(folder)
     search.report_skipped(photos)
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert len(photos.paths) == count and '2.jfif' in photos.paths
-    assert told == ('skipped: 2 files that Pillow does not read as an image '
+    assert output == ('skipped: 2 files that Pillow does not read as an image '
                     f'(1 .heic, 1 .mp4; {folder}/a.heic, {folder}/b.mp4; '
                     'pip install pillow-heif reads HEIC)\n')
 
@@ -217,10 +217,10 @@ def flip(path, place, bit):
 @pytest.mark.parametrize('place, bit', [(0, 1), (4 * 64 * 3 + 3, 64), (4 * 64 * 10 - 1, 128)])
 def test_a_flipped_bit_in_an_embedding_is_seen_and_embedded_again(people, folder, monkeypatch, caplog, place, bit):
     """The highest bit of an exponent makes 0.1 to 1e37."""
-    whole, index = people.search(TEXT, folder, top=99), people.index_images(folder)
+    expected, index = people.search(TEXT, folder, top=99), people.index_images(folder)
     flip(index.embeddings_path, place, bit)
     counts = embedded(people, monkeypatch)
-    assert dict(people.search(TEXT, folder, top=99)) == pytest.approx(dict(whole), abs=1e-6) and counts == [1]
+    assert dict(people.search(TEXT, folder, top=99)) == pytest.approx(dict(expected), abs=1e-6) and counts == [1]
     assert 'jsonl: 1 of 10 entries are damaged, and their photos are embedded again' in caplog.text
     caplog.clear()
     after = people.index_images(folder)
@@ -231,7 +231,7 @@ def test_a_flipped_bit_in_an_embedding_is_seen_and_embedded_again(people, folder
 @pytest.mark.parametrize('old, new', [('"5.jpg"', '"6.jpg"'), (', null, ', ', true, '), ('], [', '], ['),
                                       ('.jpg', '.jpf')])
 def test_a_flipped_bit_in_a_photos_line_is_seen(people, folder, caplog, old, new):
-    whole, index = dict(people.search(TEXT, folder, top=99)), people.index_images(folder)
+    expected, index = dict(people.search(TEXT, folder, top=99)), people.index_images(folder)
     with open(index.entries_path, 'rb') as file:
         content = file.read()
     for number in range(1, 4):
@@ -239,7 +239,7 @@ def test_a_flipped_bit_in_a_photos_line_is_seen(people, folder, caplog, old, new
         lines[number] = lines[number].replace(b'3', b'2', 1)           # of the path, the size, the time or the checksum
         with open(index.entries_path, 'wb') as file:
             file.write(b'\n'.join([head, *lines]).replace(old.encode(), new.encode(), 1))
-        assert dict(people.search(TEXT, folder, top=99)) == pytest.approx(whole, abs=1e-6)
+        assert dict(people.search(TEXT, folder, top=99)) == pytest.approx(expected, abs=1e-6)
         with open(people.index_images(folder).entries_path, 'rb') as file:
             content = file.read()
 
@@ -256,14 +256,14 @@ def test_a_flipped_bit_in_the_first_line_is_refused(people, folder):
 
 
 def test_an_index_without_checksums_is_made_anew(people, folder, monkeypatch, caplog):
-    whole, index = dict(people.search(TEXT, folder, top=99)), people.index_images(folder)
+    expected, index = dict(people.search(TEXT, folder, top=99)), people.index_images(folder)
     with open(index.entries_path) as file:
         head, *lines = map(json.loads, file)
     del head['crc32']
     with open(index.entries_path, 'w') as file:
         file.write('\n'.join(map(json.dumps, [head, *(line[:4] for line in lines)])) + '\n')
     counts = embedded(people, monkeypatch)
-    assert dict(people.search(TEXT, folder, top=99)) == pytest.approx(whole, abs=1e-6) and counts == [10]
+    assert dict(people.search(TEXT, folder, top=99)) == pytest.approx(expected, abs=1e-6) and counts == [10]
     assert caplog.text.count('has no checksums, because an older version wrote it') >= 1
     assert len(glob.glob(f'{folder}/.pedestal/*.f32')) == 1
 
@@ -305,9 +305,9 @@ def replace(index, folder, people):
 @pytest.mark.parametrize('change', [append, rewrite, remove, replace])
 def test_an_open_index_stays_as_it_was(people, folder, change):
     index = people.index_images(folder)
-    whole = people.search(TEXT, index, top=99)
+    expected = people.search(TEXT, index, top=99)
     change(index, folder, people)
-    assert people.search(TEXT, index, top=99) == whole and len(whole) == 10
+    assert people.search(TEXT, index, top=99) == expected and len(expected) == 10
 
 
 @pytest.mark.parametrize('change, sentence', [
@@ -424,15 +424,15 @@ def test_faiss_finds_nearly_all_and_says_how_many(people, folder, trained, capsy
 def test_a_damaged_faiss_index_is_made_again(people, folder, caplog):
     pytest.importorskip('faiss', reason='FAISS is not installed: pip install faiss-cpu')
     queries = people.encode_captions([TEXT])
-    whole = people.index_images(folder).search_approximately(queries, 3)
+    expected = people.index_images(folder).search_approximately(queries, 3)
     path, = glob.glob(f'{folder}/.pedestal/*.faiss')
-    for place in (os.path.getsize(path) // 2, os.path.getsize(path) - 2):
-        flip(path, place, 64)
-        assert people.index_images(folder).search_approximately(queries, 3) == whole
+    for position in (os.path.getsize(path) // 2, os.path.getsize(path) - 2):
+        flip(path, position, 64)
+        assert people.index_images(folder).search_approximately(queries, 3) == expected
         assert caplog.text.count('faiss is damaged and is created again') == 1
         caplog.clear()
     os.truncate(path, 3)
-    assert people.index_images(folder).search_approximately(queries, 3) == whole
+    assert people.index_images(folder).search_approximately(queries, 3) == expected
     shutil.copy(f'{folder}/9.jpg', f'{folder}/new.jpg')
     assert len(people.index_images(folder).search_approximately(queries, 99)[0]) == 11
     assert 'faiss is damaged' not in caplog.text

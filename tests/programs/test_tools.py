@@ -43,8 +43,8 @@ def test_a_tool_runs_as_a_file_and_as_a_module(tool, tmp_path):
 
 
 def test_an_error_is_a_sentence():
-    told = program('run_scripts/retrieve.py', '--config_fiel', 'x')
-    assert told.returncode == 2 and 'did you mean --config_file' in told.stderr and 'Traceback' not in told.stderr
+    output = program('run_scripts/retrieve.py', '--config_fiel', 'x')
+    assert output.returncode == 2 and 'did you mean --config_file' in output.stderr and 'Traceback' not in output.stderr
 
 
 # -- the methods' shell lines ----------------------------------------------------------------------------------------

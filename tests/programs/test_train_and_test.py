@@ -184,11 +184,11 @@ def test_a_signal_saves_and_leaves_and_the_run_resumes_to_the_same_weights(comma
 
     # options: those of the run
     train_program.main(['--resume', '--resume_ckpt_file', os.path.join(folder, 'last.pth')])
-    whole = tmp_path / 'whole'
-    train_program.main(command + ['--output_dir', str(whole)])
-    assert run_folder() == folder and same_weights(folder, run_folder(root=whole))
+    expected = tmp_path / 'whole'
+    train_program.main(command + ['--output_dir', str(expected)])
+    assert run_folder() == folder and same_weights(folder, run_folder(root=expected))
     for kind in ('train', 'epoch', 'evaluation'):
-        assert journal(folder, kind) == journal(run_folder(root=whole), kind)
+        assert journal(folder, kind) == journal(run_folder(root=expected), kind)
 
 
 def test_two_kills(tmp_path):

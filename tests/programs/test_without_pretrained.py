@@ -79,10 +79,10 @@ def test_a_clips_own_weights_replace_them_too(archive, offline, tmp_path):
 def test_a_learned_temperature_that_the_checkpoint_lacks_comes_from_the_weights(archive, offline, tmp_path):
     torch.save({**torch.load(archive), 'logit_scale': torch.tensor(4.2)}, tmp_path / 'clip.pt')
     source = small_model(archive, 'nitc+ritc', seed=1, **SIZES)
-    whole = saved(source, tmp_path / 'tbps.pth')
+    expected = saved(source, tmp_path / 'tbps.pth')
     without = saved(source, tmp_path / 'irra.pth', lambda weights: {
         name: value for name, value in weights.items() if name != 'logit_scale'})
-    assert torch.equal(replaced('ViT-B/16', whole, 'nitc+ritc').logit_scale, source.logit_scale)
+    assert torch.equal(replaced('ViT-B/16', expected, 'nitc+ritc').logit_scale, source.logit_scale)
     assert replaced(str(tmp_path / 'clip.pt'), without, 'nitc+ritc').logit_scale.item() == pytest.approx(4.2)
     with pytest.raises(AssertionError, match='were asked for'):
         replaced('ViT-B/16', without, 'nitc+ritc')
