@@ -158,8 +158,8 @@ def test_broken_checkpoints(tmp_path, monkeypatch, name, content, message):
         open(name, 'wb').write(content)
     elif content == 'truncate':
         torch.save({'model': Model(width=64).state_dict()}, name)
-        whole = open(name, 'rb').read()
-        open(name, 'wb').write(whole[:len(whole) // 2])
+        complete = open(name, 'rb').read()
+        open(name, 'wb').write(complete[:len(complete) // 2])
     elif content is not None:
         torch.save(content, name)
     with pytest.raises(UserError, match=message):

@@ -59,9 +59,9 @@ def test_blocks_do_not_change_the_figures(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     similarity, g_pids = torch.rand(50, 20, generator=generator), torch.arange(20) % 5
     q_pids = torch.arange(50) % 5
-    whole = compute_metrics(similarity, q_pids, g_pids)
+    expected = compute_metrics(similarity, q_pids, g_pids)
     monkeypatch.setattr(ranking, 'BLOCK', 60)
-    assert compute_metrics(similarity, q_pids, g_pids) == whole
+    assert compute_metrics(similarity, q_pids, g_pids) == expected
 
 
 def test_without_map_only_cmc_and_indices_come_back():

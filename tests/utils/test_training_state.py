@@ -120,14 +120,14 @@ def test_anything_else_than_was_saved_is_named(tmp_path, change, message):
 
 
 @pytest.mark.parametrize('name', ['Adam', 'AdamW', 'SGD'])
-def test_what_was_saved_goes_on(tmp_path, name):
+def test_a_saved_state_is_restored(tmp_path, name):
     path = saved(tmp_path, name)
-    kept = torch.load(path, weights_only=True)['optimizer']['state']
+    expected = torch.load(path, weights_only=True)['optimizer']['state']
     model, optimizer, scheduler = started(name, steps=0)
     Checkpointer(model, optimizer, scheduler).resume(path)
     for number, moments in optimizer.state_dict()['state'].items():
-        assert moments.keys() == kept[number].keys()
-        assert all(torch.equal(moments[kind].float(), kept[number][kind].float()) for kind in moments)
+        assert moments.keys() == expected[number].keys()
+        assert all(torch.equal(moments[kind].float(), expected[number][kind].float()) for kind in moments)
     resume(path, name)
 
 
@@ -161,19 +161,19 @@ def fact(kind, epoch, step):
     return f'{{"kind": "{kind}", "epoch": {epoch}, "step": {step}}}'.encode()
 
 
-def test_a_resumed_journal_keeps_each_fact_once(tmp_path, caplog):
+def test_a_resumed_metrics_log_holds_each_line_once(tmp_path, caplog):
     foreign = [b'5', b'[]', b'{"step": "x"}', b'{"kind": "train", "epoch": null, "step": 1}', b'\xff\xfe',
                b'[' * 100000, b'']
-    kept = [fact('train', 1, 2), fact('epoch', 1, 4)]
-    lines = [kept[0], *foreign, kept[1], fact('evaluation', 1, 4), fact('train', 2, 6)]
+    expected = [fact('train', 1, 2), fact('epoch', 1, 4)]
+    lines = [expected[0], *foreign, expected[1], fact('evaluation', 1, 4), fact('train', 2, 6)]
     (tmp_path / 'metrics.jsonl').write_bytes(b'\n'.join(lines) + b'\n{"kind": "tr')
     MetricsLog(str(tmp_path), 4, pending_evaluation=1).close()
-    assert (tmp_path / 'metrics.jsonl').read_bytes().split() == b'\n'.join(kept).split()
+    assert (tmp_path / 'metrics.jsonl').read_bytes().split() == b'\n'.join(expected).split()
     assert '7 lines that this program did not write are removed' in caplog.text
     assert all(parse_record(line) is None for line in foreign)
 
 
-def test_an_evaluation_that_stands_is_kept(tmp_path):
+def test_a_finished_evaluation_stays_in_the_log(tmp_path):
     (tmp_path / 'metrics.jsonl').write_bytes(fact('evaluation', 1, 4) + b'\n')
     MetricsLog(str(tmp_path), 4, pending_evaluation=None).close()
     assert (tmp_path / 'metrics.jsonl').read_bytes() == fact('evaluation', 1, 4) + b'\n'
