@@ -41,7 +41,7 @@ NONE, RESULT, RUN, INVOCATION = Effect.NONE, Effect.RESULT, Effect.RUN, Effect.I
 CHANGEABLE_ON_RESUME, NOT_IN_RECIPE = Effect.CHANGEABLE_ON_RESUME, Effect.NOT_IN_RECIPE
 IGNORED, COMMAND_LINE_ONLY = Effect.IGNORED, Effect.COMMAND_LINE_ONLY
 worker_count = bounded_number(int, at_least=0, at_most=1024)
-caption_length = bounded_number(int, at_least=2, at_most=10_000)
+caption_length = bounded_number(int, at_least=3, at_most=10_000)
 seed_number = bounded_number(int, at_least=0, at_most=2 ** 63 - 1)
 
 
