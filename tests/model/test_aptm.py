@@ -68,10 +68,11 @@ def test_head_overfits_a_fixed_batch(loss_names, monkeypatch):
 
 
 def test_matching_learns_a_fixed_batch_with_the_negatives_that_are_drawn():
-    """As in training: new negatives each step, dropout and drop path. A constant answer is right for 2/3 of the pairs."""
+    """As in training: new negatives each step, dropout and drop path. A constant answer is right for 2/3 of the pairs.
+    With four seeds each, PyTorch 2.6 and 2.14 took 41 to 221 steps: they draw other numbers from one seed."""
     model, samples, right = tiny('itm').train(), batch(8), []
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    while len(right) < 120 and sum(right[-8:]) < 8 * 0.9:
+    while len(right) < 400 and sum(right[-8:]) < 8 * 0.9:
         results = model(samples)
         optimizer.zero_grad()
         total_loss(results).backward()
