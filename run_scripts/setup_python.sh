@@ -1,6 +1,6 @@
 # Sourced by the other scripts: sets $PYTHON to an interpreter that has what $1, a requirements file, asks for. Takes the
-# active one if it has everything, else the virtual environment .venv in the repository. It makes .venv on first use,
-# completes one whose making or filling was interrupted, and removes nothing.
+# active one if it has everything, else the virtual environment .venv in the repository. It makes .venv on first use and
+# completes one whose making or filling was interrupted. It never replaces a .venv that cannot be used: that may be yours.
 requirements=$1
 
 stop() {
@@ -56,8 +56,12 @@ if ! has_everything "$PYTHON"; then
     fi
     PYTHON=.venv/bin/python
     if ! has_everything "$PYTHON"; then
+        for package in .venv/lib/python3*/site-packages/*.dist-info; do     # without METADATA, pip was interrupted there
+            [ -e "$package/METADATA" ] || rm -rf "$package"                 # and some versions of it take that for installed
+        done
         echo "Installing into .venv what $requirements asks for (PyTorch is several GB) ..."
         "$PYTHON" -m pip install --quiet --disable-pip-version-check -r "$requirements" ||
             stop "pip failed (see above); start again once that is mended, and it continues in .venv"
+        has_everything "$PYTHON" || stop ".venv still lacks what $requirements asks for: remove the folder $PWD/.venv and start again"
     fi
 fi
