@@ -113,7 +113,8 @@ HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_p
 
 def is_plain(layer, kind):
     """Whether calling the layer is the same as computing with its parameters: no other class, no hooks, no forward of its own."""
-    return type(layer) is kind and 'forward' not in vars(layer) and not any(getattr(layer, hooks) for hooks in HOOKS)
+    # PyTorch 2.6 cannot compile vars(layer)
+    return type(layer) is kind and 'forward' not in layer.__dict__ and not any(getattr(layer, hooks) for hooks in HOOKS)
 
 
 class Attention(nn.Module):

@@ -1,5 +1,6 @@
 """What several tests share: options for small models, and the released implementations' reference vectors."""
 import argparse
+import contextlib
 import fnmatch
 import json
 import os
@@ -15,6 +16,19 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 HANG_TIMEOUT = 600      # seconds after which a test calls a program hung: minutes, since other programs may use all cores
 OWN = os.path.join(os.path.dirname(__file__), 'golden')
 GOLDEN = os.environ.get('PEDESTAL_GOLDEN') or OWN   # another folder's vectors: PEDESTAL_GOLDEN=<folder> pytest tests -k golden
+
+
+@contextlib.contextmanager
+def double_precision():
+    """New tensors are float64 by default, and so are those of ``Tensor.float``: results do not depend on the CPU's rounding."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, 'float', torch.Tensor.double)
+        default = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(default)
 
 
 def options(**changes):

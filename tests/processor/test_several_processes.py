@@ -1,6 +1,4 @@
 """N processes compute what one computes: the same whole batch, its rows spread over them."""
-import contextlib
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,7 +12,7 @@ from tests.model.test_aptm import batch as aptm_batch
 from tests.model.test_aptm import tiny as aptm_model
 from tests.model.test_documented_hooks import beside_the_heads
 from tests.several import Processes
-from tests.support import golden_archive, golden_json, small_batch, small_model
+from tests.support import double_precision, golden_archive, golden_json, small_batch, small_model
 from utils import comm
 from utils.errors import UserError
 from utils.peers import meet
@@ -63,19 +61,6 @@ def model_of(archive, loss_names, backbone='clip', **settings):
         if isinstance(getattr(part, 'dropout', None), float):
             part.dropout = 0.0
     return model.to(torch.get_default_dtype()).train()
-
-
-@contextlib.contextmanager
-def double_precision():
-    """New tensors are float64 by default, and so are those of ``Tensor.float``."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.Tensor, 'float', torch.Tensor.double)
-        default = torch.get_default_dtype()
-        torch.set_default_dtype(torch.float64)
-        try:
-            yield
-        finally:
-            torch.set_default_dtype(default)
 
 
 def train(archive, settings, sizes=(6,), micro_batch=None):
