@@ -1,5 +1,21 @@
-"""Puts the repository on the path of its tests, and gives each test process one thread: the tensors are small, and
-threads of several processes in each other's way make them a hundred times slower."""
+"""Add the repository to the path of its tests, and limit each test process to one thread.
+
+The tensors are small. Several processes with several threads each would be a hundred times slower.
+"""
 import os
 
+import pytest
+
 os.environ.setdefault('OMP_NUM_THREADS', '1')
+
+
+@pytest.fixture
+def file_size_limit():
+    """Return a function that limits the size of files, in bytes, until the test ends.
+
+    Larger writes fail as on a full disk.
+    """
+    resource = pytest.importorskip('resource', reason='needs POSIX limits')
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -1,13 +1,14 @@
-"""Pedestal as a library: a trained run that encodes photos and captions, and finds people.
+"""Pedestal as a library: a trained run that encodes images and captions, and searches for people.
 
-    import pedestal
-    people = pedestal.load('logs/CUHK-PEDES/<run>')
-    people.search('a man with a backpack', images='photos/', top=10)      # [(path, cosine similarity), ...], the best first
-    people.encode_images(['photos/1.jpg']) @ people.encode_captions(['a man with a backpack']).T
+import pedestal
+people = pedestal.load('logs/CUHK-PEDES/<run>')
+people.search('a man with a backpack', images='photos/', top=10)     # [(path, cosine similarity)], the best first
+people.encode_images(['photos/1.jpg']) @ people.encode_captions(['a man with a backpack']).T
 """
 import functools
 import hashlib
 import json
+import logging
 import os
 
 import torch
@@ -15,148 +16,248 @@ import torch.nn.functional as F
 from PIL import Image
 
 from datasets.bases import tokenize
-from datasets.build import build_dataloader, family
-from datasets.transforms import build_preparation
-from processor.attention import look
-from processor.photos import Photos
+from datasets.build import backbone_family, build_dataloader
+from datasets.captions import caption_problem
+from datasets.transforms import build_preprocessing
+from datasets.truncation import describe_truncation
+from processor.attention import explain
+from processor.image_index import ImageIndex
 from processor.report import load_trained
-from processor.runs import Run, Split, embed_queries
+from processor.runs import Split, TrainedRun, embed_queries
 from utils.errors import UserError
+from utils.image_stats import CLIP_STATS
+from utils.images import READER_VERSION, to_rgb
 from utils.iotools import read_image
-from utils.options import Effect, build_parser, build_test_parser, parse_test_options, plain
+from utils.options import Effect, build_parser, build_test_parser, parse_test_options, to_plain_value
 
-__all__ = ['People', 'UserError', 'load', 'options_of']
+logger = logging.getLogger('Pedestal.search')
+
+__all__ = ['People', 'UserError', 'load', 'load_options']
 
 
 def load(run, checkpoint=None, device='auto', amp=None):
-    """The :class:`People` of a trained run.
+    """Load a trained or published run.
 
     Args:
-        run: a run's folder, or the configs.yaml in it; ours, or a published one's.
-        checkpoint: instead of the best.pth beside it.
-        device: auto, cpu, cuda or cuda:<n>.
-        amp: precision: auto, bf16, fp16 or off; None: as the run was trained.
+        run: the run's folder, or the configs.yaml in it.
+        checkpoint: a checkpoint file; None: the run's best.pth.
+        device: auto, cpu, mps, cuda or cuda:<n>.
+        amp: the precision: auto, bf16, fp16 or off; None: that of the training.
+
+    Returns:
+        A :class:`People`.
 
     Raises:
-        UserError: there is no such run, or its checkpoint does not load.
+        UserError: the run is missing, or its checkpoint cannot be loaded.
     """
-    return People(options_of(run, checkpoint=checkpoint, device=device, amp=amp))
+    return People(load_options(run, checkpoint=checkpoint, device=device, amp=amp))
 
 
-def options_of(run, **flags):
-    """The options of a run's folder or configs.yaml with some of test.py's flags; None: as the run has it."""
+def load_options(run, **flags):
+    """Load the options of a run.
+
+    Args:
+        run: the run's folder, or the configs.yaml in it.
+        flags: flags of test.py that replace the run's options; None: the run's own.
+    """
     config = os.path.join(run, 'configs.yaml') if os.path.isdir(run) else os.fspath(run)
-    words = [word for flag, value in flags.items() if value is not None for word in (f'--{flag}', str(value))]
-    return parse_test_options(build_test_parser('pedestal', ''), ['--config_file', config, *words])
+    arguments = ['--config_file', config]
+    for flag, value in flags.items():
+        if value is not None:
+            arguments += [f'--{flag}', str(value)]
+    return parse_test_options(build_test_parser('pedestal', ''), arguments)
+
+
+def load_rgb(image):
+    """Convert an image to 8-bit RGB (:mod:`utils.images`).
+
+    Args:
+        image: a path or a ``PIL.Image``.
+
+    Raises:
+        UserError: the image cannot be read.
+    """
+    if not isinstance(image, Image.Image):
+        return read_image(os.fspath(image))
+    try:
+        return to_rgb(image)
+    except MemoryError:
+        raise
+    except Exception as error:  # PIL decodes lazily opened files here, and its decoders raise many kinds of errors
+        raise UserError(f'an image cannot be read: {getattr(error, "strerror", None) or error}') from None
 
 
 class People:
-    """A trained model that encodes and searches. ``args``: its options (:func:`utils.options.parse_test_options`); see :func:`load`.
+    """A trained model that encodes images and captions, and searches.
 
-    Embeddings are normalised here, once: the model's own are of any length, and these have length 1, so that their inner products are
-    cosine similarities. They are float32 and on the CPU. Each is of its photo or caption alone.
+    Embeddings are normalized, so that their inner products are cosine similarities. They are float32 and on the CPU.
+    Each depends on its own image or caption only.
+
+    Args:
+        args: the options of the run (:func:`utils.options.parse_test_options`); see :func:`load`.
+
+    Attributes:
+        args: the options.
+        model: the :class:`~model.build.RetrievalModel` in evaluation mode, on its device.
+        checkpoint: the checkpoint without the weights.
+        transform: the preprocessing of images.
+        tokenizer: the tokenizer of captions.
     """
 
     def __init__(self, args):
         self.args = args
         self.model, self.checkpoint = load_trained(args, 0)
         self.model.eval()
-        self.transform = build_preparation(args, self.model.pixels, is_train=False)
-        self.tokenizer = family(args).tokenizer(args, None)
+        self.transform = build_preprocessing(args, self.model.image_stats, is_train=False)
+        self.tokenizer = backbone_family(args).tokenizer(args, None)
 
     @property
     def device(self):
         return next(self.model.parameters()).device
 
-    # -- encoding ----------------------------------------------------------------------------------------------------------
+    # -- encoding ------------------------------------------------------------------------------------------------------
 
-    def read(self, image):
-        """A photo as the model reads it, [3, H, W]: a path, or a ``PIL.Image``. Raises :class:`UserError` where it cannot be read."""
-        return self.transform(image.convert('RGB') if isinstance(image, Image.Image) else read_image(os.fspath(image)))
+    def load_image(self, image):
+        """Load and preprocess an image: a path or a ``PIL.Image`` -> [3, H, W], normalized.
 
-    def tokens(self, captions):
-        """Token ids [K, L] of captions."""
-        for caption in captions:
-            if not isinstance(caption, str) or not caption.strip():
+        Raises:
+            UserError: the image cannot be read.
+        """
+        return self.transform(load_rgb(image))
+
+    def tokenize(self, captions):
+        """Tokenize captions to ids [K, L]. Log a warning if some are longer than the text length.
+
+        Raises:
+            UserError: a caption is empty, too long, or not a text.
+        """
+        for number, caption in enumerate(captions, start=1):
+            problem = caption_problem(caption) if isinstance(caption, str) else f'a {type(caption).__name__}'
+            if problem == 'an empty caption':
                 raise UserError('a caption is empty; describe somebody')
-        return torch.stack([tokenize(caption, self.tokenizer, self.args.text_length) for caption in captions])
+            if problem:
+                raise UserError(f'description {number} is {problem}; describe somebody in a sentence')
+        ids = torch.stack([tokenize(caption, self.tokenizer, self.args.text_length) for caption in captions])
+        if warning := describe_truncation(captions, ids, self.tokenizer, 'descriptions'):
+            logger.warning('%s', warning)
+        return ids
+
+    def describe_truncation(self, caption):
+        """Describe the end of a caption that the model does not read, because it is too long; '' if it reads all."""
+        ids = tokenize(caption, self.tokenizer, self.args.text_length)[None]
+        return describe_truncation([caption], ids, self.tokenizer, 'descriptions')
 
     def encode_images(self, images):
-        """Photos, as paths or ``PIL.Image``s -> embeddings [K, D]. Raises :class:`UserError` where one cannot be read."""
-        images, size = list(images), self.images_at_once
+        """Encode images, paths or ``PIL.Image``s, to embeddings [K, D].
+
+        Raises:
+            UserError: there are none, or one cannot be read.
+        """
+        images, size = list(images), self.image_batch_size
         if not images:
             raise UserError('there are no images to encode')
-        return torch.cat([self.embed([self.read(image) for image in images[start:start + size]]) for start in range(0, len(images), size)])
+        return torch.cat([self.embed_images([self.load_image(image) for image in images[start:start + size]])
+                          for start in range(0, len(images), size)])
 
     def encode_captions(self, captions):
-        """Captions -> embeddings [K, D]. Raises :class:`UserError` where one is empty."""
+        """Encode captions to embeddings [K, D].
+
+        Raises:
+            UserError: there are none, or one is empty.
+        """
         captions = list(captions)
         if not captions:
             raise UserError('there are no captions to encode')
-        return F.normalize(embed_queries(self.model, self.tokens(captions)), dim=1)
+        return F.normalize(embed_queries(self.model, self.tokenize(captions)), dim=1)
 
     @torch.no_grad()
-    def embed(self, images):
-        """Normalised photos, K tensors [3, H, W] -> embeddings [K, D]."""
-        pieces = torch.stack(images).split(self.images_at_once)
-        return F.normalize(torch.cat([self.model.encode_image(piece.to(self.device)).float().cpu() for piece in pieces]), dim=1)
+    def embed_images(self, images):
+        """Encode preprocessed images, K tensors [3, H, W], to embeddings [K, D]."""
+        batches = torch.stack(images).split(self.image_batch_size)
+        embeddings = [self.model.encode_image(batch.to(self.device)).float().cpu() for batch in batches]
+        return F.normalize(torch.cat(embeddings), dim=1)
 
     @property
-    def images_at_once(self):
-        """One where a head refines embeddings, for it may look at the neighbours in the batch as PHP's released code does."""
-        return 1 if self.model.refines else min(64, self.args.test_batch_size)
+    def image_batch_size(self):
+        """1 if a head refines embeddings, because it may compare the images of a batch, as PHP's own code does."""
+        return 1 if self.model.refines_embeddings else min(64, self.args.test_batch_size)
 
-    def look(self, image, caption):
-        """Where the model looks, of a photo (a path or a ``PIL.Image``) and a caption: a :class:`~processor.attention.Look`."""
-        return look(self, self.read(image), caption)
-
-    # -- searching ---------------------------------------------------------------------------------------------------------
-
-    def photos(self, folder, index=None, progress=True):
-        """The :class:`~processor.photos.Photos` below a folder, those that are new embedded and kept for the next time in
-        ``<folder>/.pedestal``, or in the folder ``index``."""
-        photos = Photos(os.fspath(folder), *self.identity, self.width, index)
-        photos.update(self.read, self.embed, progress)
-        return photos
-
-    def search(self, text, images, top=10):
-        """The photos that fit a description: ``[(path, cosine similarity)]``, the best first.
+    def explain(self, image, caption):
+        """Explain the similarity of an image and a caption with maps over the image and with words.
 
         Args:
-            text: a description of somebody.
-            images: a folder, whose photos are embedded the first time and kept (:meth:`photos`), what :meth:`photos` gave, or a list of
-                paths.
-            top: how many.
+            image: a path or a ``PIL.Image``.
+            caption: a text.
+
+        Returns:
+            An :class:`~processor.attention.Explanation`.
+        """
+        return explain(self, self.load_image(image), caption)
+
+    # -- searching -----------------------------------------------------------------------------------------------------
+
+    def index_images(self, folder, index=None, progress=True):
+        """Embed the images below a folder, except those that are already in its index.
+
+        Args:
+            folder: the folder of the images; its subfolders are included.
+            index: the folder of the index; None: ``<folder>/.pedestal``.
+            progress: whether to show a progress bar.
+
+        Returns:
+            An :class:`~processor.image_index.ImageIndex`.
+        """
+        image_index = ImageIndex(os.fspath(folder), *self.fingerprint, self.embedding_dim, index)
+        image_index.update(self.load_image, self.embed_images, progress)
+        return image_index
+
+    def search(self, text, images, top=10):
+        """Find the images that fit a description.
+
+        Args:
+            text: a description of a person.
+            images: a folder, which is indexed first, the result of :meth:`index_images`, or a list of paths.
+            top: the number of images to return.
+
+        Returns:
+            ``[(path, cosine similarity)]``, the best first.
         """
         if top < 1:
             raise UserError(f'top must be above 0, not {top}')
         queries = self.encode_captions([text])
-        if isinstance(images, Photos):
+        if isinstance(images, ImageIndex):
             return images.search(queries, top)[0]
         if isinstance(images, (str, os.PathLike)):
-            return self.photos(images).search(queries, top)[0]
+            return self.index_images(images).search(queries, top)[0]
         paths = list(images)
-        scores, rows = (self.encode_images(paths) @ queries[0]).topk(min(top, len(paths)))
-        return [(paths[row], score) for row, score in zip(rows.tolist(), scores.tolist())]
+        scores, indices = (self.encode_images(paths) @ queries[0]).topk(min(top, len(paths)))
+        return [(paths[index], score) for index, score in zip(indices.tolist(), scores.tolist())]
 
     @functools.cached_property
     def split(self):
-        """The :class:`~processor.runs.Split` that the run is tested on: captions, images, their embeddings, and a search in it."""
+        """The test split of the run with its embeddings, a :class:`~processor.runs.Split`."""
         images, captions, _ = build_dataloader(self.args)
-        return Split(self.args, Run(self.model, images, captions, self.checkpoint))
+        return Split(self.args, TrainedRun(self.model, images, captions, self.checkpoint))
 
     @functools.cached_property
-    def width(self):
-        """Numbers of an embedding."""
+    def embedding_dim(self):
+        """The dimension of an embedding."""
         return self.encode_captions(['a person']).shape[1]
 
     @functools.cached_property
-    def identity(self):
-        """(what an embedding hangs on, a short key of it): the checkpoint's hash, and the options that are not as usual."""
+    def fingerprint(self):
+        """``(what an embedding depends on, a short hash of it)``.
+
+        An embedding depends on the checkpoint, on options that differ from their defaults, and on the images' mean and
+        standard deviation if they differ from CLIP's.
+        """
         parser = build_parser()
-        usual = parser.defaults_in_code
-        left_out = {'root_dir', 'dataset_name', 'seed', 'checkpoint'} | parser.without(Effect.RESULT)
-        options = {name: plain(value) for name, value in sorted(vars(self.args).items())
-                   if name in usual and name not in left_out and plain(value) != plain(usual[name])}
-        model = {'sha256': self.checkpoint['sha256'], 'options': options}
+        defaults = parser.defaults_in_code
+        ignored = {'root_dir', 'dataset_name', 'seed', 'checkpoint'} | parser.options_without(Effect.RESULT)
+        options = {name: to_plain_value(value) for name, value in sorted(vars(self.args).items())
+                   if name in defaults and name not in ignored
+                   and to_plain_value(value) != to_plain_value(defaults[name])}
+        model = {'sha256': self.checkpoint['sha256'], 'options': options, 'reader': READER_VERSION}
+        if self.model.image_stats != CLIP_STATS:
+            model['pixels'] = list(map(to_plain_value, self.model.image_stats))
         return model, hashlib.sha256(json.dumps(model, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,49 +1,40 @@
-"""Evaluate a run's best checkpoint, ours or a published one's: ``python test.py --config_file <run>/configs.yaml``."""
+"""Evaluate a trained or published run: ``python test.py --config_file <run folder>/configs.yaml``."""
+# PYTHON_ARGCOMPLETE_OK (the tab key completes options; see README.md)
 import signal
 
-if __name__ == '__main__':  # until run() below takes over: Ctrl-C while PyTorch loads ends the program without a traceback
+from utils.launcher import watch_launcher
+
+if __name__ == '__main__':  # Ctrl-C while PyTorch loads ends the program without a traceback; run() handles it later
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    watch_launcher()        # exit also if torchrun is killed while PyTorch loads
 
-from processor.head_reports import add_report_flags, heads_asked, write_report
-from processor.report import baselines, beside_checkpoint, evaluate, save_results
-from processor.runs import Split, open_run
-from utils import comm
+from model.heads import add_report_flags
+from utils.declarations import retry_with_pytorch
 from utils.errors import run
-from utils.logger import setup_logger
-from utils.options import build_test_parser, parse_test_options
-
-DEPENDENT = 3  # exit status where embeddings depend on their neighbours in the batch
+from utils.options import build_test_parser, is_launched_by_torchrun, parse_test_options
 
 
 def main(argv=None):
-    parser = build_test_parser('test.py', __doc__)
-    add_report_flags(parser)
-    with comm.joined():
-        args = parse_test_options(parser, argv)
+    args = None if is_launched_by_torchrun() else read_options(argv)
+    from processor.test_run import evaluate_dataset
+    from utils import comm
+    from utils.logger import setup_logger
+    with comm.process_group():
+        args = args or read_options(argv)
         setup_logger('Pedestal', save_dir='', if_train=False, distributed_rank=comm.get_rank())
         statuses = []
         for name in (*args.dataset_name.split('+'), *getattr(args, 'further_datasets', ())):
             args.dataset_name = name
-            statuses.append(test_on(args))
+            statuses.append(evaluate_dataset(args))
         return max(statuses)
 
 
-def test_on(args):
-    """Evaluate on one dataset; returns the exit status, the same on all processes."""
-    opened = open_run(args)
-    asked = heads_asked(args, opened.model)
-    report = evaluate(args, opened.model, opened.images, opened.captions, opened.checkpoint)
-    comm.by_first(lambda: tell(report, args, opened, asked))
-    return 0 if report.independent else DEPENDENT
-
-
-def tell(report, args, opened, asked):
-    """Save and print the report, and those of the heads that are ``asked`` for one."""
-    report.baselines = baselines(args, opened.images.dataset, opened.captions.dataset)
-    save_results(report, args)
-    print(report.text)
-    for head in asked:
-        print(write_report(head, Split(args, opened), beside_checkpoint(args, head.report_flag)))
+@retry_with_pytorch
+def read_options(argv):
+    """Parse and validate the options of the evaluation. Raises :class:`~utils.errors.UserError`."""
+    parser = build_test_parser('test.py', __doc__)
+    add_report_flags(parser.add_argument_group('reports of heads'))
+    return parse_test_options(parser, argv)
 
 
 if __name__ == '__main__':

@@ -1,134 +1,37 @@
 """Train a text-to-image person retrieval model: ``python train.py --help``."""
-import contextlib
-import logging
-import os
-import shutil
+# PYTHON_ARGCOMPLETE_OK (the tab key completes options; see README.md)
 import signal
-import time
 
-if __name__ == '__main__':  # until run() below takes over: Ctrl-C while PyTorch loads ends the program without a traceback
+from utils.launcher import watch_launcher
+
+if __name__ == '__main__':  # Ctrl-C while PyTorch loads ends the program without a traceback; run() handles it later
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    watch_launcher()        # exit also if torchrun is killed while PyTorch loads
 
-from datasets.build import build_training, dataset_class
-from model import build_model
-from processor.evaluators import build_evaluator
-from processor.processor import do_train
-from solver import build_lr_scheduler, build_optimizer
-from utils import comm
-from utils.checkpoint import Checkpointer, is_released, read_checkpoint, start_from
-from utils.comm import pick_device
+from datasets.registry import dataset_class
+from utils.declarations import retry_with_pytorch
 from utils.errors import UserError, run
-from utils.iotools import lock_folder, save_train_configs
-from utils.logger import setup_logger
-from utils.options import get_args
-from utils.seeding import seed_all
-
-logger = logging.getLogger('Pedestal.train')
+from utils.options import get_args, is_launched_by_torchrun
 
 
 def main(argv=None):
-    with comm.joined():
-        args = get_args(argv)
-        if not args.training:
-            raise UserError('--test is not for train.py; use: python test.py --config_file <run folder>/configs.yaml')
-        run_of(args)
+    # A wrong flag is reported before PyTorch is imported. Several processes connect first, so that only one reports it.
+    args = None if is_launched_by_torchrun() else read_options(argv)
+    from processor.training_run import run_training
+    from utils import comm
+    with comm.process_group():
+        run_training(args or read_options(argv))
 
 
-def run_of(args):
-    """The run that the options describe, new or resumed, or the one in which a process failed, where torchrun starts all again."""
-    device = pick_device(args.device)
-    dataset_class(args.dataset_name)  # an unknown one makes no folder
-    resumed, begun = None, comm.kept('run folder')
-    if begun and os.path.isfile(os.path.join(begun, 'last.pth')):
-        args.resume, args.resume_ckpt_file = True, os.path.join(begun, 'last.pth')
-    if args.resume:
-        folder = os.path.dirname(os.path.abspath(args.resume_ckpt_file))
-        resumed = read_checkpoint(args.resume_ckpt_file)
-        if not is_released(resumed):
-            args.output_dir = folder
-            return train(args, device, resumed)
-        args.notes.append(f'{folder} is of a released run and stays as it is: the run goes on in a new folder')
-    parent = os.path.join(args.output_dir, args.dataset_name)
-    args.output_dir = comm.from_process(0, begun_folder(begun, parent, args.name) if comm.is_first() else None)
-    try:
-        train(args, device, resumed)
-    finally:
-        if comm.is_first() and not os.path.exists(os.path.join(args.output_dir, 'last.pth')):
-            remove_folder(args.output_dir)  # nothing was trained: leave no litter
-
-
-def begun_folder(begun, parent, name):
-    """A new run's folder, or the one in which it was ``begun`` before torchrun started it again."""
-    if begun and os.path.isdir(begun):
-        return begun
-    folder = new_folder(parent, name)
-    comm.keep('run folder', folder)
-    return folder
-
-
-def new_folder(parent, name):
-    """Make ``<parent>/<time>_<name>``, with a number behind it where two runs start in the same second."""
-    stem = os.path.join(parent, f"{time.strftime('%Y%m%d_%H%M%S')}_{name}")
-    for number in range(1000):
-        folder = f'{stem}_{number}' if number else stem
-        try:
-            os.makedirs(folder)
-            return folder
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise UserError(f'cannot make the output folder {folder}: {error.strerror}; choose another --output_dir') from None
-    raise UserError(f'cannot make a folder like {stem}: they are all there')
-
-
-def remove_folder(folder):
-    """Remove a run's folder, and those above it that it leaves empty."""
-    shutil.rmtree(folder)
-    for parent in (os.path.dirname(folder), os.path.dirname(os.path.dirname(folder))):
-        try:
-            os.rmdir(parent or '.')
-        except OSError:  # other runs are in it
-            return
-
-
-def train(args, device, resumed=None):
-    """``resumed``: the content of ``args.resume_ckpt_file``."""
-    alone = lock_folder(args.output_dir, 'is the run going on there already? Wait for it, or stop it')
-    with alone if comm.is_first() else contextlib.nullcontext():
-        train_alone(args, device, resumed)
-
-
-def train_alone(args, device, resumed):
-    setup_logger('Pedestal', args.output_dir, if_train=True, distributed_rank=comm.get_rank())
-    several = f', {comm.get_world_size()} processes' if comm.get_world_size() > 1 else ''
-    logger.info('run folder %s, device %s%s', args.output_dir, device, several)
-    for line in args.notes:
-        logger.info('note: %s', line)
-    seed_all(args.seed)
-
-    with comm.first_before_others('data'):     # it makes the caches that the others find
-        loaders = build_training(args)
-    model = build_model(args, loaders.num_classes)
-    if args.init_from and not args.resume:
-        start_from(model, args.init_from)
-    model.to(device)
-    logger.info('%.1fM parameters, losses %s', parameter_count(model) / 1e6, args.loss_names)
-
-    optimizer = build_optimizer(args, model)
-    scheduler = build_lr_scheduler(args, optimizer)
-    checkpointer = Checkpointer(model, optimizer, scheduler, args.output_dir, save_to_disk=comm.is_first())
-    evaluator = build_evaluator(loaders.evaluations)
-    start_epoch = 1
-    if args.resume:
-        start_epoch = checkpointer.resume(args.resume_ckpt_file, resumed)['epoch']
-    if comm.is_first() and (start_epoch <= args.num_epoch or not os.path.exists(os.path.join(args.output_dir, 'configs.yaml'))):
-        save_train_configs(args.output_dir, args)
-    do_train(start_epoch, args, model, loaders.train, evaluator, optimizer, scheduler, checkpointer)
-
-
-def parameter_count(model):
-    """How many numbers the model is made of, without those that training alone needs, such as a momentum encoder's."""
-    return sum(parameter.numel() for name, parameter in model.named_parameters() if name not in model.training_only)
+@retry_with_pytorch
+def read_options(argv):
+    """Parse and validate the options of the run. Raises :class:`~utils.errors.UserError`."""
+    args = get_args(argv)
+    if not args.training:
+        raise UserError('train.py does not support --test; use: python test.py --config_file <run folder>/configs.yaml')
+    for name in filter(None, (args.dataset_name, args.eval_dataset)):
+        dataset_class(name)     # raise for an unknown name before the run's folder is made
+    return args
 
 
 if __name__ == '__main__':

@@ -1,64 +1,70 @@
-"""Augmentations beyond IRRA's: RDE's of captions, TBPS-CLIP's of captions and images, SimCLR's views.
+"""Augmentations beyond IRRA's: captions of RDE and TBPS-CLIP, images of TBPS-CLIP, and the views of SimCLR.
 
-What is random in a caption's follows from a ``random.Random``, what is random in an image's from torch's default generator, which the
-caller seeds (:func:`seeded`).
+Caption augmentations draw from a ``random.Random``. Image augmentations draw from torch's default generator, which the
+caller seeds (:func:`apply_seeded`).
 """
 import torch
 from torchvision import transforms as T
 
-from utils.pixels import TBPS
+from utils.image_stats import TBPS_STATS
 from utils.seeding import derive_seed
-from utils.simple_tokenizer import without_marks
+from utils.simple_tokenizer import remove_punctuation
 
 # -- captions ----------------------------------------------------------------------------------------------------------
 
-# The chance of a token; of the chosen ones up to here are masked, then replaced, and the rest removed.
-DISTURBED, MASKED, REPLACED = 0.2, 0.6, 0.8
+PERTURB_PROBABILITY = 0.2
+MASKED_BELOW, REPLACED_BELOW = 0.6, 0.8   # cumulative: 60% of perturbed tokens are masked, 20% replaced, 20% removed
 
 
-def disturb_tokens(ids, rng, mask_id):
-    """RDE's ``--txt_aug`` (Qin et al., CVPR 2024): content tokens are masked, replaced or removed, and nothing keeps a word, so that a
-    short caption can lose all of them.
+def perturb_tokens(ids, rng, mask_id):
+    """Mask, replace and remove content tokens as RDE's ``--txt_aug`` does (Qin et al., CVPR 2024).
+
+    A short caption can lose all its words.
 
     Args:
         ids: a list of token ids, zeros at its end. Content tokens are those from 1 to ``mask_id - 1``.
         rng: a ``random.Random``.
+        mask_id: the id of the mask token.
 
     Returns:
-        ``(ids, places)``: a list as long as ``ids``, in which what stands behind a removed token moves up, and the places in ``ids``
-        of those that are left.
+        ``(ids, positions)``: a list as long as ``ids``, in which tokens after a removed one move up, and the positions
+        in ``ids`` of the tokens that remain.
     """
-    kept, places = [], []
-    for place, token in enumerate(ids):
-        if 0 < token < mask_id and rng.random() < DISTURBED:
+    remaining, positions = [], []
+    for position, token in enumerate(ids):
+        if 0 < token < mask_id and rng.random() < PERTURB_PROBABILITY:
             draw = rng.random()
-            if draw >= REPLACED:
+            if draw >= REPLACED_BELOW:
                 continue
-            token = mask_id if draw < MASKED else rng.randrange(1, mask_id)
-        kept.append(token)
-        places.append(place)
-    return kept + [0] * (len(ids) - len(kept)), places
+            token = mask_id if draw < MASKED_BELOW else rng.randrange(1, mask_id)
+        remaining.append(token)
+        positions.append(position)
+    return remaining + [0] * (len(ids) - len(remaining)), positions
 
 
-def tbps_caption(caption, rng, translated='', back_translation=0.1, deletion=0.05):
-    """A training caption as TBPS-CLIP (Cao et al., AAAI 2024) draws it anew each time: replaced by its back-translation with the chance
-    ``back_translation``, where there is one, and then each word deleted with the chance ``deletion``. One random word always stays,
-    and a caption of one word stays as it is."""
-    use = rng.random() < back_translation
-    words = without_marks(translated if use and without_marks(translated) else caption).split()
+def augment_tbps_caption(caption, rng, back_translation='', translation_probability=0.1, deletion_probability=0.05):
+    """Augment a training caption as TBPS-CLIP does (Cao et al., AAAI 2024).
+
+    The caption is replaced by its back-translation with probability ``translation_probability``, if there is one. Then
+    each word is deleted with probability ``deletion_probability``. At least one word stays, and a caption of one word
+    never changes.
+    """
+    use_translation = rng.random() < translation_probability
+    use_translation = use_translation and remove_punctuation(back_translation)
+    words = remove_punctuation(back_translation if use_translation else caption).split()
     if len(words) < 2:
         return ' '.join(words)
-    kept = [word for word in words if rng.random() >= deletion]
-    return ' '.join(kept or [rng.choice(words)])
+    remaining = [word for word in words if rng.random() >= deletion_probability]
+    return ' '.join(remaining or [rng.choice(words)])
 
 
 # -- images ------------------------------------------------------------------------------------------------------------
 
-IMAGENET = TBPS.mean, TBPS.std
+IMAGENET = TBPS_STATS.mean, TBPS_STATS.std
 
 
-class SomeDraws(torch.nn.Module):
-    """``count`` of the transforms, drawn with replacement, in the drawn order."""
+class RandomChoices(torch.nn.Module):
+    """Apply ``count`` of the transforms, drawn with replacement, in the drawn order."""
 
     def __init__(self, choices, count=2):
         super().__init__()
@@ -71,40 +77,52 @@ class SomeDraws(torch.nn.Module):
 
 
 def tbps_transforms(img_size, aug=False, is_train=True):
-    """TBPS-CLIP's ``Compose`` from a PIL image to a float tensor [3, H, W] with ImageNet's mean and deviation.
+    """Build TBPS-CLIP's ``Compose`` from a PIL image to a float tensor [3, H, W] with ImageNet's normalization.
 
-    Training resizes bilinearly and, with ``aug``, draws two of six augmentations, of which the same may come twice; what lies outside
-    of the image is black. Evaluation resizes bicubically.
+    Training resizes bilinearly. With ``aug`` it draws two of six augmentations with replacement; pixels outside the
+    image are black. Evaluation resizes bicubically.
     """
     img_size = tuple(img_size)
     if not is_train:
-        return T.Compose([T.Resize(img_size, T.InterpolationMode.BICUBIC, antialias=True), T.ToTensor(), T.Normalize(*IMAGENET)])
-    draws = [SomeDraws([T.ColorJitter(0.1, 0.1, 0.1, 0), T.RandomRotation(15), T.RandomResizedCrop(img_size, (0.9, 1.0), antialias=True),
-                        T.RandomGrayscale(0.1), T.RandomHorizontalFlip(0.5), T.RandomErasing(0.5, scale=(0.1, 0.2), value=0)])]
-    return T.Compose([T.Resize(img_size), T.ToTensor(), *(draws if aug else []), T.Normalize(*IMAGENET)])
+        resize = T.Resize(img_size, T.InterpolationMode.BICUBIC, antialias=True)
+        return T.Compose([resize, T.ToTensor(), T.Normalize(*IMAGENET)])
+    augmentation = RandomChoices([
+        T.ColorJitter(0.1, 0.1, 0.1, 0), T.RandomRotation(15),
+        T.RandomResizedCrop(img_size, (0.9, 1.0), antialias=True), T.RandomGrayscale(0.1),
+        T.RandomHorizontalFlip(0.5), T.RandomErasing(0.5, scale=(0.1, 0.2), value=0)])
+    augmentations = [augmentation] if aug else []
+    return T.Compose([T.Resize(img_size), T.ToTensor(), *augmentations, T.Normalize(*IMAGENET)])
 
 
-class Blur(torch.nn.Module):
-    """PIL's Gaussian blur with a radius drawn between two bounds."""
+class RandomGaussianBlur(torch.nn.Module):
+    """PIL's Gaussian blur with a radius drawn uniformly from ``min_radius`` to ``max_radius`` pixels."""
 
-    def __init__(self, least=0.1, most=2.0):
+    def __init__(self, min_radius=0.1, max_radius=2.0):
         super().__init__()
-        self.bounds = least, most
+        self.bounds = min_radius, max_radius
 
     def forward(self, image):
         from PIL import ImageFilter
         return image.filter(ImageFilter.GaussianBlur(float(torch.empty(()).uniform_(*self.bounds))))
 
 
-def simclr_transforms(img_size, mean_and_deviation=IMAGENET):
-    """SimCLR's augmentation (Chen et al., ICML 2020) with TBPS-CLIP's settings: from a PIL image as it was read to [3, H, W]."""
+def simclr_transforms(img_size, mean_and_std=IMAGENET):
+    """Build SimCLR's augmentation (Chen et al., ICML 2020) with TBPS-CLIP's settings.
+
+    It maps a PIL image in its original size to a normalized float tensor [3, H, W].
+    """
     return T.Compose([
-        T.RandomResizedCrop(tuple(img_size), (0.2, 1.0), antialias=True), T.RandomApply([T.ColorJitter(0.4, 0.4, 0.4, 0.1)], 0.8),
-        T.RandomGrayscale(0.2), T.RandomApply([Blur()], 0.5), T.RandomHorizontalFlip(0.5), T.ToTensor(), T.Normalize(*mean_and_deviation)])
+        T.RandomResizedCrop(tuple(img_size), (0.2, 1.0), antialias=True),
+        T.RandomApply([T.ColorJitter(0.4, 0.4, 0.4, 0.1)], 0.8), T.RandomGrayscale(0.2),
+        T.RandomApply([RandomGaussianBlur()], 0.5), T.RandomHorizontalFlip(0.5),
+        T.ToTensor(), T.Normalize(*mean_and_std)])
 
 
-def seeded(transform, image, *keys):
-    """``transform(image)`` with what is random in it following from the integers ``keys``; torch's generator is as it was afterwards."""
+def apply_seeded(transform, image, *keys):
+    """Return ``transform(image)`` with random numbers that derive from the integers ``keys``.
+
+    torch's global generator does not change.
+    """
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(derive_seed(*keys))   # torch.manual_seed would reseed the GPU, too
+        torch.default_generator.manual_seed(derive_seed(*keys))   # torch.manual_seed would also reseed the GPU
         return transform(image)

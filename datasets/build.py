@@ -1,4 +1,4 @@
-"""From the options to the loaders."""
+"""Build datasets and data loaders from the options."""
 import logging
 import os
 from typing import NamedTuple
@@ -7,195 +7,241 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from datasets.bases import SPLITS, ImageDataset, ImageTextDataset, TextDataset, collate, first_captions
+from datasets.array_cache import get_captions, get_image_ids, get_pids
+from datasets.bases import SPLITS, ImageDataset, ImageTextDataset, TextDataset, collate, limit_training_samples
 from datasets.image_cache import open_store
-from datasets.listing import captions_of, image_ids_of, pids_of
-from datasets.noise import noisy_samples
-from datasets.prompts import WithPrompts, read_prompts, tokenized
+from datasets.noise import add_caption_noise
+from datasets.prompts import PromptCollator, read_prompts, tokenize_prompts
 from datasets.registry import dataset_class
 from datasets.sampler import CaptionSampler, SplitSampler, build_batch_sampler
-from datasets.transforms import build_preparation, resize
+from datasets.transforms import build_preprocessing, build_resize
 from datasets.workers import Loader, start_worker
 from utils import comm
 from utils import options
-from utils.errors import UserError, unknown
+from utils.errors import UserError, unknown_name_error
 
 logger = logging.getLogger('Pedestal.dataset')
 
 
 def build_dataset(name, root, verbose=True, splits=SPLITS, skip_broken=False, columns=None, split_seed=1):
-    """A dataset by its name; see :class:`datasets.bases.BaseDataset`, and of ``columns`` and ``split_seed`` :mod:`datasets.table`."""
+    """Build a dataset by its name.
+
+    The arguments are those of :class:`datasets.bases.BaseDataset`; ``columns`` and ``split_seed`` are for
+    :mod:`datasets.table`.
+    """
+    name, root = options.split_dataset_path(name, root)
     return dataset_class(name, columns, split_seed)(root, verbose=verbose, splits=splits, skip_broken=skip_broken)
 
 
-def dataset_of(args, **settings):
-    """The dataset that the options name."""
+def build_dataset_from_args(args, **settings):
+    """Build the dataset that the options name."""
     return build_dataset(args.dataset_name, args.root_dir, columns=getattr(args, 'columns', None),
                          split_seed=getattr(args, 'split_seed', 1), **settings)
 
 
 def build_dataloader(args):
-    """The loaders that ``args`` describe, and the number of training identities.
+    """Build the data loaders that ``args`` describe.
 
     Returns:
         ``(train_loader, val_img_loader, val_txt_loader, num_classes)`` if ``args.training``, else
-        ``(test_img_loader, test_txt_loader, num_classes)``. The training loader iterates dicts
-        (:class:`datasets.bases.ImageTextDataset`); its ``batch_sampler.set_epoch(epoch, first_step)`` chooses what
-        comes next. The others iterate ``(pids [B], images [B, 3, H, W])`` and ``(pids [B], caption_ids [B, L])`` in the
-        annotation's order. A test needs no training entries; without them ``num_classes`` is 0. With ``args.image_cache``,
-        images are uint8, for :func:`datasets.views.finish`.
+        ``(test_img_loader, test_txt_loader, num_classes)``. The training loader yields dicts
+        (:class:`datasets.bases.ImageTextDataset`); its ``batch_sampler.set_epoch(epoch, first_step)`` selects the next
+        batches. The others yield ``(pids [B], images [B, 3, H, W])`` and ``(pids [B], caption_ids [B, L])`` in the
+        annotation's order. ``num_classes`` is the number of training identities; a test needs none. With
+        ``args.image_cache``, images are uint8, for :func:`datasets.device_augmentation.augment_on_device`.
 
     Raises:
-        UserError: an unknown dataset or sampler, data that isn't whole, an empty split, a batch that doesn't fit, an image cache
-            that cannot be made.
+        UserError: the dataset or sampler is unknown, data is missing or invalid, a split is empty, the batch is too
+            large, or the image cache cannot be written.
     """
     if args.training:
-        found = build_training(args)
-        return (found.train, *next(iter(found.evaluations.values())), found.num_classes)
-    dataset = dataset_of(args, splits=('test',), skip_broken=args.skip_broken)
-    tokenizer = family(args).tokenizer(args, None)
-    return (*evaluation_loaders(args, dataset, 'test', args.test_batch_size, tokenizer), len(samples_of(args, dataset)[1]))
+        loaders = build_training_loaders(args)
+        return (loaders.train, *next(iter(loaders.evaluations.values())), loaders.num_classes)
+    dataset = build_dataset_from_args(args, splits=('test',), skip_broken=args.skip_broken)
+    tokenizer = backbone_family(args).tokenizer(args, None)
+    images, captions = build_evaluation_loaders(args, dataset, 'test', args.test_batch_size, tokenizer)
+    return images, captions, len(select_training_samples(args, dataset)[1])
 
 
 class TrainingLoaders(NamedTuple):
-    """What a run trains with, and what it is evaluated on: ``{dataset: (images, captions)}``; the first one chooses the best epoch."""
+    """The data loaders of a training run.
+
+    Attributes:
+        train: the loader of training batches.
+        evaluations: ``{dataset name: (image loader, caption loader)}``. The first dataset chooses the best epoch.
+        num_classes: the number of training identities.
+    """
     train: Loader
     evaluations: dict
     num_classes: int
 
 
-def build_training(args):
-    """The :class:`TrainingLoaders` that ``args`` describe; see :func:`build_dataloader`. Several datasets are evaluated on each."""
-    dataset = dataset_of(args, splits=('train', args.val_dataset), skip_broken=args.skip_broken)
-    if not dataset.captioned and 'attribute_labels' not in getattr(args, 'batch_fields', ()):
-        raise UserError(f'{dataset.name} has no captions to train on: give --loss_names attr or img_cls, which learn attributes '
-                        '(--backbone aptm)')
-    samples, pids = samples_of(args, dataset)
-    tokenizer = family(args).tokenizer(args, lambda: captions_of(samples))
+def build_training_loaders(args):
+    """Build the :class:`TrainingLoaders` that ``args`` describe (:func:`build_dataloader`).
+
+    A run on joined datasets is evaluated on each of them.
+    """
+    dataset = build_dataset_from_args(args, splits=('train', args.val_dataset), skip_broken=args.skip_broken)
+    needs_attributes = 'attribute_labels' in getattr(args, 'batch_fields', ())
+    if not dataset.has_captions and not needs_attributes:
+        raise UserError(f'{dataset.name} has no captions to train on: give --loss_names attr or img_cls, which learn '
+                        'attributes (--backbone aptm)')
+    samples, pids = select_training_samples(args, dataset)
+    tokenizer = backbone_family(args).tokenizer(args, lambda: get_captions(samples))
     if not samples:
-        raise empty(dataset, 'train')
-    samples, noise = noisy_samples(samples, args.noisy_rate, args.noisy_file)
+        raise empty_split_error(dataset, 'train')
+    samples, noise = add_caption_noise(samples, args.noisy_rate, args.noisy_file)
     if noise:
-        logger.info('of %d training pairs %d exchange captions, and %d stay clean', len(samples), noise['noisy'], noise['clean'])
-    evaluations = {measured.name: evaluation_loaders(args, measured, args.val_dataset, args.batch_size, tokenizer)
-                   for measured in evaluated(args, dataset)}
-    # of all training images, however many --limit_train leaves
-    store = image_store(args, dataset, 'train', (sample[2] for sample in dataset.train), args.skip_broken)
-    attributes = attributes_of(args, dataset, 'train', samples) if 'attribute_labels' in getattr(args, 'batch_fields', ()) else None
-    train = training_loader(args, samples, store, tokenizer, attributes, dataset.translations(), getattr(dataset, 'sizes', None),
-                            token_folder(dataset))
+        logger.info('of %d training pairs %d exchange captions, and %d stay clean', len(samples), noise['noisy'],
+                    noise['clean'])
+    evaluations = {
+        evaluated.name: build_evaluation_loaders(args, evaluated, args.val_dataset, args.batch_size, tokenizer)
+        for evaluated in evaluation_datasets(args, dataset)}
+    # All training images are cached, even if --limit_train selects only some.
+    store = open_image_store(args, dataset, 'train', (sample[2] for sample in dataset.train), args.skip_broken)
+    attributes = get_attributes(args, dataset, 'train', samples) if needs_attributes else None
+    train = build_training_loader(args, samples, store, tokenizer, attributes, dataset)
     train.dataset.noise = noise
     return TrainingLoaders(train, evaluations, len(pids))
 
 
-def samples_of(args, dataset):
-    """(the training samples that ``--limit_train`` leaves, their pids)"""
+def select_training_samples(args, dataset):
+    """Select the training samples of ``--limit_train``, by default all: ``(samples, set of pids)``."""
     if args.limit_train:
-        return first_captions(dataset.train, args.limit_train, dataset.anno_path)
+        sizes = getattr(dataset, 'sizes', None)
+        return limit_training_samples(dataset.train, args.limit_train, dataset.anno_path, sizes)
     return dataset.train, dataset.train_id_container
 
 
-def evaluated(args, dataset):
-    """The datasets that a run on ``dataset`` is evaluated on while it trains."""
+def evaluation_datasets(args, dataset):
+    """The datasets on which a run is evaluated while it trains on ``dataset``."""
     if getattr(args, 'eval_dataset', ''):
         return [build_dataset(args.eval_dataset, args.root_dir, splits=(args.val_dataset,))]
-    first, *others = getattr(dataset, 'built', [dataset])
-    lacking = [other for other in others if not getattr(other, args.val_dataset)['captions']]
-    for other in lacking:
-        logger.info('%s has no split %s: while it trains, the run is not evaluated on it', other.name, args.val_dataset)
-    return [first, *(other for other in others if other not in lacking)]
+    first, *others = getattr(dataset, 'components', [dataset])
+    without_split = [other for other in others if not getattr(other, args.val_dataset)['captions']]
+    for other in without_split:
+        logger.info('%s has no split %s: the run is not evaluated on it while it trains', other.name, args.val_dataset)
+    return [first, *(other for other in others if other not in without_split)]
 
 
 def token_folder(dataset):
-    """Where the tokens of a large dataset's captions are kept: beside its annotation."""
+    """The folder of a dataset's token cache, next to its annotation."""
     return os.path.join(os.path.dirname(dataset.anno_path), 'token_cache')
 
 
-def family(args):
-    """The backbone that ``args`` name: its tokenizer and how its images are prepared. It hands itself in, as its options."""
-    return options.room('model.backbones').of(args)
+def backbone_family(args):
+    """The class of the backbone that ``args`` name, which provides the tokenizer and the image statistics.
+
+    It is found through the option registry, because datasets do not import models.
+    """
+    return options.option_provider('model.backbones').selected_class(args)
 
 
-def training_loader(args, samples, store=None, tokenizer=None, attributes=None, translations=None, sizes=None,
-                    tokens_in=None):
-    """``attributes``: ``(labels int8 [images, A], pairs of prompts)`` of the dataset, where a head asks for them. ``tokens_in``: the folder
-    of what is kept of captions."""
-    pixels = family(args).pixels(args)
+def build_training_loader(args, samples, store=None, tokenizer=None, attributes=None, dataset=None):
+    """Build the loader of training batches.
+
+    Args:
+        args: the options.
+        samples: training pairs ``(pid, image_id, image path, caption)``.
+        store: the :class:`datasets.image_cache.ImageStore` of the images, if they are cached.
+        tokenizer: the backbone's tokenizer.
+        attributes: ``(labels int8 [S, A], pairs of prompts)`` of the samples' images, if a head reads them.
+        dataset: the dataset of the samples.
+    """
+    components = [(first, build_preprocessing(args, image_stats, is_train=True), image_stats)
+                  for first, image_stats in component_image_stats(args, dataset)]
+    (_, transform, image_stats), *_ = components
+    rand_aug = build_resize(args.img_size, image_stats.interpolation) if args.rand_aug else None
     pairs = ImageTextDataset(
-        samples, build_preparation(args, pixels, is_train=True), args.text_length,
+        samples, transform, args.text_length,
         fields=getattr(args, 'batch_fields', ()), caption_masking=args.caption_masking,
         masked_token_rate=args.masked_token_rate, masked_token_unchanged_rate=args.masked_token_unchanged_rate,
         skip_broken=args.skip_broken, attribute_tagger=getattr(args, 'attribute_tagger', 'textblob'),
         mlm_masking=getattr(args, 'mlm_masking', 'random'), caption_filter=getattr(args, 'caption_filter', 0.0),
-        store=store, img_aug=args.img_aug, tokenizer=tokenizer, rand_aug=resize(args.img_size, pixels) if args.rand_aug else None,
-        labels=attributes and attributes[0], token_folder=tokens_in,
-        txt_aug=getattr(args, 'txt_aug', False), preparation=getattr(args, 'preparation', 'irra'), pixels=pixels,
-        translations=translations)
-    sampler = build_batch_sampler(args, pids_of(samples), sizes)
-    together = WithPrompts(attributes[1], pairs.tokenizer) if attributes else collate
-    return Loader(pairs, batch_sampler=sampler, collate_fn=together, **reading(args))
+        store=store, img_aug=args.img_aug, tokenizer=tokenizer, rand_aug=rand_aug,
+        labels=attributes and attributes[0], token_folder=dataset and token_folder(dataset),
+        txt_aug=getattr(args, 'txt_aug', False), preprocessing=getattr(args, 'preparation', 'irra'),
+        image_stats=image_stats, back_translations=dataset and dataset.back_translations(), components=components)
+    sampler = build_batch_sampler(args, get_pids(samples), getattr(dataset, 'sizes', None))
+    collator = PromptCollator(attributes[1], pairs.tokenizer) if attributes else collate
+    return Loader(pairs, batch_sampler=sampler, collate_fn=collator, **loader_settings(args))
 
 
-def evaluation_loaders(args, dataset, split, batch_size, tokenizer=None):
-    """(images, captions) of a split, neither augmented nor shuffled."""
+def component_image_stats(args, dataset):
+    """``[(smallest image id, ImageStats)]`` of joined datasets, or one item if all images have the same statistics."""
+    components = getattr(dataset, 'components', [dataset])
+    stats = [backbone_family(args).image_stats(args, component and component.name) for component in components]
+    return list(zip(dataset.first_image_ids, stats)) if len(set(stats)) > 1 else [(0, stats[0])]
+
+
+def build_evaluation_loaders(args, dataset, split, batch_size, tokenizer=None):
+    """Build ``(image loader, caption loader)`` of a split, neither augmented nor shuffled."""
     if split not in SPLITS:
-        raise unknown('split', split, SPLITS)
+        raise unknown_name_error('split', split, SPLITS)
     content = getattr(dataset, split)
     if not content['captions']:
-        raise empty(dataset, split)
-    transform = build_preparation(args, family(args).pixels(args), is_train=False)
-    images = ImageDataset(content['image_pids'], content['img_paths'], transform,
-                          image_store(args, dataset, split, content['img_paths']))
-    texts = [family(args).test_caption(dataset.name, caption) for caption in content['captions']]
+        raise empty_split_error(dataset, split)
+    family = backbone_family(args)
+    image_stats = family.image_stats(args, dataset.name)
+    transform = build_preprocessing(args, image_stats, is_train=False)
+    store = open_image_store(args, dataset, split, content['img_paths'])
+    images = ImageDataset(content['image_pids'], content['img_paths'], transform, store, image_stats)
+    texts = [family.test_caption(dataset.name, caption) for caption in content['captions']]
     captions = TextDataset(content['caption_pids'], texts, args.text_length, tokenizer=tokenizer,
                            token_folder=token_folder(dataset))
-    if dataset.recognises or 'attribute_labels' in getattr(args, 'batch_fields', ()) and dataset.attributes(split) is not None:
-        labels, prompts = attributes_of(args, dataset, split)
-        images.attributes, images.recognises = (labels, tokenized(prompts, tokenizer)), dataset.recognises
-    # captions are tokenised already: workers would only carry them around
-    return (Loader(images, batch_size, sampler=SplitSampler(len(images)), **reading(args)),
+    needs_attributes = 'attribute_labels' in getattr(args, 'batch_fields', ())
+    if dataset.evaluates_attributes or needs_attributes and dataset.attributes(split) is not None:
+        labels, prompts = get_attributes(args, dataset, split)
+        images.attributes = labels, tokenize_prompts(prompts, tokenizer)
+        images.evaluates_attributes = dataset.evaluates_attributes
+    # Captions are tokenized already, so workers would only copy them.
+    return (Loader(images, batch_size, sampler=SplitSampler(len(images)), **loader_settings(args)),
             DataLoader(captions, batch_size, sampler=CaptionSampler(captions.lengths), generator=torch.Generator()))
 
 
-def image_store(args, dataset, split, paths, skip_broken=False):
-    """The split's images in the folder of ``--image_cache``; None without it."""
+def open_image_store(args, dataset, split, paths, skip_broken=False):
+    """Open the image cache of a split in the folder of ``--image_cache``; None without this option."""
     folder = getattr(args, 'image_cache', '')
     if not folder:
         return None
     folder = os.path.join(dataset.dataset_dir, 'image_cache') if folder == 'auto' else folder
-    in_training = split == 'train' and getattr(args, 'preparation', 'irra') == 'tbps'   # TBPS-CLIP resizes training images otherwise
-    return open_store(folder, f'{dataset.name}_{split}', paths, dataset.img_dir, args.img_size, workers(args), skip_broken,
-                      'bilinear' if in_training else family(args).pixels(args).interpolation)
+    interpolation = backbone_family(args).image_stats(args).interpolation
+    if split == 'train' and getattr(args, 'preparation', 'irra') == 'tbps':
+        interpolation = 'bilinear'   # TBPS-CLIP resizes training images with another interpolation
+    return open_store(folder, f'{dataset.name}_{split}', paths, dataset.img_dir, args.img_size, worker_count(args),
+                      skip_broken, interpolation)
 
 
-def attributes_of(args, dataset, split, samples=None):
-    """``(labels int8 [images, A], pairs of prompts)`` of a split's images, or of the images of its ``samples``."""
-    found = dataset.attributes(split)
-    if found is None:
-        raise UserError(f'the losses attr and img_cls need images with attributes, and {dataset.name} has none: leave them out of '
-                        '--loss_names')
-    labels, prompts = found
-    if samples is not None:
-        labels = labels[np.searchsorted(dataset.listed[split].rows, image_ids_of(samples))]     # there are none of images left out
+def get_attributes(args, dataset, split, samples=None):
+    """The attributes of the images of a split or of ``samples``: ``(labels int8 [N, A], pairs of prompts)``."""
+    attributes = dataset.attributes(split)
+    if attributes is None:
+        raise UserError(f'the losses attr and img_cls need images with attributes, and {dataset.name} has none: '
+                        'leave them out of --loss_names')
+    labels, prompts = attributes
+    if samples is not None:     # the labels have no rows for skipped images
+        labels = labels[np.searchsorted(dataset.split_entries[split].rows, get_image_ids(samples))]
     return labels, read_prompts(args.prompt_file, labels.shape[1]) if args.prompt_file else prompts
 
 
-def empty(dataset, split):
+def empty_split_error(dataset, split):
+    """The error for a split without entries, with a hint if there is one."""
     hint = '; choose the best epoch by the test split: --val_dataset test' if split == 'val' else ''
-    hint = '; name a dataset that has by --eval_dataset' if dataset.published.get(split, (1,))[0] == 0 and split == 'test' else hint
+    if split == 'test' and dataset.published.get(split, (1,))[0] == 0:
+        hint = '; name a dataset that has a test split by --eval_dataset'
     return UserError(f"{dataset.anno_path} has no entries in the split '{split}'{hint}")
 
 
-def workers(args):
-    """``--num_workers``, but no more than this process's part of the cores: they would only wait for each other."""
+def worker_count(args):
+    """``--num_workers``, but at most this process's share of the CPU cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    return min(args.num_workers, max(cores // comm.processes_here(), 1))
+    return min(args.num_workers, max(cores // comm.get_local_world_size(), 1))
 
 
-def reading(args):
-    """How a loader reads: settings of ``DataLoader`` that don't change what it yields."""
-    count = workers(args)
-    pin = torch.cuda.is_available() and not str(getattr(args, 'device', 'auto')).startswith('cpu')
-    # an own generator, for the loader draws a number from the global one each epoch
-    return {'num_workers': count, 'persistent_workers': count > 0, 'pin_memory': pin,
+def loader_settings(args):
+    """The settings of ``DataLoader`` that do not change its batches."""
+    count = worker_count(args)
+    pin_memory = torch.cuda.is_available() and not str(getattr(args, 'device', 'auto')).startswith('cpu')
+    # A generator of its own, because the loader draws a number from its generator in each epoch.
+    return {'num_workers': count, 'persistent_workers': count > 0, 'pin_memory': pin_memory,
             'worker_init_fn': start_worker, 'generator': torch.Generator()}

@@ -14,25 +14,27 @@ class CUHKPEDES(BaseDataset):
     name = 'CUHK-PEDES'
     released_stem = 'cuhk'
     annotations = ('reid_raw.json',)
-    lookalikes = {'caption_all.json': "is CUHK-PEDES's annotation without splits: put reid_raw.json beside it, which has them and comes in "
-                                      'the same archive'}
+    unusable_annotations = {
+        'caption_all.json': "is CUHK-PEDES's annotation without splits: put reid_raw.json next to it, which has the "
+                            'splits and comes in the same archive'}
     first_pid = 1
     published = {'train': (11003, 34054, 68126), 'val': (1000, 3078, 6158), 'test': (1000, 3074, 6156)}
 
 
 class SynthPedes(CUHKPEDES):
-    """What ``python -m datasets.synthpedes`` writes by default."""
+    """Synthetic pedestrians of ``python -m datasets.synthpedes``, in the format of CUHK-PEDES."""
     name = 'synthpedes'
     released_stem = ''
     published = {}
 
     def attributes(self, split):
-        """Of ``attributes.json`` beside the annotation."""
+        """Attributes from ``attributes.json`` next to the annotation; None without this file."""
         path = os.path.join(self.dataset_dir, 'attributes.json')
         if not os.path.exists(path):
             return None
         labels = labels_by_pid(read_json(path), path)
-        rows = [labels.get(pid) for pid in self.listed[split].ids.tolist()]
+        rows = [labels.get(pid) for pid in self.split_entries[split].ids.tolist()]
         if None in rows:
-            raise UserError(f'{path} lacks identities of the annotation beside it: write both anew with python -m datasets.synthpedes')
+            raise UserError(f'{path} lacks identities of the annotation next to it: write both again with '
+                            'python -m datasets.synthpedes')
         return torch.tensor(rows, dtype=torch.int8), PROMPTS

@@ -1,102 +1,111 @@
-"""The batch fields: what a training sample carries of its caption. A new field is one function here, and nothing else changes."""
+"""The text fields of a training batch. To add a field, add one function to this file."""
 import functools
 
 import torch
 
-from datasets.augmentation import disturb_tokens, tbps_caption
-from datasets.eda import augmented, wordnet
-from datasets.masking import keep_naming, mask_tokens, noun_chances
-from datasets.whole_words import mask_whole_words
+from datasets.augmentation import augment_tbps_caption, perturb_tokens
+from datasets.eda import augment_caption, load_synonyms
+from datasets.masking import descriptive_positions, mask_tokens, noun_mask_probabilities
+from datasets.whole_word_masking import mask_whole_words
 
-FIELDS = {}   # name: function of a CaptionSample that returns a tensor, in the order in which a sample's fields are made
+FIELDS = {}   # {name: function from a CaptionSample to a tensor}, in the order in which a sample's fields are computed
 
 
-def field(function=None, *, masks=False, tags=False):
-    """Put a function into :data:`FIELDS` under its own name.
+def field(function=None, *, uses_masking=False, uses_tags=False):
+    """Register a function in :data:`FIELDS` under its own name.
 
     Args:
-        masks: it reads ``sample.masked``; with ``--mlm_masking attention`` the model makes such a field, and no sample has it.
-        tags: it reads ``sample.dataset.attributes`` or ``.parts``, for which all captions are tagged at start.
+        function: from a :class:`CaptionSample` to a tensor.
+        uses_masking: whether it reads ``sample.masked``. With ``--mlm_masking attention`` the model computes such a
+            field, and samples do not have it.
+        uses_tags: whether it reads ``sample.dataset.attribute_groups`` or ``.parts_of_speech``. All captions are
+            tagged at the start then.
     """
     if function is None:
-        return functools.partial(field, masks=masks, tags=tags)
-    function.masks, function.tags = masks, tags
+        return functools.partial(field, uses_masking=uses_masking, uses_tags=uses_tags)
+    function.uses_masking, function.uses_tags = uses_masking, uses_tags
     FIELDS[function.__name__] = function
     return function
 
 
 class CaptionSample:
-    """A training pair's caption as one epoch sees it.
+    """A training pair's caption in one epoch.
 
     Attributes:
         dataset: the :class:`datasets.bases.ImageTextDataset`, with its settings.
-        index: the pair's place in it.
-        rng: a ``random.Random``, for whatever the sample draws. A field that draws stands at the end of this file, so that
-            the fields before it are the same without it.
-        ids: int64 [L], the token ids, cut down where ``--caption_filter`` says so, and with words masked, replaced and removed with
-            ``--txt_aug``.
+        index: the pair's index in it.
+        rng: a ``random.Random``. A field that draws random numbers belongs at the end of this file, so that the fields
+            before it do not depend on it.
+        ids: int64 [L], the token ids, after ``--caption_filter`` and ``--txt_aug``.
+        token_positions: the positions in the original caption of the tokens in ``ids``, a list or a slice of all.
     """
 
     def __init__(self, dataset, index, rng):
         self.dataset, self.index, self.rng = dataset, index, rng
-        self.ids, self.kept = dataset.tokens[index].long(), slice(None)
+        self.ids, self.token_positions = dataset.tokens[index].long(), slice(None)
         if dataset.caption_filter and rng.random() < dataset.caption_filter:
-            self.kept = keep_naming(self.ids.tolist(), dataset.parts[index].tolist(), dataset.mask_id)
-            self.ids = self.cut(self.ids)
-        if dataset.txt_aug and dataset.preparation == 'tbps':
+            self.token_positions = descriptive_positions(self.ids.tolist(), dataset.parts_of_speech[index].tolist(),
+                                                         dataset.mask_id)
+            self.ids = self.select_tokens(self.ids)
+        if dataset.txt_aug and dataset.preprocessing == 'tbps':
             _, image_id, _, caption = dataset.dataset[index]
-            self.ids = dataset.ids_of(tbps_caption(caption, rng, dataset.translations.get((image_id, caption), '')))
+            back_translation = dataset.back_translations.get((image_id, caption), '')
+            self.ids = dataset.tokenize_caption(augment_tbps_caption(caption, rng, back_translation))
         elif dataset.txt_aug:
-            disturbed, left = disturb_tokens(self.ids.tolist(), rng, dataset.mask_id)
-            places = range(len(self.ids)) if self.kept == slice(None) else self.kept
-            self.ids, self.kept = torch.tensor(disturbed), [places[place] for place in left if place < len(places)]
+            ids, remaining = perturb_tokens(self.ids.tolist(), rng, dataset.mask_id)
+            positions = range(len(self.ids)) if self.token_positions == slice(None) else self.token_positions
+            self.ids = torch.tensor(ids)
+            self.token_positions = [positions[position] for position in remaining if position < len(positions)]
 
     @property
     def caption(self):
         """The caption as text."""
         return self.dataset.dataset[self.index][3]
 
-    def cut(self, row):
-        """What is left of a row [L], which says something of each token, where the caption was cut down: the rest is zeros."""
-        result = torch.zeros_like(row)
-        values = row[self.kept]
-        result[:len(values)] = values
+    def select_tokens(self, values):
+        """Select the values of the tokens in ``ids`` from the original caption's values [L], padded with zeros."""
+        result = torch.zeros_like(values)
+        selected = values[self.token_positions]
+        result[:len(selected)] = selected
         return result
 
     @functools.cached_property
     def masked(self):
-        """``(masked ids [L], labels [L])``: see :func:`datasets.masking.mask_tokens`."""
-        dataset = self.dataset
-        chances = noun_chances(self.cut(dataset.parts[self.index]).tolist()) if dataset.mlm_masking == 'noun' else None
-        return tuple(map(torch.tensor, mask_tokens(self.ids.tolist(), self.rng, dataset.mask_id, *dataset.rates, chances)))
-
+        """``(masked ids [L], labels [L])`` of :func:`datasets.masking.mask_tokens`."""
+        dataset, probabilities = self.dataset, None
+        if dataset.mlm_masking == 'noun':
+            parts_of_speech = self.select_tokens(dataset.parts_of_speech[self.index])
+            probabilities = noun_mask_probabilities(parts_of_speech.tolist())
+        masked = mask_tokens(self.ids.tolist(), self.rng, dataset.mask_id, *dataset.mask_rates, probabilities)
+        return tuple(map(torch.tensor, masked))
 
     @functools.cached_property
     def masked_words(self):
-        """``(masked ids [L], places [M], labels [M])``: see :func:`datasets.whole_words.mask_whole_words`."""
+        """``(masked ids [L], positions [M], labels [M])`` of :func:`datasets.whole_word_masking.mask_whole_words`."""
         tokenizer = self.dataset.tokenizer
-        return tuple(map(torch.tensor, mask_whole_words(self.ids.tolist(), self.rng, tokenizer.mask, tokenizer.continues,
-                                                        tokenizer.vocab_size)))
+        masked = mask_whole_words(self.ids.tolist(), self.rng, tokenizer.mask_id, tokenizer.continuation_ids,
+                                  tokenizer.vocab_size)
+        return tuple(map(torch.tensor, masked))
 
 
 @field
 def caption_ids(sample):
-    return sample.masked[0] if sample.dataset.masks and sample.dataset.inplace else sample.ids
+    return sample.masked[0] if sample.dataset.masks_captions and sample.dataset.masks_in_place else sample.ids
 
 
-@field(masks=True)
+@field(uses_masking=True)
 def mlm_ids(sample):
     return sample.masked[0]
 
 
-@field(masks=True)
+@field(uses_masking=True)
 def mlm_labels(sample):
     return sample.masked[1]
 
 
-@field(tags=True)
+@field(uses_tags=True)
 def attributes_mask(sample):
-    return sample.cut(sample.dataset.attributes[sample.index]).long()
+    return sample.select_tokens(sample.dataset.attribute_groups[sample.index]).long()
 
 
 @field
@@ -105,7 +114,7 @@ def bert_mlm_ids(sample):
 
 
 @field
-def bert_mlm_places(sample):
+def bert_mlm_positions(sample):
     return sample.masked_words[1]
 
 
@@ -116,17 +125,17 @@ def bert_mlm_labels(sample):
 
 @field
 def eda_ids(sample):
-    """Of the caption as easy data augmentation changes it (:mod:`datasets.eda`)."""
-    return sample.dataset.ids_of(augmented(sample.caption, sample.rng, wordnet()))
+    """Token ids of the caption after easy data augmentation (:mod:`datasets.eda`), int64 [L]."""
+    return sample.dataset.tokenize_caption(augment_caption(sample.caption, sample.rng, load_synonyms()))
 
 
 @field
 def attribute_labels(sample):
-    """int64 [A]: 1, 0, or -1 for unknown."""
+    """The image's attributes, int64 [A]: 1, 0, or -1 for unknown."""
     return sample.dataset.labels[sample.index].long()
 
 
 @field
 def prompt_seed(sample):
-    """What the words of the attributes' prompts are masked by, once a batch: see :class:`datasets.prompts.WithPrompts`."""
+    """The seed that masks the attributes' prompts, once per batch (:class:`datasets.prompts.PromptCollator`)."""
     return torch.tensor(sample.rng.getrandbits(62))

@@ -1,4 +1,4 @@
-"""ICFG-PEDES."""
+"""The ICFG-PEDES dataset."""
 from datasets.bases import BaseDataset
 
 

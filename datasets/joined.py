@@ -1,70 +1,91 @@
-"""Several datasets as one: ``--dataset_name CUHK-PEDES+ICFG-PEDES``."""
+"""Join several datasets: ``--dataset_name CUHK-PEDES+ICFG-PEDES``."""
 from datasets.bases import SPLITS, BaseDataset
 from utils.errors import UserError
 
 
-def joined_class(name, known):
-    """What ``name`` joins with ``+``, as a dataset to build; ``known``: name -> class of each. Raises :class:`UserError`."""
+def joined_class(name, find_class):
+    """Build the dataset class of several names joined with ``+``.
+
+    Args:
+        name: the value of ``--dataset_name``.
+        find_class: a function from a dataset's name to its class.
+
+    Raises:
+        UserError: a name is empty or occurs twice.
+    """
     names = name.split('+')
-    again = [part for part in names if names.count(part) > 1]
-    if again:
-        raise UserError(f'--dataset_name {name} names {again[0]} twice: each is joined once (--dataset_shares gives one more weight)')
+    repeated = [component for component in names if names.count(component) > 1]
+    if repeated:
+        raise UserError(f'--dataset_name {name} names {repeated[0]} twice: name each dataset once '
+                        '(--dataset_shares sets their weights)')
     if '' in names:
-        raise UserError(f'--dataset_name {name}: there is no dataset before or behind a +')
-    return type('Joined', (Joined,), {'__module__': 'joined', 'name': name, 'parts': tuple(map(known, names))})
+        raise UserError(f'--dataset_name {name}: there is no dataset before or after a +')
+    settings = {'__module__': 'joined', 'name': name, 'classes': tuple(map(find_class, names))}
+    return type('Joined', (JoinedDataset,), settings)
 
 
-class Joined(BaseDataset):
-    """Trains on all of its parts; identities and images are kept apart, even where the parts give them the same numbers.
+class JoinedDataset(BaseDataset):
+    """Several datasets joined for training. Identities and images of different components stay distinct.
 
-    Its val and test splits are those of the first part, which therefore chooses the best epoch. Training and test.py evaluate on each.
+    The val and test splits are those of the first component, which therefore chooses the best epoch. Training and
+    test.py evaluate on each component.
 
     Attributes:
-        sizes: training captions of each part; ``train`` holds them in this order.
-        built: the parts themselves.
+        classes: the components' classes.
+        components: the datasets themselves.
+        sizes: the number of training captions of each component; ``train`` holds them in this order.
+        first_image_ids: the smallest image id of each component.
     """
-    parts = ()
+    classes = ()
 
     def __init__(self, root='', verbose=True, splits=SPLITS, skip_broken=False):
-        self.built = built = [part(root, verbose=verbose, splits=splits, skip_broken=skip_broken) for part in self.parts]
+        self.components = components = [cls(root, verbose=verbose, splits=splits, skip_broken=skip_broken)
+                                        for cls in self.classes]
         self.dataset_dir = self.img_dir = root
-        self.anno_path = ' + '.join(part.anno_path for part in built)
-        self.sizes = [len(part.train) for part in built]
-        self.train, self.translated, people, images = [], {}, 0, 0
-        for part in built:
-            self.translated.update({(images + image, text): other for (image, text), other in part.translations().items()})
-            self.train += [(people + pid, images + image, *rest) for pid, image, *rest in part.train]
-            people += len(part.train_id_container)
-            images = max((image for _, image, *_ in self.train), default=-1) + 1
-        self.train_id_container = set(range(people))
-        self.val, self.test = built[0].val, built[0].test
-        self.val_id_container, self.test_id_container = built[0].val_id_container, built[0].test_id_container
-        self.val_annos, self.test_annos, self.path = built[0].val_annos, built[0].test_annos, built[0].path
+        self.anno_path = ' + '.join(component.anno_path for component in components)
+        self.sizes = [len(component.train) for component in components]
+        self.train, self.translations, self.first_image_ids = [], {}, []
+        first_pid = first_image_id = 0
+        for component in components:
+            self.first_image_ids.append(first_image_id)
+            for (image_id, caption), translation in component.back_translations().items():
+                self.translations[first_image_id + image_id, caption] = translation
+            self.train += [(first_pid + pid, first_image_id + image_id, *rest)
+                           for pid, image_id, *rest in component.train]
+            first_pid += len(component.train_id_container)
+            first_image_id = max((image_id for _, image_id, *_ in self.train), default=-1) + 1
+        self.train_id_container = set(range(first_pid))
+        first = components[0]
+        self.val, self.test = first.val, first.test
+        self.val_id_container, self.test_id_container = first.val_id_container, first.test_id_container
+        self.val_annos, self.test_annos, self.image_path = first.val_annos, first.test_annos, first.image_path
 
     def attributes(self, split):
-        """None: the parts' attributes need not be the same."""
+        """None, because the components' attributes can differ."""
 
-    def translations(self):
-        """{(image_id, caption): back-translation} of the parts' training captions that have one."""
-        return self.translated
+    def back_translations(self):
+        """``{(image_id, caption): back-translation}`` of the training captions that have one."""
+        return self.translations
 
 
-def first_of(name):
-    """The dataset of a joined one that chooses the best epoch.
+def first_dataset_name(name):
+    """The name of the joined dataset that chooses the best epoch.
 
-    >>> first_of('CUHK-PEDES+ICFG-PEDES')
+    >>> first_dataset_name('CUHK-PEDES+ICFG-PEDES')
     'CUHK-PEDES'
     """
     return name.split('+')[0]
 
 
-def refuse_shares(shares, sizes, args):
-    """Raise :class:`UserError` where ``--dataset_shares`` do not fit training captions of these ``sizes``."""
+def validate_dataset_shares(shares, sizes, args):
+    """Raise :class:`UserError` if ``--dataset_shares`` does not fit datasets of these ``sizes``."""
     if sizes is None:
-        raise UserError(f'--dataset_shares is for several datasets, and --dataset_name is {args.dataset_name}: join them with +')
+        raise UserError(f'--dataset_shares is for several datasets, and --dataset_name is {args.dataset_name}: '
+                        'join them with +')
     if len(shares) != len(sizes):
-        raise UserError(f'--dataset_shares has {len(shares)} numbers for the {len(sizes)} datasets of --dataset_name {args.dataset_name}')
+        raise UserError(f'--dataset_shares has {len(shares)} numbers for the {len(sizes)} datasets of '
+                        f'--dataset_name {args.dataset_name}')
     if args.sampler != 'random':
         raise UserError(f"--dataset_shares needs --sampler random, not {args.sampler}")
     if args.limit_train:
-        raise UserError('--dataset_shares and --limit_train are not for one run: leave one of them out')
+        raise UserError('--dataset_shares and --limit_train exclude each other: leave one of them out')

@@ -1,31 +1,37 @@
-"""Noisy correspondence: training pairs whose captions were exchanged, as in RDE (Qin et al., CVPR 2024)."""
+"""Noisy correspondence: training pairs with exchanged captions, as in RDE (Qin et al., CVPR 2024)."""
 import io
 import os
 
 import numpy as np
 
-from datasets.listing import Samples
+from datasets.array_cache import Samples
 from utils.errors import UserError
 
-RELEASED_SEED = 1   # with it, the permutations are those of the nine files that RDE released (three datasets; 0.2, 0.5, 0.8)
+REFERENCE_SEED = 1   # reproduces the permutations of the nine files that RDE released (three datasets; 0.2, 0.5, 0.8)
 
 
-def noise_permutation(pairs, rate, seed=RELEASED_SEED):
-    """int64 [pairs]: pair i takes the caption of pair ``permutation[i]``. The share ``rate`` of all pairs, chosen by chance, exchange
-    captions among themselves; a few of them get their own back."""
-    draw = np.random.RandomState(seed)
-    places = np.arange(pairs)
-    draw.shuffle(places)
-    chosen = places[:int(rate * pairs)]
-    given = chosen.copy()
-    draw.shuffle(given)
-    permutation = np.arange(pairs)
-    permutation[chosen] = given
+def draw_noise_permutation(pair_count, rate, seed=REFERENCE_SEED):
+    """Draw a permutation, int64 [pair_count]: pair i takes the caption of pair ``permutation[i]``.
+
+    A random fraction ``rate`` of the pairs exchange captions among themselves. A few of them get their own back.
+    """
+    rng = np.random.RandomState(seed)
+    pairs = np.arange(pair_count)
+    rng.shuffle(pairs)
+    noisy = pairs[:int(rate * pair_count)]
+    sources = noisy.copy()
+    rng.shuffle(sources)
+    permutation = np.arange(pair_count)
+    permutation[noisy] = sources
     return permutation
 
 
-def read_permutation(path, pairs):
-    """The permutation in a ``.npy`` file. Raises UserError where it is none of ``pairs`` pairs."""
+def read_permutation(path, pair_count):
+    """Read a permutation of ``pair_count`` pairs from a ``.npy`` file.
+
+    Raises:
+        UserError: the file is missing or holds no such permutation.
+    """
     if not os.path.isfile(path):
         raise UserError(f'--noisy_file: there is no file {path}; without it --noisy_rate makes the noise itself')
     try:
@@ -33,25 +39,30 @@ def read_permutation(path, pairs):
             permutation = np.load(io.BytesIO(file.read()), allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         raise UserError(f'--noisy_file: {path} is no NumPy array: {error}') from None
-    if permutation.shape != (pairs,):
-        raise UserError(f'--noisy_file: {path} holds an array of shape {list(permutation.shape)}, and there are {pairs} training pairs')
-    if permutation.dtype.kind not in 'iu' or not np.array_equal(np.sort(permutation), np.arange(pairs)):
-        raise UserError(f'--noisy_file: {path} is no permutation of the numbers 0 to {pairs - 1}')
+    if permutation.shape != (pair_count,):
+        raise UserError(f'--noisy_file: {path} holds an array of shape {list(permutation.shape)}, '
+                        f'and there are {pair_count} training pairs')
+    if permutation.dtype.kind not in 'iu' or not np.array_equal(np.sort(permutation), np.arange(pair_count)):
+        raise UserError(f'--noisy_file: {path} is no permutation of the numbers 0 to {pair_count - 1}')
     return permutation.astype(np.int64)
 
 
-def exchanged(samples, permutation):
-    """Training samples ``(pid, image_id, path, caption)`` with their captions exchanged; identity and image stay."""
+def exchange_captions(samples, permutation):
+    """Exchange the captions of training samples ``(pid, image_id, path, caption)``; identities and images stay."""
     if isinstance(samples, Samples):
-        return samples.exchanged(permutation)
+        return samples.permute_captions(permutation)
     return [(*sample[:3], samples[source][3]) for sample, source in zip(samples, permutation.tolist())]
 
 
-def noisy_samples(samples, rate, file=''):
-    """``(samples, report)``: with the captions that ``--noisy_rate`` and ``--noisy_file`` give them, and how many pairs are clean and
-    noisy; the report is None without noise."""
+def add_caption_noise(samples, rate, file=''):
+    """Exchange captions as ``--noisy_rate`` and ``--noisy_file`` say.
+
+    Returns:
+        ``(samples, report)``: the report is a dict with the number of clean and noisy pairs, or None without noise.
+    """
     if not rate:
         return samples, None
-    permutation = read_permutation(file, len(samples)) if file else noise_permutation(len(samples), rate)
+    permutation = read_permutation(file, len(samples)) if file else draw_noise_permutation(len(samples), rate)
     noisy = int((permutation != np.arange(len(samples))).sum())
-    return exchanged(samples, permutation), {'rate': rate, 'file': file or None, 'clean': len(samples) - noisy, 'noisy': noisy}
+    report = {'rate': rate, 'file': file or None, 'clean': len(samples) - noisy, 'noisy': noisy}
+    return exchange_captions(samples, permutation), report

@@ -1,7 +1,7 @@
-"""APTM's augmentation of training images, by torchvision's operations.
+"""APTM's augmentation of training images, built from torchvision's operations.
 
-Everything but the erasing works on uint8 tensors, so that an image from the image cache is augmented to the very same numbers as one that
-has just been read and resized.
+All operations but the erasing work on uint8 tensors. An image of the image cache is therefore augmented to the same
+numbers as an image that has just been read and resized.
 """
 import math
 
@@ -9,26 +9,26 @@ import torch
 from torchvision.transforms import functional as F
 from torchvision.transforms.functional import InterpolationMode
 
-CHOICES, CHANCE = 2, 0.5        # operations drawn for an image, with replacement, and each one's chance to be done
+OPERATION_COUNT, OPERATION_PROBABILITY = 2, 0.5   # operations drawn with replacement; each is applied with this chance
 FACTOR, SHEAR, SHIFT, ANGLE = 1.36, 0.21, 7, 21.0
-GREY = [128.0]                  # what comes into the picture from outside
-ERASED, AREA, ASPECT = 0.6, (0.02, 0.4), (0.3, 1 / 0.3)
+GRAY_FILL = [128.0]                               # color outside the moved or rotated image
+ERASE_PROBABILITY, AREA_RANGE, ASPECT_RANGE = 0.6, (0.02, 0.4), (0.3, 1 / 0.3)
 
 
 def uniform(low, high):
     return low + (high - low) * torch.rand(()).item()
 
 
-def sign():
+def random_sign():
     return 1 if torch.rand(()) < 0.5 else -1
 
 
-def moved(image, translate=(0, 0), shear=(0.0, 0.0)):
-    return F.affine(image, 0.0, list(translate), 1.0, list(shear), InterpolationMode.BILINEAR, GREY, center=[0, 0])
+def affine(image, translate=(0, 0), shear=(0.0, 0.0)):
+    return F.affine(image, 0.0, list(translate), 1.0, list(shear), InterpolationMode.BILINEAR, GRAY_FILL, center=[0, 0])
 
 
 def shear_angle():
-    return math.degrees(math.atan(SHEAR)) * sign()
+    return math.degrees(math.atan(SHEAR)) * random_sign()
 
 
 OPERATIONS = (
@@ -37,31 +37,36 @@ OPERATIONS = (
     F.equalize,
     lambda image: F.adjust_brightness(image, FACTOR),
     lambda image: F.adjust_sharpness(image, FACTOR),
-    lambda image: moved(image, shear=(shear_angle(), 0.0)),
-    lambda image: moved(image, shear=(0.0, shear_angle())),
-    lambda image: moved(image, translate=(SHIFT * sign(), 0)),
-    lambda image: moved(image, translate=(0, SHIFT * sign())),
-    lambda image: F.rotate(image, ANGLE * sign(), InterpolationMode.BILINEAR, fill=GREY),
+    lambda image: affine(image, shear=(shear_angle(), 0.0)),
+    lambda image: affine(image, shear=(0.0, shear_angle())),
+    lambda image: affine(image, translate=(SHIFT * random_sign(), 0)),
+    lambda image: affine(image, translate=(0, SHIFT * random_sign())),
+    lambda image: F.rotate(image, ANGLE * random_sign(), InterpolationMode.BILINEAR, fill=GRAY_FILL),
 )
 
 
 def rand_augment(image):
-    """RandAugment (Cubuk et al., NeurIPS 2020) with APTM's operations and strengths: uint8 [3, H, W] -> the same. Draws from torch's
-    global generator."""
-    for number in torch.randint(len(OPERATIONS), (CHOICES,)).tolist():
-        if torch.rand(()) < CHANCE:
+    """Apply RandAugment (Cubuk et al., NeurIPS 2020) with APTM's operations and strengths: uint8 [3, H, W] -> the same.
+
+    Random numbers come from torch's global generator.
+    """
+    for number in torch.randint(len(OPERATIONS), (OPERATION_COUNT,)).tolist():
+        if torch.rand(()) < OPERATION_PROBABILITY:
             image = OPERATIONS[number](image)
     return image
 
 
-def draw_erased(height, width):
-    """``(top, left, height, width)`` of what is to be erased, in 60% of the draws; else zeros. An area of 2 to 40% with sides at a uniform
-    ratio."""
-    if torch.rand(()) >= ERASED:
+def sample_erased_rectangle(height, width):
+    """Sample ``(top, left, height, width)`` of the rectangle to erase; zeros in 40% of the draws.
+
+    The rectangle covers 2 to 40% of the image, and its aspect ratio is uniform.
+    """
+    if torch.rand(()) >= ERASE_PROBABILITY:
         return 0, 0, 0, 0
     for _ in range(100):
-        area, ratio = uniform(*AREA) * height * width, uniform(*ASPECT)
+        area, ratio = uniform(*AREA_RANGE) * height * width, uniform(*ASPECT_RANGE)
         rows, columns = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if rows < height and columns < width:
-            return (torch.randint(height - rows + 1, ()).item(), torch.randint(width - columns + 1, ()).item(), rows, columns)
+            top, left = torch.randint(height - rows + 1, ()).item(), torch.randint(width - columns + 1, ()).item()
+            return top, left, rows, columns
     return 0, 0, 0, 0

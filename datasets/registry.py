@@ -1,79 +1,128 @@
-"""The datasets that there are: each file of this folder with a :class:`~datasets.bases.BaseDataset` in it."""
+"""Registry of datasets: every file of this folder that defines a :class:`~datasets.bases.BaseDataset`."""
 import argparse
 import functools
-import importlib
 import logging
 import os
 import pkgutil
 
-from datasets.bases import BaseDataset
-from datasets.joined import joined_class
-from datasets.table import COLUMNS, UFINE, as_a_table, is_table, is_ufine, table_class
+from datasets.published_splits import split_note
 from utils import options
-from utils.errors import unknown
-from utils.option_types import amount, up_to
+from utils.declarations import is_pytorch_loaded, load_plugin
+from utils.errors import UserError, unknown_name_error
+from utils.help_pages import Topic, first_sentence, own_docstring
+from utils.option_types import positive_float, positive_int_up_to
 
 logger = logging.getLogger('Pedestal.dataset')
 
 
-@functools.lru_cache(maxsize=None)
 def datasets():
-    """``{name: class}`` of all datasets. A file that cannot be imported is named in the log, and only its dataset is missing."""
+    """``{name: class}`` of all datasets. A file that cannot be imported is named in the log and skipped.
+
+    Before PyTorch is imported, classes are declarations (:func:`~utils.declarations.load_declarations`).
+    """
+    return collect_datasets(is_pytorch_loaded())
+
+
+@functools.lru_cache(maxsize=1)
+def collect_datasets(imported):
+    """Collect the classes of :func:`datasets`. ``imported`` is the cache's key for declarations or imported classes."""
+    classes, base = [], load_plugin('datasets.bases').BaseDataset
     for module in pkgutil.iter_modules([os.path.dirname(__file__)], 'datasets.'):
-        if module.ispkg:   # synthpedes writes datasets and defines none
+        if module.ispkg or module.name == __name__:   # synthpedes writes datasets and defines none
             continue
         try:
-            importlib.import_module(module.name)
+            members = vars(load_plugin(module.name)).values()
         except Exception as error:
-            logger.warning('%s cannot be imported, and what it defines is missing: %s: %s', module.name, type(error).__name__, error)
-    return {cls.name: cls for cls in sorted(subclasses(BaseDataset), key=lambda cls: cls.name.lower()) if cls.name}
+            logger.warning('%s cannot be imported, and what it defines is missing: %s: %s',
+                           module.name, type(error).__name__, error)
+            continue
+        classes += [cls for cls in members if isinstance(cls, type) and issubclass(cls, base)
+                    and cls.name and cls.__module__ == module.name]
+    return {cls.name: cls for cls in sorted(classes, key=lambda cls: cls.name.lower())}
 
 
-def subclasses(cls):
-    return {found for direct in cls.__subclasses__() for found in (direct, *subclasses(direct)) if found.__module__.startswith('datasets.')}
+datasets.cache_clear = collect_datasets.cache_clear
 
 
-def names():
-    """The datasets' names in a sentence."""
-    return f'{", ".join(datasets())} or a table of your own; several joined with +'
+def describe_names():
+    """The names of the datasets, for a help text."""
+    return f'dataset: {", ".join(datasets())}, or the path of a table; several are joined by +'
 
 
 def dataset_class(name, columns=None, split_seed=1):
-    """The class of the dataset that ``--dataset_name`` names. ``columns``, ``split_seed``: of a table (:mod:`datasets.table`)."""
+    """The class of the dataset that ``--dataset_name`` names.
+
+    ``columns`` and ``split_seed`` are for a table (:mod:`datasets.table`).
+    """
+    tables = load_plugin('datasets.table')
     if '+' in name:
-        return joined_class(name, lambda part: dataset_class(part, columns, split_seed))
-    if is_table(name):
-        return table_class(name, columns, split_seed)
-    if name not in datasets() and is_ufine(name):
-        raise as_a_table(UFINE)
+        return load_plugin('datasets.joined').joined_class(
+            name, lambda component: dataset_class(component, columns, split_seed))
+    if tables.is_table(name):
+        return tables.table_class(name, columns, split_seed)
+    if name not in datasets() and tables.is_ufine(name):
+        raise tables.table_usage_error(tables.UFINE)
     if name not in datasets():
-        raise unknown('dataset', name, datasets())
+        raise unknown_name_error('dataset', name, datasets())
     return datasets()[name]
 
 
-class DatasetOptions(options.Room):
-    """What datasets bring to the options: their names, and how a table is read."""
+def published_split_note(name, counts, split='test'):
+    """:func:`datasets.published_splits.split_note` of a dataset by its name; '' for a table or an unknown dataset."""
+    try:
+        is_named = isinstance(name, str) and not load_plugin('datasets.table').is_table(name)
+        return split_note(dataset_class(name), split, counts) if is_named else ''
+    except UserError:
+        return ''
+
+
+class DatasetOptions(options.OptionProvider):
+    """The options of datasets: their names, and how a table is read."""
 
     def add_options(self, parser):
-        parser.actions()['dataset_name'].help = names()
-        parser.add_argument('--dataset_shares', type=amount, nargs='+', default=None,
-                            help="of the captions of an epoch, for each of several datasets joined with +; without it: as many as it has")
-        parser.uncut |= {'--dataset_shares'}     # --dataset is --dataset_name in released commands
-        add_table_options(parser.add_argument_group('own data', 'with --dataset_name <table>.json, .jsonl, .csv or .tsv'))
+        parser.actions()['dataset_name'].help = describe_names()
+        group = parser.add_argument_group('several datasets', 'For --dataset_name <one>+<another>.')
+        group.add_argument('--dataset_shares', type=positive_float, nargs='+', default=None,
+                           help='weight of each dataset in an epoch, in the order of --dataset_name (default: its '
+                                'number of captions)')
+        parser.unabbreviated_flags |= {'--dataset_shares'}     # --dataset is --dataset_name in published commands
+        add_table_options(parser.add_argument_group('tables', 'For --dataset_name <path>.json, .jsonl, .csv or .tsv.'))
+        parser.catalogs['datasets for --dataset_name'] = {name: first_sentence(cls) for name, cls in datasets().items()}
+        parser.completions['dataset_name'] = list(datasets())
+        for name, cls in datasets().items():
+            flags = frozenset({'dataset_name', 'root_dir', 'dataset_shares', 'val_dataset', 'eval_dataset'})
+            parser.topics[name] = Topic('dataset', own_docstring(cls), flags, dataset_facts(cls))
+
+
+def dataset_facts(cls):
+    """The expected files and the published counts of a dataset, for ``--help <dataset>``: {title: {name: text}}."""
+    facts, folder = {}, f'<root_dir>/{cls.name}'
+    if cls.annotations:
+        facts['files'] = {'annotation': f"{folder}/{' or '.join(cls.annotations)}", 'images': f'{folder}/imgs/'}
+    if cls.annotations and cls.released_stem:
+        facts["files in APTM's layout"] = {'annotation': f'<root_dir>/finetune/{cls.released_stem}_<split>.json',
+                                           'images': f'<root_dir>/images/{cls.name}/'}
+    if cls.published:
+        facts['published counts'] = {
+            split: f'{identities:,} identities, {images:,} images, {captions:,} captions' if images else 'none'
+            for split, (identities, images, captions) in cls.published.items()}
+    return facts
 
 
 def add_table_options(group):
-    group.add_argument('--columns', nargs='+', type=column, default=None, metavar='WHAT=COLUMN',
-                       help="what a table's columns are called: image=.. caption=.. id=.. split=..")
-    group.add_argument('--split_seed', type=up_to(10 ** 9), default=1, help='divides the identities of a table that has no splits')
+    group.add_argument('--columns', nargs='+', type=parse_column, default=None, metavar='ROLE=COLUMN',
+                       help="names of a table's columns: image=... caption=... id=... split=... (default: usual names)")
+    group.add_argument('--split_seed', type=positive_int_up_to(10 ** 9), default=1,
+                       help='seed of the random split of a table without splits')
 
 
-def column(word):
-    """A word of ``--columns``."""
-    what, equals, name = word.partition('=')
-    if what not in COLUMNS or not name:
-        raise argparse.ArgumentTypeError(f"'{word}' must be one of {', '.join(f'{what}=<column>' for what in COLUMNS)}")
-    return word
+def parse_column(text):
+    """Validate a value of ``--columns``, such as 'caption=text'."""
+    role, equals, name = text.partition('=')
+    roles = load_plugin('datasets.table').COLUMNS
+    if role not in roles or not name:
+        raise argparse.ArgumentTypeError(f"'{text}' must be one of {', '.join(f'{role}=<column>' for role in roles)}")
+    return text
 
 
-options.register(__name__, DatasetOptions())
+options.register_options(__name__, DatasetOptions())

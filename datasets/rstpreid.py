@@ -1,4 +1,4 @@
-"""RSTPReid."""
+"""The RSTPReid dataset."""
 from datasets.bases import BaseDataset
 
 

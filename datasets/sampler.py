@@ -1,4 +1,7 @@
-"""Which training samples make up which batch, a function of the seed and the epoch alone; and the order of an evaluation's captions."""
+"""Samplers: which training samples form which batch, and the order of evaluation samples.
+
+The batches of an epoch depend only on the seed and the epoch.
+"""
 import itertools
 import random
 from collections import Counter, defaultdict
@@ -6,23 +9,25 @@ from collections import Counter, defaultdict
 import torch
 from torch.utils.data import Sampler
 
-from datasets.joined import refuse_shares
+from datasets.joined import validate_dataset_shares
 from utils import comm
-from utils.errors import UserError, unknown
+from utils.errors import UserError, unknown_name_error
 from utils.seeding import derive_seed
 
 
 class BatchSampler:
-    """Yields an epoch's batches as lists of ``(index, sample seed)``. The sample seed follows from (seed, epoch, index)
-    and from how often the index was drawn before in the epoch.
+    """Yield an epoch's batches as lists of ``(index, sample seed)``.
 
-    ``set_epoch`` chooses the epoch; without it the first pass is epoch 1 and each further one the next. ``len()`` is
-    the number of all the epoch's batches.
+    The sample seed depends on the seed, the epoch, the index, and how often the index was drawn before in the epoch.
 
-    Of ``share``, (number of this process, number of processes), it yields this process's rows of each batch, as many as another's or one
-    more or less; a batch with fewer rows than there are processes is empty for some.
+    ``set_epoch`` selects the epoch. Without it the first pass is epoch 1, and each pass is the epoch after the last.
+    ``len()`` is the number of batches of the whole epoch.
+
+    Attributes:
+        shard: ``(rank, world size)``. The sampler yields this rank's rows of each batch. The ranks' numbers of rows
+            differ by at most one; if a batch has fewer rows than there are ranks, some ranks get an empty list.
     """
-    share = 0, 1
+    shard = 0, 1
 
     def __init__(self, pids, batch_size, seed=1):
         if batch_size > len(pids):
@@ -31,173 +36,191 @@ class BatchSampler:
         self.set_epoch(1)
 
     def set_epoch(self, epoch, first_step=0):
-        """Iterate epoch ``epoch`` (from 1) next, without its first ``first_step`` batches."""
-        self.epoch, self.first_step, self.begun = epoch, first_step, False
+        """Select the epoch (from 1) of the next pass, and skip its first ``first_step`` batches."""
+        self.epoch, self.first_step, self.has_started = epoch, first_step, False
         self.batches = self.plan(random.Random(derive_seed(self.seed, epoch)))
 
     def plan(self, rng):
-        """The epoch's batches as lists of indices."""
+        """Draw the epoch's batches, a list of lists of indices."""
         raise NotImplementedError
 
     def __len__(self):
         return len(self.batches)
 
     def __iter__(self):
-        if self.begun:
+        if self.has_started:
             self.set_epoch(self.epoch + 1)
-        self.begun = True
-        epoch, batches, first_step, drawn = self.epoch, self.batches, self.first_step, Counter()
+        self.has_started = True
+        epoch, batches, first_step, draw_counts = self.epoch, self.batches, self.first_step, Counter()
         for step, batch in enumerate(batches):
             seeded = []
             for index in batch:
                 if step >= first_step:
-                    seeded.append((index, derive_seed(self.seed, epoch, index, drawn[index])))
-                drawn[index] += 1
+                    seeded.append((index, derive_seed(self.seed, epoch, index, draw_counts[index])))
+                draw_counts[index] += 1
             if step >= first_step:
-                yield seeded[share_of(len(seeded), *self.share)]
+                yield seeded[shard_slice(len(seeded), *self.shard)]
 
 
-def share_of(count, number, processes):
-    """The slice of ``count`` rows that is one process's.
+def shard_slice(count, rank, world_size):
+    """The slice of ``count`` rows that belongs to a rank.
 
-    >>> [share_of(10, number, 4) for number in range(4)]
+    >>> [shard_slice(10, rank, 4) for rank in range(4)]
     [slice(0, 3, None), slice(3, 6, None), slice(6, 8, None), slice(8, 10, None)]
     """
-    each, rest = divmod(count, processes)
-    start = number * each + min(number, rest)
-    return slice(start, start + each + (number < rest))
+    size, remainder = divmod(count, world_size)
+    start = rank * size + min(rank, remainder)
+    return slice(start, start + size + (rank < remainder))
 
 
 class RandomBatches(BatchSampler):
-    """Every caption once, in random order; the last batch may be smaller, or is left out with ``drop_last``."""
+    """Every caption once, in random order. The last batch can be smaller; with ``drop_last`` it is dropped then."""
 
     def __init__(self, pids, batch_size, seed=1, drop_last=False):
-        self.whole = drop_last
+        self.drop_last = drop_last
         super().__init__(pids, batch_size, seed)
 
     def plan(self, rng):
         order = rng.sample(range(self.size), self.size)
-        end = self.size - self.size % self.batch_size if self.whole else self.size
+        end = self.size - self.size % self.batch_size if self.drop_last else self.size
         return [order[start:start + self.batch_size] for start in range(0, end, self.batch_size)]
 
 
-class SharedBatches(BatchSampler):
-    """As many captions an epoch as there are, of several datasets by ``shares``: of one with too few captions some come again, each as
-    often as any other up to one; of one with too many some are left out.
+class WeightedBatches(BatchSampler):
+    """Captions of several datasets in given proportions (``--dataset_shares``), in random order.
 
-    ``sizes``: captions of each dataset, which come in this order.
+    An epoch has as many captions as all datasets together. The captions of a dataset that is too small are repeated,
+    each equally often up to one. Captions of a dataset that is too large are omitted.
+
+    Args:
+        pids: the pid of each caption.
+        batch_size: captions in a batch.
+        seed: the seed of the order.
+        sizes: the number of captions of each dataset, in the order of ``pids``.
+        weights: the weight of each dataset in an epoch; they need not sum to 1.
+        drop_last: whether a smaller last batch is dropped.
     """
 
-    def __init__(self, pids, batch_size, seed, sizes, shares, drop_last=False):
+    def __init__(self, pids, batch_size, seed, sizes, weights, drop_last=False):
         ends = [sum(sizes[:number + 1]) for number in range(len(sizes))]
-        self.parts = [range(end - size, end) for size, end in zip(sizes, ends)]
-        whole = [round(len(pids) * sum(shares[:number + 1]) / sum(shares)) for number in range(len(shares))]
-        self.counts = [after - before for before, after in zip([0, *whole], whole)]
-        self.whole = drop_last
+        self.ranges = [range(end - size, end) for size, end in zip(sizes, ends)]
+        ends = [round(len(pids) * sum(weights[:number + 1]) / sum(weights)) for number in range(len(weights))]
+        self.counts = [end - start for start, end in zip([0, *ends], ends)]
+        self.drop_last = drop_last
         super().__init__(pids, batch_size, seed)
 
     def plan(self, rng):
-        order = [index for part, count in zip(self.parts, self.counts) for index in self.drawn(part, count, rng)]
+        order = [index for indices, count in zip(self.ranges, self.counts) for index in self.draw(indices, count, rng)]
         rng.shuffle(order)
-        end = self.size - self.size % self.batch_size if self.whole else self.size
+        end = self.size - self.size % self.batch_size if self.drop_last else self.size
         return [order[start:start + self.batch_size] for start in range(0, end, self.batch_size)]
 
     @staticmethod
-    def drawn(part, count, rng):
-        times, rest = divmod(count, len(part))
-        return [*part] * times + rng.sample(part, rest)
+    def draw(indices, count, rng):
+        """Draw ``count`` of the indices, all of them equally often up to one."""
+        repetitions, remainder = divmod(count, len(indices))
+        return [*indices] * repetitions + rng.sample(indices, remainder)
 
 
 class IdentityBatches(BatchSampler):
-    """``batch_size // num_instance`` identities a batch, ``num_instance`` captions of each.
+    """Batches of ``batch_size // num_instance`` identities with ``num_instance`` captions each.
 
-    Each identity's captions are shuffled and cut into groups, the remainder dropped; one with fewer captions than a
-    group draws them with replacement. Batches are made of one group each of random identities, until too few identities
-    have any left.
+    Each identity's captions are shuffled and split into groups; the remainder is dropped. An identity with fewer
+    captions than a group draws them with replacement. A batch has one group each of random identities. The epoch ends
+    when too few identities have groups left.
     """
 
     def __init__(self, pids, batch_size, num_instance, seed=1):
         if num_instance > batch_size or batch_size % num_instance:
             raise UserError(f'--batch_size {batch_size} is no multiple of --num_instance {num_instance}')
-        self.num_instance, self.identities = num_instance, batch_size // num_instance
+        self.num_instance, self.identities_per_batch = num_instance, batch_size // num_instance
         self.captions = defaultdict(list)   # {pid: indices}
         for index, pid in enumerate(pids):
             self.captions[pid].append(index)
-        if len(self.captions) < self.identities:
-            raise UserError(f'a batch of {batch_size} with --num_instance {num_instance} needs {self.identities} '
-                            f'identities, and the training set has {len(self.captions)}: lower --batch_size or raise '
-                            '--num_instance')
+        if len(self.captions) < self.identities_per_batch:
+            raise UserError(f'a batch of {batch_size} with --num_instance {num_instance} needs '
+                            f'{self.identities_per_batch} identities, and the training set has {len(self.captions)}: '
+                            'lower --batch_size or raise --num_instance')
         super().__init__(pids, batch_size, seed)
 
-    def group_size(self, rng):
+    def draw_group_size(self, rng):
         return self.num_instance
 
-    def groups(self, indices, rng):
-        size = self.group_size(rng)
+    def draw_groups(self, indices, rng):
+        size = self.draw_group_size(rng)
         if len(indices) < size:
             return [rng.choices(indices, k=size)]
         order = rng.sample(indices, len(indices))
         return [order[start:start + size] for start in range(0, len(order) - size + 1, size)]
 
     def plan(self, rng):
-        groups = {pid: self.groups(indices, rng) for pid, indices in self.captions.items()}
-        left, batches = list(groups), []
-        while len(left) >= self.identities:
-            chosen = rng.sample(left, self.identities)
+        groups = {pid: self.draw_groups(indices, rng) for pid, indices in self.captions.items()}
+        remaining, batches = list(groups), []
+        while len(remaining) >= self.identities_per_batch:
+            chosen = rng.sample(remaining, self.identities_per_batch)
             batches.append([index for pid in chosen for index in groups[pid].pop()])
-            left = [pid for pid in left if groups[pid]]
+            remaining = [pid for pid in remaining if groups[pid]]
         return batches
 
 
-class IdentityBatchesOfRandomSize(IdentityBatches):
-    """As :class:`IdentityBatches`, but each identity's groups have a size of 1 to ``num_instance``, drawn for the
-    epoch; so batches are of up to ``batch_size`` captions."""
+class RandomSizeIdentityBatches(IdentityBatches):
+    """:class:`IdentityBatches` whose groups have a random size from 1 to ``num_instance``.
 
-    def group_size(self, rng):
+    The size is drawn for each identity and epoch. A batch has at most ``batch_size`` captions.
+    """
+
+    def draw_group_size(self, rng):
         return rng.randint(1, self.num_instance)
 
 
-SAMPLERS = {'random': RandomBatches, 'identity': IdentityBatches, 'idrannum': IdentityBatchesOfRandomSize}
+SAMPLERS = {'random': RandomBatches, 'identity': IdentityBatches, 'idrannum': RandomSizeIdentityBatches}
 
 
 def build_batch_sampler(args, pids, sizes=None):
-    """The batch sampler that ``args.sampler`` names, over training samples with these pids, with this process's share of their batches.
-    ``sizes``: of each of several datasets."""
-    sampler = named_sampler(args, pids, sizes)
-    sampler.share = comm.get_rank(), comm.get_world_size()
+    """Build the batch sampler that ``args.sampler`` names, for this rank's rows of the batches.
+
+    Args:
+        args: the options.
+        pids: the pid of each training sample.
+        sizes: the number of training samples of each dataset, if several are joined.
+    """
+    sampler = create_batch_sampler(args, pids, sizes)
+    sampler.shard = comm.get_rank(), comm.get_world_size()
     return sampler
 
 
-def named_sampler(args, pids, sizes):
+def create_batch_sampler(args, pids, sizes):
     if args.sampler not in SAMPLERS:
-        raise unknown('sampler', args.sampler, SAMPLERS)
+        raise unknown_name_error('sampler', args.sampler, SAMPLERS)
+    drop_last = getattr(args, 'drop_last', False)
     if getattr(args, 'dataset_shares', None):
-        refuse_shares(args.dataset_shares, sizes, args)
-        return SharedBatches(pids, args.batch_size, args.seed, sizes, args.dataset_shares, getattr(args, 'drop_last', False))
+        validate_dataset_shares(args.dataset_shares, sizes, args)
+        return WeightedBatches(pids, args.batch_size, args.seed, sizes, args.dataset_shares, drop_last)
     if args.sampler == 'random':
-        return RandomBatches(pids, args.batch_size, args.seed, getattr(args, 'drop_last', False))
+        return RandomBatches(pids, args.batch_size, args.seed, drop_last)
     return SAMPLERS[args.sampler](pids, args.batch_size, args.num_instance, args.seed)
 
 
-def batches_of(samples, batch_size, number=0, processes=1):
-    """Every batch of ``samples``, or, where ``processes`` take batches by turns, those of one of them.
+def split_into_batches(samples, batch_size, rank=0, world_size=1):
+    """Split ``samples`` into batches, and return the batches of a rank: every ``world_size``-th from batch ``rank`` on.
 
-    >>> batches_of(range(10), 4)
+    >>> split_into_batches(range(10), 4)
     [range(0, 4), range(4, 8), range(8, 10)]
-    >>> batches_of(range(10), 4, number=0, processes=2)
+    >>> split_into_batches(range(10), 4, rank=0, world_size=2)
     [range(0, 4), range(8, 10)]
     """
-    return [samples[start:start + batch_size] for start in range(number * batch_size, len(samples), processes * batch_size)]
+    return [samples[start:start + batch_size]
+            for start in range(rank * batch_size, len(samples), world_size * batch_size)]
 
 
 class SplitSampler(Sampler):
-    """A split's samples in the annotation's order.
+    """Yield the samples of an evaluation split in the annotation's order.
 
     Attributes:
-        turn: (the loader's batch size, this process's number, how many there are) while processes take batches by turns: then the samples
-            of its batches come, and the loader makes of them the batches that a single process would make.
+        shard: ``(batch size of the loader, rank, world size)`` while batches are sharded across ranks, else None. Then
+            the sampler yields the samples of this rank's batches, which are the batches that one process would make.
     """
-    turn = None
+    shard = None
 
     def __init__(self, count):
         self.count = count
@@ -207,28 +230,30 @@ class SplitSampler(Sampler):
 
     def __iter__(self):
         samples = self.samples()
-        return itertools.chain(*batches_of(samples, *self.turn)) if self.turn else iter(samples)
+        return itertools.chain(*split_into_batches(samples, *self.shard)) if self.shard else iter(samples)
 
     def samples(self):
-        """All of them, in the order in which they come."""
+        """The indices of all samples, in order."""
         return range(self.count)
 
 
 class CaptionSampler(SplitSampler):
-    """A split's captions in the annotation's order, or, while ``by_length`` is set, the longest first: then batches hold little padding,
-    and the one that takes most memory comes at once.
+    """Yield the captions of an evaluation split in the annotation's order, or sorted by length, the longest first.
+
+    Batches of sorted captions hold little padding, and the first batch needs the most memory.
 
     Args:
         lengths: [S] tokens of each caption.
 
     Attributes:
-        order: [S] the captions by falling length, equal ones in the annotation's order.
+        order: [S] the captions by decreasing length; captions of equal length keep the annotation's order.
+        sorts_by_length: whether captions are sorted.
     """
 
     def __init__(self, lengths):
         super().__init__(len(lengths))
         self.order = torch.as_tensor(lengths).argsort(descending=True, stable=True)
-        self.by_length = False
+        self.sorts_by_length = False
 
     def samples(self):
-        return self.order.tolist() if self.by_length else super().samples()
+        return self.order.tolist() if self.sorts_by_length else super().samples()

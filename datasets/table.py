@@ -1,43 +1,49 @@
-"""One's own dataset, from a table: ``--dataset_name people.csv --root_dir <folder>`` (.json, .jsonl, .csv or .tsv), without code.
+"""Read a user's dataset from a table (.json, .jsonl, .csv, .tsv): ``--dataset_name people.csv --root_dir <folder>``.
 
-A row has a photo's path, a caption (or a list of captions), whom it shows and, where the division is given, its split. Rows of one photo
-are one entry with several captions. See docs/desk.md.
+A row has the path of an image, a caption or a list of captions, an identity, and optionally a split. Rows of the same
+image become one entry with several captions. See docs/own_data.md.
 """
-import csv
-import json
 import logging
+import math
 import os
 import random
 import re
 
-from datasets.bases import SPLITS, BaseDataset, read_entries
-from utils.errors import UserError, nearest
-from utils.iotools import MOST_JSON, refuse_irregular, without_duplicates
+from datasets.bases import SPLITS, BaseDataset, path_problem
+from datasets.captions import caption_problem, looks_like_list, parse_caption_list
+from datasets.identities import JUNK, canonical_identity, number_identities, spelling_variants
+from datasets.released_lists import report_oddities
+from datasets.table_files import read_rows
+from utils.errors import UserError, suggest_name
 
 logger = logging.getLogger('Pedestal.dataset')
 
-# What the columns may be called, where --columns does not say.
+# The accepted names of each column, unless --columns names it.
 COLUMNS = {
     'image': ('image', 'file_path', 'img_path', 'image_path', 'path', 'file', 'filename', 'img'),
     'caption': ('caption', 'captions', 'text', 'sentence', 'description'),
     'id': ('id', 'person_id', 'pid', 'person', 'identity'),
     'split': ('split', 'part', 'subset'),
 }
-SPLIT_NAMES = {'training': 'train', 'valid': 'val', 'validation': 'val', 'dev': 'val', 'testing': 'test', **{name: name for name in SPLITS}}
-SHARES = {'val': 0.1, 'test': 0.2}      # of the identities, where no split is given; the rest trains
+SPLIT_NAMES = {'training': 'train', 'valid': 'val', 'validation': 'val', 'dev': 'val', 'testing': 'test',
+               **{name: name for name in SPLITS}}
+SPLIT_FRACTIONS = {'val': 0.1, 'test': 0.2}      # of the identities of a table without splits; the rest is for training
+UNREADABLE_LIST = 'a list as text that is neither JSON nor Python'
+WINDOWS_DRIVE = re.compile(r'[A-Za-z]:[\\/]')
 UFINE = 'UFine6926'
 CUHK_FOLDERS = {'CUHK01', 'CUHK03', 'Market', 'test_query', 'train_query'}
 
 
 def is_ufine(name):
-    """Whether a dataset, a file or its folder is called UFine6926 (Zuo et al., CVPR 2024), whose form is not known here."""
+    """Whether a dataset, a file or its folder is named UFine6926 (Zuo et al., CVPR 2024), which is read as a table."""
     return 'ufine' in name.lower()
 
 
-def as_a_table(name):
-    """What to do with a dataset that is read as a table alone."""
-    return UserError(f"{name} is read as a table: --root_dir names the folder with its annotation, --dataset_name the annotation's file, "
-                     'and --columns image=<column> caption=<column> id=<column> split=<column> what its columns are called (docs/desk.md)')
+def table_usage_error(name):
+    """The error for a dataset that can be read only as a table."""
+    return UserError(f"{name} is read as a table: --root_dir is the folder with its annotation, --dataset_name the "
+                     "annotation's file, and --columns image=<column> caption=<column> id=<column> split=<column> "
+                     'names its columns (docs/own_data.md)')
 
 
 def is_table(name):
@@ -45,24 +51,34 @@ def is_table(name):
 
 
 def table_class(name, columns=None, split_seed=1):
-    """The :class:`~datasets.bases.BaseDataset` of a table. ``columns``: of ``--columns``, words like ``caption=text``."""
+    """Build the :class:`~datasets.bases.BaseDataset` of a table.
+
+    Args:
+        name: the table's file name in ``--root_dir``.
+        columns: the values of ``--columns``, such as ``caption=text``.
+        split_seed: the seed that splits the identities of a table without splits.
+    """
     if os.path.basename(name) != name:
-        folder, file = os.path.split(name)
-        raise UserError(f'--dataset_name names a table by its file alone: --root_dir {folder} --dataset_name {file}')
-    given = dict(word.split('=', 1) for word in columns or ())
-    settings = {'name': name, 'annotations': (name,), 'columns': given, 'split_seed': split_seed}
-    return type('Table', (Table,), {'__module__': 'table', **settings})   # of another module: it is not one of those that find themselves
+        raise UserError(f'--dataset_name {name} is the path of a table: tables that are joined with + must be in one '
+                        f'folder; give --root_dir {os.path.dirname(name)} and file names without a folder')
+    given_columns = dict(text.split('=', 1) for text in columns or ())
+    settings = {'name': name, 'annotations': (name,), 'columns': given_columns, 'split_seed': split_seed}
+    # Another __module__ keeps the class out of the registry.
+    return type('Table', (Table,), {'__module__': 'table', **settings})
 
 
 class Table(BaseDataset):
-    """A dataset whose annotation is a table in ``--root_dir``; photos are below ``imgs/`` beside it, or below ``--root_dir`` itself."""
+    """A dataset whose annotation is a table in ``--root_dir``.
+
+    Images are in ``imgs/`` next to the table, or in ``--root_dir`` itself.
+    """
     columns, split_seed = {}, 1
 
     @classmethod
     def locate(cls, root):
         path = os.path.join(root, cls.name)
         if not os.path.isfile(path):
-            raise UserError(f'there is no table {path}: --root_dir names the folder that holds {cls.name}')
+            raise UserError(f'there is no table {path}: --root_dir must be the folder that holds {cls.name}')
         return root, path
 
     @classmethod
@@ -75,123 +91,130 @@ class Table(BaseDataset):
         return [path]
 
     @classmethod
-    def read(cls, path):
-        rows = read_rows(path)
-        names = columns_of(rows, cls.columns, path)
+    def read(cls, path, problems=None):
+        rows, images = read_rows(path), cls.image_folder(os.path.dirname(path))
+        names = find_columns(rows, cls.columns, path)
         for number, row in enumerate(rows):
-            for what, column in names.items():
-                if row.get(column) in (None, '', []):
-                    raise UserError(f"{path}: row {number} (counted from 0) has no '{column}', its {what}")
-        entries = merged(rows, names, path)
+            if problem := row_problem(row, names, images):
+                raise UserError(f'{path}: row {number} (counted from 0) {problem}')
+        people = {number: row for number, row in enumerate(rows) if canonical_identity(row[names['id']]) != JUNK}
+        meaning = f"in the column '{names['id']}', which means that an image shows nobody"
+        if not people:
+            raise UserError(f'{path}: every row has {JUNK} {meaning}')
+        junk = [f'{len(rows) - len(people)} rows have {JUNK} {meaning}: they are skipped'] * (len(people) < len(rows))
+        lists = sum(looks_like_list(row[names['caption']]) for row in people.values()
+                    if isinstance(row[names['caption']], str))
+        if lists:
+            logger.info('%s: the captions of %d rows are lists written as text, and are read as lists', path, lists)
+        report_oddities(junk + spelling_variants(row[names['id']] for row in people.values()), path, problems)
+        entries = merge_rows(people, names, path, images)
         if 'split' not in names:
-            divide(entries, cls.split_seed, path)
+            assign_splits(entries, cls.split_seed, path)
         return entries
 
 
-def read_rows(path):
-    """The rows of a table: a list of mappings."""
-    refuse_irregular(path, MOST_JSON)
-    ending = os.path.splitext(path)[1].lower()
-    try:
-        if ending == '.json':
-            rows = read_entries(path)
-        else:
-            with open(path, encoding='utf-8-sig', newline='') as file:
-                rows = json_lines(file, path) if ending == '.jsonl' else table_lines(file, path, '\t' if ending == '.tsv' else ',')
-    except OSError as error:
-        raise UserError(f'{path} cannot be read: {error.strerror}') from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f'{path} is no table in UTF-8: {error}') from None
-    wrong = [number for number, row in enumerate(rows) if not isinstance(row, dict)]
-    if wrong:
-        raise UserError(f'{path}: row {wrong[0]} (counted from 0) is a {type(rows[wrong[0]]).__name__} instead of a mapping')
-    if not rows:
-        raise UserError(f'{path} has no rows')
-    return rows
+def find_columns(rows, given_columns, path):
+    """Find the column of each role ('image', 'caption', 'id', 'split'): ``{role: column}``.
+
+    Args:
+        rows: the rows of the table.
+        given_columns: ``{role: column}`` of ``--columns``.
+        path: the table's path, for errors.
+    """
+    existing = list(dict.fromkeys(name for row in rows[:1000] for name in row))
+    columns = {}
+    for role, candidates in COLUMNS.items():
+        if role in given_columns:
+            if given_columns[role] not in existing:
+                raise UserError(f"{path} has no column '{given_columns[role]}', which --columns gives as its {role}"
+                                f"{suggest_name(given_columns[role], existing)}; its columns are {', '.join(existing)}")
+            columns[role] = given_columns[role]
+        elif matches := [name for name in candidates if name in existing]:
+            columns[role] = matches[0]
+        elif role != 'split':
+            raise UserError(f'{path} has no column {candidates[0]!r}: name it with --columns {role}=<column>; '
+                            f'its columns are {", ".join(existing)}')
+    return columns
 
 
-def json_lines(file, path):
-    rows = []
-    for number, line in enumerate(file, start=1):
-        try:
-            rows += [json.loads(line, object_pairs_hook=without_duplicates)] if line.strip() else []
-        except (ValueError, RecursionError) as error:
-            raise UserError(f'{path}, line {number} is not JSON: {error}') from None
-    return rows
+def row_problem(row, names, images):
+    """Describe the problem of a row, with the names of the table's columns; None if there is none."""
+    for role, column in names.items():
+        if row.get(column) in (None, '', []) or isinstance(row[column], float) and math.isnan(row[column]):
+            return f"has no '{column}', its {role}"
+    for caption in row_captions(row, names):
+        if not isinstance(caption, str):
+            return f"has a '{names['caption']}' that is a {type(caption).__name__} instead of text"
+        if problem := caption_problem(caption) or looks_like_list(caption) and UNREADABLE_LIST:
+            return f"has {problem} in its column '{names['caption']}': {caption[:50]!r}"
+    path = relative_image_path(str(row[names['image']]), images)
+    if os.path.isabs(path) or WINDOWS_DRIVE.match(path):
+        return f"has an absolute path in its column '{names['image']}': {path}; images are below {images}"
+    if 'split' in names and split_name(row, names) not in SPLIT_NAMES:
+        return f"has the unknown split {row[names['split']]!r}{suggest_name(split_name(row, names), SPLIT_NAMES)}"
+    return path_problem(path, names['image'], images)
 
 
-def table_lines(file, path, delimiter):
-    reader = csv.DictReader(file, delimiter=delimiter)
-    names = reader.fieldnames or []
-    if len(set(names)) < len(names):
-        raise UserError(f'{path} has the column {next(name for name in names if names.count(name) > 1)!r} more than once')
-    rows = list(reader)
-    for number, row in enumerate(rows):
-        if None in row or None in row.values():
-            raise UserError(f'{path}: row {number} (counted from 0) has not as many cells as there are columns; put quotes around commas')
-    return rows
+def split_name(row, names):
+    return str(row[names['split']]).strip().lower()
 
 
-def columns_of(rows, given, path):
-    """``{what: column}`` of what there is."""
-    there = list(dict.fromkeys(name for row in rows[:1000] for name in row))
-    names = {}
-    for what, usual in COLUMNS.items():
-        if what in given:
-            if given[what] not in there:
-                raise UserError(f"{path} has no column '{given[what]}', which --columns gives as its {what}{nearest(given[what], there)}; "
-                                f'its columns are {", ".join(there)}')
-            names[what] = given[what]
-        elif found := [name for name in usual if name in there]:
-            names[what] = found[0]
-        elif what != 'split':
-            raise UserError(f'{path} has no column {usual[0]!r}: say which it is with --columns {what}=<column>; '
-                            f'its columns are {", ".join(there)}')
-    return names
+def row_captions(row, names):
+    """A row's captions, a list. The column holds a JSON list, a list written as text, or one caption."""
+    caption = row[names['caption']]
+    if isinstance(caption, str) and looks_like_list(caption):
+        caption = parse_caption_list(caption) or caption
+    return caption if isinstance(caption, list) else [caption]
 
 
-def merged(rows, names, path):
-    """Entries ``{id, split, captions, file_path}`` of the rows; those of one photo are one entry."""
-    entries, numbers = {}, numbered([row[names['id']] for row in rows])
-    for number, row in enumerate(rows):
-        photo, captions = str(row[names['image']]), row[names['caption']]
-        entry = {'id': numbers[str(row[names['id']])], 'captions': [], 'file_path': photo}
+def relative_image_path(path, images):
+    """Convert the path in a table to the path below the folder ``images``.
+
+    Backslashes of Windows become slashes unless a file has such a name. An absolute path into the folder becomes
+    relative.
+    """
+    if '\\' in path and not os.path.lexists(os.path.join(images, path)):
+        path = path.replace('\\', '/')
+    if not os.path.isabs(path):
+        return path
+    relative = os.path.relpath(path, os.path.abspath(images))
+    return path if relative.split(os.sep)[0] == os.pardir else relative
+
+
+def merge_rows(rows, names, path, images):
+    """Merge ``{number: row}`` into entries ``{id, split, captions, file_path}``, one for each image."""
+    entries, numbers = {}, number_identities([row[names['id']] for row in rows.values()])
+    for number, row in rows.items():
+        image = relative_image_path(str(row[names['image']]), images)
+        entry = {'id': numbers[str(row[names['id']])], 'captions': [], 'file_path': image}
         if 'split' in names:
-            split = str(row[names['split']]).strip().lower()
-            if split not in SPLIT_NAMES:
-                raise UserError(f'{path}: row {number} (counted from 0) has the unknown split {row[names["split"]]!r}'
-                                f'{nearest(split, SPLIT_NAMES)}')
-            entry['split'] = SPLIT_NAMES[split]
-        known = entries.setdefault(photo, entry)
-        for what in ('id', 'split'):
-            if known.get(what) != entry.get(what):
-                raise UserError(f"{path}: row {number} (counted from 0) gives {photo} another {names[what]} than a row before it")
-        known['captions'] += captions if isinstance(captions, list) else [captions]
+            entry['split'] = SPLIT_NAMES[split_name(row, names)]
+        merged = entries.setdefault(os.path.normpath(image), entry)
+        for role in ('id', 'split'):
+            if merged.get(role) != entry.get(role):
+                raise UserError(f"{path}: row {number} (counted from 0) gives {image} another {names[role]} "
+                                'than a row before it')
+        merged['captions'] += row_captions(row, names)
     return list(entries.values())
 
 
-def numbered(ids):
-    """``{id as text: number}``: whole numbers as they are, names in their order."""
-    texts = {str(one) for one in ids}
-    if all(re.fullmatch(r'\d{1,9}', text) for text in texts):
-        return {text: int(text) for text in texts}
-    return {text: number for number, text in enumerate(sorted(texts))}
-
-
-def divide(entries, seed, path):
-    """Give the entries splits by identity, at random by ``seed``: a tenth of the identities for val, a fifth for test."""
+def assign_splits(entries, seed, path):
+    """Assign random splits by identity: a tenth of the identities to val, a fifth to test, the others to train."""
     pids = sorted({entry['id'] for entry in entries})
     if len(pids) < 3:
-        raise UserError(f'{path} has no splits and {len(pids)} identities; three are needed to divide them into train, val and test')
+        raise UserError(f'{path} has no splits and {len(pids)} identities; three are needed to divide them into train, '
+                        'val and test')
     random.Random(seed).shuffle(pids)
-    val, test = (max(1, round(share * len(pids))) for share in SHARES.values())
-    split_of = {pid: 'val' if place < val else 'test' if place < val + test else 'train' for place, pid in enumerate(pids)}
+    val, test = (max(1, round(fraction * len(pids))) for fraction in SPLIT_FRACTIONS.values())
+    split_of = {pid: 'val' if index < val else 'test' if index < val + test else 'train'
+                for index, pid in enumerate(pids)}
     for entry in entries:
         entry['split'] = split_of[entry['id']]
     logger.info('%s has no splits: its %d identities are divided by --split_seed %d', path, len(pids), seed)
     if {entry['file_path'].split('/')[0] for entry in entries} <= CUHK_FOLDERS:
-        logger.warning("%s is CUHK-PEDES's annotation without its published splits: figures compare with nobody's; reid_raw.json, which "
-                       'comes with it, has them (--dataset_name CUHK-PEDES)', path)
+        logger.warning("%s is CUHK-PEDES's annotation without its published splits: results are not comparable with "
+                       'published ones; reid_raw.json, which comes with it, has the splits (--dataset_name CUHK-PEDES)',
+                       path)
     elif is_ufine(os.path.join(*os.path.abspath(path).split(os.sep)[-2:])):
-        logger.warning("%s is %s without its published splits: figures compare with nobody's; give each row its split, and name the column "
-                       'with --columns split=<column>', path, UFINE)
+        logger.warning('%s is %s without its published splits: results are not comparable with published ones; give '
+                       'each row its split, and name the column with --columns split=<column>', path, UFINE)

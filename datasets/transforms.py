@@ -1,88 +1,106 @@
-"""From a PIL image to the model's input."""
+"""Image transforms from a PIL image to the model's input."""
 import torch
 from torchvision import transforms as T
 
 from datasets.augmentation import tbps_transforms
-from datasets.rand_augment import draw_erased, rand_augment
-from datasets.views import PADDING
-from utils import pixels as known_pixels
+from datasets.device_augmentation import CROP_PADDING
+from datasets.rand_augment import rand_augment, sample_erased_rectangle
+from utils.image_stats import CLIP_STATS
 
-MEAN, STD = known_pixels.CLIP.mean, known_pixels.CLIP.std   # under IRRA's users' names
+MEAN, STD = CLIP_STATS.mean, CLIP_STATS.std   # IRRA's names
 
-FLIPPED = ERASED = 0.5                                     # the chance of each
-RECTANGLE = {'scale': (0.02, 0.4), 'ratio': (0.3, 3.3)}    # what is erased: share of the area, height over width
+FLIP_PROBABILITY = ERASE_PROBABILITY = 0.5
+ERASED_AREA = {'scale': (0.02, 0.4), 'ratio': (0.3, 3.3)}   # fraction of the image's area; height over width
 
 
-def build_transforms(img_size=(384, 128), aug=False, is_train=True, pixels=known_pixels.CLIP):
-    """A ``Compose`` from a PIL image to a float tensor [3, H, W] with a backbone's mean and deviation.
+def build_transforms(img_size=(384, 128), aug=False, is_train=True, image_stats=CLIP_STATS):
+    """Build IRRA's ``Compose`` from a PIL image to a normalized float tensor [3, H, W].
 
-    Evaluation resizes only, training also flips, and with ``aug`` pads, crops and erases as IRRA's released code does:
-    the erased rectangle is filled after normalising, with the mean's numbers, which are a light grey there and not the
-    mean. Behind the resizing, :func:`draw_view` and :func:`datasets.views.finish` do the same to a batch.
+    Evaluation only resizes. Training also flips; with ``aug`` it pads, crops and erases as IRRA does. IRRA erases after
+    normalization and fills with the mean, which is a light gray there. :func:`sample_augmentation` and
+    :func:`datasets.device_augmentation.augment_on_device` do the same to a batch of resized images.
+
+    Args:
+        img_size: (H, W) in pixels.
+        aug: whether training images are cropped and erased.
+        is_train: whether the images are for training.
+        image_stats: the backbone's mean, standard deviation, fill value and interpolation.
     """
     img_size = tuple(img_size)
-    steps = [resize(img_size, pixels)]
+    steps = [build_resize(img_size, image_stats.interpolation)]
     if is_train:
-        steps += [T.RandomHorizontalFlip(FLIPPED)]
+        steps += [T.RandomHorizontalFlip(FLIP_PROBABILITY)]
     if is_train and aug:
-        steps += [T.Pad(PADDING), T.RandomCrop(img_size)]
-    steps += [T.ToTensor(), T.Normalize(pixels.mean, pixels.std)]
+        steps += [T.Pad(CROP_PADDING), T.RandomCrop(img_size)]
+    steps += [T.ToTensor(), T.Normalize(image_stats.mean, image_stats.std)]
     if is_train and aug:
-        steps += [T.RandomErasing(p=ERASED, **RECTANGLE, value=pixels.fill)]
+        steps += [T.RandomErasing(p=ERASE_PROBABILITY, **ERASED_AREA, value=image_stats.fill)]
     return T.Compose(steps)
 
 
-def build_preparation(args, pixels, is_train):
-    """The ``Compose`` that ``--preparation`` names."""
+def build_preprocessing(args, image_stats, is_train):
+    """Build the ``Compose`` that ``--preparation`` names."""
     if getattr(args, 'preparation', 'irra') == 'tbps':
         return tbps_transforms(args.img_size, args.img_aug, is_train)
-    return build_transforms(args.img_size, is_train and args.img_aug, is_train, pixels)
+    return build_transforms(args.img_size, is_train and args.img_aug, is_train, image_stats)
 
 
-def resize(img_size, pixels):
-    return T.Resize(tuple(img_size), T.InterpolationMode(pixels.interpolation))
+def build_resize(img_size, interpolation):
+    """Build a transform that resizes to (H, W)."""
+    return T.Resize(tuple(img_size), T.InterpolationMode(interpolation))
 
 
-def draw_view(img_size, aug, seed):
-    """The draws of ``build_transforms(img_size, aug)`` under ``torch.manual_seed(seed)``, for :func:`datasets.views.finish`.
+def sample_augmentation(img_size, aug, seed):
+    """Sample the random numbers of ``build_transforms(img_size, aug)`` under ``torch.manual_seed(seed)``.
+
+    :func:`datasets.device_augmentation.augment_on_device` applies them. torch's global generator does not change.
 
     Returns:
-        int32 [7]: mirrored or not (0, 1); top and left of the crop in the padded image (10, 10: not moved); top, left, height
-        and width of the erased rectangle (height 0: none). torch's global generator is as it was afterwards.
+        int32 [7]: whether the image is mirrored (0, 1); top and left of the crop in the padded image; top, left, height
+        and width of the erased rectangle. A crop at (10, 10) is not moved. A height of 0 erases nothing.
     """
     height, width = img_size
-    crop, rectangle = (PADDING, PADDING), (0, 0, 0, 0)
+    corner, rectangle = (CROP_PADDING, CROP_PADDING), (0, 0, 0, 0)
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPU, too
-        mirrored = int(torch.rand(1) < FLIPPED)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reseed the GPU
+        is_mirrored = int(torch.rand(1) < FLIP_PROBABILITY)
         if aug:
-            crop = T.RandomCrop.get_params(blank(height + 2 * PADDING, width + 2 * PADDING), (height, width))[:2]
-        if aug and torch.rand(1) < ERASED:
-            *found, _ = T.RandomErasing.get_params(blank(height, width), **RECTANGLE, value=[0.0])
-            # torchvision gives up after ten rectangles that don't fit, and names the whole image for none
-            rectangle = found if found[2] < height else rectangle
-    return torch.tensor([mirrored, *crop, *rectangle], dtype=torch.int32)
+            padded = blank_image(height + 2 * CROP_PADDING, width + 2 * CROP_PADDING)
+            corner = T.RandomCrop.get_params(padded, (height, width))[:2]
+        if aug and torch.rand(1) < ERASE_PROBABILITY:
+            *sampled, _ = T.RandomErasing.get_params(blank_image(height, width), **ERASED_AREA, value=[0.0])
+            # If ten rectangles don't fit, torchvision returns the whole image, which means that nothing is erased.
+            rectangle = sampled if sampled[2] < height else rectangle
+    return torch.tensor([is_mirrored, *corner, *rectangle], dtype=torch.int32)
 
 
-def as_tensor(image):
-    """A PIL image -> uint8 [3, H, W]."""
+def to_uint8_tensor(image):
+    """Convert a PIL image to uint8 [3, H, W]."""
     return T.functional.pil_to_tensor(image)
 
 
-def draw_rand_view(image, seed):
-    """APTM's augmentation of a resized image, uint8 [3, H, W]: ``(the flipped and augmented image, its view)``.
+def apply_rand_augment(image, seed):
+    """Flip and augment a resized image as APTM does, and sample the rectangle that is erased later.
 
-    The view, for :func:`datasets.views.finish`, is what is to be erased; see :func:`draw_view`. torch's global generator is as it was
-    afterwards.
+    torch's global generator does not change.
+
+    Args:
+        image: uint8 [3, H, W].
+        seed: the seed of all random numbers.
+
+    Returns:
+        ``(image, augmentation_params)``: uint8 [3, H, W], and int32 [7] as of :func:`sample_augmentation`, in which
+        only the erased rectangle is set.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        if torch.rand(1) < FLIPPED:
+        if torch.rand(1) < FLIP_PROBABILITY:
             image = image.flip(-1)
         image = rand_augment(image)
-        return image, torch.tensor([0, PADDING, PADDING, *draw_erased(*image.shape[1:])], dtype=torch.int32)
+        rectangle = sample_erased_rectangle(*image.shape[1:])
+        return image, torch.tensor([0, CROP_PADDING, CROP_PADDING, *rectangle], dtype=torch.int32)
 
 
-def blank(height, width):
-    """An image [3, height, width] that takes no room."""
+def blank_image(height, width):
+    """An image [3, height, width] of zeros that shares one number's memory."""
     return torch.zeros(1).expand(3, height, width)

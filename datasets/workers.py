@@ -1,55 +1,159 @@
-"""The processes that read for a loader: a signal to their whole group leaves them alone, and they never outlive their parent."""
+"""Data loader workers that ignore signals to their process group and always exit with their parent process."""
 import contextlib
 import multiprocessing
+import multiprocessing.queues
 import os
 import signal
 import threading
 
+from torch._utils import ExceptionWrapper
 from torch.utils.data import DataLoader
 
+from utils.errors import UserError, explain_worker_error
+
 SIGNALS = {signal.SIGINT, signal.SIGTERM}
-LOOK_EVERY = 1.0   # seconds between looks after the parent
+PARENT_POLL_SECONDS = 1.0   # between a worker's checks that its parent is alive
+POLL_SECONDS = 1            # between calls of on_wait while the loader waits for a batch
+# Until a batch counts as lost. Known causes are reported at once, so this limit is for a worker that hangs. A network
+# file system can hang for minutes and recover; other ranks wait for an hour (utils.comm.COLLECTIVE_TIMEOUT).
+MAX_WAIT_SECONDS = 1800
 
 
 class Loader(DataLoader):
-    """A DataLoader whose workers are not to be ended by a signal, not even before :func:`start_worker` has run in them."""
+    """A DataLoader with bounded waiting, whose workers survive signals, even before :func:`start_worker` has run.
+
+    Iterating raises :class:`~utils.errors.UserError` if a worker died, cannot send its batch, or sends none for half an
+    hour.
+
+    Attributes:
+        on_wait: a function that is called each second while the loader waits for a batch. It may raise.
+    """
+
+    def __init__(self, dataset, *args, num_workers=0, **settings):
+        if num_workers:
+            settings = {'timeout': MAX_WAIT_SECONDS, 'multiprocessing_context': loader_context(), **settings}
+        self.on_wait = lambda: None
+        super().__init__(dataset, *args, num_workers=num_workers, **settings)
 
     def __iter__(self):
-        with held() if self._iterator is None else contextlib.nullcontext():
-            return super().__iter__()
+        with explain_loader_errors(), block_signals() if self._iterator is None else contextlib.nullcontext():
+            return BatchIterator(super().__iter__(), self)
+
+
+class BatchIterator:
+    """The iterator of a :class:`Loader`. It waits in short steps, so that the main process can act on signals."""
+
+    def __init__(self, iterator, loader):
+        self.iterator, self.loader = iterator, loader
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if not self.loader.num_workers:
+            return next(self.iterator)
+        self.iterator._timeout = POLL_SECONDS
+        try:
+            return self.wait_for_batch()
+        finally:
+            self.iterator._timeout = self.loader.timeout    # the start of the next epoch also waits for workers
+
+    def wait_for_batch(self):
+        for _ in range(MAX_WAIT_SECONDS // POLL_SECONDS):
+            with contextlib.suppress(BatchNotReadyError), explain_loader_errors():
+                return next(self.iterator)
+            try:
+                self.loader.on_wait()
+            except BaseException:
+                self.terminate_workers()
+                raise
+        self.terminate_workers()
+        raise UserError(f'the {self.loader.num_workers} data loader workers sent no batch for {MAX_WAIT_SECONDS} s: '
+                        'the disk or network file system of --root_dir may hang; --num_workers 0 reads without workers '
+                        'and shows the path')
+
+    def terminate_workers(self):
+        """Terminate workers that may hang. PyTorch would wait five seconds for each."""
+        for worker in self.iterator._workers:
+            worker.terminate()
+
+
+class BatchNotReadyError(Exception):
+    """The next batch is not ready yet. The caller can ask again."""
 
 
 @contextlib.contextmanager
-def held():
-    """Signals that come meanwhile reach this process afterwards; a process that is started meanwhile is born deaf to them."""
+def explain_loader_errors():
+    """Convert PyTorch's errors about workers to :class:`UserError`, and its timeout to :class:`BatchNotReadyError`."""
+    try:
+        yield
+    except (RuntimeError, OSError) as error:
+        if str(error).startswith('DataLoader timed out'):
+            raise BatchNotReadyError from None
+        sentence = explain_worker_error(error)
+        if sentence:
+            raise UserError(sentence) from None
+        raise
+
+
+class BatchQueue(multiprocessing.queues.Queue):
+    """A worker's queue that sends the reason in place of a batch that it cannot send.
+
+    Python would only print the reason, and the loader would wait.
+    """
+
+    def _on_queue_feeder_error(self, error, item):
+        if not isinstance(item, tuple) or len(item) != 2 or isinstance(item[1], ExceptionWrapper):
+            super()._on_queue_feeder_error(error, item)
+        else:
+            number, _ = item
+            reason = ExceptionWrapper((type(error), error, error.__traceback__), where='of a DataLoader worker')
+            self.put((number, reason))
+
+
+def loader_context():
+    """The current multiprocessing context, with a :class:`BatchQueue` as its queue."""
+    context = type(multiprocessing.get_context())
+
+    class Context(context):
+        def Queue(self, maxsize=0):
+            return BatchQueue(maxsize, ctx=self.get_context())
+    return Context()
+
+
+@contextlib.contextmanager
+def block_signals():
+    """Block signals. This process handles them after the block; processes that start in the block inherit the mask."""
     if not hasattr(signal, 'pthread_sigmask'):   # Windows
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    previous_mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous_mask)
 
 
 def start_worker(worker):
-    """What a worker does first.
+    """Initialize a worker: ignore signals to the process group, and exit with the parent.
 
-    Ctrl-C and a scheduler's SIGTERM reach the whole group: the parent saves, which takes its workers, and then ends them. Python
-    ends them by a SIGTERM of its own and waits for them without a limit, so that one is to be heeded.
+    Ctrl-C and a scheduler's SIGTERM reach the whole process group. The parent needs its workers to save a checkpoint,
+    and ends them afterwards. Python ends workers by SIGTERM and waits for them without a limit, so a SIGTERM from the
+    parent must end the worker.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, 'sigtimedwait'):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=leave_with_parent, args=(multiprocessing.parent_process(), os.getppid()), daemon=True).start()
-    elif hasattr(signal, 'pthread_sigmask'):     # macOS cannot tell whose signal it is; PyTorch's own handler leaves
+        parent = multiprocessing.parent_process(), os.getppid()
+        threading.Thread(target=exit_with_parent, args=parent, daemon=True).start()
+    elif hasattr(signal, 'pthread_sigmask'):     # macOS does not say who sent a signal; PyTorch's own handler exits
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
-def leave_with_parent(parent, forked_by):
-    """End this process once ``parent`` asks for it or is gone; ``forked_by`` is the number of who forked it."""
-    while parent.is_alive() and os.getppid() == forked_by:
-        received = signal.sigtimedwait({signal.SIGTERM}, LOOK_EVERY)
+def exit_with_parent(parent, parent_pid):
+    """Exit this process when ``parent`` sends SIGTERM or has exited. ``parent_pid`` is the process that forked it."""
+    while parent.is_alive() and os.getppid() == parent_pid:
+        received = signal.sigtimedwait({signal.SIGTERM}, PARENT_POLL_SECONDS)
         if received and received.si_pid == parent.pid:
             break
     os._exit(0)

@@ -1,78 +1,93 @@
-"""Where APTM's encoders start from: Swin-B's ImageNet-22k weights and BERT-base's, fitted to another resolution and to other names."""
+"""Pretrained weights of APTM's encoders: Swin-B (ImageNet-22k) and BERT-base, resized and renamed."""
 import glob
 import os
 
 import torch
 
 from model.clip_weights import load_safetensors
-from utils.checkpoint import read_torch_file, some
-from utils.errors import UserError
+from utils.weight_files import read_torch_file
+from utils.errors import UserError, abbreviate
+from utils.iotools import read_json
+from utils.weight_names import to_own_names
 
 SWIN_FILE = 'swin_base_patch4_window7_224_22k.pth'
 SWIN_URL = f'https://github.com/SwinTransformer/storage/releases/download/v1.0.0/{SWIN_FILE}'
 BERT_NAME = 'bert-base-uncased'
 BERT_FILES = ('model.safetensors', 'pytorch_model.bin')
-RATIOS, CLOSE = (1.01, 1.5), 1e-6       # where the ratio of a progression is searched, and how closely
+RATIOS, CLOSE = (1.01, 1.5), 1e-6       # range and precision of the search for the ratio of a progression
 
 
-# -- where the files are --------------------------------------------------------------------------------------------------
+# -- where the files are -----------------------------------------------------------------------------------------------
 
 def swin_file():
-    """The path of Swin-B's ImageNet-22k weights in torch hub's folder."""
+    """Return the path of Swin-B's ImageNet-22k weights in torch hub's folder."""
     path = os.path.join(torch.hub.get_dir(), 'checkpoints', SWIN_FILE)
     if not os.path.isfile(path):
-        raise UserError(f"there are no weights of Swin-B at {path}: put {SWIN_URL} there, or give --pretrain_choice a "
-                        "checkpoint of APTM's, both files as <Swin file>+<BERT folder>, or scratch:aptm-base for random weights")
+        raise UserError(f'there are no weights of Swin-B at {path}: put {SWIN_URL} there, or give --pretrain_choice a '
+                        "checkpoint of APTM's, both files as <Swin file>+<BERT folder>, or scratch:aptm-base for "
+                        'random weights')
     return path
 
 
 def bert_folder():
-    """The folder of ``bert-base-uncased`` in Hugging Face's cache, with its vocabulary."""
+    """Return the folder of ``bert-base-uncased`` with its vocabulary in Hugging Face's cache."""
     home = os.environ.get('HF_HUB_CACHE') or os.path.join(
         os.environ.get('HF_HOME') or os.path.join(os.path.expanduser('~'), '.cache', 'huggingface'), 'hub')
     for name in (BERT_NAME, f'google-bert--{BERT_NAME}'):
         for folder in sorted(glob.glob(os.path.join(glob.escape(home), f'models--{name}', 'snapshots', '*'))):
             if os.path.isfile(os.path.join(folder, 'vocab.txt')):
                 return folder
-    raise UserError(f"there is no {BERT_NAME} with its vocab.txt in Hugging Face's cache {home}: huggingface-cli download "
-                    f'{BERT_NAME} brings it, or name a vocabulary by --vocab_file')
+    raise UserError(f"there is no {BERT_NAME} with its vocab.txt in Hugging Face's cache {home}: download it with "
+                    f'huggingface-cli download {BERT_NAME}, or give a vocabulary with --vocab_file')
 
 
 def bert_file(path):
-    """The weights of a BERT: the file itself, or the one in a folder."""
+    """Return the file with the weights of a BERT: ``path`` itself, or the file in that folder."""
     if os.path.isfile(path):
         return path
-    found = [os.path.join(path, name) for name in BERT_FILES if os.path.isfile(os.path.join(path, name))]
-    if not found:
+    files = [os.path.join(path, name) for name in BERT_FILES if os.path.isfile(os.path.join(path, name))]
+    if not files:
         raise UserError(f'{path} holds no weights of a BERT ({" or ".join(BERT_FILES)})')
-    return found[0]
+    return files[0]
+
+
+def refuse_other_activation(path):
+    """Raise UserError if the config.json next to BERT's weights names another activation than BERT's own."""
+    file = os.path.join(os.path.dirname(path), 'config.json')
+    activation = read_json(file).get('hidden_act', 'gelu') if os.path.isfile(file) else 'gelu'
+    if activation != 'gelu':
+        raise UserError(f"{file}: hidden_act is {activation!r}, and APTM's text encoder has 'gelu': choose another "
+                        "BERT")
 
 
 def read_weights(path):
-    """The tensors of a file: of safetensors, or saved by PyTorch, bare or under ``model`` or ``state_dict``."""
+    """Read the tensors of a .safetensors or PyTorch file, also under the key ``model`` or ``state_dict``."""
     if path.endswith('.safetensors'):
         return load_safetensors(path)
     entries = read_torch_file(path)
     for key in ('state_dict', 'model'):
         if isinstance(entries, dict) and isinstance(entries.get(key), dict):
             entries = entries[key]
-    tensors = {name: value for name, value in entries.items() if isinstance(value, torch.Tensor)} if isinstance(entries, dict) else {}
+    entries = entries if isinstance(entries, dict) else {}
+    tensors = {name: value for name, value in entries.items() if isinstance(value, torch.Tensor)}
     if not tensors:
         raise UserError(f'{path} holds no weights')
-    return {name.removeprefix('module.'): value for name, value in tensors.items()}
+    return to_own_names(tensors, path)
 
 
-# -- names ------------------------------------------------------------------------------------------------------------------
+# -- names -------------------------------------------------------------------------------------------------------------
 
 def from_swin(state):
-    """Swin's released weights under APTM's names; its classifier and what follows from the shape are left out."""
+    """Rename Swin's released weights to APTM's names, without the classifier and what follows from the shape."""
     return {f'vision_encoder.{name}': value for name, value in state.items()
             if not name.startswith('head.') and not name.endswith(('relative_position_index', 'attn_mask'))}
 
 
 def from_bert(state):
-    """Hugging Face's weights of a BERT under APTM's names, older spellings (gamma, beta) as well; the pooler and the prediction of the next
-    sentence are left out."""
+    """Rename Hugging Face's weights of a BERT to APTM's names, without pooler and next-sentence prediction.
+
+    Older names of LayerNorm's parameters (gamma, beta) are known.
+    """
     renamed = {}
     for name, value in state.items():
         if name.startswith(('bert.pooler.', 'cls.seq_relationship.', 'pooler.')) or name.endswith('position_ids'):
@@ -85,7 +100,7 @@ def from_bert(state):
 
 
 def follows_from_shape(name):
-    """Whether an entry of a state dict holds no weight: its numbers follow from the model's shape."""
+    """Whether an entry of a state dict is no weight, because its numbers follow from the model's shape."""
     return name.endswith(('relative_position_index', 'attn_mask', 'position_ids'))
 
 
@@ -94,10 +109,10 @@ def is_tied(name):
     return name.startswith('text_encoder.cls.predictions.decoder.')
 
 
-# -- fitting ------------------------------------------------------------------------------------------------------------------
+# -- fitting -----------------------------------------------------------------------------------------------------------
 
 def progression(count, ratio):
-    """1, 1 + q, 1 + q + q^2, ...: ``count`` places on one side of the middle."""
+    """Return 1, 1 + q, 1 + q + q^2, ...: ``count`` coordinates on one side of the middle."""
     places, step = [], 1.0
     for power in range(count):
         places.append(step)
@@ -106,7 +121,7 @@ def progression(count, ratio):
 
 
 def ratio_to_reach(count, reach):
-    """The ratio q with 1 + q + ... + q^(count - 1) = ``reach``, within [1.01, 1.5]."""
+    """Return the ratio q in [1.01, 1.5] with 1 + q + ... + q^(count - 1) = ``reach``."""
     low, high = RATIOS
     while high - low > CLOSE:
         middle = (low + high) / 2
@@ -118,10 +133,10 @@ def ratio_to_reach(count, reach):
 
 
 def fit_position_table(table, side):
-    """A table of relative positions [s*s, heads] for another ``side``: [side*side, heads].
+    """Resize a table of relative positions: [s*s, heads] -> [side*side, heads].
 
-    As in BEiT and APTM: the known positions are laid out at distances that grow by a constant ratio from the middle, and a cubic spline
-    through them is read at whole numbers.
+    As in BEiT and APTM, the distances between known positions grow by a constant ratio from the middle. A cubic spline
+    through them is evaluated at integers.
     """
     known = round(len(table) ** 0.5)
     if known == side:
@@ -134,14 +149,14 @@ def fit_position_table(table, side):
     count = known // 2
     right = progression(count, ratio_to_reach(count, side // 2))
     places = [-place for place in reversed(right)] + [0.0] + right                  # of the known positions
-    wanted = np.arange(side) - side // 2
-    columns = [RectBivariateSpline(places, places, column.double().view(known, known).numpy())(wanted, wanted).reshape(-1)
-               for column in table.float().t()]
+    new = np.arange(side) - side // 2
+    grids = [column.double().view(known, known).numpy() for column in table.float().t()]
+    columns = [RectBivariateSpline(places, places, grid)(new, new).reshape(-1) for grid in grids]
     return torch.from_numpy(np.stack(columns, axis=1)).to(table.dtype)
 
 
 def fit_tables(state, expected):
-    """Fit the position tables in ``state`` to the sides of the model's, whose state dict is ``expected``, in place. Returns how many."""
+    """Resize the position tables in ``state`` to those of the state dict ``expected``, in place; return how many."""
     fitted = 0
     for name, value in expected.items():
         if name.endswith('relative_position_bias_table') and name in state and state[name].shape != value.shape:
@@ -152,15 +167,20 @@ def fit_tables(state, expected):
 
 
 def load_encoders(module, state, source, may_lack=lambda name: False):
-    """Load ``state`` into the encoders that ``module`` holds, strictly but for what ``may_lack`` names; UserError says what doesn't fit."""
+    """Load ``state`` into the encoders of ``module``, strictly except for names that ``may_lack`` accepts.
+
+    Raises:
+        UserError: entries are missing, unexpected or of another size.
+    """
     expected = module.state_dict()
     fit_tables(state, expected)
-    missing = [name for name in expected if name not in state and not (follows_from_shape(name) or is_tied(name) or may_lack(name))]
+    missing = [name for name in expected
+               if name not in state and not (follows_from_shape(name) or is_tied(name) or may_lack(name))]
     unexpected = [name for name in state if name not in expected]
     other = [f'{name} {list(state[name].shape)} for {list(expected[name].shape)}' for name in expected
              if name in state and state[name].shape != expected[name].shape and not follows_from_shape(name)]
-    found = [f'{what}: {some(names)}' for what, names in
+    problems = [f'{what}: {abbreviate(names)}' for what, names in
              (('missing', missing), ('unexpected', unexpected), ('of another size', other)) if names]
-    if found:
-        raise UserError(f"{source} does not hold the parameters of APTM's encoders ({'; '.join(found)})")
+    if problems:
+        raise UserError(f"{source} does not hold the parameters of APTM's encoders ({'; '.join(problems)})")
     module.load_state_dict({name: value for name, value in state.items() if not follows_from_shape(name)}, strict=False)

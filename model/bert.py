@@ -1,5 +1,7 @@
-"""APTM's text and fusion encoder: BERT (Devlin et al., NAACL 2019) under Hugging Face's parameter names, with cross-attention to an
-image's tokens in its upper layers (as in ALBEF, Li et al., NeurIPS 2021)."""
+"""APTM's text and fusion encoder: BERT (Devlin et al., NAACL 2019) with Hugging Face's parameter names.
+
+The upper layers attend to the tokens of an image, as in ALBEF (Li et al., NeurIPS 2021).
+"""
 import functools
 from dataclasses import dataclass
 
@@ -8,12 +10,16 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-HIDDEN = -10000.0   # added to the attention that a padded place would get
+HIDDEN = -10000.0   # added to the attention scores of padding
 
 
 @dataclass
 class BertShape:
-    """``fusion_layer``: how many of the ``layers`` read text alone; the others attend to image tokens of ``image_width``, too."""
+    """The sizes of a BERT.
+
+    The first ``fusion_layer`` of the ``layers`` read text only; the others also attend to image tokens of width
+    ``image_width``.
+    """
     vocab_size: int = 30522
     width: int = 768
     layers: int = 12
@@ -45,7 +51,7 @@ class Embeddings(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Queries from [B, L, D], keys and values from [B, N, K], both without the output's projection."""
+    """Attention of [B, L, D] to [B, N, K] without the output projection."""
 
     def __init__(self, shape, source_width):
         super().__init__()
@@ -64,7 +70,7 @@ class SelfAttention(nn.Module):
 
 
 class Output(nn.Module):
-    """A projection, dropout, the residual and LayerNorm, as every part of BERT ends."""
+    """Projection, dropout, residual and LayerNorm, the end of every part of BERT."""
 
     def __init__(self, shape, width):
         super().__init__()
@@ -96,8 +102,10 @@ class Intermediate(nn.Module):
 
 
 class Layer(nn.Module):
-    """Self-attention, in the fusion layers cross-attention, and the feed-forward part: [B, L, D] -> [B, L, D], or [B, 1, D] where only
-    the first token is asked for, which is a last layer's saving."""
+    """Self-attention, cross-attention (in fusion layers) and feed-forward part: [B, L, D] -> [B, L, D].
+
+    With ``first_only`` it computes the first token only, [B, 1, D], which is enough in a last layer.
+    """
 
     def __init__(self, shape, fuses):
         super().__init__()
@@ -139,7 +147,7 @@ class Transform(nn.Module):
 
 
 class Predictions(nn.Module):
-    """Tokens [M, D] -> each word's score [M, V]; the words' weights are the embeddings'."""
+    """Scores of all words: tokens [M, D] -> [M, V]. The weights are those of the word embeddings."""
 
     def __init__(self, shape, embeddings):
         super().__init__()
@@ -153,10 +161,10 @@ class Predictions(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """BERT in three uses: of a text alone, of a text's tokens with an image's, and of a text's ids with an image's.
+    """BERT for a text alone (``encode``), for text tokens with image tokens (``fuse``), or for both at once (``read``).
 
-    ``ids`` are [B, L], ``mask`` [B, L] is 1 at words and 0 at padding, ``image_tokens`` are [B, N, image width]; each use returns
-    tokens [B, L, D], the first of which stands for the whole.
+    ``ids`` are [B, L]. ``mask`` [B, L] is 1 at words and 0 at padding. ``image_tokens`` are [B, N, image width]. Each
+    method returns tokens [B, L, D]; the first one represents the text.
     """
 
     def __init__(self, shape):
@@ -165,22 +173,22 @@ class TextEncoder(nn.Module):
         self.bert = Bert(shape)
         self.cls = nn.ModuleDict({'predictions': Predictions(shape, self.bert.embeddings.word_embeddings)})
         self.grad_checkpoint = False
-        self.apply(functools.partial(initialise, std=shape.init_std))
+        self.apply(functools.partial(initialize, std=shape.init_std))
 
     def encode(self, ids, mask):
-        """The text alone: the lower layers."""
+        """Run the lower layers on a text."""
         return self._run(self.bert.encoder.layer[:self.shape.fusion_layer], self.bert.embeddings(ids), mask)
 
     def fuse(self, text_tokens, mask, image_tokens, first_only=False):
-        """A text's tokens with an image's: the upper layers. ``first_only``: nothing but the first token, [B, 1, D]."""
+        """Run the upper layers on text and image tokens; with ``first_only`` on the first token only, [B, 1, D]."""
         return self._run(self.bert.encoder.layer[self.shape.fusion_layer:], text_tokens, mask, image_tokens, first_only)
 
     def read(self, ids, mask, image_tokens):
-        """A text's ids with an image's tokens: all layers."""
+        """Run all layers on a text with image tokens."""
         return self.fuse(self.encode(ids, mask), mask, image_tokens)
 
     def predict(self, tokens):
-        """Tokens [M, D] -> the words' scores [M, V]."""
+        """Score all words: tokens [M, D] -> [M, V]."""
         return self.cls['predictions'](tokens)
 
     def _run(self, layers, x, mask, image_tokens=None, first_only=False):
@@ -194,8 +202,8 @@ class TextEncoder(nn.Module):
         return x
 
 
-def initialise(part, std):
-    """BERT's: normal with deviation ``std``, no bias, and nothing for padding."""
+def initialize(part, std):
+    """Initialize weights from a normal with standard deviation ``std``; biases and the padding's embedding are 0."""
     if isinstance(part, (nn.Linear, nn.Embedding)):
         nn.init.normal_(part.weight, std=std)
         if isinstance(part, nn.Embedding) and part.padding_idx is not None:

@@ -1,7 +1,7 @@
 """CLIP's image and text encoders (Radford et al. 2021, arXiv 2103.00020) under OpenAI's parameter names.
 
-Every encoder gives all its tokens, projected into the common space: which of them become the retrieval embedding is
-``model/build.py``'s business. Parameters are float32; half precision comes from torch.autocast.
+Every encoder returns all its tokens, projected into the common space. ``model/build.py`` chooses the token that becomes
+the embedding. Parameters are float32; half precision comes from torch.autocast.
 """
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -17,11 +17,11 @@ from utils.errors import UserError
 
 @dataclass
 class ClipShape:
-    """The numbers that make a CLIP. Heads that aren't given are 64 wide, as in all of OpenAI's models.
+    """The sizes of a CLIP. If the number of heads is not given, heads are 64 wide, as in all of OpenAI's models.
 
     ``vision_layers`` is a number of blocks, or for a ResNet the bottlenecks of its four stages (``vision_patch_size``
     is None then). ``image_resolution`` (pixels, square) and ``text_length`` are those of the pretrained position
-    tables; the first is None when the table is no square any more. Neither limits what a :class:`CLIP` is built for.
+    tables; the first is None if the table is not square. Neither limits what a :class:`CLIP` is built for.
     """
     embed_dim: int
     image_resolution: int | None
@@ -39,15 +39,15 @@ class ClipShape:
         if self.is_resnet:
             self.vision_layers = tuple(self.vision_layers)
         trunk_width = self.vision_width * 32 if self.is_resnet else self.vision_width
-        self.vision_heads = self.vision_heads or heads_of(trunk_width)
-        self.text_heads = self.text_heads or heads_of(self.text_width)
+        self.vision_heads = self.vision_heads or head_count(trunk_width)
+        self.text_heads = self.text_heads or head_count(self.text_width)
 
     @property
     def is_resnet(self):
         return not isinstance(self.vision_layers, int)
 
 
-def heads_of(width):
+def head_count(width):
     if width % 64:
         raise UserError(f'a transformer of width {width} cannot be divided into heads of 64: choose a multiple of 64')
     return width // 64
@@ -60,19 +60,21 @@ class LayerNorm(nn.LayerNorm):
         return super().forward(x.float()).to(x.dtype)
 
 
-SHARPNESS = 1.702   # of QuickGELU
+QUICK_GELU_FACTOR = 1.702   # of QuickGELU
 
 
 class QuickGELU(nn.Module):
-    """x sigmoid(1.702 x)"""
+    """x sigmoid(1.702 x)."""
 
     def forward(self, x):
-        return F.silu(SHARPNESS * x) / SHARPNESS
+        return F.silu(QUICK_GELU_FACTOR * x) / QUICK_GELU_FACTOR
 
 
 class SiLULinear(torch.autograd.Function):
-    """``linear(SiLU(x))`` that keeps x alone for the gradient and activates it again: of a block's memory a fifth, at the price of one
-    pass over x."""
+    """``linear(SiLU(x))`` that keeps only x for the backward pass and recomputes the activation.
+
+    It saves a fifth of a block's memory and costs one pass over x.
+    """
 
     @staticmethod
     def forward(ctx, x, weight, bias):
@@ -89,22 +91,24 @@ class SiLULinear(torch.autograd.Function):
 
 
 class MLP(nn.Sequential):
-    """Linear, QuickGELU, Linear, four times as wide in between.
+    """Linear, activation (``'quick_gelu'`` or ``'gelu'``), Linear, four times as wide in between.
 
-    ``lean``: computes the same up to rounding, in less time and memory. QuickGELU's two factors go into the weights on either side of
-    it, which are smaller than what is between them, and the gradient keeps the first layer's output alone. Layers that somebody hooked,
-    wrapped or exchanged are called one after the other as ever.
+    ``lean`` computes the same up to rounding, in less time and memory. The two factors of QuickGELU are multiplied into
+    the weights before and after it, and only the first layer's output is kept for the backward pass. Layers with hooks,
+    wrapped or exchanged layers, and GELU are called one after the other.
     """
     lean = False
 
-    def __init__(self, width):
-        super().__init__(OrderedDict(c_fc=nn.Linear(width, 4 * width), gelu=QuickGELU(), c_proj=nn.Linear(4 * width, width)))
+    def __init__(self, width, activation='quick_gelu'):
+        gelu = {'quick_gelu': QuickGELU, 'gelu': nn.GELU}[activation]()
+        super().__init__(OrderedDict(c_fc=nn.Linear(width, 4 * width), gelu=gelu, c_proj=nn.Linear(4 * width, width)))
 
     def forward(self, x):
-        if not (self.lean and is_plain(self.c_fc, nn.Linear) and is_plain(self.gelu, QuickGELU) and is_plain(self.c_proj, nn.Linear)):
+        kinds = (self.c_fc, nn.Linear), (self.gelu, QuickGELU), (self.c_proj, nn.Linear)
+        if not self.lean or not all(is_plain(layer, kind) for layer, kind in kinds):
             return super().forward(x)
-        x = F.linear(x, SHARPNESS * self.c_fc.weight, SHARPNESS * self.c_fc.bias)   # [B, L, 4 D]
-        weight, bias = self.c_proj.weight / SHARPNESS, self.c_proj.bias
+        x = F.linear(x, QUICK_GELU_FACTOR * self.c_fc.weight, QUICK_GELU_FACTOR * self.c_fc.bias)   # [B, L, 4 D]
+        weight, bias = self.c_proj.weight / QUICK_GELU_FACTOR, self.c_proj.bias
         return SiLULinear.apply(x, weight.to(x.dtype), bias.to(x.dtype))
 
 
@@ -112,7 +116,7 @@ HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_p
 
 
 def is_plain(layer, kind):
-    """Whether calling the layer is the same as computing with its parameters: no other class, no hooks, no forward of its own."""
+    """Whether calling the layer only computes with its parameters: it has no other class, hooks or forward method."""
     # PyTorch 2.6 cannot compile vars(layer)
     return type(layer) is kind and 'forward' not in layer.__dict__ and not any(getattr(layer, hooks) for hooks in HOOKS)
 
@@ -120,10 +124,10 @@ def is_plain(layer, kind):
 class Attention(nn.Module):
     """Multi-head attention, batch first, with the parameters of nn.MultiheadAttention.
 
-    ``forward(query [B, Lq, D], keys [B, Lk, D], values [B, Lk, D])`` gives ``(out [B, Lq, D], map)``. Without ``keys``
-    it is self-attention, without ``values`` the keys are the values. The map is the attention averaged over the heads,
-    [B, Lq, Lk], and None unless ``need_map``. ``causal``: a position sees itself and those before it. ``dropout``: of the
-    attention weights, in training.
+    ``forward(query [B, Lq, D], keys [B, Lk, D], values [B, Lk, D])`` returns ``(out [B, Lq, D], map)``. Without
+    ``keys`` it is self-attention; without ``values`` the keys are the values. The map is the attention averaged over
+    the heads, [B, Lq, Lk], and None unless ``need_map``. If ``causal``, a position sees itself and earlier ones.
+    ``dropout`` is the rate of dropout on the attention weights in training.
     """
     dropout = 0.0
 
@@ -177,11 +181,11 @@ def attention_weights(q, k, causal):
 class ResidualAttentionBlock(nn.Module):
     """x + attn(ln_1 x), then x + mlp(ln_2 x)."""
 
-    def __init__(self, width, heads):
+    def __init__(self, width, heads, activation='quick_gelu'):
         super().__init__()
         self.attn = Attention(width, heads)
         self.ln_1 = LayerNorm(width)
-        self.mlp = MLP(width)
+        self.mlp = MLP(width, activation)
         self.ln_2 = LayerNorm(width)
 
     def forward(self, x, causal=False, need_map=False):
@@ -191,30 +195,31 @@ class ResidualAttentionBlock(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Pre-norm blocks: ``forward(x [B, L, D])`` gives ``(x, attention map of the last block or None)``.
+    """Pre-norm blocks: ``forward(x [B, L, D])`` returns ``(x, attention map of the last block or None)``.
 
-    ``grad_checkpoint``: of each block only the input is kept for the gradient, and the rest is computed again (Chen et al. 2016,
-    arXiv 1604.06174).
+    With ``grad_checkpoint``, only the input of each block is kept for the backward pass and the rest is recomputed
+    (Chen et al. 2016, arXiv 1604.06174).
     """
 
-    def __init__(self, width, layers, heads):
+    def __init__(self, width, layers, heads, activation='quick_gelu'):
         super().__init__()
         self.grad_checkpoint = False
-        self.resblocks = nn.ModuleList(ResidualAttentionBlock(width, heads) for _ in range(layers))
+        self.resblocks = nn.ModuleList(ResidualAttentionBlock(width, heads, activation) for _ in range(layers))
 
     def forward(self, x, causal=False, need_map=False):
         attention = None
         for i, block in enumerate(self.resblocks, start=1):
             settings = causal, need_map and i == len(self.resblocks)
             if self.grad_checkpoint and torch.is_grad_enabled():
-                # Without dropout nothing in a block is random, and no random state needs to be kept for it.
-                x, attention = checkpoint(block, x, *settings, use_reentrant=False, preserve_rng_state=block.attn.dropout > 0)
+                # Without dropout nothing in a block is random, so no random state is kept.
+                is_random = block.attn.dropout > 0
+                x, attention = checkpoint(block, x, *settings, use_reentrant=False, preserve_rng_state=is_random)
             else:
                 x, attention = block(x, *settings)
         return x, attention
 
     def reset_parameters(self):
-        """CLIP's deviations: what writes into the residual stream is scaled down with the depth."""
+        """Initialize as CLIP: layers that write into the residual stream are scaled down with the depth."""
         width = self.resblocks[0].ln_1.weight.shape[0]
         out_std = width ** -0.5 * (2 * len(self.resblocks)) ** -0.5
         for block in self.resblocks:
@@ -225,14 +230,13 @@ class Transformer(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """``forward(images [B, 3, H, W])`` gives ``(tokens [B, N, embed_dim], map [B, N, N] or None)``, N = 1 + rows * cols
-    with the class token first.
+    """``forward(images [B, 3, H, W])`` returns ``(tokens [B, N, embed_dim], map [B, N, N] or None)``.
 
-    A stride below the patch size makes patches overlap. ``embed`` and ``encode`` are its two halves: what drops or
-    replaces tokens does so between them.
+    N = 1 + rows * cols, class token first. Patches overlap if the stride is below the patch size. ``embed`` and
+    ``encode`` are the two halves; code that drops or replaces tokens does so between them.
     """
 
-    def __init__(self, shape, img_size, stride_size):
+    def __init__(self, shape, img_size, stride_size, activation='quick_gelu'):
         super().__init__()
         width, patch = shape.vision_width, shape.vision_patch_size
         self.patch_size, self.stride_size = patch, stride_size
@@ -243,20 +247,21 @@ class VisionTransformer(nn.Module):
         self.proj = nn.Parameter(torch.empty(width, shape.embed_dim))
         self.conv1 = nn.Conv2d(3, width, patch, stride_size, bias=False)
         self.ln_pre = LayerNorm(width)
-        self.transformer = Transformer(width, shape.vision_layers, shape.vision_heads)
+        self.transformer = Transformer(width, shape.vision_layers, shape.vision_heads, activation)
         self.ln_post = LayerNorm(width)
 
     def forward(self, images, need_map=False):
         return self.encode(self.embed(images), need_map)
 
     def embed(self, images):
-        """Class token and patches with their positions, before ``ln_pre``: [B, 3, H, W] -> [B, N, width]."""
+        """Embed class token and patches with their positions, before ``ln_pre``: [B, 3, H, W] -> [B, N, width]."""
         patches = self.conv1(images).flatten(2).transpose(1, 2)                     # [B, rows*cols, width]
-        class_token = self.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)   # not len(): an export keeps it open
+        # shape[0] and not len(), so that an ONNX export keeps the batch size variable
+        class_token = self.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)
         return torch.cat([class_token, patches], dim=1) + self.positional_embedding
 
     def encode(self, tokens, need_map=False):
-        """Any of ``embed``'s tokens: [B, N', width] -> ([B, N', embed_dim], [B, N', N'] or None)."""
+        """Encode some of ``embed``'s tokens: [B, N', width] -> ([B, N', embed_dim], [B, N', N'] or None)."""
         x, attention = self.transformer(self.ln_pre(tokens), need_map=need_map)
         return self.ln_post(x) @ self.proj, attention
 
@@ -327,9 +332,10 @@ class AttentionPool(nn.Module):
 
 
 class ModifiedResNet(nn.Module):
-    """CLIP's ResNets: ``forward(images [B, 3, H, W])`` gives ``(tokens [B, 1, embed_dim], None)``, one vector an image.
+    """CLIP's ResNets, which return one vector per image.
 
-    A stem of three convolutions and a pooling, strides by pooling (against aliasing), attention instead of the last
+    ``forward(images [B, 3, H, W])`` returns ``(tokens [B, 1, embed_dim], None)``.
+    The stem has three convolutions and a pooling. Strides are poolings, against aliasing. Attention replaces the last
     pooling.
     """
 
@@ -372,27 +378,36 @@ def resnet_stage(inputs, width, blocks, stride):
 
 
 class CLIP(nn.Module):
-    """Both encoders, with random weights (``model.clip_weights.build_clip`` fills in pretrained ones).
+    """Both encoders with random weights. ``model.clip_weights.build_clip`` loads pretrained ones.
 
-    ``shape``: a :class:`ClipShape`; ``img_size``: (height, width) in pixels; ``stride_size``: pixels between patches (a
-    ResNet has none); ``text_length``: the longest caption in tokens. Raises UserError for an image that is smaller than
-    a patch.
+    Args:
+        shape: a :class:`ClipShape`.
+        img_size: (height, width) in pixels.
+        stride_size: pixels between patches; not used by a ResNet.
+        text_length: number of tokens of the longest caption.
+        activation: ``'quick_gelu'`` or ``'gelu'``, of the transformers.
 
-    Attributes: ``embed_dim, vocab_size, text_length``; ``has_image_tokens``: False for a ResNet, which gives one vector
-    an image; ``grid``: (rows, cols) of the image's positions; ``patch_size, stride_size``: pixels, None for a ResNet.
+    Attributes:
+        has_image_tokens: False for a ResNet, which returns one vector per image.
+        grid: (rows, cols) of the image's positions.
+        patch_size: pixels; None for a ResNet, as is ``stride_size``.
+
+    Raises:
+        UserError: the image is smaller than a patch.
     """
 
-    def __init__(self, shape, img_size, stride_size=16, text_length=77):
+    def __init__(self, shape, img_size, stride_size=16, text_length=77, activation='quick_gelu'):
         super().__init__()
         self.embed_dim, self.vocab_size, self.text_length = shape.embed_dim, shape.vocab_size, text_length
+        self.activation = activation
         self.has_image_tokens = not shape.is_resnet
         self.positional_embedding = nn.Parameter(torch.empty(text_length, shape.text_width))
         self.text_projection = nn.Parameter(torch.empty(shape.text_width, shape.embed_dim))
         if shape.is_resnet:
             self.visual = ModifiedResNet(shape, img_size)
         else:
-            self.visual = VisionTransformer(shape, img_size, stride_size)
-        self.transformer = Transformer(shape.text_width, shape.text_layers, shape.text_heads)
+            self.visual = VisionTransformer(shape, img_size, stride_size, activation)
+        self.transformer = Transformer(shape.text_width, shape.text_layers, shape.text_heads, activation)
         self.token_embedding = nn.Embedding(shape.vocab_size, shape.text_width)
         self.ln_final = LayerNorm(shape.text_width)
         visual = self.visual
@@ -400,7 +415,7 @@ class CLIP(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self):
-        """Random weights by CLIP's rules, for the image transformer too (OpenAI's code leaves that to PyTorch)."""
+        """Initialize by CLIP's rules, also the image transformer, which OpenAI's code leaves to PyTorch."""
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.positional_embedding, std=0.01)
         nn.init.normal_(self.text_projection, std=self.text_projection.shape[0] ** -0.5)
@@ -408,16 +423,16 @@ class CLIP(nn.Module):
         self.visual.reset_parameters()
 
     def encode_image(self, images, need_map=False):
-        """[B, 3, H, W] -> (tokens [B, N, embed_dim] with the class token first, map [B, N, N] or None).
+        """Encode images: [B, 3, H, W] -> (tokens [B, N, embed_dim], class token first; map [B, N, N] or None).
 
         The map is the last block's attention averaged over the heads. A ResNet has N = 1 and no map.
         """
         return self.visual(images, need_map)
 
     def encode_text(self, ids, need_map=False):
-        """[B, L] token ids -> (tokens [B, L, embed_dim], map [B, L, L] or None).
+        """Encode token ids: [B, L] -> (tokens [B, L, embed_dim], map [B, L, L] or None).
 
-        No token sees a later one, so ids may be cut to the batch's longest caption: the tokens that stay are the same.
+        No token sees a later one. So ids may be trimmed to the batch's longest caption without changing other tokens.
         """
         x = self.token_embedding(ids) + self.positional_embedding[:ids.shape[1]]    # [B, L, width]
         x, attention = self.transformer(x, causal=True, need_map=need_map)

@@ -1,9 +1,8 @@
-"""Where CLIP's pretrained weights come from, and how they are fitted to a resolution.
+"""Load CLIP's pretrained weights and fit them to a resolution.
 
 A source is what ``--pretrain_choice`` takes: an OpenAI name (``ViT-B/16``), a path (OpenAI's TorchScript archive, a
 state dict or ``.safetensors``; names as OpenAI, open_clip or Hugging Face write them), or ``scratch:<shape>`` for
-random weights. A file doesn't say which activation its weights were trained with: it is taken to be QuickGELU, as in
-OpenAI's. Weights that open_clip trained with plain GELU load too, and start from somewhat shifted features.
+random weights. ``model/activation.py`` finds the activation.
 """
 import http.client
 import logging
@@ -16,16 +15,18 @@ from dataclasses import MISSING, fields
 
 import torch
 import torch.nn.functional as F
-import yaml
 
 from model.clip_model import CLIP, ClipShape
-from utils.checkpoint import misfits, renamed
-from utils.errors import UserError, unknown
-from utils.weight_files import check_archive, check_weights, read_torch_file, sha256_of, some
+from utils.checkpoint import find_mismatches
+from utils.errors import UserError, abbreviate, unknown_name_error
+from utils.safe_yaml import load_yaml
+from utils.temporary import temporary_sibling
+from utils.weight_files import check_archive, check_weights, compute_sha256, read_torch_file
+from utils.weight_names import to_own_names
 
 log = logging.getLogger('Pedestal.weights')
 
-PATIENCE = 30   # seconds that a download's server may stay silent
+DOWNLOAD_TIMEOUT = 30   # seconds that a server may send nothing
 OPENAI_URL = 'https://openaipublic.azureedge.net/clip/models'
 OPENAI_SHA256 = {       # published as a part of each file's URL
     'RN50': 'afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762',
@@ -42,24 +43,32 @@ SHAPES_FOLDER = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__f
 WEIGHT_FILES = ('.pt', '.pth', '.bin', '.ckpt', '.safetensors')
 
 
-def build_clip(pretrain_choice, img_size, stride_size, text_length=77, trust_archive=False, download_root=None, text_positions='first'):
-    """The :class:`CLIP` of a source, its position tables fitted to ``img_size`` (height, width), ``stride_size`` and
-    ``text_length``.
+def build_clip(pretrain_choice, img_size, stride_size, text_length=77, trust_archive=False, download_root=None,
+               text_positions='first', activation='quick_gelu'):
+    """Build a pretrained :class:`CLIP`.
 
-    ``trust_archive``: run a TorchScript archive although its checksum is none of OpenAI's. ``download_root``: where
-    OpenAI's files are kept (``~/.cache/clip``). ``text_positions``: 'first' takes the table's first ones, 'interpolated' all of
-    them (:func:`fit_text_positions`). Raises UserError for a source that isn't there, is broken, carries code
-    or holds other parameters than a CLIP's.
+    Args:
+        pretrain_choice: the source of the weights.
+        img_size: (height, width) in pixels; the position table is resized to it.
+        stride_size: pixels between patches.
+        text_length: number of tokens of a caption.
+        trust_archive: whether to run a TorchScript archive that has none of OpenAI's checksums.
+        download_root: the folder of OpenAI's files; None is ``~/.cache/clip``.
+        text_positions: 'first' takes the first text positions, 'interpolated' resizes all (:func:`fit_text_positions`).
+        activation: 'quick_gelu' or 'gelu'.
+
+    Raises:
+        UserError: the source is missing or broken, carries code, or holds other parameters than those of a CLIP.
     """
     if pretrain_choice.startswith('scratch:'):
-        return CLIP(shape_named(pretrain_choice), img_size, stride_size, text_length)
+        return CLIP(shape_named(pretrain_choice), img_size, stride_size, text_length, activation)
     if pretrain_choice in OPENAI_SHA256:
         path, trust_archive = openai_file(pretrain_choice, download_root), True
     else:
         path = existing_path(pretrain_choice)
-    state, fitted, scale = _read(path, trust_archive)
-    with torch.device('meta'):      # no random weights for what is overwritten
-        clip = CLIP(shape_of(state, path), img_size, stride_size, text_length)
+    state, fitted, scale = read_weights(path, trust_archive)
+    with torch.device('meta'):      # without random weights, because all are replaced
+        clip = CLIP(shape_of(state, path), img_size, stride_size, text_length, activation)
     positions = len(state[image_table(clip)]) - 1, len(state['positional_embedding'])
     fit_tables(state, clip, fitted, path, text_positions)
     check_entries(state, clip, path)
@@ -72,13 +81,40 @@ def build_clip(pretrain_choice, img_size, stride_size, text_length=77, trust_arc
     return clip
 
 
-def empty_clip(shape, img_size, stride_size, text_length=77):
-    """A :class:`CLIP` for a checkpoint to fill: until then its weights are random."""
-    return CLIP(shape, img_size, stride_size, text_length)
+def empty_clip(shape, img_size, stride_size, text_length=77, activation='quick_gelu'):
+    """Build a :class:`CLIP` with random weights, for a checkpoint that is loaded next."""
+    return CLIP(shape, img_size, stride_size, text_length, activation)
+
+
+def clip_without_values(pretrain_choice, weights, source, *sizes):
+    """Build a :class:`CLIP` without values, for the weights of a run that are loaded next.
+
+    It draws no random numbers, like :func:`build_clip` for a file.
+
+    Args:
+        pretrain_choice: the source of the run's pretrained weights.
+        weights: the run's state dict.
+        source: its file, for error messages.
+        sizes: the further arguments of :func:`empty_clip`.
+
+    Raises:
+        UserError: the shape follows from ``weights`` and they do not fit it.
+    """
+    state = {name[len('base_model.'):]: value for name, value in weights.items() if name.startswith('base_model.')}
+    is_named = pretrain_choice in OPENAI_SHA256
+    with torch.device('meta'):
+        clip = CLIP(shape_named(pretrain_choice) if is_named else shape_of(state, source), *sizes)
+    # Position tables depend on --img_size and --text_length. The code that loads the weights compares them.
+    mismatches = [] if is_named else find_mismatches(clip.state_dict(), state)
+    mismatches = [text for text in mismatches if 'positional_embedding' not in text]
+    if mismatches:
+        raise UserError(f'{source} does not hold the parameters of a CLIP that Pedestal knows (of another size or '
+                        f'type: {abbreviate(mismatches)})')
+    return clip.to_empty(device='cpu')
 
 
 def shape_named(pretrain_choice, trust_archive=False):
-    """The :class:`ClipShape` of a source, without downloading or building anything."""
+    """Return the :class:`ClipShape` of a source, without downloading or building anything."""
     if pretrain_choice in OPENAI_SHA256:
         return read_shape(file_stem(pretrain_choice))
     if pretrain_choice.startswith('scratch:'):
@@ -92,22 +128,18 @@ def file_stem(name):
 
 
 def read_shape(name):
-    """The shape in ``configs/clip/<name>.yaml``."""
+    """Read the shape in ``configs/clip/<name>.yaml``."""
     known = [os.path.splitext(file)[0] for file in os.listdir(SHAPES_FOLDER) if file.endswith('.yaml')]
     if name not in known:
-        raise unknown('CLIP shape', name, known)
+        raise unknown_name_error('CLIP shape', name, known)
     path = os.path.join(SHAPES_FOLDER, name + '.yaml')
     keys = [field.name for field in fields(ClipShape)]
-    try:
-        with open(path, encoding='utf-8') as file:
-            entries = yaml.safe_load(file)
-    except yaml.YAMLError as error:
-        raise UserError(f'{path} is not YAML: {" ".join(str(error).split())}') from None
+    entries = load_yaml(path)
     if not isinstance(entries, dict):
         raise UserError(f'{path} holds no shape: it needs lines like "embed_dim: 512"')
     for key, value in entries.items():
         if key not in keys:
-            raise unknown(f'key in {path}', key, keys)
+            raise unknown_name_error(f'key in {path}', key, keys)
         if not isinstance(value, (int, list, type(None))):
             raise UserError(f'{path}: {key} is {value!r} and must be a whole number')
     lacking = [field.name for field in fields(ClipShape) if field.default is MISSING and field.name not in entries]
@@ -124,62 +156,69 @@ def existing_path(pretrain_choice):
         raise UserError(f'--pretrain_choice {pretrain_choice} is a folder; name the file with the weights in it')
     if path.endswith(WEIGHT_FILES) or os.path.isdir(os.path.dirname(path)):
         raise UserError(f'--pretrain_choice: there is no file {pretrain_choice}')
-    raise unknown('--pretrain_choice', pretrain_choice, [*OPENAI_SHA256, 'a path', 'scratch:<shape>'])
+    raise unknown_name_error('--pretrain_choice', pretrain_choice, [*OPENAI_SHA256, 'a path', 'scratch:<shape>'])
 
 
-# ---------------------------------------------------------------------------------------------------- OpenAI's files
+# -- OpenAI's files ----------------------------------------------------------------------------------------------------
 
 def openai_file(name, download_root=None):
-    """The path of OpenAI's archive ``name``, downloaded if it isn't there; its checksum is right when this returns."""
+    """Return the path of OpenAI's archive ``name``, after downloading it if needed and comparing its checksum."""
     folder = os.path.expanduser(download_root or '~/.cache/clip')
     path = os.path.join(folder, file_stem(name) + '.pt')
     if os.path.isfile(path):
-        if sha256_of(path) == OPENAI_SHA256[name]:
+        if compute_sha256(path) == OPENAI_SHA256[name]:
             return path
         log.warning('%s has a wrong checksum (an interrupted download?) and is downloaded again', path)
     url = f'{OPENAI_URL}/{OPENAI_SHA256[name]}/{file_stem(name)}.pt'
-    part = f'{path}.{os.getpid()}.part'
     try:
         os.makedirs(folder, exist_ok=True)
-        download(url, part, OPENAI_SHA256[name])
-        os.replace(part, path)
+        with temporary_sibling(path) as part:
+            download(url, part, OPENAI_SHA256[name])
+            os.replace(part, path)
     except (OSError, http.client.HTTPException) as error:
         raise UserError(
             f'cannot download the weights of {name} ({error}): put {os.path.basename(path)} from {url} (sha256 '
             f'{OPENAI_SHA256[name]}) into {folder}, or give --pretrain_choice the path of a weights file you have, '
             f'or scratch:{file_stem(name)} for random weights') from None
-    finally:
-        if os.path.exists(part):
-            os.remove(part)
     return path
 
 
 def download(url, path, checksum):
-    """Fetch a file whole, with a progress bar. A server that stays silent is an error, for which PyTorch alone would wait for ever."""
+    """Download a file with a progress bar.
+
+    A server that sends nothing is an error; PyTorch alone would wait forever.
+    """
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(PATIENCE)
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
     try:
         torch.hub.download_url_to_file(url, path, hash_prefix=checksum)
     except RuntimeError:
-        raise OSError('what came has a wrong checksum') from None
+        raise OSError('the downloaded file has a wrong checksum') from None
     finally:
         socket.setdefaulttimeout(before)
 
 
-# ------------------------------------------------------------------------------------------------------ reading files
+# -- reading files -----------------------------------------------------------------------------------------------------
 
 def read_state_dict(path, trust_archive=False):
-    """The weights of a file under OpenAI's names, floating-point entries in float32, on the CPU.
+    """Read the weights of a file, with OpenAI's names, floating-point entries in float32, on the CPU.
 
-    Of a whole retrieval model's checkpoint, the encoders' (``base_model.*``). Raises UserError for a file that is
-    missing or broken or carries code; a TorchScript archive is read if it is one of OpenAI's or ``trust_archive``.
+    A checkpoint of a whole retrieval model gives its encoders' weights (``base_model.*``).
+
+    Raises:
+        UserError: the file is missing or broken or carries code. A TorchScript archive is read if it is one of OpenAI's
+            or if ``trust_archive`` is true.
     """
-    return _read(path, trust_archive)[0]
+    return read_weights(path, trust_archive)[0]
 
 
-def _read(path, trust_archive):
-    """(weights, whether they come from a trained retrieval model, whose position table is fitted already, and the logarithm of the scale
-    that they were trained with; None where the file doesn't say)."""
+def read_weights(path, trust_archive):
+    """Read a file of weights.
+
+    Returns:
+        The weights; whether a retrieval model was trained from them, so that the position table is fitted already; the
+        logarithm of the scale that they were trained with, or None.
+    """
     if not os.path.isfile(path):
         raise UserError(f'there is no file {path}')
     try:
@@ -191,23 +230,23 @@ def _read(path, trust_archive):
     except Exception:       # unpickling arbitrary bytes raises nearly anything
         raise UserError(f'{path} is truncated or no file of weights') from None
     state = tensors_in(entries, path)
-    state = renamed({name.removeprefix('module.'): value for name, value in state.items()})
+    state = to_own_names(state, path)
     scale = state.get('logit_scale', state.get('base_model.logit_scale'))
     fitted = any(name.startswith('base_model.') for name in state)
-    if fitted:      # the heads' parameters are no part of a CLIP
+    if fitted:      # without the parameters of heads
         state = {name[len('base_model.'):]: value for name, value in state.items() if name.startswith('base_model.')}
     scale = float(scale) if scale is not None and scale.numel() == 1 else None
     return {name: in_float32(value) for name, value in openai_names(state).items()}, fitted, scale
 
 
 def in_float32(value):
-    """A copy that shares its memory with no other entry: the model keeps it and learns in it."""
+    """Copy a tensor to float32. The copy shares no memory with other entries, because the model trains it."""
     dtype = torch.float32 if value.is_floating_point() else value.dtype
     return value.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)
 
 
 def load_entries(path, trust_archive):
-    """What a file of any of the three formats holds."""
+    """Read a file of any of the three formats."""
     if path.endswith('.safetensors'):
         return load_safetensors(path)
     if is_torchscript(path):
@@ -216,7 +255,7 @@ def load_entries(path, trust_archive):
 
 
 def is_torchscript(path):
-    """Whether it's a zip archive with a ``code/`` folder; torch.save's zip archives have none."""
+    """Whether a file is a zip archive with a ``code/`` folder; those of torch.save have none."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
@@ -224,7 +263,7 @@ def is_torchscript(path):
 
 
 def load_torchscript(path, trust_archive):
-    if not trust_archive and sha256_of(path) not in OPENAI_SHA256.values():
+    if not trust_archive and compute_sha256(path) not in OPENAI_SHA256.values():
         raise UserError(f"{path} is a TorchScript archive, which can carry code, and none of OpenAI's known files; "
                         'if you trust where it comes from, load it with --trust_archive')
     with open(path, 'rb') as file:
@@ -240,12 +279,12 @@ def load_safetensors(path):
         from safetensors.torch import load_file
     except ImportError:
         raise UserError(f'reading {path} needs the safetensors library: pip install safetensors') from None
-    log.info('%s is of a format without checksums: damage to its numbers would not be seen', path)
+    log.info('%s has a format without checksums: damaged numbers cannot be detected', path)
     return load_file(path)
 
 
 def tensors_in(entries, path):
-    """The state dict in what a file held: itself, or under ``state_dict`` or ``model``."""
+    """Return the state dict in the content of a file: the content itself, or its ``state_dict`` or ``model``."""
     for key in ('state_dict', 'model'):
         if isinstance(entries, dict) and isinstance(entries.get(key), dict):
             entries = entries[key]
@@ -253,7 +292,7 @@ def tensors_in(entries, path):
     return entries
 
 
-# ----------------------------------------------------------------------------------------------------- naming dialects
+# -- naming dialects ---------------------------------------------------------------------------------------------------
 
 DROPPED = re.compile(
     r'(logit_scale|logit_bias|input_resolution|context_length|vocab_size|(.*\.)?attn_mask|(.*\.)?position_ids)$')
@@ -277,7 +316,7 @@ HUGGING_FACE_BLOCK = (('.layer_norm1.', '.ln_1.'), ('.layer_norm2.', '.ln_2.'), 
 
 
 def openai_names(state):
-    """The same weights under OpenAI's names; what is no weight (``logit_scale``, sizes, position ids) is left out."""
+    """Rename weights to OpenAI's names, without entries that are no weights (``logit_scale``, sizes, position ids)."""
     state = {name: value for name, value in state.items() if not DROPPED.match(name)}
     if any(name.startswith(('text_model.', 'vision_model.')) for name in state):
         return from_hugging_face(state)
@@ -289,7 +328,7 @@ def from_hugging_face(state):
     renamed = {}
     for name, value in state.items():
         if name in ('text_projection.weight', 'visual_projection.weight'):
-            value = value.T.contiguous()    # a Linear there, a matrix to multiply with here
+            value = value.T.contiguous()    # from a Linear layer to a matrix
         for pattern, openai in HUGGING_FACE:
             name = pattern.sub(openai, name, count=1) if pattern.match(name) else name
         for theirs, openai in HUGGING_FACE_BLOCK:
@@ -299,28 +338,33 @@ def from_hugging_face(state):
 
 
 def fuse_projections(state):
-    """``...self_attn.{q,k,v}_proj.{weight,bias}`` become ``...attn.in_proj_{weight,bias}``, stacked."""
+    """Stack ``...self_attn.{q,k,v}_proj.{weight,bias}`` to ``...attn.in_proj_{weight,bias}``."""
     fused = {}
     for name, value in state.items():
         match = re.fullmatch(r'(.*\.)self_attn\.([qkv])_proj\.(weight|bias)', name)
         parts = match and [f'{match[1]}self_attn.{part}_proj.{match[3]}' for part in 'qkv']
-        if not match or not all(part in state for part in parts):   # an orphan keeps its name and is reported by it
+        if not match or not all(part in state for part in parts):   # an incomplete one is reported by its name
             fused[name] = value
         elif match[2] == 'q':
             fused[f'{match[1]}attn.in_proj_{match[3]}'] = torch.cat([state[part] for part in parts])
     return fused
 
 
-# ------------------------------------------------------------------------------------------------- shapes and fitting
+# -- shapes and fitting ------------------------------------------------------------------------------------------------
 
 # {width: heads} of published CLIPs whose image transformer has heads wider than 64 (open_clip's ViT-H, ViT-g, ViT-bigG)
 WIDE_HEADS = {1280: 16, 1408: 16, 1664: 16}
 
 
 def shape_of(state, source='the state dict'):
-    """The :class:`ClipShape` that a state dict (OpenAI's names) has. The number of heads is in no tensor: heads are 64
-    wide but in the few published models where it's known otherwise. ``source`` is what an error calls the weights."""
+    """Return the :class:`ClipShape` of a state dict with OpenAI's names.
+
+    No tensor holds the number of heads. Heads are 64 wide, except in a few published models (``WIDE_HEADS``).
+    ``source`` is the name of the weights in error messages.
+    """
     try:
+        if any(0 in value.shape for value in state.values()):
+            raise ValueError
         text = dict(
             embed_dim=state['text_projection'].shape[1], text_length=state['positional_embedding'].shape[0],
             vocab_size=state['token_embedding.weight'].shape[0], text_width=state['ln_final.weight'].shape[0],
@@ -349,7 +393,7 @@ def resnet_shape(state):
 
 
 def count_blocks(state, prefix):
-    """How many numbers follow ``prefix`` in the names."""
+    """Count the different numbers after ``prefix`` in the names."""
     numbers = {name[len(prefix):].split('.')[0] for name in state if name.startswith(prefix)}
     if not numbers:
         raise KeyError(prefix + '*')
@@ -357,7 +401,7 @@ def count_blocks(state, prefix):
 
 
 def square_side(table):
-    """The side of the square grid of a position table [1 + N, D], None if N is no square."""
+    """Return the side of the square grid of a position table [1 + N, D]; None if N is no square number."""
     rows, _ = table.shape
     places = rows - 1
     side = round(places ** 0.5)
@@ -365,9 +409,16 @@ def square_side(table):
 
 
 def fit_positions(table, new_grid, old_grid=None):
-    """A position table [1 + rows*cols, D] resized bilinearly (corners not aligned) to ``new_grid`` (rows, cols); the
-    class position stays. ``old_grid``: the table's own (rows, cols), by default a square. The same grid gives the table
-    back. Raises UserError where a square is needed and there is none."""
+    """Resize a position table bilinearly (corners not aligned); the class position stays.
+
+    Args:
+        table: [1 + rows*cols, D].
+        new_grid: (rows, cols).
+        old_grid: (rows, cols) of the table; None is a square.
+
+    Raises:
+        UserError: the table is not square and ``old_grid`` is None.
+    """
     if old_grid is None:
         side = square_side(table)
         if side is None:
@@ -382,10 +433,11 @@ def fit_positions(table, new_grid, old_grid=None):
 
 
 def fit_text_positions(table, length):
-    """A table of text positions [L, D] resized linearly to ``length``: the first and the last position stay (TBPS-CLIP).
+    """Resize text positions [L, D] linearly to ``length``; the first and the last one stay (TBPS-CLIP).
 
-    >>> fit_text_positions(torch.tensor([[0.], [2.], [6.]]), 5).flatten()
-    tensor([0., 1., 2., 4., 6.])
+    Example:
+        >>> fit_text_positions(torch.tensor([[0.], [2.], [6.]]), 5).flatten()
+        tensor([0., 1., 2., 4., 6.])
     """
     return F.interpolate(table.T[None], size=length, mode='linear', align_corners=True)[0].T.contiguous()
 
@@ -395,15 +447,15 @@ def image_table(clip):
 
 
 def fit_tables(state, clip, fitted, path, text_positions='first'):
-    """Fits both position tables of ``state``, in place, to ``clip``'s grid and text length."""
+    """Resize both position tables of ``state`` to the grid and text length of ``clip``, in place."""
     name = image_table(clip)
     places = clip.grid[0] * clip.grid[1]
     if fitted and len(state[name]) != 1 + places:
         raise UserError(f'{path} is of a model trained with {len(state[name]) - 1} image positions, and --img_size and '
                         f'--stride_size give {clip.grid[0]}x{clip.grid[1]} = {places}: give those it was trained with')
-    # A CLIP that was pretrained on pedestrians has their grid, which makes no square.
-    of_this_grid = fitted or len(state[name]) == 1 + places and square_side(state[name]) is None
-    state[name] = fit_positions(state[name], clip.grid, old_grid=clip.grid if of_this_grid else None)
+    # A CLIP that was pretrained on pedestrians has their grid, which is not square.
+    has_this_grid = fitted or len(state[name]) == 1 + places and square_side(state[name]) is None
+    state[name] = fit_positions(state[name], clip.grid, old_grid=clip.grid if has_this_grid else None)
     length = len(state['positional_embedding'])
     if text_positions == 'interpolated' and clip.text_length != length:
         state['positional_embedding'] = fit_text_positions(state['positional_embedding'], clip.text_length)
@@ -414,15 +466,15 @@ def fit_tables(state, clip, fitted, path, text_positions='first'):
 
 
 def check_entries(state, clip, path):
-    """Raises UserError unless ``state`` has exactly the parameters that ``clip`` has."""
+    """Raise UserError unless ``state`` has exactly the parameters of ``clip``."""
     expected = clip.state_dict()
     for name, value in expected.items():
         if name.endswith('num_batches_tracked'):    # older files have no such counters
             state.setdefault(name, torch.zeros_like(value, device='cpu'))
     missing = [name for name in expected if name not in state]
     unexpected = [name for name in state if name not in expected]
-    other = misfits(expected, state)
-    found = [f'{what}: {some(names)}' for what, names in
+    other = find_mismatches(expected, state)
+    problems = [f'{what}: {abbreviate(names)}' for what, names in
              (('missing', missing), ('unexpected', unexpected), ('of another size or type', other)) if names]
-    if found:
-        raise UserError(f'{path} does not hold the parameters of a CLIP that Pedestal knows ({"; ".join(found)})')
+    if problems:
+        raise UserError(f'{path} does not hold the parameters of a CLIP that Pedestal knows ({"; ".join(problems)})')

@@ -1,7 +1,8 @@
 """APTM's image encoder: Swin Transformer (Liu et al., ICCV 2021), under the parameter names of its released weights.
 
-Window attention, stochastic depth and patch merging are torchvision's. What differs from torchvision's own Swin: a stage whose shorter
-side is not larger than the window takes that side as a square window and does not shift, and the MLP's layers have their released names.
+Window attention, stochastic depth and patch merging are torchvision's. Two things differ from torchvision's own Swin.
+If the shorter side of a stage is not larger than the window, that side becomes the window and nothing is shifted. The
+layers of the MLP have the names of the released weights.
 """
 import torch
 from torch import nn
@@ -45,7 +46,10 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm window attention and MLP, [B, H, W, C] -> the same; each branch is dropped for a whole image at the rate ``drop_path``."""
+    """Pre-norm window attention and MLP: [B, H, W, C] -> [B, H, W, C].
+
+    Stochastic depth drops each branch for a whole image at the rate ``drop_path``.
+    """
 
     def __init__(self, width, heads, grid, window, shift, drop_path):
         super().__init__()
@@ -54,7 +58,7 @@ class Block(nn.Module):
         self.drop_path = StochasticDepth(drop_path, 'row')
         self.norm2 = nn.LayerNorm(width, eps=EPS)
         self.mlp = MLP(width)
-        if shift:       # kept because released weights hold it; torchvision makes its own, of the same numbers
+        if shift:       # a buffer of the released weights; torchvision computes its own with the same numbers
             self.register_buffer('attn_mask', shift_mask(grid, window, shift))
 
     def forward(self, x):
@@ -63,12 +67,13 @@ class Block(nn.Module):
 
 
 def shift_mask(grid, window, shift):
-    """-100 between places of a shifted window that are no neighbours in the image, else 0: [windows, N, N]."""
+    """Return -100 between positions of a shifted window that are no neighbors in the image, else 0: [W, N, N]."""
     height, width = grid
-    region = torch.zeros(height, width)
-    for number, (rows, columns) in enumerate((rows, columns) for rows in strips(window, shift) for columns in strips(window, shift)):
+    region, slices = torch.zeros(height, width), strips(window, shift)
+    for number, (rows, columns) in enumerate((rows, columns) for rows in slices for columns in slices):
         region[rows, columns] = number
-    region = region.view(height // window, window, width // window, window).permute(0, 2, 1, 3).reshape(-1, window * window)
+    region = region.view(height // window, window, width // window, window).permute(0, 2, 1, 3)
+    region = region.reshape(-1, window * window)
     return (region[:, None] != region[:, :, None]).float() * -100
 
 
@@ -77,14 +82,15 @@ def strips(window, shift):
 
 
 class Stage(nn.Module):
-    """Blocks, every second of them shifted, and patch merging behind them in every stage but the last."""
+    """Blocks, every second one shifted, followed by patch merging except in the last stage."""
 
     def __init__(self, width, depth, heads, grid, window, drop_paths, merges):
         super().__init__()
         shift = window // 2 if min(grid) > window else 0
         window = min(window, *grid)
         self.blocks = nn.ModuleList([
-            Block(width, heads, grid, window, shift if number % 2 else 0, drop_paths[number]) for number in range(depth)])
+            Block(width, heads, grid, window, shift if number % 2 else 0, drop_paths[number])
+            for number in range(depth)])
         self.downsample = PatchMerging(width) if merges else None
 
     def forward(self, x, grad_checkpoint=False):
@@ -94,15 +100,27 @@ class Stage(nn.Module):
 
 
 class SwinTransformer(nn.Module):
-    """Images [B, 3, H, W] of ``img_size`` -> tokens [B, 1 + N, D]: the mean of the last stage's N places, then those.
+    """Images [B, 3, H, W] of ``img_size`` -> tokens [B, 1 + N, D].
 
-    ``width`` is the first stage's and doubles with each of the others. Raises ValueError where ``img_size`` does not divide into
-    whole windows (:func:`misfit` says why).
+    The first token is the mean of the last stage's N positions; the others are these positions.
+
+    Args:
+        img_size: (height, width) in pixels.
+        patch_size: side of a patch in pixels.
+        width: width of the first stage; it doubles with each further stage.
+        depths: number of blocks of each stage.
+        heads: number of attention heads of each stage.
+        window: side of a window in positions.
+        drop_path: rate of stochastic depth in the last block.
+
+    Raises:
+        ValueError: ``img_size`` does not divide into windows; :func:`explain_misfit` gives the reason.
     """
 
-    def __init__(self, img_size=(384, 128), patch_size=4, width=128, depths=(2, 2, 18, 2), heads=(4, 8, 16, 32), window=8, drop_path=0.1):
+    def __init__(self, img_size=(384, 128), patch_size=4, width=128, depths=(2, 2, 18, 2), heads=(4, 8, 16, 32),
+                 window=8, drop_path=0.1):
         super().__init__()
-        reason = misfit(img_size, patch_size, len(depths), window)
+        reason = explain_misfit(img_size, patch_size, len(depths), window)
         if reason:
             raise ValueError(reason)
         self.patch_embed = PatchEmbed(patch_size, width)
@@ -116,7 +134,7 @@ class SwinTransformer(nn.Module):
         self.width = width * 2 ** (len(depths) - 1)
         self.norm = nn.LayerNorm(self.width, eps=EPS)
         self.grad_checkpoint = False
-        self.apply(initialise)
+        self.apply(initialize)
 
     def forward(self, images):
         x = self.patch_embed(images)                                        # [B, H/p, W/p, C]
@@ -127,12 +145,12 @@ class SwinTransformer(nn.Module):
 
 
 def stage_grid(img_size, patch_size, number):
-    """Rows and columns of the patches in a stage, counted from 0."""
+    """Return the rows and columns of positions in stage ``number``, counted from 0."""
     return tuple(side // (patch_size * 2 ** number) for side in img_size)
 
 
-def misfit(img_size, patch_size, stages, window):
-    """Why images of ``img_size`` (height, width) cannot be cut into the stages' windows, or None."""
+def explain_misfit(img_size, patch_size, stages, window):
+    """Return why images of ``img_size`` (height, width) do not divide into the stages' windows; None if they do."""
     step = patch_size * 2 ** (stages - 1)
     if any(side % step for side in img_size):
         return f'height and width of the images must be multiples of {step}, and are {img_size[0]} x {img_size[1]}'
@@ -140,13 +158,13 @@ def misfit(img_size, patch_size, stages, window):
         grid = stage_grid(img_size, patch_size, number)
         side = min(window, *grid)
         if any(length % side for length in grid):
-            return (f'images of {img_size[0]} x {img_size[1]} make {grid[0]} x {grid[1]} places in stage {number + 1}, which windows '
-                    f'of {side} x {side} cannot cover')
+            return (f'images of {img_size[0]} x {img_size[1]} make {grid[0]} x {grid[1]} positions in stage '
+                    f'{number + 1}, which windows of {side} x {side} cannot cover')
     return None
 
 
-def initialise(part):
-    """As released: linear layers from a truncated normal with deviation 0.02 and without bias. Position tables have theirs."""
+def initialize(part):
+    """Initialize linear layers: weights from a truncated normal with standard deviation 0.02, biases 0."""
     if isinstance(part, nn.Linear):
         nn.init.trunc_normal_(part.weight, std=0.02)
         if part.bias is not None:

@@ -1,4 +1,7 @@
-"""Where a model looks, of a photo and a caption: what the pedestal library and run_scripts/attention.py show."""
+"""Explain the similarity of an image and a caption with maps over the image and with words.
+
+:meth:`pedestal.People.explain` and run_scripts/attention.py use this module.
+"""
 import functools
 from typing import NamedTuple
 
@@ -7,114 +10,148 @@ import torch.nn.functional as F
 
 from processor.runs import embed_queries
 
-PIECES = 24, 8   # of a photo, hidden one after the other: rows and columns of IRRA's patches
-NAMED = 3        # words behind the title of a head's map
+OCCLUSION_GRID = 24, 8   # rows and columns of the occlusion map: IRRA's patches of a 384x128 image
+TITLE_WORDS = 3          # words in the title of a head's map
 
 
-class Look(NamedTuple):
-    """Where a model looks.
+class Explanation(NamedTuple):
+    """Why an image and a caption are similar.
 
     Attributes:
-        similarity: of the photo and the caption, a cosine.
-        maps: ``[(title, [rows, cols])]`` over the photo: the attention of the embedding's token in the last block, what heads read
-            (:meth:`model.heads.Head.maps`), each with the words that it weighs most, and what hiding a piece takes away.
-        words: ``[(word, [rows, cols] or None, what leaving it out takes away)]``: the patches that each of the caption's tokens attends to
-            in the cross encoder or, without one, the cosines of its token and theirs; None where tokens cannot be compared.
+        similarity: the cosine similarity of the image and the caption.
+        maps: ``[(title, [rows, columns])]`` over the image:
+
+            - the attention of the class token in the last block;
+            - what heads read (:meth:`model.heads.Head.attention_maps`), each with the words of largest weight;
+            - how much the similarity drops if a part of the image is hidden.
+        words: ``[(word, [rows, columns] or None, drop)]`` for each token of the caption. The map over the image is the
+            token's attention in the cross encoder. Without a cross encoder it holds the cosine similarities of the
+            token and the patches. It is None if they cannot be compared. ``drop`` is how much the similarity drops
+            without the word.
     """
     similarity: float
     maps: list
     words: list
 
 
-def look(people, image, caption):
-    """The :class:`Look` of a :class:`pedestal.People` at a photo as it reads it, [3, H, W], and a caption."""
-    pair = Pair(people, image, caption)
-    maps = [*pair.of_last_block(), *pair.of_heads(), ('hidden here, it falls by', pair.fall())]
-    return Look(pair.similarity, maps, [(word, rows, loss) for (word, rows), loss in zip(pair.of_words(), pair.left_out())])
+def explain(people, image, caption):
+    """Explain the similarity of an image and a caption.
+
+    Args:
+        people: a :class:`pedestal.People`.
+        image: [3, H, W], as ``people.load_image`` returns it.
+        caption: a text.
+
+    Returns:
+        An :class:`Explanation`.
+    """
+    pair = ImageCaptionPair(people, image, caption)
+    maps = [*pair.last_block_maps(), *pair.head_maps(), ('similarity drop if hidden', pair.occlusion_map())]
+    words = [(word, patches, drop) for (word, patches), drop in zip(pair.word_maps(), pair.word_drops())]
+    return Explanation(pair.similarity, maps, words)
 
 
-class Pair:
-    """A photo and a caption, and what a model makes of them."""
+class ImageCaptionPair:
+    """An image and a caption, with their embeddings and tokens.
+
+    Attributes:
+        image: [3, H, W], normalized.
+        ids: [1, L] token ids of the caption.
+        image_embedding, text_embedding: [D] each, normalized.
+        similarity: their cosine similarity.
+        positions: the positions of the caption's tokens between start and end token.
+    """
 
     def __init__(self, people, image, caption):
         self.people, self.model, self.backbone = people, people.model, people.model.backbone
-        self.image, self.ids = image, people.tokens([caption])                                       # [3, H, W], [1, L]
-        self.own, self.query = people.embed([image])[0], people.encode_captions([caption])[0]        # [D] each
-        self.similarity = float(self.own @ self.query)
-        self.words = range(1, int(self.backbone.lengths(self.ids)[0]) - (people.tokenizer.end in self.ids[0].tolist()))
+        self.image, self.ids = image, people.tokenize([caption])
+        self.image_embedding = people.embed_images([image])[0]
+        self.text_embedding = people.encode_captions([caption])[0]
+        self.similarity = float(self.image_embedding @ self.text_embedding)
+        has_end = people.tokenizer.end_id in self.ids[0].tolist()
+        self.positions = range(1, int(self.backbone.lengths(self.ids)[0]) - has_end)
 
     @functools.cached_property
     @torch.no_grad()
     def encoded(self):
-        """((image tokens, its attention), (the caption's tokens, its attention)); attention is None where the backbone gives none."""
-        device, gives = self.people.device, self.backbone.gives
+        """``((image tokens, attention), (text tokens, attention))``; an attention is None if the backbone has none."""
+        device, provides = self.people.device, self.backbone.provides
         with self.model.autocast():
-            of_image = self.backbone.encode_image(self.image[None].to(device), 'image_attention' in gives)
-            return of_image, self.backbone.encode_text(self.ids.to(device), 'text_attention' in gives)
+            encoded_image = self.backbone.encode_image(self.image[None].to(device), 'image_attention' in provides)
+            return encoded_image, self.backbone.encode_text(self.ids.to(device), 'text_attention' in provides)
 
     @property
     def has_tokens(self):
-        return {'image_tokens', 'image_attention', 'text_tokens'} <= self.backbone.gives
+        return {'image_tokens', 'image_attention', 'text_tokens'} <= self.backbone.provides
 
-    def over_the_photo(self, weights):
-        """[N] of patches -> [rows, cols]."""
+    def to_grid(self, weights):
+        """Arrange weights of patches, [N] -> [rows, columns]."""
         return weights.float().cpu().view(self.backbone.encoder.grid)
 
-    def of_last_block(self):
-        if 'image_attention' not in self.backbone.gives:
+    def last_block_maps(self):
+        if 'image_attention' not in self.backbone.provides:
             return []
-        (_, attended), _ = self.encoded
-        return [('the embedding looks at', self.over_the_photo(attended[0, 0, 1:]))]
+        (_, attention), _ = self.encoded
+        return [('attention of the embedding', self.to_grid(attention[0, 0, 1:]))]
 
     @torch.no_grad()
-    def of_heads(self):
+    def head_maps(self):
         if not self.has_tokens:
             return []
-        found, ((patches, of_image), (tokens, of_text)) = [], self.encoded
+        (patches, image_attention), (tokens, text_attention) = self.encoded
+        maps = []
         for head in self.model.heads:
             with self.model.autocast():
-                on_photo = head.maps('image', patches, None, of_image)
-                on_words = head.maps('text', tokens, self.ids.to(tokens.device), of_text)
-            found += [(self.titled(title, on_words.get(title)), self.over_the_photo(rows[0])) for title, rows in on_photo.items()]
-        return found
+                image_maps = head.attention_maps('image', patches, None, image_attention)
+                word_weights = head.attention_maps('text', tokens, self.ids.to(tokens.device), text_attention)
+            maps += [(self.format_title(title, word_weights.get(title)), self.to_grid(weights[0]))
+                     for title, weights in image_maps.items()]
+        return maps
 
-    def titled(self, title, weights):
-        """A map's title with the words of largest weight [1, L], in the caption's order."""
-        weights = {} if weights is None else {place: float(weights[0, place]) for place in self.words}
-        best = sorted((place for place in weights if weights[place] > 0), key=lambda place: -weights[place])[:NAMED]
-        return f'{title}: {" ".join(self.word(place) for place in sorted(best))}' if best else title
+    def format_title(self, title, weights):
+        """Add the words of largest weight to the title of a map, in the caption's order; ``weights`` [1, L] or None."""
+        weights = {} if weights is None else {position: float(weights[0, position]) for position in self.positions}
+        positive = (position for position in weights if weights[position] > 0)
+        best = sorted(positive, key=lambda position: -weights[position])[:TITLE_WORDS]
+        return f'{title}: {" ".join(self.decode_word(position) for position in sorted(best))}' if best else title
 
-    def word(self, place):
-        return self.people.tokenizer.decode([int(self.ids[0, place])]).strip()
+    def decode_word(self, position):
+        return self.people.tokenizer.decode([int(self.ids[0, position])]).strip()
 
-    def fall(self):
-        """[rows, cols]: what each piece's hiding, under the mean colour, takes away from the similarity."""
+    def occlusion_map(self):
+        """Compute how much the similarity drops if a cell of the image has the mean color: [rows, columns]."""
         height, width = self.image.shape[1:]
-        rows, cols = min(PIECES[0], height), min(PIECES[1], width)
-        hidden = self.image.repeat(rows * cols, 1, 1, 1)                                     # [rows * cols, 3, H, W]
-        for number, one in enumerate(hidden):
-            row, col = divmod(number, cols)
-            one[:, row * height // rows:(row + 1) * height // rows, col * width // cols:(col + 1) * width // cols] = 0
-        return (self.similarity - self.people.embed(list(hidden)) @ self.query).view(rows, cols)
+        rows, columns = min(OCCLUSION_GRID[0], height), min(OCCLUSION_GRID[1], width)
+        occluded = self.image.repeat(rows * columns, 1, 1, 1)                                # [rows * columns, 3, H, W]
+        for number, image in enumerate(occluded):
+            row, column = divmod(number, columns)
+            top, bottom = row * height // rows, (row + 1) * height // rows
+            left, right = column * width // columns, (column + 1) * width // columns
+            image[:, top:bottom, left:right] = 0
+        similarities = self.people.embed_images(list(occluded)) @ self.text_embedding
+        return (self.similarity - similarities).view(rows, columns)
 
     @torch.no_grad()
-    def of_words(self):
-        """[(word, [rows, cols] or None)] of the caption's tokens between start and end."""
-        words = [self.word(place) for place in self.words]
+    def word_maps(self):
+        """Return ``[(word, [rows, columns] or None)]`` for the caption's tokens between start and end token."""
+        words = [self.decode_word(position) for position in self.positions]
         if not self.has_tokens:
             return [(word, None) for word in words]
         model, ((patches, _), (tokens, _)) = self.model, self.encoded
         with model.autocast():
             if hasattr(model, 'cross_attn'):
-                _, maps = model.cross_attn(model.ln_pre_t(tokens), *[model.ln_pre_i(patches)] * 2, need_map=True)      # [1, L, N]
+                keys = model.ln_pre_i(patches)
+                _, maps = model.cross_attn(model.ln_pre_t(tokens), keys, keys, need_map=True)      # [1, L, N]
             else:
                 maps = F.normalize(tokens.float(), dim=-1) @ F.normalize(patches.float(), dim=-1).transpose(1, 2)
-        return [(word, self.over_the_photo(maps[0, place, 1:])) for word, place in zip(words, self.words)]
+        return [(word, self.to_grid(maps[0, position, 1:])) for word, position in zip(words, self.positions)]
 
-    def left_out(self):
-        """What each token's leaving out takes away from the similarity."""
-        ids, pad = self.ids[0], self.people.tokenizer.pad
-        without = [F.pad(torch.cat([ids[:place], ids[place + 1:]]), (0, 1), value=pad) for place in self.words]
-        if len(without) < 2:
-            return [0.0] * len(without)
-        return (self.similarity - F.normalize(embed_queries(self.model, torch.stack(without)), dim=1) @ self.own).tolist()
+    def word_drops(self):
+        """Return how much the similarity drops without each token of the caption."""
+        ids, pad = self.ids[0], self.people.tokenizer.pad_id
+        shortened = [F.pad(torch.cat([ids[:position], ids[position + 1:]]), (0, 1), value=pad)
+                     for position in self.positions]
+        if len(shortened) < 2:
+            return [0.0] * len(shortened)
+        embeddings = F.normalize(embed_queries(self.model, torch.stack(shortened)), dim=1)
+        return (self.similarity - embeddings @ self.image_embedding).tolist()

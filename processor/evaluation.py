@@ -1,15 +1,14 @@
-"""Embedding a split and ranking it."""
+"""Embed a split and rank it."""
 import contextlib
 import logging
 
 import torch
 
-from datasets.sampler import batches_of
-from processor.step import ready
+from datasets.sampler import split_into_batches
+from processor.step import get_image_stats, prepare_batch
 from utils import comm
-from utils import pixels as known_pixels
 from utils.errors import UserError
-from utils.metrics import retrieval_metrics, table
+from utils.metrics import retrieval_metrics, format_table
 from utils.ranking import rank_embeddings
 
 logger = logging.getLogger('Pedestal.eval')
@@ -18,110 +17,169 @@ logger = logging.getLogger('Pedestal.eval')
 class Evaluator:
     """Embeds a split and ranks it: ``Evaluator(img_loader, txt_loader).eval(model)``.
 
-    The loaders iterate ``(pids, images)`` and ``(pids, caption_ids)``; their datasets give single samples for the check.
-    After :meth:`eval`, ``results`` holds ``{task: summary}``. Several processes call it together: each embeds its batches, the first one
-    ranks, and all have the results.
+    With several processes, all ranks call it together. Each rank embeds a shard of the batches, the main process ranks,
+    and all ranks have the results.
+
+    Args:
+        img_loader: a loader of ``(pids, images)``.
+        txt_loader: a loader of ``(pids, caption_ids)``.
+
+    Attributes:
+        results: ``{task: metrics}`` after :meth:`eval`.
+        metric_label, metric_key: the metric that :meth:`eval` returns: its name in texts, and its key in ``results``.
     """
+
+    metric_label, metric_key = 'Rank-1', 'R1'
 
     def __init__(self, img_loader, txt_loader):
         self.img_loader, self.txt_loader = img_loader, txt_loader
         self.results = {}
 
     def _compute_embedding(self, model):
-        """``(qfeats [Q, D], gfeats [G, D], qids [Q], gids [G])`` on the CPU, float32, not normalised."""
-        qfeats, qids = embed(model.encode_text, self.txt_loader, model, shared=True)
-        gfeats, gids = embed(model.encode_image, self.img_loader, model, shared=True)
+        """Return ``(qfeats [Q, D], gfeats [G, D], qids [Q], gids [G])`` on the CPU, float32, not normalized."""
+        qfeats, qids = embed(model.encode_text, self.txt_loader, model, distributed=True)
+        gfeats, gids = embed(model.encode_image, self.img_loader, model, distributed=True)
         return qfeats, gfeats, qids, gids
 
     def eval(self, model, i2t_metric=False):
-        """Log the table of text-to-image and, if asked, image-to-text metrics; returns text-to-image Rank-1 in percent."""
-        embeddings = self._compute_embedding(model)
-        self.results = comm.by_first(lambda: retrieval_results(*embeddings, i2t_metric, getattr(model, 'parts', ())))
-        logger.info('\n%s', table(self.results))
-        if self.results['t2i']['ties']:
-            logger.warning('ties decide the ranking of %d queries (ranked in gallery order)', self.results['t2i']['ties'])
+        """Log the table of metrics and return text-to-image Rank-1 in percent.
+
+        Args:
+            model: a :class:`~model.build.RetrievalModel`.
+            i2t_metric: whether to compute image-to-text metrics also.
+        """
+        embeddings, parts = self._compute_embedding(model), getattr(model, 'embedding_parts', ())
+        self.results = comm.run_on_main_process(lambda: evaluate_embeddings(*embeddings, i2t_metric, parts))
+        logger.info('\n%s', format_table(self.results))
+        ties = self.results['t2i']['ties']
+        if ties:
+            logger.warning('ties decide the ranking of %d queries: equal similarities keep the gallery order', ties)
         return self.results['t2i']['R1']
 
 
-def retrieval_results(qfeats, gfeats, qids, gids, i2t_metric=False, parts=()):
-    """``{'t2i': summary}``, and ``'i2t'`` if asked, of embeddings [Q, D] and [G, D] compared by cosine similarity; see :func:`rankings`."""
-    return {task: retrieval_metrics(ranking) for task, ranking in rankings(qfeats, gfeats, qids, gids, i2t_metric, parts).items()}
+def evaluate_embeddings(qfeats, gfeats, qids, gids, i2t_metric=False, parts=()):
+    """Compute ``{task: metrics}`` of embeddings; see :func:`compute_rankings`."""
+    rankings = compute_rankings(qfeats, gfeats, qids, gids, i2t_metric, parts)
+    return {task: retrieval_metrics(ranking) for task, ranking in rankings.items()}
 
 
-def rankings(qfeats, gfeats, qids, gids, i2t_metric=False, parts=()):
-    """``{'t2i': Ranking}``, and ``'i2t'`` if asked, of embeddings [Q, D] and [G, D] compared by cosine similarity. Of embeddings made of
-    several ``parts`` (:class:`model.build.Part`) each one's own comes before, as ``'<name>-t2i'``."""
-    broken = [f'{int(bad)} of {len(feats)} {side}' for side, feats in (('caption', qfeats), ('image', gfeats))
-              if (bad := (~feats.norm(dim=1).isfinite()).sum())]
+def compute_rankings(qfeats, gfeats, qids, gids, i2t_metric=False, parts=()):
+    """Rank embeddings by cosine similarity.
+
+    Args:
+        qfeats: [Q, D] embeddings of captions.
+        gfeats: [G, D] embeddings of images.
+        qids: [Q] identities of the captions.
+        gids: [G] identities of the images.
+        i2t_metric: whether to rank captions for images also.
+        parts: the parts of an embedding (:class:`model.build.EmbeddingPart`), if each is ranked separately also.
+
+    Returns:
+        ``{task: Ranking}`` with the tasks ``<part>-t2i``, ``t2i`` and ``i2t``, in this order.
+
+    Raises:
+        UserError: an embedding is not finite.
+    """
+    broken = [f'{int(count)} of {len(feats)} {side}' for side, feats in (('caption', qfeats), ('image', gfeats))
+              if (count := (~feats.norm(dim=1).isfinite()).sum())]
     if broken:
-        raise UserError(f"{' and '.join(broken)} embeddings are NaN or infinite; nothing is ranked")
-    found = {f'{part.name}-t2i': rank_embeddings(qfeats[:, part.columns], gfeats[:, part.columns], qids, gids) for part in parts}
-    found['t2i'] = rank_embeddings(qfeats, gfeats, qids, gids)
+        raise UserError(f"{' and '.join(broken)} embeddings are NaN or infinite, so nothing is ranked: the checkpoint "
+                        'is damaged, or its training diverged')
+    rankings = {f'{part.name}-t2i': rank_embeddings(qfeats[:, part.columns], gfeats[:, part.columns], qids, gids)
+                for part in parts}
+    rankings['t2i'] = rank_embeddings(qfeats, gfeats, qids, gids)
     if i2t_metric:
-        found['i2t'] = rank_embeddings(gfeats, qfeats, gids, qids)
-    return found
+        rankings['i2t'] = rank_embeddings(gfeats, qfeats, gids, qids)
+    return rankings
 
 
 @torch.no_grad()
-def embed(encode, loader, model, shared=False):
-    """All of a loader's embeddings [S, D] and pids [S], in its order, on the CPU, with the model in evaluation mode for as long.
+def embed(encode, loader, model, distributed=False):
+    """Embed all samples of a loader, with the model in evaluation mode.
 
-    ``shared``: all processes call this, and take batches by turns where the loader's sampler can (:class:`datasets.sampler.SplitSampler`).
-    Each batch is the one that a single process would make, and so are the embeddings, to the last digit.
+    If a caption's embedding does not depend on its batch, captions are embedded in order of decreasing length. The
+    loader's sampler must support it (:class:`datasets.sampler.CaptionSampler`).
 
-    Where a caption's embedding is its own alone, captions come the longest first from a loader that can
-    (:class:`datasets.sampler.CaptionSampler`), and are put back in order here.
+    Args:
+        encode: the model's method that encodes a batch, such as ``model.encode_text``.
+        loader: a loader of ``(pids, samples)``.
+        model: a :class:`~model.build.RetrievalModel`.
+        distributed: whether all ranks call this function and share the batches. The loader's sampler must support it
+            (:class:`datasets.sampler.SplitSampler`). The batches are those of a single process, and so are the
+            embeddings, to the last digit.
+
+    Returns:
+        ``(embeddings [S, D], pids [S])`` in the loader's order, on the CPU.
+
+    Raises:
+        UserError: the loader has no samples.
     """
     device, was_training = next(model.parameters()).device, model.training
-    of_captions = encode == model.encode_text
-    cut = getattr(model, 'without_padding', None) if of_captions else None
-    field, pixels = 'caption_ids' if of_captions else 'images', getattr(model, 'pixels', known_pixels.CLIP)
+    is_text = encode == model.encode_text
+    trim_padding = getattr(model, 'trim_padding', None) if is_text else None
+    sorts_captions = trim_padding is not None and not model.refines_embeddings
+    field, image_stats = 'caption_ids' if is_text else 'images', get_image_stats(loader, model)
     pids, feats = [], []
     model.eval()
     try:
-        with longest_first(loader, cut is not None and not model.refines) as order, by_turns(loader, shared, order) as order_of_all:
-            for pid, sample in loader:
-                pids.append(torch.as_tensor(pid).flatten())
-                feats.append(encode(ready({field: sample}, device, cut, pixels)[field]).float())
+        with (sorted_by_length(loader, sorts_captions) as order,
+              sharded_across_ranks(loader, distributed, order) as global_order):
+            for batch_pids, samples in loader:
+                pids.append(torch.as_tensor(batch_pids).flatten())
+                batch = prepare_batch({field: samples}, device, trim_padding, image_stats)
+                feats.append(encode(batch[field]).float())
     finally:
         model.train(was_training)
-    found = (torch.cat(feats).cpu(), torch.cat(pids)) if feats else None   # one transfer: the GPU never waits for the host
-    if order_of_all is not None:
-        order, parts = order_of_all, [part for part in comm.of_all(found) if part]
-        found = [torch.cat(side) for side in zip(*parts)]
-    if not found:
+    embedded = (torch.cat(feats).cpu(), torch.cat(pids)) if feats else None   # one transfer from the GPU
+    if global_order is not None:
+        order, shards = global_order, [shard for shard in comm.all_gather_object(embedded) if shard]
+        embedded = [torch.cat(tensors) for tensors in zip(*shards)]
+    if not embedded:
         raise UserError('nothing to evaluate: the split is empty')
-    feats, pids = found
+    feats, pids = embedded
     return (feats, pids) if order is None else (feats[order.argsort()], pids[order.argsort()])
 
 
 @contextlib.contextmanager
-def by_turns(loader, wanted, order):
-    """Each process gets its batches of the loader's alone, if that is wanted and the loader's sampler can; gives the order [S] of all
-    processes' samples, one process's behind another's, else None. ``order`` [S]: the loader's, None: the dataset's."""
-    sampler = getattr(loader, 'sampler', None)
-    if not wanted or comm.get_world_size() == 1 or not hasattr(sampler, 'turn'):
+def sharded_across_ranks(loader, enabled, order):
+    """Let the loader iterate this rank's batches only, inside the ``with`` block.
+
+    Args:
+        loader: a data loader.
+        enabled: whether to shard. A loader whose sampler does not support it is never sharded.
+        order: [S] the sample indices in the loader's order; None: the dataset's order.
+
+    Yields:
+        [S] the sample indices of rank 0's batches, then rank 1's, and so on; None if the loader is not sharded.
+    """
+    sampler, world_size = getattr(loader, 'sampler', None), comm.get_world_size()
+    if not enabled or world_size == 1 or not hasattr(sampler, 'shard'):
         yield None
         return
-    order, world = torch.arange(len(sampler)) if order is None else order, comm.get_world_size()
-    batches = [batch for number in range(world) for batch in batches_of(order, loader.batch_size, number, world)]
-    sampler.turn = loader.batch_size, comm.get_rank(), world
+    order = torch.arange(len(sampler)) if order is None else order
+    batches = [batch for rank in range(world_size)
+               for batch in split_into_batches(order, loader.batch_size, rank, world_size)]
+    sampler.shard = loader.batch_size, comm.get_rank(), world_size
     try:
-        with comm.one_for_all():
+        with comm.raise_on_all_ranks():
             yield torch.cat(batches) if batches else order
     finally:
-        sampler.turn = None
+        sampler.shard = None
 
 
 @contextlib.contextmanager
-def longest_first(loader, wanted):
-    """Captions by falling length within, if that is wanted and the loader's sampler can; gives the order [S], else None."""
+def sorted_by_length(loader, enabled):
+    """Let the loader iterate captions in order of decreasing length, inside the ``with`` block.
+
+    Yields:
+        [S] the sample indices in that order; None if it is not enabled or the loader's sampler does not support it.
+    """
     sampler = getattr(loader, 'sampler', None)
-    if not wanted or not hasattr(sampler, 'by_length'):
+    if not enabled or not hasattr(sampler, 'sorts_by_length'):
         yield None
         return
-    sampler.by_length = True
+    sampler.sorts_by_length = True
     try:
         yield sampler.order
     finally:
-        sampler.by_length = False
+        sampler.sorts_by_length = False

@@ -1,37 +1,46 @@
-"""What a run is evaluated with while it trains."""
+"""The evaluator of a training run."""
 import logging
 
 from processor.evaluation import Evaluator
-from processor.recognition import Recogniser
+from processor.recognition import AttributeEvaluator
 
 logger = logging.getLogger('Pedestal.eval')
 
 
 def build_evaluator(evaluations):
-    """The evaluator for ``{dataset: (images, captions)}``, loaders of a split; of several datasets it is :class:`EachDataset`."""
-    each = {name: Recogniser(images) if images.dataset.recognises else Evaluator(images, captions)
-            for name, (images, captions) in evaluations.items()}
-    return next(iter(each.values())) if len(each) == 1 else EachDataset(each)
+    """Build the evaluator of one or several datasets.
+
+    Args:
+        evaluations: ``{dataset: (image loader, caption loader)}`` of a split.
+    """
+    evaluators = {name: AttributeEvaluator(images) if images.dataset.evaluates_attributes
+                  else Evaluator(images, captions) for name, (images, captions) in evaluations.items()}
+    return next(iter(evaluators.values())) if len(evaluators) == 1 else MultiDatasetEvaluator(evaluators)
 
 
-class EachDataset:
-    """Evaluates on several datasets, ``{name: evaluator}``. The first one's figure is what :meth:`eval` returns, and what chooses the best
-    epoch.
+class MultiDatasetEvaluator:
+    """Evaluates a model on several datasets. The first dataset selects the best epoch.
 
-    After :meth:`eval`, ``results`` holds the first one's, and ``others`` ``{name: summary}`` of each of the others.
+    Args:
+        evaluators: ``{dataset: evaluator}``.
+
+    Attributes:
+        results: the first dataset's results after :meth:`eval`.
+        other_results: ``{dataset: metrics}`` of the other datasets after :meth:`eval`.
     """
 
     def __init__(self, evaluators):
-        self.evaluators, self.results, self.others = evaluators, {}, {}
-        first, evaluator = next(iter(evaluators.items()))
-        self.measure = f"{getattr(evaluator, 'measure', 'Rank-1')} on {first}"
+        self.evaluators, self.results, self.other_results = evaluators, {}, {}
+        name, evaluator = next(iter(evaluators.items()))
+        self.metric_label, self.metric_key = f'{evaluator.metric_label} on {name}', evaluator.metric_key
 
     def eval(self, model):
+        """Evaluate a model and return the first dataset's metric in percent."""
         figures = []
         for name, evaluator in self.evaluators.items():
-            logger.info('on %s', name)
+            logger.info('evaluation on %s', name)
             figures.append(evaluator.eval(model))
-        found = {name: evaluator.results for name, evaluator in self.evaluators.items()}
-        first, *others = found
-        self.results, self.others = found[first], {name: found[name]['t2i'] for name in others}
+        results = {name: evaluator.results for name, evaluator in self.evaluators.items()}
+        first, *others = results
+        self.results, self.other_results = results[first], {name: results[name]['t2i'] for name in others}
         return figures[0]

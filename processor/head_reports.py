@@ -1,33 +1,30 @@
-"""Reports that heads make of a trained model (:meth:`model.heads.Head.report`): found by their flags, written beside the checkpoint."""
+"""Reports of heads about a trained model (:meth:`model.heads.Head.report`), requested by flags of test.py."""
 import json
 import logging
 
-from model.heads import head_classes
+from model.heads import heads_with_report
 from utils.errors import UserError
+from utils.figures import save_figure
 from utils.iotools import atomic_write
-from utils.pictures import save_picture
 
 logger = logging.getLogger('Pedestal.test')
 
 
-def add_report_flags(parser):
-    """A flag for every head that has a report, whether a run uses the head or not."""
-    for head in reporting_classes():
-        parser.add_argument(f'--{head.report_flag}', action='store_true', help=head.report_help)
+def requested_heads(args, model):
+    """List the model's heads whose reports the options request.
+
+    Raises:
+        UserError: the model has no such head.
+    """
+    return [get_reporting_head(model, cls) for cls in heads_with_report() if getattr(args, cls.report_flag)]
 
 
-def reporting_classes():
-    return [head for head in head_classes() if head.report_flag]
+def get_reporting_head(model, cls):
+    """Return the model's head of a class.
 
-
-def heads_asked(args, model):
-    """The model's heads whose reports ``args`` ask for. Raises UserError where the model has no such head: before anything is
-    evaluated."""
-    return [head_with_report(model, cls) for cls in reporting_classes() if getattr(args, cls.report_flag)]
-
-
-def head_with_report(model, cls):
-    """The head of the class in the model. Raises UserError where there is none, or none that can make its report."""
+    Raises:
+        UserError: the model has none, or it cannot create its report.
+    """
     for head in model.heads:
         if isinstance(head, cls) and head.has_report():
             return head
@@ -35,13 +32,21 @@ def head_with_report(model, cls):
 
 
 def write_report(head, split, path):
-    """Make a head's report of a :class:`processor.runs.Split`, write ``<path>.json`` and ``<path>.png``, and return its text. Files
-    that cannot be written are a line in the log."""
+    """Create a head's report and write ``<path>.json`` and ``<path>.png``. A warning is logged if writing fails.
+
+    Args:
+        head: a head with a report.
+        split: the :class:`processor.runs.Split` to report on.
+        path: the path of the files, without extension.
+
+    Returns:
+        The report as text.
+    """
     report = head.report(split)
     try:
         with atomic_write(f'{path}.json') as file:
             json.dump(report.content, file, indent=1)
-        save_picture(report.draw(), f'{path}.png', dpi=100)
+        save_figure(report.draw(), f'{path}.png', dpi=100)
     except UserError as error:
         logger.warning('the report of --%s is not saved: %s', head.report_flag, error)
     return report.text

@@ -1,88 +1,105 @@
-"""A run's evaluations while it trained: the best epoch, the last one, and the mean of the last five.
+"""The evaluations of a run while it trained: the best epoch, the last epoch, and the mean of the last five epochs.
 
-The best of 60 epochs on the split that chose it is a maximum of 60 noisy figures: it lies above what the run reaches as a rule. The
-last epoch was chosen by nothing, and the mean of the last five has less noise.
+The best epoch is the maximum of many noisy evaluations on the split that selects it. It is therefore higher than the
+model's expected performance. No split selects the last epoch, and the mean of the last five epochs has less noise.
 """
-import json
 import os
 import statistics
 
-MEAN_OF = 5   # epochs at the end
+from utils.iotools import parse_json
+
+MEAN_EPOCHS = 5   # number of epochs before the end whose evaluations are averaged
+METRIC_LABELS = {'R1': 'Rank-1', 'mA': 'mA'}   # metrics that select the best epoch: of retrieval, of attributes
 
 
 def read_evaluations(folder, dataset=''):
-    """The evaluations in a run's ``metrics.jsonl``, by epoch: ``[{'epoch', 'split', 'R1', ...}]``; none for a run of other code.
-    ``dataset``: of a run that is evaluated on several, one of :func:`further_datasets`; by default the one that chooses the best epoch."""
+    """Read the evaluations in a run's ``metrics.jsonl``.
+
+    Args:
+        folder: the run's folder.
+        dataset: one of :func:`further_datasets`; by default the dataset that selects the best epoch.
+
+    Returns:
+        ``[{'epoch', 'split', 'R1', ...}]``, sorted by epoch; empty if another program wrote the folder.
+    """
     kind = f'evaluation/{dataset}' if dataset else 'evaluation'
-    evaluations = {entry['epoch']: entry for entry in read_journal(folder) if entry['kind'] == kind}
-    return [{name: value for name, value in evaluations[epoch].items() if name not in ('kind', 'step')} for epoch in sorted(evaluations)]
+    evaluations = {record['epoch']: record for record in read_metrics_log(folder) if record['kind'] == kind}
+    return [{name: value for name, value in evaluations[epoch].items() if name not in ('kind', 'step')}
+            for epoch in sorted(evaluations)]
 
 
 def further_datasets(folder):
-    """The datasets that a run is evaluated on beside the one that chooses the best epoch."""
-    kinds = dict.fromkeys(entry['kind'] for entry in read_journal(folder))
+    """List the evaluated datasets of a run, without the one that selects the best epoch."""
+    kinds = dict.fromkeys(record['kind'] for record in read_metrics_log(folder))
     return [kind.removeprefix('evaluation/') for kind in kinds if kind.startswith('evaluation/')]
 
 
-def read_journal(folder):
-    """The facts in a run's ``metrics.jsonl``, in order; none for a run of other code."""
+def read_metrics_log(folder):
+    """Read the records of a run's ``metrics.jsonl``, in order; an empty list if another program wrote the folder."""
     try:
         with open(os.path.join(folder, 'metrics.jsonl'), encoding='utf-8') as file:
-            return [entry for entry in map(fact_in, file) if entry is not None]
+            return [record for record in map(parse_record, file) if record is not None]
     except (OSError, UnicodeDecodeError):
         return []
 
 
-def fact_in(line):
+def parse_record(line):
     try:
-        entry = json.loads(line)
-        return entry if isinstance(entry['kind'], str) and isinstance(entry['epoch'], int) else None
-    except (ValueError, KeyError, TypeError):   # the line that a kill cut short
+        record = parse_json(line)
+        return record if isinstance(record['kind'], str) and isinstance(record['epoch'], int) else None
+    except (ValueError, KeyError, TypeError):   # such as a line that a kill cut off
         return None
 
 
-def best_last_mean(evaluations):
-    """``{'split', 'best': metrics, 'last': metrics, 'mean': metrics}``, each with its ``epochs``; {} without evaluations.
+def summarize_evaluations(evaluations):
+    """Compute the best epoch, the last epoch, and the mean of the last five epochs.
 
-    The best is the first of equals by Rank-1, as ``best.pth`` is. The mean is of the evaluations in the last five epochs.
+    The best epoch is the first one with the highest Rank-1 (mA for attributes), as in ``best.pth``.
 
-    >>> runs = [{'epoch': epoch, 'split': 'test', 'R1': r1} for epoch, r1 in enumerate((10.0, 40.0, 61.0, 59.0, 62.0, 58.0, 60.0), 1)]
-    >>> found = best_last_mean(runs)
-    >>> found['best'], found['last'], found['mean']
+    Args:
+        evaluations: the result of :func:`read_evaluations`.
+
+    Returns:
+        ``{'split', 'best': metrics, 'last': metrics, 'mean': metrics}``, where the metrics also name their ``epochs``;
+        ``{}`` without evaluations.
+
+    >>> rank1 = (10.0, 40.0, 61.0, 59.0, 62.0, 58.0, 60.0)
+    >>> evaluations = [{'epoch': epoch, 'split': 'test', 'R1': r1} for epoch, r1 in enumerate(rank1, 1)]
+    >>> summary = summarize_evaluations(evaluations)
+    >>> summary['best'], summary['last'], summary['mean']
     ({'R1': 62.0, 'epochs': [5]}, {'R1': 60.0, 'epochs': [7]}, {'R1': 60.0, 'epochs': [3, 4, 5, 6, 7]})
     """
     if not evaluations:
         return {}
-    measure = measure_of(evaluations[0])
-    best, last = max(evaluations, key=lambda one: one[measure]), evaluations[-1]
-    ending = [one for one in evaluations if one['epoch'] > last['epoch'] - MEAN_OF]
-    return {'split': last.get('split'), 'best': mean_of([best]), 'last': mean_of([last]), 'mean': mean_of(ending)}
+    metric, last = get_selection_metric(evaluations[0]), evaluations[-1]
+    best = max(evaluations, key=lambda evaluation: evaluation[metric])
+    latest = [evaluation for evaluation in evaluations if evaluation['epoch'] > last['epoch'] - MEAN_EPOCHS]
+    return {'split': last.get('split'), 'best': average_metrics([best]), 'last': average_metrics([last]),
+            'mean': average_metrics(latest)}
 
 
-MEASURES = {'R1': 'Rank-1', 'mA': 'mA'}   # what chooses the best epoch: of retrieval, of attributes
+def get_selection_metric(metrics):
+    """Return the key of the metric that selects the best epoch."""
+    return next(name for name in METRIC_LABELS if name in metrics)
 
 
-def measure_of(metrics):
-    return next(name for name in MEASURES if name in metrics)
-
-
-def mean_of(evaluations):
-    """The mean of each metric that all the evaluations have, and their ``epochs``."""
+def average_metrics(evaluations):
+    """Average each metric that all the evaluations have, and add their ``epochs``."""
     names = [name for name, value in evaluations[0].items() if name != 'epoch' and isinstance(value, (int, float))
-             and all(name in one for one in evaluations)]
-    means = {name: statistics.fmean(one[name] for one in evaluations) for name in names}
-    return {**means, 'epochs': [one['epoch'] for one in evaluations]}
+             and all(name in evaluation for evaluation in evaluations)]
+    means = {name: statistics.fmean(evaluation[name] for evaluation in evaluations) for name in names}
+    return {**means, 'epochs': [evaluation['epoch'] for evaluation in evaluations]}
 
 
-def in_words(found, dataset=''):
-    """A line for the log and under the table, which names the ``dataset`` if it is given; '' without evaluations."""
-    if not found:
+def format_summary(summary, dataset=''):
+    """Format the result of :func:`summarize_evaluations` as one line, with the dataset's name if it is given."""
+    if not summary:
         return ''
-    best, last, mean = found['best'], found['last'], found['mean']
-    measure = measure_of(best)
-    line = f"while training, on the {found['split']} split{dataset and f' of {dataset}'}: "
-    line += f"best {MEASURES[measure]} {best[measure]:.3f} at epoch {best['epochs'][0]}"
-    line += f", last {last[measure]:.3f} at epoch {last['epochs'][0]}"
+    best, last, mean = summary['best'], summary['last'], summary['mean']
+    metric, split = get_selection_metric(best), summary['split']
+    line = f'during training, on the {split} split' + (f' of {dataset}' if dataset else '')
+    line += f": best {METRIC_LABELS[metric]} {best[metric]:.3f} at epoch {best['epochs'][0]}"
+    line += f", last {last[metric]:.3f} at epoch {last['epochs'][0]}"
     if len(mean['epochs']) > 1:
-        line += f", mean of epochs {mean['epochs'][0]} to {mean['epochs'][-1]} {mean[measure]:.3f}"
+        line += f", mean of epochs {mean['epochs'][0]} to {mean['epochs'][-1]} {mean[metric]:.3f}"
     return line

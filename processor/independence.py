@@ -1,106 +1,149 @@
-"""Does each embedding depend on its own sample alone?"""
+"""Check that each embedding depends on its own sample only, not on its neighbors in the batch."""
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
-from processor.step import ready
-from utils import pixels as known_pixels
+from processor.step import get_image_stats, prepare_batch
 from utils import precision
 
-IN_COMPANY = 1e-4   # the cosine distance that other neighbours may make, where all else, and so the rounding, stays the same
-SAMPLES = 6         # of each side: at most 18 passes, 2% of RSTPReid's test split, the smallest of the published ones
+NEIGHBOR_TOLERANCE = 1e-4   # cosine distance; the batch size is the same, so rounding is the same also
+SAMPLES = 6                 # captions, and images: 18 forward passes, 2% of RSTPReid's test split, the smallest one
 
 
-class SecondStageMove(NamedTuple):
-    """How far scores of pairs depend on the other pairs of their batch, as a share of their caption's range of scores."""
+class BatchDependence(NamedTuple):
+    """How far the scores of pairs depend on the other pairs of their batch.
+
+    Attributes:
+        largest: the largest change of a score, as a fraction of the range of its caption's scores.
+        allowed: the largest allowed change.
+    """
     largest: float
     allowed: float
 
     @property
-    def holds(self):
+    def is_independent(self):
+        """Whether the scores are independent of their batch."""
         return self.largest <= self.allowed
 
     def __str__(self):
-        return f"; a pair's score of the second stage moves by {self.largest:.1e} of its caption's range (allowed: {self.allowed:g})"
+        return (f"; the batch changes a pair's re-ranking score by {self.largest:.1e} of its caption's range "
+                f'(allowed: {self.allowed:g})')
 
 
 @dataclass
 class Independence:
-    """How far embeddings depend on their neighbours in the batch, in cosine distances, for ``'text'`` and ``'image'``."""
-    worst: dict = field(default_factory=dict)     # between the evaluation's own embeddings and those of batches of one
-    company: dict = field(default_factory=dict)   # between the same samples at the same place of batches of other neighbours
-    threshold: float = 1e-4                       # for worst: in half precision, batches of one are rounded otherwise
+    """How far embeddings depend on their batch, in cosine distances of ``'text'`` and ``'image'`` embeddings.
+
+    The attributes are also keys of metrics.json.
+
+    Attributes:
+        worst: the largest distance between the embeddings of the evaluation and those of batches of one sample.
+        company: the largest distance between embeddings at the same place of batches with other neighbors.
+        threshold: the allowed distance in ``worst``: half precision rounds batches of one sample differently.
+        samples: the number of captions, and of images.
+        second_stage: the :class:`BatchDependence` of re-ranking scores; None without ``--rerank``.
+    """
+    worst: dict = field(default_factory=dict)
+    company: dict = field(default_factory=dict)
+    threshold: float = 1e-4
     samples: int = 0
-    second_stage: SecondStageMove | None = None   # of --rerank
+    second_stage: BatchDependence | None = None
 
     @property
-    def holds(self):
+    def is_independent(self):
+        """Whether embeddings and re-ranking scores are independent of their batch."""
         return (all(distance <= self.threshold for distance in self.worst.values())
-                and all(distance <= IN_COMPANY for distance in self.company.values())
-                and (self.second_stage is None or self.second_stage.holds))
+                and all(distance <= NEIGHBOR_TOLERANCE for distance in self.company.values())
+                and (self.second_stage is None or self.second_stage.is_independent))
 
     def __str__(self):
-        """One line where all is well, and the distances in full where it isn't."""
-        if self.holds:
+        """Describe the result in a line; if the check fails, with all distances."""
+        if self.is_independent:
             largest = max([*self.worst.values(), *self.company.values()], default=0.0)
             return (f'each embedding depends on its own sample alone (largest cosine distance {largest:.1e} over '
                     f'{self.samples} captions and {self.samples} images)')
-        alone, company = (', '.join(f'{side} {distance:.1e}' for side, distance in distances.items())
-                          for distances in (self.worst, self.company))
-        return ('EMBEDDINGS DEPEND ON THE BATCH: the numbers above are of embeddings that saw their neighbours '
-                f'(largest cosine distance over {self.samples} samples to themselves one by one: {alone} (allowed: {self.threshold:g}), '
-                f'and beside other neighbours: {company} (allowed: {IN_COMPANY:g}){self.second_stage or ""})')
+        single, neighbors = (', '.join(f'{side} {distance:.1e}' for side, distance in distances.items())
+                             for distances in (self.worst, self.company))
+        return ('EMBEDDINGS DEPEND ON THE BATCH: the first table is of embeddings that depend on their neighbors '
+                f'(largest cosine distance over {self.samples} samples to batches of one sample: {single} '
+                f'(allowed: {self.threshold:g}), with other neighbors: {neighbors} (allowed: {NEIGHBOR_TOLERANCE:g})'
+                f'{self.second_stage or ""})')
 
 
 def check_independence(model, img_loader, txt_loader, embeddings=None, samples=SAMPLES):
-    """Does each embedding depend on its own sample alone?
+    """Check that each embedding depends on its own sample only.
 
-    Takes ``samples`` captions and images, spread over the split in pairs of neighbours, and compares ``embeddings`` (the loaders'
-    own, ``(qfeats, gfeats)``) and those of the samples in one batch with those of batches of one: a cosine distance above 1e-4 in
-    float32, 1e-2 in half precision, is a difference. Some leaks do not show so: a batch in another order holds the same
-    neighbours, batches of one are an evaluation's own at ``--test_batch_size 1``, and half precision allows for much. So half of
-    the samples are embedded once more, at the same places of an equally large batch, with other neighbours: without a leak these are
-    the same to the last bit, and 1e-4 is a difference in any precision.
+    The check has two parts, on samples that are spread over the split in pairs of neighbors:
+
+    1. Compare the embeddings of the evaluation, and those of one batch of the samples, with batches of one sample. The
+       allowed cosine distance is 1e-4 in float32 and 1e-2 in half precision.
+    2. Embed half of the samples again, at the same places of a batch of the same size, with other neighbors. The
+       allowed cosine distance is 1e-4, because the rounding is the same. This part finds dependence that the first
+       cannot: a shuffled batch may hold the same neighbors, ``--test_batch_size 1`` has batches of one sample, and
+       half precision allows larger distances.
+
+    Args:
+        model: a :class:`~model.build.RetrievalModel`.
+        img_loader: a loader of the split's images.
+        txt_loader: a loader of the split's captions.
+        embeddings: ``(qfeats, gfeats)`` of the evaluation.
+        samples: the number of captions, and of images.
+
+    Returns:
+        An :class:`Independence`.
     """
     device = next(model.parameters()).device
-    half = precision.amp_dtype(model.amp, device) is not None if hasattr(model, 'amp') else False
-    result = Independence(threshold=1e-2 if half else 1e-4, samples=samples)
+    is_half = hasattr(model, 'amp') and precision.amp_dtype(model.amp, device) is not None
+    result = Independence(threshold=1e-2 if is_half else 1e-4, samples=samples)
     sides = (('text', model.encode_text, txt_loader, 0), ('image', model.encode_image, img_loader, 1))
     was_training = model.training
     model.eval()
     try:
         for side, encode, loader, position in sides:
-            chosen = neighbours(len(loader.dataset), samples)
-            inputs = torch.stack([loader.dataset[i][1] for i in chosen])
-            field, pixels = 'images' if side == 'image' else 'caption_ids', getattr(model, 'pixels', known_pixels.CLIP)
-            inputs = ready({field: inputs}, device, pixels=pixels)[field]
-            given = embeddings[position][chosen] if embeddings else None
-            result.worst[side], result.company[side] = moves(encode, inputs, given)
+            indices = neighbor_indices(len(loader.dataset), samples)
+            inputs = torch.stack([loader.dataset[i][1] for i in indices])
+            field = 'images' if side == 'image' else 'caption_ids'
+            inputs = prepare_batch({field: inputs}, device, image_stats=get_image_stats(loader, model))[field]
+            evaluated = embeddings[position][indices] if embeddings else None
+            result.worst[side], result.company[side] = measure_distances(encode, inputs, evaluated)
     finally:
         model.train(was_training)
     return result
 
 
-def neighbours(total, samples):
-    """Indices of ``samples // 2`` samples spread over ``total``, and then of those that follow them."""
+def neighbor_indices(total, samples):
+    """Return the indices of ``samples // 2`` samples spread over ``total``, then those of the samples after them.
+
+    >>> neighbor_indices(1000, 6)
+    [0, 499, 998, 1, 500, 999]
+    """
     first = torch.linspace(0, max(total - 2, 0), samples // 2).long().tolist()
     return first + [min(index + 1, total - 1) for index in first]
 
 
 @torch.no_grad()
-def moves(encode, inputs, given):
-    """(distance to batches of one, distance between two companies) of ``inputs`` [S, ...]: S one by one, S together, and their
-    first half beside copies of the first of them. ``given`` [S, D]: their embeddings in the evaluation, or None."""
+def measure_distances(encode, inputs, evaluated):
+    """Measure how far embeddings depend on their batch.
+
+    Args:
+        encode: the model's method that encodes a batch.
+        inputs: [S, ...] samples.
+        evaluated: [S, D] their embeddings in the evaluation; None if unknown.
+
+    Returns:
+        ``(largest distance to batches of one sample, largest distance between batches with other neighbors)``.
+    """
     half = len(inputs) // 2
-    together = encode(inputs).float().cpu()
-    elsewhere = encode(torch.cat([inputs[:half], inputs[:1].expand_as(inputs[half:])])).float().cpu()
-    alone = torch.cat([encode(inputs[i:i + 1]).float().cpu() for i in range(len(inputs))])
-    by_batches = [together] if given is None else [together, given]
-    return max(largest_distance(alone, other) for other in by_batches), largest_distance(together[:half], elsewhere[:half])
+    batched = encode(inputs).float().cpu()
+    other_neighbors = encode(torch.cat([inputs[:half], inputs[:1].expand_as(inputs[half:])])).float().cpu()
+    single = torch.cat([encode(inputs[i:i + 1]).float().cpu() for i in range(len(inputs))])
+    compared = [batched] if evaluated is None else [batched, evaluated]
+    return (max(largest_distance(single, embeddings) for embeddings in compared),
+            largest_distance(batched[:half], other_neighbors[:half]))
 
 
 def largest_distance(a, b):
-    """The largest cosine distance between rows of [S, D] and [S, D]."""
+    """Return the largest cosine distance between the rows of [S, D] and [S, D]."""
     return (1 - F.cosine_similarity(a.double(), b.double())).clamp(min=0).max().item()

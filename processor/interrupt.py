@@ -1,35 +1,48 @@
-"""Ctrl-C and SIGTERM: save, then leave."""
+"""Ctrl-C and SIGTERM during training: the run saves its state and exits."""
 import signal
 import threading
+import time
 
 from utils import comm
 
 
-class Stopped(Exception):
-    """A signal asks the program to leave, and everything worth keeping is on disk."""
+class Interrupted(Exception):
+    """Training stops because of a signal. The state is already saved."""
 
 
-class Interrupt:
-    """While active, the first SIGINT or SIGTERM is noted in ``requested`` for the loop to act on between two steps; where
-    ``at_once`` is set it raises :class:`Stopped` on the spot. A second one always does where this process is alone. With several
-    processes it may be the first one again, for torchrun passes signals on."""
+class InterruptHandler:
+    """Context manager that handles SIGINT and SIGTERM during training.
+
+    The first signal only sets ``signal_number``; the training loop reads it between two steps. If
+    ``raise_immediately`` is set, the handler raises :class:`Interrupted` instead. A second signal to a single process
+    always raises. With several processes it does not: torchrun may forward the first signal again.
+
+    Attributes:
+        signal_number: the number of the received signal; None if there is none.
+        signal_time: the ``time.monotonic()`` of the first signal.
+        raise_immediately: whether a signal raises in the middle of the current operation.
+    """
 
     def __init__(self):
-        self.requested = None
-        self.at_once = False
-        self._previous = {}
+        self.signal_number = self.signal_time = None
+        self.raise_immediately = False
+        self._previous_handlers = {}
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._handle)
+                self._previous_handlers[number] = signal.signal(number, self._handle)
         return self
 
-    def __exit__(self, error, *_):
-        for number, handler in self._previous.items():    # torchrun sends more while the processes leave
-            signal.signal(number, signal.SIG_IGN if error and comm.get_world_size() > 1 else handler)
+    def __exit__(self, error_type, *_):
+        # While several processes exit, torchrun sends more signals.
+        ignores_signals = error_type and comm.get_world_size() > 1
+        for number, handler in self._previous_handlers.items():
+            signal.signal(number, signal.SIG_IGN if ignores_signals else handler)
 
     def _handle(self, number, frame):
-        again, self.requested = self.requested is not None and comm.get_world_size() == 1, number
-        if again or self.at_once:
-            raise Stopped
+        is_repeated = self.signal_number is not None and comm.get_world_size() == 1
+        self.signal_number = number
+        self.signal_time = self.signal_time or time.monotonic()
+        if is_repeated or self.raise_immediately:
+            raise Interrupted

@@ -1,4 +1,4 @@
-"""Passes through a model that several processes train together."""
+"""How several processes run forward and backward passes through one model."""
 import warnings
 
 import torch
@@ -8,33 +8,36 @@ from torch.nn.parallel import DistributedDataParallel
 from utils import comm
 
 
-def alone(compute, learns=False, last=False):
-    """The ``passes`` of a process by itself; see :func:`synchronised`."""
+def run_locally(compute, is_last=False):
+    """Call ``compute()``. This is the runner of a single process; see :func:`build_ddp_runner`."""
     return compute()
 
 
-def synchronised(model):
-    """How a step calls its passes through the model: ``passes(compute, learns, last)`` is ``compute()``.
+def build_ddp_runner(model):
+    """Build the function ``runner(compute, is_last)`` that runs the forward passes of a training step.
 
-    Args of ``passes``:
-        compute: a function without arguments.
-        learns: whether it returns a loss to go backward from.
-        last: whether that loss is the step's last: the backward pass from it averages the parameters' gradients, and what earlier ones left
-            in them, over the processes, by PyTorch's DistributedDataParallel, while it goes on computing.
+    The runner returns ``compute()``. Its arguments are:
+
+    - ``compute``: a function without arguments, such as a forward pass through the model.
+    - ``is_last``: whether ``compute()`` returns the last loss of the step. Its backward pass averages the parameters'
+      gradients over ranks with DistributedDataParallel. Gradients of earlier backward passes are averaged with it.
     """
     if comm.get_world_size() == 1:
-        return alone
-    calls = Calls(model)
-    # PyTorch warns, on each process, where a pass reads every parameter; most losses have some that theirs leaves out.
-    calls.unread = nn.Parameter(torch.zeros((), device=next(model.parameters()).device))
+        return run_locally
+    module = FunctionRunner(model)
+    # DistributedDataParallel warns if every parameter is used. This parameter never is.
+    module.unused = nn.Parameter(torch.zeros((), device=next(model.parameters()).device))
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore', FutureWarning)    # newer versions call broadcast_buffers otherwise
-        together = DistributedDataParallel(calls, broadcast_buffers=False, find_unused_parameters=True)
-    return lambda compute, learns=False, last=False: (together if last else alone)(compute)
+        warnings.simplefilter('ignore', FutureWarning)    # newer PyTorch versions rename broadcast_buffers
+        ddp = DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=True)
+    return lambda compute, is_last=False: (ddp if is_last else run_locally)(compute)
 
 
-class Calls(nn.Module):
-    """``Calls(model)(compute)`` is ``compute()``: a step calls more of a model than its ``forward``."""
+class FunctionRunner(nn.Module):
+    """A module whose ``forward(compute)`` returns ``compute()``.
+
+    A training step calls more methods of the model than ``forward``; each of them can be ``compute``.
+    """
 
     def __init__(self, model):
         super().__init__()

@@ -7,309 +7,368 @@ import time
 import torch
 
 from model.build import total_loss
-from processor.division import Division
+from processor.clean_pairs import CleanPairs
 from processor.evaluation import Evaluator
-from processor.history import best_last_mean, read_evaluations
-from processor.history import in_words as history_in_words
-from processor.interrupt import Interrupt, Stopped
-from processor.progress import Bar, Journal, Means, NoJournal
+from processor.history import format_summary, read_evaluations, summarize_evaluations
+from processor.interrupt import Interrupted, InterruptHandler
+from processor.progress import MetricsLog, NullMetricsLog, ProgressBar, RunningMeans, format_log_line
 from processor.step import Step
 from utils import comm
-from utils.checkpoint import is_released
+from utils.batch_shard import sync_batch_shards
+from utils.checkpoint import is_reference_checkpoint
 from utils.errors import UserError
-from utils.parting import STOPPED, is_broken
-from utils.peers import meet
-from utils.resumption import OF_A_RUN
-from utils.seeding import derive_seed, random_states, restore_random_states, seed_all
+from utils.failures import SIGNAL_STATUSES, is_connection_error
+from utils.seeding import derive_seed, get_random_states, restore_random_states, seed_all
+from utils.training_state import RUN_ENTRIES
 
 logger = logging.getLogger('Pedestal.train')
 
-LOOK_EVERY = 20  # steps between reads of the losses from a GPU, each of which waits for it
+MAX_BATCH_WAIT = 20  # seconds from a signal until a rank that waits for a batch exits; torchrun kills after 30
+FLUSH_PERIOD = 20    # steps between reads of the losses on a GPU; each read waits for the GPU
 
 
 def do_train(start_epoch, args, model, train_loader, evaluator, optimizer, scheduler, checkpointer):
-    """Train from ``start_epoch`` (1 for a new run, ``checkpointer.resume(...)['epoch']`` for a resumed one) to
-    ``args.num_epoch``, evaluate each ``args.eval_period`` epochs and after the last one, and keep ``best.pth`` and ``last.pth``.
+    """Train from ``start_epoch`` to ``args.num_epoch`` and write ``best.pth`` and ``last.pth``.
 
-    Leaves with status 130 (Ctrl-C) or 143 (SIGTERM) once the state is saved. A loss that is not finite raises
-    :class:`~utils.errors.UserError`.
+    The model is evaluated every ``args.eval_period`` epochs and after the last one.
+
+    Args:
+        start_epoch: 1 for a new run, ``checkpointer.resume(...)['epoch']`` for a resumed one.
+        args: the options (:func:`utils.options.get_args`).
+        model: a :class:`~model.build.RetrievalModel` on its device.
+        train_loader: the loader of training batches.
+        evaluator: ``evaluator.eval(model)`` returns the metric that selects the best epoch, in percent.
+        optimizer: the optimizer of the model's parameters.
+        scheduler: the learning rate schedule.
+        checkpointer: the :class:`~utils.checkpoint.Checkpointer` of the run's folder.
+
+    Raises:
+        UserError: a loss is not finite, or a checkpoint cannot be written.
+        SystemExit: with status 130 after Ctrl-C or 143 after SIGTERM, when the state is saved.
     """
     Trainer(args, model, train_loader, evaluator, optimizer, scheduler, checkpointer).run(start_epoch)
 
 
 class Trainer:
-    """One call of :func:`do_train`. Several processes have one each, and call everything of it together; the first one writes."""
+    """One call of :func:`do_train`. Every rank has one and calls its methods together; the main process writes files.
+
+    Attributes:
+        epoch, step, total_steps: the current epoch, its finished steps, and the finished steps of the run.
+        pending_evaluation: the epoch that is evaluated next; None if no evaluation is due.
+        best: ``{metric key: value, 'epoch': number}`` of the best evaluation.
+        pending_metrics: ``(step, image ids, sample count, names, values)`` of steps whose results are still on
+            the device.
+        skipped_images: the number of unreadable images of the current epoch.
+    """
 
     def __init__(self, args, model, train_loader, evaluator, optimizer, scheduler, checkpointer):
         self.args, self.model, self.loader, self.evaluator = args, model, train_loader, evaluator
         self.optimizer, self.scheduler, self.checkpointer = optimizer, scheduler, checkpointer
-        self.learn = Step(model, optimizer, args.micro_batch, getattr(args, 'shard', False))
-        self.division = Division(model, train_loader, args.seed)
-        self.look_every = LOOK_EVERY if next(model.parameters()).is_cuda else 1
-        # Where the run is: the epoch to go on with, the steps done in it, all steps done, the epoch still to be evaluated.
-        self.epoch, self.step, self.total_steps, self.unevaluated = 1, 0, 0, None
-        self.best = {'R1': -1.0, 'epoch': 0}
-        self.means = Means()
-        self.unseen = []   # (step, image ids, samples, names, results) of steps whose losses nobody has looked at yet
-        self.skipped = 0
+        self.training_step = Step(model, optimizer, args.micro_batch, getattr(args, 'shard', False))
+        self.clean_pairs = CleanPairs(model, train_loader, args.seed)
+        self.flush_period = FLUSH_PERIOD if next(model.parameters()).device.type != 'cpu' else 1
+        self.epoch, self.step, self.total_steps, self.pending_evaluation = 1, 0, 0, None
+        # An evaluator of a user's own script may lack these attributes.
+        self.metric_label = getattr(evaluator, 'metric_label', 'Rank-1')
+        self.metric_key = getattr(evaluator, 'metric_key', 'R1')
+        self.best = self.initial_best()
+        self.means = RunningMeans()
+        self.pending_metrics = []
+        self.skipped_images = 0
         self.seconds_per_step = self.seconds_per_evaluation = 0.0
 
-    # -- the run ---------------------------------------------------------------------------------------------------------
+    def initial_best(self):
+        """Return the value of ``best`` before the first evaluation."""
+        return {self.metric_key: -1.0, 'epoch': 0}
+
+    def format_best(self):
+        return f'best {self.metric_label} {self.best[self.metric_key]:.3f} at epoch {self.best["epoch"]}'
+
+    # -- the run -------------------------------------------------------------------------------------------------------
 
     def run(self, start_epoch):
         self.epoch = start_epoch
-        self.restore(self.checkpointer.resumed)
-        if comm.parting():
-            comm.parting().how_to_go_on = self.how_to_go_on
-        self.journal = Journal(self.args.output_dir, self.total_steps, self.unevaluated) if comm.is_first() else NoJournal()
+        self.load_training_state(self.checkpointer.resumed)
+        if comm.failure_monitor():
+            comm.failure_monitor().resume_hint = self.resume_hint
+        self.metrics_log = NullMetricsLog()
+        if comm.is_main_process():
+            self.metrics_log = MetricsLog(self.args.output_dir, self.total_steps, self.pending_evaluation)
         try:
-            with Interrupt() as self.interrupt:
+            with InterruptHandler() as self.interrupt:
+                self.loader.on_wait = self.check_interrupt_while_waiting
                 if not self.total_steps:
-                    self.save_last()  # from here on there is something to resume, and a full disk shows at once
+                    self.save_last()  # a full disk shows now, and an early interrupt can be resumed
                 self.evaluate()
                 while self.epoch <= self.args.num_epoch:
                     self.train_epoch()
                     self.evaluate()
             if self.best['epoch']:
-                logger.info('done: best Rank-1 %.3f at epoch %d (%s split): %s', self.best['R1'], self.best['epoch'],
-                            self.args.val_dataset, self.checkpointer.path('best'))
-                course = best_last_mean(read_evaluations(self.args.output_dir))
-                if course:   # a script of one's own may keep no journal
-                    logger.info('%s', history_in_words(course))
-        except Stopped:
-            self.leave(128 + (self.interrupt.requested or 2))
+                logger.info(format_log_line('done', self.format_best(), f'{self.args.val_dataset} split',
+                                            self.checkpointer.path('best')))
+                summary = summarize_evaluations(read_evaluations(self.args.output_dir))
+                if summary:
+                    logger.info('%s', format_summary(summary))
+        except Interrupted:
+            self.exit(128 + (self.interrupt.signal_number or 2))
         except RuntimeError as error:
-            if not is_broken(error) or comm.parting().status() not in STOPPED:
+            if not is_connection_error(error) or comm.failure_monitor().peer_exit_status() not in SIGNAL_STATUSES:
                 raise
-            self.leave(comm.parting().status())
+            self.exit(comm.failure_monitor().peer_exit_status())
         finally:
-            self.journal.close()
+            self.metrics_log.close()
 
-    def leave(self, status):
-        logger.info('stopped%s', self.how_to_go_on())
+    def exit(self, status):
+        logger.info('stopped%s', self.resume_hint())
         raise SystemExit(status)
 
-    def how_to_go_on(self):
-        last, processes = self.checkpointer.path('last'), comm.get_world_size()
-        if not os.path.isfile(last):
-            return ' before anything was saved'
-        program = f'torchrun --nproc_per_node {comm.processes_here()}' if processes > 1 else 'python'
-        return f'; go on with: {program} train.py --resume --resume_ckpt_file {last}'
+    def resume_hint(self):
+        """Return the end of a sentence, which says how to resume the run."""
+        path = self.checkpointer.path('last')
+        if not os.path.isfile(path):
+            return ' before the first checkpoint'
+        program = 'python'
+        if comm.get_world_size() > 1:
+            program = f'torchrun --nproc_per_node {comm.get_local_world_size()}'
+        return f'; resume with: {program} train.py --resume --resume_ckpt_file {path}'
 
     def train_epoch(self):
         if not self.step:
-            with self.learn.whole():
-                self.division.begin(self.epoch, self.args.num_epoch, self.stop_if_asked)
+            with self.training_step.unsharded():
+                self.clean_pairs.select(self.epoch, self.args.num_epoch, self.raise_if_interrupted)
         self.model.train()
         if hasattr(self.loader.batch_sampler, 'set_epoch'):
             self.loader.batch_sampler.set_epoch(self.epoch, self.step)
-        bar, first = Bar(self.epoch, self.args.num_epoch, len(self.loader), self.step), self.step
+        first_step = self.step
+        bar = ProgressBar(self.epoch, self.args.num_epoch, len(self.loader), first_step)
         for batch in self.loader:
-            self.report_skipped(batch.pop('skipped', ()))
-            peers, batch = meet(batch)
+            self.log_skipped_images(batch.pop('skipped', ()))
+            shard, batch = sync_batch_shards(batch)
             self.step += 1
             self.total_steps += 1
-            count = peers.number_of(batch['pids']) if peers else 0
-            if peers:
-                self.train_step(batch, peers)
-            bar.advance(count)
-            self.report(bar)
-            self.save_between_steps()
+            count = shard.global_size(batch['pids']) if shard else 0
+            if shard:
+                self.train_step(batch, shard)
+            bar.update(count)
+            self.report_step(bar)
+            self.save_if_due()
         bar.close()
-        self.look()
-        self.seconds_per_step = bar.seconds / max(self.step - first, 1)
-        self.end_epoch(bar.samples_per_second)
+        self.flush_metrics()
+        self.seconds_per_step = bar.seconds / max(self.step - first_step, 1)
+        self.finish_epoch(bar.samples_per_second)
 
-    def train_step(self, batch, peers):
-        # What is random in a step follows from its place in the run, so that a resumed run repeats it.
+    def train_step(self, batch, shard):
+        # The seed depends only on the position in the run, so that a resumed run repeats the step.
         seed_all(derive_seed(self.args.seed, self.epoch, self.step))
         self.scheduler.before_step(self.epoch, self.step, len(self.loader))
         for head in self.model.heads:
             head.before_step(self.epoch, self.step, len(self.loader))
-        results = self.learn(self.division.mark(batch), peers)
-        results = {'loss': total_loss(results), **{name: value for name, value in results.items() if name != 'temperature'}}
-        values = torch.stack([value.float() for value in results.values()])   # stays on the device until somebody looks
-        self.unseen.append((self.step, batch['image_ids'], peers.number_of(batch['pids']), tuple(results), values))
+        results = self.training_step(self.clean_pairs.add_weights(batch), shard)
+        metrics = {name: value for name, value in results.items() if name != 'temperature'}
+        metrics = {'loss': total_loss(results), **metrics}
+        values = torch.stack([value.float() for value in metrics.values()])   # stays on the device until flush_metrics
+        count = shard.global_size(batch['pids'])
+        self.pending_metrics.append((self.step, batch['image_ids'], count, tuple(metrics), values))
 
-    def end_epoch(self, samples_per_second):
-        """The epoch's means into the log, the schedule's step, and a checkpoint that goes on with the next epoch."""
+    def finish_epoch(self, samples_per_second):
+        """Log the epoch's means, step the schedule, and save a checkpoint at the start of the next epoch."""
         if not self.means.count:
-            raise UserError('none of the training images could be read; python -m datasets.check lists them')
-        values = {**self.means.read(), 'lr': self.lr, 'samples_per_second': samples_per_second}
-        self.journal.write('epoch', self.epoch, self.total_steps, values)
-        logger.info('epoch %d/%d: %s, %s left', self.epoch, self.args.num_epoch, in_words(values), duration(self.seconds_left()))
-        if self.skipped:
-            logger.warning('epoch %d left out %d broken images', self.epoch, self.skipped)
+            raise UserError('no training image can be read; run python -m datasets.check to list the broken ones')
+        values = {**self.means.compute(), 'lr': self.lr, 'samples_per_second': samples_per_second}
+        self.metrics_log.write('epoch', self.epoch, self.total_steps, values)
+        logger.info(format_log_line(f'epoch {self.epoch}/{self.args.num_epoch}', values, eta=self.remaining_seconds()))
+        if self.skipped_images:
+            logger.warning('epoch %d: %d unreadable images skipped', self.epoch, self.skipped_images)
         self.scheduler.step()
         if self.epoch % self.args.eval_period == 0 or self.epoch == self.args.num_epoch:
-            self.unevaluated = self.epoch
-        self.epoch, self.step, self.means, self.skipped = self.epoch + 1, 0, Means(), 0
+            self.pending_evaluation = self.epoch
+        self.epoch, self.step, self.means, self.skipped_images = self.epoch + 1, 0, RunningMeans(), 0
         self.save_last()
-        if self.args.save_period and (self.epoch - 1) % self.args.save_period == 0:
-            self.checkpointer.save(f'epoch_{self.epoch - 1}', epoch=self.epoch - 1, val_dataset=None)  # no split chose it
+        finished = self.epoch - 1
+        if self.args.save_period and finished % self.args.save_period == 0:
+            self.checkpointer.save(f'epoch_{finished}', epoch=finished, val_dataset=None)  # no split selected it
 
-    def seconds_left(self):
-        """About how long the epochs after this one take, with their evaluations and the one that is due."""
+    def remaining_seconds(self):
+        """Estimate the seconds of the remaining epochs and evaluations, with the evaluation that is due."""
         epochs, period = self.args.num_epoch - self.epoch, self.args.eval_period
         evaluations = 1 + self.args.num_epoch // period - self.epoch // period
         return epochs * len(self.loader) * self.seconds_per_step + evaluations * self.seconds_per_evaluation
 
     def evaluate(self):
-        """The evaluation that is due, if one is. It may be stopped at any moment: a resumed run does it again."""
-        if self.unevaluated is None:
+        """Run the evaluation that is due. A signal may interrupt it at any time; a resumed run repeats it."""
+        if self.pending_evaluation is None:
             return
-        epoch = self.unevaluated
-        self.interrupt.at_once = True
-        self.stop_if_asked()
-        began = time.perf_counter()
-        with self.learn.whole():
-            top1 = self.evaluator.eval(self.model)
-        self.seconds_per_evaluation = time.perf_counter() - began
-        self.interrupt.at_once = False
-        figures = dict(getattr(self.evaluator, 'results', {}).get('t2i', {'R1': float(top1)}))
-        self.journal.write('evaluation', epoch, self.total_steps, {**figures, 'split': self.args.val_dataset})
-        for name, summary in getattr(self.evaluator, 'others', {}).items():
-            self.journal.write(f'evaluation/{name}', epoch, self.total_steps, {**summary, 'split': self.args.val_dataset})
-        if top1 > self.best['R1']:
-            self.best = {'R1': float(top1), 'epoch': epoch}
-            self.checkpointer.save('best', epoch=epoch, metrics=figures, val_dataset=self.args.val_dataset,
+        epoch = self.pending_evaluation
+        self.interrupt.raise_immediately = True
+        self.raise_if_interrupted()
+        start = time.perf_counter()
+        with self.training_step.unsharded():
+            figure = self.evaluator.eval(self.model)
+        self.seconds_per_evaluation = time.perf_counter() - start
+        self.interrupt.raise_immediately = False
+        metrics = dict(getattr(self.evaluator, 'results', {}).get('t2i', {self.metric_key: float(figure)}))
+        split = {'split': self.args.val_dataset}
+        self.metrics_log.write('evaluation', epoch, self.total_steps, {**metrics, **split})
+        for name, other_metrics in getattr(self.evaluator, 'other_results', {}).items():
+            self.metrics_log.write(f'evaluation/{name}', epoch, self.total_steps, {**other_metrics, **split})
+        if figure > self.best[self.metric_key]:
+            self.best = {self.metric_key: float(figure), 'epoch': epoch}
+            self.checkpointer.save('best', epoch=epoch, metrics=metrics, val_dataset=self.args.val_dataset,
                                    noise=getattr(self.loader.dataset, 'noise', None))
-        logger.info('epoch %d: %s %.3f, best %.3f at epoch %d', epoch, getattr(self.evaluator, 'measure', 'Rank-1'), top1, self.best['R1'],
-                    self.best['epoch'])
-        self.unevaluated = None
+        best = f'best {self.best[self.metric_key]:.3f} at epoch {self.best["epoch"]}'
+        logger.info(format_log_line(f'epoch {epoch}', f'{self.metric_label} {figure:.3f}', best))
+        self.pending_evaluation = None
         self.save_last()
 
-    # -- reports ---------------------------------------------------------------------------------------------------------
+    # -- reports -------------------------------------------------------------------------------------------------------
 
     @property
     def lr(self):
         """The base learning rate of this epoch."""
-        return self.scheduler.lr_after(self.scheduler.last_epoch, self.args.lr)
+        return self.scheduler.compute_lr(self.scheduler.last_epoch, self.args.lr)
 
-    def report(self, bar):
-        if self.step % self.look_every == 0:
-            latest = self.look()
-            bar.show(latest, self.lr)
+    def report_step(self, bar):
+        if self.step % self.flush_period == 0:
+            bar.show_metrics(self.flush_metrics(), self.lr)
         if self.step % self.args.log_period == 0:
-            self.look()
-            values = {**self.means.read(), 'lr': self.lr, 'samples_per_second': bar.samples_per_second}
-            self.journal.write('train', self.epoch, self.total_steps, values)
-            logger.info('epoch %d/%d step %d/%d: %s', self.epoch, self.args.num_epoch, self.step, len(self.loader), in_words(values))
+            self.flush_metrics()
+            values = {**self.means.compute(), 'lr': self.lr, 'samples_per_second': bar.samples_per_second}
+            self.metrics_log.write('train', self.epoch, self.total_steps, values)
+            position = f'epoch {self.epoch}/{self.args.num_epoch} step {self.step}/{len(self.loader)}'
+            logger.info(format_log_line(position, values))
 
-    def report_skipped(self, paths):
-        if not comm.largest(len(paths)):
+    def log_skipped_images(self, paths):
+        if not comm.all_reduce_max(len(paths)):
             return
-        paths = [path for of_process in comm.of_all(paths) for path in of_process]
+        paths = [path for paths_of_rank in comm.all_gather_object(paths) for path in paths_of_rank]
         for path in paths:
-            logger.warning('left out: %s cannot be read', path)
-        self.skipped += len(paths)
+            logger.warning('skipped: image %s cannot be read', path)
+        self.skipped_images += len(paths)
 
-    def look(self):
-        """Read the results of the steps since the last look and add them to the means; one that isn't finite stops the run. Returns
-        the newest."""
-        if not self.unseen:
+    def flush_metrics(self):
+        """Read the pending metrics from the device and add them to the means.
+
+        Returns:
+            The metrics of the latest step; empty if none are pending.
+
+        Raises:
+            UserError: one of them is not finite.
+        """
+        if not self.pending_metrics:
             return {}
-        rows = torch.cat([values for *_, values in self.unseen]).tolist()   # waits for the device, once
-        for step, image_ids, count, names, _ in self.unseen:
-            latest, rows = dict(zip(names, rows)), rows[len(names):]
+        numbers = torch.cat([values for *_, values in self.pending_metrics]).tolist()   # waits for the device, once
+        for step, image_ids, count, names, _ in self.pending_metrics:
+            latest, numbers = dict(zip(names, numbers)), numbers[len(names):]
             if not all(map(math.isfinite, latest.values())):
-                self.stop_at(step, image_ids, latest)
-            self.means.add(latest, count)
-        self.unseen = []
+                self.fail_on_non_finite(step, image_ids, latest)
+            self.means.update(latest, count)
+        self.pending_metrics = []
         return latest
 
-    def stop_at(self, step, image_ids, values):
-        bad = ', '.join(f'{name} is {value}' for name, value in values.items() if not math.isfinite(value))
-        names = ', '.join(comm.of_all(self.name_samples(image_ids)))
-        raise UserError(f'at epoch {self.epoch}, step {step}, {bad}; the batch: {names}; '
-                        f'{self.checkpointer.last_good()}')
+    def fail_on_non_finite(self, step, image_ids, metrics):
+        bad = ', '.join(f'{name} is {value}' for name, value in metrics.items() if not math.isfinite(value))
+        images = ', '.join(comm.all_gather_object(self.list_images(image_ids)))
+        raise UserError(f'at epoch {self.epoch}, step {step}, {bad}: lower --lr, or check the images of the batch '
+                        f'({images}); {self.checkpointer.describe_last_checkpoint()}')
 
-    def name_samples(self, image_ids):
-        """The image files of a batch."""
+    def list_images(self, image_ids):
+        """List the image files of a batch."""
         paths = {image_id: path for _, image_id, path, _ in getattr(self.loader.dataset, 'dataset', [])}
         return ', '.join(str(paths.get(int(image_id), f'image {int(image_id)}')) for image_id in image_ids)
 
-    # -- checkpoints -----------------------------------------------------------------------------------------------------
+    # -- interrupts and checkpoints ------------------------------------------------------------------------------------
 
-    def stop_if_asked(self):
-        if self.asked_to_stop():
-            raise Stopped
+    def raise_if_interrupted(self):
+        if self.is_interrupt_requested():
+            raise Interrupted
 
-    def asked_to_stop(self):
-        """Whether a signal reached this process, or another one of several: all leave at the same step, with the same status."""
-        asked = comm.largest(self.interrupt.requested or 0)
-        if asked:   # else one may be noted meanwhile, for the next time
-            self.interrupt.requested = asked
-        return asked
+    def check_interrupt_while_waiting(self):
+        """Raise Interrupted if a signal came while this rank waits for a batch, which may never come.
 
-    def save_between_steps(self):
+        A single process saves its state first. One of several ranks cannot, because saving needs all ranks.
+        """
+        if not self.interrupt.signal_number:
+            return
+        if comm.get_world_size() == 1:
+            self.save_last()
+        elif time.monotonic() - self.interrupt.signal_time < MAX_BATCH_WAIT:
+            return
+        raise Interrupted
+
+    def is_interrupt_requested(self):
+        """Whether any rank received a signal, so that all ranks exit at the same step with the same status."""
+        signal_number = comm.all_reduce_max(self.interrupt.signal_number or 0)
+        if signal_number:   # do not overwrite a signal that came during the reduction
+            self.interrupt.signal_number = signal_number
+        return signal_number
+
+    def save_if_due(self):
+        """Save last.pth between two steps every ``--save_steps`` steps, and before an exit."""
         if self.step == len(self.loader):
             return
-        due, stops = self.args.save_steps and self.step % self.args.save_steps == 0, self.asked_to_stop()
-        if due or stops:
+        is_due = self.args.save_steps and self.step % self.args.save_steps == 0
+        is_interrupted = self.is_interrupt_requested()
+        if is_due or is_interrupted:
             self.save_last()
-        if stops:
-            raise Stopped
+        if is_interrupted:
+            raise Interrupted
 
     def save_last(self):
-        self.look()
+        self.flush_metrics()
         self.checkpointer.save(
             'last', training_state=True, epoch=self.epoch, step=self.step, total_steps=self.total_steps, best=self.best,
-            unevaluated=self.unevaluated, means=self.means.state_dict(), skipped=self.skipped, clean=self.division.clean,
-            scaler=self.learn.scaler.state_dict(), random_states=random_states())
-        comm.synchronize()     # nobody leaves while the first process writes
+            unevaluated=self.pending_evaluation, means=self.means.state_dict(), skipped=self.skipped_images,
+            clean=self.clean_pairs.weights, scaler=self.training_step.scaler.state_dict(),
+            random_states=get_random_states())
+        comm.synchronize()     # no rank exits while the main process writes
 
-    def restore(self, state):
-        """Go on from what :meth:`save_last` kept. A released checkpoint has no more than its epoch: how good it is is measured before
-        the first step."""
+    def load_training_state(self, state):
+        """Continue from the state that :meth:`save_last` wrote.
+
+        A checkpoint of a reference implementation has only an epoch. Its model is evaluated before the first step.
+
+        Raises:
+            UserError: the state is incomplete or does not fit the training set.
+        """
         if not state:
             return
-        if is_released(state):
-            self.unevaluated = self.epoch - 1 or None
-            logger.info('going on with a released run after its epoch %d, which is evaluated first', self.epoch - 1)
+        if is_reference_checkpoint(state):
+            self.pending_evaluation = self.epoch - 1 or None
+            logger.info(format_log_line(f'resumed after epoch {self.epoch - 1} of a reference implementation',
+                                        'evaluated first'))
             return
-        missing = [name for name in OF_A_RUN if name not in state]
+        missing = [name for name in RUN_ENTRIES if name not in state]
         if missing:
-            raise UserError(f"{', '.join(missing)}: missing from the checkpoint, which is none that this training loop wrote; start a new "
-                            'run from its weights with --init_from')
+            raise UserError(f"{', '.join(missing)}: missing from the checkpoint, which another program wrote: start a "
+                            'new run from its weights with --init_from')
         if state['step'] > len(self.loader):
-            raise UserError(f"the checkpoint is {state['step']} steps into an epoch, and the training set gives {len(self.loader)}: "
-                            'it is of other data, or damaged')
+            raise UserError(f"the checkpoint is {state['step']} steps into an epoch, but an epoch has only "
+                            f'{len(self.loader)} steps: resume with the dataset and the batch size of the run')
         self.step, self.total_steps = state['step'], state['total_steps']
-        self.unevaluated, self.best = state['unevaluated'], state['best']
-        self.skipped, self.division.clean = state.get('skipped', 0), state.get('clean')
+        self.pending_evaluation, best = state['unevaluated'], state['best']
+        # Older versions wrote R1 as the key of every metric.
+        self.best = {self.metric_key: best.get(self.metric_key, best.get('R1', -1.0)), 'epoch': best['epoch']}
+        self.skipped_images, self.clean_pairs.weights = state.get('skipped', 0), state.get('clean')
         self.means.load_state_dict(state['means'])
         if state.get('scaler'):
-            self.learn.scaler.load_state_dict(state['scaler'])
+            self.training_step.scaler.load_state_dict(state['scaler'])
         restore_random_states(state['random_states'])
-        self.miss_best()
-        best = f"best Rank-1 so far {self.best['R1']:.3f}" if self.best['epoch'] else 'not evaluated yet'
-        logger.info('resumed at epoch %d after %d of its steps; %s', self.epoch, self.step, best)
+        self.handle_missing_best()
+        best = self.format_best() if self.best['epoch'] else 'not evaluated yet'
+        logger.info(format_log_line(f'resumed at epoch {self.epoch} step {self.step}/{len(self.loader)}', best))
 
-    def miss_best(self):
-        """Where best.pth is gone, its weights are, too: the best of what follows takes its place, beginning with what there is."""
+    def handle_missing_best(self):
+        """Search the best epoch again if best.pth is gone: its weights cannot be restored."""
         path = self.checkpointer.path('best')
-        if not self.best['epoch'] or comm.from_process(0, os.path.isfile(path)):
+        if not self.best['epoch'] or comm.broadcast_object(os.path.isfile(path)):
             return
-        logger.warning('there is no %s any more, of epoch %d with Rank-1 %.3f: the best from here on becomes best.pth', path,
-                       self.best['epoch'], self.best['R1'])
-        self.best = {'R1': -1.0, 'epoch': 0}
+        logger.warning('%s is missing (epoch %d, %s %.3f): the best of the next evaluations becomes best.pth',
+                       path, self.best['epoch'], self.metric_label, self.best[self.metric_key])
+        self.best = self.initial_best()
         if not self.step:
-            self.unevaluated = self.epoch - 1 or None
-
-
-def duration(seconds):
-    """Seconds in words: '2 h 05 min', '7 min', '40 s'."""
-    minutes = round(seconds / 60)
-    if minutes >= 60:
-        return f'{minutes // 60} h {minutes % 60:02d} min'
-    return f'{minutes} min' if seconds >= 90 else f'{seconds:.0f} s'
-
-
-def in_words(values):
-    return ', '.join(f'{name} {value:.2e}' if name == 'lr' else f'{name} {value:.4g}' for name, value in values.items())
+            self.pending_evaluation = self.epoch - 1 or None
 
 
 def do_inference(model, test_img_loader, test_txt_loader):
-    """Log the table of a test split and return text-to-image Rank-1 in percent."""
+    """Log the metrics of a test split and return text-to-image Rank-1 in percent."""
     return Evaluator(test_img_loader, test_txt_loader).eval(model.eval())

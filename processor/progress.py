@@ -1,7 +1,8 @@
-"""What a run reports while it trains: a progress bar, the log, JSON lines and TensorBoard."""
+"""Reports of a training run: log lines, ``metrics.jsonl``, TensorBoard, and a progress bar."""
 import json
 import logging
 import os
+import threading
 import time
 
 from torch.utils.tensorboard import SummaryWriter
@@ -9,25 +10,67 @@ from tqdm import tqdm
 
 from utils import comm
 from utils.errors import UserError
-from utils.iotools import atomic_write
+from utils.iotools import atomic_write, parse_json
 
 logger = logging.getLogger('Pedestal.train')
 
 
-class Means:
-    """Running means of the steps' losses and read-outs, weighted by batch size."""
+def format_log_line(*fields, eta=None):
+    """Join the facts of a log line. Every INFO line of a training run has this form.
+
+    Args:
+        fields: texts, and dictionaries ``{name: number}``.
+        eta: remaining seconds of the run.
+
+    >>> metrics = {'loss': 12.3, 'lr': 1e-5, 'samples_per_second': 812.4}
+    >>> format_log_line('epoch 3/60', metrics, eta=7500)
+    'epoch 3/60 | loss 12.3 | lr 1.0e-05 | 812 samples/s | eta 2 h 05 min'
+    """
+    facts = []
+    for field in fields:
+        facts += [field] if isinstance(field, str) else [format_metric(name, value) for name, value in field.items()]
+    if eta is not None:
+        facts.append(f'eta {format_duration(eta)}')
+    return ' | '.join(facts)
+
+
+def format_metric(name, value):
+    """Format a number with its name or unit.
+
+    >>> format_metric('sdm_loss', 3.14159), format_metric('lr', 1e-5), format_metric('samples_per_second', 2.345)
+    ('sdm_loss 3.142', 'lr 1.0e-05', '2.3 samples/s')
+    """
+    if name == 'samples_per_second':
+        return f'{value:.0f} samples/s' if value >= 10 else f'{value:.1f} samples/s'
+    return f'{name} {value:.1e}' if name == 'lr' else f'{name} {value:.4g}'
+
+
+def format_duration(seconds):
+    """Format a duration.
+
+    >>> format_duration(7500), format_duration(430), format_duration(40)
+    ('2 h 05 min', '7 min', '40 s')
+    """
+    minutes = round(seconds / 60)
+    if minutes >= 60:
+        return f'{minutes // 60} h {minutes % 60:02d} min'
+    return f'{minutes} min' if seconds >= 90 else f'{seconds:.0f} s'
+
+
+class RunningMeans:
+    """Running means of losses and other metrics, weighted by batch size."""
 
     def __init__(self):
         self.sums, self.count = {}, 0
 
-    def add(self, results, count):
-        """``{name: number}`` of a step of ``count`` samples."""
-        for name, value in results.items():
+    def update(self, metrics, count):
+        """Add the metrics ``{name: number}`` of a step with ``count`` samples."""
+        for name, value in metrics.items():
             self.sums[name] = self.sums.get(name, 0.0) + value * count
         self.count += count
 
-    def read(self):
-        """{name: mean}"""
+    def compute(self):
+        """Return ``{name: mean}``."""
         return {name: value / self.count for name, value in self.sums.items()}
 
     def state_dict(self):
@@ -37,99 +80,176 @@ class Means:
         self.sums, self.count = dict(state['sums']), state['count']
 
 
-class Journal:
-    """``metrics.jsonl`` and TensorBoard events in a run's folder. A resumed run first takes back what was written after
-    the checkpoint that it goes on from, so that each step is in them once; and the evaluation of epoch ``unevaluated``, which it is
-    going to do (again, if a kill came between an evaluation and the checkpoint that says so)."""
+class MetricsLog:
+    """The ``metrics.jsonl`` and the TensorBoard events in a run's folder.
 
-    def __init__(self, folder, step=0, unevaluated=None):
+    A resumed run first discards the lines that follow its checkpoint, so that each step has one line. It also discards
+    the evaluation that it repeats: a kill may come between an evaluation and the checkpoint after it.
+
+    Args:
+        folder: the run's folder.
+        step: the number of training steps before the checkpoint.
+        pending_evaluation: the epoch that is evaluated next; None if no evaluation is due.
+
+    Raises:
+        UserError: the folder is not writable, or metrics.jsonl is not a file.
+    """
+
+    def __init__(self, folder, step=0, pending_evaluation=None):
         self.path = os.path.join(folder, 'metrics.jsonl')
-        self._take_back(step, unevaluated)
+        self._discard_after(step, pending_evaluation)
         try:
-            self.board = SummaryWriter(folder, purge_step=step + 1 if step else None)
+            self.writer = TensorBoardWriter(folder, purge_step=step + 1 if step else None)
         except OSError as error:
             raise UserError(f'cannot write into {folder}: {error.strerror}') from None
 
-    def _take_back(self, step, unevaluated):
+    def _discard_after(self, step, pending_evaluation):
         if not os.path.exists(self.path):
             return
         if not os.path.isfile(self.path):
-            raise UserError(f'{self.path} is no file, and the metrics go there; move it away')
-        kept, foreign = [], 0
+            raise UserError(f'{self.path} is not a file, but the run writes its metrics there; move it away')
+        lines, foreign_count = [], 0
         with open(self.path, 'rb') as file:
             for line in file:
-                fact = fact_of(line)
-                if fact is None:
-                    foreign += line.endswith(b'\n')  # the line that a kill cut short has no end
-                elif fact['step'] <= step and (not str(fact['kind']).startswith('evaluation') or fact['epoch'] != unevaluated):
-                    kept.append(line)
-        if foreign:
-            logger.warning('left out of %s: %d lines that this program did not write', self.path, foreign)
+                record = parse_record(line)
+                if record is None:
+                    foreign_count += line.endswith(b'\n')  # a line that a kill cut off has no newline
+                    continue
+                is_evaluation = str(record['kind']).startswith('evaluation')
+                if record['step'] <= step and not (is_evaluation and record['epoch'] == pending_evaluation):
+                    lines.append(line)
+        if foreign_count:
+            logger.warning('%s: %d lines that this program did not write are removed', self.path, foreign_count)
         with atomic_write(self.path, 'wb') as file:
-            file.writelines(kept)
+            file.writelines(lines)
 
     def write(self, kind, epoch, step, values):
-        """One line: ``{"kind": "train" | "epoch" | "evaluation" | "evaluation/<dataset>", "epoch", "step" (of the run), ...values}``."""
+        """Write one line: ``{"kind": ..., "epoch": ..., "step": ..., **values}``.
+
+        Args:
+            kind: ``train``, ``epoch``, ``evaluation``, or ``evaluation/<dataset>``.
+            epoch: the epoch, from 1.
+            step: the number of training steps of the run so far.
+            values: ``{name: number or text}``.
+        """
         line = json.dumps({'kind': kind, 'epoch': epoch, 'step': step, **values})
         try:
             with open(self.path, 'a', encoding='utf-8') as file:
                 file.write(line + '\n')
         except OSError as error:
             raise UserError(f'cannot write {self.path}: {error.strerror}') from None
-        for name, value in values.items():
-            if isinstance(value, (int, float)):
-                self.board.add_scalar(f'{kind}/{name}', value, step)
+        self.writer.write(kind, values, step)
 
     def close(self):
-        self.board.close()
+        self.writer.close()
 
 
-def fact_of(line):
-    """The dict in a line of ``metrics.jsonl``; None if it is no such line."""
+class NullMetricsLog:
+    """A :class:`MetricsLog` that writes nothing. Ranks other than the main process have it."""
+
+    def write(self, kind, epoch, step, values):
+        pass
+
+    def close(self):
+        pass
+
+
+class TensorBoardWriter:
+    """TensorBoard events in a run's folder: a copy of ``metrics.jsonl``.
+
+    If the events cannot be written, one warning is logged and the run continues without them.
+
+    Args:
+        folder: the run's folder.
+        options: arguments of ``SummaryWriter``.
+    """
+
+    def __init__(self, folder, **options):
+        self.writer, self.excepthook = None, threading.excepthook
+        threading.excepthook = self._handle_thread_error
+        try:
+            self.writer = SummaryWriter(folder, **options)
+        except OSError:
+            self.close()
+            raise
+
+    def _handle_thread_error(self, args):
+        """Print errors of other threads only. An error of TensorBoard's thread is raised again by its next call."""
+        if not type(args.thread).__module__.startswith('tensorboard.'):
+            self.excepthook(args)
+
+    def write(self, kind, values, step):
+        """Write the numbers among the values ``{name: number or text}`` of a step."""
+        try:
+            for name, value in values.items():
+                if self.writer is not None and isinstance(value, (int, float)):
+                    self.writer.add_scalar(f'{kind}/{name}', value, step)
+        except OSError as error:
+            self._disable(error)
+
+    def _disable(self, error):
+        self.writer = None
+        logger.warning('TensorBoard events cannot be written (%s): the run continues without them; '
+                       'metrics.jsonl has all metrics', error.strerror or error)
+
+    def close(self):
+        try:
+            if self.writer is not None:
+                self.writer.close()
+        except OSError as error:
+            self._disable(error)
+        finally:
+            self.writer = None
+            if threading.excepthook == self._handle_thread_error:
+                threading.excepthook = self.excepthook
+
+
+def parse_record(line):
+    """Parse a line of ``metrics.jsonl``; None if another program wrote the line or it is incomplete."""
     try:
-        fact = json.loads(line)
-    except (ValueError, RecursionError):
+        record = parse_json(line)
+    except ValueError:
         return None
-    if not isinstance(fact, dict) or not all(type(fact.get(name)) is int for name in ('epoch', 'step')) or 'kind' not in fact:
+    if not isinstance(record, dict) or 'kind' not in record:
         return None
-    return fact
+    return record if all(type(record.get(name)) is int for name in ('epoch', 'step')) else None
 
 
-class NoJournal:
-    """Of the processes that leave the writing to the first."""
+class ProgressBar:
+    """The progress bar of an epoch on a terminal: losses, learning rate, samples per second, remaining time.
 
-    def write(self, *line):
-        pass
+    Args:
+        epoch: the epoch, from 1.
+        epochs: the number of epochs.
+        steps: the number of steps of the epoch.
+        first_step: the number of steps that were done before, if the epoch is resumed.
+        title: a text after the epoch.
+    """
 
-    def close(self):
-        pass
+    def __init__(self, epoch, epochs, steps, first_step=0, title=''):
+        self.bar = tqdm(total=steps, initial=first_step, desc=f'epoch {epoch}/{epochs} {title}'.strip(), unit='step',
+                        disable=None if comm.is_main_process() else True, dynamic_ncols=True, leave=False)
+        self.start_time, self.samples = time.perf_counter(), 0
 
-
-class Bar:
-    """An epoch's progress bar on a terminal: losses, learning rate, samples a second, time left."""
-
-    def __init__(self, epoch, epochs, steps, first_step=0, what=''):
-        self.bar = tqdm(total=steps, initial=first_step, desc=f'epoch {epoch}/{epochs} {what}'.strip(), unit='step',
-                        disable=None if comm.is_first() else True,
-                        dynamic_ncols=True, leave=False)
-        self.began, self.samples = time.perf_counter(), 0
-
-    def advance(self, samples):
+    def update(self, samples):
+        """Count a step with a number of samples."""
         self.samples += samples
         self.bar.update()
 
     @property
     def seconds(self):
-        """Since the epoch, or what was left of it, began."""
-        return max(time.perf_counter() - self.began, 1e-9)
+        """Seconds since the bar was created."""
+        return max(time.perf_counter() - self.start_time, 1e-9)
 
     @property
     def samples_per_second(self):
         return self.samples / self.seconds
 
-    def show(self, values, lr):
-        losses = ' '.join(f"{name.removesuffix('_loss')} {value:.3f}" for name, value in values.items() if name.endswith('loss'))
-        self.bar.set_postfix_str(f'{losses} lr {lr:.2e} {self.samples_per_second:.0f} samples/s')
+    def show_metrics(self, metrics, lr):
+        """Show the losses among the metrics ``{name: number}``."""
+        losses = ' '.join(f"{name.removesuffix('_loss')} {value:.3f}"
+                          for name, value in metrics.items() if name.endswith('loss'))
+        self.bar.set_postfix_str(f'{losses} lr {lr:.1e} {self.samples_per_second:.0f} samples/s')
 
     def close(self):
         self.bar.close()

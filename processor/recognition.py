@@ -1,4 +1,4 @@
-"""Recognition of attributes: which of an attribute's two prompts an image is more similar to, or what a head says of the image."""
+"""Attribute recognition: by the similarities of an image with an attribute's two prompts, or by a head."""
 import logging
 
 import torch
@@ -6,59 +6,73 @@ import torch.nn.functional as F
 from prettytable import PrettyTable
 
 from processor.evaluation import embed
-from utils.attribute_metrics import attribute_measures
+from utils.attribute_metrics import attribute_metrics
 from utils.errors import UserError
 
 logger = logging.getLogger('Pedestal.eval')
 
 
 @torch.no_grad()
-def recognise(model, loader, images=None):
-    """{'mA', 'accuracy', 'precision', 'recall', 'F1'} in percent, of a loader whose dataset has ``attributes``; ``images`` [N, D]: their
-    embeddings, where they are known."""
+def recognize_attributes(model, loader, image_embeddings=None):
+    """Predict the attributes of a loader's images and compare them with the labels.
+
+    Args:
+        model: a :class:`~model.build.RetrievalModel`.
+        loader: a loader of images whose dataset has ``attributes``.
+        image_embeddings: [N, D], if they are already known.
+
+    Returns:
+        ``{'mA', 'accuracy', 'precision', 'recall', 'F1'}`` in percent.
+    """
     labels, prompts = loader.dataset.attributes                       # int8 [N, A], int64 [2A, L]
-    head = recogniser(model)
+    head = find_attribute_head(model)
     if head is not None:
-        scores = embed(lambda images: head.recognise(encoded_images(model, images)), loader, model, shared=True)[0]    # [N, A]
+        def predict(images):
+            return head.predict_attributes(encode_image_tokens(model, images))
+        scores = embed(predict, loader, model, distributed=True)[0]   # [N, A]
         if scores.shape != labels.shape:
-            raise UserError(f'the run tells {scores.shape[1]} attributes, and the images have {labels.shape[1]} labels')
-        return attribute_measures(scores > 0, labels)
-    images = embed(model.encode_image, loader, model, shared=True)[0] if images is None else images
+            raise UserError(f'the run predicts {scores.shape[1]} attributes, but the images have {labels.shape[1]} '
+                            'labels: test it on a dataset with the attributes of its training')
+        return attribute_metrics(scores > 0, labels)
+    if image_embeddings is None:
+        image_embeddings = embed(model.encode_image, loader, model, distributed=True)[0]
     device, was_training = next(model.parameters()).device, model.training
     model.eval()
-    texts = model.encode_text(prompts.to(device)).float().cpu()       # [2A, D]
+    prompt_embeddings = model.encode_text(prompts.to(device)).float().cpu()       # [2A, D]
     model.train(was_training)
-    pairs = (F.normalize(images, dim=1) @ F.normalize(texts, dim=1).t()).unflatten(1, (-1, 2))       # [N, A, 2]
-    return attribute_measures(pairs[..., 1] > pairs[..., 0], labels)
+    similarity = F.normalize(image_embeddings, dim=1) @ F.normalize(prompt_embeddings, dim=1).t()
+    similarity = similarity.unflatten(1, (-1, 2))                     # [N, A, (absent, present)]
+    return attribute_metrics(similarity[..., 1] > similarity[..., 0], labels)
 
 
-def recogniser(model):
-    """The head that tells attributes without prompts, or None."""
-    return next((head for head in getattr(model, 'heads', ()) if head.recognise is not None), None)
+def find_attribute_head(model):
+    """Return the head that predicts attributes without prompts; None if the model has none."""
+    return next((head for head in getattr(model, 'heads', ()) if head.predict_attributes is not None), None)
 
 
-def encoded_images(model, images):
-    """Normalised images [B, 3, H, W] -> their tokens [B, N, K]."""
+def encode_image_tokens(model, images):
+    """Encode normalized images [B, 3, H, W] to tokens [B, N, K]."""
     with model.autocast():
         return model.backbone.encode_image(images)[0].float()
 
 
-def as_table(measures):
-    table = PrettyTable(list(measures))
-    table.add_row([f'{value:.3f}' for value in measures.values()])
+def format_attribute_table(metrics):
+    table = PrettyTable(list(metrics))
+    table.add_row([f'{value:.3f}' for value in metrics.values()])
     return table.get_string()
 
 
-class Recogniser:
-    """An evaluator of attributes, as :class:`processor.evaluation.Evaluator` is of retrieval: the best epoch is that of the best mA."""
+class AttributeEvaluator:
+    """An evaluator of attributes, like :class:`processor.evaluation.Evaluator`. mA selects the best epoch."""
 
-    measure = 'mA'
+    metric_label = metric_key = 'mA'
 
     def __init__(self, img_loader):
         self.img_loader, self.results = img_loader, {}
 
     def eval(self, model):
-        measures = recognise(model, self.img_loader)
-        logger.info('\n%s', as_table(measures))
-        self.results = {'t2i': measures}
-        return measures['mA']
+        """Log the table of attribute metrics and return mA in percent."""
+        metrics = recognize_attributes(model, self.img_loader)
+        logger.info('\n%s', format_attribute_table(metrics))
+        self.results = {'t2i': metrics}
+        return metrics['mA']

@@ -1,4 +1,4 @@
-"""A trained run and the split that it is looked at with: what test.py and the tools open."""
+"""Load a trained run and its test split, for test.py and the tools."""
 import functools
 from typing import NamedTuple
 
@@ -9,34 +9,45 @@ from torch.utils.data import DataLoader
 
 from datasets import build_dataloader
 from datasets.bases import tokenize
-from datasets.build import dataset_of
+from datasets.build import build_dataset_from_args
 from datasets.transforms import build_transforms
 from processor.evaluation import embed
 from processor.report import load_trained
+from processor.step import get_image_stats
 from utils import comm
 from utils.iotools import read_image
-from utils.nearest import nearest
+from utils.top_k import top_k
 
 
-class Run(NamedTuple):
-    """A trained model on its device, the loaders of its test split's images and captions, and the rest of its checkpoint."""
+class TrainedRun(NamedTuple):
+    """A trained model and its test split.
+
+    Attributes:
+        model: the model on its device.
+        images: the loader of the test split's images.
+        captions: the loader of the test split's captions.
+        checkpoint: the checkpoint without the weights.
+    """
     model: nn.Module
     images: DataLoader
     captions: DataLoader
     checkpoint: dict
 
 
-def open_run(args):
-    """The :class:`Run` that ``args`` name (``parse_test_options``). Raises :class:`~utils.errors.UserError` where its data or
-    its checkpoint cannot be read."""
-    with comm.first_before_others(f'test data of {args.dataset_name}'):   # it makes the caches that the others find
+def load_run(args):
+    """Load a :class:`TrainedRun` by the options of test.py (:func:`utils.options.parse_test_options`).
+
+    Raises:
+        UserError: the dataset or the checkpoint cannot be read.
+    """
+    with comm.main_process_first(f'test data of {args.dataset_name}'):   # it writes caches that the other ranks read
         images, captions, num_classes = build_dataloader(args)
     model, checkpoint = load_trained(args, num_classes)
-    return Run(model, images, captions, checkpoint)
+    return TrainedRun(model, images, captions, checkpoint)
 
 
 def embed_queries(model, ids):
-    """[Q, L] token ids of captions -> [Q, D] embeddings on the CPU, one caption at a time, as a search embeds them."""
+    """Embed captions one by one, as a search does: token ids [Q, L] -> embeddings [Q, D] on the CPU."""
     device, was_training = next(model.parameters()).device, model.training
     model.eval()
     try:
@@ -47,14 +58,15 @@ def embed_queries(model, ids):
 
 
 class Split:
-    """The test split of a run, for the report of a head (:meth:`model.heads.Head.report`) and for tools that look at what is found in it.
+    """The test split of a run, for reports of heads (:meth:`model.heads.Head.report`) and for tools.
 
     Attributes:
         entries: the annotated images, dicts with ``id`` and ``captions``, in the annotation's order.
-        captions, paths: the captions, and the images' files.
-        queries, gallery: (embeddings [S, D], pids [S]) of the captions and of the images, made when they are first asked for. They are
-            not normalised.
-        seed: of what a report draws at random.
+        captions: the captions.
+        paths: the image files.
+        queries: ``(embeddings [Q, D], pids [Q])`` of the captions, not normalized; computed at the first access.
+        gallery: ``(embeddings [G, D], pids [G])`` of the images, not normalized; computed at the first access.
+        seed: the seed for random choices of a report.
     """
 
     def __init__(self, args, run):
@@ -62,7 +74,7 @@ class Split:
 
     @functools.cached_property
     def dataset(self):
-        return dataset_of(self.args, verbose=False, splits=('test',))
+        return build_dataset_from_args(self.args, verbose=False, splits=('test',))
 
     @property
     def entries(self):
@@ -85,36 +97,51 @@ class Split:
         return self.embed_images()
 
     def search(self, queries, top, gallery=None):
-        """For each query, embeddings [Q, D] of length 1, ``[(path, pid, cosine similarity)]`` of its best images, the best first;
-        ``gallery``: embeddings and pids of the images, where they are others than the split's own."""
+        """Find the best images for each query.
+
+        Args:
+            queries: [Q, D] normalized embeddings.
+            top: the number of images per query.
+            gallery: ``(embeddings, pids)`` of the images; None: the split's own.
+
+        Returns:
+            ``[[(path, pid, cosine similarity)]]``, the best first.
+        """
         images, pids = gallery or self.gallery
-        scores, rows = nearest(queries, F.normalize(images, dim=1), top)
-        return [[(self.paths[row], int(pids[row]), score) for row, score in zip(best, values)]
-                for best, values in zip(rows.tolist(), scores.tolist())]
+        scores, indices = top_k(queries, F.normalize(images, dim=1), top)
+        return [[(self.paths[index], int(pids[index]), score) for index, score in zip(query_indices, query_scores)]
+                for query_indices, query_scores in zip(indices.tolist(), scores.tolist())]
 
     def embed_images(self, encode=None):
-        """Pass all images of the split through the model, or through another ``encode`` of it."""
+        """Embed all images of the split with the model's ``encode_image``, or with another method of it."""
         return embed(encode or self.run.model.encode_image, self.run.images, self.run.model)
 
     def embed_captions(self):
-        """Pass all captions of the split through the model."""
+        """Embed all captions of the split."""
         return embed(self.run.model.encode_text, self.run.captions, self.run.model)
 
-    def load_images(self, entries):
-        """The images of some entries, normalised, on the model's device: [K, 3, H, W]."""
-        transform = build_transforms(self.args.img_size, is_train=False, pixels=self.run.model.pixels)
-        return torch.stack([transform(read_image(self.dataset.path(entry))) for entry in entries]).to(self.device)
+    @property
+    def image_stats(self):
+        """The mean and standard deviation of the split's images."""
+        return get_image_stats(self.run.images, self.run.model)
 
-    def colours(self, images):
-        """Normalised images [..., 3, H, W] -> colours from 0 to 1, on the CPU."""
-        pixels = self.run.model.pixels
-        mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (pixels.mean, pixels.std))
+    def load_images(self, entries):
+        """Load the images of some entries: normalized, on the model's device, [K, 3, H, W]."""
+        transform = build_transforms(self.args.img_size, is_train=False, image_stats=self.image_stats)
+        images = [transform(read_image(self.dataset.image_path(entry))) for entry in entries]
+        return torch.stack(images).to(self.device)
+
+    def denormalize(self, images):
+        """Convert normalized images [..., 3, H, W] to colors from 0 to 1, on the CPU."""
+        mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1)
+                     for values in (self.image_stats.mean, self.image_stats.std))
         return (images * std + mean).clamp(0, 1).cpu()
 
-    def tokens(self, captions):
-        """Token ids of some captions, on the model's device: [K, L]."""
+    def tokenize(self, captions):
+        """Tokenize captions to ids [K, L] on the model's device."""
         tokenizer = self.run.captions.dataset.tokenizer
-        return torch.stack([tokenize(caption, tokenizer, self.args.text_length) for caption in captions]).to(self.device)
+        ids = [tokenize(caption, tokenizer, self.args.text_length) for caption in captions]
+        return torch.stack(ids).to(self.device)
 
     @property
     def device(self):

@@ -1,4 +1,4 @@
-"""``--shard``: each of several processes holds a part of the parameters and of the optimizer's state, by PyTorch's FSDP2."""
+"""``--shard``: parameters and optimizer state are sharded across ranks with PyTorch's FSDP2."""
 import contextlib
 import inspect
 import logging
@@ -11,109 +11,117 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 
 from model.heads import Head
-from processor.parallel import Calls
+from processor.parallel import FunctionRunner
+from processor.progress import format_log_line
 from utils import comm, precision
 from utils.errors import UserError
 
 logger = logging.getLogger('Pedestal.train')
 
 
-class Sharded:
-    """``passes`` as :func:`processor.parallel.synchronised` gives them, with a part of each parameter on each process (Zhao et al. 2023,
-    arXiv 2304.11277).
+class ShardedRunner:
+    """A runner of forward passes (:func:`processor.parallel.build_ddp_runner`) with sharded parameters.
 
-    A transformer block is whole while it computes, the rest of the model for the whole pass. The optimizer learns the parts: whatever it
-    knows of the parameters, such as a resumed run's moments, is divided as they are. Parameters that are a single number, such as a
-    temperature, stay whole. Processes call passes alike, however many rows they have.
+    FSDP2 (Zhao et al. 2023, arXiv 2304.11277) gathers a transformer block's parameters while the block computes. It
+    gathers the other parameters for the whole forward pass. The optimizer updates the shards, and its state is sharded
+    in the same way. Scalar parameters, such as a temperature, are replicated. All ranks must make the same calls, also
+    without rows of their own.
 
     Args:
-        model: a :class:`~model.build.RetrievalModel` on its device, whole and the same on all processes.
-        optimizer: of its parameters; from here on it has the parts instead.
+        model: a :class:`~model.build.RetrievalModel` on its device, with equal parameters on all ranks.
+        optimizer: the optimizer of the model's parameters; it gets the shards instead.
 
     Raises:
-        UserError: a model that cannot be divided (:func:`refuse_shard`).
+        UserError: the model cannot be sharded (:func:`validate_sharding`).
     """
 
     def __init__(self, model, optimizer):
-        refuse_shard(model)
-        name_of = {id(parameter): name for name, parameter in model.named_parameters()}
-        self.mesh = mesh = init_device_mesh(next(model.parameters()).device.type, (comm.get_world_size(),))
-        numbers = {name: parameter for name, parameter in model.named_parameters() if not parameter.dim()}
-        kept = {'ignored_params': set(numbers.values())} if numbers else {}
-        self.blocks = [fully_shard(block, mesh=mesh, **kept) for block, _ in model.blocks()]
-        calls = Calls(model)
-        calls.heads = nn.ModuleList(model.heads)    # those that hold a parameter themselves get its parts, too
-        self.root = fully_shard(calls, mesh=mesh, **kept)
-        self.root(lambda: None)    # it makes itself the root of all, which the first one called is
+        validate_sharding(model)
+        parameters = dict(model.named_parameters())
+        names = {id(parameter): name for name, parameter in parameters.items()}
+        device_type = next(model.parameters()).device.type
+        self.mesh = init_device_mesh(device_type, (comm.get_world_size(),))
+        scalars = {name: parameter for name, parameter in parameters.items() if not parameter.dim()}
+        ignored = {'ignored_params': set(scalars.values())} if scalars else {}
+        self.blocks = [fully_shard(block, mesh=self.mesh, **ignored) for block, _ in model.blocks()]
+        module = FunctionRunner(model)
+        module.heads = nn.ModuleList(model.heads)    # to shard the parameters of the heads also
+        self.root = fully_shard(module, mesh=self.mesh, **ignored)
+        self.root(lambda: None)    # FSDP2's root is the module that is called first
         self.root.reshard()
-        self.numbers = [(number, nn.Parameter(self.on_all(number.detach()))) for number in numbers.values()]
-        parts = {**dict(model.named_parameters()), **dict(zip(numbers, (part for _, part in self.numbers)))}
-        optimizer.register_step_pre_hook(self.hand_over)
+        self.scalars = [(scalar, nn.Parameter(self.replicate(scalar.detach()))) for scalar in scalars.values()]
+        shards = {**dict(model.named_parameters()), **dict(zip(scalars, (replica for _, replica in self.scalars)))}
+        optimizer.register_step_pre_hook(self.average_scalar_gradients)
         for group in optimizer.param_groups:
-            for number, parameter in enumerate(group['params']):
-                group['params'][number] = part = parts[name_of[id(parameter)]]
+            for index, parameter in enumerate(group['params']):
+                group['params'][index] = shard = shards[names[id(parameter)]]
                 if parameter in optimizer.state:
-                    optimizer.state[part] = {name: value if name == 'step' else divided(value, part)
-                                             for name, value in optimizer.state.pop(parameter).items()}
-        held = sum(part.to_local().numel() for part in parts.values())
-        logger.info('sharded: this process holds %.1fM of %.1fM parameters', held / 1e6, sum(map(torch.numel, parts.values())) / 1e6)
+                    optimizer.state[shard] = {name: value if name == 'step' else shard_like(value, shard)
+                                              for name, value in optimizer.state.pop(parameter).items()}
+        local = sum(shard.to_local().numel() for shard in shards.values())
+        total = sum(map(torch.numel, shards.values()))
+        logger.info(format_log_line('sharded', f'{local / 1e6:.1f}M of {total / 1e6:.1f}M parameters on this rank'))
 
-    def __call__(self, compute, learns=False, last=False):
+    def __call__(self, compute, is_last=False):
         return self.root(compute)
 
-    def on_all(self, value):
-        """What all processes have, as the optimizer learns it beside parts; it shares the value's memory."""
+    def replicate(self, value):
+        """Wrap a tensor that all ranks have, so that the optimizer updates it with the shards. The memory is shared."""
         return DTensor.from_local(value, self.mesh, [Replicate()], run_check=False)
 
-    def hand_over(self, *_):
-        """Before the optimizer's step: the mean of all processes' gradients of the single numbers."""
-        learned = [(number, part) for number, part in self.numbers if number.grad is not None]
-        if not learned:
+    def average_scalar_gradients(self, *_):
+        """Average the gradients of the scalar parameters over ranks, before the optimizer's step."""
+        pairs = [(scalar, replica) for scalar, replica in self.scalars if scalar.grad is not None]
+        if not pairs:
             return
-        gradients = torch.stack([number.grad for number, _ in learned])
+        gradients = torch.stack([scalar.grad for scalar, _ in pairs])
         dist.all_reduce(gradients)
-        for (number, part), gradient in zip(learned, gradients / comm.get_world_size()):
-            part.grad, number.grad = self.on_all(gradient), None
+        for (scalar, replica), gradient in zip(pairs, gradients / comm.get_world_size()):
+            replica.grad, scalar.grad = self.replicate(gradient), None
 
     @contextlib.contextmanager
-    def whole(self):
-        """Within, every process has the whole model, and calls it as it likes."""
-        for part in (self.root, *self.blocks):
-            part.set_reshard_after_forward(False, recurse=False)
-            part.unshard()
+    def unsharded(self):
+        """Gather all parameters on every rank inside the ``with`` block."""
+        modules = (self.root, *self.blocks)
+        for module in modules:
+            module.set_reshard_after_forward(False, recurse=False)
+            module.unshard()
         try:
             yield
         finally:
-            for part in (self.root, *self.blocks):
-                part.set_reshard_after_forward(part is not self.root, recurse=False)
-                part.reshard()
+            for module in modules:
+                module.set_reshard_after_forward(module is not self.root, recurse=False)
+                module.reshard()
 
 
-def divided(value, part):
-    """This process's part of a tensor of a parameter's shape, as that is divided; anything else as it is."""
-    if not isinstance(value, torch.Tensor) or value.shape != part.shape:
+def shard_like(value, shard):
+    """Shard a tensor as a parameter of the same shape; return any other value unchanged."""
+    if not isinstance(value, torch.Tensor) or value.shape != shard.shape:
         return value
-    return distribute_tensor(value.to(part.device), part.device_mesh, part.placements)
+    return distribute_tensor(value.to(shard.device), shard.device_mesh, shard.placements)
 
 
-def shards_on_cpus():
-    """Whether this PyTorch's FSDP2 works without GPUs, as that of 2.6 does not."""
+def supports_cpu_sharding():
+    """Whether FSDP2 of this PyTorch version works without GPUs. That of 2.6 does not."""
     return hasattr(torch.cpu.current_stream(), 'record_event')
 
 
-def refuse_shard(model):
-    """Raise UserError where ``--shard`` cannot divide a model."""
+def validate_sharding(model):
+    """Raise UserError if a model cannot be trained with ``--shard``."""
     device = next(model.parameters()).device
-    if device.type == 'cpu' and not shards_on_cpus():
-        raise UserError(f'--shard on CPUs needs a newer PyTorch than {torch.__version__}')
+    if device.type == 'cpu' and not supports_cpu_sharding():
+        raise UserError(f'--shard on CPUs needs a newer PyTorch than {torch.__version__}: leave --shard out')
     if precision.amp_dtype(model.amp, device) is torch.float16:
-        raise UserError('--shard does not scale gradients, as fp16 needs it: give --amp bf16 or off, or leave --shard out')
+        raise UserError('--shard does not support --amp fp16, because it does not scale gradients: give --amp bf16 or '
+                        'off, or leave --shard out')
     if any(block._compiled_call_impl for block, _ in model.blocks()):
-        raise UserError('--shard gathers a block when it is called, which --compile compiles away: leave out one of them')
+        raise UserError('--shard cannot be combined with --compile, because compiled blocks do not gather their '
+                        'parameters: leave out one of them')
     for head in model.heads:
         if type(head).after_step is not Head.after_step:
-            raise UserError(f"--shard leaves no whole parameters between steps, and the loss '{head.names[0]}' changes some there: leave "
-                            'out one of them')
-    single = [name for name, parameter in model.named_parameters() if not parameter.dim()]
-    if single and 'ignored_params' not in inspect.signature(fully_shard).parameters:
-        raise UserError(f'--shard with {single[0]}, a parameter that is a single number, needs a newer PyTorch than {torch.__version__}')
+            raise UserError(f"--shard does not support the loss '{head.names[0]}', which changes parameters after a "
+                            'step: leave out one of them')
+    scalars = [name for name, parameter in model.named_parameters() if not parameter.dim()]
+    if scalars and 'ignored_params' not in inspect.signature(fully_shard).parameters:
+        raise UserError(f'--shard needs a newer PyTorch than {torch.__version__} for the scalar parameter '
+                        f'{scalars[0]}: leave --shard out')

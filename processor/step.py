@@ -1,270 +1,353 @@
-"""The one way of a batch, from top to bottom: host batch -> device -> finished images -> encoders -> heads -> gradient.
+"""A training step: host batch -> device -> augmented images -> encoders -> heads -> gradients -> optimizer.
 
-A whole batch is one piece. ``--micro_batch`` makes several, and several processes have a part of the batch each; losses still compare the
-whole batch (GradCache: Gao et al., RepL4NLP 2021, arXiv 2101.06983). Evaluation takes the same way as far as the finished images.
+The batch is one micro batch, unless ``--micro_batch`` splits it. With several processes, each rank has a shard of the
+global batch. In both cases the losses compare all samples of the global batch (GradCache: Gao et al., RepL4NLP 2021,
+arXiv 2101.06983). Evaluation prepares its batches with the same functions.
 """
 import contextlib
 from functools import partial
 
 import torch
 
-from datasets.views import finish
-from model.build import Encoded, add_results, total_loss
-from model.heads import where
-from processor.parallel import alone, synchronised
+from datasets.device_augmentation import augment_on_device
+from model.build import EncodedBatch, add_results, total_loss
+from model.heads import describe_head
+from processor.parallel import build_ddp_runner, run_locally
 from utils import comm, precision
-from utils import pixels as known_pixels
+from utils.batch_shard import WHOLE_BATCH
 from utils.errors import UserError
-from utils.peers import ALONE
+from utils.image_stats import CLIP_STATS
 from utils.seeding import derive_seed
+
+SIDES = ('image', 'text')
 
 
 class Step:
-    """Training steps of a model: ``Step(model, optimizer)(batch)`` learns from a loader's batch and returns the model's results,
-    scalars on its device: ``{'temperature', 'sdm_loss', 'img_acc', ...}``.
+    """Training steps of a model: ``Step(model, optimizer)(batch)`` trains on a loader's batch.
+
+    A call returns the model's results, scalars on its device: ``{'temperature', 'sdm_loss', 'img_acc', ...}``. With
+    fp16, ``scaler`` (``torch.amp.GradScaler``) scales the loss and skips a step whose gradient overflows.
 
     Args:
         model: a :class:`~model.build.RetrievalModel` on its device.
-        optimizer: of its parameters.
-        micro_batch: how many samples' activations are held at a time; None: the whole batch's.
-        shard: whether each of several processes holds a part of the parameters and of the optimizer's state alone. Raises UserError where
-            it cannot (:func:`processor.sharding.refuse_shard`), or with ``micro_batch``.
+        optimizer: the optimizer of the model's parameters.
+        micro_batch: the number of samples whose activations are in memory at once; None: the whole batch.
+        shard_parameters: whether the parameters and the optimizer state are sharded across ranks (``--shard``).
 
-    In fp16 the gradient is scaled, and a step whose gradient overflowed is left out (``scaler``, a ``torch.amp.GradScaler``).
+    Raises:
+        UserError: the model cannot be sharded (:func:`processor.sharding.validate_sharding`), or ``micro_batch`` is
+            also given.
     """
 
-    def __init__(self, model, optimizer, micro_batch=None, shard=False):
+    def __init__(self, model, optimizer, micro_batch=None, shard_parameters=False):
         self.model, self.optimizer, self.micro_batch = model, optimizer, micro_batch
-        shard = shard and comm.get_world_size() > 1
-        if shard and micro_batch:
-            raise UserError('--shard and --micro_batch: processes would have different numbers of pieces; --grad_checkpoint saves memory')
-        self.passes = sharded(model, optimizer) if shard else synchronised(model)
+        shard_parameters = shard_parameters and comm.get_world_size() > 1
+        if shard_parameters and micro_batch:
+            raise UserError('--shard cannot be combined with --micro_batch, because the number of micro batches may '
+                            'differ between ranks: leave out one of them; --grad_checkpoint also saves memory')
+        self.runner = build_sharded_runner(model, optimizer) if shard_parameters else build_ddp_runner(model)
         device = next(model.parameters()).device
-        self.scaler = torch.amp.GradScaler(device.type, enabled=precision.amp_dtype(model.amp, device) is torch.float16)
+        uses_fp16 = precision.amp_dtype(model.amp, device) is torch.float16
+        self.scaler = torch.amp.GradScaler(device.type, enabled=uses_fp16)
 
-    def __call__(self, batch, peers=ALONE):
-        """``peers``: the processes that have the batch's other rows (:func:`utils.peers.meet`)."""
+    def __call__(self, batch, shard=WHOLE_BATCH):
+        """Train on this rank's rows of a batch; ``shard`` describes them (:mod:`utils.batch_shard`)."""
         self.optimizer.zero_grad(set_to_none=True)
-        results = backward(self.model, batch, self.micro_batch, self.scaler.scale, peers, self.passes)
+        results = compute_gradients(self.model, batch, self.micro_batch, self.scaler.scale, shard, self.runner)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         for head in self.model.heads:
             head.after_step(self.model)
         return results
 
-    def whole(self):
-        """``with step.whole():`` this process has all of the model, whoever else holds parts of it."""
-        return getattr(self.passes, 'whole', contextlib.nullcontext)()
+    def unsharded(self):
+        """Return a context manager. Inside it, every rank has all parameters of the model."""
+        return getattr(self.runner, 'unsharded', contextlib.nullcontext)()
 
 
-def sharded(model, optimizer):
-    from processor.sharding import Sharded    # half a second of PyTorch, for those who ask for it
-    return Sharded(model, optimizer)
+def build_sharded_runner(model, optimizer):
+    from processor.sharding import ShardedRunner    # the import takes 0.5 s; only --shard needs it
+    return ShardedRunner(model, optimizer)
 
 
-def ready(batch, device, cut=None, pixels=known_pixels.CLIP):
-    """A loader's batch on ``device``, as the encoders read it; with a dataset's ``pids, caption_ids, images, ...`` or some of them.
+def prepare_batch(batch, device, trim_padding=None, image_stats=CLIP_STATS):
+    """Move a loader's batch to a device and prepare its images for the encoders.
 
-    Images of the image cache (uint8) are augmented by their own ``views`` and normalised there. ``cut``: what shortens captions while
-    they are on the host, where reading their lengths is free. ``pixels``: the images' mean and deviation.
+    Images of the image cache (uint8) are augmented with the batch's ``augmentation_params`` and normalized.
+
+    Args:
+        batch: ``{name: tensor}`` with ``pids``, ``caption_ids``, ``images``, ... or some of them.
+        device: the target device.
+        trim_padding: a function that removes the padding of captions [B, L]. It runs on the host, where it need not
+            wait for a GPU.
+        image_stats: mean and standard deviation of the images, unless the batch has its own for each sample
+            (``image_stats``).
     """
-    if cut is not None and 'caption_ids' in batch:
-        batch = {**batch, 'caption_ids': cut(batch['caption_ids'])}
-    batch = moved(batch, device)
-    for which in ('', 'second_'):
-        images = batch.get(f'{which}images')
+    if trim_padding is not None and 'caption_ids' in batch:
+        batch = {**batch, 'caption_ids': trim_padding(batch['caption_ids'])}
+    batch = to_device(batch, device)
+    stats_per_sample = batch.pop('image_stats', None)
+    for prefix in ('', 'second_'):
+        images = batch.get(f'{prefix}images')
         if images is not None and images.dtype == torch.uint8:
-            batch[f'{which}images'] = finish(images, batch.pop(f'{which}views', None), pixels)
+            params = batch.pop(f'{prefix}augmentation_params', None)
+            batch[f'{prefix}images'] = augment_on_device(images, params, image_stats, stats_per_sample)
     return batch
 
 
-def moved(batch, device):
-    return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+def get_image_stats(loader, model):
+    """Return the :class:`~utils.image_stats.ImageStats` of a loader's images, else the model's."""
+    image_stats = getattr(getattr(loader, 'dataset', None), 'image_stats', None)
+    return image_stats or getattr(model, 'image_stats', CLIP_STATS)
 
 
-def backward(model, batch, size=None, scale=lambda loss: loss, peers=ALONE, passes=alone):
-    """Add the gradient of ``scale(total loss)`` to the parameters', and return the results without gradient.
+def to_device(batch, device):
+    """Move the tensors of a batch to a device, without waiting for a GPU."""
+    # Other devices may copy after the host has freed the memory.
+    non_blocking = torch.device(device).type == 'cuda'
+    return {name: value.to(device, non_blocking=non_blocking) for name, value in batch.items()}
 
-    1. Every piece is embedded.
-    2. Heads that read embeddings alone get those of the whole batch, of all processes. Their losses give a gradient at the embeddings.
-    3. Each piece takes its rows of that gradient back through its encoders, and its share of the losses of heads that read tokens
-       (:attr:`~model.heads.Head.share`).
 
-    A batch in one piece passes the encoders once. Several pieces pass them twice, first without gradient: then activations are held of
-    ``size`` samples at a time. What is random in a piece (dropout, hidden patches) follows from PyTorch's seed and the piece's number,
-    and is the same both times; so it is drawn otherwise than for the whole batch.
+def compute_gradients(model, batch, micro_batch_size=None, scale_loss=lambda loss: loss, shard=WHOLE_BATCH,
+                      runner=run_locally):
+    """Add the gradient of the total loss to the parameters' gradients, and return the results without gradient.
 
-    The processes' gradients are averaged while the last piece's are computed. For the sum, which is the batch's, each gives its part of
-    the gradient as often as there are processes; the losses in 2. are the same on all.
+    1. Embed every micro batch.
+    2. Give the embeddings of the global batch to the heads that read only embeddings. Their losses have a gradient with
+       respect to these embeddings.
+    3. For each micro batch, backpropagate its rows of that gradient through the encoders. Add its weighted part of the
+       losses of heads that read tokens (:meth:`~model.heads.Head.compute_micro_batch_weight`).
+
+    One micro batch passes the encoders once. Several micro batches pass them twice, first without gradient, so that the
+    activations of only one are in memory. Random numbers of a micro batch (dropout, hidden patches) follow from
+    PyTorch's seed and the micro batch's number: they are equal in both passes, but not those of one whole batch.
+
+    DistributedDataParallel averages the gradients over ranks, but the gradient of the global batch is a sum. Therefore
+    each rank multiplies its part by the world size. The losses of step 2 are the same on all ranks.
 
     Args:
         model: a :class:`~model.build.RetrievalModel`.
-        batch: a loader's, on the CPU or where the model is: the rows of this process.
-        size: samples a piece; None: all.
-        scale: what multiplies losses before their gradient, as a ``GradScaler`` does.
-        peers: the processes that have the other rows.
-        passes: how passes through the model are called (:func:`processor.parallel.synchronised`).
+        batch: this rank's rows of a loader's batch, on the CPU or on the model's device.
+        micro_batch_size: the number of samples of a micro batch; None: all.
+        scale_loss: a function that scales a loss before its backward pass, such as ``GradScaler.scale``.
+        shard: this rank's rows of the global batch (:mod:`utils.batch_shard`).
+        runner: how passes through the model run (:func:`processor.parallel.build_ddp_runner`).
     """
-    return Backward(model, *in_pieces(model, batch, size, peers, passes), scale, peers, passes).run()
+    global_batch, micro_batches = split_into_micro_batches(model, batch, micro_batch_size, shard, runner)
+    return GradientComputation(model, global_batch, micro_batches, scale_loss, shard, runner).run()
 
 
-class Backward:
-    """One call of :func:`backward`."""
+class GradientComputation:
+    """One call of :func:`compute_gradients`.
 
-    def __init__(self, model, whole, pieces, scale, peers, passes):
-        self.model, self.whole, self.pieces, self.scale, self.peers, self.passes = model, whole, pieces, scale, peers, passes
-        self.seed = torch.initial_seed() if len(pieces) > 1 or peers.world > 1 else None
-        self.results = {}      # {head: its results}
-        self.leaves = []       # the whole batch's embeddings of images and of captions, where the heads' gradient is left
+    Attributes:
+        results: ``{head: its results}``.
+        embeddings: the global batch's image and text embeddings. They are leaves of the graph and hold the gradient of
+            step 2.
+    """
+
+    def __init__(self, model, global_batch, micro_batches, scale_loss, shard, runner):
+        self.model, self.global_batch, self.micro_batches = model, global_batch, micro_batches
+        self.scale_loss, self.shard, self.runner = scale_loss, shard, runner
+        self.seed = torch.initial_seed() if len(micro_batches) > 1 or shard.world_size > 1 else None
+        self.results, self.embeddings = {}, []
 
     def run(self):
-        if len(self.pieces) > 1:
-            first = [self.passes(partial(embed, self.model, piece, self.seed, number, self.peers))
-                     for number, piece in enumerate(self.pieces)]
-            self.passes(partial(self.learn_together, first))
-        start = self.peers.own.start or 0
-        for number, piece in enumerate(self.pieces):
-            loss = self.passes(partial(self.loss_of, number, start), learns=True, last=number == len(self.pieces) - 1)
+        if len(self.micro_batches) > 1:
+            encoded = [self.runner(partial(embed_micro_batch, self.model, micro_batch, self.seed, number, self.shard))
+                       for number, micro_batch in enumerate(self.micro_batches)]
+            self.runner(partial(self.backward_embedding_losses, encoded))
+        start, last = self.shard.local_slice.start or 0, len(self.micro_batches) - 1
+        for number, micro_batch in enumerate(self.micro_batches):
+            loss = self.runner(partial(self.compute_loss, number, start), is_last=number == last)
             loss.backward()
-            start += len(piece['pids'])
-        return in_order(self.model, self.results, self.peers)
+            start += len(micro_batch['pids'])
+        return collect_results(self.model, self.results, self.shard)
 
-    def learn_together(self, pieces):
-        """The heads that read embeddings alone, on those of this process's ``pieces`` and of the others'."""
-        rows = [torch.cat([getattr(piece, side).detach() for piece in pieces]) for side in SIDES]
-        self.leaves = [self.peers.gather(of_side).requires_grad_() for of_side in rows]
+    def backward_embedding_losses(self, encoded_micro_batches):
+        """Run the heads that read only embeddings, on the embeddings of all micro batches and ranks."""
+        rows = [torch.cat([getattr(encoded, side).detach() for encoded in encoded_micro_batches]) for side in SIDES]
+        self.embeddings = [self.shard.all_gather(local).requires_grad_() for local in rows]
         model = self.model
-        encoded = Encoded(*self.leaves, encoder=model.backbone.encoder, embed_image=model.embed_image, embed_text=model.embed_text,
-                          peers=self.peers)
-        self.results.update(learn_together(model, encoded, self.whole, self.scale))
+        encoded = EncodedBatch(*self.embeddings, encoder=model.backbone.encoder, embed_image=model.embed_image,
+                               embed_text=model.embed_text, shard=self.shard)
+        self.results.update(backward_embedding_losses(model, encoded, self.global_batch, self.scale_loss))
 
-    def loss_of(self, number, start):
-        """What piece ``number``, whose rows of the batch begin at ``start``, takes back through its encoders."""
-        model, piece, peers, rows = self.model, self.pieces[number], self.peers, self.peers.rows_in(self.pieces[number])
-        with seeded(self.seed, number, peers, apart=not self.leaves), model.autocast():
-            encoded = model.encode(piece)
-        if not self.leaves:     # the only piece
-            encoded.peers = peers
-            self.learn_together([encoded])
-        at_embeddings = [(getattr(encoded, side)[:rows], leaf.grad[start:start + rows] * peers.world)
-                         for side, leaf in zip(SIDES, self.leaves) if leaf.grad is not None]
-        return piece_loss(model, encoded, piece, self.whole, at_embeddings, self.results, self.scale, peers)
+    def compute_loss(self, number, start):
+        """Compute the loss of a micro batch for its backward pass; ``start`` is its first row in the global batch."""
+        model, micro_batch, shard = self.model, self.micro_batches[number], self.shard
+        size = shard.micro_batch_size(micro_batch)
+        with seeded_rng(self.seed, number, shard, per_rank=not self.embeddings), model.autocast():
+            encoded = model.encode(micro_batch)
+        if not self.embeddings:     # the only micro batch
+            encoded.shard = shard
+            self.backward_embedding_losses([encoded])
+        gradients = [(getattr(encoded, side)[:size], embeddings.grad[start:start + size] * shard.world_size)
+                     for side, embeddings in zip(SIDES, self.embeddings) if embeddings.grad is not None]
+        return compute_micro_batch_loss(model, encoded, micro_batch, self.global_batch, gradients, self.results,
+                                        self.scale_loss, shard)
 
 
-SIDES = ('image', 'text')
+def split_into_micro_batches(model, batch, micro_batch_size, shard=WHOLE_BATCH, runner=run_locally):
+    """Prepare a batch for encoders and heads and split it.
 
-
-def in_pieces(model, batch, size, peers=ALONE, passes=alone):
-    """``(whole batch, this process's pieces)`` on the model's device, ready for encoders and heads, with what heads look up on the host.
-    Of a whole batch that lies with several processes, this one has its rows of the images (:class:`Whole`)."""
+    Returns:
+        ``(global batch, list of this rank's micro batches)`` on the model's device. With several ranks, the global
+        batch is a :class:`GlobalBatch`.
+    """
     device, count = next(model.parameters()).device, len(batch['pids'])
-    size = min(size or count, count)
-    longest = comm.largest(model.without_padding(batch['caption_ids']).shape[1])
-    shared = of_first({name: value for name, value in batch.items() if is_shared(name)})
-    batch = {**batch, 'caption_ids': batch['caption_ids'][:, :longest], **shared}
-    own = passes(partial(model.rewritten, ready(batch, device, pixels=model.pixels), peers))
-    pieces = []
+    size = min(micro_batch_size or count, count)
+    length = comm.all_reduce_max(model.trim_padding(batch['caption_ids']).shape[1])
+    shared = broadcast_fields({name: value for name, value in batch.items() if is_shared_field(name)})
+    batch = {**batch, 'caption_ids': batch['caption_ids'][:, :length], **shared}
+    local = prepare_batch(batch, device, image_stats=model.image_stats)
+    local = runner(partial(model.transform_batch, local, shard))
+    micro_batches = []
     for start in range(0, count, size):
-        on_host, on_device = ({name: value if is_shared(name) else value[start:start + size] for name, value in fields.items()}
-                              for fields in (batch, own))
-        pieces.append({**on_device, **moved(model.looked_up(on_host), device)})
-    if peers is not ALONE:
-        shared, images = ({name: value for name, value in own.items() if which(name)} for which in (is_shared, is_image))
-        rows = {name: value for name, value in own.items() if not is_shared(name) and not is_image(name)}
-        return Whole({**shared, **peers.fields(rows)}, images), pieces
-    if len(pieces) == 1:
-        return pieces[0], pieces
-    return {**own, **moved(model.looked_up(batch), device)}, pieces
+        on_host, on_device = ({name: value if is_shared_field(name) else value[start:start + size]
+                               for name, value in fields.items()} for fields in (batch, local))
+        micro_batches.append({**on_device, **to_device(model.prepare_on_host(on_host), device)})
+    if shard is not WHOLE_BATCH:
+        shared = {name: value for name, value in local.items() if is_shared_field(name)}
+        images = {name: value for name, value in local.items() if is_image_field(name)}
+        rows = {name: value for name, value in local.items() if name not in shared and name not in images}
+        return GlobalBatch({**shared, **shard.all_gather_fields(rows)}, images), micro_batches
+    if len(micro_batches) == 1:
+        return micro_batches[0], micro_batches
+    return {**local, **to_device(model.prepare_on_host(batch), device)}, micro_batches
 
 
-def is_shared(name):
-    """Whether a field of a batch is no sample's: prompts go into each piece."""
+def is_shared_field(name):
+    """Whether a field belongs to the whole batch instead of to its samples. Every micro batch has all of it."""
     return name.startswith('prompt_')
 
 
-def of_first(fields):
-    """The first process's, where there are any: what is drawn for a batch is drawn by its first sample."""
-    return comm.from_process(0, fields) if fields else fields
-
-
-def is_image(name):
+def is_image_field(name):
     return name.endswith('images')
 
 
-class Whole(dict):
-    """A whole batch that lies with several processes: all of its fields but images, of which ``images`` are this process's rows."""
+def broadcast_fields(fields):
+    """Return the main process's fields on all ranks, because each rank samples them with another seed."""
+    return comm.broadcast_object(fields) if fields else fields
+
+
+class GlobalBatch(dict):
+    """The global batch, sharded across ranks. Every rank holds all fields except images; images are local.
+
+    Args:
+        fields: ``{name: [B, ...]}``, all fields except images.
+        images: ``{name: [b, ...]}``, this rank's rows.
+        head: the head that reads this batch, for the error message.
+    """
 
     def __init__(self, fields, images, head=None):
         super().__init__(fields)
         self.images, self.head = images, head
 
-    def seen_by(self, head):
-        """It, as a head is given it that reads embeddings alone."""
-        return {**self, **self.images} if head.gathers else Whole(self, self.images, head)
+    def view_for_head(self, head):
+        """Return the batch for a head that reads only embeddings; without images unless it gathers rows itself."""
+        return {**self, **self.images} if head.uses_all_gather else GlobalBatch(self, self.images, head)
 
     def __missing__(self, name):
         if name not in self.images:
             raise KeyError(name)
-        raise UserError(f"{where(self.head)} reads batch['{name}'], and each of several processes has its rows alone: a head that gathers "
-                        'what it makes of them (encoded.peers.gather) says so (gathers = True)')
+        raise UserError(f"{describe_head(self.head)} reads batch['{name}'], but each of several processes holds only "
+                        'its own rows of it: call encoded.shard.all_gather on what the head computes from them, and '
+                        'set uses_all_gather = True in the head')
 
 
-def embed(model, piece, seed, number, peers):
-    """The embeddings of one of several pieces."""
-    with seeded(seed, number, peers, apart=True), torch.no_grad(), model.autocast():
-        return Encoded(image=model.embed_image(piece['images']), text=model.embed_text(piece['caption_ids']))
+def embed_micro_batch(model, micro_batch, seed, number, shard):
+    """Embed one of several micro batches, without gradient."""
+    with seeded_rng(seed, number, shard, per_rank=True), torch.no_grad(), model.autocast():
+        return EncodedBatch(image=model.embed_image(micro_batch['images']),
+                            text=model.embed_text(micro_batch['caption_ids']))
 
 
 @contextlib.contextmanager
-def seeded(seed, number, peers, apart):
-    """PyTorch's generators begin anew for a piece; nothing happens without a ``seed``. ``apart``: what is drawn meanwhile is each process's
-    own, and behind it all processes draw alike."""
+def seeded_rng(seed, number, shard, per_rank):
+    """Seed PyTorch for a micro batch inside the ``with`` block; do nothing if ``seed`` is None.
+
+    Args:
+        seed: the seed of the step.
+        number: the micro batch's number.
+        shard: this rank's rows of the global batch.
+        per_rank: whether the random numbers inside the block are this rank's own. After the block, the random state is
+            the same on all ranks again.
+    """
     if seed is None:
         yield
         return
     gpus = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(gpus, enabled=apart and peers.world > 1):
-        torch.manual_seed(derive_seed(seed, number, peers.rank) if peers.world > 1 else derive_seed(seed, number))
+    with torch.random.fork_rng(gpus, enabled=per_rank and shard.world_size > 1):
+        torch.manual_seed(derive_seed(seed, number, *([shard.rank] if shard.world_size > 1 else ())))
         yield
 
 
-def learn_together(model, encoded, whole, scale):
-    """``{head: results}`` of the heads that read embeddings alone; their gradient stays with ``encoded``'s."""
+def backward_embedding_losses(model, encoded, global_batch, scale_loss):
+    """Run the heads that read only embeddings, and backpropagate their losses to the embeddings.
+
+    Returns:
+        ``{head: results}``.
+    """
     results = {}
+    is_sharded = isinstance(global_batch, GlobalBatch)
     with model.autocast():
         for head in model.heads:
-            if not head.reads_the_pass:
-                results[head] = head(encoded, whole.seen_by(head) if isinstance(whole, Whole) else whole)
+            if not head.uses_tokens:
+                results[head] = head(encoded, global_batch.view_for_head(head) if is_sharded else global_batch)
     loss = sum(map(total_loss, results.values()))
     if isinstance(loss, torch.Tensor):
-        scale(loss).backward()
+        scale_loss(loss).backward()
     return results
 
 
-def piece_loss(model, encoded, piece, whole, at_embeddings, results, scale, peers):
-    """What a piece takes back through its encoders: the gradient at its embeddings, and its share of the losses of heads that read tokens,
-    whose results are added to ``results``."""
-    loss, rows = 0, peers.rows_in(piece)
+def compute_micro_batch_loss(model, encoded, micro_batch, global_batch, gradients, results, scale_loss, shard):
+    """Compute the loss whose backward pass goes through the encoders of a micro batch.
+
+    It is the sum of the losses of heads that read tokens and of a term that has the given gradients at the embeddings.
+
+    Args:
+        model: a :class:`~model.build.RetrievalModel`.
+        encoded: the encoded micro batch.
+        micro_batch: its fields.
+        global_batch: the fields of the global batch.
+        gradients: pairs of (embeddings of the micro batch, their gradient), [b, D] each.
+        results: ``{head: results}``; the results of heads that read tokens are added here.
+        scale_loss: see :func:`compute_gradients`.
+        shard: see :func:`compute_gradients`.
+    """
+    loss, is_placeholder = 0, not shard.micro_batch_size(micro_batch)
     with model.autocast():
         for head in model.heads:
-            if head.reads_the_pass:
-                of_piece = head(encoded, piece)
-                if piece is not whole and of_piece:
-                    share = head.share_of(piece, whole) if rows else 0    # a stand-in has none
-                    of_piece = {name: share * value for name, value in of_piece.items()}
-                loss = loss + peers.world * total_loss(of_piece)
+            if head.uses_tokens:
+                head_results = head(encoded, micro_batch)
+                if micro_batch is not global_batch and head_results:
+                    weight = 0 if is_placeholder else head.compute_micro_batch_weight(micro_batch, global_batch)
+                    head_results = {name: weight * value for name, value in head_results.items()}
+                loss = loss + shard.world_size * total_loss(head_results)
                 sums = results.setdefault(head, {})
-                sums.update({name: sums.get(name, 0) + value.detach() for name, value in of_piece.items()})
-    loss = scale(loss) if isinstance(loss, torch.Tensor) else loss
-    # The inner product with a constant has that constant as its gradient.
-    return loss + sum((embedding * gradient).sum() for embedding, gradient in at_embeddings)
+                sums.update({name: sums.get(name, 0) + value.detach() for name, value in head_results.items()})
+    loss = scale_loss(loss) if isinstance(loss, torch.Tensor) else loss
+    # The gradient of the inner product with a constant is that constant.
+    return loss + sum((embeddings * gradient).sum() for embeddings, gradient in gradients)
 
 
-def in_order(model, by_head, peers):
-    """All results, without gradient, in the order of ``--loss_names``: those of heads that read tokens are the sums over all processes."""
-    shares = [value for head in model.heads if head.reads_the_pass for value in by_head[head].values()]
-    sums = iter(peers.total(torch.stack([value.float() for value in shares])).unbind()) if peers is not ALONE and shares else iter(shares)
+def collect_results(model, head_results, shard):
+    """Return all results without gradient, in the order of ``--loss_names``.
+
+    The results of heads that read tokens are summed over ranks.
+
+    Args:
+        model: a :class:`~model.build.RetrievalModel`.
+        head_results: ``{head: {name: scalar}}``.
+        shard: see :func:`compute_gradients`.
+    """
+    values = [value for head in model.heads if head.uses_tokens for value in head_results[head].values()]
+    if shard is not WHOLE_BATCH and values:
+        values = shard.all_reduce_sum(torch.stack([value.float() for value in values])).unbind()
+    sums = iter(values)
     results = {'temperature': torch.full((), model.temperature)}
     for head in model.heads:
-        add_results(results, head, {name: next(sums) if head.reads_the_pass else value.detach() for name, value in by_head[head].items()})
+        add_results(results, head, {name: next(sums) if head.uses_tokens else value.detach()
+                                    for name, value in head_results[head].items()})
     return results

@@ -1,7 +1,7 @@
-"""What people run: shell recipes and tools.
+"""Command-line tools and the shell recipes of published methods.
 
-A tool runs as a file and as a module: ``python run_scripts/retrieve.py`` and ``python -m run_scripts.retrieve``. For that its
-first import of ours is ``run_scripts``.
+A tool runs as a module and as a file: ``python -m run_scripts.retrieve`` and ``python run_scripts/retrieve.py``. To
+make both work, a tool imports ``run_scripts`` before any other package of this repository.
 """
 import os
 
@@ -9,6 +9,6 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def start(main):
-    """Run a tool's ``main()`` as train.py and test.py are run: errors are sentences, and Ctrl-C ends it quietly."""
+    """Run a tool's ``main()`` as train.py and test.py run theirs: one line per error, and a quiet end on Ctrl-C."""
     from utils.errors import run
     run(main)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A2TE (2025) on CUHK-PEDES, ICFG-PEDES or RSTPReid, by its own command: bash run_scripts/a2te.sh RSTPReid [further flags]
-# The same as train.py --config_file configs/a2te/<dataset>.yaml: copy it and change what you like.
+# Train A2TE (2025): bash run_scripts/a2te.sh CUHK-PEDES|ICFG-PEDES|RSTPReid [further flags]
+# It trains as train.py --config_file configs/a2te/<dataset>.yaml does. Copy it and change what you like.
 set -eu
 cd "$(dirname "$0")/.."
 dataset=${1:-CUHK-PEDES}

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# AGM (AGMfIRRA, 2025) on CUHK-PEDES, ICFG-PEDES or RSTPReid, by its own command: bash run_scripts/agm.sh RSTPReid [further flags]
-# The same as train.py --config_file configs/agm/<dataset>.yaml: copy it and change what you like.
+# Train AGM (AGMfIRRA, 2025): bash run_scripts/agm.sh CUHK-PEDES|ICFG-PEDES|RSTPReid [further flags]
+# It trains as train.py --config_file configs/agm/<dataset>.yaml does. Copy it and change what you like.
 set -eu
 cd "$(dirname "$0")/.."
 dataset=${1:-CUHK-PEDES}

@@ -1,94 +1,119 @@
-"""Where a model looks: ``python -m run_scripts.attention --config_file <run>/configs.yaml --caption "a red coat" --image photo.jpg``.
+"""Draw which parts of a photo and which words of a caption a model uses.
 
-Shows on the photo: the attention of the embedding's token in the last block; what heads read, such as PHP's parts and A2TE's details,
-with the words that they weigh most; what hiding a piece of the photo takes away from the similarity, which holds for every model,
-whatever its heads make of the embedding; and for each word the patches that it looks at in the cross encoder or, of a run without one,
-the patches whose tokens are like the word's. Behind each word is what leaving it out takes away.
+    python -m run_scripts.attention --config_file <run>/configs.yaml --image photo.jpg \\
+        --caption "a red coat"
+    python -m run_scripts.attention --config_file <run>/configs.yaml --noise 0 0.1 0.2
 
-``--noise`` shows instead how retrieval on the test split changes as noise is added to its images (deviations of 0 to 1 of a pixel's range).
+The figure shows these maps over the photo:
+
+    - the attention of the class token in the last block of the image encoder;
+    - the attention of heads, such as PHP's parts and A2TE's details, with the words that they
+      weigh most;
+    - the loss of similarity if a square of the photo is hidden, which works for every model;
+    - for each word, its attention over the patches in the cross encoder. If the model has no
+      cross encoder, the map shows the cosine similarity of the word's token and each patch. The
+      number after a word is the loss of similarity if the caption does not have the word.
+
+With --noise the figure shows retrieval on the test split instead, with Gaussian noise added to the images. The unit of
+its standard deviation is the range of a pixel: 0 is no noise, 1 is the difference between black and white.
 """
-import textwrap
-
-import torch
-
 from run_scripts import start
-import pedestal
-from run_scripts.retrieve import draw, split_queries
-from processor.evaluation import rankings
+from run_scripts.retrieve import draw_results, sample_queries
+from utils.declarations import retry_with_pytorch
 from utils.errors import UserError
+from utils.figures import check_figure_path, import_pyplot, save_figure, wrap_text
 from utils.iotools import read_image
-from utils.metrics import retrieval_metrics
 from utils.option_types import fraction
 from utils.options import build_test_parser, parse_test_options
-from utils.pictures import check_picture, pyplot, save_picture
 
-COLUMNS = 8   # of the figure
+COLUMNS = 8   # panels in a row of the figure
 
 
 def main(argv=None):
-    parser = build_test_parser('attention.py', __doc__)
-    parser.add_argument('--caption', help='a description')
-    parser.add_argument('--image', help='a photo')
-    parser.add_argument('--noise', type=fraction, nargs='+', metavar='DEVIATION', help='0 0.1 0.2: retrieval on the test split with noise')
-    parser.add_argument('--out', default='attention.png', help='the picture to write')
-    args = parse_test_options(parser, argv)
-    check_picture(args.out)
+    args = read_options(argv)
+    check_figure_path(args.out)
     if args.noise is None and not (args.caption and args.image):
-        raise UserError('--caption and --image say whose attention is drawn; --noise 0 0.1 0.2 shows retrieval with noise')
-    figure = with_noise(args) if args.noise is not None else attention(args)
-    save_picture(figure, args.out, dpi=110)
+        raise UserError('--caption and --image are both required to draw attention; '
+                        '--noise 0 0.1 0.2 draws retrieval with noise instead')
+    figure = draw_noise(args) if args.noise is not None else draw_attention(args)
+    save_figure(figure, args.out, dpi=110)
     print(f'wrote {args.out}')
 
 
-# -- attention -------------------------------------------------------------------------------------------------------------
+@retry_with_pytorch
+def read_options(argv):
+    parser = build_test_parser('attention.py', __doc__)
+    parser.add_argument('--caption', help='description of a person')
+    parser.add_argument('--image', help='file of a photo')
+    parser.add_argument('--noise', type=fraction, nargs='+', metavar='STD',
+                        help='standard deviations of the noise, 0 to 1: draw retrieval with noise')
+    parser.add_argument('--out', default='attention.png', help='file of the figure (.png, .pdf or .svg)')
+    return parse_test_options(parser, argv)
 
-def attention(args):
-    photo, found = read_image(args.image), pedestal.People(args).look(args.image, args.caption)
-    panels = [('', None), *found.maps, *((f'{word} ({loss:+.3f})', rows) for word, rows, loss in found.words)]
-    return grid(photo, panels, f'{args.caption}\nsimilarity {found.similarity:.3f}')
+
+# -- attention -------------------------------------------------------------------------------------------------------
+
+def draw_attention(args):
+    import pedestal
+    photo, result = read_image(args.image), pedestal.People(args).explain(args.image, args.caption)
+    word_panels = [(f'{word} ({loss:+.3f})', weights) for word, weights, loss in result.words]
+    return draw_panels(photo, [('', None), *result.maps, *word_panels],
+                       f'{args.caption}\nsimilarity {result.similarity:.3f}')
 
 
-def grid(photo, panels, title):
-    """Each panel's map over the photo."""
+def draw_panels(photo, panels, title):
+    """A figure of maps over a photo.
+
+    Args:
+        photo: the ``PIL.Image``.
+        panels: ``[(title, [rows, cols] or None), ...]``; None is the photo without a map.
+        title: the title of the figure.
+    """
     rows = -(-len(panels) // COLUMNS)
-    shape = photo.height / photo.width
-    size = 1.4 * COLUMNS, rows * (1.4 * shape + 0.3) + 0.5
-    figure, axes = pyplot().subplots(rows, COLUMNS, figsize=size, squeeze=False, layout='constrained')
+    aspect = photo.height / photo.width
+    size = 1.4 * COLUMNS, rows * (1.4 * aspect + 0.3) + 0.5
+    figure, axes = import_pyplot().subplots(rows, COLUMNS, figsize=size, squeeze=False, layout='constrained')
     figure.suptitle(title, fontsize=9, parse_math=False)
     for axis in axes.flat:
         axis.axis('off')
-    for axis, (name, values) in zip(axes.flat, panels):
-        axis.imshow(photo, extent=(0, 1, 0, 1), aspect=shape)
-        axis.set_title(textwrap.fill(name, 24), fontsize=7, parse_math=False)
-        if values is not None:
-            axis.imshow(values.numpy(), extent=(0, 1, 0, 1), aspect=shape, cmap='inferno', alpha=0.6, interpolation='nearest')
+    for axis, (name, weights) in zip(axes.flat, panels):
+        axis.imshow(photo, extent=(0, 1, 0, 1), aspect=aspect)
+        axis.set_title(wrap_text(name, 24), fontsize=7, parse_math=False)
+        if weights is not None:
+            axis.imshow(weights.numpy(), extent=(0, 1, 0, 1), aspect=aspect, cmap='inferno', alpha=0.6,
+                        interpolation='nearest')
     return figure
 
 
-# -- noise -----------------------------------------------------------------------------------------------------------------
+# -- noise -----------------------------------------------------------------------------------------------------------
 
-def with_noise(args):
-    """A row of images for each deviation, found in a gallery with so much noise; prints Rank-1 and mAP."""
+def draw_noise(args):
+    """A figure with a row of retrieved images for each amount of noise. Prints Rank-1 and mAP of each."""
+    import pedestal
+    from processor.evaluation import compute_rankings
+    from utils.metrics import retrieval_metrics
     people, rows = pedestal.People(args), []
     split = people.split
-    (caption, pid), = [(args.caption, None)] if args.caption else split_queries(split, 1)
-    one, (queries, q_pids) = people.encode_captions([caption]), split.queries
-    for deviation in args.noise:
-        gallery = split.embed_images(noisy(people.model, deviation, args.seed))
-        found = retrieval_metrics(rankings(queries, gallery[0], q_pids, gallery[1])['t2i'])
-        told = f"noise {deviation:g}: Rank-1 {found['R1']:.2f}, mAP {found['mAP']:.2f}"
-        print(told)
-        rows.append((f'{told}. {caption}', pid, *split.search(one, 8, gallery)))
-    return draw(rows)
+    (caption, pid), = [(args.caption, None)] if args.caption else sample_queries(split, 1)
+    query, (queries, q_pids) = people.encode_captions([caption]), split.queries
+    for std in args.noise:
+        gallery = split.embed_images(encode_with_noise(people.model, std, args.seed, split.image_stats))
+        metrics = retrieval_metrics(compute_rankings(queries, gallery[0], q_pids, gallery[1])['t2i'])
+        summary = f"noise {std:g}: Rank-1 {metrics['R1']:.2f}, mAP {metrics['mAP']:.2f}"
+        print(summary)
+        rows.append((f'{summary}. {caption}', pid, *split.search(query, 8, gallery)))
+    return draw_results(rows)
 
 
-def noisy(model, deviation, seed):
-    """``model.encode_image`` of images to which Gaussian noise is added, the same for every deviation but for its size."""
+def encode_with_noise(model, std, seed, image_stats):
+    """``model.encode_image`` of images with Gaussian noise. Each ``std`` scales the same noise."""
+    import torch
     generator = torch.Generator().manual_seed(seed)
 
     def encode(images):
         noise = torch.randn(images.shape, generator=generator).to(images.device)
-        return model.encode_image(images + deviation * noise / torch.tensor(model.pixels.std, device=images.device).view(3, 1, 1))
+        noise = noise / torch.tensor(image_stats.std, device=images.device).view(3, 1, 1)
+        return model.encode_image(images + std * noise)
     return encode
 
 

@@ -1,4 +1,4 @@
-"""``python run_scripts/benchmark.py``: the same as ``python -m run_scripts.benchmark``."""
+"""Run the benchmark as a file: ``python run_scripts/benchmark.py`` equals ``python -m run_scripts.benchmark``."""
 from run_scripts import start
 from run_scripts.benchmark.__main__ import main
 

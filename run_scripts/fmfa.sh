@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# FMFA (ACM TOMM 2026) on CUHK-PEDES, ICFG-PEDES or RSTPReid: bash run_scripts/fmfa.sh RSTPReid [further flags]
-# The same as train.py --config_file configs/fmfa/<dataset>.yaml: copy it and change what you like.
+# Train FMFA (ACM TOMM 2026): bash run_scripts/fmfa.sh CUHK-PEDES|ICFG-PEDES|RSTPReid [further flags]
+# It trains as train.py --config_file configs/fmfa/<dataset>.yaml does. Copy it and change what you like.
 set -eu
 cd "$(dirname "$0")/.."
 dataset=${1:-CUHK-PEDES}

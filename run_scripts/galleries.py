@@ -1,72 +1,87 @@
-"""Retrieval in small galleries: ``python run_scripts/galleries.py --config_file <run>/configs.yaml``.
+"""Evaluate retrieval in small galleries.
 
-Splits the test identities into galleries, ranks each gallery on its own and prints the mean and the spread. On synthetic
-pedestrians the two baselines that learn nothing (colour words against colours) stand beside it.
+    python -m run_scripts.galleries --config_file <run>/configs.yaml --galleries 5 \\
+        --ids_per_gallery 100
+
+The tool splits the test identities into galleries, ranks each gallery separately, and prints the mean and the standard
+deviation of the metrics. On synthetic pedestrians it also prints two baselines without learning, which compare color
+words with the colors of the images.
 """
 import os
 import statistics
 
-import torch
 from prettytable import PrettyTable
 
 from run_scripts import start
-from datasets.synthpedes import baseline_similarities, galleries, is_synthetic
-from processor.runs import open_run
+from utils.declarations import retry_with_pytorch
 from utils.errors import UserError
-from processor.evaluation import embed, retrieval_results
-from utils.metrics import summary
-from utils.options import build_test_parser, count, parse_test_options, whole
+from utils.options import build_test_parser, non_negative_int, parse_test_options, positive_int
 from utils.tables import METRICS
 
 
 def main(argv=None):
-    parser = build_test_parser('galleries.py', __doc__)
-    parser.add_argument('--galleries', type=count, default=5, help='how many')
-    parser.add_argument('--ids_per_gallery', type=count, default=100, help='identities in each')
-    parser.add_argument('--gallery_seed', type=whole, default=0, help='which identities come together')
-    args = parse_test_options(parser, argv)
-    run = open_run(args)
+    args = read_options(argv)
+    import torch
+    from datasets.synthpedes import baseline_similarities, sample_galleries, is_synthetic
+    from processor.runs import load_run
+    run = load_run(args)
     images, captions = run.images.dataset, run.captions.dataset
-    available = len(set(map(int, images.image_pids)))
-    if available < args.galleries * args.ids_per_gallery:
-        raise UserError(f'{args.galleries} galleries of {args.ids_per_gallery} identities need {args.galleries * args.ids_per_gallery}, '
-                        f'and the test split of {args.dataset_name} has {available}')
+    available, needed = len(set(map(int, images.image_pids))), args.galleries * args.ids_per_gallery
+    if available < needed:
+        raise UserError(f'--galleries {args.galleries} --ids_per_gallery {args.ids_per_gallery} need {needed} '
+                        f'identities, and the test split of {args.dataset_name} has {available}; lower one of them')
     q_pids, g_pids = torch.as_tensor(captions.caption_pids), torch.as_tensor(images.image_pids)
-    rankings = {'model': by_model(run)}
+    rankers = {'model': rank_by_model(run)}
     if is_synthetic(os.path.join(args.root_dir, args.dataset_name)):
-        baselines = baseline_similarities(captions.captions, images.img_paths)
-        rankings.update({f'colour words, {name}': by_similarity(torch.as_tensor(value), q_pids, g_pids)
-                         for name, value in baselines.items()})
-    groups = galleries(sorted(set(g_pids.tolist())), args.galleries, args.ids_per_gallery, args.gallery_seed)
+        for name, similarity in baseline_similarities(captions.captions, images.img_paths).items():
+            rankers[f'colour words, {name}'] = rank_by_similarity(torch.as_tensor(similarity), q_pids, g_pids)
+    groups = sample_galleries(sorted(set(g_pids.tolist())), args.galleries, args.ids_per_gallery, args.gallery_seed)
     print(f'{args.galleries} galleries of {args.ids_per_gallery} identities, mean (standard deviation); '
           f'chance: Rank-1 {100 / args.ids_per_gallery:.1f}')
-    print(table({name: in_galleries(ranked, q_pids, g_pids, groups) for name, ranked in rankings.items()}))
+    print(format_table({name: rank_galleries(rank, q_pids, g_pids, groups) for name, rank in rankers.items()}))
 
 
-def by_model(run):
-    """The summary of some of the test split's queries [Q] and gallery [G], both chosen by masks, as the model ranks them."""
+@retry_with_pytorch
+def read_options(argv):
+    parser = build_test_parser('galleries.py', __doc__)
+    parser.add_argument('--galleries', type=positive_int, default=5, help='number of galleries')
+    parser.add_argument('--ids_per_gallery', type=positive_int, default=100,
+                        help='number of identities in each gallery')
+    parser.add_argument('--gallery_seed', type=non_negative_int, default=0,
+                        help='random seed of the split into galleries')
+    return parse_test_options(parser, argv)
+
+
+def rank_by_model(run):
+    """A function of two masks, of queries [Q] and of gallery images [G], that returns the model's metrics for them."""
+    from processor.evaluation import embed, evaluate_embeddings
     qfeats, qids = embed(run.model.encode_text, run.captions, run.model)
     gfeats, gids = embed(run.model.encode_image, run.images, run.model)
-    return lambda queries, gallery: retrieval_results(qfeats[queries], gfeats[gallery], qids[queries], gids[gallery])['t2i']
+    return lambda queries, gallery: evaluate_embeddings(
+        qfeats[queries], gfeats[gallery], qids[queries], gids[gallery])['t2i']
 
 
-def by_similarity(similarity, q_pids, g_pids):
-    """The same by similarities [Q, G]."""
-    return lambda queries, gallery: summary(similarity[queries][:, gallery], q_pids[queries], g_pids[gallery])
+def rank_by_similarity(similarity, q_pids, g_pids):
+    """As :func:`rank_by_model`, from similarities [Q, G]."""
+    from utils.metrics import compute_metrics
+    return lambda queries, gallery: compute_metrics(similarity[queries][:, gallery], q_pids[queries], g_pids[gallery])
 
 
-def in_galleries(ranked, q_pids, g_pids, groups):
-    """A summary for each group of identities ranked on its own."""
+def rank_galleries(rank, q_pids, g_pids, groups):
+    """The metrics of each group of identities, ranked separately."""
+    import torch
     groups = [torch.as_tensor(list(group)) for group in groups]
-    return [ranked(torch.isin(q_pids, group), torch.isin(g_pids, group)) for group in groups]
+    return [rank(torch.isin(q_pids, group), torch.isin(g_pids, group)) for group in groups]
 
 
-def table(results):
-    shown = PrettyTable(['', *METRICS])
+def format_table(results):
+    """A table of ``{name: [metrics of each gallery]}``."""
+    table = PrettyTable(['', *METRICS])
     for name, rows in results.items():
         columns = [[row[metric] for row in rows] for metric in METRICS]
-        shown.add_row([name, *(f'{statistics.mean(column):.2f} ({statistics.pstdev(column):.2f})' for column in columns)])
-    return shown.get_string()
+        cells = [f'{statistics.mean(column):.2f} ({statistics.pstdev(column):.2f})' for column in columns]
+        table.add_row([name, *cells])
+    return table.get_string()
 
 
 if __name__ == '__main__':

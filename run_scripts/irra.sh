@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# IRRA (Jiang and Ye, CVPR 2023) on CUHK-PEDES, ICFG-PEDES or RSTPReid, by its own command: bash run_scripts/irra.sh RSTPReid [further flags]
-# The same as train.py --config_file configs/irra/<dataset>.yaml: copy it and change what you like.
+# Train IRRA (Jiang and Ye, CVPR 2023): bash run_scripts/irra.sh CUHK-PEDES|ICFG-PEDES|RSTPReid [further flags]
+# It trains as train.py --config_file configs/irra/<dataset>.yaml does. Copy it and change what you like.
 set -eu
 cd "$(dirname "$0")/.."
 dataset=${1:-CUHK-PEDES}

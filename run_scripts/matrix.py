@@ -1,21 +1,23 @@
-"""Runs tested across datasets: ``python -m run_scripts.matrix --runs logs/... --datasets CUHK-PEDES ICFG-PEDES RSTPReid --root_dir data``.
+"""Test runs on several datasets and print the matrix of results.
 
-A row for each run below --runs, which says what it was trained on, and a column for each dataset that it is tested on. Each cell is
-evaluated once, as test.py does it, and kept beside the checkpoint (metrics.json, metrics_<dataset>.json): a matrix that was interrupted
-goes on, and one with more runs or datasets evaluates what is new. A run whose embeddings depend on the batch is given one by one.
+    python -m run_scripts.matrix --runs logs/... --datasets CUHK-PEDES ICFG-PEDES RSTPReid \\
+        --root_dir data
+
+The matrix has a row for each run and a column for each test dataset. Each cell is evaluated once, as test.py evaluates
+it, and stored next to the checkpoint (metrics.json, metrics_<dataset>.json). An interrupted matrix continues, and one
+with more runs or datasets evaluates only the new cells. If a run's embeddings depend on the batch, its cells show the
+results of embedding one by one.
 """
-import csv
 import io
 import os
 import sys
 from dataclasses import dataclass, field
 
 from run_scripts import start
-from datasets.build import build_dataset
-from processor.report import ONE_BY_ONE, beside_checkpoint, evaluate, save_results
-from processor.runs import open_run
-from run_scripts.reproduce_tables import run_folders
-from utils.checkpoint import sha256_of
+from run_scripts.reproduce_tables import find_run_folders
+from datasets.registry import published_split_note
+from utils.csv_files import write_csv
+from utils.declarations import retry_with_pytorch
 from utils.errors import UserError
 from utils.iotools import atomic_write, read_json
 from utils.options import Parser, build_test_parser, parse_test_options
@@ -24,16 +26,26 @@ from utils.tables import FORMATS, METRICS
 
 @dataclass
 class Cell:
-    """A run on a dataset's test split."""
+    """The results of a run on the test split of a dataset.
+
+    Attributes:
+        run: the name of the run's folder.
+        trained_on, tested_on: names of datasets.
+        metrics: ``{'R1': percent, ...}``; empty if the run could not be evaluated.
+        intervals: ``{'R1': [low, high], ...}``.
+        note: why there are no metrics, or how they were computed.
+        split_note: a note if the test split is not the published one.
+    """
     run: str
     trained_on: str
     tested_on: str
-    metrics: dict = field(default_factory=dict)     # {'R1': percent, ...}
-    intervals: dict = field(default_factory=dict)   # {'R1': [low, high], ...}
+    metrics: dict = field(default_factory=dict)
+    intervals: dict = field(default_factory=dict)
     note: str = ''
+    split_note: str = ''
 
     def text(self, metric):
-        """'61.20 [59.10, 63.30]'"""
+        """'61.20 [59.10, 63.30]', with a star if there is a note."""
         if not self.metrics:
             return '-'
         star = '*' if self.note else ''
@@ -43,40 +55,45 @@ class Cell:
 
 def main(argv=None):
     args = build_matrix_parser().parse(sys.argv[1:] if argv is None else argv)
-    overrides = [word for name in ('root_dir', 'device') if getattr(args, name) for word in (f'--{name}', getattr(args, name))]
-    folders = [folder for logs in args.runs for folder in run_folders(logs)]
-    runs = {name_of(folder): [options_of(folder, dataset, overrides) for dataset in dict.fromkeys(args.datasets)] for folder in folders}
-    check_datasets([options for columns in runs.values() for options in columns if not isinstance(options, str)])
-    cells = []
-    for name, columns in runs.items():
-        cells += [cell_of(name, dataset, options) for dataset, options in zip(dict.fromkeys(args.datasets), columns)]
-    texts = {form: tables(cells, args.metrics, FORMATS[form]) for form in FORMATS} | {'csv': as_csv(cells)}
+    datasets = list(dict.fromkeys(args.datasets))
+    overrides = [word for name in ('root_dir', 'device') if getattr(args, name)
+                 for word in (f'--{name}', getattr(args, name))]
+    folders = [folder for logs in args.runs for folder in find_run_folders(logs)]
+    runs = {run_name(folder): [read_options(folder, dataset, overrides) for dataset in datasets] for folder in folders}
+    check_datasets([options for row in runs.values() for options in row if not isinstance(options, str)])
+    cells = [evaluate_cell(name, dataset, options)
+             for name, row in runs.items() for dataset, options in zip(datasets, row)]
+    texts = {name: format_tables(cells, args.metrics, FORMATS[name]) for name in FORMATS} | {'csv': format_csv(cells)}
     if args.out:
-        for form, ending in (('text', 'txt'), ('markdown', 'md'), ('latex', 'tex'), ('csv', 'csv')):
+        for name, ending in (('text', 'txt'), ('markdown', 'md'), ('latex', 'tex'), ('csv', 'csv')):
             with atomic_write(f'{args.out}.{ending}') as file:
-                file.write(f'{texts[form]}\n')
-    print('\n\n'.join(texts[form] for form in args.format))
+                file.write(f'{texts[name]}\n')
+    print('\n\n'.join(texts[name] for name in args.format))
     return 0 if all(cell.metrics for cell in cells) else 1
 
 
 def build_matrix_parser():
-    parser = Parser(prog='matrix.py', description=__doc__)
-    parser.add_argument('--runs', nargs='+', required=True, help="runs' folders, or folders with runs at any depth")
-    parser.add_argument('--datasets', nargs='+', required=True, help='what all are tested on')
-    parser.add_argument('--root_dir', help="the folder with the datasets' folders (default: as in the runs' configs)")
-    parser.add_argument('--device', help='auto, cpu, cuda or cuda:<n> (default: as in the configs)')
-    parser.add_argument('--metrics', nargs='+', choices=METRICS, default=['R1', 'mAP'], help='a table for each')
-    parser.add_argument('--format', nargs='+', choices=[*FORMATS, 'csv'], default=['text'], help='what is printed')
-    parser.add_argument('--out', metavar='NAME', help='also write NAME.txt, NAME.md, NAME.tex and NAME.csv')
+    parser = Parser(prog='matrix.py', description=__doc__,
+                    usage='%(prog)s --runs FOLDER ... --datasets NAME ... [--<option> VALUE ...]')
+    parser.add_argument('--runs', nargs='+', required=True, help='folders of runs, or folders with runs at any depth')
+    parser.add_argument('--datasets', nargs='+', required=True, help='names of the datasets to test on')
+    parser.add_argument('--root_dir', help="folder with the datasets' folders (default: as in the runs' configs.yaml)")
+    parser.add_argument('--device', help="auto, cpu, mps, cuda or cuda:<n> (default: as in the runs' configs.yaml)")
+    parser.add_argument('--metrics', nargs='+', choices=METRICS, default=['R1', 'mAP'],
+                        help='metrics to print, a table for each')
+    parser.add_argument('--format', nargs='+', choices=[*FORMATS, 'csv'], default=['text'],
+                        help='formats of the printed tables')
+    parser.add_argument('--out', metavar='NAME', help='name of four files: NAME.txt, NAME.md, NAME.tex and NAME.csv')
     return parser
 
 
-def name_of(folder):
+def run_name(folder):
     return os.path.basename(os.path.abspath(folder))
 
 
-def options_of(folder, dataset, overrides):
-    """The options of a run's test on a dataset, or why it has none."""
+@retry_with_pytorch
+def read_options(folder, dataset, overrides):
+    """The options of a run's test on a dataset, or the text of the error if it cannot be tested."""
     words = ['--config_file', os.path.join(folder, 'configs.yaml'), '--dataset_name', dataset, *overrides]
     try:
         return parse_test_options(build_test_parser('matrix.py', ''), words)
@@ -85,73 +102,93 @@ def options_of(folder, dataset, overrides):
 
 
 def check_datasets(all_options):
-    """A dataset that isn't there is told before hours of evaluating."""
+    """Raise :class:`~utils.errors.UserError` for a missing dataset, before hours of evaluation."""
+    from datasets.build import build_dataset
     for name, root in dict.fromkeys((options.dataset_name, options.root_dir) for options in all_options):
         build_dataset(name, root, verbose=False, splits=('test',))
 
 
-def cell_of(name, dataset, options):
-    """The cell of a run on a dataset: kept, or evaluated now. One that cannot be says why."""
+def evaluate_cell(name, dataset, options):
+    """The :class:`Cell` of a run on a dataset, from stored results if there are any.
+
+    Args:
+        name: the name of the run's folder.
+        dataset: the name of the test dataset.
+        options: what :func:`read_options` returns; a text becomes the note of a cell without metrics.
+    """
+    from processor.report import ONE_BY_ONE, split_counts
     if isinstance(options, str):
         return Cell(name, '?', dataset, note=options)
     cell = Cell(name, options.trained_on, dataset)
     try:
-        content = kept(options) or evaluated(options)
+        content = read_stored_results(options) or evaluate_and_store(options)
     except UserError as error:
         cell.note = str(error)
         return cell
     how = next(iter(content['results']))
     if not content['independence']['holds']:
         how, cell.note = ONE_BY_ONE, 'embeddings depend on the batch: these are one by one'
+    cell.split_note = published_split_note(dataset, split_counts(content['produced_by']))
     cell.metrics, cell.intervals = content['results'][how]['t2i'], content['intervals'][how]['t2i']
     return cell
 
 
-def kept(options):
-    """What save_results wrote for this checkpoint on this dataset; None if it has not, or not whole."""
+def read_stored_results(options):
+    """The stored results of this checkpoint and dataset; None if there are none or if they are incomplete."""
+    from processor.report import ONE_BY_ONE, result_path
+    from utils.weight_files import compute_sha256
     try:
-        content = read_json(f"{beside_checkpoint(options, 'metrics')}.json")
-        by, tables = content['produced_by'], content['results']
-        whole = content['intervals'].keys() == tables.keys() and all(metric in one['t2i'] for one in tables.values() for metric in METRICS)
-        of_this = (by['checkpoint_sha256'], by['dataset']) == (sha256_of(options.checkpoint), options.dataset_name)
-        return content if whole and of_this and (content['independence']['holds'] or ONE_BY_ONE in tables) else None
+        content = read_json(f"{result_path(options, 'metrics')}.json")
+        by, results = content['produced_by'], content['results']
+        is_complete = (content['intervals'].keys() == results.keys()
+                       and all(metric in tasks['t2i'] for tasks in results.values() for metric in METRICS)
+                       and (content['independence']['holds'] or ONE_BY_ONE in results))
+        expected = compute_sha256(options.checkpoint), options.dataset_name
+        return content if is_complete and (by['checkpoint_sha256'], by['dataset']) == expected else None
     except (UserError, KeyError, TypeError, AttributeError):
         return None
 
 
-def evaluated(options):
+def evaluate_and_store(options):
+    """Evaluate a run as test.py does, store the results next to the checkpoint, and return them."""
+    from processor import report
+    from processor.runs import load_run
     print(f'evaluating {options.checkpoint} on {options.dataset_name}', file=sys.stderr)
-    run = open_run(options)
-    save_results(evaluate(options, run.model, run.images, run.captions, run.checkpoint), options)
-    content = kept(options)
+    run = load_run(options)
+    results = report.evaluate(options, run.model, run.images, run.captions, run.checkpoint)
+    report.save_results(results, options)
+    content = read_stored_results(options)
     if not content:
-        raise UserError(f"the results cannot be kept beside {options.checkpoint}")
+        raise UserError(f'the results of {options.checkpoint} cannot be stored next to it')
     return content
 
 
-# -- the tables ----------------------------------------------------------------------------------------------------------
+# -- the tables ------------------------------------------------------------------------------------------------------
 
-def tables(cells, metrics, write):
-    """A table for each metric, and what the notes say."""
+def format_tables(cells, metrics, write):
+    """A table for each metric, followed by the notes. ``write`` is one of :data:`~utils.tables.FORMATS`."""
     datasets = list(dict.fromkeys(cell.tested_on for cell in cells))
     rows = {}
     for cell in cells:
         rows.setdefault((cell.run, cell.trained_on), []).append(cell)
-    texts = [write(f'{metric} in percent with 95% intervals: trained on (rows), tested on (columns)', ['run', 'trained on', *datasets],
-                   [[*row, *(cell.text(metric) for cell in columns)] for row, columns in rows.items()]) for metric in metrics]
+    texts = [write(f'{metric} in percent with 95% intervals: trained on (rows), tested on (columns)',
+                   ['run', 'trained on', *datasets],
+                   [[*row, *(cell.text(metric) for cell in columns)] for row, columns in rows.items()])
+             for metric in metrics]
     notes = [f'{cell.run} on {cell.tested_on}: {cell.note}' for cell in cells if cell.note]
+    notes += dict.fromkeys(f'{cell.split_note}; compare with no published figure' for cell in cells if cell.split_note)
     return '\n\n'.join([*texts, *(['\n'.join(notes)] if notes else [])])
 
 
-def as_csv(cells):
+def format_csv(cells):
     """A line for each cell, in full precision."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator='\n')
-    writer.writerow(['run', 'trained_on', 'tested_on', *METRICS, 'R1_low', 'R1_high', 'mAP_low', 'mAP_high', 'note'])
+    write_csv(text, [['run', 'trained_on', 'tested_on', *METRICS, 'R1_low', 'R1_high', 'mAP_low', 'mAP_high', 'note']])
     for cell in cells:
         bounds = [bound for metric in ('R1', 'mAP') for bound in cell.intervals.get(metric, ('', ''))]
-        found = [cell.metrics.get(metric, '') for metric in METRICS]
-        writer.writerow([cell.run, cell.trained_on, cell.tested_on, *found, *bounds, cell.note])
+        metrics = [cell.metrics.get(metric, '') for metric in METRICS]
+        note = '; '.join(filter(None, [cell.note, cell.split_note]))
+        write_csv(text, [[cell.run, cell.trained_on, cell.tested_on, *metrics, *bounds, note]])
     return text.getvalue().rstrip('\n')
 
 

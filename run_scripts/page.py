@@ -1,8 +1,12 @@
-"""A run's page, one HTML file that opens by double click: ``python -m run_scripts.page RUN [RUN_B] --out page.html``.
+"""Write one HTML page about a run, or about two runs side by side.
 
-Curves of losses and Rank-1, the table with intervals, and each caption of the test split with the images that are ranked first, the
-worst misses first, to be filtered by words. Of two runs it shows both rankings, and the captions where they differ. It needs no server and
-no network.
+    python -m run_scripts.page RUN --out page.html
+    python -m run_scripts.page RUN RUN_B --out page.html
+
+The page shows the curves of losses and Rank-1, the table of metrics with intervals, and each caption of the test split
+with the images that the model ranks first. Captions with the worst ranks come first, and a search box filters them by
+words. For two runs the page shows both rankings and can filter the captions on which they differ. It is a single file
+that opens in a browser without a server or a network.
 """
 import base64
 import io
@@ -10,143 +14,183 @@ import json
 import os
 import sys
 
-import torch.nn.functional as F
-
 from run_scripts import start
-import pedestal
-from processor.evaluation import rankings
-from processor.history import further_datasets, read_evaluations, read_journal
-from processor.report import Report, how_chosen, reranked
 from utils.errors import UserError
+from utils.figures import to_label, import_pyplot, write_figure
 from utils.iotools import atomic_write, read_image
-from utils.metrics import table
-from utils.nearest import nearest
-from utils.options import Parser, count
-from utils.pictures import pyplot
+from utils.options import Parser, positive_int
 
 TEMPLATE = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'page.html')
-THUMBNAIL = 40, 96   # width and height at most: 20,000 of them take about 20 MB
+THUMBNAIL_SIZE = 40, 96   # largest width and height in pixels; 20,000 thumbnails take about 20 MB
 
 
 def main(argv=None):
     args = build_page_parser().parse(sys.argv[1:] if argv is None else argv)
     if len(args.runs) > 2:
-        raise UserError(f'a page shows one run or two, not {len(args.runs)}: run_scripts.compare takes more')
+        raise UserError(f'a page shows one run or two, not {len(args.runs)}; use run_scripts.compare for more')
     folder = os.path.dirname(args.out) or '.'
     if not os.path.isdir(folder) or os.path.isdir(args.out):
-        raise UserError(f'cannot write {args.out}: name a file in a folder that is there')
-    shown = [Shown(run, args) for run in args.runs]
-    refuse_other_splits(shown)
-    write(args.out, content(shown))
-    print(f'wrote {args.out}: {len(shown[0].captions)} captions, {os.path.getsize(args.out) / 1e6:.1f} MB')
+        raise UserError(f'--out {args.out}: the page cannot be written; name a file in an existing folder')
+    runs = [RunResults(run, args) for run in args.runs]
+    refuse_different_splits(runs)
+    write_page(args.out, page_content(runs))
+    print(f'wrote {args.out}: {len(runs[0].captions)} captions, {os.path.getsize(args.out) / 1e6:.1f} MB')
 
 
 def build_page_parser():
-    parser = Parser(prog='page.py', description=__doc__)
-    parser.add_argument('runs', nargs='+', metavar='RUN', help="a run's folder, or its configs.yaml")
-    parser.add_argument('--out', default='page.html', help='the file to write')
-    parser.add_argument('--top', type=count, default=8, help='images a caption')
-    parser.add_argument('--dataset_name', help='another dataset than the run was trained on')
-    parser.add_argument('--root_dir', help="the folder with the datasets' folders")
-    parser.add_argument('--device', help='auto, cpu, cuda or cuda:<n>')
+    parser = Parser(prog='page.py', description=__doc__, usage='%(prog)s RUN [RUN] [--<option> VALUE ...]')
+    parser.add_argument('runs', nargs='+', metavar='RUN', help='folder of a run, or its configs.yaml; one or two')
+    parser.add_argument('--out', default='page.html', help='file of the page')
+    parser.add_argument('--top', type=positive_int, default=8, help='number of images per caption')
+    parser.add_argument('--dataset_name', help="dataset to test on (default: the run's own)")
+    parser.add_argument('--root_dir', help="folder with the datasets' folders (default: as in configs.yaml)")
+    parser.add_argument('--device', help='auto, cpu, mps, cuda or cuda:<n> (default: as in configs.yaml)')
     return parser
 
 
-def refuse_other_splits(shown):
-    if any(run.split != shown[0].split for run in shown):
-        raise UserError(f'{" and ".join(run.name for run in shown)} are not tested on the same captions and images: name a dataset for '
-                        'both with --dataset_name')
+def refuse_different_splits(runs):
+    if any(run.split != runs[0].split for run in runs):
+        names = ' and '.join(run.name for run in runs)
+        raise UserError(f'{names} are not tested on the same captions and images; '
+                        'name one dataset for both with --dataset_name')
 
 
-def write(path, data):
+def write_page(path, content):
     with open(TEMPLATE, encoding='utf-8') as file:
         page = file.read()
     with atomic_write(path) as file:
-        file.write(page.replace('"DATA"', json.dumps(data).replace('</', '<\\/')))   # a caption may hold what would end the script
+        file.write(page.replace('"DATA"', script_json(content)))
 
 
-class Shown:
-    """What a page shows of a run."""
+def script_json(data):
+    """JSON for a <script> element. It has no ``<``, so no text in it can end the element, as ``</script>`` would."""
+    return json.dumps(data).replace('<', '\\u003c')
 
-    def __init__(self, run, given):
-        self.name = os.path.basename(os.path.normpath(run if os.path.isdir(run) else os.path.dirname(os.path.abspath(run))))
-        args = pedestal.options_of(run, dataset_name=given.dataset_name, root_dir=given.root_dir, device=given.device)
+
+class RunResults:
+    """The results of one run that the page shows.
+
+    Attributes:
+        captions, paths: the captions and the image files of the test split.
+        table: the table of metrics, and how the epoch was selected, as text.
+        ranks: for each caption the rank of its first right image.
+        rows: for each caption what :func:`top_images` returns.
+    """
+
+    def __init__(self, run, page_args):
+        import pedestal
+        import torch.nn.functional as F
+        self.name = os.path.basename(os.path.normpath(
+            run if os.path.isdir(run) else os.path.dirname(os.path.abspath(run))))
+        args = pedestal.load_options(run, dataset_name=page_args.dataset_name, root_dir=page_args.root_dir,
+                                   device=page_args.device)
         people = pedestal.People(args)
         self.captions, self.paths = list(people.split.captions), people.split.paths
         (gallery, self.g_pids), (queries, self.q_pids) = people.split.gallery, people.split.queries
-        report, asked = Report(), (self.q_pids, self.captions)
-        report.add(self.name, 'as loaded', rankings(queries, gallery, self.q_pids, self.g_pids, parts=people.model.parts), (asked, asked))
-        rows, intervals = reranked(people.split)
+        self.table, self.ranks = self.evaluate(people, queries, gallery)
+        self.rows = top_images(F.normalize(queries, dim=1), F.normalize(gallery, dim=1), self.q_pids, self.g_pids,
+                               page_args.top)
+        self.folder = os.path.dirname(args.checkpoint)
+
+    def evaluate(self, people, queries, gallery):
+        """The table of metrics as text, and the rank of the first right image of each caption."""
+        from datasets.registry import published_split_note
+        from processor.evaluation import compute_rankings
+        from processor.report import Report, describe_selection, read_reranked
+        from utils.metrics import format_table
+        report, names = Report(), (self.q_pids, self.captions)
+        ranked = compute_rankings(queries, gallery, self.q_pids, self.g_pids, parts=people.model.embedding_parts)
+        report.add_table(self.name, 'as loaded', ranked, (names, names))
+        rows, intervals = read_reranked(people.split)
         rows, intervals = {**report.tables[self.name], **rows}, {**report.intervals[self.name], **intervals}
-        self.table = f'{table(rows, intervals)}\n{how_chosen(args, people.checkpoint)}'
-        self.ranks = report.queries['as loaded', 't2i'].first_rank.tolist()
-        self.rows = best(F.normalize(queries, dim=1), F.normalize(gallery, dim=1), self.q_pids, self.g_pids, given.top)
-        self.history = os.path.dirname(args.checkpoint)
+        counts = len(set(self.g_pids.tolist())), len(self.paths), len(self.captions)
+        lines = [format_table(rows, intervals), describe_selection(people.args, people.checkpoint),
+                 published_split_note(people.args.dataset_name, counts)]
+        return '\n'.join(filter(None, lines)), report.queries['as loaded', 't2i'].first_rank.tolist()
 
     @property
     def split(self):
+        """The identity of the test split: captions, image files and their identities."""
         return self.captions, self.q_pids.tolist(), list(map(os.path.basename, self.paths)), self.g_pids.tolist()
 
 
-def best(queries, gallery, q_pids, g_pids, top):
-    """For each caption ``(its top images, their similarities, the right image that comes first, its similarity)``."""
+def top_images(queries, gallery, q_pids, g_pids, top):
+    """Rank the gallery for each query.
+
+    Args:
+        queries: embeddings [Q, D] of length 1.
+        gallery: embeddings [G, D] of length 1.
+        q_pids, g_pids: their identities, [Q] and [G].
+        top: the number of images per query.
+
+    Returns:
+        For each query ``(its top images, their similarities, its first right image, the similarity of that image)``.
+    """
+    from utils.top_k import top_k
     rows = []
-    for some, pids in zip(queries.split(1024), q_pids.split(1024)):
-        scores, images = nearest(some, gallery, top)                                              # [1024, top] each
-        of_right, right = (some @ gallery.t()).masked_fill(pids[:, None] != g_pids, float('-inf')).max(dim=1)
-        rows += zip(images.tolist(), scores.tolist(), right.tolist(), of_right.tolist())
+    for chunk, pids in zip(queries.split(1024), q_pids.split(1024)):
+        scores, images = top_k(chunk, gallery, top)                              # [1024, top]
+        right_scores = (chunk @ gallery.t()).masked_fill(pids[:, None] != g_pids, float('-inf'))
+        best_scores, right_images = right_scores.max(dim=1)                        # [1024]
+        rows += zip(images.tolist(), scores.tolist(), right_images.tolist(), best_scores.tolist())
     return rows
 
 
-def content(shown):
-    """All that the page's script reads."""
-    first = shown[0]
-    used = sorted({image for run in shown for images, _, right, _ in run.rows for image in (*images, right)})
-    place = {image: number for number, image in enumerate(used)}
+def page_content(runs):
+    """The data that the script of the page reads."""
+    first = runs[0]
+    used = sorted({image for run in runs for images, _, right, _ in run.rows for image in (*images, right)})
+    positions = {image: position for position, image in enumerate(used)}
 
-    def plain(images, scores, right, score):
-        return [place[image] for image in images], [round(one, 3) for one in scores], place[right], round(score, 3)
-    runs = [{'name': run.name, 'table': run.table, 'ranks': run.ranks, 'rows': [plain(*row) for row in run.rows]} for run in shown]
-    return {'runs': runs,
-            'curves': curves(shown), 'captions': first.captions, 'pids': first.q_pids.tolist(),
-            'images': [[thumbnail(first.paths[image]), int(first.g_pids[image]), os.path.basename(first.paths[image])] for image in used]}
+    def renumber(images, scores, right, right_score):
+        return ([positions[image] for image in images], [round(score, 3) for score in scores], positions[right],
+                round(right_score, 3))
+    return {
+        'runs': [{'name': run.name, 'table': run.table, 'ranks': run.ranks,
+                  'rows': [renumber(*row) for row in run.rows]} for run in runs],
+        'curves': draw_curves(runs), 'captions': first.captions, 'pids': first.q_pids.tolist(),
+        'images': [[make_thumbnail(first.paths[image]), int(first.g_pids[image]), os.path.basename(first.paths[image])]
+                   for image in used]}
 
 
-def curves(shown):
-    """A picture of losses and Rank-1 by epoch, as SVG in base64; '' where no run has a metrics.jsonl."""
-    plt = pyplot()
-    figure, (losses, found) = plt.subplots(1, 2, figsize=(11, 2.8), layout='constrained')
-    epochs = [[entry for entry in read_journal(run.history) if entry['kind'] == 'epoch'] for run in shown]
-    names = sorted({name for of_run in epochs for entry in of_run for name in entry if name == 'loss' or name.endswith('_loss')})
-    for number, (run, of_run) in enumerate(zip(shown, epochs)):
+def draw_curves(runs):
+    """A figure of losses and Rank-1 by epoch, as SVG in base64; '' if no run has a metrics.jsonl."""
+    from processor.history import further_datasets, read_evaluations, read_metrics_log
+    plt = import_pyplot()
+    figure, (loss_axis, rank_axis) = plt.subplots(1, 2, figsize=(11, 2.8), layout='constrained')
+    epochs = [[entry for entry in read_metrics_log(run.folder) if entry['kind'] == 'epoch'] for run in runs]
+    names = sorted({name for entries in epochs for entry in entries for name in entry
+                    if name == 'loss' or name.endswith('_loss')})
+    for number, (run, entries) in enumerate(zip(runs, epochs)):
         for style, name in zip(('-', '--', ':', '-.') * len(names), names):
-            drawn(losses, [(entry['epoch'], entry[name]) for entry in of_run if name in entry], style, number, f'{run.name} {name}')
-        for style, dataset in zip(('o-', 's--', 'd:', '^-.') * 9, ['', *further_datasets(run.history)]):
-            evaluations = read_evaluations(run.history, dataset)
-            drawn(found, [(one['epoch'], one['R1']) for one in evaluations if 'R1' in one], style, number, f'{run.name} {dataset}'.strip())
-    if not (losses.lines or found.lines):
+            points = [(entry['epoch'], entry[name]) for entry in entries if name in entry]
+            draw_curve(loss_axis, points, style, number, f'{run.name} {name}')
+        for style, dataset in zip(('o-', 's--', 'd:', '^-.') * 9, ['', *further_datasets(run.folder)]):
+            points = [(entry['epoch'], entry['R1']) for entry in read_evaluations(run.folder, dataset) if 'R1' in entry]
+            draw_curve(rank_axis, points, style, number, f'{run.name} {dataset}'.strip())
+    if not (loss_axis.lines or rank_axis.lines):
         plt.close(figure)
         return ''
-    for axis, title in ((losses, 'losses'), (found, 'Rank-1 while training, percent')):
+    for axis, title in ((loss_axis, 'losses'), (rank_axis, 'Rank-1 during training, percent')):
         axis.set(title=title, xlabel='epoch')
         axis.xaxis.get_major_locator().set_params(integer=True)
         if axis.lines:
             axis.legend(fontsize=6, loc='upper left', bbox_to_anchor=(1, 1), frameon=False)
     file = io.BytesIO()
-    figure.savefig(file, format='svg')
+    write_figure(figure, file, format='svg')
     plt.close(figure)
     return base64.b64encode(file.getvalue()).decode()
 
 
-def drawn(axis, points, style, colour, label):
+def draw_curve(axis, points, style, color, label):
     if points:
-        axis.plot(*zip(*points), style, color=f'C{colour}', label=label, linewidth=1, markersize=4)
+        axis.plot(*zip(*points), style, color=f'C{color}', label=to_label(label), linewidth=1, markersize=4)
 
 
-def thumbnail(path):
+def make_thumbnail(path):
     """A small JPEG in base64."""
     image, file = read_image(path), io.BytesIO()
-    image.thumbnail(THUMBNAIL)
+    image.thumbnail(THUMBNAIL_SIZE)
     image.save(file, 'JPEG', quality=70)
     return base64.b64encode(file.getvalue()).decode()
 

@@ -1,15 +1,18 @@
-"""Published results beside measured ones: ``python run_scripts/reproduce_tables.py --logs logs/ [--root_dir data]``.
+"""Print measured results next to published ones.
 
-Every folder below --logs with a configs.yaml is a run. Its best.pth is evaluated on the test split of its own dataset (or its
-metrics.json is taken, if that is of the same checkpoint) and set beside the row of configs/published/<dataset>.yaml with its
-losses and backbone; where no such row is published, the note says so. A run whose embeddings depend on the batch has a second row: the
-same, one by one. What test.py --dataset_name found on other datasets (metrics_<dataset>.json) is a row in that dataset's table. A folder
-that cannot be evaluated is a row that says why.
+    python -m run_scripts.reproduce_tables --logs logs/ --root_dir data
 
-Beside the best epoch, which the test split chose as in the papers, stand Rank-1 of the last epoch and the mean of the last five: the best
-of 60 noisy figures lies above what a run reaches as a rule.
+Each folder below --logs with a configs.yaml is a run. The tool evaluates its best.pth on the test split of its own
+dataset, or reads the metrics.json of an earlier evaluation of the same checkpoint. It compares the result with the row
+of configs/published/<dataset>.yaml that has the same losses and backbone. If no such row is published, or if the test
+split is not the published one, the note says so. If a folder cannot be evaluated, the note says why.
+
+A run whose embeddings depend on the batch has a second row with the results of embedding one by one. Results of
+test.py --dataset_name on other datasets are rows in the tables of those datasets.
+
+The test split selects the best epoch, as in the papers. The best of 60 noisy evaluations is above the run's usual
+level, so the table also has Rank-1 of the last epoch and the mean of the last five.
 """
-import argparse
 import glob
 import os
 import re
@@ -18,36 +21,48 @@ from dataclasses import dataclass, field
 
 from run_scripts import ROOT, start
 from model.heads import parse_loss_names
-from processor.history import best_last_mean, read_evaluations
-from processor.report import ONE_BY_ONE, evaluate, read_results, save_results
-from processor.runs import open_run
-from utils.checkpoint import sha256_of
+from utils.declarations import retry_with_pytorch
 from utils.errors import UserError
-from utils.options import build_test_parser, parse_test_options, read_yaml
+from utils.iotools import walk_folders
+from utils.options import Parser, build_test_parser, parse_test_options, read_yaml
 from utils.tables import FORMATS, METRICS
 
 PUBLISHED = os.path.join(ROOT, 'configs', 'published')
-DEPENDS = 'EMBEDDINGS DEPEND ON THE BATCH'
+BATCH_DEPENDENT = 'EMBEDDINGS DEPEND ON THE BATCH'
 HEADER = ['run', 'method', 'losses', *METRICS, 'R1 last', 'R1 mean of last 5', 'note']
 
 
 @dataclass
 class Row:
+    """A row of a table.
+
+    Attributes:
+        run: the run's folder below --logs.
+        dataset: the name of the test dataset.
+        method: the name of the method in the published row; '' if no row is published.
+        losses: the run's --loss_names.
+        measured: ``{'R1': percent, ...}``.
+        published: the same, without the metrics that the paper does not report.
+        training: :func:`processor.history.summarize_evaluations`, if the test split was evaluated during training.
+        note: text of the last column.
+    """
     run: str
     dataset: str = 'not evaluated'
-    method: str = ''                                  # as the published row names it; '' where there is none: the note says why
+    method: str = ''
     losses: str = ''
-    measured: dict = field(default_factory=dict)      # {'R1': percent, ...}
-    published: dict = field(default_factory=dict)     # the same, without what the paper doesn't give
-    training: dict = field(default_factory=dict)      # processor.history.best_last_mean, where the test split was looked at
+    measured: dict = field(default_factory=dict)
+    published: dict = field(default_factory=dict)
+    training: dict = field(default_factory=dict)
     note: str = ''
 
     def cell(self, metric):
-        """'measured / published (difference)', as far as there are such."""
+        """'measured / published (difference)', as far as these exist."""
         if metric not in self.measured:
             return f'/ {self.published[metric]:.2f}' if metric in self.published else '-'
         measured, published = self.measured[metric], self.published.get(metric)
-        return f'{measured:.2f}' if published is None else f'{measured:.2f} / {published:.2f} ({measured - published:+.2f})'
+        if published is None:
+            return f'{measured:.2f}'
+        return f'{measured:.2f} / {published:.2f} ({measured - published:+.2f})'
 
     def cells(self):
         ends = [f"{self.training[which]['R1']:.2f}" if which in self.training else '-' for which in ('last', 'mean')]
@@ -55,127 +70,173 @@ class Row:
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog='reproduce_tables.py', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--logs', default='logs', help="the folder with the runs' folders, at any depth")
-    parser.add_argument('--root_dir', help="the folder with the datasets' folders (default: as in the runs' configs)")
-    parser.add_argument('--device', help='auto, cpu, cuda or cuda:<n> (default: as in the configs)')
-    parser.add_argument('--published', action='store_true', help="list all that is published on the runs' datasets, too")
-    parser.add_argument('--format', nargs='+', choices=FORMATS, default=['text'], help='how the tables are printed')
-    args = parser.parse_args(argv)
-    overrides = [word for name in ('root_dir', 'device') if getattr(args, name) for word in (f'--{name}', getattr(args, name))]
-    rows = [row for folder in run_folders(args.logs) for row in rows_of(folder, args.logs, overrides)]
+    args = build_reproduction_parser().parse(sys.argv[1:] if argv is None else argv)
+    overrides = [word for name in ('root_dir', 'device') if getattr(args, name)
+                 for word in (f'--{name}', getattr(args, name))]
+    rows = [row for folder in find_run_folders(args.logs) for row in run_rows(folder, args.logs, overrides)]
+    datasets = list(dict.fromkeys(row.dataset for row in rows))
     if args.published:
-        rows += [row for dataset in dict.fromkeys(row.dataset for row in rows) for row in only_published(dataset)]
+        rows += [row for dataset in datasets for row in published_only_rows(dataset)]
     for name in args.format:
-        print('\n\n'.join(FORMATS[name](title(dataset), HEADER, [row.cells() for row in rows if row.dataset == dataset])
-                          for dataset in dict.fromkeys(row.dataset for row in rows)))
+        print('\n\n'.join(FORMATS[name](f'{dataset}: measured / published (difference), in percent', HEADER,
+                                        [row.cells() for row in rows if row.dataset == dataset])
+                          for dataset in datasets))
 
 
-def title(dataset):
-    return f'{dataset}: measured / published (difference), in percent'
+def build_reproduction_parser():
+    parser = Parser(prog='reproduce_tables.py', description=__doc__, usage='%(prog)s [--<option> VALUE ...]')
+    parser.add_argument('--logs', default='logs', help='folder with the runs, at any depth')
+    parser.add_argument('--root_dir', help="folder with the datasets' folders (default: as in the runs' configs.yaml)")
+    parser.add_argument('--device', help="auto, cpu, mps, cuda or cuda:<n> (default: as in the runs' configs.yaml)")
+    parser.add_argument('--published', action='store_true',
+                        help='also print all published results on the datasets of the runs')
+    parser.add_argument('--format', nargs='+', choices=FORMATS, default=['text'], help='formats of the printed tables')
+    return parser
 
 
-def run_folders(logs):
-    """The folders with a configs.yaml, in order."""
+def find_run_folders(logs):
+    """The folders with a configs.yaml, sorted. Raises :class:`~utils.errors.UserError` if there are none."""
     if not os.path.isdir(logs):
-        raise UserError(f'no folder {logs}: point --logs at the folder that holds the runs')
-    folders = sorted(folder for folder, _, files in os.walk(logs) if 'configs.yaml' in files)
+        raise UserError(f'no folder {logs}: name the folder that holds the runs')
+    folders = sorted(folder for folder, _, files in walk_folders(logs) if 'configs.yaml' in files)
     if not folders:
         raise UserError(f'no run below {logs}: a run is a folder with a configs.yaml and a best.pth')
     return folders
 
 
-def rows_of(folder, logs, overrides=()):
-    """A run's rows: what its test found, once more one by one where its embeddings depend on the batch, and what was found on other
-    datasets; or the one that says why there are no figures."""
+def run_rows(folder, logs, overrides=()):
+    """The rows of a run.
+
+    Returns:
+        A row of its test split. If its embeddings depend on the batch, also one with the results of embedding one by
+        one. A row for each other dataset that test.py was run on. If the run cannot be evaluated, only a row with the
+        reason.
+    """
     row = Row(os.path.relpath(folder, logs))
     try:
-        args = parse_test_options(build_test_parser('reproduce_tables.py', ''),
-                                  ['--config_file', os.path.join(folder, 'configs.yaml'), *overrides])
+        args = read_run_options(folder, overrides)
         row.dataset, row.losses = args.dataset_name, args.loss_names
         published = published_row(args)
         row.method = published.get('method', '')
-        row.published = {metric: value for metric, value in zip(METRICS, published.get('values', ())) if value is not None}
-        tables, independent = kept_results(args) or evaluated(args)
-        elsewhere = results_elsewhere(args)
-    except Exception as error:  # one broken run must not cost the table of all the others
+        values = zip(METRICS, published.get('values', ()))
+        row.published = {metric: value for metric, value in values if value is not None}
+        results = read_stored_results(args) or evaluate_and_store(args)
+        others = read_other_results(args)
+    except Exception as error:  # the table of the other runs must not depend on one broken run
         row.note = str(error) if isinstance(error, UserError) else f'{type(error).__name__}: {error}'
         return [row]
-    row.note = '' if row.method else why_unpublished(args)
-    others = [Row(f'{row.run}, trained on {args.trained_on}', dataset, losses=row.losses, measured=found['t2i'], note=note)
-              for dataset, found, note in elsewhere]
-    row.measured = next(iter(tables.values()))['t2i']
+    from processor.report import ONE_BY_ONE
+    row.note = results.split_note if row.method else unpublished_reason(args)
+    if results.split_note:
+        row.published = {}
+    other_rows = [Row(f'{row.run}, trained on {args.trained_on}', dataset, losses=row.losses, measured=tasks['t2i'],
+                      note=note) for dataset, tasks, note in others]
+    row.measured = next(iter(results.tables.values()))['t2i']
+    row.training = read_training_metrics(args)
+    if results.is_independent:
+        return [row, *other_rows]
+    row.note = '; '.join(filter(None, [BATCH_DEPENDENT, row.note]))
+    one_by_one = Row(f'{row.run}, one by one', row.dataset, row.method, row.losses, results.tables[ONE_BY_ONE]['t2i'],
+                     row.published)
+    return [row, one_by_one, *other_rows]
+
+
+@retry_with_pytorch
+def read_run_options(folder, overrides):
+    words = ['--config_file', os.path.join(folder, 'configs.yaml'), *overrides]
+    return parse_test_options(build_test_parser('reproduce_tables.py', ''), words)
+
+
+def read_training_metrics(args):
+    """Metrics of the best, the last and the mean of the last epochs; {} if they are of another split or dataset."""
+    from processor.history import summarize_evaluations, read_evaluations
     evaluations = read_evaluations(os.path.dirname(args.checkpoint))
-    if args.dataset_name == args.trained_on and all(one.get('split') == 'test' for one in evaluations):
-        row.training = best_last_mean(evaluations)
-    if independent:
-        return [row, *others]
-    row.note = '; '.join(filter(None, [DEPENDS, row.note]))
-    alone = Row(f'{row.run}, one by one', row.dataset, row.method, row.losses, tables[ONE_BY_ONE]['t2i'], row.published)
-    return [row, alone, *others]
+    is_test_split = args.dataset_name == args.trained_on and all(
+        evaluation.get('split') == 'test' for evaluation in evaluations)
+    return summarize_evaluations(evaluations) if is_test_split else {}
 
 
-def kept_results(args):
-    """({how: {task: summary}}, independent) of the metrics.json beside the checkpoint if it is of that checkpoint; else None."""
-    kept = read_results(os.path.join(os.path.dirname(args.checkpoint), 'metrics.json'), sha256_of(args.checkpoint))
-    return kept[1:] if kept and kept[0] == args.dataset_name else None
+def read_stored_results(args):
+    """The :class:`~processor.report.SavedResults` of this checkpoint and dataset; None if there are none."""
+    from processor.report import read_results, result_path
+    from utils.weight_files import compute_sha256
+    results = read_results(f"{result_path(args, 'metrics')}.json", compute_sha256(args.checkpoint))
+    return results if results and results.dataset == args.dataset_name else None
 
 
-def results_elsewhere(args):
-    """[(dataset, {task: summary}, note)] of the checkpoint on other datasets than the run's own, as far as test.py was run on them."""
-    paths = sorted(glob.glob(os.path.join(glob.escape(os.path.dirname(args.checkpoint)), 'metrics_*.json')))
-    checksum = sha256_of(args.checkpoint) if paths else None
-    found = [kept for path in paths if (kept := read_results(path, checksum)) and kept[0] != args.trained_on]
-    note = 'another dataset than it was trained on, which no row is published for'
-    return [(dataset, next(iter(tables.values())), note if independent else f'{DEPENDS}; {note}') for dataset, tables, independent in found]
+def read_other_results(args):
+    """``[(dataset, {task: metrics}, note), ...]`` of the checkpoint on other datasets, from earlier runs of test.py."""
+    from processor.report import read_results
+    from utils.weight_files import compute_sha256
+    folder = glob.escape(os.path.dirname(args.checkpoint))
+    paths = sorted(glob.glob(os.path.join(folder, 'metrics_*.json')))
+    checksum = compute_sha256(args.checkpoint) if paths else None
+    note = 'trained on another dataset; no row is published for that'
+    others = []
+    for results in filter(None, (read_results(path, checksum) for path in paths)):
+        if results.dataset != args.trained_on:
+            notes = [note] if results.is_independent else [BATCH_DEPENDENT, note]
+            others.append((results.dataset, next(iter(results.tables.values())), '; '.join(notes)))
+    return others
 
 
-def evaluated(args):
-    """({how: {task: summary}}, independent) of the checkpoint on the test split, kept as metrics.json."""
+def evaluate_and_store(args):
+    """Evaluate a checkpoint on the test split and write metrics.json.
+
+    Returns:
+        :class:`~processor.report.SavedResults`
+    """
+    from processor.report import SavedResults, evaluate, save_results, split_counts
+    from processor.runs import load_run
     print(f'evaluating {args.checkpoint} on {args.dataset_name}', file=sys.stderr)
-    run = open_run(args)
+    run = load_run(args)
     report = evaluate(args, run.model, run.images, run.captions, run.checkpoint)
     save_results(report, args)
-    return report.tables, report.independent
+    return SavedResults(args.dataset_name, report.tables, report.is_independent, split_counts(report.provenance))
 
 
-# -- which published row a run belongs to --------------------------------------------------------------------------------
+# -- published rows --------------------------------------------------------------------------------------------------
 
-def published_rows(dataset):
-    """All that is published on a dataset."""
+def read_published_rows(dataset):
+    """The rows of configs/published/<dataset>.yaml; [] if there is no such file."""
     path = os.path.join(PUBLISHED, f'{dataset.lower()}.yaml')
     return read_yaml(path)['results'] if os.path.exists(path) else []
 
 
 def published_row(args):
-    """The published row of a run's dataset, start, backbone, PHP parts and losses; {} if there is none."""
-    rows = published_rows(args.dataset_name)
-    start = start_of(args, {row['start'] for row in rows if 'start' in row})
+    """The published row with a run's dataset, initial weights, backbone, PHP parts and losses; {} if there is none."""
+    rows = read_published_rows(args.dataset_name)
+    initial = initial_clip(args, {row['start'] for row in rows if 'start' in row})
     losses = set(parse_loss_names(args.loss_names))
+    backbones = ['ViT-B/16'] * bool(initial) + [backbone_name(args.pretrain_choice)]
     for row in rows:
-        alike = row.get('start') == start and row.get('noisy_rate', 0) == getattr(args, 'noisy_rate', 0) and \
-            php_parts(row) == args.php_parts and \
-            row['backbone'] in ('ViT-B/16' if start else None, backbone(args.pretrain_choice))
-        named = [row[key] for key in ('loss_names', 'also') if key in row]
-        if alike and (any(set(parse_loss_names(names)) == losses for names in named) or not named and row['key'] == 'php'):
-            return row   # without losses: the ablation of PHP's parts
+        loss_names = [row[key] for key in ('loss_names', 'also') if key in row]
+        has_losses = any(set(parse_loss_names(names)) == losses for names in loss_names)
+        is_php_ablation = not loss_names and row['key'] == 'php'     # an ablation of PHP's parts has no losses
+        if (row.get('start') == initial and row.get('noisy_rate', 0) == getattr(args, 'noisy_rate', 0)
+                and php_parts(row) == args.php_parts and row['backbone'] in backbones
+                and (has_losses or is_php_ablation)):
+            return row
     return {}
 
 
-def start_of(args, known):
-    """The pedestrian CLIP that a run started from: the name in the path of --init_from or --pretrain_choice; None for any other."""
+def initial_clip(args, names):
+    """The pedestrian CLIP that a run started from: one of ``names`` in --init_from or --pretrain_choice; else None."""
     words = re.split('[^a-z]+', f'{args.init_from} {args.pretrain_choice}'.lower())
-    return next((name for name in sorted(known) if name.lower() in words), None)
+    return next((name for name in sorted(names) if name.lower() in words), None)
 
 
-def only_published(dataset):
-    """The rows of all that is published on a dataset, without a run."""
-    return [Row('published', dataset, row['method'], row.get('loss_names', ''), published={
-        metric: value for metric, value in zip(METRICS, row['values']) if value is not None}, note=str(row.get('year', '')))
-            for row in published_rows(dataset)]
+def published_only_rows(dataset):
+    """A row without a run for each published result on a dataset."""
+    rows = []
+    for row in read_published_rows(dataset):
+        published = {metric: value for metric, value in zip(METRICS, row['values']) if value is not None}
+        rows.append(Row('published', dataset, row['method'], row.get('loss_names', ''), published=published,
+                        note=str(row.get('year', ''))))
+    return rows
 
 
-def why_unpublished(args):
+def unpublished_reason(args):
     """Why a run has no published row."""
     path = os.path.join('configs', 'published', f'{args.dataset_name.lower()}.yaml')
     if not os.path.exists(os.path.join(ROOT, path)):
@@ -188,10 +249,11 @@ def php_parts(row):
     return row.get('php_parts', 'crfm+efp' if row['key'] == 'php' else None)
 
 
-def backbone(pretrain_choice):
-    """OpenAI's name, also of a file such as ``weights/ViT-B-16.pt``."""
-    return re.sub(r'^(ViT-[BL])-(\d+)', r'\1/\2', os.path.splitext(os.path.basename(pretrain_choice))[0]) \
-        if pretrain_choice.endswith(('.pt', '.safetensors')) else pretrain_choice
+def backbone_name(pretrain_choice):
+    """OpenAI's name of a backbone, also for a file such as ``weights/ViT-B-16.pt``."""
+    if not pretrain_choice.endswith(('.pt', '.safetensors')):
+        return pretrain_choice
+    return re.sub(r'^(ViT-[BL])-(\d+)', r'\1/\2', os.path.splitext(os.path.basename(pretrain_choice))[0])
 
 
 if __name__ == '__main__':

@@ -1,34 +1,43 @@
-"""What SEN restores: ``python run_scripts/restoration.py --config_file <run>/configs.yaml --out restoration.png``.
+"""Draw the images that a SEN model restores.
 
-Each row is an image of the test split: the original, what the model sees of it (a few patches in grey), what it restores
-from them with the image's own caption, and with another person's. Seen patches are shown as they were seen. The mean
-squared errors of the hidden patches are printed: where captions guide the restoration, the own does better.
-``test.py --restoration`` makes the same report beside the checkpoint.
+    python -m run_scripts.restoration --config_file <run>/configs.yaml --out restoration.png
+
+Each row is an image of the test split, in four columns: the original, the few patches that the model sees (the others
+are gray), its restoration with the image's own caption, and its restoration with another person's caption. The tool
+prints the mean squared errors of the hidden patches. If captions guide the restoration, the error with the own caption
+is lower. ``test.py --restoration`` writes the same report next to the checkpoint.
 """
 from run_scripts import start
-from model.heads import active_heads
-from model.heads.sen import MAE
-from processor.head_reports import head_with_report
-from processor.runs import Split, open_run
+from utils.declarations import retry_with_pytorch
 from utils.errors import UserError
-from utils.options import build_test_parser, count, parse_test_options
-from utils.pictures import check_picture, save_picture
+from utils.figures import check_figure_path, save_figure
+from utils.options import build_test_parser, positive_int, parse_test_options
 
 
 def main(argv=None):
-    parser = build_test_parser('restoration.py', __doc__)
-    parser.add_argument('--out', default='restoration.png', help='the picture to write')
-    parser.add_argument('--images', type=count, default=6, help='how many images of the test split, spread over it')
-    args = parse_test_options(parser, argv)
+    args = read_options(argv)
+    from model.heads import active_heads
+    from model.heads.sen import MAE
+    from processor.head_reports import get_reporting_head
+    from processor.runs import Split, load_run
     if MAE not in active_heads(args):
-        raise UserError(f"{args.config_file} is of a run without the loss 'mae' (--loss_names {args.loss_names}): it cannot "
-                        'restore images')
-    check_picture(args.out)
-    run = open_run(args)
-    report = head_with_report(run.model, MAE).report(Split(args, run), args.images)
-    save_picture(report.draw(), args.out)
+        raise UserError(f"{args.config_file}: this run has --loss_names {args.loss_names}, and only a run with the "
+                        "loss 'mae' restores images")
+    check_figure_path(args.out)
+    run = load_run(args)
+    report = get_reporting_head(run.model, MAE).report(Split(args, run), args.images)
+    save_figure(report.draw(), args.out)
     print(report.text)
     print(f'wrote {args.out}')
+
+
+@retry_with_pytorch
+def read_options(argv):
+    parser = build_test_parser('restoration.py', __doc__)
+    parser.add_argument('--out', default='restoration.png', help='file of the figure (.png, .pdf or .svg)')
+    parser.add_argument('--images', type=positive_int, default=6,
+                        help='number of images from the test split, at even distances')
+    return parse_test_options(parser, argv)
 
 
 if __name__ == '__main__':

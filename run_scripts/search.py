@@ -1,77 +1,101 @@
-"""Find people in a folder of photos:
-``python -m run_scripts.search --config_file <run>/configs.yaml --images photos --caption "a red coat"``.
+"""Find people in a folder of photos by a description.
 
-Photos are embedded the first time and kept in ``<photos>/.pedestal``; later searches embed what is new. Interrupted, it goes on where it
-was. Photos that cannot be read are named and left out. The search is exact. ``--faiss`` makes a FAISS index of the embeddings and
-searches that one, and prints its recall.
+    python -m run_scripts.search --config_file <run>/configs.yaml --images photos \\
+        --caption "a red coat"
+
+The first search embeds all photos and stores the embeddings in <photos>/.pedestal. Later searches embed only new
+photos. An interrupted search continues from its last stored photo. The tool names photos that cannot be read and skips
+them. The search is exact. With --faiss it is approximate, and the tool prints its recall.
 """
 import json
 import time
 
 from run_scripts import start
-import pedestal
-from processor.photos import import_faiss
-from run_scripts.retrieve import draw, in_words
+from run_scripts.retrieve import draw_results, format_results
+from utils.declarations import retry_with_pytorch
 from utils.errors import UserError
+from utils.figures import check_figure_path, save_figure
 from utils.iotools import atomic_write
-from utils.options import build_test_parser, count, parse_test_options
-from utils.pictures import check_picture, save_picture
+from utils.options import build_test_parser, positive_int, parse_test_options
+from utils.terminal import escape_line
 
 
 def main(argv=None):
-    parser = build_test_parser('search.py', __doc__)
-    parser.add_argument('--images', required=True, help='the folder with the photos')
-    parser.add_argument('--caption', action='append', required=True, help='a description; may be given several times')
-    parser.add_argument('--top', type=count, default=10, help='photos a description')
-    parser.add_argument('--index', help='where the embeddings are kept, instead of <images>/.pedestal')
-    parser.add_argument('--out', help='a picture (.png, .pdf) or a .json file to write')
-    parser.add_argument('--faiss', action='store_true', help='search by a FAISS index, approximately: for millions of photos')
-    args = parse_test_options(parser, argv)
+    args = read_options(argv)
     if args.out and not args.out.endswith('.json'):
-        check_picture(args.out)
+        check_figure_path(args.out)
+    import pedestal
+    from processor.image_index import import_faiss
     if args.faiss:
-        import_faiss()   # before photos are embedded, which may take long
+        import_faiss()   # an error here comes before hours of embedding
     people = pedestal.People(args)
     queries = people.encode_captions(args.caption)
-    photos = people.photos(args.images, args.index)
-    tell(photos)
-    begin = time.perf_counter()
-    found = (photos.search_approximately if args.faiss else photos.search)(queries, args.top)
-    took = time.perf_counter() - begin
-    rows = [(caption, None, [(path, None, score) for path, score in best]) for caption, best in zip(args.caption, found)]
-    print(in_words(rows))
-    print(f'{len(photos.paths)} photos, {took / len(found):.3f} s a description')
+    photos = people.index_images(args.images, args.index)
+    report_skipped(photos)
+    search = photos.search_approximately if args.faiss else photos.search
+    start_time = time.perf_counter()
+    results = search(queries, args.top)
+    seconds = time.perf_counter() - start_time
+    rows = [(caption, None, [(path, None, score) for path, score in images])
+            for caption, images in zip(args.caption, results)]
+    print(format_results(rows))
+    print(f'{len(photos.paths)} photos, {seconds / len(results):.3f} s per description')
     if args.faiss:
-        print(f'FAISS finds {100 * recall(found, photos.search(queries, args.top)):.1f}% of the {args.top} best')
+        recall = 100 * compute_recall(results, photos.search(queries, args.top))
+        print(f'FAISS finds {recall:.1f}% of the {args.top} best photos')
     if args.out:
-        write(args.out, rows)
+        write_results(args.out, rows)
         print(f'wrote {args.out}')
 
 
-def tell(photos):
-    """What a user should know of the photos before trusting what is found."""
-    for why in list(photos.broken.values())[:10]:
-        print(f'left out: {why}')
+@retry_with_pytorch
+def read_options(argv):
+    parser = build_test_parser('search.py', __doc__)
+    parser.add_argument('--images', required=True, help='folder with the photos')
+    parser.add_argument('--caption', action='append', required=True,
+                        help='description of a person; repeat the option for several')
+    parser.add_argument('--top', type=positive_int, default=10, help='number of photos per description')
+    parser.add_argument('--index', help='folder of the embeddings (default: <images>/.pedestal)')
+    parser.add_argument('--out', help='file to write: a figure (.png, .pdf) or a list (.json)')
+    parser.add_argument('--faiss', action='store_true',
+                        help='approximate search in a FAISS index, for millions of photos')
+    return parse_test_options(parser, argv)
+
+
+def report_skipped(photos):
+    """Print which photos of a :class:`~processor.image_index.ImageIndex` the search skips.
+
+    Raises:
+        UserError: no photo can be read.
+    """
+    for reason in list(photos.broken.values())[:10]:
+        print(f'skipped: {escape_line(reason)}')
     if len(photos.broken) > 10:
-        print(f'and {len(photos.broken) - 10} more; {photos.lines_path} names all')
-    if photos.others:
-        others = len(photos.others)
-        print(f"{photos.place} also holds embeddings of {others} other model{'s' * (others > 1)}, which are not used")
+        print(f'and {len(photos.broken) - 10} more; {photos.entries_path} lists all')
+    for line in photos.skipped:
+        print(f'skipped: {escape_line(line)}')
+    if photos.other_keys:
+        others = len(photos.other_keys)
+        models = 'model' if others == 1 else 'models'
+        print(f'{photos.index_dir} also holds embeddings of {others} other {models}, which are not used')
     if not photos.paths:
-        raise UserError(f'none of the {len(photos.broken)} photos below {photos.folder} can be read')
+        raise UserError(f'--images {photos.folder}: none of the {len(photos.broken)} photos can be read')
 
 
-def recall(found, exact):
-    """The share of the exact results that were found."""
-    pairs = [({path for path, _ in ours}, {path for path, _ in best}) for ours, best in zip(found, exact)]
-    return sum(len(ours & best) for ours, best in pairs) / sum(len(best) for _, best in pairs)
+def compute_recall(results, exact_results):
+    """The fraction of the exact results that an approximate search finds."""
+    pairs = [({path for path, _ in approximate}, {path for path, _ in exact})
+             for approximate, exact in zip(results, exact_results)]
+    return sum(len(approximate & exact) for approximate, exact in pairs) / sum(len(exact) for _, exact in pairs)
 
 
-def write(path, rows):
+def write_results(path, rows):
+    """Write the rows of :func:`~run_scripts.retrieve.format_results` as JSON or as a figure."""
     if not path.endswith('.json'):
-        save_picture(draw(rows), path)
+        save_figure(draw_results(rows), path)
         return
-    content = [{'caption': caption, 'photos': [{'path': photo, 'score': score} for photo, _, score in best]} for caption, _, best in rows]
+    content = [{'caption': caption, 'photos': [{'path': photo, 'score': score} for photo, _, score in images]}
+               for caption, _, images in rows]
     with atomic_write(path) as file:
         json.dump(content, file, indent=1)
 

@@ -1,6 +1,6 @@
-# Sourced by the other scripts: sets $PYTHON to an interpreter that has what $1, a requirements file, asks for. Takes the
-# active one if it has everything, else the virtual environment .venv in the repository. It makes .venv on first use and
-# completes one whose making or filling was interrupted. It never replaces a .venv that cannot be used: that may be yours.
+# Set $PYTHON to an interpreter with the packages of the requirements file $1. Other scripts source this file. It takes
+# the active Python if that has all packages, else the virtual environment .venv in the repository. It makes .venv on
+# first use and completes one whose installation was interrupted. It never replaces a .venv that does not work.
 requirements=$1
 
 stop() {
@@ -28,7 +28,7 @@ check(sys.argv[1])
 PY
 }
 
-# Stops with the remedy $2 unless $1 is a Python that runs and is new enough.
+# Stop with the advice $2 unless $1 is a Python that runs and is new enough.
 require_python() {
     local version
     version=$("$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || stop "$1 does not run: $2"
@@ -37,7 +37,7 @@ require_python() {
     esac
 }
 
-# Makes .venv, or completes it, with the Python $1.
+# Make .venv, or complete it, with the Python $1.
 make_environment() {
     local output
     output=$("$1" -m venv .venv 2>&1) || stop "$output
@@ -56,12 +56,14 @@ if ! has_everything "$PYTHON"; then
     fi
     PYTHON=.venv/bin/python
     if ! has_everything "$PYTHON"; then
-        for package in .venv/lib/python3*/site-packages/*.dist-info; do     # without METADATA, pip was interrupted there
-            [ -e "$package/METADATA" ] || rm -rf "$package"                 # and some versions of it take that for installed
+        # An interrupted pip leaves a .dist-info without METADATA, and pip 24 takes that for an installed package.
+        for package in .venv/lib/python3*/site-packages/*.dist-info; do
+            [ -e "$package/METADATA" ] || rm -rf "$package"
         done
-        echo "Installing into .venv what $requirements asks for (PyTorch is several GB) ..."
+        echo "Installing the packages of $requirements into .venv (PyTorch is several GB) ..."
         "$PYTHON" -m pip install --quiet --disable-pip-version-check -r "$requirements" ||
-            stop "pip failed (see above); start again once that is mended, and it continues in .venv"
-        has_everything "$PYTHON" || stop ".venv still lacks what $requirements asks for: remove the folder $PWD/.venv and start again"
+            stop "pip failed (see above); solve that and start again: the installation continues in .venv"
+        has_everything "$PYTHON" ||
+            stop ".venv still lacks packages of $requirements: remove the folder $PWD/.venv and start again"
     fi
 fi

@@ -1,6 +1,6 @@
 #!/bin/bash
-# A Slurm job on two nodes of four GPUs:  sbatch run_scripts/slurm.sh --config_file configs/irra/cuhk-pedes.yaml
-# The run saves when its time is nearly up; go on with:  sbatch run_scripts/slurm.sh --resume logs/CUHK-PEDES/<run>
+# Train on two nodes with four GPUs each:  sbatch run_scripts/slurm.sh --config_file configs/irra/cuhk-pedes.yaml
+# The run saves its state before its time is up. Resume it:  sbatch run_scripts/slurm.sh --resume logs/CUHK-PEDES/<run>
 #SBATCH --job-name=pedestal
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# All tests, from a fresh clone on: installs what they need into .venv unless the active Python has it. Arguments go to pytest.
+# Run all tests: bash run_scripts/test.sh [pytest arguments]
+# It installs the required packages into .venv unless the active Python has them.
 set -eu
 cd "$(dirname "$0")/.."
 . run_scripts/setup_python.sh requirements-test.txt

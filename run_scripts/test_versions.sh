@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# Runs the suite with several versions of Python and PyTorch, each in a fresh environment, and prints a table.
+# Run the tests with several versions of Python and PyTorch, each in its own environment, and print a table.
 #
 #   bash run_scripts/test_versions.sh [--clean] [--only-install] [<torch>@<Python> ...] [<pytest's arguments>]
 #
-# Without rows it runs those of ROWS; "newest" is the newest torch that pip offers. Pytest's arguments replace "tests -n 2".
-# Environments and logs are in .versions or $PEDESTAL_VERSIONS_DIR. A complete environment serves the next run;
-# --clean removes those of the chosen rows first, and --only-install stops before the tests.
+# The default rows are those of ROWS; "newest" is the newest torch on PyPI. Pytest's arguments replace "tests -n 2".
+# Environments and logs are in .versions or $PEDESTAL_VERSIONS_DIR. The next run uses complete environments again.
+# --clean removes the environments of the chosen rows first, and --only-install stops before the tests.
 set -u
 cd "$(dirname "$0")/.."
 ROWS="2.6@3.10 2.10@3.13 2.14@3.12 newest@3.11"
 folder=${PEDESTAL_VERSIONS_DIR:-.versions}
 mkdir -p "$folder" && folder=$(cd "$folder" && pwd) || exit 2
 
-trap 'exit 130' INT     # pip and pytest end with a status of their own, and bash would go on with the next row
-exec 3>&2   # progress, while a row's own output goes to its log
+trap 'exit 130' INT     # pip and pytest handle Ctrl-C themselves, and bash would continue with the next row
+exec 3>&2   # for progress; the output of a row goes to its log
 clean= only_install= rows=()
 while [ $# -gt 0 ]; do
     case $1 in
@@ -28,7 +28,7 @@ done
 [ ${#rows[@]} -gt 0 ] || read -ra rows <<<"$ROWS"
 [ $# -gt 0 ] || set -- tests -n 2
 
-# A python3.x on the PATH that runs and can make environments; shims of version managers may do neither.
+# Find a python3.x on the PATH that runs and can make environments; shims of version managers may do neither.
 find_python() {
     local candidate
     for candidate in $(type -aP "python$1"); do
@@ -38,8 +38,8 @@ find_python() {
     return 1
 }
 
-# Installs row $1 into its environment $2. The file "complete" holds the requirements that an earlier run installed there:
-# an environment without it is made again, and one with other requirements gets what it lacks.
+# Install row $1 into its environment $2. The file "complete" holds the requirements that an earlier run installed
+# there. An environment without this file is made again. One with other requirements gets the missing packages.
 install() {
     local torch=${1%@*} python=${1#*@} interpreter wanted
     wanted=$(cat requirements.txt requirements-test.txt)
@@ -56,17 +56,19 @@ install() {
     "$2/bin/python" -m pip install "$torch" -r requirements-test.txt && echo "$wanted" >"$2/complete"
 }
 
-# One line of the table: the row's versions, the counts of pytest's report $2, and the time.
+# Print a line of the table: the versions in the environment $1, and counts and time of pytest's report $2.
 describe() {
     "$1/bin/python" - "$2" <<'PY'
 import importlib.metadata, platform, sys, xml.etree.ElementTree as xml
 
 versions = [platform.python_version(), *map(importlib.metadata.version, ['torch', 'torchvision'])]
 suites = list(xml.parse(sys.argv[1]).iter('testsuite'))
-total, failures, errors, skipped = (sum(int(suite.get(key)) for suite in suites) for key in ('tests', 'failures', 'errors', 'skipped'))
+total, failures, errors, skipped = (sum(int(suite.get(key)) for suite in suites)
+                                    for key in ('tests', 'failures', 'errors', 'skipped'))
 minutes, seconds = divmod(round(sum(float(suite.get('time')) for suite in suites)), 60)
 failed = failures + errors
-print('| ' + ' | '.join([*versions, *map(str, [total - failed - skipped, failed, skipped]), f'{minutes} min {seconds:02d} s']) + ' |')
+counts = map(str, [total - failed - skipped, failed, skipped])
+print('| ' + ' | '.join([*versions, *counts, f'{minutes} min {seconds:02d} s']) + ' |')
 PY
 }
 

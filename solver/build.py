@@ -1,42 +1,57 @@
-"""The optimizer: each parameter learns at the rate that the published rules give its name, in few groups."""
+"""Build the optimizer: the learning rate and weight decay of each parameter follow from its name, in few groups."""
 import torch
 
 from model.backbones.clip import Clip
 from model.heads import active_heads
-from utils.errors import unknown
+from utils.errors import unknown_name_error
 
 OPTIMIZERS = ('Adam', 'AdamW', 'SGD')
 
 
 def parameter_settings(name, args, heads=None, backbone=None, dimensions=2):
-    """(lr, weight decay) of a parameter: the backbone's rules on its name (IRRA's for CLIP), then those of the ``heads`` that it belongs to
-    (by default all that ``args`` ask for). Where heads that share a part say different rates, the highest counts, in whatever order
-    they are named. ``--lr_rules`` may set these aside; ``dimensions``: of the parameter."""
+    """Return (learning rate, weight decay) of a parameter.
+
+    The backbone's rules come first (IRRA's for CLIP), then those of the heads that have the parameter. If heads that
+    share a parameter disagree, the highest learning rate counts, in whatever order the heads are named. ``--lr_rules``
+    can replace all these rules.
+
+    Args:
+        name: the parameter's name.
+        args: the options.
+        heads: the heads that have the parameter; None: all that the options name.
+        backbone: the model's backbone; None: CLIP.
+        dimensions: the number of dimensions of the parameter.
+    """
     if args.lr_rules != 'irra':
-        undecayed = args.lr_rules == 'undecayed' and (dimensions < 2 or any(part in name for part in ('bias', 'ln', 'bn')))
-        return args.lr, 0.0 if undecayed else args.weight_decay
-    usual = (backbone or Clip).learning_rate(name, args)
-    said = [head.learning_rate(name, *usual, args) for head in (active_heads(args) if heads is None else heads)]
-    return max((settings for settings in said if settings != usual), default=usual)
+        is_undecayed = dimensions < 2 or any(part in name for part in ('bias', 'ln', 'bn'))
+        return args.lr, 0.0 if args.lr_rules == 'undecayed' and is_undecayed else args.weight_decay
+    default = (backbone or Clip).learning_rate(name, args)
+    settings = [head.learning_rate(name, *default, args) for head in (active_heads(args) if heads is None else heads)]
+    return max((changed for changed in settings if changed != default), default=default)
 
 
 def parameter_groups(args, model):
-    """The learning parameters of ``model`` in one group for each (lr, weight decay)."""
-    owners_of = getattr(model, 'owners_of', lambda name: None)   # a script's own model does not say which head owns what
-    groups = {}
+    """Return the trainable parameters of a model, one group for each pair of learning rate and weight decay."""
+    # A model of a user's own script may lack this method.
+    heads_with_parameter = getattr(model, 'heads_with_parameter', lambda name: None)
+    backbone, groups = getattr(model, 'backbone', None), {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            settings = parameter_settings(name, args, owners_of(name), getattr(model, 'backbone', None), parameter.ndim)
+            settings = parameter_settings(name, args, heads_with_parameter(name), backbone, parameter.ndim)
             groups.setdefault(settings, []).append(parameter)
-    return [{'params': parameters, 'lr': lr, 'weight_decay': weight_decay} for (lr, weight_decay), parameters in groups.items()]
+    return [{'params': parameters, 'lr': lr, 'weight_decay': weight_decay}
+            for (lr, weight_decay), parameters in groups.items()]
 
 
 def build_optimizer(args, model):
-    """Adam (eps 1e-3, which the released training in half precision needed and its results depend on), AdamW (eps 1e-8) or
-    SGD, by ``args.optimizer`` in any case.
+    """Build Adam, AdamW or SGD, by ``args.optimizer`` in any case.
 
-    The first two are fused: one kernel for many parameters, and the gradient scaler needn't wait for the GPU. Fused SGD is left alone:
-    where the scaler skips its first step, PyTorch leaves its momentum uninitialised.
+    Adam has an eps of 1e-3: the published recipes trained in half precision with it, and their results depend on it.
+    AdamW has an eps of 1e-8. Both are fused: one kernel updates many parameters, and the gradient scaler need not wait
+    for the GPU. SGD is not fused: if the scaler skips its first step, PyTorch leaves the fused momentum uninitialized.
+
+    Raises:
+        UserError: the optimizer is unknown.
     """
     groups = parameter_groups(args, model)
     name = args.optimizer.lower()
@@ -46,4 +61,4 @@ def build_optimizer(args, model):
         return torch.optim.AdamW(groups, lr=args.lr, betas=(args.alpha, args.beta), eps=1e-8, fused=True)
     if name == 'sgd':
         return torch.optim.SGD(groups, lr=args.lr, momentum=args.momentum)
-    raise unknown('optimizer', args.optimizer, OPTIMIZERS)
+    raise unknown_name_error('optimizer', args.optimizer, OPTIMIZERS)

@@ -1,6 +1,5 @@
-"""What several tests share: options for small models, and the released implementations' reference vectors."""
+"""Helpers of several tests: options of small models, and reference vectors from the reference implementations."""
 import argparse
-import contextlib
 import fnmatch
 import json
 import os
@@ -13,57 +12,46 @@ import torch
 from utils.options import build_parser, complete
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-HANG_TIMEOUT = 600      # seconds after which a test calls a program hung: minutes, since other programs may use all cores
+HANG_TIMEOUT = 600      # seconds after which a program counts as hung; long, because other programs may use all cores
 OWN = os.path.join(os.path.dirname(__file__), 'golden')
-GOLDEN = os.environ.get('PEDESTAL_GOLDEN') or OWN   # another folder's vectors: PEDESTAL_GOLDEN=<folder> pytest tests -k golden
-
-
-@contextlib.contextmanager
-def double_precision():
-    """New tensors are float64 by default, and so are those of ``Tensor.float``: results do not depend on the CPU's rounding."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.Tensor, 'float', torch.Tensor.double)
-        default = torch.get_default_dtype()
-        torch.set_default_dtype(torch.float64)
-        try:
-            yield
-        finally:
-            torch.set_default_dtype(default)
+# PEDESTAL_GOLDEN=<folder> pytest tests -k golden: tests against the vectors of another folder
+GOLDEN = os.environ.get('PEDESTAL_GOLDEN') or OWN
 
 
 def options(**changes):
-    """The default options with some changed, as get_args gives them."""
+    """Return the default options with some changed, as get_args returns them."""
     settings = {**build_parser().defaults_in_code, **changes}
     args = complete(argparse.Namespace(**settings))
     args.notes = []
     return args
 
 
-def golden_names(pattern, besides=()):
-    """The reference files of the folder whose names, without their endings, match ``pattern`` and none of ``besides``."""
+def golden_names(pattern, excluded=()):
+    """List the reference files whose names, without endings, match ``pattern`` and no pattern in ``excluded``."""
     names = {os.path.splitext(file)[0] for file in os.listdir(GOLDEN) if file.endswith(('.npz', '.json'))}
-    return sorted(name for name in fnmatch.filter(names, pattern) if not any(fnmatch.fnmatch(name, other) for other in besides))
+    return sorted(name for name in fnmatch.filter(names, pattern)
+                  if not any(fnmatch.fnmatch(name, other) for other in excluded))
 
 
-def golden_files(pattern, besides=()):
-    """:func:`golden_names` as the parameters of a test, which ``-k golden`` finds by their ids."""
-    return [pytest.param(name, id=f'golden-{name}') for name in golden_names(pattern, besides)]
+def golden_files(pattern, excluded=()):
+    """Return :func:`golden_names` as parameters of a test, with ids that ``-k golden`` selects."""
+    return [pytest.param(name, id=f'golden-{name}') for name in golden_names(pattern, excluded)]
 
 
 def golden_cases(pattern, key):
-    """Parameters (name, case) of a test: each ``<case>`` of those files that has an entry ``<case>/<key>``."""
+    """Return parameters (name, case) of a test: each ``<case>`` in the files with an entry ``<case>/<key>``."""
     return [pytest.param(name, entry[:-len(key) - 1], id=f'golden-{name}-{entry[:-len(key) - 1]}')
             for name in golden_names(pattern) for entry in golden(name)[0] if entry.endswith(f'/{key}')]
 
 
 def golden_path(name):
-    """A reference file where it is: in the folder that was asked for, else among our own."""
+    """Return the path of a reference file, in ``PEDESTAL_GOLDEN`` or else in tests/golden."""
     path = os.path.join(GOLDEN, name)
     return path if os.path.exists(path) else os.path.join(OWN, name)
 
 
 def golden(name):
-    """(vectors, description) of a reference file, tensors instead of arrays."""
+    """Read ``(vectors, description)`` of a reference, with tensors instead of arrays."""
     with np.load(golden_path(f'{name}.npz')) as vectors:
         vectors = {key: torch.from_numpy(value) for key, value in vectors.items()}
     return vectors, golden_json(name)
@@ -78,7 +66,10 @@ def golden_json(name):
 
 
 def golden_weight(name, shape):
-    """The value that the reference vectors were computed with, from a parameter's name (tests/golden/README.md)."""
+    """Return the weight that the reference vectors were computed with, from a parameter's name and shape.
+
+    See tests/golden/README.md.
+    """
     noise = np.random.RandomState(zlib.crc32(name.encode()) & 0xffffffff).standard_normal(shape)
     if name.endswith('bias'):
         value = 0.02 * noise
@@ -92,7 +83,7 @@ def golden_weight(name, shape):
 
 
 def golden_archive(description, path):
-    """Write the pretrained CLIP that a reference model started from, under the bare CLIP names, and return ``path``."""
+    """Write the pretrained CLIP of a reference model, under CLIP's own names, and return ``path``."""
     config = description['config']
     bare = {name[len('base_model.'):]: tuple(shape) for name, (shape, _) in description['official_keys'].items()
             if name.startswith('base_model.')}
@@ -102,22 +93,31 @@ def golden_archive(description, path):
     return str(path)
 
 
-def golden_model(name, tmp_path, **changes):
-    """(model in eval mode, vectors, description) of a reference: fitted position tables, all other weights by their names."""
-    from model import build_model
-    vectors, description = golden(name)
+def golden_options(name, tmp_path, **changes):
+    """Return the options of a reference model."""
+    description = golden_json(name)
     config = description['config']
     known = build_parser().defaults_in_code
     settings = {key: value for key, value in description['args'].items() if key in known}
-    settings.update(loss_names=changes.get('loss_names') or description['loss_names'], text_length=config['text_length'],
-                    img_size=tuple(config['img_size']),
-                    stride_size=config['stride'],
-                    pretrain_choice=golden_archive(description, tmp_path / 'clip.pt'), amp='off')
+    settings.update(loss_names=changes.get('loss_names') or description['loss_names'], amp='off',
+                    text_length=config['text_length'], img_size=tuple(config['img_size']), stride_size=config['stride'],
+                    pretrain_choice=golden_archive(description, tmp_path / 'clip.pt'))
     settings.update(changes)
-    model = build_model(options(**settings), config['num_classes'])
+    return options(**settings)
+
+
+def golden_model(name, tmp_path, **changes):
+    """Return ``(model in eval mode, vectors, description)`` of a reference.
+
+    Position embeddings and buffers keep their values; all other weights are those of :func:`golden_weight`.
+    """
+    from model import build_model
+    vectors, description = golden(name)
+    model = build_model(golden_options(name, tmp_path, **changes), description['config']['num_classes'])
+    unchanged = ('positional_embedding', 'decoder_pos_embed', 'running_mean', 'running_var', 'num_batches_tracked')
     with torch.no_grad():
         for key, value in model.state_dict().items():
-            if not key.endswith(('positional_embedding', 'decoder_pos_embed', 'running_mean', 'running_var', 'num_batches_tracked')):
+            if not key.endswith(unchanged):
                 value.copy_(golden_weight(key, tuple(value.shape)))
     return model.eval(), vectors, description
 
@@ -127,25 +127,26 @@ def golden_batch(vectors):
 
 
 def small_archive(path):
-    """Write a random CLIP with CLIP's vocabulary that is as small as they come, and return ``path``."""
+    """Write a random CLIP of minimal size with CLIP's vocabulary, and return ``path``."""
     from model.clip_model import CLIP, ClipShape
     torch.manual_seed(0)
-    shape = ClipShape(embed_dim=64, image_resolution=64, vision_layers=1, vision_width=64, vision_patch_size=16, text_length=77,
-                      vocab_size=49408, text_width=64, text_layers=1)
+    shape = ClipShape(embed_dim=64, image_resolution=64, vision_layers=1, vision_width=64, vision_patch_size=16,
+                      text_length=77, vocab_size=49408, text_width=64, text_layers=1)
     torch.save(CLIP(shape, (64, 64), 16, 77).state_dict(), path)
     return str(path)
 
 
 def small_model(archive, loss_names, seed=0, **changes):
-    """A model of six identities with the encoders of ``archive``, golden_archive's of irra_tiny."""
+    """Build a model of six identities with the encoders of ``archive``, irra_tiny's from :func:`golden_archive`."""
     from model import build_model
     torch.manual_seed(seed)
-    settings = dict(loss_names=loss_names, pretrain_choice=archive, img_size=(96, 32), text_length=20, vocab_size=512, cmt_depth=1)
+    settings = dict(loss_names=loss_names, pretrain_choice=archive, img_size=(96, 32), text_length=20, vocab_size=512,
+                    cmt_depth=1)
     return build_model(options(**{**settings, **changes}), 6)
 
 
 def small_batch(size=6, seed=0):
-    """A batch for :func:`small_model` with the fields of every head."""
+    """Build a batch for :func:`small_model` with the fields of every head."""
     generator = torch.Generator().manual_seed(seed)
     captions = torch.zeros(size, 20, dtype=torch.long)
     labels = torch.zeros(size, 20, dtype=torch.long)
@@ -157,7 +158,7 @@ def small_batch(size=6, seed=0):
     masked = captions.clone()
     for row, label in zip(masked, labels):
         label[2], row[2] = row[2].clone(), 509
-    # Each of one colour and little else: what is to be restored can be learned in a few steps.
+    # Each image is a color with little noise, so that its restoration is learned in a few steps.
     images = torch.randn(size, 3, 1, 1, generator=generator) + 0.1 * torch.randn(size, 3, 96, 32, generator=generator)
     second = images + 0.1 * torch.randn(size, 3, 96, 32, generator=generator)
     return {'pids': torch.arange(size), 'image_ids': torch.arange(size), 'index': torch.arange(size), 'images': images,

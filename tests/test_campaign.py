@@ -9,7 +9,11 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def test_every_case_ends_by_itself_with_success_or_a_sentence():
-    campaign = subprocess.run([sys.executable, '-m', 'tests.campaign', '--cases', '80', '--seed', '0', '--seconds', str(HANG_TIMEOUT)],
-                              cwd=ROOT, capture_output=True, text=True)
+    campaign = subprocess.run(
+        [sys.executable, '-m', 'tests.campaign', '--cases', '80', '--seed', '0', '--seconds', str(HANG_TIMEOUT)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert campaign.returncode == 0, campaign.stdout + campaign.stderr
     assert '80 cases' in campaign.stdout

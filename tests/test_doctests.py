@@ -9,12 +9,27 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 ROOMS = ('utils', 'datasets', 'model', 'solver', 'processor', 'run_scripts')
 # What a user works from ends in an example.
 PUBLIC = [
-    'datasets.bases.tokenize', 'datasets.masking.keep_naming', 'datasets.masking.mask_tokens', 'model.objectives.cmpm',
-    'model.objectives.cmt', 'model.objectives.detail', 'model.objectives.identity', 'model.objectives.itc', 'model.objectives.sdm',
-    'model.objectives.tal', 'model.objectives.tri', 'utils.errors.nearest', 'utils.iotools.atomic_write',
-    'utils.metrics.rank', 'utils.nearest.nearest', 'utils.ranking.rank_embeddings',
-    'utils.options.get_args', 'utils.seeding.derive_seed', 'utils.simple_tokenizer.SimpleTokenizer.encode',
-    'utils.simple_tokenizer.SimpleTokenizer.decode']
+    'datasets.bases.tokenize',
+    'datasets.masking.descriptive_positions',
+    'datasets.masking.mask_tokens',
+    'model.objectives.cmpm',
+    'model.objectives.cmt',
+    'model.objectives.detail',
+    'model.objectives.identity',
+    'model.objectives.itc',
+    'model.objectives.sdm',
+    'model.objectives.tal',
+    'model.objectives.tri',
+    'utils.errors.suggest_name',
+    'utils.iotools.atomic_write',
+    'utils.metrics.rank',
+    'utils.top_k.top_k',
+    'utils.ranking.rank_embeddings',
+    'utils.options.get_args',
+    'utils.seeding.derive_seed',
+    'utils.simple_tokenizer.SimpleTokenizer.encode',
+    'utils.simple_tokenizer.SimpleTokenizer.decode',
+]
 
 
 def modules_with_examples():
@@ -25,7 +40,11 @@ def modules_with_examples():
                 if name.endswith('.py'):
                     with open(path, encoding='utf-8') as file:
                         if '>>> ' in file.read():
-                            yield os.path.relpath(path, ROOT)[:-len('.py')].replace(os.sep, '.').removesuffix('.__init__')
+                            yield (
+                                os.path.relpath(path, ROOT)[: -len('.py')]
+                                .replace(os.sep, '.')
+                                .removesuffix('.__init__')
+                            )
 
 
 @pytest.mark.parametrize('module', list(modules_with_examples()))

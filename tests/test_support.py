@@ -9,8 +9,23 @@ import pytest
 from tests.support import OWN, golden_names, options
 from utils.options import get_args
 
-PATTERNS = ('irra_*', 'agm_*', 'a2te_*', 'sen_*', 'php_*', 'objectives*', 'metrics*', 'tokenizer*', 'lr_schedule*', 'official_*',
-            'rde_tiny*', 'rde_objectives_*', 'rde_ccd_*', 'tbps_objectives_*', 'fmfa_objectives_*')
+PATTERNS = (
+    'irra_*',
+    'agm_*',
+    'a2te_*',
+    'sen_*',
+    'php_*',
+    'objectives*',
+    'metrics*',
+    'tokenizer*',
+    'lr_schedule*',
+    'official_*',
+    'rde_tiny*',
+    'rde_objectives_*',
+    'rde_ccd_*',
+    'tbps_objectives_*',
+    'fmfa_objectives_*',
+)
 
 
 @pytest.mark.parametrize('pattern', PATTERNS)
@@ -21,14 +36,24 @@ def test_every_kind_has_a_reference_file(pattern):
 
 def test_another_folders_files_are_found_whatever_they_are_called(tmp_path):
     shutil.copy(os.path.join(OWN, 'lr_schedule.json'), tmp_path / 'lr_schedule_other.json')
-    found = subprocess.run([sys.executable, '-m', 'pytest', 'tests/solver', '-k', 'golden', '--collect-only', '-q'], text=True,
-                           capture_output=True, cwd=os.path.dirname(os.path.dirname(OWN)),
-                           env={**os.environ, 'PEDESTAL_GOLDEN': str(tmp_path)})
-    assert 'golden-lr_schedule_other-0' in found.stdout and 'golden-lr_schedule-0' not in found.stdout, found.stdout + found.stderr
+    found = subprocess.run(
+        [sys.executable, '-m', 'pytest', 'tests/solver', '-k', 'golden', '--collect-only', '-q'],
+        text=True,
+        capture_output=True,
+        cwd=os.path.dirname(os.path.dirname(OWN)),
+        env={**os.environ, 'PEDESTAL_GOLDEN': str(tmp_path)},
+    )
+    assert 'golden-lr_schedule_other-0' in found.stdout and 'golden-lr_schedule-0' not in found.stdout, (
+        found.stdout + found.stderr
+    )
 
 
-@pytest.mark.parametrize('changes', [{}, {'loss_names': 'sdm+id+amm', 'MLM': True}, {'loss_names': 'sdm+itc', 'php_parts': 'crfm'}])
+@pytest.mark.parametrize(
+    'changes', [{}, {'loss_names': 'sdm+id+amm', 'MLM': True}, {'loss_names': 'sdm+itc', 'php_parts': 'crfm'}]
+)
 def test_the_tests_options_are_the_command_lines(changes):
-    flags = [word for name, value in changes.items() for word in ([f'--{name}'] if value is True else [f'--{name}', value])]
+    flags = [
+        word for name, value in changes.items() for word in ([f'--{name}'] if value is True else [f'--{name}', value])
+    ]
     ours, parsed = vars(options(**changes)), vars(get_args(flags))
     assert {**ours, 'notes': None} == {**parsed, 'notes': None}

@@ -1,33 +1,49 @@
-"""How well attributes are recognised: PA-100K's measures (Liu et al., ICCV 2017)."""
+"""Metrics of attribute recognition, as for PA-100K (Liu et al., ICCV 2017)."""
 import torch
 
 
-def attribute_measures(predicted, labels):
-    """``{'mA', 'accuracy', 'precision', 'recall', 'F1'}`` in percent, of bool [N, A] predictions and labels of 0 and 1 (-1: not counted).
+def attribute_metrics(predicted, labels):
+    """Compute the metrics of attribute recognition in percent.
 
-    mA is the mean over attributes of (TPR + TNR) / 2; an attribute that no image has, or every image, counts by the rate that exists, and
-    one without labels not at all. The others are means over images of |P and Y| over |P or Y|, |P| and |Y|, where nothing over nothing is
-    0, and F1 is that of these two means.
+    mA is the mean over attributes of (TPR + TNR) / 2. If all images have an attribute, or none has, only the rate that
+    exists counts. An attribute without labels does not count.
 
-    >>> import torch
-    >>> attribute_measures(torch.tensor([[True, False]]), torch.tensor([[1, 0]]))['mA']
-    100.0
+    The other metrics are means over images, with predicted attributes P and true ones Y. A ratio 0 / 0 is 0.
+
+    - accuracy: |P and Y| / |P or Y|
+    - precision: |P and Y| / |P|
+    - recall: |P and Y| / |Y|
+    - F1: from the mean precision and the mean recall
+
+    Args:
+        predicted: [N, A] bool.
+        labels: [N, A] 0 or 1; -1 is not counted.
+
+    Returns:
+        ``{'mA', 'accuracy', 'precision', 'recall', 'F1'}``
+
+    Example:
+        >>> import torch
+        >>> attribute_metrics(torch.tensor([[True, False]]), torch.tensor([[1, 0]]))['mA']
+        100.0
     """
     known, truth = labels >= 0, labels == 1
     predicted = predicted.bool() & known
-    rates = torch.stack([share(predicted & truth, truth & known), share(~predicted & ~truth & known, ~truth & known)])     # [2, A]
-    there = torch.stack([(truth & known).any(dim=0), (~truth & known).any(dim=0)])
-    per_attribute = (rates * there).sum(dim=0) / there.sum(dim=0).clamp(min=1)
-    counted = there.any(dim=0)
-    mean_accuracy = per_attribute[counted].mean() if bool(counted.any()) else torch.zeros(())
+    rates = torch.stack([column_ratio(predicted & truth, truth & known),
+                         column_ratio(~predicted & ~truth & known, ~truth & known)])                       # [2, A]
+    exists = torch.stack([(truth & known).any(dim=0), (~truth & known).any(dim=0)])
+    per_attribute = (rates * exists).sum(dim=0) / exists.sum(dim=0).clamp(min=1)
+    is_counted = exists.any(dim=0)
+    mean_accuracy = per_attribute[is_counted].mean() if bool(is_counted.any()) else torch.zeros(())
     both, either = (predicted & truth).sum(dim=1), (predicted | truth).sum(dim=1)
-    accuracy, precision, recall = (
-        (both / whole.clamp(min=1)).double().mean() for whole in (either, predicted.sum(dim=1), truth.sum(dim=1)))
+    accuracy, precision, recall = ((both / total.clamp(min=1)).double().mean()
+                                   for total in (either, predicted.sum(dim=1), truth.sum(dim=1)))
     f1 = 2 * precision * recall / (precision + recall) if precision + recall else torch.zeros(())
-    return {name: 100 * value.item() for name, value in zip(
-        ('mA', 'accuracy', 'precision', 'recall', 'F1'), (mean_accuracy.double(), accuracy, precision, recall, f1))}
+    values = mean_accuracy.double(), accuracy, precision, recall, f1
+    return {name: 100 * value.item()
+            for name, value in zip(('mA', 'accuracy', 'precision', 'recall', 'F1'), values)}
 
 
-def share(part, whole):
-    """Column by column, the number of True in ``part`` over that in ``whole``; 0 without any."""
-    return part.sum(dim=0).double() / whole.sum(dim=0).clamp(min=1)
+def column_ratio(selected, total):
+    """Divide the number of True in each column of ``selected`` by that in ``total``; 0 / 0 is 0."""
+    return selected.sum(dim=0).double() / total.sum(dim=0).clamp(min=1)

@@ -1,263 +1,355 @@
-"""Checkpoints: official parameter names on disk, loaded strictly, written atomically, read without running code."""
+"""Checkpoints: reference parameter names on disk, strict loading, atomic writes, and no code from the file is run."""
 import logging
 import math
 import os
 
 import torch
 
-from utils.errors import UserError
+from utils.errors import UserError, abbreviate
 from utils.iotools import atomic_write
-from utils.resumption import COUNTERS, UNUSED, check_values, moments_of
-from utils.weight_files import check_weights, plain_name, read_torch_file, sha256_of, some  # noqa: F401 (sha256_of: for others)
+from utils.training_state import COUNTERS, UNUSED, check_values, convert_optimizer_state
+from utils.weight_files import check_weights, dtype_name, read_torch_file
+from utils.weight_names import replace_prefixes, strip_prefixes, to_own_names
 
 logger = logging.getLogger('Pedestal.checkpoint')
 
-# Names of SEN's code for what every other fork calls by IRRA's.
-RENAMED = {'cross_attn_mlm.': 'cross_attn.', 'cross_modal_transformer_mlm.': 'cross_modal_transformer.'}
 
+def read_checkpoint(path, with_sha256=False):
+    """Read a checkpoint.
 
-def read_checkpoint(path, hashed=False):
-    """A checkpoint's dict with the trained weights under ``'model'``, names without DistributedDataParallel's ``module.``; with
-    ``hashed`` also ``'sha256'``, of the file that was read. Weights that are no plain tensors raise :class:`UserError`."""
-    checkpoint, digest = read_torch_file(path, hashed=True) if hashed else (read_torch_file(path), None)
+    Args:
+        path: the file.
+        with_sha256: whether to add ``'sha256'``, the checksum of the file.
+
+    Returns:
+        The file's dict, with the trained weights under ``'model'``, by Pedestal's names (:func:`to_own_names`).
+
+    Raises:
+        UserError: the file is no checkpoint, or its weights are no plain tensors.
+    """
+    checkpoint, sha256 = read_torch_file(path, with_sha256=True) if with_sha256 else (read_torch_file(path), None)
     if not isinstance(checkpoint, dict):
         raise UserError(f'{path} is not a checkpoint: it holds a {type(checkpoint).__name__}')
-    if 'model' not in checkpoint and isinstance(checkpoint.get('state_dict'), dict):   # open_clip's and others' name for it
+    if 'model' not in checkpoint and isinstance(checkpoint.get('state_dict'), dict):   # open_clip's name and others'
         checkpoint['model'] = checkpoint.pop('state_dict')
     if 'model' not in checkpoint:
-        if not all(isinstance(value, torch.Tensor) for value in checkpoint.values()) or not checkpoint:
-            raise UserError(f"{path} is not a checkpoint: it has no 'model', only {', '.join(map(str, list(checkpoint)[:5]))}")
+        is_state_dict = bool(checkpoint) and all(isinstance(value, torch.Tensor) for value in checkpoint.values())
+        if not is_state_dict:
+            keys = ', '.join(map(str, list(checkpoint)[:5]))
+            raise UserError(f"{path} is not a checkpoint: it has no 'model', only {keys}")
         checkpoint = {'model': checkpoint}
     check_weights(checkpoint['model'], path)
-    checkpoint['model'] = renamed({name.removeprefix('module.'): value for name, value in checkpoint['model'].items()})
-    return {**checkpoint, 'sha256': digest} if hashed else checkpoint
+    if not is_pedestal_checkpoint(checkpoint):
+        checkpoint['model'] = to_own_names(checkpoint['model'], path)
+    return {**checkpoint, 'sha256': sha256} if with_sha256 else checkpoint
 
 
-# Of TBPS-CLIP's checkpoints, whose text encoder has CLIP's bare names behind one of its own.
-TBPS_NAMES = {'encode_text.': 'base_model.', 'visual.': 'base_model.visual.'}
-
-
-def renamed(weights):
-    """A state dict under the names that Pedestal reads."""
-    if any(name.startswith('encode_text.') for name in weights):
-        weights = {next((new + name[len(old):] for old, new in TBPS_NAMES.items() if name.startswith(old)), name): value
-                   for name, value in weights.items()}
-    return {next((new + name[len(old):] for old, new in RENAMED.items() if name.startswith(old)), name): value
-            for name, value in weights.items()}
+def is_pedestal_checkpoint(checkpoint):
+    """Whether Pedestal wrote a checkpoint. The names in it need no translation."""
+    return bool({'step', 'val_dataset'} & set(checkpoint))
 
 
 def is_unused(name):
+    """Whether nothing reads a published entry of this name."""
     return name.startswith(UNUSED) or any(counter in name for counter in COUNTERS)
 
 
 def load_weights(model, weights, source='the checkpoint', resumed=False):
-    """Load a state dict strictly: every entry must be there with its shape; dtypes are converted. Published entries that
-    nothing reads are dropped and listed; entries that training alone needs may be missing unless a run is ``resumed``. Anything else
-    raises :class:`UserError` and leaves the model as it was."""
-    own, weights = model.state_dict(), renamed(weights)
+    """Load a state dict strictly: each entry of the model must be there with its shape; dtypes are converted.
+
+    Published entries that nothing reads are skipped, and the log names them.
+
+    Args:
+        model: the model; an error leaves it unchanged.
+        weights: the state dict.
+        source: the file, for messages.
+        resumed: whether a run resumes. Otherwise entries that only training needs may be missing.
+
+    Raises:
+        UserError: an entry is missing, unknown, or has another shape or type.
+    """
+    own = model.state_dict()
+    weights = to_own_names(weights, source, lambda names: any(name in own for name in names))
     unused = [name for name in weights if is_unused(name) and name not in own]
     weights = {name: value for name, value in weights.items() if name not in unused}
-    spared = set() if resumed else getattr(model, 'training_only', set())
-    missing = [name for name in own if name not in weights and name not in spared]
-    extra = [name for name in weights if name not in own]
-    shapes = misfits(own, weights)
-    problems = [f'{len(missing)} entries are missing ({some(missing)})'] * bool(missing)
-    problems += [f'{len(extra)} have no place in the model ({some(extra)})'] * bool(extra)
-    problems += [f'{len(shapes)} have another shape or type ({some(shapes)})'] * bool(shapes)
+    optional = set() if resumed else getattr(model, 'training_only', set())
+    missing = [name for name in own if name not in weights and name not in optional]
+    unknown = [name for name in weights if name not in own]
+    mismatches = find_mismatches(own, weights)
+    problems = [f'{len(missing)} entries are missing ({abbreviate(missing)})'] * bool(missing)
+    problems += [f'{len(unknown)} have no place in the model ({abbreviate(unknown)})'] * bool(unknown)
+    problems += [f'{len(mismatches)} have another shape or type ({abbreviate(mismatches)})'] * bool(mismatches)
     if problems:
         raise UserError(f"{source} does not fit the model that the options describe: {'; '.join(problems)}")
-    model.load_state_dict({**{name: own[name] for name in spared}, **weights})
-    logger.info('loaded %d entries from %s%s', len(weights), source, f', dropped unused {some(unused)}' if unused else '')
+    model.load_state_dict({**{name: own[name] for name in optional}, **weights})
+    skipped = f', skipped unused {abbreviate(unused)}' if unused else ''
+    logger.info('loaded %d entries from %s%s', len(weights), source, skipped)
 
 
-def misfits(own, weights):
-    """``['classifier.weight: [10, 512] for [20, 512]', 'ln.bias: int64 for float32', ...]``"""
-    found = []
+def find_mismatches(own, weights):
+    """List the entries of ``weights`` whose shape or type differs from that in ``own``.
+
+    Returns:
+        ``['classifier.weight: [10, 512] for [20, 512]', 'ln.bias: int64 for float32', ...]``
+    """
+    mismatches = []
     for name, value in weights.items():
         if name in own and value.shape != own[name].shape:
-            found.append(f'{name}: {list(value.shape)} for {list(own[name].shape)}')
+            mismatches.append(f'{name}: {list(value.shape)} for {list(own[name].shape)}')
         elif name in own and value.is_floating_point() != own[name].is_floating_point():
-            found.append(f'{name}: {plain_name(value.dtype)} for {plain_name(own[name].dtype)}')
-    return found
+            mismatches.append(f'{name}: {dtype_name(value.dtype)} for {dtype_name(own[name].dtype)}')
+    return mismatches
 
 
-def start_from(model, path):
-    """``--init_from``: start a new run from another one's weights, or from a CLIP's, such as those that were pretrained on generated
-    pedestrians. The encoders must fit; heads that the checkpoint lacks and a classifier over other identities stay as they were made,
-    heads that only it has are left out, and the log says so."""
-    weights, own = as_a_runs(read_checkpoint(path)['model']), model.state_dict()
-    prefixes = encoder_names(model)
-    encoder = {name: value for name, value in weights.items() if name.startswith(prefixes) and not name.startswith(UNUSED)}
+def init_from_checkpoint(model, path, weights=None):
+    """Load the weights of ``--init_from`` into the model of a new run.
+
+    The file is a checkpoint of another run, or a CLIP that was trained further, such as on generated pedestrians. Its
+    encoders must fit. Heads that it lacks, and a classifier of another size, keep their initial weights. Heads that
+    only it has are skipped. The log names both.
+
+    Args:
+        model: the new model.
+        path: the file.
+        weights: the weights of the file if it was read before.
+
+    Raises:
+        UserError: the encoders do not fit.
+    """
+    own = model.state_dict()
+    weights = read_checkpoint(path)['model'] if weights is None else weights
+    weights = strip_prefixes(weights, lambda names: any(name in own for name in names), path)
+    weights = add_run_prefix(weights)
+    prefixes = encoder_prefixes(model)
+    encoder = {name: value for name, value in weights.items()
+               if name.startswith(prefixes) and not name.startswith(UNUSED)}
     missing = [name for name in own if name.startswith(prefixes) and name not in encoder]
-    extra = [name for name in encoder if name not in own]
-    shapes = misfits(own, encoder)
-    if hasattr(model, 'backbone') and not model.backbone.is_of(weights):
-        raise UserError(f'--init_from: {path} is of another backbone than {model.backbone.name}, which --backbone names')
-    if missing or extra or shapes:
-        raise UserError(f'{path} has another encoder than the options describe: {some(shapes + missing + extra)}; a CLIP for another '
-                        '--img_size, or with names other than its own, is for --pretrain_choice')
-    fitting = {name: value for name, value in weights.items() if name in own and not misfits(own, {name: value})}
-    anew = [name for name in own if name not in fitting]
-    left_out = [name for name in weights if name not in own and not is_unused(name)]
-    model.load_state_dict({**own, **fitting})
-    if hasattr(model, 'weights_loaded'):
-        model.weights_loaded()
-    logger.info('started from %s: %d entries taken%s%s', path, len(fitting),
-                f'; made anew: {some(anew)}' if anew else '', f'; left out: {some(left_out)}' if left_out else '')
+    unknown = [name for name in encoder if name not in own]
+    mismatches = find_mismatches(own, encoder)
+    if hasattr(model, 'backbone') and not model.backbone.matches_state_dict(weights):
+        raise UserError(f'--init_from: {path} is of another backbone than {model.backbone.name}, which --backbone '
+                        'names')
+    if missing or unknown or mismatches:
+        raise UserError(f'{path} has another encoder than the options describe: '
+                        f'{abbreviate(mismatches + missing + unknown)}; a CLIP for another --img_size, or with names '
+                        'other than its own, is for --pretrain_choice')
+    matching = {name: value for name, value in weights.items()
+                if name in own and not find_mismatches(own, {name: value})}
+    initial = [name for name in own if name not in matching]
+    skipped = [name for name in weights if name not in own and not is_unused(name)]
+    model.load_state_dict({**own, **matching})
+    if hasattr(model, 'after_weights_loaded'):
+        model.after_weights_loaded()
+    logger.info('started from %s: %d entries loaded%s%s', path, len(matching),
+                f'; with initial weights: {abbreviate(initial)}' if initial else '',
+                f'; skipped: {abbreviate(skipped)}' if skipped else '')
 
 
-def encoder_names(model):
-    """What the names of the encoders' parameters begin with: those of the backbone's parts, CLIP's for a model without one."""
+def encoder_prefixes(model):
+    """Return the prefixes of the encoders' parameter names: the backbone's parts, or CLIP's for a model without one."""
     backbone = getattr(model, 'backbone', None)
     return ('base_model.',) if backbone is None else tuple(f'{name}.' for name, _ in backbone.named_children())
 
 
-def as_a_runs(weights):
-    """A CLIP's own state dict under the names that it has in a run's checkpoint; a run's as it is."""
-    of_a_clip = 'visual.conv1.weight' in weights and not any(name.startswith('base_model.') for name in weights)
-    return {f'base_model.{name}': value for name, value in weights.items()} if of_a_clip else weights
+def add_run_prefix(weights):
+    """Rename the entries of a CLIP's own state dict as in a run's checkpoint. A run's state dict stays unchanged."""
+    is_clip = 'visual.conv1.weight' in weights and not any(name.startswith('base_model.') for name in weights)
+    return {f'base_model.{name}': value for name, value in weights.items()} if is_clip else weights
 
 
 class Checkpointer:
     """Writes ``<save_dir>/<name>.pth`` and reads such files.
 
-    ``save('best', epoch=.., metrics=..)`` keeps the model and what is given; ``save('last', training_state=True, ...)`` also the
-    optimizer and the schedule.
+    ``save('best', epoch=.., metrics=..)`` writes the model and the given entries. ``save('last', training_state=True,
+    ...)`` also writes the optimizer and the schedule.
+
+    Args:
+        model, optimizer, scheduler: the objects to save and load.
+        save_dir: the folder; '' to write nothing.
+        save_to_disk: whether this process writes.
     """
 
     def __init__(self, model, optimizer=None, scheduler=None, save_dir='', save_to_disk=None):
         self.model, self.optimizer, self.scheduler = model, optimizer, scheduler
         self.save_dir, self.save_to_disk = save_dir, save_to_disk
-        self.resumed = {}  # what resume() found beside model, optimizer and schedule
+        self.resumed = {}  # other entries of the file that resume() read
 
     def path(self, name):
+        """Return the path of a checkpoint."""
         return os.path.join(self.save_dir, f'{name}.pth')
 
-    def save(self, name, training_state=False, **extra):
-        """Write a checkpoint whole or not at all. What is not finite is not saved; no disk space, no permission: in each case
-        :class:`UserError`, and the old file is kept."""
-        divided = any(map(is_divided, self.model.parameters()))    # then all processes bring their parts
-        if not self.save_dir or not (self.save_to_disk or divided):
+    def save(self, name, training_state=False, **entries):
+        """Write a checkpoint atomically.
+
+        Args:
+            name: 'best', 'last', ...
+            training_state: whether to add the optimizer and the schedule.
+            entries: further entries.
+
+        Raises:
+            UserError: a number is not finite, or the file cannot be written. The old file stays unchanged.
+        """
+        has_shards = any(map(is_sharded, self.model.parameters()))    # then all ranks take part
+        if not self.save_dir or not (self.save_to_disk or has_shards):
             return
-        content = {'model': self.weights(), **extra}
+        content = {'model': self.weights(), **entries}
         if not training_state:
-            spared = getattr(self.model, 'training_only', ())
-            content['model'] = {entry: value for entry, value in content['model'].items() if entry not in spared}
+            training_only = getattr(self.model, 'training_only', ())
+            content['model'] = {entry: value for entry, value in content['model'].items() if entry not in training_only}
         else:
             content.update(optimizer=self.optimizer.state_dict(), scheduler=self.scheduler.state_dict())
             content['moments'] = len(content['optimizer']['state'])
-        if divided:
-            content = gathered(content, self.save_to_disk, {})
+        if has_shards:
+            content = gather_full_tensors(content, self.save_to_disk, {})
         if not self.save_to_disk:
             return
-        self.refuse_not_finite(content)
-        path = self.path(name)
-        try:
-            with atomic_write(path, 'wb') as file:
-                torch.save(content, file)
-        except RuntimeError as error:  # torch's writer, when the file's own error (a full disk) stopped it halfway
-            if not isinstance(error.__context__, OSError):
-                raise error.__context__ or error from None
-            raise UserError(f'cannot write {path}: {error.__context__.strerror}; what was there is kept') from None
+        self.check_finite(content)
+        write_checkpoint(content, self.path(name))
 
     def weights(self):
-        """The model's state dict, with the copies that a released loader asks for (``model.released_copies``: {beginning of the copy's
-        name: of the original's}). They share its memory, and take no room in the file."""
+        """Return the model's state dict, with the copies that the reference implementation loads.
+
+        ``model.reference_copies`` is ``{prefix of the copy's name: prefix of the original's}``. The copies share memory
+        with the originals and are stored once.
+        """
         weights = dict(self.model.state_dict())
-        for copy, original in getattr(self.model, 'released_copies', {}).items():
-            weights.update({copy + name[len(original):]: value for name, value in list(weights.items()) if name.startswith(original)})
+        for copy, original in getattr(self.model, 'reference_copies', {}).items():
+            weights.update({copy + name[len(original):]: value for name, value in list(weights.items())
+                            if name.startswith(original)})
         return weights
 
-    def refuse_not_finite(self, content):
-        bad = not_finite(content)
-        if bad:
-            what = 'weights are' if any(name.startswith('model: ') for name in bad) else "the optimizer's state or the run's is"
-            where = ''.join(f'{key} {content[key]}, ' for key in ('epoch', 'step') if key in content)
-            raise UserError(f'at {where}{what} not finite any more ({some(bad, 2)}): lower --lr; {self.last_good()}')
+    def check_finite(self, content):
+        """Raise :class:`UserError` if a number in ``content`` is not finite."""
+        non_finite = find_non_finite(content)
+        if non_finite:
+            in_model = any(name.startswith('model: ') for name in non_finite)
+            what = 'weights are' if in_model else "the optimizer's state or the run's is"
+            when = ''.join(f'{key} {content[key]}, ' for key in ('epoch', 'step') if key in content)
+            raise UserError(f'at {when}{what} not finite any more ({abbreviate(non_finite, 2)}): lower --lr; '
+                            f'{self.describe_last_checkpoint()}')
 
-    def last_good(self):
-        """Where a run that breaks can be gone on with, in words."""
+    def describe_last_checkpoint(self):
+        """Describe the checkpoint from which a failed run can resume."""
         path = self.path('last')
         return f'the last good checkpoint is {path}' if os.path.isfile(path) else 'nothing was saved before'
 
     def load(self, f=None):
-        """Load a checkpoint's weights, strictly, and return the rest of it."""
+        """Load a checkpoint's weights strictly, and return its other entries."""
         checkpoint = read_checkpoint(f)
         load_weights(self.model, checkpoint.pop('model'), f)
         return checkpoint
 
     def resume(self, f=None, checkpoint=None):
-        """Load model, optimizer and schedule, and return the rest, with ``'epoch'`` the epoch to go on with. ``checkpoint``: what
-        :func:`read_checkpoint` made of the file, where it was read already.
+        """Load model, optimizer and schedule. Everything is checked before anything is loaded.
 
-        A released checkpoint's epoch was finished when it was written, and so it goes on with the next one. Everything is
-        checked before anything is loaded; what doesn't fit raises :class:`UserError`.
+        Args:
+            f: the file.
+            checkpoint: its content if :func:`read_checkpoint` read it before.
+
+        Returns:
+            The other entries. ``'epoch'`` is the epoch to continue with. A checkpoint of a reference implementation was
+            written at the end of its epoch, so the run continues with the next.
+
+        Raises:
+            UserError: an entry is missing or does not fit.
         """
         checkpoint = dict(read_checkpoint(f) if checkpoint is None else checkpoint)
-        for part in ('optimizer', 'scheduler'):
-            if part not in checkpoint:
-                raise UserError(f'{f} holds no {part}; resume from a last.pth, or start a new run with --init_from {f}')
+        for entry in ('optimizer', 'scheduler'):
+            if entry not in checkpoint:
+                raise UserError(f'{f} holds no {entry}; resume from a last.pth, or start a new run with '
+                                f'--init_from {f}')
         check_values(checkpoint, f)
         weights, state = checkpoint.pop('model'), checkpoint.pop('optimizer')
-        bad = not_finite({'model': weights})
-        if bad:
-            raise UserError(f'{f} holds weights that are not finite ({some(bad)}) and cannot be gone on with')
-        if checkpoint.get('moments', len(state['state'])) != len(state['state']):
-            raise UserError(f"the optimizer in {f} holds moments of {len(state['state'])} parameters and was saved with "
+        non_finite = find_non_finite({'model': weights})
+        if non_finite:
+            raise UserError(f'{f} holds weights that are not finite ({abbreviate(non_finite)}): no run can resume from '
+                            'it')
+        moments = len(state['state'])
+        if checkpoint.get('moments', moments) != moments:
+            raise UserError(f'the optimizer in {f} holds moments of {moments} parameters and was saved with '
                             f"{checkpoint['moments']}")
-        state = moments_of(state, weights, self.model, self.optimizer, f)
+        state = convert_optimizer_state(state, weights, self.model, self.optimizer, f)
         load_weights(self.model, weights, f, resumed=True)
         self.optimizer.load_state_dict(state)
         self.scheduler.load_state_dict(checkpoint.pop('scheduler'))
-        if is_released(checkpoint):
+        if is_reference_checkpoint(checkpoint):
             checkpoint['epoch'] = checkpoint.get('epoch', 0) + 1
         self.resumed = checkpoint
         return checkpoint
 
 
-def is_divided(value):
-    """Whether a tensor is PyTorch's DTensor, without the import, which takes half a second."""
+def write_checkpoint(content, path):
+    """Write ``content`` to ``path`` atomically.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    try:
+        with atomic_write(path, 'wb') as file:
+            torch.save(content, file)
+    except RuntimeError as error:  # torch.save raises it if another error, such as Ctrl-C, interrupts it
+        raise error.__context__ or error from None
+
+
+def reference_state_dict(model):
+    """Return the state dict of a model's checkpoints, under the names of the method's reference implementation."""
+    weights = {name: value for name, value in Checkpointer(model).weights().items() if name not in model.training_only}
+    return replace_prefixes(weights, model.reference_names)
+
+
+def is_sharded(value):
+    """Whether a tensor is a DTensor. It needs no import of torch.distributed.tensor, which takes half a second."""
     return hasattr(value, 'full_tensor')
 
 
-def gathered(content, keep, known):
-    """Nested dicts and lists with whole tensors, on the CPU, for those of which each process holds a part (``--shard``); all processes call
-    this, and those that don't ``keep`` them get None. ``known``: {id: tensor} of those that are whole already."""
+def gather_full_tensors(content, is_needed, gathered):
+    """Replace the sharded tensors (``--shard``) in nested dicts and lists by full tensors on the CPU.
+
+    All ranks must call it.
+
+    Args:
+        content: nested dicts and lists.
+        is_needed: whether this rank needs the tensors; otherwise they are replaced by None.
+        gathered: ``{id: tensor}`` of those that are gathered already.
+    """
     if isinstance(content, dict):
-        return {name: gathered(value, keep, known) for name, value in content.items()}
+        return {name: gather_full_tensors(value, is_needed, gathered) for name, value in content.items()}
     if isinstance(content, (list, tuple)):
-        return type(content)([gathered(value, keep, known) for value in content])
-    if not is_divided(content):
+        return type(content)([gather_full_tensors(value, is_needed, gathered) for value in content])
+    if not is_sharded(content):
         return content
-    if id(content) not in known:
-        whole = content.full_tensor()
-        known[id(content)] = whole.cpu() if keep else None
-    return known[id(content)]
+    if id(content) not in gathered:
+        full = content.full_tensor()
+        gathered[id(content)] = full.cpu() if is_needed else None
+    return gathered[id(content)]
 
 
-def is_released(checkpoint):
-    """Whether a checkpoint was written by IRRA's code or a fork's: those keep no step."""
+def is_reference_checkpoint(checkpoint):
+    """Whether IRRA's code or a fork's wrote a checkpoint: they save no step."""
     return 'step' not in checkpoint
 
 
-def not_finite(content, place=''):
-    """The places in nested dicts and lists with a number that is not finite: ``['model: classifier.weight', ...]``."""
-    numbers = list(leaves(content, place))
-    tensors = [(name, value) for name, value in numbers if isinstance(value, torch.Tensor) and value.is_floating_point()]
-    plain = [name for name, value in numbers if isinstance(value, float) and not math.isfinite(value)]
+def find_non_finite(content, prefix=''):
+    """List the entries in nested dicts and lists that are not finite: ``['model: classifier.weight', ...]``."""
+    entries = list(iterate_entries(content, prefix))
+    tensors = [(name, value) for name, value in entries
+               if isinstance(value, torch.Tensor) and value.is_floating_point()]
+    non_finite = [name for name, value in entries if isinstance(value, float) and not math.isfinite(value)]
     by_device = {}
     for name, value in tensors:
         by_device.setdefault(value.device, []).append((name, value.isfinite().all()))
-    for found in by_device.values():   # one look at each device
-        plain += [name for (name, _), good in zip(found, torch.stack([good for _, good in found]).tolist()) if not good]
-    return plain
+    for checks in by_device.values():   # one transfer per device
+        are_finite = torch.stack([is_finite for _, is_finite in checks]).tolist()
+        non_finite += [name for (name, _), is_finite in zip(checks, are_finite) if not is_finite]
+    return non_finite
 
 
-def leaves(content, place):
-    """(place, value) of everything in nested dicts and lists."""
-    items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, (list, tuple)) else None
+def iterate_entries(content, prefix):
+    """Yield ``(name, value)`` of each value in nested dicts and lists."""
+    items = content.items() if isinstance(content, dict) else \
+        enumerate(content) if isinstance(content, (list, tuple)) else None
     if items is None:
-        yield place, content
+        yield prefix, content
         return
     for name, value in items:
-        yield from leaves(value, f'{place}{": " if place else ""}{name}')
+        yield from iterate_entries(value, f'{prefix}{": " if prefix else ""}{name}')

@@ -1,49 +1,65 @@
-"""Reading and writing files, with errors that say which file and why."""
+"""Read and write files, with errors that name the file and the reason."""
 import contextlib
 import errno
-import fcntl
 import json
+import logging
 import os
 import stat
 
 import yaml
 from easydict import EasyDict
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
 from utils import options
-from utils.errors import UserError
+from utils.errors import UserError, write_error_reason
+from utils.file_lock import try_lock
+from utils.images import describe_unknown_format, open_image, to_rgb
+from utils.temporary import temporary_sibling
+
+logger = logging.getLogger('Pedestal.files')
+
+MAX_PIXELS = 50_000_000         # per image: 150 MB after decoding
+MAX_JSON_BYTES = 2 * 1024 ** 3
+MAX_JSON_DEPTH = 100            # of nested lists and mappings
 
 
-MOST_PIXELS = 50_000_000        # of an image: 150 MB once it is decoded
-MOST_JSON = 2 * 1024 ** 3       # bytes
+def check_regular_file(path, max_bytes=None):
+    """Check that a path is a regular file or a folder. A missing file is no error here.
 
-
-def refuse_irregular(path, most=None):
-    """Raise :class:`UserError` for a pipe or a device, which may never end, and for a file of more than ``most`` bytes. One that is not
-    there passes: whoever opens it says so."""
+    Raises:
+        UserError: the path is a pipe or a device, which may never end, or a file of more than ``max_bytes`` bytes.
+    """
     try:
         status = os.stat(path)
     except (OSError, ValueError):
         return
     if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
         raise UserError(f'{path} is not a regular file (but a pipe, a socket or a device)')
-    if most is not None and status.st_size > most:
-        raise UserError(f'{path} has {status.st_size:,} bytes; at most {most:,} are read')
+    if max_bytes is not None and status.st_size > max_bytes:
+        raise UserError(f'{path} has {status.st_size:,} bytes; at most {max_bytes:,} are read')
 
 
-def read_image(path):
-    """An image file as a fully decoded RGB ``PIL.Image``. Missing, truncated, not an image or enormous: :class:`UserError`."""
-    refuse_irregular(path)
+def read_image(path, notes=None):
+    """Read an image file as a fully decoded RGB ``PIL.Image``, by the rules of :mod:`utils.images`.
+
+    Args:
+        path: the file.
+        notes: a list to which a phrase is added for each conversion.
+
+    Raises:
+        UserError: the file is missing, truncated, too large or no image, or its pixels have no defined meaning.
+    """
+    check_regular_file(path)
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             width, height = image.size
-            if width * height > MOST_PIXELS:   # a few bytes can claim any size
-                raise ValueError(f'it has {width}x{height} pixels, and at most {MOST_PIXELS:,} are decoded')
-            return image.convert('RGB')  # a copy, or decoded in place: whole either way
+            if width * height > MAX_PIXELS:   # a few bytes can claim any size
+                raise ValueError(f'it has {width}x{height} pixels, and at most {MAX_PIXELS:,} are decoded')
+            return to_rgb(image, notes)
     except FileNotFoundError:
         raise UserError(f'no image {path}') from None
     except UnidentifiedImageError:
-        raise UserError(f'{path} is not an image') from None
+        raise UserError(describe_unknown_format(path)) from None
     except MemoryError:
         raise
     except Exception as error:  # damaged files make PIL's decoders raise nearly anything
@@ -51,21 +67,53 @@ def read_image(path):
 
 
 def read_json(path):
-    """A JSON file's content. Missing, not JSON, or with a key twice in one mapping: :class:`UserError`."""
-    refuse_irregular(path, MOST_JSON)
+    """Read a JSON file.
+
+    Raises:
+        UserError: the file is missing, is not JSON, or has a key twice in one mapping.
+    """
+    check_regular_file(path, MAX_JSON_BYTES)
     try:
         with open(path, encoding='utf-8') as file:
-            return json.load(file, object_pairs_hook=without_duplicates)
+            return parse_json(file.read())
     except FileNotFoundError:
         raise UserError(f'no file {path}') from None
     except OSError as error:
         raise UserError(f'{path} cannot be read: {error.strerror}') from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f'{path} is not JSON: {error}') from None
 
 
-def without_duplicates(pairs):
-    """A mapping of JSON. Python would keep the last of equal keys, in silence."""
+def parse_json(text):
+    """Parse JSON text or bytes. All JSON from files is parsed here.
+
+    Raises:
+        ValueError: it is not JSON, has a key twice in one mapping, or is nested more than 100 deep. Python's own parser
+            raises ``RecursionError`` for deep nesting, or returns it to code that then raises one.
+
+    Example:
+        >>> parse_json('{"a": [1, 2]}')
+        {'a': [1, 2]}
+    """
+    try:
+        content = json.loads(text, object_pairs_hook=build_mapping)
+    except RecursionError:
+        raise ValueError(TOO_DEEP) from None
+    level = [content] if type(content) in CONTAINERS else []
+    for _ in range(MAX_JSON_DEPTH):
+        children = [child for value in level for child in (value.values() if type(value) is dict else value)]
+        level = [child for child in children if type(child) in CONTAINERS]
+        if not level:
+            return content
+    raise ValueError(TOO_DEEP)
+
+
+CONTAINERS = {list, dict}
+TOO_DEEP = f'it has lists or mappings nested more than {MAX_JSON_DEPTH} deep'
+
+
+def build_mapping(pairs):
+    """Build a mapping from its JSON pairs. Python would silently use the last of several equal keys."""
     mapping = dict(pairs)
     if len(mapping) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -75,52 +123,130 @@ def without_duplicates(pairs):
 
 @contextlib.contextmanager
 def atomic_write(path, mode='w'):
-    """``with atomic_write(path) as file:`` writes the file whole or not at all.
+    """Write a file completely or not at all.
 
-    The content goes into ``<path>.tmp``, which takes the place of ``path`` once it is on the disk. If anything fails, the
-    temporary file is removed and what was at ``path`` stays. A folder that isn't writable or a full disk raises
-    :class:`UserError`. ``mode``: 'w' (UTF-8) or 'wb'.
+    The content is written to a temporary file next to ``path``, which then replaces ``path``. Each writer has its own
+    temporary file (:func:`utils.temporary.temporary_sibling`). With two writers the last one wins, and no reader sees
+    half a file. After an error, the temporary file is removed and ``path`` is unchanged.
 
-    >>> with atomic_write('figures.txt') as file:
-    ...     _ = file.write('Rank-1 73.38')
-    >>> open('figures.txt').read()
-    'Rank-1 73.38'
+    Args:
+        path: the file.
+        mode: 'w' (UTF-8) or 'wb'.
+
+    Raises:
+        UserError: the folder is not writable, or its disk is full.
+
+    Example:
+        >>> with atomic_write('figures.txt') as file:
+        ...     _ = file.write('Rank-1 73.38')
+        >>> open('figures.txt').read()
+        'Rank-1 73.38'
     """
     path = os.fspath(path)
-    temporary = f'{path}.tmp'  # always the same name: what a killed process left is overwritten by the next
     try:
-        with open(temporary, mode, encoding=None if 'b' in mode else 'utf-8') as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with temporary_sibling(path) as temporary:
+            with open(temporary, mode, encoding=None if 'b' in mode else 'utf-8') as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     except BaseException as error:
-        with contextlib.suppress(OSError):
-            os.remove(temporary)
-        if isinstance(error, OSError):
-            kept = '; what was there is kept' if os.path.exists(path) else ''
-            raise UserError(f'cannot write {path}: {error.strerror or error}{kept}') from None
+        # torch.save raises its own error after an error of the disk
+        cause = error.__context__ if isinstance(error, RuntimeError) else error
+        if isinstance(cause, OSError):
+            raise write_error(path, cause) from None
         raise
+
+
+def write_error(path, error):
+    """Return the :class:`UserError` for a file that cannot be written. It says if an old file is unchanged."""
+    note = '; the old file is unchanged' if os.path.exists(path) else ''
+    return UserError(f'cannot write {path}: {error.strerror or error}{note}')
+
+
+@contextlib.contextmanager
+def report_write_errors(folder, advice):
+    """Raise a :class:`UserError` that names ``folder`` if the disk is full or unwritable.
+
+    A library may wrap the error, and :func:`atomic_write` may name a temporary folder.
+
+    Args:
+        folder: the folder that the user chose.
+        advice: what to do, such as 'choose another --out'.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = write_error_reason(error) or (error.strerror or str(error) if isinstance(error, OSError) else None)
+        if reason is None:
+            raise
+        raise UserError(f'cannot write {folder}: {reason}; {advice}') from None
+
+
+class RandomReader:
+    """Reads a file at any offset; processes and threads may share one.
+
+    It uses no memory map. If another program truncates the file, a read is short; a map would end the process (SIGBUS).
+    The file stays readable if another file replaces it.
+
+    Raises:
+        UserError: the path is a pipe or a device.
+    """
+
+    def __init__(self, path):
+        check_regular_file(path)
+        if os.path.isdir(path):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+        self.descriptor = os.open(path, os.O_RDONLY | getattr(os, 'O_BINARY', 0))
+
+    def read_into(self, buffer, offset):
+        """Fill a writable buffer, starting at ``offset``, and return the number of bytes read."""
+        if hasattr(os, 'preadv'):
+            return os.preadv(self.descriptor, [buffer], offset)
+        os.lseek(self.descriptor, offset, os.SEEK_SET)
+        view = memoryview(buffer).cast('B')
+        content = os.read(self.descriptor, len(view))
+        view[:len(content)] = content
+        return len(content)
+
+    def status(self):
+        """Return the ``os.stat_result`` of the file."""
+        return os.fstat(self.descriptor)
+
+    def __del__(self):
+        if hasattr(self, 'descriptor'):     # it is missing if os.open failed
+            os.close(self.descriptor)
 
 
 @contextlib.contextmanager
 def lock_folder(folder, advice):
-    """``with lock_folder(folder, 'what to do'):`` keeps other programs out that ask so, too: they get a :class:`UserError`.
+    """Lock a folder for the duration of the ``with`` block.
 
-    The system takes the lock (of ``<folder>/.lock``) back when the process ends, by whatever way; processes that it started do not
-    hold it. Where the file system knows no locks, there is none.
+    The system releases the lock (of ``<folder>/.lock``) when the process ends, however it ends. Child processes do not
+    hold it. On a file system without locks this does nothing.
+
+    Args:
+        folder: the folder.
+        advice: what to do if another program holds the lock.
+
+    Raises:
+        UserError: another program holds the lock, or the folder is not writable.
     """
     try:
-        file = open(os.path.join(folder, '.lock'), 'a')
+        file = open(os.path.join(folder, '.lock'), 'ab')
     except OSError as error:
         raise UserError(f'cannot write into {folder}: {error.strerror or error}') from None
     with file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                raise UserError(f'another program is at work in {folder}: {advice}') from None
+        if not try_lock(file):
+            raise UserError(f'another program is working in {folder}: {advice}')
         yield
+
+
+def walk_folders(folder):
+    """Walk a folder like ``os.walk``, but log the folders that cannot be listed."""
+    def warn(error):
+        logger.warning('skipped: folder %s cannot be read: %s', error.filename, error.strerror or error)
+    return os.walk(folder, onerror=warn)
 
 
 def save_train_configs(path, args):
@@ -130,6 +256,10 @@ def save_train_configs(path, args):
 
 
 def load_train_configs(path):
-    """A run's ``configs.yaml``, ours or a released one's, as options: ``args.lr`` and ``args['lr']``. Names that an older one lacks get
-    what its code meant."""
-    return EasyDict(vars(options.run_options(path)))
+    """Read a run's ``configs.yaml`` as options: ``args.lr`` and ``args['lr']``.
+
+    The run may be of Pedestal or of a reference implementation. An option that the file lacks gets the value that the
+    run's code used. A key that is no option of Pedestal stays, for other code that reads it.
+    """
+    known = vars(options.run_options(path))
+    return EasyDict({**{name: value for name, value in options.read_yaml(path).items() if name not in known}, **known})

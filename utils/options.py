@@ -1,10 +1,10 @@
-"""Options: the flags of the released command lines, and what a program makes of them and of a recipe.
+"""The options of train.py and test.py: declarations, recipes, and options that depend on others.
 
-Defaults are IRRA's. A recipe (``--config_file``) comes before the flags, so that a flag changes one thing of it. Every
-name is checked: a typo that trains another model in silence is the one thing this file must never let through.
+The defaults are IRRA's. Flags override a recipe (``--config_file``). An unknown name is an error everywhere, because a
+typo would train another model.
 
-``option_types`` has the types and bounds, ``parser`` how a command line and a config's value are read, ``recipes`` the files. The rooms
-above hand in what they bring, as a :class:`Room`.
+:mod:`utils.option_types` has types and bounds, :mod:`utils.parser` parses a command line and values of a config,
+:mod:`utils.recipes` reads files. Heads, backbones and datasets add their options with an :class:`OptionProvider`.
 """
 import argparse
 import importlib
@@ -13,513 +13,752 @@ import sys
 
 from utils import recipes
 from utils.errors import UserError
-from utils.option_types import Effect, amount, count, decay, positive, fraction, up_to, weight, whole, yes_no
+from utils.option_types import (Effect, add_boolean_option, bounded_number, fraction, fraction_below_one,
+                                non_negative_float, non_negative_int, positive_float, positive_int, positive_int_up_to,
+                                split_dataset_path)
 from utils.parser import Parser
-from utils.recipes import FORKS, as_dict, plain, read_recipe, what_its_fork_meant, with_sen_captions
-from utils.reranking import RERANK_SCORES
+from utils.recipes import (FORKS, apply_need_mae, as_dict, drop_command_line_options, find_unknown_keys, format_recipe,
+                           rde_notes, read_options, read_recipe, reference_defaults, refuse_other_interface,
+                           to_plain_value, translate_rde_losses, unknown_key_notes)
 from utils.safe_yaml import read_yaml
 
-__all__ = ['Effect', 'Parser', 'Room', 'amount', 'as_dict', 'build_parser', 'build_test_parser', 'complete', 'count', 'decay', 'dump',
-           'get_args', 'parse_test_options', 'plain', 'positive', 'read_yaml', 'register', 'run_options', 'fraction', 'up_to', 'weight',
-           'whole', 'yes_no']
+__all__ = ['Effect', 'OptionProvider', 'Parser', 'as_dict', 'build_parser', 'build_test_parser', 'complete', 'get_args',
+           'parse_test_options', 'read_yaml', 'register_options', 'run_options', 'split_dataset_path', 'to_plain_value']
+
+# The options that --help shows; --help all shows all.
+EVERYDAY_OPTIONS = (
+    'config_file', 'print_config', 'name', 'output_dir', 'resume', 'init_from', 'seed', 'device', 'amp',
+    'dataset_name', 'root_dir', 'batch_size', 'num_workers', 'img_aug', 'val_dataset',
+    'loss_names', 'MLM', 'backbone', 'pretrain_choice', 'img_size', 'text_length',
+    'num_epoch', 'lr', 'optimizer', 'image_cache', 'micro_batch', 'grad_checkpoint')
+EVERYDAY_TEST_OPTIONS = (
+    'config_file', 'checkpoint', 'pretrain_choice', 'dataset_name', 'root_dir', 'i2t', 'rerank', 'test_batch_size',
+    'num_workers', 'device', 'amp', 'image_cache')
+RERANK_SCORES = ('caption', 'released')
 
 # Short names for the declarations below.
-NOTHING, RESULT, RUN, CALL = Effect.NOTHING, Effect.RESULT, Effect.RUN, Effect.CALL
-RESUMED, UNPUBLISHED, UNREAD = Effect.RESUMED, Effect.UNPUBLISHED, Effect.UNREAD
+NONE, RESULT, RUN, INVOCATION = Effect.NONE, Effect.RESULT, Effect.RUN, Effect.INVOCATION
+CHANGEABLE_ON_RESUME, NOT_IN_RECIPE = Effect.CHANGEABLE_ON_RESUME, Effect.NOT_IN_RECIPE
+IGNORED, COMMAND_LINE_ONLY = Effect.IGNORED, Effect.COMMAND_LINE_ONLY
+worker_count = bounded_number(int, at_least=0, at_most=1024)
+caption_length = bounded_number(int, at_least=2, at_most=10_000)
+seed_number = bounded_number(int, at_least=0, at_most=2 ** 63 - 1)
 
 
-# -- what the rooms above hand in ------------------------------------------------------------------------------------------
+# -- options of other packages ---------------------------------------------------------------------------------------
 
-class Room:
-    """What a room above (heads, backbones, datasets) brings to the options. It says so when it is imported: ``register(name, room)``."""
+class OptionProvider:
+    """Base class of a package's options: heads, backbones, datasets. The package calls :func:`register_options`."""
 
     def add_options(self, parser):
-        """Add options to ``parser``, and to ``parser.readers`` what reads them."""
+        """Add options to a parser, and the classes that read them to ``parser.readers``."""
 
-    def active(self, args):
-        """Those readers that ``args`` ask for."""
+    def active_readers(self, args):
+        """The classes in ``parser.readers`` that ``args`` select."""
         return []
 
-    def settle(self, args):
-        """Check the room's options together and fill in what depends on others. Raises :class:`~utils.errors.UserError`."""
+    def validate_options(self, args):
+        """Check options that depend on each other and fill in missing ones.
 
-    def method(self, args):
-        """What makes a run one of a method, whatever its other options: published recipes are found by it."""
+        Raises:
+            UserError: options contradict each other.
+        """
+
+    def method_key(self, args):
+        """The part of ``args`` that identifies a method. A run is compared with the published recipe of equal keys."""
 
     def notes(self, args):
         """Lines for the start of the log."""
         return []
 
 
-USUAL = ('model.backbones', 'model.heads')   # imported where a script asks for options and has imported none of them, as IRRA's users' do
-ROOMS = {}
+# Modules that register options; imported here if they are not imported yet.
+DEFAULT_PROVIDERS = ('model.backbones', 'model.heads', 'datasets.registry')
+OPTION_PROVIDERS = {}
 
 
-def register(name, room):
-    ROOMS[name] = room
+def register_options(name, provider):
+    """Register an :class:`OptionProvider` under the name of its module."""
+    OPTION_PROVIDERS[name] = provider
 
 
-def room(name):
-    """The room that is registered under a module's name; imports it where nothing has."""
+def option_provider(name):
+    """The :class:`OptionProvider` of a module; imports the module if necessary."""
     importlib.import_module(name)
-    return ROOMS[name]
+    return OPTION_PROVIDERS[name]
 
 
-def rooms():
-    """The rooms in a fixed order: the usual ones first."""
-    for name in USUAL:
+def option_providers():
+    """All providers in a fixed order: the default ones first."""
+    for name in DEFAULT_PROVIDERS:
         importlib.import_module(name)
-    return [ROOMS[name] for name in sorted(ROOMS, key=lambda name: (name not in USUAL, name))]
+    others = sorted(name for name in OPTION_PROVIDERS if name not in DEFAULT_PROVIDERS)
+    return [OPTION_PROVIDERS[name] for name in (*DEFAULT_PROVIDERS, *others)]
 
 
-# -- the options -----------------------------------------------------------------------------------------------------------
+# -- declarations ----------------------------------------------------------------------------------------------------
 
 def build_parser():
-    """The parser of train.py, with the options that the rooms bring. What a first user needs comes first."""
+    """Build train.py's parser, with the options of all providers."""
     parser = Parser(prog='train.py', abbreviations=True, usage='%(prog)s [--config_file RECIPE] [--<option> VALUE ...]',
                     description='Train a text-to-image person retrieval model.')
-    for add in USUAL_OPTIONS:
-        add(parser)
-    for room in rooms():
-        room.add_options(parser)
-    add_unread_options(parser)
+    for add_options in CORE_OPTIONS:
+        add_options(parser)
+    for provider in option_providers():
+        provider.add_options(parser)
+    add_ignored_options(parser)
+    parser.everyday_options = EVERYDAY_OPTIONS
+    parser.advanced_options = set(parser.actions()) - set(EVERYDAY_OPTIONS)
     parser.defaults_in_code = {name: action.default for name, action in parser.actions().items()}
     return parser
 
 
-def own_parser():
-    """A parser with the options of this file alone, by which a room sees what is taken."""
+def build_core_parser():
+    """Build a parser with the options of this file only. A provider sees in it which names are taken."""
     parser = Parser()
-    for add in (*USUAL_OPTIONS, add_unread_options):
-        add(parser)
+    for add_options in (*CORE_OPTIONS, add_ignored_options):
+        add_options(parser)
     return parser
 
 
 def add_run_options(parser):
     run = parser.add_argument_group('run')
-    run.add_argument('--config_file', default='', effect=CALL, help='a recipe: YAML with these options by name; flags come after it')
-    yes_no(run, '--print_config', False, 'print the options that result, as a recipe, and leave', effect=CALL)
-    run.add_argument('--name', default='baseline', effect=NOTHING, help="the run's name")
+    run.add_argument('--config_file', default='', effect=INVOCATION,
+                     help='recipe: a YAML file of options by name; flags override it')
+    add_boolean_option(run, '--print_config', False, 'print all options as a recipe, and exit', effect=INVOCATION)
+    run.add_argument('--name', default='baseline', effect=NONE, help="name of the run, a part of its folder's name")
     run.add_argument('--output_dir', default='logs', effect=RUN,
-                     help="where runs' folders are made: <output_dir>/<dataset>/<time>_<name>")
-    run.add_argument('--log_period', type=up_to(10 ** 9), default=100, effect=NOTHING, help='steps between lines of the log')
-    run.add_argument('--eval_period', type=count, default=1, effect=RESULT | RESUMED | UNPUBLISHED, help='epochs between evaluations')
-    run.add_argument('--eval_dataset', default='', help='another dataset whose split chooses the best epoch, for pretraining')
-    run.add_argument('--val_dataset', default='test', choices=['test', 'val'], effect=RESULT | UNPUBLISHED,
-                     help='split that chooses the best epoch')
-    yes_no(run, '--resume', False, 'go on with the run of --resume_ckpt_file, in its folder; --resume FOLDER names it at once', effect=CALL)
-    run.add_argument('--resume_ckpt_file', default='', effect=CALL, help='the last.pth to go on from, or the folder that it is in')
-    run.add_argument('--init_from', default='', effect=RESULT | RUN, help='a checkpoint whose weights a new run starts from')
-    run.add_argument('--save_steps', type=positive(int, strict=False, most=10 ** 9), default=1000, effect=NOTHING,
-                     help='steps between writes of last.pth; 0: at epoch ends only')
-    run.add_argument('--save_period', type=whole, default=0, effect=NOTHING,
-                     help='epochs between kept checkpoints epoch_<n>.pth; 0: none')
-    run.add_argument('--seed', type=positive(int, strict=False, most=2 ** 63 - 1), default=1, effect=RESULT | UNPUBLISHED,
-                     help='of everything random')
-    run.add_argument('--device', default='auto', effect=NOTHING, help='auto, cpu, cuda or cuda:<n>')
-    run.add_argument('--amp', default='auto', choices=['auto', 'bf16', 'fp16', 'off'], effect=RESULT | RESUMED | UNPUBLISHED,
-                     help='precision of the forward pass')
-    run.add_argument('--test', dest='training', action='store_false', default=True, effect=CALL,
-                     help="IRRA's way to say: not for training")
-    run.add_argument('--local_rank', '--local-rank', type=int, default=0, effect=CALL, help='set by launchers; read from the environment')
+                     help="folder of the runs: a run's folder is <output_dir>/<dataset>/<time>_<name>")
+    run.add_argument('--log_period', type=positive_int_up_to(10 ** 9), default=100, effect=NONE,
+                     help='number of training steps between two lines of the log')
+    run.add_argument('--eval_period', type=positive_int, default=1,
+                     effect=RESULT | CHANGEABLE_ON_RESUME | NOT_IN_RECIPE,
+                     help='number of epochs between two evaluations')
+    run.add_argument('--eval_dataset', default='', help='another dataset to evaluate on during training; it chooses '
+                     'the best epoch (for pretraining)')
+    run.add_argument('--val_dataset', default='test', choices=['test', 'val'], effect=RESULT | NOT_IN_RECIPE,
+                     help='split that chooses the best epoch (IRRA: test)')
+    add_boolean_option(run, '--resume', False, "resume the run of --resume_ckpt_file in its folder; --resume <run's "
+                       'folder> sets both', effect=INVOCATION)
+    run.add_argument('--resume_ckpt_file', default='', effect=INVOCATION,
+                     help="last.pth of the run to resume, or the run's folder")
+    run.add_argument('--init_from', '--finetune', default='', effect=RESULT | RUN, metavar='FILE',
+                     help='checkpoint whose weights initialize a new run (--finetune: its name in FMFA)')
+    run.add_argument('--save_steps', type=bounded_number(int, at_least=0, at_most=10 ** 9), default=1000, effect=NONE,
+                     help='number of training steps between two writes of last.pth; 0: only after each epoch')
+    run.add_argument('--save_period', type=non_negative_int, default=0, effect=NONE,
+                     help='number of epochs between two checkpoints epoch_<n>.pth; 0: none')
+    run.add_argument('--seed', type=seed_number, default=1, effect=RESULT | NOT_IN_RECIPE,
+                     help='seed of all random numbers')
+    run.add_argument('--device', default='auto', effect=NONE, help='auto, cpu, mps, cuda or cuda:<n>')
+    run.add_argument('--amp', default='auto', choices=['auto', 'bf16', 'fp16', 'off'],
+                     effect=RESULT | CHANGEABLE_ON_RESUME | NOT_IN_RECIPE,
+                     help='precision of the forward pass; auto: bf16 on a GPU that has it, fp16 on other GPUs, off on '
+                          'a CPU')
+    run.add_argument('--test', dest='training', action='store_false', default=True, effect=INVOCATION,
+                     help="IRRA's flag for evaluation, which train.py refuses; use test.py")
+    run.add_argument('--local_rank', '--local-rank', type=bounded_number(int, at_least=-1), default=0,
+                     effect=INVOCATION, help='flag of launchers; Pedestal reads the environment instead')
 
 
 def add_data_options(parser):
     data = parser.add_argument_group('data')
-    data.add_argument('--dataset_name', default='CUHK-PEDES', help='one of the datasets in datasets/')
-    data.add_argument('--root_dir', default='./data', effect=RESULT | RESUMED | UNPUBLISHED, help="the folder with the datasets' folders")
-    data.add_argument('--batch_size', type=count, default=128, help='captions a step, each with its image')
-    data.add_argument('--test_batch_size', type=count, default=512, effect=NOTHING, help='samples encoded at a time by test.py')
-    data.add_argument('--num_workers', type=positive(int, strict=False, most=1024), default=8, effect=NOTHING,
-                      help='processes that load data')
-    yes_no(data, '--img_aug', False, 'pad and crop, erase; without it training images are only flipped')
-    yes_no(data, '--txt_aug', False, 'mask, replace and remove a fifth of the words of training captions (RDE); with --preparation tbps '
-           'delete words as TBPS-CLIP does')
+    data.add_argument('--dataset_name', default='CUHK-PEDES', help='name of a dataset, or path of a table')
+    data.add_argument('--root_dir', default='./data', effect=RESULT | CHANGEABLE_ON_RESUME | NOT_IN_RECIPE,
+                      help="folder of the datasets' folders")
+    data.add_argument('--batch_size', type=positive_int, default=128,
+                      help='number of captions per training step, each with its image; on several GPUs of all together')
+    data.add_argument('--test_batch_size', type=positive_int, default=512, effect=NONE,
+                      help='number of images or captions that test.py encodes at a time')
+    data.add_argument('--num_workers', type=worker_count, default=8, effect=NONE,
+                      help='number of processes that load data; 0: the main process loads')
+    add_boolean_option(data, '--img_aug', False, 'crop and erase training images at random; flips are always on. With '
+                       '--preparation tbps: two of its six augmentations per image')
+    add_boolean_option(data, '--txt_aug', False, 'mask, replace or remove a fifth of the tokens of training captions '
+                       '(RDE). With --preparation tbps: use back-translations, and delete words (TBPS-CLIP)')
     data.add_argument('--preparation', default='irra', choices=['irra', 'tbps'],
-                      help='how images and captions are prepared and augmented: as in IRRA and its children, or as in TBPS-CLIP '
-                           "(ImageNet's mean and deviation, two draws of six augmentations, captions without marks)")
+                      help='preprocessing and augmentation of images and captions: as in IRRA and its forks, or as in '
+                           "TBPS-CLIP (normalization with ImageNet's statistics, captions without punctuation)")
     data.add_argument('--noisy_rate', type=fraction, default=0.0,
-                      help='share of the training pairs whose captions are exchanged: noise for experiments, as RDE made it')
-    data.add_argument('--noisy_file', default='', effect=RESULT | UNPUBLISHED,
-                      help='a NumPy file with the exchange to make, a permutation, instead of that of --noisy_rate')
-    data.add_argument('--sampler', default='random', help='random, identity or idrannum')
-    yes_no(data, '--drop_last', False, 'leave out the last, smaller batch of an epoch; for the sampler random')
-    data.add_argument('--num_instance', type=count, default=4, help='captions of an identity in a batch, for identity and idrannum')
-    data.add_argument('--limit_train', type=up_to(10 ** 9), default=None, help='train on the first so many captions only')
-    yes_no(data, '--skip_broken', False, 'leave out training images that cannot be read, and say how many', effect=RESULT | RESUMED)
+                      help='fraction of the training pairs that exchange captions: artificial noise (RDE: 0.2 to 0.8)')
+    data.add_argument('--noisy_file', default='', effect=RESULT | NOT_IN_RECIPE,
+                      help='NumPy file with the permutation of the captions, read if --noisy_rate is above 0 '
+                           '(default: a random permutation)')
+    data.add_argument('--sampler', default='random', help='composition of batches; random: each caption once per '
+                      'epoch; identity: --num_instance captions per identity; idrannum: 1 to --num_instance captions '
+                      'per identity (SEN)')
+    add_boolean_option(data, '--drop_last', False, 'skip the last batch of an epoch if it is smaller than '
+                       '--batch_size, for --sampler random')
+    data.add_argument('--num_instance', type=positive_int, default=4,
+                      help='number of captions per identity in a batch, for --sampler identity and idrannum')
+    data.add_argument('--limit_train', type=positive_int_up_to(10 ** 9), default=None,
+                      help='number of training captions to use, the first ones (default: all); several datasets share '
+                           'it in proportion to their sizes')
+    add_boolean_option(data, '--skip_broken', False, 'skip training images that cannot be read; the log counts them',
+                       effect=RESULT | CHANGEABLE_ON_RESUME)
 
 
 def add_model_options(parser):
     model = parser.add_argument_group('model')
-    model.add_argument('--loss_names', default='sdm+id+mlm', help='which heads train the model, joined by +')
+    model.add_argument('--loss_names', default='sdm+id+mlm', help='names of the losses, joined by +')
     model.add_argument('--pretrain_choice', default='ViT-B/16',
-                       help="an OpenAI CLIP, a file with weights, or scratch:<shape> of configs/clip; open_clip's <model>[:<tag or file>]")
-    yes_no(model, '--trust_archive', False, 'load a TorchScript archive that is not one of OpenAI; it can carry code',
-           effect=RESULT | RESUMED)
-    model.add_argument('--temperature', type=amount, default=0.02, help='of the similarities, constant')
-    model.add_argument('--img_size', type=up_to(10_000), nargs=2, default=(384, 128), metavar=('HEIGHT', 'WIDTH'), help='pixels')
-    model.add_argument('--stride_size', type=up_to(10_000), default=16,
-                       help="pixels between patches; below the patch's size they overlap")
-    model.add_argument('--text_length', type=positive(int, least=2, most=10_000), default=77,
-                       help='tokens a caption, start and end included')
-    yes_no(model, '--freeze_conv1', False, "keep the patch convolution as pretrained (A2TE)")
+                       help='pretrained weights: the name of an OpenAI CLIP, a file, or scratch:<shape> of '
+                            'configs/clip for random weights; with --backbone open_clip: <model>[:<tag or file>]')
+    add_boolean_option(model, '--trust_archive', False, "load a TorchScript archive that is not one of OpenAI's; it "
+                       'can execute code, so only the command line can turn this on',
+                       effect=RESULT | CHANGEABLE_ON_RESUME | COMMAND_LINE_ONLY)
+    model.add_argument('--temperature', type=positive_float, default=0.02,
+                       help='softmax temperature of the image-text similarities (IRRA: 0.02)')
+    model.add_argument('--img_size', type=positive_int_up_to(10_000), nargs=2, default=(384, 128),
+                       metavar=('HEIGHT', 'WIDTH'), help='size of the images in pixels')
+    model.add_argument('--stride_size', type=positive_int_up_to(10_000), default=16,
+                       help="distance between patches in pixels; below the patch's size they overlap")
+    model.add_argument('--text_length', type=caption_length, default=77,
+                       help='maximum number of tokens of a caption, including start and end')
+    add_boolean_option(model, '--freeze_conv1', False, 'freeze the patch convolution of the image encoder (A2TE)')
 
 
 def add_solver_options(parser):
-    solver = parser.add_argument_group('solver')
-    solver.add_argument('--num_epoch', type=count, default=60, effect=RESULT | RESUMED, help='epochs in all')
-    solver.add_argument('--optimizer', default='Adam', help='Adam, AdamW or SGD')
-    solver.add_argument('--lr', type=positive(float, strict=False, most=1e30), default=1e-5, help='base learning rate')
+    solver = parser.add_argument_group('optimizer and schedule')
+    solver.add_argument('--num_epoch', type=positive_int, default=60, effect=RESULT | CHANGEABLE_ON_RESUME,
+                        help='number of training epochs')
+    solver.add_argument('--optimizer', default='Adam', help='Adam (eps 1e-3), AdamW (eps 1e-8) or SGD')
+    solver.add_argument('--lr', type=non_negative_float, default=1e-5,
+                        help='learning rate of the parameters that no other rule covers')
     solver.add_argument('--lr_rules', default='irra', choices=['irra', 'flat', 'undecayed'],
-                        help="which parameters learn otherwise than by --lr, --weight_decay: those that IRRA's and the heads' rules name, "
-                             'none (FMFA); or none, and vectors, biases and norms have no decay (TBPS-CLIP)')
-    solver.add_argument('--lr_factor', type=weight, default=5.0, help='on lr for what is made anew: cross encoder, classifier, mlm_head')
-    solver.add_argument('--bias_lr_factor', type=weight, default=2.0, help='on lr for biases')
-    solver.add_argument('--momentum', type=fraction, default=0.9, help='of SGD')
-    solver.add_argument('--weight_decay', type=weight, default=4e-5, help='of all but biases')
-    solver.add_argument('--weight_decay_bias', type=weight, default=0.0, help='of biases')
-    solver.add_argument('--alpha', type=decay, default=0.9, help="Adam's first beta")
-    solver.add_argument('--beta', type=decay, default=0.999, help="Adam's second beta")
-    solver.add_argument('--lrscheduler', default='cosine', choices=['step', 'exp', 'poly', 'cosine', 'linear', 'step_cosine',
-                                                                         'step_linear', 'step_stairs'],
-                        help='how lr changes from epoch to epoch; step_cosine: a cosine that moves with every step (TBPS-CLIP)')
-    solver.add_argument('--milestones', type=count, nargs='+', default=(20, 50), help='epochs, for step')
-    solver.add_argument('--gamma', type=weight, default=0.1, help='factor at each milestone, for step')
-    solver.add_argument('--warmup_steps', type=whole, default=0, help='optimizer steps before the schedule proper, for step_linear')
-    solver.add_argument('--warmup_factor', type=weight, default=0.1, help='on lr at the start')
-    solver.add_argument('--warmup_epochs', type=whole, default=5, help='epochs before the schedule proper')
-    solver.add_argument('--warmup_method', default='linear', choices=['linear', 'constant'], help='how lr starts')
-    solver.add_argument('--target_lr', type=weight, default=0.0, help='at the end, for cosine and poly')
-    solver.add_argument('--power', type=weight, default=0.9, help='for exp and poly')
+                        help='rules of learning rate and weight decay; irra: those of the backbone and the heads; '
+                             'flat: --lr and --weight_decay for all parameters (FMFA); undecayed: flat, but no decay '
+                             'of vectors, biases and norms (TBPS-CLIP)')
+    solver.add_argument('--lr_factor', type=non_negative_float, default=5.0,
+                        help='factor on --lr for new parts: cross-modal encoder, classifier, mlm_head, itm_head')
+    solver.add_argument('--bias_lr_factor', type=non_negative_float, default=2.0, help='factor on --lr for biases')
+    solver.add_argument('--momentum', type=fraction, default=0.9, help='momentum of SGD')
+    solver.add_argument('--weight_decay', type=non_negative_float, default=4e-5,
+                        help='weight decay of all parameters but biases')
+    solver.add_argument('--weight_decay_bias', type=non_negative_float, default=0.0, help='weight decay of biases')
+    solver.add_argument('--alpha', type=fraction_below_one, default=0.9, help='first beta of Adam and AdamW')
+    solver.add_argument('--beta', type=fraction_below_one, default=0.999, help='second beta of Adam and AdamW')
+    solver.add_argument('--lrscheduler', default='cosine',
+                        choices=['step', 'exp', 'poly', 'cosine', 'linear',
+                                 'step_cosine', 'step_linear', 'step_stairs'],
+                        help='schedule of the learning rate; it changes after each epoch, and with step_... in each '
+                             'step (TBPS-CLIP: step_cosine; APTM: step_linear, or step_stairs with two drops)')
+    solver.add_argument('--milestones', type=positive_int, nargs='+', default=(20, 50),
+                        help='epochs after which --gamma multiplies the learning rate, for --lrscheduler step')
+    solver.add_argument('--gamma', type=non_negative_float, default=0.1,
+                        help='factor on the learning rate at each milestone, for --lrscheduler step')
+    solver.add_argument('--warmup_steps', type=non_negative_int, default=0,
+                        help='number of warm-up steps, for --lrscheduler step_linear')
+    solver.add_argument('--warmup_factor', type=non_negative_float, default=0.1,
+                        help='factor on the learning rate at the start of the warm-up')
+    solver.add_argument('--warmup_epochs', type=non_negative_int, default=5,
+                        help='number of warm-up epochs, for all --lrscheduler but step_linear and step_stairs')
+    solver.add_argument('--warmup_method', default='linear', choices=['linear', 'constant'],
+                        help='course of the learning rate during the warm-up')
+    solver.add_argument('--target_lr', type=non_negative_float, default=0.0,
+                        help='learning rate at the end, for --lrscheduler cosine, step_cosine and poly')
+    solver.add_argument('--power', type=non_negative_float, default=0.9,
+                        help='base of the exponential, for --lrscheduler exp and poly')
 
 
 def add_speed_options(parser):
-    speed = parser.add_argument_group('speed and memory', 'none of these changes what is computed, up to what is drawn at random')
-    speed.add_argument('--image_cache', nargs='?', const='auto', default='', metavar='FOLDER', effect=NOTHING,
-                       help="decode and resize each image once and keep them in FOLDER (without one: in the dataset's folder)")
-    yes_no(speed, '--grad_checkpoint', False, 'of each block of the encoders and the cross encoder keep the input alone, and compute the '
-           'rest again for the gradient', effect=NOTHING)
-    # Not NOTHING: heads that draw at random in a step (mae's patches, dropout) draw anew for each piece.
-    speed.add_argument('--micro_batch', type=count, default=None, effect=RESULT | RESUMED | UNPUBLISHED,
-                       help='samples whose activations are held at a time; the losses still compare the whole batch')
-    yes_no(speed, '--shard', False, 'several processes: each holds its part of the parameters and of the optimizer state alone (FSDP2)',
-           effect=NOTHING)
-    yes_no(speed, '--compile', False, 'compile the transformer blocks (torch.compile; takes a minute at the start)', effect=NOTHING)
+    speed = parser.add_argument_group('speed and memory', 'These options change no result, except for random numbers '
+                                      'that a step draws with --micro_batch.')
+    speed.add_argument('--image_cache', nargs='?', const='auto', default='', metavar='FOLDER', effect=NONE,
+                       help='folder for resized images, each of which is decoded only once; without FOLDER: '
+                            "image_cache in the dataset's folder (default: no cache)")
+    add_boolean_option(speed, '--grad_checkpoint', False, 'gradient checkpointing: each block keeps only its input, '
+                       'and is computed again in the backward pass (less memory, more time)', effect=NONE)
+    # Its effect is not NONE, because heads that draw random numbers in a step (mae, dropout) draw them per micro batch.
+    speed.add_argument('--micro_batch', type=positive_int, default=None,
+                       effect=RESULT | CHANGEABLE_ON_RESUME | NOT_IN_RECIPE,
+                       help='number of samples whose activations are in memory at a time; losses still compare the '
+                            'whole batch (default: --batch_size)')
+    add_boolean_option(speed, '--shard', False, 'shard parameters and optimizer state across processes (FSDP2)',
+                       effect=NONE)
+    add_boolean_option(speed, '--compile', False, 'compile the transformer blocks with torch.compile, which takes '
+                       'about a minute at the start', effect=NONE)
 
 
 def add_caption_options(parser):
     captions = parser.add_argument_group('captions')
-    yes_no(captions, '--MLM', False, 'mask captions in place, as the released code does: --caption_masking inplace')
+    add_boolean_option(captions, '--MLM', False, 'mask the captions that all losses read, not only those of mlm, as in '
+                       "IRRA's reference implementation: short for --caption_masking inplace")
     captions.add_argument('--caption_masking', choices=['inplace', 'clean'], default=None,
-                          help='inplace: every loss reads the masked caption; clean: only mlm does (default: inplace with --MLM)')
+                          help='captions that losses read; inplace: masked captions for all losses; clean: masked '
+                               'captions only for mlm (default: inplace with --MLM, else clean)')
     captions.add_argument('--mlm_masking', choices=['random', 'attention', 'noun'], default='random',
-                          help="which tokens are masked: any, those the text encoder attends to (AGM), or nouns and adjectives (SEN)")
+                          help='tokens to mask: random; those that the text encoder attends to (AGM); nouns and '
+                               'adjectives more often (SEN)')
     captions.add_argument('--caption_filter', type=fraction, default=0.0,
-                          help='share of the captions of which only pronouns, nouns and adjectives are kept (SEN: 0.2)')
-    captions.add_argument('--attribute_tagger', choices=['textblob', 'spacy'], default='textblob', help='finds parts of speech')
-    captions.add_argument('--masked_token_rate', type=fraction, default=0.8, help='share of the chosen tokens that become the mask')
-    captions.add_argument('--masked_token_unchanged_rate', type=fraction, default=0.1, help='share of the chosen tokens that stay')
-    yes_no(captions, '--need_MAE', False, "SEN's captions, filtered and masked in place: --caption_masking inplace --mlm_masking noun "
-           '--caption_filter 0.2; the loss mae does not need it')
+                          help='fraction of the training captions that keep only nouns, adjectives and pronouns '
+                               '(SEN: 0.2)')
+    captions.add_argument('--attribute_tagger', choices=['textblob', 'spacy'], default='textblob',
+                          help='library that finds the parts of speech of captions')
+    captions.add_argument('--masked_token_rate', type=fraction, default=0.8,
+                          help='fraction of the selected tokens that become the mask (BERT: 0.8)')
+    captions.add_argument('--masked_token_unchanged_rate', type=fraction, default=0.1,
+                          help='fraction of the selected tokens that stay unchanged (BERT: 0.1)')
+    add_boolean_option(captions, '--need_MAE', False, "SEN's captions: --caption_masking inplace --mlm_masking noun "
+                       '--caption_filter 0.2; the loss mae does not need them')
 
 
-USUAL_OPTIONS = (add_run_options, add_data_options, add_model_options, add_solver_options, add_speed_options, add_caption_options)
+CORE_OPTIONS = (add_run_options, add_data_options, add_model_options, add_solver_options, add_speed_options,
+                add_caption_options)
 
 
-def add_unread_options(parser):
-    unread = parser.add_argument_group('without effect', 'flags of the released command lines that their code never reads, or whose code '
-                                       'cannot run')
-    yes_no(unread, '--distributed', False, 'IRRA', effect=UNREAD | CALL)
-    unread.add_argument('--img_res', type=int, default=16, effect=UNREAD, help='A2TE')
-    unread.add_argument('--queue_size', type=int, default=65536, effect=UNREAD, help='A2TE')
-    unread.add_argument('--stage', default='first', effect=UNREAD, help='A2TE')
-    yes_no(unread, '--need_limit', False, 'SEN', effect=UNREAD)
-    yes_no(unread, '--need_pseudo', False, 'SEN', effect=UNREAD)
-    unread.add_argument('--fuse_loss_weight', type=weight, default=1.0, effect=UNREAD, help='SEN')
-    yes_no(unread, '--MIM', False, 'AGM', effect=UNREAD)
-    unread.add_argument('--patch_dim', type=int, default=64, effect=UNREAD, help='AGM')
-    unread.add_argument('--mim_loss_weight', type=weight, default=1.0, effect=UNREAD, help='AGM')
+def add_ignored_options(parser):
+    ignored = parser.add_argument_group('without effect', 'Flags of published commands whose reference implementation '
+                                        'never reads them, or fails with them.')
+    add_boolean_option(ignored, '--distributed', False, 'IRRA', effect=IGNORED | INVOCATION)
+    ignored.add_argument('--img_res', type=positive_int, default=16, effect=IGNORED, help='A2TE')
+    ignored.add_argument('--queue_size', type=positive_int, default=65536, effect=IGNORED, help='A2TE')
+    ignored.add_argument('--stage', default='first', effect=IGNORED, help='A2TE')
+    add_boolean_option(ignored, '--need_limit', False, 'SEN', effect=IGNORED)
+    add_boolean_option(ignored, '--need_pseudo', False, 'SEN', effect=IGNORED)
+    ignored.add_argument('--fuse_loss_weight', type=non_negative_float, default=1.0, effect=IGNORED, help='SEN')
+    add_boolean_option(ignored, '--MIM', False, 'AGM', effect=IGNORED)
+    ignored.add_argument('--patch_dim', type=positive_int, default=64, effect=IGNORED, help='AGM')
+    ignored.add_argument('--mim_loss_weight', type=non_negative_float, default=1.0, effect=IGNORED, help='AGM')
 
 
-# -- train.py's ------------------------------------------------------------------------------------------------------------
+# -- the options of a training run -----------------------------------------------------------------------------------
 
 def get_args(argv=None):
-    """The options of a training run from the command line (``argv``, by default the program's own) and the recipe that it
-    names. Raises :class:`UserError`; ``--help`` and ``--print_config`` print and leave.
+    """Read the options of a training run from the command line and its recipe.
 
-    >>> args = get_args(['--loss_names', 'sdm+id', '--img_size', '256', '128'])
-    >>> args.img_size, args.lr, args.caption_masking
-    ((256, 128), 1e-05, 'clean')
+    ``--help`` and ``--print_config`` print and exit.
+
+    Args:
+        argv: words of the command line, by default the program's own.
+
+    Returns:
+        An ``argparse.Namespace``. Its ``notes`` are lines for the log.
+
+    Raises:
+        UserError: an unknown option, an invalid value, or options that contradict each other.
+
+    Example:
+        >>> args = get_args(['--loss_names', 'sdm+id', '--img_size', '256', '128'])
+        >>> args.img_size, args.lr, args.caption_masking
+        ((256, 128), 1e-05, 'clean')
     """
-    argv = with_run_named(list(sys.argv[1:] if argv is None else argv))
+    argv = expand_resume_folder(list(sys.argv[1:] if argv is None else argv))
+    refuse_other_interface(argv, 'the command line')
     parser = build_parser()
-    first = parser.parse(argv)
-    given = parser.given(argv)
-    flags = with_sen_captions({name: getattr(first, name) for name in given})
-    recipe = read_recipe(first.config_file, parser) if first.config_file else {}
-    told = {**recipe, **flags}
-    if os.path.isdir(told.get('resume_ckpt_file', '')):
-        told['resume_ckpt_file'] = newest_state(told['resume_ckpt_file'])
-    check(argparse.Namespace(**{**parser.defaults_in_code, **told}))
-    resumed = options_of_resumed_run(told['resume_ckpt_file'], parser) if told.get('resume') else {}
-    settings = {**parser.defaults_in_code, **resumed, **told}
-    if 'MLM' in given and 'caption_masking' not in flags:
-        settings['caption_masking'] = None  # the flag decides it, also after a recipe that was printed in full
+    parsed = parser.parse(argv)
+    flag_names = parser.given_options(argv)
+    recipe, notes = read_recipe(parsed.config_file, parser) if parsed.config_file else ({}, [])
+    recipe, recipe_notes = translate_losses(recipe, f'{parsed.config_file}: ')
+    flags, flag_notes = translate_losses(apply_need_mae({name: getattr(parsed, name) for name in flag_names}))
+    chosen = {**recipe, **flags}
+    if os.path.isdir(chosen.get('resume_ckpt_file', '')):
+        chosen['resume_ckpt_file'] = find_resume_checkpoint(chosen['resume_ckpt_file'])
+    check_run_options(argparse.Namespace(**{**parser.defaults_in_code, **chosen}))
+    resumed, resume_notes = {}, []
+    if chosen.get('resume'):
+        resumed, resume_notes = read_resumed_options(chosen['resume_ckpt_file'], parser)
+    settings = {**parser.defaults_in_code, **resumed, **chosen}
+    if 'MLM' in flag_names and 'caption_masking' not in flags:
+        settings['caption_masking'] = None  # --MLM decides it, also if the recipe holds all options
     args = complete(argparse.Namespace(**settings))
-    args.notes = notes(args, parser, given, {**resumed, **told})
+    args.notes = [*notes, *recipe_notes, *flag_notes, *resume_notes,
+                  *option_notes(args, parser, flag_names, {**resumed, **chosen})]
     if resumed:
-        run = complete(argparse.Namespace(**{**parser.defaults_in_code, **resumed}))
-        refuse_changes(args, run, parser)
-        args.notes += [f'resumed with another {name}: {plain(getattr(run, name))} -> {plain(getattr(args, name))}'
-                       for name in sorted(parser.having(RESUMED)) if plain(getattr(run, name)) != plain(getattr(args, name))]
+        resumed_args = complete(argparse.Namespace(**{**parser.defaults_in_code, **resumed}))
+        refuse_changes(args, resumed_args, parser)
+        args.notes += [f'resumed with another {name}: {before} -> {after}' for name, before, after
+                       in changed_values(resumed_args, args, parser.options_with(CHANGEABLE_ON_RESUME))]
     if args.print_config:
-        print(dump(args), end='')
+        print(format_recipe(args, parser), end='')
         sys.exit(0)
     return args
 
 
-def with_run_named(argv):
-    """``--resume logs/<dataset>/<run>`` is ``--resume --resume_ckpt_file`` with the last.pth in that folder."""
+def is_launched_by_torchrun():
+    """Whether a launcher started several processes, according to the environment."""
+    return os.environ.get('WORLD_SIZE', '1') != '1'
+
+
+def changed_values(before, after, names):
+    """(option, plain value before, plain value after) of the options among ``names`` whose values differ."""
+    for name in sorted(name for name in vars(before) if name in names):
+        old, new = to_plain_value(getattr(before, name)), to_plain_value(getattr(after, name))
+        if old != new:
+            yield name, old, new
+
+
+def translate_losses(options, prefix=''):
+    """Replace RDE's loss names: ``(options, lines for the log)``."""
+    translated = translate_rde_losses(options, option_provider('model.heads').loss_names())
+    return translated, rde_notes(options, translated, prefix)
+
+
+def expand_resume_folder(argv):
+    """Replace ``--resume <run's folder>`` by ``--resume --resume_ckpt_file <run's folder>``."""
     words = []
     for word in argv:
         if word.startswith('--resume='):
             word, words = word[len('--resume='):], [*words, '--resume']
-        named = words[-1:] == ['--resume'] and not word.startswith('-') and word.lower() not in ('true', 'false')
-        words += ['--resume_ckpt_file', word] if named else [word]
+        is_path = not word.startswith('-') and word.lower() not in ('true', 'false')
+        words += ['--resume_ckpt_file', word] if words[-1:] == ['--resume'] and is_path else [word]
     return words
 
 
-def newest_state(folder):
-    """The checkpoint in a run's folder to go on from: last.pth; a released run has best.pth alone."""
-    last, best = (os.path.join(folder, name) for name in ('last.pth', 'best.pth'))
-    return best if os.path.isfile(best) and not os.path.exists(last) else last
+def find_resume_checkpoint(folder):
+    """The checkpoint to resume in a run's folder: last.pth, or the best one of a reference implementation's run."""
+    last, config = (os.path.join(folder, name) for name in ('last.pth', 'configs.yaml'))
+    trained_on = read_yaml(config).get('dataset_name') if os.path.exists(config) else None
+    return last if os.path.exists(last) else find_best_checkpoint([folder], [trained_on]) or last
 
 
-def check(args):
-    """What a run is started with, from flags and recipe alike: files and names, before anything is made."""
+def check_run_options(args):
+    """Check files and names before anything is created.
+
+    Raises:
+        UserError: a file is missing, or options contradict each other.
+    """
     if args.resume and args.init_from:
-        raise UserError('--init_from starts a new run and --resume goes on with one: give one of them')
+        raise UserError('--init_from starts a new run, and --resume resumes one: give only one of them')
     if args.resume_ckpt_file and not args.resume:
-        raise UserError('--resume_ckpt_file is read with --resume, which is missing')
+        raise UserError('--resume_ckpt_file is only read with --resume: add --resume')
     if args.resume and not args.resume_ckpt_file:
-        raise UserError('--resume needs --resume_ckpt_file, the last.pth of the run to go on with')
-    for path in (args.resume_ckpt_file, args.init_from):
+        raise UserError("--resume needs --resume_ckpt_file, the last.pth of the run, or --resume <run's folder>")
+    for name in ('resume_ckpt_file', 'init_from'):
+        path = getattr(args, name)
         if path and not os.path.isfile(path):
-            raise UserError(f'there is no file {path}')
+            raise UserError(f'--{name}: there is no file {path}')
     if os.path.basename(args.name) != args.name or not args.name:
-        raise UserError(f"--name '{args.name}' becomes a part of a folder's name and cannot be empty or hold a /")
+        raise UserError(f"--name '{args.name}' becomes a part of a folder's name: it cannot be empty or hold a /")
 
 
-def refuse_changes(args, run, parser):
-    """A resumed run goes on as it was: options that change what is computed must be those of the run."""
-    fixed = parser.having(RESULT) & parser.without(RUN | CALL | RESUMED)
-    changed = [f'{name} {plain(getattr(args, name))} (run: {plain(value)})' for name, value in sorted(vars(run).items())
-               if name in fixed and plain(getattr(args, name)) != plain(value)]
+def refuse_changes(args, resumed_args, parser):
+    """Raise UserError if options of a resumed run differ that change its result."""
+    fixed = parser.options_with(RESULT) & parser.options_without(RUN | INVOCATION | CHANGEABLE_ON_RESUME)
+    changed = [f'{name} {new} (run: {old})' for name, old, new in changed_values(resumed_args, args, fixed)]
     if changed:
-        raise UserError(f"--resume goes on with a run as it was, and these options differ: {', '.join(changed)}; leave them out, or start "
-                        'a new run with --init_from')
+        raise UserError(f"--resume keeps a run's options, and these options differ: {', '.join(changed)}; remove them, "
+                        'or start a new run with --init_from')
 
 
-def options_of_resumed_run(checkpoint, parser):
-    """The options in the folder of the checkpoint that a run is resumed from; none if it keeps no configs.yaml."""
+def read_resumed_options(checkpoint, parser):
+    """Read the configs.yaml next to a checkpoint with :func:`~utils.recipes.read_recipe`; ``({}, [])`` without one."""
     path = os.path.join(os.path.dirname(checkpoint), 'configs.yaml')
-    return read_recipe(path, parser) if os.path.exists(path) else {}
+    return read_recipe(path, parser) if os.path.exists(path) else ({}, [])
 
 
 def complete(args):
-    """Settle what depends on several options: caption masking, and what each room has to settle."""
+    """Fill in the options that depend on others, in place.
+
+    Returns:
+        ``args``.
+
+    Raises:
+        UserError: options contradict each other.
+    """
+    args.dataset_name, args.root_dir = split_dataset_path(args.dataset_name, args.root_dir)
     args.img_size, args.milestones = tuple(args.img_size), tuple(args.milestones)
     if args.caption_masking is None:
         args.caption_masking = 'inplace' if args.MLM else 'clean'
-    if args.masked_token_rate + args.masked_token_unchanged_rate > 1:
-        raise UserError('--masked_token_rate and --masked_token_unchanged_rate are shares of the same tokens and add up to '
-                        f'{args.masked_token_rate + args.masked_token_unchanged_rate:g}, above 1')
-    for room in rooms():
-        room.settle(args)
+    total = args.masked_token_rate + args.masked_token_unchanged_rate
+    if total > 1:
+        raise UserError('--masked_token_rate and --masked_token_unchanged_rate are fractions of the same tokens: they '
+                        f'add up to {total:g}, and must not exceed 1')
+    for provider in option_providers():
+        provider.validate_options(args)
     return args
 
 
-# -- what is said at the start of a run ------------------------------------------------------------------------------------
+# -- notes for the start of the log ----------------------------------------------------------------------------------
 
-def notes(args, parser, given, told):
-    """Lines for the start of the log: options that nobody reads, what a released command means elsewhere, and differences from the
-    method's published recipe. ``given``: the options on the command line; ``told``: {option: value} of it and of the recipe."""
-    lines = [line for room in rooms() for line in room.notes(args)]
-    chosen = given | {name for name, value in told.items() if plain(value) != plain(parser.defaults_in_code[name])}
-    active = {reader for room in rooms() for reader in room.active(args)}
-    idle = {name for name in chosen if name in parser.readers and not active & set(parser.readers[name])}
-    if idle:
-        lines.append(f"no active head reads {', '.join('--' + name for name in sorted(idle))} (--loss_names {args.loss_names})")
-    nothing = sorted(name for name in chosen & parser.having(UNREAD) if getattr(args, name) != parser.defaults_in_code[name])
-    if nothing:
-        lines.append(f"without effect: {', '.join('--' + name for name in nothing)}")
-    if args.need_MAE and 'need_MAE' in given:
-        lines.append('--need_MAE: as in SEN, captions are filtered and masked in place: '
-                     + ', '.join(f'{name} {getattr(args, name)}' for name in recipes.SEN_CAPTIONS))
-    path, differences = recipe_differences(args, parser)
+def option_notes(args, parser, flag_names, chosen):
+    """Lines for the start of the log.
+
+    They name options that nothing reads, options that a reference implementation sets otherwise, and differences from
+    the method's published recipe.
+
+    Args:
+        args: the completed options.
+        parser: train.py's parser.
+        flag_names: the options on the command line.
+        chosen: {option: value} of the command line, the recipe and the resumed run.
+    """
+    defaults = parser.defaults_in_code
+    notes = [line for provider in option_providers() for line in provider.notes(args)]
+    changed = flag_names | {name for name, value in chosen.items()
+                            if to_plain_value(value) != to_plain_value(defaults[name])}
+    active = {reader for provider in option_providers() for reader in provider.active_readers(args)}
     unread = {name for name, readers in parser.readers.items() if not active & set(readers)}
-    fork = fork_of(args, chosen - idle)
-    otherwise = [f'{name} {value} (here {getattr(args, name)})' for name, value in (fork.unsaid if fork else {}).items()
-                 if name not in {*told, *unread, *differences} and getattr(args, name) != value]
-    if otherwise:
-        lines.append(f"the released {fork.name} trains with {', '.join(otherwise)}: name it to train as it does")
+    if changed & unread:
+        names = ', '.join(f'--{name}' for name in sorted(changed & unread))
+        notes.append(f'no active head reads {names} (--loss_names {args.loss_names})')
+    ignored = sorted(name for name in changed & parser.options_with(IGNORED) if getattr(args, name) != defaults[name])
+    if ignored:
+        notes.append(f"without effect: {', '.join('--' + name for name in ignored)}")
+    if args.need_MAE and 'need_MAE' in flag_names:
+        values = ', '.join(f'{name} {getattr(args, name)}' for name in recipes.SEN_CAPTION_OPTIONS)
+        notes.append(f'--need_MAE: as in SEN, captions are filtered and masked in place: {values}')
+    path, differences = recipe_differences(args, parser)
+    fork = find_fork(args, changed - unread)
+    fork_differences = [f'{name} {value} (here {getattr(args, name)})'
+                        for name, value in (fork.command_defaults if fork else {}).items()
+                        if name not in {*chosen, *unread, *differences} and getattr(args, name) != value]
+    if fork_differences:
+        notes.append(f"the reference implementation of {fork.name} trains with {', '.join(fork_differences)}: give "
+                     'these options to train as it does')
     if differences:
-        lines.append(f"differs from {path}: {', '.join(differences.values())}")
-    return lines
+        notes.append(f"differs from {path}: {', '.join(differences.values())}")
+    return notes
 
 
-def fork_of(args, chosen):
-    """The released codebase whose command this may be: one whose recipe has these losses, or the one whose own options are ``chosen``."""
-    by_losses = [fork for fork in FORKS if method(args) == method(argparse.Namespace(**{**vars(args), 'loss_names': fork.losses}))]
-    by_options = [fork for fork in FORKS if fork.own & chosen]
-    found = by_losses or by_options
-    return found[0] if len(found) == 1 else None
+def find_fork(args, changed):
+    """Find the reference implementation whose command this may be, by its losses or by its own options.
+
+    Args:
+        args: the completed options.
+        changed: the options that differ from their defaults.
+
+    Returns:
+        A :class:`~utils.recipes.Fork`, or None if there is none or more than one.
+    """
+    by_losses = [fork for fork in FORKS
+                 if method_keys(args) == method_keys(argparse.Namespace(**{**vars(args), 'loss_names': fork.losses}))]
+    candidates = by_losses or [fork for fork in FORKS if fork.own_options & changed]
+    return candidates[0] if len(candidates) == 1 else None
 
 
-def method(args):
-    return [room.method(args) for room in rooms()]
+def method_keys(args):
+    """The :meth:`~OptionProvider.method_key` of all providers."""
+    return [provider.method_key(args) for provider in option_providers()]
 
 
 def recipe_differences(args, parser):
-    """The published recipe (configs/<method>/<dataset>.yaml) with this run's losses and dataset, and {option: how the run differs}."""
+    """Compare a run with the published recipe that has its losses and its dataset.
+
+    Returns:
+        ``(path of configs/<method>/<dataset>.yaml, {option: the difference in words})``; ``(None, {})`` without one.
+    """
     folder = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'configs')
     dataset = f'{args.dataset_name.lower()}.yaml'
-    # Losses are compared as a set, and MLM and need_MAE by what they stand for.
-    compared = parser.having(RESULT) & parser.without(RUN | CALL | UNPUBLISHED) - {'loss_names', 'MLM', 'need_MAE'}
+    # method_keys compares the losses; MLM and need_MAE are compared by the options that they stand for.
+    compared = (parser.options_with(RESULT) & parser.options_without(RUN | INVOCATION | NOT_IN_RECIPE)
+                - {'loss_names', 'MLM', 'need_MAE'})
     for name in sorted(set(os.listdir(folder)) - {'published'}):
         path = os.path.join(folder, name, dataset)
         try:
-            recipe = argparse.Namespace(**{**parser.defaults_in_code, **read_recipe(path, parser)})
-        except UserError:   # no recipe for this dataset, or the head that brings its options is broken: it is not this run's
+            recipe = argparse.Namespace(**{**parser.defaults_in_code, **read_recipe(path, parser)[0]})
+        except UserError:   # no recipe for this dataset, or the head that brings its options is broken
             continue
-        if method(recipe) != method(args):
+        if method_keys(recipe) != method_keys(args):
             continue
-        recipe = complete(recipe)
-        differences = {name: f'{name} {plain(getattr(args, name))} (recipe {plain(value)})' for name, value in sorted(vars(recipe).items())
-                       if name in compared and plain(getattr(args, name)) != plain(value)}
+        differences = {name: f'{name} {new} (recipe {old})'
+                       for name, old, new in changed_values(complete(recipe), args, compared)}
         return f'configs/{name}/{dataset}', differences
     return None, {}
 
 
-# -- those of a run that is there ------------------------------------------------------------------------------------------
+# -- the options of a trained run ------------------------------------------------------------------------------------
 
 def run_options(path):
-    """The options of a run's configs.yaml, ours or a released one's, with what is missing there filled in as its code meant
-    it. Names that Pedestal doesn't know are kept as they are: a fork may have had them."""
+    """Read the options of a run from its configs.yaml, Pedestal's or a reference implementation's.
+
+    Missing options get the values that the reference implementation used.
+
+    Returns:
+        An ``argparse.Namespace``. Its ``notes`` are lines for the log, for example on unknown keys, which are skipped.
+    """
     parser = build_parser()
     actions = parser.actions()
-    content = read_yaml(path)
-    options = {**parser.defaults_in_code, **what_its_fork_meant(content)}
-    for name, value in content.items():
-        options[name] = parser.typed(name, value, path) if name in actions else value
+    content = drop_command_line_options(read_options(path), parser, path)
+    translated = translate_rde_losses(content)
+    options = {**parser.defaults_in_code, **reference_defaults(translated)}
+    options.update({name: parser.convert_config_value(name, value, path) for name, value in translated.items()
+                    if name in actions})
     args = complete(argparse.Namespace(**options))
-    args.notes = []
+    args.notes = [*unknown_key_notes(find_unknown_keys(translated, parser), path),
+                  *rde_notes(content, translated, f'{path}: ')]
     return args
 
 
 def build_test_parser(program, description):
-    """What evaluating programs have in common: a run, and what may be different from when it was trained; or a CLIP before any
-    training."""
-    parser = Parser(prog=program, description=description)
-    parser.add_argument('--config_file', help="a run's configs.yaml")
-    parser.add_argument('--checkpoint', help='instead of the best.pth beside it')
-    parser.add_argument('--dataset_name', help='another dataset than the run was trained on')
-    parser.add_argument('--columns', nargs='+', metavar='WHAT=COLUMN', help="what the columns of --dataset_name's table are called")
-    parser.add_argument('--root_dir', help="the folder with the datasets' folders")
-    parser.add_argument('--vocab_file', help="BERT's vocab.txt or its folder, where the run's is not beside it (--backbone aptm)")
-    parser.add_argument('--i2t', action='store_true', help='image-to-text retrieval, too')
-    parser.add_argument('--one_by_one', action='store_true', help='also embed everything in shuffled batches and in batches of one')
-    parser.add_argument('--rerank', type=count, metavar='K', help="also score each caption's K best images again, pair by pair (itm)")
-    parser.add_argument('--rerank_score', choices=RERANK_SCORES, default='caption',
-                        help="how both stages' scores are scaled: within each caption, or over the whole test split, as APTM's code does")
-    parser.add_argument('--test_batch_size', type=count, help='samples encoded at a time')
-    parser.add_argument('--num_workers', type=positive(int, strict=False, most=1024), help='processes that load data')
-    parser.add_argument('--device', help='auto, cpu, cuda or cuda:<n>')
-    parser.add_argument('--amp', choices=['auto', 'bf16', 'fp16', 'off'], help='precision of the forward pass')
-    parser.add_argument('--image_cache', nargs='?', const='auto', metavar='FOLDER',
-                        help="keep decoded and resized images in FOLDER (without one: in the dataset's folder)")
-    untrained = parser.add_argument_group('instead of --config_file', 'a CLIP before any training')
-    untrained.add_argument('--backbone', help='with --checkpoint: the family of a released checkpoint that has no configs.yaml')
-    untrained.add_argument('--pretrain_choice', help='an OpenAI CLIP, a file with weights, or scratch:<shape> of configs/clip')
-    untrained.add_argument('--img_size', type=up_to(10_000), nargs=2, metavar=('HEIGHT', 'WIDTH'), help='pixels (default: 384 128)')
-    untrained.add_argument('--stride_size', type=up_to(10_000), help="pixels between patches (default: the patch's size)")
-    untrained.add_argument('--text_length', type=positive(int, least=2, most=10_000), help='tokens a caption (default: 77)')
-    untrained.add_argument('--output_dir', help='results go to <output_dir>/<dataset>/zero-shot_<weights> (default: logs)')
-    untrained.add_argument('--trust_archive', action='store_true', default=None, help='load a TorchScript archive that is not OpenAI'"'"'s')
+    """Build the parser that test.py and other tools share: a trained run, or a pretrained CLIP without a run."""
+    parser = Parser(prog=program, description=description,
+                    usage='%(prog)s --config_file <run folder>/configs.yaml [--<option> VALUE ...]')
+    run = parser.add_argument_group('trained model')
+    run.add_argument('--config_file', help='configs.yaml of the run')
+    run.add_argument('--checkpoint', help='checkpoint to evaluate (default: best.pth next to configs.yaml)')
+    run.add_argument('--vocab_file', help="BERT's vocab.txt or its folder, for --backbone aptm (default: the run's)")
+    run.add_argument('--device', help='auto, cpu, mps, cuda or cuda:<n> (default: as in configs.yaml)')
+    run.add_argument('--amp', choices=['auto', 'bf16', 'fp16', 'off'],
+                     help='precision of the forward pass (default: as in configs.yaml)')
+    data = parser.add_argument_group('data')
+    data.add_argument('--dataset_name', help="dataset to evaluate on (default: the run's)")
+    data.add_argument('--columns', nargs='+', metavar='FIELD=COLUMN',
+                      help="names of a table's columns: image=... caption=... id=... split=...")
+    data.add_argument('--root_dir', help="folder of the datasets' folders (default: as in configs.yaml)")
+    data.add_argument('--test_batch_size', type=positive_int,
+                      help='number of images or captions to encode at a time (default: as in configs.yaml)')
+    data.add_argument('--num_workers', type=worker_count,
+                      help='number of processes that load data (default: as in configs.yaml)')
+    data.add_argument('--image_cache', nargs='?', const='auto', metavar='FOLDER',
+                      help='folder for resized images, each of which is decoded only once; without FOLDER: image_cache '
+                           "in the dataset's folder (default: no cache)")
+    evaluation = parser.add_argument_group('evaluation')
+    evaluation.add_argument('--i2t', action='store_true', help='also evaluate image-to-text retrieval')
+    evaluation.add_argument('--one_by_one', action='store_true',
+                            help='also evaluate embeddings from shuffled batches and from batches of one sample')
+    evaluation.add_argument('--rerank', type=positive_int, metavar='K',
+                            help="number of each caption's best images to score again, pair by pair, with the "
+                                 'image-text matching head (loss itm)')
+    evaluation.add_argument('--rerank_score', choices=RERANK_SCORES, default='caption',
+                            help="scaling of the scores for --rerank; caption: within each caption; released: over the "
+                                 "whole test split, as in APTM's reference implementation")
+    untrained = parser.add_argument_group('instead of --config_file', 'A pretrained CLIP, evaluated without training.')
+    untrained.add_argument('--backbone', help='backbone of a published checkpoint without configs.yaml, with '
+                           '--checkpoint')
+    untrained.add_argument('--pretrain_choice', help='pretrained weights, evaluated without training: the name of an '
+                           'OpenAI CLIP, a file, or scratch:<shape> of configs/clip')
+    untrained.add_argument('--img_size', type=positive_int_up_to(10_000), nargs=2, metavar=('HEIGHT', 'WIDTH'),
+                           help='size of the images in pixels (default: 384 128)')
+    untrained.add_argument('--stride_size', type=positive_int_up_to(10_000),
+                           help="distance between patches in pixels (default: the patch's size)")
+    untrained.add_argument('--text_length', type=caption_length,
+                           help='maximum number of tokens of a caption (default: 77)')
+    untrained.add_argument('--activation', choices=['auto', 'quick_gelu', 'gelu'],
+                           help="activation of CLIP's encoders (default: as files next to the weights say, else "
+                                'quick_gelu)')
+    untrained.add_argument('--output_dir', help='folder of the results, which go to '
+                           '<output_dir>/<dataset>/zero-shot_<weights> (default: logs)')
+    untrained.add_argument('--trust_archive', action='store_true', default=None,
+                           help="load a TorchScript archive that is not one of OpenAI's; it can execute code")
+    parser.everyday_options = EVERYDAY_TEST_OPTIONS
+    parser.advanced_options = set(parser.actions()) - set(EVERYDAY_TEST_OPTIONS)
     return parser
 
 
-# What describes a CLIP before training; a run has its own.
-OF_UNTRAINED = ('backbone', 'pretrain_choice', 'img_size', 'stride_size', 'text_length', 'output_dir', 'trust_archive')
+# Options of a pretrained CLIP without a run. A run's configs.yaml has its own values.
+UNTRAINED_OPTIONS = ('backbone', 'pretrain_choice', 'img_size', 'stride_size', 'text_length', 'activation',
+                     'output_dir', 'trust_archive')
 
 
 def parse_test_options(parser, argv=None):
-    """The options of the run that --config_file names, under those of the command line, and ``checkpoint``, the file to test: None
-    for the CLIP of --pretrain_choice before any training."""
-    given = parser.parse(sys.argv[1:] if argv is None else argv)
-    if not given.config_file and given.backbone and given.checkpoint:
-        return released_options(given)
-    if not given.config_file:
-        return untrained_options(given)
-    for name in OF_UNTRAINED:
-        if getattr(given, name) is not None:
-            raise UserError(f'--{name} is of the run that --config_file names: leave it out, or leave out --config_file to test a CLIP '
-                            'before any training')
-        delattr(given, name)
-    args = run_options(given.config_file)
+    """Read the options of an evaluation from the command line and from the configs.yaml of ``--config_file``.
+
+    Args:
+        parser: the result of :func:`build_test_parser`, perhaps with more options.
+        argv: words of the command line, by default the program's own.
+
+    Returns:
+        An ``argparse.Namespace``. ``checkpoint`` is the file to evaluate, or None for a pretrained CLIP.
+
+    Raises:
+        UserError: an unknown option, an invalid value, or a missing run or checkpoint.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    refuse_other_interface(argv, 'the command line')
+    flags = parser.parse(argv)
+    if not flags.config_file and flags.backbone and flags.checkpoint:
+        return published_checkpoint_options(flags)
+    if not flags.config_file:
+        return pretrained_model_options(flags)
+    for name in UNTRAINED_OPTIONS:
+        if getattr(flags, name) is not None:
+            raise UserError(f'--{name} is in the configs.yaml of --config_file: remove --{name}, or remove '
+                            '--config_file to evaluate a pretrained CLIP without training')
+        delattr(flags, name)
+    args = run_options(flags.config_file)
     args.training = False
     args.trained_on = args.dataset_name
-    for name, value in vars(given).items():
-        if value is not None or not hasattr(args, name):
-            setattr(args, name, value)
-    # of several datasets the first is looked at, as it was in training; test.py goes on to the others
-    args.dataset_name, *args.further_datasets = args.dataset_name.split('+')
-    args.image_cache = given.image_cache or ''   # a folder of the machine that trained need not be on this one
-    args.checkpoint = given.checkpoint or find_checkpoint(given.config_file, args.output_dir)
+    override_options(args, flags)
+    # If a run trained on several datasets, the first is evaluated here, and test.py continues with the others.
+    name, args.root_dir = split_dataset_path(args.dataset_name, args.root_dir)
+    args.dataset_name, *args.further_datasets = name.split('+')
+    args.image_cache = flags.image_cache or ''   # the run's folder may exist only on another machine
+    args.checkpoint = flags.checkpoint or find_checkpoint(flags.config_file, args)
+    add_checkpoint_note(args)
     return args
 
 
-def released_options(given):
-    """The options of a released checkpoint of a backbone that keeps none beside it."""
-    if not os.path.isfile(given.checkpoint):
-        raise UserError(f'there is no file {given.checkpoint}')
-    told = {name: value for name, value in vars(given).items() if value is not None}
-    of_release = room('model.backbones').released(given.backbone, given.checkpoint)
-    args = argparse.Namespace(**{**build_parser().defaults_in_code, **of_release, 'training': False, **told})
-    args = complete(args)
+def override_options(args, flags):
+    """Set the options that the command line gives, and those that ``args`` lack, in place."""
+    for name, value in vars(flags).items():
+        if value is not None or not hasattr(args, name):
+            setattr(args, name, value)
+
+
+def published_checkpoint_options(flags):
+    """The options of a published checkpoint that has no configs.yaml, by its backbone."""
+    if not os.path.isfile(flags.checkpoint):
+        raise UserError(f'--checkpoint: there is no file {flags.checkpoint}')
+    given = {name: value for name, value in vars(flags).items() if value is not None}
+    published = option_provider('model.backbones').released_options(flags.backbone, flags.checkpoint)
+    defaults = build_parser().defaults_in_code
+    args = complete(argparse.Namespace(**{**defaults, **published, 'training': False, **given}))
     args.notes, args.trained_on = [], args.dataset_name
-    args.output_dir, args.image_cache = os.path.dirname(given.checkpoint), given.image_cache or ''
-    for name, value in vars(given).items():
+    args.output_dir, args.image_cache = os.path.dirname(flags.checkpoint), flags.image_cache or ''
+    for name, value in vars(flags).items():
         if not hasattr(args, name):
             setattr(args, name, value)
+    args.dataset_name, args.root_dir = split_dataset_path(args.dataset_name, args.root_dir)
     return args
 
 
-def untrained_options(given):
-    """The options of a CLIP before any training: both embeddings as they are, without a head."""
-    if not given.pretrain_choice:
-        raise UserError("name a run with --config_file <run's folder>/configs.yaml, or a CLIP before any training with --pretrain_choice")
-    if given.checkpoint:
-        raise UserError("--checkpoint needs --config_file, its run's configs.yaml; weights without a run are for --pretrain_choice")
+def pretrained_model_options(flags):
+    """The options of a pretrained CLIP without training: its embeddings, without a head."""
+    if not flags.pretrain_choice:
+        raise UserError('no model: give a run with --config_file <run folder>/configs.yaml, or a pretrained CLIP with '
+                        '--pretrain_choice')
+    if flags.checkpoint:
+        raise UserError("--checkpoint needs --config_file, its run's configs.yaml; give weights without a run with "
+                        '--pretrain_choice')
     args = complete(argparse.Namespace(**{**build_parser().defaults_in_code, 'loss_names': 'itc', 'training': False}))
     args.notes = []
-    stride_size = given.stride_size   # by default the patch's, which the weights tell
-    for name, value in vars(given).items():
-        if value is not None or not hasattr(args, name):
-            setattr(args, name, value)
-    args.img_size, args.stride_size, args.checkpoint, args.trained_on = tuple(args.img_size), stride_size, None, None
+    override_options(args, flags)
+    args.dataset_name, args.root_dir = split_dataset_path(args.dataset_name, args.root_dir)
+    args.img_size, args.checkpoint, args.trained_on = tuple(args.img_size), None, None
+    args.stride_size = flags.stride_size   # None: the patch's size, which the weights have
     return args
 
 
-def find_checkpoint(config_file, output_dir):
-    """best.pth beside the configs.yaml, or in the folder that it names."""
-    candidates = [os.path.join(folder, 'best.pth') for folder in (os.path.dirname(config_file), output_dir)]
-    for path in candidates:
-        if os.path.isfile(path):
-            return path
-    raise UserError(f"no best.pth: neither {' nor '.join(candidates)} is there; name one with --checkpoint")
+# FMFA's reference implementation evaluates a run on three datasets and keeps the best epoch of each.
+FMFA_CHECKPOINTS = {'best0.pth': 'CUHK-PEDES', 'best1.pth': 'ICFG-PEDES', 'best2.pth': 'RSTPReid'}
 
 
-def dump(args):
-    """The options as a recipe's text."""
-    return recipes.dump(args, build_parser())
+def find_best_checkpoint(folders, datasets):
+    """Find a run's best checkpoint: best.pth, or one of the three that FMFA's reference implementation keeps.
+
+    Args:
+        folders: folders to search, in this order.
+        datasets: of FMFA's checkpoints, the one of the first of these datasets is chosen. If there is none, it is
+            best0.pth, as in FMFA's own test.py.
+
+    Returns:
+        A path, or None.
+    """
+    names = [name for dataset in datasets for name in FMFA_CHECKPOINTS if FMFA_CHECKPOINTS[name] == dataset]
+    paths = (os.path.join(folder, name) for folder in folders for name in ('best.pth', *names, *FMFA_CHECKPOINTS))
+    return next((path for path in paths if os.path.isfile(path)), None)
+
+
+def find_checkpoint(config_file, args):
+    """Find the best checkpoint next to a configs.yaml, or in the folder that it names.
+
+    Raises:
+        UserError: there is none.
+    """
+    folders = [os.path.dirname(config_file), args.output_dir]
+    checkpoint = find_best_checkpoint(folders, [args.dataset_name, args.trained_on])
+    if checkpoint is None:
+        candidates = ' nor '.join(os.path.join(folder, 'best.pth') for folder in folders)
+        raise UserError(f'no best.pth: there is neither {candidates}; give a checkpoint with --checkpoint')
+    return checkpoint
+
+
+def add_checkpoint_note(args):
+    """Note which dataset chose a checkpoint of FMFA's reference implementation."""
+    dataset = FMFA_CHECKPOINTS.get(os.path.basename(args.checkpoint))
+    if dataset:
+        args.eval_dataset = dataset
+        checkpoints = ', '.join(f'{name}: {its_dataset}' for name, its_dataset in FMFA_CHECKPOINTS.items())
+        args.notes.append(f"{args.checkpoint} is of the best epoch on {dataset}: FMFA's reference implementation keeps "
+                          f'the best epoch on each of three datasets ({checkpoints}); --checkpoint chooses another')

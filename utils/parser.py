@@ -1,153 +1,262 @@
-"""argparse as every program here uses it: errors are sentences, and each option says what depends on it."""
+"""The argument parser of all programs: argparse plus effects of options, readable errors and IRRA's forms of flags."""
 import argparse
+import os
 
-from utils.errors import UserError, nearest
-from utils.option_types import Effect, legible, shortened, with_bounds
+from utils.errors import UserError, suggest_name
+from utils.help_pages import ShowHelp, full_page
+from utils.option_types import Effect, add_bounds, shorten, valid_text
 
 
-class Declaring:
-    """Adds to argparse's ``add_argument`` what an option changes, :class:`~utils.option_types.Effect`."""
+class EffectMixin:
+    """Adds the setting ``effect`` (:class:`~utils.option_types.Effect`) to argparse's ``add_argument``."""
 
     def add_argument(self, *flags, effect=Effect.RESULT, **settings):
         if 'type' in settings:
-            settings['type'] = with_bounds(settings['type'], flags[0])
+            settings['type'] = add_bounds(settings['type'], flags[0])
         action = super().add_argument(*flags, **settings)
         action.effect = effect
         return action
 
 
-class Group(Declaring, argparse._ArgumentGroup):
+class OptionGroup(EffectMixin, argparse._ArgumentGroup):
     pass
 
 
-class Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Help that gives each option's default, except where it says nothing: none, an empty text, or what a flag such as
-    --test turns off."""
+# {flag: flags of other programs with the same meaning}, for the error for an unknown flag.
+FOREIGN_FLAGS = {
+    '--lr': ('learning_rate', 'base_lr', 'initial_lr'), '--target_lr': ('min_lr', 'lr_min', 'eta_min'),
+    '--weight_decay': ('wd', 'l2'), '--alpha': ('beta1', 'adam_beta1', 'betas'), '--beta': ('beta2', 'adam_beta2'),
+    '--lrscheduler': ('scheduler', 'lr_scheduler', 'lr_policy'), '--gamma': ('lr_decay', 'decay_rate'),
+    '--num_epoch': ('epochs', 'max_epochs', 'n_epochs'), '--batch_size': ('bs', 'train_batch_size'),
+    '--test_batch_size': ('batch_size', 'bs', 'test_bs'),
+    '--micro_batch': ('accum_steps', 'gradient_accumulation_steps'),
+    '--grad_checkpoint': ('gradient_checkpointing', 'grad_ckpt'), '--num_workers': ('workers',),
+    '--dataset_name': ('dataset',), '--root_dir': ('data_root', 'data_dir', 'data_path', 'data'),
+    '--val_dataset': ('val_set', 'val_split'), '--img_size': ('image_size', 'height', 'width', 'resolution'),
+    '--text_length': ('max_length', 'max_len', 'context_length'), '--img_aug': ('augment', 'augmentation'),
+    '--text_dropout': ('dropout',), '--loss_names': ('losses', 'criterion'),
+    '--pretrain_choice': ('model', 'arch', 'pretrained', 'weights'), '--backbone': ('backbone_name',),
+    '--config_file': ('config', 'cfg'), '--name': ('exp_name', 'run_name', 'experiment'),
+    '--output_dir': ('save_dir', 'log_dir', 'logdir'), '--resume': ('resume_from', 'resume_checkpoint'),
+    '--checkpoint': ('ckpt', 'load', 'load_from', 'resume', 'weight_file'),
+    '--init_from': ('checkpoint', 'ckpt', 'load_from'), '--log_period': ('log_interval', 'log_freq', 'print_freq'),
+    '--save_period': ('save_interval', 'save_freq'), '--eval_period': ('eval_interval', 'eval_freq', 'val_interval'),
+    '--device': ('gpu', 'gpus', 'gpu_id', 'cuda'), '--amp': ('precision', 'mixed_precision', 'fp16', 'bf16'),
+    '--seed': ('random_seed', 'manual_seed'), '--test': ('evaluate', 'eval_only'),
+}
 
-    def _get_help_string(self, action):
-        return action.help if action.default in (None, '') or action.const is False else super()._get_help_string(action)
 
+class Parser(EffectMixin, argparse.ArgumentParser):
+    """An argparse parser that raises :class:`~utils.errors.UserError` and suggests the nearest known flag.
 
-# What other programs call some flags.
-ELSEWHERE = {'--learning_rate': '--lr', '--wd': '--weight_decay', '--bs': '--batch_size', '--dataset': '--dataset_name',
-             '--gpu': '--device', '--gpus': '--device', '--model': '--pretrain_choice', '--precision': '--amp'}
+    It accepts the command lines of reference implementations: ``--flag True`` and ``--flag False`` for a boolean
+    option, and abbreviated flags (``--dataset``) if only one flag begins like this.
 
+    Args:
+        abbreviations: whether flags may be abbreviated.
+        settings: settings of ``argparse.ArgumentParser``.
 
-class Parser(Declaring, argparse.ArgumentParser):
-    """An argparse parser whose errors are sentences with the nearest known flag.
-
-    It reads what the released command lines hold: ``--flag True`` or ``--flag False`` for a flag that takes no value, and with
-    ``abbreviations`` flags that are cut short (``--dataset``), where only one can be meant.
+    Attributes:
+        everyday_options: names of the options that ``--help`` shows, in this order. Empty: it shows all.
+        advanced_options: names of the options that only ``--help all`` shows.
+        catalogs: {title: {name: description}} of names that options accept, for ``--help``.
+        completions: {option: names that it joins by +}, for shell completion.
+        topics: {name: :class:`~utils.help_pages.Topic`} that ``--help <name>`` explains.
+        unabbreviated_flags: flags that must be written in full, so that abbreviations of published commands are unique.
+        readers: {option: classes that read it, such as heads}. Options that are not here are read by all.
+        defaults_in_code: {option: default before a recipe changes it}.
     """
 
     def __init__(self, abbreviations=False, **settings):
         self.abbreviations = abbreviations
-        super().__init__(allow_abbrev=False, formatter_class=Help, **settings)
-        self.uncut = set()            # flags that released command lines, which cut flags short, cannot mean
-        self.readers = {}             # option -> what reads it, such as heads; options that aren't here are read by all
-        self.defaults_in_code = {}    # option -> default before a recipe changes it
+        super().__init__(allow_abbrev=False, add_help=False, **settings)
+        self.everyday_options, self.advanced_options = (), set()
+        self.catalogs, self.completions, self.topics = {}, {}, {}
+        self.unabbreviated_flags, self.readers, self.defaults_in_code = set(), {}, {}
+        self.add_argument('-h', '--help', nargs='?', const='', default=argparse.SUPPRESS, action=ShowHelp,
+                          metavar='TOPIC', help='help page')
 
     def add_argument_group(self, *args, **settings):
-        group = Group(self, *args, **settings)
+        group = OptionGroup(self, *args, **settings)
         self._action_groups.append(group)
         return group
 
     def parse(self, argv):
-        words = self.in_full(argv)
-        for word in words:  # before argparse, which would first ask for what is missing
+        """Parse a command line.
+
+        Args:
+            argv: words of the command line, without the program.
+
+        Returns:
+            An ``argparse.Namespace``.
+
+        Raises:
+            UserError: an unknown flag, a missing or invalid value.
+        """
+        if '_ARGCOMPLETE' in os.environ:    # set by the shell, if argcomplete is installed
+            self.print_completions()
+        words = self.expand_words(argv)
+        for word in words:  # before argparse, which reports missing options first
             flag, _, value = word.partition('=')
             if word.startswith('--') and flag not in self._option_string_actions:
-                raise UserError(f'unknown flag {flag}{nearest(flag, self._option_string_actions, ELSEWHERE)}')
-            if value == '--':  # argparse would make an empty list of it
-                raise UserError(f"{flag} needs a value, and '--' is none")
+                suggestion = suggest_name(flag, self._option_string_actions, self.foreign_flags())
+                raise UserError(f"unknown flag {flag}{suggestion or '; --help all lists all flags'}")
+            if value == '--':  # argparse would read an empty list
+                raise UserError(f"{flag} needs a value, not '--'")
         args, extra = self.parse_known_args(words)
         if extra:
-            raise UserError(f"'{extra[0]}' belongs to no flag")
+            raise UserError(f"'{extra[0]}' follows no flag: give each value after its --flag, "
+                            'and quote a value that holds spaces')
         return args
+
+    def foreign_flags(self):
+        """{flag of other programs: flag of this parser with the same meaning}."""
+        foreign = {}
+        for flag, names in FOREIGN_FLAGS.items():
+            if flag in self._option_string_actions:
+                foreign.update({f'--{name}': flag for name in names if f'--{name}' not in foreign})
+        return foreign
+
+    def suggest_option(self, name):
+        """The end of an error for an unknown option of a YAML file: ``'; did you mean x?'``, or an empty text."""
+        foreign = {other[2:]: flag[2:] for other, flag in self.foreign_flags().items()}
+        return suggest_name(name, self.actions(), foreign)
+
+    def print_completions(self):
+        """Print completions of the command line for the shell, and exit."""
+        import argcomplete
+        for name, known in self.completions.items():
+            self.actions()[name].completer = completer_of_joined_names(known)
+        argcomplete.autocomplete(self, always_complete_options='long')
+
+    def format_help(self):
+        return full_page(self) + '\n'
 
     def error(self, message):
         raise UserError(message)
 
+    def _check_value(self, action, value):
+        """Override argparse's check of ``choices``, to suggest the nearest choice."""
+        if action.choices is not None and value not in action.choices:
+            raise argparse.ArgumentError(action, invalid_choice_message(value, action.choices))
+
     def actions(self):
-        """{option: argparse action}"""
+        """{option: argparse action}."""
         return {action.dest: action for action in self._actions if action.dest != 'help'}
 
-    def having(self, effect):
-        """The options whose effect has a part of ``effect``."""
+    def options_with(self, effect):
+        """The names of the options that have any of the effects."""
         return {name for name, action in self.actions().items() if action.effect & effect}
 
-    def without(self, effect):
-        """The options whose effect has no part of ``effect``."""
-        return set(self.actions()) - self.having(effect)
+    def options_without(self, effect):
+        """The names of the options that have none of the effects."""
+        return set(self.actions()) - self.options_with(effect)
 
-    def given(self, argv):
-        """The options that are on the command line."""
-        flags = {word.split('=')[0] for word in self.in_full(argv)}
+    def given_options(self, argv):
+        """The names of the options on a command line."""
+        flags = {word.split('=')[0] for word in self.expand_words(argv)}
         return {action.dest for flag, action in self._option_string_actions.items() if flag in flags}
 
-    def in_full(self, argv):
-        """``argv`` with flags that are cut short written out, and ``--flag False`` as ``--no-flag``."""
+    def expand_words(self, argv):
+        """Return the words of a command line with full flags, and ``--no-flag`` instead of ``--flag False``."""
         words = []
-        for word in map(self.checked, argv):
+        for word in map(checked_word, argv):
             flag, equals, value = word.partition('=')
             if word.startswith('--'):
-                flag = self.flag_meant(flag)
-                words.append(equals and self.switched(flag, value) or flag + equals + value)
-            elif words and self.switched(words[-1], word):
-                words[-1] = self.switched(words[-1], word)
+                flag = self.expand_flag(flag)
+                words.append(equals and self.boolean_flag(flag, value) or flag + equals + value)
+            elif words and self.boolean_flag(words[-1], word):
+                words[-1] = self.boolean_flag(words[-1], word)
             else:
                 words.append(word)
         return words
 
-    def checked(self, word):
-        try:
-            return legible(word)
-        except argparse.ArgumentTypeError as error:
-            raise UserError(f'the command line: {error}') from None
+    def expand_flag(self, flag):
+        """Return the only flag that begins with ``flag``; ``flag`` itself if it is a flag, or if none begins with it.
 
-    def flag_meant(self, flag):
-        """The one flag that begins with ``flag``; ``flag`` itself where it is one or none does."""
+        Raises:
+            UserError: several flags begin with it.
+        """
         if not self.abbreviations:
             return flag
-        begin_so = sorted(name for name in self._option_string_actions if name.startswith(flag) and name not in self.uncut - {flag})
-        if flag in begin_so or not begin_so or flag == '--':
+        excluded = self.unabbreviated_flags - {flag}
+        matches = sorted(name for name in self._option_string_actions if name.startswith(flag) and name not in excluded)
+        if flag in matches or not matches or flag == '--':
             return flag
-        if len(begin_so) > 1:
-            raise UserError(f"unknown flag {flag}, which could be {' or '.join(begin_so[:5])}: write it in full")
-        return begin_so[0]
+        if len(matches) > 1:
+            raise UserError(f"unknown flag {flag}, which could be {' or '.join(matches[:5])}: write it in full")
+        return matches[0]
 
-    def switched(self, flag, value):
-        """--flag or --no-flag for a yes/no ``flag`` with the ``value`` true or false; None for any other."""
+    def boolean_flag(self, flag, value):
+        """Return ``--flag`` or ``--no-flag`` for a boolean option with the value true or false; else None."""
         action = self._option_string_actions.get(flag)
-        if not isinstance(action, argparse.BooleanOptionalAction) or flag.startswith('--no-') or value.lower() not in ('true', 'false'):
+        is_boolean = isinstance(action, argparse.BooleanOptionalAction) and not flag.startswith('--no-')
+        if not is_boolean or value.lower() not in ('true', 'false'):
             return None
         return action.option_strings[value.lower() == 'false']
 
-    def typed(self, name, value, where):
-        """A config's value of the option ``name`` as its flag would have read it: the same type, the same bounds. ``where``: the file,
-        for the message of the :class:`UserError`."""
+    def convert_config_value(self, name, value, path):
+        """Convert a value from a YAML file as the option's flag does, with the same type and bounds.
+
+        Args:
+            name: the option.
+            value: the value in the file.
+            path: the file, for the error.
+
+        Raises:
+            UserError: the flag does not accept this value.
+        """
         try:
-            return read_as_flag(self.actions()[name], value)
+            return convert_as_flag(self.actions()[name], value)
         except (argparse.ArgumentTypeError, ValueError) as error:
-            raise UserError(f'{where}, {name}: {error}') from None
+            raise UserError(f'{path}, {name}: {error}') from None
 
 
-def read_as_flag(action, value):
+def checked_word(word):
+    """Return a word of the command line. Raises :class:`~utils.errors.UserError` if it holds invalid characters."""
+    try:
+        return valid_text(word)
+    except argparse.ArgumentTypeError as error:
+        raise UserError(f'the command line: {error}') from None
+
+
+def invalid_choice_message(value, choices):
+    """The error for a value that is not among an option's choices."""
+    suggestion = suggest_name(value, choices)
+    listed = '' if suggestion.startswith('; known') else f'; known: {", ".join(map(str, choices))}'
+    return f"invalid choice: '{shorten(value)}'{suggestion}{listed}"
+
+
+def convert_as_flag(action, value):
+    """Convert a value from a YAML file as the flag of an argparse action does.
+
+    Raises:
+        argparse.ArgumentTypeError: the flag does not accept this value.
+        ValueError: as above.
+    """
     if value is None and action.default is None:
         return None
     if isinstance(action, argparse.BooleanOptionalAction) or action.const in (True, False):
         if not isinstance(value, bool):
-            raise argparse.ArgumentTypeError(f"'{shortened(value)}' must be true or false")
+            raise argparse.ArgumentTypeError(f"'{shorten(value)}' must be true or false")
         return value
     if action.nargs not in (None, '?'):
         values = list(value) if isinstance(value, (list, tuple)) else str(value).split()
         if isinstance(action.nargs, int) and len(values) != action.nargs or not values:
-            raise argparse.ArgumentTypeError(f"'{shortened(value)}' must be {action.nargs} numbers")
+            raise argparse.ArgumentTypeError(f"'{shorten(value)}' must be {action.nargs} numbers")
         return tuple(action.type(str(item)) for item in values)
     if value is None or isinstance(value, (list, tuple, dict, bool)):
-        raise argparse.ArgumentTypeError(f"'{shortened(value)}' must be a single value")
-    text = legible(str(value))
+        raise argparse.ArgumentTypeError(f"'{shorten(value)}' must be a single value")
+    text = valid_text(str(value))
     value = action.type(text) if action.type else text
     if action.choices and value not in action.choices:
-        raise argparse.ArgumentTypeError(f"'{shortened(value)}' must be one of {', '.join(action.choices)}")
+        raise argparse.ArgumentTypeError(invalid_choice_message(value, action.choices))
     return value
+
+
+def completer_of_joined_names(known):
+    """Create a completer for argcomplete: it completes the name after the last + of a value."""
+    def complete(prefix, **unused):
+        before, plus, _ = prefix.rpartition('+')
+        return [before + plus + name for name in sorted(known)]
+    return complete

@@ -1,96 +1,256 @@
-"""Recipes and runs' configs: reading ours and those that the released codebases wrote, and writing ours.
+"""Recipes and configs of runs: read Pedestal's files and those of reference implementations, and write Pedestal's.
 
-What a file means is decided by what it holds, never by its name.
+The content of a file decides how it is read, not its name.
 """
 from dataclasses import dataclass, field
 
 import yaml
 
-from utils.errors import UserError, nearest
+from utils.errors import UserError
 from utils.option_types import Effect
 from utils.safe_yaml import read_yaml
 
 
 @dataclass
 class Fork:
-    """A released codebase, told by the options that it alone has."""
+    """A reference implementation that extends IRRA, recognized by options that only it has.
+
+    Attributes:
+        name: its name.
+        own_options: options that no other fork has.
+        losses: ``--loss_names`` of its published command.
+        config_defaults: {option: value that its code uses if its configs.yaml lacks the option}.
+        command_defaults: {option: value that its command trains with if the option is not given}; ours differ.
+    """
     name: str
-    own: set                                          # its options that no other fork has
-    losses: str                                       # of its recipe
-    decided: dict = field(default_factory=dict)       # what its code did where its config lacks the option
-    unsaid: dict = field(default_factory=dict)        # what its command trains with where it does not say otherwise, and ours does not
+    own_options: set
+    losses: str
+    config_defaults: dict = field(default_factory=dict)
+    command_defaults: dict = field(default_factory=dict)
 
 
 FORKS = (
     Fork('A2TE', {'attribute_weight', 'pool_ratio'}, 'sdm+id+amm+detail',
-         decided={'freeze_conv1': True, 'temperature': 0.01, 'img_aug': True, 'momentum': 0.995, 'alpha': 0.5},
-         unsaid={'freeze_conv1': True, 'temperature': 0.01, 'img_aug': True, 'alpha': 0.5}),
+         config_defaults={'freeze_conv1': True, 'temperature': 0.01, 'img_aug': True, 'momentum': 0.995, 'alpha': 0.5},
+         command_defaults={'freeze_conv1': True, 'temperature': 0.01, 'img_aug': True, 'alpha': 0.5}),
     Fork('SEN', {'need_MAE', 'mask_ratio'}, 'sdm+mae+id+tri',
-         decided={'sampler': 'idrannum', 'num_instance': 2},
-         unsaid={'sampler': 'idrannum', 'num_instance': 2, 'seed': 42}),
+         config_defaults={'sampler': 'idrannum', 'num_instance': 2},
+         command_defaults={'sampler': 'idrannum', 'num_instance': 2, 'seed': 42}),
     Fork('PHP', {'num_experts', 'moe_layers'}, 'sdm+itc+aux',
-         decided={'php_attention': 'batch', 'itc_loss_weight': 5.0, 'batch_size': 64, 'test_batch_size': 64,
-                  'transformer_lr_factor': 1.0, 'moe_lr_factor': 1.0},    # the first release has no such factors
-         unsaid={'php_attention': 'batch', 'itc_loss_weight': 5.0, 'batch_size': 64, 'test_batch_size': 64}),
+         config_defaults={'php_attention': 'batch', 'itc_loss_weight': 5.0, 'batch_size': 64, 'test_batch_size': 64,
+                          'transformer_lr_factor': 1.0, 'moe_lr_factor': 1.0},    # not in the first release
+         command_defaults={'php_attention': 'batch', 'itc_loss_weight': 5.0, 'batch_size': 64, 'test_batch_size': 64}),
+    Fork('FMFA', {'minmax_loss_weight', 'sdm_loss_use_weight'}, 'a-sdm+mlm+id+efa',
+         config_defaults={'lr_rules': 'flat', 'lr': 5e-6, 'caption_masking': 'inplace'},    # with and without --MLM
+         command_defaults={'lr_rules': 'flat', 'lr': 5e-6, 'caption_masking': 'inplace'}),
 )
 
-# SEN's dataset for --need_MAE masks and filters every caption, whatever --MLM says.
-SEN_CAPTIONS = {'caption_masking': 'inplace', 'mlm_masking': 'noun', 'caption_filter': 0.2}
+
+@dataclass
+class OtherInterface:
+    """A reference implementation whose command line differs from IRRA's.
+
+    Attributes:
+        name: its name.
+        flags: flags that only it has.
+        keys: keys that only its YAML files have.
+        commands: the equivalent commands of Pedestal.
+    """
+    name: str
+    flags: set
+    keys: set
+    commands: str
 
 
-def with_sen_captions(options):
-    """``options`` with what ``need_MAE`` stands for, where they hold it and do not say otherwise."""
-    return {**SEN_CAPTIONS, **options} if options.get('need_MAE') is True else options
+OTHER_INTERFACES = (
+    OtherInterface('APTM', {'--task', '--epo'}, {'vision_config', 'train_file'},
+                   'python train.py --config_file configs/aptm/<dataset>.yaml --pretrain_choice <checkpoint of MALS>, '
+                   'or to evaluate python test.py --backbone aptm --checkpoint <file> --dataset_name <dataset> '
+                   '--rerank 128 --rerank_score released'),
+    OtherInterface('TBPS-CLIP', {'--simplified'}, {'experiment', 'schedule'},
+                   'python train.py --config_file configs/tbps-clip/<dataset>.yaml, for the simplified one with '
+                   '--loss_names nitc+ritc --no-mvs_image, or to evaluate python test.py --config_file '
+                   'configs/tbps-clip/<dataset>.yaml --checkpoint <file>'),
+)
 
 
-def is_of_a_run(content):
-    """Whether a config was written by a run, ours or a released one's: those hold what no recipe says."""
+def refuse_other_interface(words, source):
+    """Raise UserError if words are for a reference implementation with another interface.
+
+    Args:
+        words: the words of a command line, or the keys of a YAML file.
+        source: the file, or 'the command line', for the error.
+    """
+    for other in OTHER_INTERFACES:
+        matches = [word for word in words if word.split('=')[0] in other.flags | other.keys]
+        if matches:
+            raise UserError(f'{source}: {matches[0]} is an option of the reference implementation of {other.name}, '
+                            f'which has another interface; type {other.commands}')
+
+
+# SEN's reference implementation masks and filters every caption if --need_MAE is given, with or without --MLM.
+SEN_CAPTION_OPTIONS = {'caption_masking': 'inplace', 'mlm_masking': 'noun', 'caption_filter': 0.2}
+
+
+def apply_need_mae(options):
+    """Add the caption options that ``need_MAE`` stands for, unless ``options`` have them."""
+    return {**SEN_CAPTION_OPTIONS, **options} if options.get('need_MAE') is True else options
+
+
+# Loss names of RDE's reference implementation, in the order of its tests.
+RDE_LOSS_NAMES = ('TAL', 'TRL', 'InfoNCE', 'SDM')
+
+
+def translate_rde_losses(options, own_losses=()):
+    """Replace RDE's loss names in ``options``.
+
+    RDE's reference implementation trains the first of ``RDE_LOSS_NAMES`` in ``loss_names``, on both embeddings and
+    with a selection of clean pairs. The other parts of ``loss_names`` only name the run (``TAL+sr0.3_tau0.015``).
+
+    Args:
+        options: {option: value}.
+        own_losses: Pedestal's losses. If ``loss_names`` also holds one of them, the options stay as they are, and the
+            check of ``--loss_names`` refuses them.
+
+    Example:
+        >>> translate_rde_losses({'loss_names': 'TAL+sr0.3_tau0.015', 'tau': 0.015})
+        {'ccd': True, 'loss_names': 'tal+tse', 'tau': 0.015}
+    """
+    names = str(options.get('loss_names', '')).replace(' ', '').split('+')
+    loss = next((name for name in RDE_LOSS_NAMES if name in names), None)
+    if loss is None or set(names) & set(own_losses):
+        return options
+    return {'ccd': True, **options, 'loss_names': f'{loss.lower()}+tse'}
+
+
+def rde_notes(before, after, prefix=''):
+    """Lines for the log about a translation of RDE's loss names.
+
+    Args:
+        before: the options.
+        after: the result of :func:`translate_rde_losses`.
+        prefix: the start of the line, such as the file.
+    """
+    if after is before:
+        return []
+    meaning = after['loss_names'] + (' with --ccd' if after['ccd'] else '')
+    rde_defaults = {'tse_mode': '--tse_mode train since October 2024', 'noisy_rate': '--noisy_rate 0.2 by default'}
+    missing = [text for name, text in rde_defaults.items() if name not in before]
+    return [f"{prefix}--loss_names '{before['loss_names']}' is RDE's name of {meaning}"
+            + (f"; RDE's reference implementation has {' and '.join(missing)}" if missing else '')]
+
+
+def is_run_config(content):
+    """Whether a run wrote this config: Pedestal's or a reference implementation's. A recipe has none of these keys."""
     return bool({'training', 'local_rank', 'batch_fields'} & set(content))
 
 
-def read_recipe(path, parser):
-    """A recipe's options with the flags' types. A key that is no option is an error with the nearest name. Of a run's
-    configs.yaml, under whatever name, what describes that run alone (its folder, its resumption) is left out."""
+def is_reference_config(content):
+    """Whether a run of a reference implementation wrote this config. Pedestal's runs write every option."""
+    return is_run_config(content) and 'caption_masking' not in content
+
+
+def read_options(path):
+    """Read a recipe or a run's config as {key: value}.
+
+    Raises:
+        UserError: no YAML mapping, or a file of a reference implementation with another interface.
+    """
     content = read_yaml(path)
-    actions = parser.actions()
-    of_a_run = is_of_a_run(content)
-    options = what_its_fork_meant(content) if of_a_run else {}
-    left_out = parser.having(Effect.RUN | Effect.CALL) | {'batch_fields'} if of_a_run else ()
-    for name, value in content.items():
-        if name in left_out:
-            continue
-        if name not in actions:
-            raise UserError(f"{path}: unknown option '{name}'{nearest(name, actions)}")
-        options[name] = parser.typed(name, value, path)
-    return with_sen_captions(options)
+    if not is_run_config(content):
+        refuse_other_interface(content, path)
+    return content
 
 
-def what_its_fork_meant(content):
-    """The options that a released configs.yaml's ``content`` lacks and that its code decided otherwise than our defaults do. Our own
-    configs hold every option, and are told by ``caption_masking``."""
+def read_recipe(path, parser):
+    """Read a recipe, or a run's configs.yaml as a recipe.
+
+    A run's folder and its resumption are skipped, and so are the options that only a reference implementation has.
+
+    Args:
+        path: the YAML file.
+        parser: train.py's parser.
+
+    Returns:
+        ``({option: value with the flag's type}, lines for the log)``.
+
+    Raises:
+        UserError: an unknown key in a recipe or in Pedestal's own configs.yaml, or a value that the flag refuses.
+    """
+    content = drop_command_line_options(read_options(path), parser, path)
+    is_reference, actions = is_reference_config(content), parser.actions()
+    options, skipped = {}, set()
+    if is_run_config(content):
+        options = reference_defaults(content)
+        skipped = parser.options_with(Effect.RUN | Effect.INVOCATION) | {'batch_fields'}
+    unknown_keys = find_unknown_keys(content, parser)
+    if unknown_keys and not is_reference:
+        raise UserError(f"{path}: unknown option '{unknown_keys[0]}'{parser.suggest_option(unknown_keys[0])}")
+    options.update({name: parser.convert_config_value(name, value, path) for name, value in content.items()
+                    if name in actions and name not in skipped})
+    translated = translate_rde_losses(options) if is_reference else options
+    notes = [*unknown_key_notes(unknown_keys, path), *rde_notes(options, translated, f'{path}: ')]
+    return apply_need_mae(translated), notes
+
+
+def drop_command_line_options(content, parser, path):
+    """Remove the options that only the command line may turn on (``Effect.COMMAND_LINE_ONLY``).
+
+    A run's configs.yaml records them; they are skipped there.
+
+    Raises:
+        UserError: a recipe turns one of them on.
+    """
+    names = parser.options_with(Effect.COMMAND_LINE_ONLY)
+    turned_on = sorted(name for name in names & set(content) if content[name] is not False)
+    if turned_on and not is_run_config(content):
+        raise UserError(f'{path}, {turned_on[0]}: only the command line can turn this on; remove the line, and give '
+                        f'--{turned_on[0]} if you trust the source of the weights')
+    return {name: value for name, value in content.items() if name not in names}
+
+
+def find_unknown_keys(content, parser):
+    """The keys of a config that are no options. ``batch_fields`` is known, because Pedestal's runs write it."""
+    return [name for name in content if name not in parser.actions() and name != 'batch_fields']
+
+
+def unknown_key_notes(unknown_keys, path):
+    """A line for the log that names the unknown keys of a config."""
+    return [f"{path}: Pedestal has no option {', '.join(unknown_keys)}: skipped"] if unknown_keys else []
+
+
+def reference_defaults(content):
+    """The missing options of a reference implementation's configs.yaml whose defaults there differ from Pedestal's.
+
+    Args:
+        content: the configs.yaml. Pedestal's own, which has ``caption_masking``, gives {}.
+
+    Returns:
+        {option: value}.
+    """
     if 'caption_masking' in content:
         return {}
-    meant = {}
+    defaults = {}
     for fork in FORKS:
-        if fork.own & set(content):
-            meant.update(fork.decided)
-    meant = with_sen_captions({'need_MAE': content.get('need_MAE'), **meant})
-    return {name: value for name, value in meant.items() if name not in content and name != 'need_MAE'}
+        if fork.own_options & set(content):
+            defaults.update(fork.config_defaults)
+    defaults = apply_need_mae({'need_MAE': content.get('need_MAE'), **defaults})
+    return {name: value for name, value in defaults.items() if name not in content and name != 'need_MAE'}
 
 
-def plain(value):
+def to_plain_value(value):
     """A value as YAML holds it: tuples as lists."""
     return list(value) if isinstance(value, (tuple, list)) else value
 
 
 def as_dict(args):
-    """The options as plain values, without what only describes this call."""
-    left_out = ('notes', 'config_file', 'print_config')
-    return {name: plain(value) for name, value in sorted(vars(args).items()) if name not in left_out}
+    """The options as plain values, without those that only describe this call of the program."""
+    skipped = ('notes', 'config_file', 'print_config')
+    return {name: to_plain_value(value) for name, value in sorted(vars(args).items()) if name not in skipped}
 
 
-def dump(args, parser):
-    """The options as a recipe's text."""
-    left_out = parser.having(Effect.CALL) | {'batch_fields'}
-    options = {name: value for name, value in as_dict(args).items() if name not in left_out}
+def format_recipe(args, parser):
+    """The options as the text of a recipe."""
+    skipped = parser.options_with(Effect.INVOCATION | Effect.COMMAND_LINE_ONLY) | {'batch_fields'}
+    options = {name: value for name, value in as_dict(args).items() if name not in skipped}
     return yaml.safe_dump(options, default_flow_style=None, sort_keys=True)

@@ -1,74 +1,87 @@
-"""The second stage of retrieval: each caption's best images scored again, pair by pair."""
+"""Re-ranking: score each caption's best images again, pair by pair."""
 import torch
 from tqdm import tqdm
 
 from utils.errors import UserError
 
-RERANK_SCORES = ('caption', 'released')
-COSINE_SHARE = 0.002       # what the first stage counts beside the second (APTM)
+COSINE_WEIGHT = 0.002       # weight of the cosine similarity next to the pair's score (APTM)
 
 
-def check_count(count, gallery):
-    if not 1 <= count <= gallery:
-        raise UserError(f'--rerank {count}: the gallery holds {gallery} images; give a number from 1 to {gallery}')
+def check_rerank_count(count, gallery_size):
+    """Raise :class:`UserError` unless ``--rerank`` is between 1 and the size of the gallery."""
+    if not 1 <= count <= gallery_size:
+        raise UserError(f'--rerank {count}: the gallery holds {gallery_size} images; give a number from 1 to '
+                        f'{gallery_size}')
 
 
-def score_best(slabs, count, gallery, match, total=None, progress=True):
-    """Score each caption's ``count`` best images: ``(images [Q, count], scores [Q, count])``, the images in the first stage's order.
+def score_candidates(slabs, count, gallery, match, total=None, progress=True):
+    """Score each caption's ``count`` most similar images.
 
     Args:
-        slabs: similarities [q, G] of the first stage, of the captions in order, some at a time.
+        slabs: iterable of cosine similarities [q, G] of the captions in order, some at a time.
+        count: number of images to score for each caption.
         gallery: G, the number of images.
-        match: ``match(caption, images)``: the scores, float32 [count], of caption number ``caption`` (an int) with the images at the
-            int64 indices [count]; called once a caption, never for all pairs.
+        match: ``match(caption, images)`` returns the scores, float32 [count], of a caption's number (an int) and image
+            numbers, int64 [count]. It is called once for each caption.
         total: the number of captions, for the progress bar.
+        progress: whether to show the progress bar.
+
+    Returns:
+        ``(images [Q, count], scores [Q, count])``, the images in descending order of the cosine similarity.
 
     Raises:
-        UserError: ``count`` isn't between 1 and the size of the gallery.
+        UserError: ``count`` is not between 1 and G.
     """
-    check_count(count, gallery)
-    best, scores = [], []
+    check_rerank_count(count, gallery)
+    candidates, scores = [], []
     with tqdm(total=total, desc='re-ranking', unit='caption', leave=False, disable=None if progress else True) as bar:
         for slab in slabs:
             images = slab.topk(count, dim=1).indices.cpu()
             for row in images:
                 scores.append(match(len(scores), row).float().cpu())
                 bar.update()
-            best.append(images)
-    return torch.cat(best), torch.stack(scores)
+            candidates.append(images)
+    return torch.cat(candidates), torch.stack(scores)
 
 
-def rescored(slabs, best, scores, score='caption', bounds=None):
-    """Yields the first stage's ``slabs`` [q, G] as what orders the images now.
+def combine_scores(slabs, candidates, scores, score='caption', bounds=None):
+    """Yield the similarities [q, G] after re-ranking, slab by slab.
 
-    Images that were not scored again get the least of their row's scores, and so stay behind in the first stage's order. ``score``:
-    'released' is APTM's, minmax(second) + 0.002 minmax(first), each min-max over the whole matrix, which makes a caption's ranking depend
-    on the other captions; 'caption' does the same within each caption's row. ``bounds``: the least and the largest similarity of the
-    whole first stage, for 'released'.
+    Images without a pair's score get the smallest score of their row, so that they rank after the others, by cosine
+    similarity.
+
+    Args:
+        slabs: iterable of cosine similarities [q, G].
+        candidates: [Q, count] scored images.
+        scores: [Q, count] their scores.
+        score: 'released' is APTM's: minmax(scores) + 0.002 minmax(cosine), each over all pairs, so that a
+            caption's ranking depends on the other captions. 'caption' does the same within each row.
+        bounds: smallest and largest cosine similarity of all slabs, for 'released'.
     """
     start = 0
-    for first in slabs:
-        rows = slice(start, start + len(first))
-        start += len(first)
-        of_rows = scores[rows].to(first.device)
-        second = of_rows.min(dim=1, keepdim=True).values.expand_as(first).scatter(1, best[rows].to(first.device), of_rows)
+    for cosine in slabs:
+        rows = slice(start, start + len(cosine))
+        start += len(cosine)
+        row_scores = scores[rows].to(cosine.device)
+        smallest = row_scores.min(dim=1, keepdim=True).values
+        pair = smallest.expand_as(cosine).scatter(1, candidates[rows].to(cosine.device), row_scores)
         if score == 'released':
-            yield minmax(second, scores.min(), scores.max()) + COSINE_SHARE * minmax(first, *bounds)
+            yield minmax(pair, scores.min(), scores.max()) + COSINE_WEIGHT * minmax(cosine, *bounds)
         else:
-            yield minmax(second, *ends(second)) + COSINE_SHARE * minmax(first, *ends(first))
+            yield minmax(pair, *row_bounds(pair)) + COSINE_WEIGHT * minmax(cosine, *row_bounds(cosine))
 
 
-def ends(scores):
-    """Each row's least and largest value, [q, 1] each."""
+def row_bounds(scores):
+    """Return each row's smallest and largest value, [q, 1] each."""
     return scores.amin(dim=1, keepdim=True), scores.amax(dim=1, keepdim=True)
 
 
-def bounds_of(slabs):
-    """The least and the largest value of all slabs."""
-    found = [(slab.min(), slab.max()) for slab in slabs]
-    return min(low for low, _ in found), max(high for _, high in found)
+def global_bounds(slabs):
+    """Return the smallest and the largest value of all slabs."""
+    bounds = [(slab.min(), slab.max()) for slab in slabs]
+    return min(low for low, _ in bounds), max(high for _, high in bounds)
 
 
 def minmax(values, low, high):
-    """Values shifted and scaled so that ``low`` is 0 and ``high`` 1; all 0 where they are equal."""
+    """Scale values so that ``low`` becomes 0 and ``high`` 1; all become 0 if ``low`` equals ``high``."""
     return (values - low) / (high - low).clamp(min=torch.finfo(values.dtype).tiny)

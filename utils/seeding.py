@@ -1,4 +1,4 @@
-"""Randomness that depends on what is computed, never on who computes it or when."""
+"""Random seeds that depend on what is computed, not on the process or the time."""
 import random
 
 import numpy as np
@@ -6,28 +6,30 @@ import torch
 
 
 def derive_seed(*keys):
-    """A 63-bit seed from non-negative integers such as (seed, epoch, sample index): the same keys, the same seed, on any
-    machine; keys that differ anywhere give unrelated seeds.
+    """Derive a 63-bit seed from non-negative integers, such as (seed, epoch, sample index).
 
-    >>> derive_seed(1, 7, 42)
-    4872264341039337367
-    >>> derive_seed(1, 7, 42) == derive_seed(1, 7, 43)
-    False
+    The same keys give the same seed on any machine. Different keys give unrelated seeds.
+
+    Example:
+        >>> derive_seed(1, 7, 42)
+        4872264341039337367
+        >>> derive_seed(1, 7, 42) == derive_seed(1, 7, 43)
+        False
     """
-    # The number of keys goes in, too: NumPy takes (1, 2) and (1, 2, 0) for the same.
+    # The number of keys is included because NumPy treats (1, 2) and (1, 2, 0) alike.
     words = np.random.SeedSequence([len(keys), *keys]).generate_state(2, np.uint32)
     return int(words[0]) << 31 | int(words[1]) >> 1
 
 
 def seed_all(seed):
-    """Seed Python's, NumPy's and PyTorch's global generators (CPU and GPU)."""
+    """Seed the global generators of Python, NumPy and PyTorch (CPU and GPU)."""
     random.seed(seed)
     np.random.seed(seed & 0xffffffff)
     torch.manual_seed(seed)
 
 
-def random_states():
-    """The states of all global generators, made of tensors and plain numbers so that ``weights_only`` loading takes them."""
+def get_random_states():
+    """Return the states of all global generators, in types that ``weights_only`` loading accepts."""
     version, words, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state()
     return {'python': [version, list(words), gauss],
@@ -37,7 +39,7 @@ def random_states():
 
 
 def restore_random_states(states):
-    """Put back what :func:`random_states` returned; GPU states only where as many GPUs are seen."""
+    """Restore the states of :func:`get_random_states`; those of GPUs only if the number of GPUs is the same."""
     version, words, gauss = states['python']
     random.setstate((version, tuple(words), gauss))
     name, keys, position, has_gauss, cached = states['numpy']

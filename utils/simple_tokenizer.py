@@ -1,4 +1,4 @@
-"""CLIP's byte-pair encoding (Radford et al., ICML 2021), with one token exchanged for ``<|mask|>``."""
+"""CLIP's byte-pair encoding (Radford et al., ICML 2021), with one token replaced by ``<|mask|>``."""
 import functools
 import gzip
 import html
@@ -9,24 +9,31 @@ import regex
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 VOCABULARY = os.path.join(ROOT, 'data', 'bpe_simple_vocab_16e6.txt.gz')
-MERGES = 48894   # of the file's merges, those that CLIP uses
+MERGES = 48894   # number of the file's merges that CLIP uses
 START, MASK, END = '<|startoftext|>', '<|mask|>', '<|endoftext|>'
 
 
 @functools.lru_cache(maxsize=None)
 def byte_characters():
-    """{byte: character} with a visible character for each byte: printable Latin-1 stands for itself, other bytes for
-    characters from 256 on. The order is that of the vocabulary's first 256 tokens."""
+    """Map each byte to a visible character.
+
+    Printable Latin-1 bytes map to themselves, other bytes to characters from 256 on. The order is that of the
+    vocabulary's first 256 tokens.
+
+    Returns:
+        ``{byte: character}``
+    """
     printable = [*range(ord('!'), ord('~') + 1), *range(ord('¡'), ord('¬') + 1), *range(ord('®'), ord('ÿ') + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     return {**{byte: chr(byte) for byte in printable}, **{byte: chr(256 + n) for n, byte in enumerate(others)}}
 
 
-def clean(text):
-    """Repaired encoding, no HTML entities, single spaces, lower case.
+def clean_text(text):
+    """Repair the encoding, replace HTML entities, collapse spaces, and convert to lower case.
 
-    >>> clean('A  woman &amp; a dog ')
-    'a woman & a dog'
+    Example:
+        >>> clean_text('A  woman &amp; a dog ')
+        'a woman & a dog'
     """
     text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return ' '.join(text.split()).lower()
@@ -35,22 +42,27 @@ def clean(text):
 REMOVED_CHARACTERS = regex.compile(r'[.!"()*#:;~]')
 
 
-def without_marks(caption, most_words=77):
-    """A caption as TBPS-CLIP reads it, in training and in evaluation: lower case, no ``. ! " ( ) * # : ; ~``, single spaces, the first
-    77 words.
+def remove_punctuation(caption, max_words=77):
+    """Clean a caption as TBPS-CLIP does in training and evaluation.
 
-    >>> without_marks('A man (tall): red jacket.')
-    'a man tall red jacket'
+    The result is in lower case, without ``. ! " ( ) * # : ; ~``, with single spaces, cut to ``max_words`` words.
+
+    Example:
+        >>> remove_punctuation('A man (tall): red jacket.')
+        'a man tall red jacket'
     """
-    return ' '.join(REMOVED_CHARACTERS.sub(' ', caption.lower()).split()[:most_words])
+    return ' '.join(REMOVED_CHARACTERS.sub(' ', caption.lower()).split()[:max_words])
 
 
 class SimpleTokenizer:
-    """Text to token ids and back: ``SimpleTokenizer().encode('a red coat')`` gives ``[320, 736, 7356]``.
+    """Converts text to token ids and back.
 
-    ``encoder`` maps tokens to ids: 256 bytes, the same at a word's end (``</w>``), 48,893 merges, and mask, start
-    and end (49405, 49406, 49407). ``<|mask|>`` takes the place of the last merge, so that the vocabulary stays CLIP's
-    49,408.
+    Args:
+        bpe_path: the file of merges.
+
+    Attributes:
+        encoder: ``{token: id}``: 256 bytes, the same at the end of a word (``</w>``), 48,893 merges, and mask, start
+            and end (49405, 49406, 49407). ``<|mask|>`` replaces the last merge, so the vocabulary size is still 49,408.
     """
 
     def __init__(self, bpe_path=VOCABULARY):
@@ -58,7 +70,7 @@ class SimpleTokenizer:
         self.byte_decoder = {character: byte for byte, character in self.byte_encoder.items()}
         with gzip.open(bpe_path, 'rt', encoding='utf-8') as file:
             next(file)  # the version
-            # Without the merge whose id is the mask's: its token could be made but has no id.
+            # Skip the last merge: its id is the mask's, so its token would have no id.
             merges = [tuple(next(file).split()) for _ in range(MERGES - 1)]
         characters = list(self.byte_encoder.values())
         tokens = characters + [c + '</w>' for c in characters] + [''.join(merge) for merge in merges]
@@ -71,73 +83,81 @@ class SimpleTokenizer:
             regex.IGNORECASE)
         self.cache = {token: [self.encoder[token]] for token in (MASK, START, END)}
 
-    pad = 0                     # a word's id, too: "!"
-    key = 'clip'                # of what is kept of its ids
-    continues = frozenset()     # no id says that it goes on with a word
+    pad_id = 0                          # also the id of "!"
+    cache_key = 'clip'                  # for caches of ids
+    continuation_ids = frozenset()      # no id continues a word
 
     @property
-    def start(self):
+    def start_id(self):
         return self.encoder[START]
 
     @property
-    def end(self):
+    def end_id(self):
         return self.encoder[END]
 
     @property
-    def mask(self):
+    def mask_id(self):
         return self.encoder[MASK]
 
     def encode_all(self, texts):
-        """:meth:`encode` for many texts."""
+        """Call :meth:`encode` on each text."""
         return [self.encode(text) for text in texts]
 
-    def framed(self, ids, length):
-        """A caption's ids between start and end, cut to ``length`` (None: not cut) without losing the end."""
-        ids = [self.start, *ids, self.end]
+    def add_special_tokens(self, ids, length):
+        """Add start and end to a caption's ids, and cut them to ``length`` before the end (None: no cut)."""
+        ids = [self.start_id, *ids, self.end_id]
         return ids if length is None or len(ids) <= length else ids[:length - 1] + ids[-1:]
 
     def lengths(self, tokens):
-        """How many tokens each caption has, start and end included: [S, L] -> [S]. The end has the largest id."""
+        """Count the tokens of each caption, with start and end: [S, L] -> [S]. The end has the largest id."""
         return tokens.argmax(dim=1) + 1
 
     def encode(self, text):
-        """The token ids of a text, without start and end.
+        """Return the token ids of a text, without start and end.
 
-        >>> SimpleTokenizer().encode('a red coat')
-        [320, 736, 7356]
+        Example:
+            >>> SimpleTokenizer().encode('a red coat')
+            [320, 736, 7356]
         """
-        return [number for word in self.pattern.findall(clean(text)) for number in self.word_ids(word)]
+        return [number for word in self.pattern.findall(clean_text(text)) for number in self.word_ids(word)]
 
     def encode_with_offsets(self, text):
-        """``(ids, spans, cleaned text)``: the ids that ``encode`` gives, and of each the ``(start, end)`` of its characters in
-        the cleaned, lower-case text. Tokens that share a character's bytes both span the character.
+        """Encode a text, and find the characters of each token.
 
-        >>> SimpleTokenizer().encode_with_offsets('A  red raincoat')
-        ([320, 736, 3128, 7356], [(0, 1), (2, 5), (6, 10), (10, 14)], 'a red raincoat')
+        Returns:
+            ``(ids, spans, cleaned text)``. A span is the ``(start, end)`` of a token's characters in the cleaned text.
+            If several tokens share the bytes of a character, each spans the character.
+
+        Example:
+            >>> SimpleTokenizer().encode_with_offsets('A  red raincoat')
+            ([320, 736, 3128, 7356], [(0, 1), (2, 5), (6, 10), (10, 14)], 'a red raincoat')
         """
-        text = clean(text)
+        text = clean_text(text)
         ids, spans = [], []
         for match in self.pattern.finditer(text):
-            places = range(*match.span())   # of each byte's character
+            positions = range(*match.span())   # position of each byte's character
             if not match[0].isascii():
-                places = [place for place, c in zip(places, match[0]) for _ in c.encode('utf-8')]
-            done = 0
+                positions = [position for position, character in zip(positions, match[0])
+                             for _ in character.encode('utf-8')]
+            end = 0
             for number in self.word_ids(match[0]):
-                first, done = done, done + len(self.decoder[number].removesuffix('</w>'))
+                start, end = end, end + len(self.decoder[number].removesuffix('</w>'))
                 ids.append(number)
-                spans.append((places[first], places[done - 1] + 1))
+                spans.append((positions[start], positions[end - 1] + 1))
         return ids, spans, text
 
     def decode(self, ids):
-        """The text of token ids; words are followed by a space.
+        """Return the text of token ids, with a space after each word.
 
-        >>> SimpleTokenizer().decode([320, 736, 7356])
-        'a red coat '
+        Example:
+            >>> SimpleTokenizer().decode([320, 736, 7356])
+            'a red coat '
         """
         text = ''.join(self.decoder[int(number)] for number in ids)
         return bytes(self.byte_decoder[c] for c in text).decode('utf-8', errors='replace').replace('</w>', ' ')
 
     def word_ids(self, word):
+        """Return the token ids of a word of cleaned text."""
         if word not in self.cache:
             characters = [self.byte_encoder[byte] for byte in word.encode('utf-8')]
             characters[-1] += '</w>'
@@ -145,27 +165,27 @@ class SimpleTokenizer:
         return self.cache[word]
 
     def merge(self, tokens):
-        """Join neighbours, the pair of the lowest rank first and everywhere at once, until no known pair is left."""
+        """Merge pairs of neighboring tokens, by rising rank, until no known pair is left."""
         while len(tokens) > 1:
             pair = min(zip(tokens, tokens[1:]), key=lambda p: self.ranks.get(p, MERGES))
             if pair not in self.ranks:
                 break
             merged, i = [], 0
             while i < len(tokens):
-                joined = tuple(tokens[i:i + 2]) == pair
-                merged.append(''.join(pair) if joined else tokens[i])
-                i += 2 if joined else 1
+                is_pair = tuple(tokens[i:i + 2]) == pair
+                merged.append(''.join(pair) if is_pair else tokens[i])
+                i += 2 if is_pair else 1
             tokens = merged
         return tokens
 
 
 class CleaningTokenizer(SimpleTokenizer):
-    """CLIP's tokenizer of captions that are cleaned first, as TBPS-CLIP does (:func:`without_marks`)."""
+    """CLIP's tokenizer, after :func:`remove_punctuation` as in TBPS-CLIP."""
 
-    key = 'clip without marks'
+    cache_key = 'clip without marks'
 
     def encode(self, text):
-        return super().encode(without_marks(text))
+        return super().encode(remove_punctuation(text))
 
     def encode_with_offsets(self, text):
-        return super().encode_with_offsets(without_marks(text))
+        return super().encode_with_offsets(remove_punctuation(text))

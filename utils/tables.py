@@ -1,31 +1,31 @@
-"""One table as text, Markdown and LaTeX: a heading, a header and lines of texts."""
+"""Tables as text, Markdown and LaTeX, each from a heading, a header and rows of texts."""
 from prettytable import PrettyTable
 
 METRICS = ('R1', 'R5', 'R10', 'mAP', 'mINP')
 
 
-def as_text(heading, header, lines):
-    shown = PrettyTable(header, align='l')
-    shown.add_rows(lines)
-    return f'{heading}\n{shown.get_string()}'
+def format_text(heading, header, rows):
+    table = PrettyTable(header, align='l')
+    table.add_rows(rows)
+    return f'{heading}\n{table.get_string()}'
 
 
-def as_markdown(heading, header, lines):
-    lines = [header, ['---'] * len(header)] + [[cell.replace('|', r'\|') for cell in line] for line in lines]
-    return f'**{heading}**\n\n' + '\n'.join(f"| {' | '.join(line)} |" for line in lines)
+def format_markdown(heading, header, rows):
+    rows = [header, ['---'] * len(header)] + [[cell.replace('|', r'\|') for cell in row] for row in rows]
+    return f'**{heading}**\n\n' + '\n'.join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def as_latex(heading, header, lines):
-    lines = [' & '.join(map(escaped, cells)) + r' \\' for cells in [header, *lines]]
+def format_latex(heading, header, rows):
+    lines = [' & '.join(map(escape_latex, cells)) + r' \\' for cells in [header, *rows]]
     lines[0] += r' \hline'
     columns = ''.join('r' if name in ('n', *METRICS) else 'l' for name in header)
     body = '\n'.join([f'\\begin{{tabular}}{{{columns}}}', *lines, r'\end{tabular}'])
     return f'% {heading}\n{body}'
 
 
-def escaped(text):
+def escape_latex(text):
     special = {'\\': r'\textbackslash{}', '~': r'\textasciitilde{}', '^': r'\textasciicircum{}', '±': r'$\pm$'}
     return ''.join(special.get(letter, f'\\{letter}' if letter in '&%$#_{}' else letter) for letter in text)
 
 
-FORMATS = {'text': as_text, 'markdown': as_markdown, 'latex': as_latex}
+FORMATS = {'text': format_text, 'markdown': format_markdown, 'latex': format_latex}

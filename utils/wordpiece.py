@@ -1,4 +1,4 @@
-"""BERT's WordPiece tokenizer, by the ``tokenizers`` library, which only it needs."""
+"""BERT's WordPiece tokenizer. Only this module needs the library ``tokenizers``."""
 import hashlib
 import os
 from functools import cached_property
@@ -8,7 +8,8 @@ from utils.errors import UserError
 SPECIAL = PAD, UNKNOWN, START, END, MASK = '[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]'
 
 
-def library():
+def import_tokenizers():
+    """Import the library, or raise :class:`UserError`."""
     try:
         import tokenizers
     except ImportError:
@@ -17,80 +18,98 @@ def library():
 
 
 class WordPiece:
-    """A vocabulary of word pieces, lower case: a caption becomes the start, its pieces and padding, and no end, as in APTM.
+    """A lower-case WordPiece tokenizer.
 
-    ``words`` are the pieces in the order of their ids. Raises UserError where the vocabulary lacks one of BERT's special pieces or
-    doesn't begin with the padding.
+    As in APTM, a caption becomes the start token, its pieces and padding. It has no end token.
+
+    Args:
+        pieces: the vocabulary, in the order of the ids.
+        source: the file, for messages.
+
+    Attributes:
+        pad_id, start_id, end_id, mask_id: ids of the special tokens.
+        continuation_ids: ids of pieces that continue a word.
+
+    Raises:
+        UserError: the vocabulary lacks a special token of BERT or does not begin with padding.
     """
 
-    def __init__(self, words, source='the vocabulary'):
-        self.words = list(words)
-        number = {word: index for index, word in enumerate(self.words)}
-        lacking = [word for word in SPECIAL if word not in number]
-        if lacking or number[PAD]:
-            raise UserError(f"{source} is no vocabulary of BERT's: " +
-                            (f'it lacks {", ".join(lacking)}' if lacking else f'its first line must be {PAD}'))
-        self.vocab_size = len(self.words)
-        self.pad, self.start, self.end, self.mask = (number[word] for word in (PAD, START, END, MASK))
-        self.continues = frozenset(index for word, index in number.items() if word.startswith('##'))
-        self.number = number
+    def __init__(self, pieces, source='the vocabulary'):
+        self.pieces = list(pieces)
+        self.ids = {piece: index for index, piece in enumerate(self.pieces)}
+        missing = [token for token in SPECIAL if token not in self.ids]
+        if missing or self.ids[PAD]:
+            problem = f'it lacks {", ".join(missing)}' if missing else f'its first line must be {PAD}'
+            raise UserError(f"{source} is no vocabulary of BERT's: {problem}")
+        self.vocab_size = len(self.pieces)
+        self.pad_id, self.start_id, self.end_id, self.mask_id = (self.ids[token] for token in (PAD, START, END, MASK))
+        self.continuation_ids = frozenset(index for piece, index in self.ids.items() if piece.startswith('##'))
 
     @cached_property
     def _tokenizer(self):
-        return library().implementations.BertWordPieceTokenizer(self.number, lowercase=True)
+        return import_tokenizers().implementations.BertWordPieceTokenizer(self.ids, lowercase=True)
 
     def __getstate__(self):
         return {name: value for name, value in vars(self).items() if name != '_tokenizer'}
 
     def encode(self, caption):
-        """The ids of a caption's pieces, without the start."""
+        """Return the ids of a caption's pieces, without the start token."""
         return self._tokenizer.encode(caption, add_special_tokens=False).ids
 
     def encode_all(self, captions):
-        """:meth:`encode` for a list of captions, by several threads."""
+        """Call :meth:`encode` on a list of captions, in several threads."""
         return [encoding.ids for encoding in self._tokenizer.encode_batch(list(captions), add_special_tokens=False)]
 
-    def framed(self, ids, length):
-        """A caption's ids with the start, cut to ``length`` (None: not cut); there is no end."""
-        return [self.start, *ids][:length]
+    def add_special_tokens(self, ids, length):
+        """Add the start token to a caption's ids, and cut them to ``length`` (None: no cut). There is no end token."""
+        return [self.start_id, *ids][:length]
 
     def lengths(self, tokens):
-        """How many tokens each caption has: [S, L] -> [S]. Padding is no word here."""
-        return (tokens != self.pad).sum(dim=1)
+        """Count the tokens of each caption: [S, L] -> [S]."""
+        return (tokens != self.pad_id).sum(dim=1)
 
     @property
-    def key(self):
-        """What differs between vocabularies, for what is kept of their ids."""
-        return hashlib.sha256('\n'.join(self.words).encode()).hexdigest()[:16]
+    def cache_key(self):
+        """A key of the vocabulary, for caches of ids."""
+        return hashlib.sha256('\n'.join(self.pieces).encode()).hexdigest()[:16]
 
     def decode(self, ids):
-        """The text of token ids, special pieces left out."""
+        """Return the text of token ids, without special tokens."""
         return self._tokenizer.decode([int(number) for number in ids], skip_special_tokens=True)
 
     def save(self, path):
-        """Write the vocabulary, a piece a line, as BERT's ``vocab.txt``."""
+        """Write the vocabulary as BERT's ``vocab.txt``: one piece per line."""
         from utils.iotools import atomic_write
         with atomic_write(path) as file:
-            file.write('\n'.join(self.words) + '\n')
+            file.write('\n'.join(self.pieces) + '\n')
 
 
 def read_vocabulary(path):
-    """The :class:`WordPiece` of a ``vocab.txt`` or of the folder that holds one. Raises UserError where there is none."""
+    """Read the :class:`WordPiece` of a ``vocab.txt``, or of the folder that holds one.
+
+    Raises:
+        UserError: there is no such file, or it is no vocabulary.
+    """
     path = os.path.join(path, 'vocab.txt') if os.path.isdir(path) else path
     try:
         with open(path, encoding='utf-8') as file:
-            words = file.read().split('\n')
+            pieces = file.read().split('\n')
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read BERT's vocabulary {path} ({error}): it is a text of one word piece a line") from None
-    return WordPiece(words[:-1] if words and not words[-1] else words, path)
+        raise UserError(f"cannot read BERT's vocabulary {path} ({error}): it must be a text file with one word piece "
+                        'per line') from None
+    return WordPiece(pieces[:-1] if pieces and not pieces[-1] else pieces, path)
 
 
 def make_vocabulary(captions, size):
-    """A :class:`WordPiece` of at most ``size`` pieces, trained on captions; the same for the same captions."""
-    tokenizer, captions = library().implementations.BertWordPieceTokenizer(lowercase=True), sorted(set(captions))
-    letters = sorted({letter for caption in captions for letter in tokenizer.normalize(caption) if not letter.isspace()})
-    # The library numbers letters in an order that changes from call to call, and ties between pieces go by number: so number them first.
-    first = [*SPECIAL, *letters, *('##' + letter for letter in letters)]
-    tokenizer.train_from_iterator(captions, vocab_size=size, min_frequency=1, special_tokens=first, show_progress=False)
-    number = tokenizer.get_vocab()
-    return WordPiece(sorted(number, key=number.get))
+    """Train a :class:`WordPiece` of at most ``size`` pieces on captions. The same captions give the same vocabulary."""
+    tokenizer = import_tokenizers().implementations.BertWordPieceTokenizer(lowercase=True)
+    captions = sorted(set(captions))
+    letters = sorted({letter for caption in captions for letter in tokenizer.normalize(caption)
+                      if not letter.isspace()})
+    # The library numbers letters in an order that differs between calls, and breaks ties between pieces by number.
+    # Therefore the letters get their numbers first.
+    first_pieces = [*SPECIAL, *letters, *('##' + letter for letter in letters)]
+    tokenizer.train_from_iterator(captions, vocab_size=size, min_frequency=1, special_tokens=first_pieces,
+                                  show_progress=False)
+    ids = tokenizer.get_vocab()
+    return WordPiece(sorted(ids, key=ids.get))

@@ -3,8 +3,8 @@ import argparse
 import signal
 
 from datasets.synthpedes.baselines import baseline_scores
-from datasets.synthpedes.sheet import contact_sheet
-from datasets.synthpedes.writing import KNOBS, formats, generate, settle
+from datasets.synthpedes.contact_sheet import save_contact_sheet
+from datasets.synthpedes.writing import DIFFICULTY_OPTIONS, formats, generate, validate_settings
 from utils.errors import UserError, run
 
 
@@ -14,32 +14,36 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser():
-    parser = _Parser(prog='synthpedes', description='Make a dataset of procedural pedestrians, or look at one.')
-    parser.add_argument('--out', help='root folder; the dataset becomes <out>/<format>')
-    parser.add_argument('--ids', type=int, help='number of identities, of all splits together')
-    parser.add_argument('--images_per_id', type=int, default=4)
-    parser.add_argument('--captions_per_image', type=int, help="the format's own by default: 1 for ICFG-PEDES, else 2")
+    parser = _Parser(prog='synthpedes', description='Write a dataset of procedural pedestrians, or inspect one.')
+    parser.add_argument('--out', help='root folder of datasets; the dataset goes to <out>/<format>')
+    parser.add_argument('--ids', type=int, help='number of identities in all splits together')
+    parser.add_argument('--images_per_id', type=int, default=4, help='number of images per identity (default: 4)')
+    parser.add_argument('--captions_per_image', type=int,
+                        help='number of captions per image (default: 1 for ICFG-PEDES, else 2)')
     parser.add_argument('--size', type=int, nargs=2, default=(384, 128), metavar=('H', 'W'),
-                        help='image size in pixels')
-    parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--format', default='synthpedes', help=f'one of {", ".join(formats())}')
+                        help='height and width of the images in pixels (default: 384 128)')
+    parser.add_argument('--seed', type=int, default=0, help='seed of all random numbers (default: 0)')
+    parser.add_argument('--format', default='synthpedes',
+                        help=f'dataset whose format is written: {", ".join(formats())} (default: synthpedes)')
     parser.add_argument('--val_ids', type=int,
-                        help='identities of the val split, by default a tenth (ICFG-PEDES: none)')
-    parser.add_argument('--test_ids', type=int, help='identities of the test split, by default a fifth')
+                        help='number of identities in the val split (default: a tenth; ICFG-PEDES: none)')
+    parser.add_argument('--test_ids', type=int, help='number of identities in the test split (default: a fifth)')
     parser.add_argument('--workers', type=int,
-                        help='processes, by default as many as cores; they change nothing in the result')
+                        help='number of processes, without effect on the result (default: the number of cores)')
     parser.add_argument('--overwrite', action='store_true',
-                        help='replace a folder that synthpedes made with other settings')
-    for name, (default, low, high, what) in KNOBS.items():
+                        help='replace a dataset that synthpedes wrote with other settings')
+    for name, (default, low, high, what) in DIFFICULTY_OPTIONS.items():
         parser.add_argument(f'--{name}', type=type(default), default=default,
-                            help=f'{what} ({low} to {high}, default {default})')
+                            help=f'{what}, from {low} to {high} (default: {default})')
     parser.add_argument('--contact_sheet', metavar='FILE',
-                        help='only draw a few identities with a caption under each image')
+                        help='only draw a figure of a few identities, with a caption under each image')
     parser.add_argument('--baselines', metavar='FOLDER',
-                        help='only rate the baselines without learning on a dataset folder')
-    parser.add_argument('--split', default='test', help='of --baselines')
-    parser.add_argument('--galleries', type=int, default=5, help='of --baselines: mean over so many disjoint galleries')
-    parser.add_argument('--ids_per_gallery', type=int, default=100)
+                        help="only evaluate baselines without learning, on a dataset's folder")
+    parser.add_argument('--split', default='test', help='split for --baselines (default: test)')
+    parser.add_argument('--galleries', type=int, default=5,
+                        help='number of disjoint galleries for --baselines; results are their mean (default: 5)')
+    parser.add_argument('--ids_per_gallery', type=int, default=100,
+                        help='number of identities in each gallery for --baselines (default: 100)')
     return parser
 
 
@@ -62,16 +66,17 @@ def main(argv=None):
     if args.baselines:
         _print_baselines(args)
         return 0
-    knobs = {name: getattr(args, name) for name in KNOBS}
+    difficulty = {name: getattr(args, name) for name in DIFFICULTY_OPTIONS}
     if args.contact_sheet:
-        settings = settle(args.ids or 60, args.images_per_id, args.captions_per_image, args.size, args.seed,
-                             args.format, None, None, knobs)
-        contact_sheet(args.contact_sheet, settings)
+        ids = 60 if args.ids is None else args.ids
+        settings = validate_settings(ids, args.images_per_id, args.captions_per_image, args.size, args.seed,
+                                     args.format, None, None, difficulty)
+        save_contact_sheet(args.contact_sheet, settings)
         return 0
     if args.out is None or args.ids is None:
         raise UserError('--out and --ids are needed (or --baselines, or --contact_sheet)')
     folder = generate(args.out, args.ids, args.images_per_id, args.captions_per_image, tuple(args.size), args.seed,
-                      args.format, args.val_ids, args.test_ids, args.workers, args.overwrite, **knobs)
+                      args.format, args.val_ids, args.test_ids, args.workers, args.overwrite, **difficulty)
     print(f'synthpedes: {folder}')
     return 0
 

@@ -1,7 +1,7 @@
-"""What a synthpedes image looks like: a scene (view, pose, light, background, ...) and the drawing of a person in it.
+"""Draw the images of synthpedes: a scene (view, pose, light, background, ...) and a person in it.
 
-Drawing uses Pillow polygons at about twice the image's resolution. Coordinates are in *body heights*: y runs from 0
-(top of the head) to 1 (soles), x from the body's axis, positive to the right of the image.
+Drawing uses Pillow polygons at about twice the image's resolution. Coordinates are in *body heights*: y is 0 at the top
+of the head and 1 at the soles; x is 0 at the body's axis and positive to the right of the image.
 """
 import math
 import random
@@ -19,7 +19,7 @@ _NOISE = np.random.RandomState(0).normal(0, 1, (1024, 1024)).astype(np.float32)
 
 @dataclass
 class Scene:
-    """How one image shows a person; ``hidden`` names the slots that neither image nor caption show."""
+    """How one image shows a person. Neither the image nor its captions show the slots in ``hidden``."""
     view: str          # front, back, side
     facing: int        # side: 1 looks right, -1 left
     walking: bool
@@ -29,18 +29,18 @@ class Scene:
     left: float        # body axis / image width
     top: float         # top of the head / image height
     light: tuple       # gain of R, G, B: exposure and the camera's tint
-    gradient: float    # light falls off to one side
+    gradient: float    # decrease of the light to one side
     blur: float        # in 1/1000 of the image height
     noise: float
     background: str
     occluder: str      # none, pole, bush, car, person
     hidden: tuple
-    seed: int          # for everything that no sentence speaks of
+    seed: int          # of everything that captions do not describe
     quality: int       # of the JPEG
 
 
-def new_scene(seed, view, tint=0.35, occlusion=0.15):
-    """Draw a scene; the knobs are described in :func:`datasets.synthpedes.generate`."""
+def sample_scene(seed, view, tint=0.35, occlusion=0.15):
+    """Sample a scene. :data:`datasets.synthpedes.writing.DIFFICULTY_OPTIONS` describes ``tint`` and ``occlusion``."""
     rng = random.Random(seed)
     exposure = 0.93 * math.exp(rng.gauss(0, 0.3 * tint))
     light = tuple(exposure * math.exp(rng.gauss(0, 0.11 * tint)) for _ in range(3))
@@ -57,30 +57,30 @@ def new_scene(seed, view, tint=0.35, occlusion=0.15):
                  rng.randint(78, 93))
 
 
-def _mix(a, b, share):
-    return tuple(int(x + (y - x) * share) for x, y in zip(a, b))
+def _mix_colors(a, b, fraction):
+    return tuple(int(x + (y - x) * fraction) for x, y in zip(a, b))
 
 
-def _dark(rgb, share=0.35):
-    return _mix(rgb, (0, 0, 0), share)
+def _darken(rgb, fraction=0.35):
+    return _mix_colors(rgb, (0, 0, 0), fraction)
 
 
-def _seam(rgb):
-    """A colour for lines that show on ``rgb``."""
-    return _mix(rgb, (0, 0, 0) if sum(rgb) > 150 else (255, 255, 255), 0.3)
+def _seam_color(rgb):
+    """A color for lines that are visible on ``rgb``."""
+    return _mix_colors(rgb, (0, 0, 0) if sum(rgb) > 150 else (255, 255, 255), 0.3)
 
 
-def _both(*right):
-    """A polygon from its right half, given from top to bottom."""
+def _mirror(*right):
+    """Complete a symmetric polygon from its right half, which is given from top to bottom."""
     return [*right, *((-x, y) for x, y in reversed(right))]
 
 
-def _between(p, q, share):
-    return p[0] + (q[0] - p[0]) * share, p[1] + (q[1] - p[1]) * share
+def _interpolate(p, q, fraction):
+    return p[0] + (q[0] - p[0]) * fraction, p[1] + (q[1] - p[1]) * fraction
 
 
 class Palette:
-    """The exact colours that one identity wears: each slot's tone, shifted the same way in all of its images."""
+    """The exact colors that one identity wears: each slot's tone, shifted the same direction in all of its images."""
 
     def __init__(self, seed, shades):
         self.seed, self.spread = seed, 34 * shades
@@ -88,7 +88,7 @@ class Palette:
     def __call__(self, slot, rgb):
         rng = random.Random(derive_seed(self.seed, *slot.encode()))
         lighter = rng.gauss(0, self.spread * 0.7)
-        hue = self.spread * (0.5 if max(rgb) - min(rgb) > 40 else 0.15)  # a grey that strays is a grey still
+        hue = self.spread * (0.5 if max(rgb) - min(rgb) > 40 else 0.15)  # shifted grays must stay gray
         return tuple(int(min(250, max(8, c + lighter + rng.gauss(0, hue)))) for c in rgb)
 
     def tone(self, slot, tone):
@@ -96,87 +96,87 @@ class Palette:
 
 
 class Canvas:
-    """Colour (RGBA) and shading (L, 128 = as painted), drawn part by part from back to front."""
+    """An image with colors (RGBA) and shading (L, 128 = unchanged), drawn from back to front."""
 
     def __init__(self, width, height, unit, left, top, lit):
         self.unit, self.left, self.top, self.lit = unit, left, top, lit
-        self.colour, self.shade = Image.new('RGBA', (width, height)), Image.new('L', (width, height), 128)
-        self.draw, self.tone = ImageDraw.Draw(self.colour), ImageDraw.Draw(self.shade)
+        self.color, self.shade = Image.new('RGBA', (width, height)), Image.new('L', (width, height), 128)
+        self.draw, self.tone = ImageDraw.Draw(self.color), ImageDraw.Draw(self.shade)
 
-    def at(self, points):
+    def to_pixels(self, points):
         return [(self.left + x * self.unit, self.top + y * self.unit) for x, y in points]
 
-    def box(self, x, y, rx, ry):
+    def bounding_box(self, x, y, rx, ry):
         return [(self.left + (x - rx) * self.unit, self.top + (y - ry) * self.unit),
                 (self.left + (x + rx) * self.unit, self.top + (y + ry) * self.unit)]
 
     def _paint(self, draw_shape, fill):
-        """``fill`` is a colour, or a texture: an image of the canvas's size."""
+        """Paint a shape with ``fill``: a color, or a texture, which is an image of the canvas's size."""
         if isinstance(fill, tuple):
             draw_shape(self.draw, fill)
             return
-        mask = Image.new('L', self.colour.size)
+        mask = Image.new('L', self.color.size)
         draw_shape(ImageDraw.Draw(mask), 255)
         box = mask.getbbox()
         if box:
-            self.colour.paste(fill.crop(box), box, mask.crop(box))
+            self.color.paste(fill.crop(box), box, mask.crop(box))
 
     def polygon(self, points, fill):
-        """A garment's panel, lit along its middle and darker at its left and right."""
-        self._paint(lambda draw, ink: draw.polygon(self.at(points), ink), fill)
+        """Draw a panel of a garment, lit along its middle and darker at its left and right."""
+        self._paint(lambda draw, ink: draw.polygon(self.to_pixels(points), ink), fill)
         middle = (min(x for x, _ in points) + max(x for x, _ in points)) / 2
-        for share, level in ((1, 100), (0.8, 120), (0.5, 134)):
-            shift = self.lit * (1 - share) * 0.03
-            self.tone.polygon(self.at([(middle + (x - middle) * share + shift, y) for x, y in points]), level)
+        for fraction, level in ((1, 100), (0.8, 120), (0.5, 134)):
+            shift = self.lit * (1 - fraction) * 0.03
+            self.tone.polygon(self.to_pixels([(middle + (x - middle) * fraction + shift, y) for x, y in points]), level)
 
     def limb(self, joints, widths, fill):
-        """A tapering tube through ``joints``."""
+        """Draw a tapering tube through ``joints``."""
         shapes = []
         for (p, q), (wide, narrow) in zip(zip(joints, joints[1:]), zip(widths, widths[1:])):
             dx, dy = q[0] - p[0], q[1] - p[1]
             length = math.hypot(dx, dy) or 1
             shapes.append((p, q, -dy / length, dx / length, wide / 2, narrow / 2))
 
-        def shape(draw, ink, share=1.0, shift=0.0):
+        def shape(draw, ink, fraction=1.0, shift=0.0):
             for (px, py), (qx, qy), nx, ny, a, b in shapes:
-                a, b = a * share, b * share
-                draw.polygon(self.at([(px + nx * a + shift, py + ny * a), (qx + nx * b + shift, qy + ny * b),
+                a, b = a * fraction, b * fraction
+                draw.polygon(self.to_pixels([(px + nx * a + shift, py + ny * a), (qx + nx * b + shift, qy + ny * b),
                                       (qx - nx * b + shift, qy - ny * b), (px - nx * a + shift, py - ny * a)]), ink)
-                draw.ellipse(self.box(px + shift, py, a, a), ink)
-                draw.ellipse(self.box(qx + shift, qy, b, b), ink)
+                draw.ellipse(self.bounding_box(px + shift, py, a, a), ink)
+                draw.ellipse(self.bounding_box(qx + shift, qy, b, b), ink)
         self._paint(shape, fill)
-        for share, level in ((1, 98), (0.75, 120), (0.4, 136)):
-            shape(self.tone, level, share, self.lit * (1 - share) * 0.012)
+        for fraction, level in ((1, 98), (0.75, 120), (0.4, 136)):
+            shape(self.tone, level, fraction, self.lit * (1 - fraction) * 0.012)
 
     def ellipse(self, x, y, rx, ry, fill, level=122):
-        self._paint(lambda draw, ink: draw.ellipse(self.box(x, y, rx, ry), ink), fill)
-        self.tone.ellipse(self.box(x, y, rx, ry), level)
+        self._paint(lambda draw, ink: draw.ellipse(self.bounding_box(x, y, rx, ry), ink), fill)
+        self.tone.ellipse(self.bounding_box(x, y, rx, ry), level)
 
     def chord(self, x, y, rx, ry, start, end, fill):
-        self.draw.chord(self.box(x, y, rx, ry), start, end, fill)
+        self.draw.chord(self.bounding_box(x, y, rx, ry), start, end, fill)
 
     def line(self, points, fill, width, level=None):
-        self.draw.line(self.at(points), fill, max(1, round(width * self.unit)), joint='curve')
+        self.draw.line(self.to_pixels(points), fill, max(1, round(width * self.unit)), joint='curve')
         if level:
-            self.tone.line(self.at(points), level, max(1, round(width * self.unit)))
+            self.tone.line(self.to_pixels(points), level, max(1, round(width * self.unit)))
 
     def fold(self, points, level, width=0.008):
-        self.tone.line(self.at(points), level, max(1, round(width * self.unit)))
+        self.tone.line(self.to_pixels(points), level, max(1, round(width * self.unit)))
 
     def texture(self, pattern, first, second, period=0.06):
-        """An image of the canvas's size in a garment's colours."""
-        image = Image.new('RGBA', self.colour.size, first)
+        """Draw a pattern in a garment's colors: an image of the canvas's size."""
+        image = Image.new('RGBA', self.color.size, first)
         draw = ImageDraw.Draw(image)
 
         def rectangle(x0, y0, x1, y1, ink):
-            draw.rectangle([*self.at([(x0, y0)])[0], *self.at([(x1, y1)])[0]], ink)
+            draw.rectangle([*self.to_pixels([(x0, y0)])[0], *self.to_pixels([(x1, y1)])[0]], ink)
         rows = [i * period for i in range(int(1 / period))]
         columns = [i * period - 0.3 for i in range(int(0.6 / period))]
         if pattern == 'striped':
             for y in rows:
                 rectangle(-0.3, y, 0.3, y + period * 0.45, second)
         elif pattern == 'checked':
-            half = _mix(first, second, 0.5)
+            half = _mix_colors(first, second, 0.5)
             for y in rows:
                 rectangle(-0.3, y, 0.3, y + period * 0.5, half)
             for x in columns:
@@ -187,7 +187,7 @@ class Canvas:
         elif pattern == 'dotted':
             for i, y in enumerate(rows):
                 for x in columns:
-                    draw.ellipse(self.box(x + period / 2 * (i % 2), y, period * 0.26, period * 0.26), second)
+                    draw.ellipse(self.bounding_box(x + period / 2 * (i % 2), y, period * 0.26, period * 0.26), second)
         elif pattern == 'two-tone':
             rectangle(-0.3, 0.345, 0.3, 1, second)
         return image
@@ -197,10 +197,10 @@ class Figure:
     """Draws one person in one scene on a canvas."""
 
     def __init__(self, canvas, person, scene, palette, rng):
-        self.c, self.person, self.scene, self.palette, self.rng = canvas, person, scene, palette, rng
+        self.canvas, self.person, self.scene, self.palette, self.rng = canvas, person, scene, palette, rng
         wide = {'slim': 0.86, 'average': 1.0, 'heavy': 1.2}[person['build']]
         man = person['gender'] == 'man'
-        self.side, self.d = scene.view == 'side', scene.facing
+        self.side, self.facing = scene.view == 'side', scene.facing
         self.skin = palette('skin', SKIN[person['skin']])
         self.hair = palette('hair', HAIR[person['hair']['colour']]) if person['hair']['colour'] else self.skin
         if self.side:
@@ -211,206 +211,209 @@ class Figure:
         self.wide = wide
         self.crotch = {'short': 0.54, 'average': 0.525, 'tall': 0.505}[person['height']]
 
-    # --- colours ---
+    # --- colors ---
 
-    def fill(self, slot):
+    def garment_fill(self, slot):
         thing = self.person[slot]
         first = self.palette.tone(slot, thing['colour'])
         pattern = thing.get('pattern', 'plain')
         if pattern in ('plain', 'logo') or (slot == 'lower' and pattern == 'striped'):
             return first
-        return self.c.texture(pattern, first, self.palette.tone(slot + '2', thing['second']))
+        return self.canvas.texture(pattern, first, self.palette.tone(slot + '2', thing['second']))
 
     # --- legs ---
 
-    def legs(self):
-        """[joints] of both legs, the farther one first: hip, knee, ankle."""
+    def leg_joints(self):
+        """Hip, knee and ankle of both legs, the farther leg first."""
         s, knee, ankle = self.scene, 0.74, 0.94
         step = s.stride if s.walking else 0.18 * s.stride
         if self.side:
-            found = []
+            joints = []
             for sign in (-1, 1):
                 swing = sign * step * 0.11
-                behind = swing * self.d < 0
-                bend = 0.035 * abs(step) * (1 if behind else 0.3) * self.d
+                behind = swing * self.facing < 0
+                bend = 0.035 * abs(step) * (1 if behind else 0.3) * self.facing
                 foot = (swing * 1.55 - bend * 0.6, ankle - (0.035 * abs(step) if behind else 0))
-                found.append([(0.006 * sign, self.crotch - 0.03), (swing * 0.9 + bend, knee - 0.006 * abs(step)), foot])
-            return found
+                joints.append([(0.006 * sign, self.crotch - 0.03), (swing * 0.9 + bend, knee - 0.006 * abs(step)),
+                               foot])
+            return joints
         gap = self.hip * 0.5
-        found = []
+        joints = []
         for sign in (-1, 1):
             raised = max(0.0, sign * step) * 0.03
-            found.append([(sign * gap, self.crotch - 0.03), (sign * (gap + 0.004) + step * 0.006, knee - raised * 0.5),
+            joints.append([(sign * gap, self.crotch - 0.03), (sign * (gap + 0.004) + step * 0.006, knee - raised * 0.5),
                           (sign * (gap - 0.004 * abs(step) + 0.006 * (1 - s.swing)), ankle - raised)])
-        return found
+        return joints
 
     def draw_legs(self):
         lower, upper = self.person['lower'], self.person['upper']
         kind = lower['kind'] if lower else 'dress'
         length = (lower or upper)['length']
-        fill = self.fill('lower') if lower else None
+        fill = self.garment_fill('lower') if lower else None
         thigh, calf, ankle = 0.084 * self.wide, 0.056 * self.wide, 0.036 * self.wide
-        for hip, knee, foot in self.legs():
-            self.c.limb([hip, knee, foot], [thigh, calf, ankle], self.skin)
+        for hip, knee, foot in self.leg_joints():
+            self.canvas.limb([hip, knee, foot], [thigh, calf, ankle], self.skin)
             self.draw_shoe(foot)
             if kind in ('trousers', 'jeans', 'leggings'):
-                hem = foot if length == 'long' else _between(knee, foot, 0.62)
+                hem = foot if length == 'long' else _interpolate(knee, foot, 0.62)
                 loose = self.wide * {'trousers': 1.0, 'jeans': 0.9, 'leggings': 0.68}[kind]
-                self.c.limb([hip, knee, hem], [thigh * 1.12, 0.07 * loose + 0.006, 0.066 * loose], fill)
-                self.trouser_details(hip, knee, hem)
+                self.canvas.limb([hip, knee, hem], [thigh * 1.12, 0.07 * loose + 0.006, 0.066 * loose], fill)
+                self.draw_trouser_details(hip, knee, hem)
             elif kind == 'shorts':
-                hem = _between(hip, knee, 0.62 if length == 'short' else 1.0)
-                self.c.limb([hip, hem], [thigh * 1.16, thigh * 1.08], fill)
-                self.trouser_details(hip, hem, hem)
+                hem = _interpolate(hip, knee, 0.62 if length == 'short' else 1.0)
+                self.canvas.limb([hip, hem], [thigh * 1.16, thigh * 1.08], fill)
+                self.draw_trouser_details(hip, hem, hem)
         if kind in ('skirt', 'dress'):
-            self.draw_skirt(length, fill or self.fill('upper'))
+            self.draw_skirt(length, fill or self.garment_fill('upper'))
         else:
-            self.c.polygon(_both((self.waist, 0.44), (self.hip * 1.03, self.crotch + 0.005)), fill)
+            self.canvas.polygon(_mirror((self.waist, 0.44), (self.hip * 1.03, self.crotch + 0.005)), fill)
 
-    def trouser_details(self, hip, knee, hem):
+    def draw_trouser_details(self, hip, knee, hem):
         lower = self.person['lower']
         for _ in range(2):
             y = knee[1] + self.rng.uniform(-0.02, 0.03)
-            self.c.fold([(knee[0] - 0.025, y), (knee[0] + 0.02, y + self.rng.uniform(-0.01, 0.015))], 96)
+            self.canvas.fold([(knee[0] - 0.025, y), (knee[0] + 0.02, y + self.rng.uniform(-0.01, 0.015))], 96)
         if lower['pattern'] == 'striped':
             x = 0.0 if self.side else 0.03 * self.wide * (1 if hip[0] > 0 else -1)
             points = [(hip[0] + x, hip[1]), (knee[0] + x, knee[1]), (hem[0] + x * 0.8, hem[1])]
-            self.c.line(points, self.palette.tone('lower2', lower['second']), 0.018)
+            self.canvas.line(points, self.palette.tone('lower2', lower['second']), 0.018)
 
     def draw_skirt(self, length, fill):
         hem = {'short': 0.645, 'knee-length': 0.745, 'long': 0.9}[length]
         flare = {'short': 1.2, 'knee-length': 1.3, 'long': 1.4}[length]
         flare += 0.25 if self.side and self.scene.walking else 0
-        points = _both((self.waist, 0.41), (self.hip * 1.04, 0.5), (self.hip * flare, hem), (0, hem + 0.01))
-        self.c.polygon(points, fill)
+        points = _mirror((self.waist, 0.41), (self.hip * 1.04, 0.5), (self.hip * flare, hem), (0, hem + 0.01))
+        self.canvas.polygon(points, fill)
         for i in range(4):
             x = (i - 1.5) * self.hip * 0.5
-            self.c.fold([(x * 0.8, 0.52), (x * flare * 0.95, hem)], 104 if i % 2 else 96)
+            self.canvas.fold([(x * 0.8, 0.52), (x * flare * 0.95, hem)], 104 if i % 2 else 96)
 
     def draw_shoe(self, foot):
         shoes, (x, y) = self.person['shoes'], foot
-        colour = self.palette.tone('shoes', shoes['colour'])
+        color = self.palette.tone('shoes', shoes['colour'])
         if shoes['kind'] == 'boots':
-            self.c.limb([(x, y - 0.08), (x, y + 0.02)], [0.056 * self.wide] * 2, colour)
+            self.canvas.limb([(x, y - 0.08), (x, y + 0.02)], [0.056 * self.wide] * 2, color)
         if self.side:
             shape = [(-0.026, -0.012), (0.02, -0.014), (0.07, 0.026), (0.074, 0.05), (-0.03, 0.05)]
-            points = [(x + self.d * dx, y + dy) for dx, dy in shape]
+            points = [(x + self.facing * dx, y + dy) for dx, dy in shape]
         else:
-            points = [(x + dx, y + dy) for dx, dy in _both((0.025, -0.012), (0.036, 0.045), (0.019, 0.056))]
+            points = [(x + dx, y + dy) for dx, dy in _mirror((0.025, -0.012), (0.036, 0.045), (0.019, 0.056))]
         if shoes['kind'] == 'sandals':
-            self.c.polygon(points, self.skin)
-            self.c.line([(x - 0.03, y + 0.05), (x + 0.03, y + 0.05)], colour, 0.012)
-            self.c.line([(x - 0.03, y + 0.008), (x + 0.03, y + 0.02)], colour, 0.014)
+            self.canvas.polygon(points, self.skin)
+            self.canvas.line([(x - 0.03, y + 0.05), (x + 0.03, y + 0.05)], color, 0.012)
+            self.canvas.line([(x - 0.03, y + 0.008), (x + 0.03, y + 0.02)], color, 0.014)
             return
-        self.c.polygon(points, colour)
+        self.canvas.polygon(points, color)
         if shoes['kind'] == 'sneakers':
             sole = points[3:5] if self.side else [points[1], points[4]]
-            self.c.line(sole, (225, 225, 222) if shoes['colour'] != 'white' else (150, 150, 150), 0.01)
+            self.canvas.line(sole, (225, 225, 222) if shoes['colour'] != 'white' else (150, 150, 150), 0.01)
 
     # --- torso and arms ---
 
-    def torso(self, hem, grow=1.0):
+    def torso_outline(self, hem, grow=1.0):
         s, c, w, h = (v * grow for v in (self.shoulder, self.chest, self.waist, self.hip))
         low = h * 1.04 if hem > 0.47 else w
-        return _both((0.035, 0.148), (s * 0.85, 0.165), (s, 0.19), (c, 0.27), (w, 0.4), (low, min(hem, 0.5)),
+        return _mirror((0.035, 0.148), (s * 0.85, 0.165), (s, 0.19), (c, 0.27), (w, 0.4), (low, min(hem, 0.5)),
                      (low * 1.02, hem))
 
-    def arms(self):
-        """[joints] of both arms: shoulder, elbow, hand."""
-        s, found = self.scene, []
+    def arm_joints(self):
+        """Shoulder, elbow and hand of both arms, the farther arm first."""
+        s, joints = self.scene, []
         for sign in (-1, 1):
-            held = sign == self.hand and self.person['held'] in ('phone', 'paper', 'cup')
+            is_raised = sign == self.hand and self.person['held'] in ('phone', 'paper', 'cup')
             if self.side:
                 swing = sign * s.stride * (0.07 if s.walking else 0.02) * (0.4 + s.swing) * -1
                 elbow = (swing, 0.345)
-                hand = (swing * 1.6 + 0.035 * self.d, 0.475)
-                if held:
-                    elbow, hand = (0.0, 0.35), (0.105 * self.d, 0.33)
-                found.append([(0.0, 0.2), elbow, hand])
+                hand = (swing * 1.6 + 0.035 * self.facing, 0.475)
+                if is_raised:
+                    elbow, hand = (0.0, 0.35), (0.105 * self.facing, 0.33)
+                joints.append([(0.0, 0.2), elbow, hand])
             else:
                 x = sign * (self.shoulder - 0.012)
                 out = sign * (0.012 + 0.028 * s.swing)
                 elbow, hand = (x + out, 0.34), (x + out * (1.3 - s.swing), 0.48)
-                if held:
+                if is_raised:
                     elbow, hand = (x + sign * 0.02, 0.345), (x - sign * (0.02 if s.view == 'front' else -0.035), 0.34)
-                found.append([(x, 0.195), elbow, hand])
-        return found
+                joints.append([(x, 0.195), elbow, hand])
+        return joints
 
     def draw_arm(self, joints):
         shoulder, elbow, hand = joints
         person, jacket = self.person, self.person['jacket']
         top, low = 0.056 * self.wide, 0.04 * self.wide
-        self.c.limb(joints, [top, low * 1.05, low * 0.85], self.skin)
-        self.c.ellipse(hand[0], hand[1] + 0.012, 0.021, 0.026, self.skin)
+        self.canvas.limb(joints, [top, low * 1.05, low * 0.85], self.skin)
+        self.canvas.ellipse(hand[0], hand[1] + 0.012, 0.021, 0.026, self.skin)
         sleeves = 'long' if jacket and jacket['kind'] != 'vest' else person['upper']['sleeves']
         fill = self.jacket_fill if jacket and jacket['kind'] != 'vest' else self.upper_fill
         if sleeves == 'long':
-            self.c.limb([shoulder, elbow, _between(elbow, hand, 0.93)], [top * 1.05, low * 1.4, low * 1.25], fill)
-            self.c.fold([(elbow[0] - 0.02, elbow[1]), (elbow[0] + 0.02, elbow[1] + 0.01)], 92)
+            cuff = _interpolate(elbow, hand, 0.93)
+            self.canvas.limb([shoulder, elbow, cuff], [top * 1.05, low * 1.4, low * 1.25], fill)
+            self.canvas.fold([(elbow[0] - 0.02, elbow[1]), (elbow[0] + 0.02, elbow[1] + 0.01)], 92)
         elif sleeves == 'short':
-            self.c.limb([shoulder, _between(shoulder, elbow, 0.7)], [top * 1.05, top * 1.2], fill)
+            self.canvas.limb([shoulder, _interpolate(shoulder, elbow, 0.7)], [top * 1.05, top * 1.2], fill)
 
     def draw_upper(self):
         upper, kind = self.person['upper'], self.person['upper']['kind']
         hem = 0.45 if kind == 'dress' else {'shirt': 0.52, 'blouse': 0.5, 'tank top': 0.5}.get(kind, 0.525)
-        self.c.polygon(self.torso(hem), self.upper_fill)
+        self.canvas.polygon(self.torso_outline(hem), self.upper_fill)
         for _ in range(4):
             x, y = self.rng.uniform(-0.06, 0.06), self.rng.uniform(0.3, 0.47)
             end = (x + self.rng.uniform(-0.05, 0.05), y + self.rng.uniform(0.01, 0.05))
-            self.c.fold([(x, y), end], self.rng.choice((98, 104, 142)))
+            self.canvas.fold([(x, y), end], self.rng.choice((98, 104, 142)))
         front, rgb = self.scene.view == 'front', self.palette.tone('upper', upper['colour'])
-        dark = _dark(rgb)
+        dark = _darken(rgb)
         if kind == 'hoodie':
-            self.c.polygon(_both((0.055, 0.15), (0.07, 0.185), (0, 0.215 if front else 0.245)), _dark(rgb, 0.18))
+            hood = _mirror((0.055, 0.15), (0.07, 0.185), (0, 0.215 if front else 0.245))
+            self.canvas.polygon(hood, _darken(rgb, 0.18))
             if front:
-                self.c.line([(-0.06, 0.42), (0.06, 0.42)], dark, 0.006)
+                self.canvas.line([(-0.06, 0.42), (0.06, 0.42)], dark, 0.006)
         if front and kind in ('shirt', 'polo shirt', 'blouse'):
-            self.c.line([(0, 0.17), (0, 0.26 if kind == 'polo shirt' else hem - 0.01)], dark, 0.005)
-            self.c.polygon([(-0.05, 0.15), (-0.005, 0.19), (-0.03, 0.2)], _mix(rgb, (255, 255, 255), 0.25))
-            self.c.polygon([(0.05, 0.15), (0.005, 0.19), (0.03, 0.2)], _mix(rgb, (255, 255, 255), 0.25))
+            self.canvas.line([(0, 0.17), (0, 0.26 if kind == 'polo shirt' else hem - 0.01)], dark, 0.005)
+            self.canvas.polygon([(-0.05, 0.15), (-0.005, 0.19), (-0.03, 0.2)], _mix_colors(rgb, (255, 255, 255), 0.25))
+            self.canvas.polygon([(0.05, 0.15), (0.005, 0.19), (0.03, 0.2)], _mix_colors(rgb, (255, 255, 255), 0.25))
         elif front and kind in ('T-shirt', 'tank top', 'dress'):
             deep = 0.035 if kind == 'T-shirt' else 0.055
-            self.c.ellipse(0, 0.155, 0.035, deep, self.skin, 112)
+            self.canvas.ellipse(0, 0.155, 0.035, deep, self.skin, 112)
         if front and upper['pattern'] == 'logo':
             self.draw_logo(self.palette.tone('upper2', upper['second']))
         if kind in ('sweater', 'hoodie'):
-            self.c.line([(-self.hip, hem - 0.012), (self.hip, hem - 0.012)], dark, 0.005)
+            self.canvas.line([(-self.hip, hem - 0.012), (self.hip, hem - 0.012)], dark, 0.005)
 
     def draw_logo(self, rgb):
         kind = derive_seed(self.palette.seed, 9) % 3
         if kind == 0:
-            self.c.ellipse(0, 0.275, 0.05, 0.045, rgb)
+            self.canvas.ellipse(0, 0.275, 0.05, 0.045, rgb)
         elif kind == 1:
-            self.c.polygon([(-0.055, 0.24), (0.055, 0.24), (0.055, 0.31), (-0.055, 0.31)], rgb)
+            self.canvas.polygon([(-0.055, 0.24), (0.055, 0.24), (0.055, 0.31), (-0.055, 0.31)], rgb)
         else:
-            self.c.polygon([(0, 0.225), (0.06, 0.31), (-0.06, 0.31)], rgb)
+            self.canvas.polygon([(0, 0.225), (0.06, 0.31), (-0.06, 0.31)], rgb)
 
     def draw_jacket(self):
         jacket = self.person['jacket']
         hem = {'waist': 0.5, 'hip': 0.56, 'knee': 0.73}[jacket['length']]
-        outline = self.torso(hem, 1.08)
-        dark = _dark(self.jacket_fill)
+        outline = self.torso_outline(hem, 1.08)
+        dark = _darken(self.jacket_fill)
         if self.scene.view == 'back':
-            self.c.polygon(outline, self.jacket_fill)
-            self.c.fold([(0, 0.3), (0, hem)], 110)
+            self.canvas.polygon(outline, self.jacket_fill)
+            self.canvas.fold([(0, 0.3), (0, hem)], 110)
             return
         if self.side:
-            gap = 0.25 * self.chest * self.d  # the front edge stays open
-            panel = [(x if x * self.d < gap * self.d else gap + (x - gap) * 0.35, y) for x, y in outline]
-            self.c.polygon(panel, self.jacket_fill)
-            self.c.line([(gap * 1.3, 0.2), (gap * 1.6, hem)], dark, 0.006)
+            gap = 0.25 * self.chest * self.facing  # the front edge stays open
+            panel = [(x if x * self.facing < gap * self.facing else gap + (x - gap) * 0.35, y) for x, y in outline]
+            self.canvas.polygon(panel, self.jacket_fill)
+            self.canvas.line([(gap * 1.3, 0.2), (gap * 1.6, hem)], dark, 0.006)
             return
         for sign in (-1, 1):
             edge = [(sign * 0.02, 0.15), (sign * 0.045, 0.3), (sign * 0.05, hem)]
             outer = [(x, y) for x, y in outline if x * sign > 0.03]
             outer = sorted(outer, key=lambda p: p[1])
-            self.c.polygon([edge[0], *outer, edge[2], edge[1]], self.jacket_fill)
-            self.c.line(edge, dark, 0.007)
+            self.canvas.polygon([edge[0], *outer, edge[2], edge[1]], self.jacket_fill)
+            self.canvas.line(edge, dark, 0.007)
 
     # --- head ---
 
     def draw_head(self):
-        hair, view, d, c = self.person['hair'], self.scene.view, self.d, self.c
+        hair, view, d, c = self.person['hair'], self.scene.view, self.facing, self.canvas
         rx, ry, y = (0.053, 0.066, 0.072) if self.side else (0.047, 0.066, 0.072)
         bald, long = hair['length'] == 'bald', {'shoulder-length': 0.185, 'long': 0.27}.get(hair['length'], 0)
         loose = long if hair['style'] == 'loose' else 0
@@ -419,14 +422,14 @@ class Figure:
             if not bald:
                 c.ellipse(0, y - 0.008, rx * 1.1, ry * 1.02, self.hair, 116)
                 if loose:
-                    c.polygon(_both((rx * 1.1, y), (rx * 1.2, loose - 0.02), (0, loose + 0.01)), self.hair)
+                    c.polygon(_mirror((rx * 1.1, y), (rx * 1.2, loose - 0.02), (0, loose + 0.01)), self.hair)
                 self.draw_knot(0)
             return
         if view == 'front':
             c.ellipse(0, y, rx, ry, self.skin)
             for x in (-0.018, 0.018):
                 c.ellipse(x, y + 0.0, 0.006, 0.004, (40, 32, 30), 128)
-            c.line([(-0.014, y + 0.038), (0.014, y + 0.038)], _mix(self.skin, (120, 20, 20), 0.5), 0.007)
+            c.line([(-0.014, y + 0.038), (0.014, y + 0.038)], _mix_colors(self.skin, (120, 20, 20), 0.5), 0.007)
             if not bald:
                 c.chord(0, y - 0.006, rx * 1.12, ry * 1.06, 200, 340, self.hair)
                 if loose:
@@ -448,17 +451,20 @@ class Figure:
                           self.hair)
             self.draw_knot(-d)
 
-    def draw_knot(self, way):
-        """A ponytail or a bun, at the back of the head (``way`` is its direction, 0 when seen from behind)."""
+    def draw_knot(self, direction):
+        """Draw a ponytail or a bun at the back of the head.
+
+        ``direction`` is the sign of its x coordinate, 0 in the view from behind.
+        """
         style = self.person['hair']['style']
         if style == 'ponytail':
-            x = 0.056 * way
-            self.c.limb([(x, 0.05), (x * 1.5, 0.14), (x * 1.35, 0.26)], [0.034, 0.04, 0.016], self.hair)
+            x = 0.056 * direction
+            self.canvas.limb([(x, 0.05), (x * 1.5, 0.14), (x * 1.35, 0.26)], [0.034, 0.04, 0.016], self.hair)
         elif style == 'bun':
-            self.c.ellipse(0.058 * way, 0.04 if way else 0.035, 0.031, 0.031, self.hair, 104)
+            self.canvas.ellipse(0.058 * direction, 0.04 if direction else 0.035, 0.031, 0.031, self.hair, 104)
 
-    def draw_face_things(self):
-        c, d, y = self.c, self.d, 0.072
+    def draw_face_accessories(self):
+        c, d, y = self.canvas, self.facing, 0.072
         glasses, view = self.person['glasses'], self.scene.view
         ink = (20, 20, 24)
         if glasses and view == 'front':
@@ -466,13 +472,14 @@ class Figure:
                 if glasses == 'sunglasses':
                     c.ellipse(x, y, 0.019, 0.014, ink, 128)
                 else:
-                    c.draw.ellipse(c.box(x, y, 0.018, 0.014), None, ink, max(1, round(0.006 * c.unit)))
+                    c.draw.ellipse(c.bounding_box(x, y, 0.018, 0.014), None, ink, max(1, round(0.006 * c.unit)))
             c.line([(-0.046, y - 0.003), (0.046, y - 0.003)], ink, 0.005)
         elif glasses and view == 'side':
             if glasses == 'sunglasses':
                 c.ellipse(d * 0.042, y - 0.002, 0.014, 0.014, ink, 128)
             else:
-                c.draw.ellipse(c.box(d * 0.042, y - 0.002, 0.013, 0.014), None, ink, max(1, round(0.006 * c.unit)))
+                box = c.bounding_box(d * 0.042, y - 0.002, 0.013, 0.014)
+                c.draw.ellipse(box, None, ink, max(1, round(0.006 * c.unit)))
             c.line([(d * 0.035, y - 0.004), (-d * 0.01, y - 0.004)], ink, 0.006)
         if self.person['scarf']:
             rgb = self.palette.tone('scarf', self.person['scarf']['colour'])
@@ -484,13 +491,13 @@ class Figure:
             self.draw_hat(self.person['hat']['kind'], self.palette.tone('hat', self.person['hat']['colour']))
 
     def draw_hat(self, kind, rgb):
-        c, d, view = self.c, self.d, self.scene.view
+        c, d, view = self.canvas, self.facing, self.scene.view
         rx = 0.06 if self.side else 0.054
-        dark = _dark(rgb, 0.3)
+        dark = _darken(rgb, 0.3)
         c.chord(0, 0.05, rx, 0.062, 180, 360, rgb)
-        c.tone.ellipse(c.box(0, 0.02, rx * 0.7, 0.025), 134)
+        c.tone.ellipse(c.bounding_box(0, 0.02, rx * 0.7, 0.025), 134)
         if kind == 'beanie':
-            c.polygon([(-rx, 0.032), (rx, 0.032), (rx, 0.054), (-rx, 0.054)], _mix(rgb, (255, 255, 255), 0.12))
+            c.polygon([(-rx, 0.032), (rx, 0.032), (rx, 0.054), (-rx, 0.054)], _mix_colors(rgb, (255, 255, 255), 0.12))
         elif kind == 'sun hat':
             c.ellipse(0, 0.047, rx * 1.75, 0.018, rgb, 112)
             c.line([(-rx, 0.036), (rx, 0.036)], dark, 0.012)
@@ -504,11 +511,11 @@ class Figure:
     # --- things carried ---
 
     def draw_backpack(self):
-        c, d, view = self.c, self.d, self.scene.view
+        c, d, view = self.canvas, self.facing, self.scene.view
         rgb = self.palette.tone('bag', self.person['bag']['colour'])
-        dark = _seam(rgb)
+        dark = _seam_color(rgb)
         if view == 'back':
-            c.polygon(_both((0.06, 0.175), (0.083, 0.21), (0.088, 0.4), (0.07, 0.425)), rgb)
+            c.polygon(_mirror((0.06, 0.175), (0.083, 0.21), (0.088, 0.4), (0.07, 0.425)), rgb)
             c.line([(-0.055, 0.32), (0.055, 0.32), (0.055, 0.4), (-0.055, 0.4), (-0.055, 0.32)], dark, 0.006)
             c.line([(-0.07, 0.24), (0, 0.225), (0.07, 0.24)], dark, 0.006)
         elif view == 'side':
@@ -517,7 +524,7 @@ class Figure:
             c.line([(-d * 0.1, 0.3), (-d * 0.15, 0.3)], dark, 0.006)
 
     def draw_straps(self):
-        bag, c, d = self.person['bag'], self.c, self.d
+        bag, c, d = self.person['bag'], self.canvas, self.facing
         rgb = self.palette.tone('bag', bag['colour'])
         if bag['kind'] == 'backpack':
             if self.scene.view == 'front':
@@ -529,22 +536,22 @@ class Figure:
             sign = self.hand if self.scene.view == 'front' else -self.hand
             x = 0.02 * d if self.side else sign * (self.hip + 0.015)
             top = (-0.02 * d, 0.16) if self.side else (-sign * 0.07, 0.16)
-            c.line([top, (x, 0.46)], _dark(rgb, 0.15), 0.016, 118)
+            c.line([top, (x, 0.46)], _darken(rgb, 0.15), 0.016, 118)
             c.polygon([(x - 0.062, 0.44), (x + 0.062, 0.44), (x + 0.066, 0.54), (x - 0.066, 0.54)], rgb)
-            c.line([(x - 0.06, 0.48), (x + 0.06, 0.48)], _seam(rgb), 0.006)
+            c.line([(x - 0.06, 0.48), (x + 0.06, 0.48)], _seam_color(rgb), 0.006)
 
     def draw_handbag(self, hand):
         rgb, (x, y) = self.palette.tone('bag', self.person['bag']['colour']), hand
-        self.c.line([(x + dx, y + dy) for dx, dy in _both((0.015, 0.02), (0.03, 0.06))] + [(x + 0.015, y + 0.02)],
-                    rgb, 0.009, 110)
-        self.c.polygon([(x + dx, y + dy) for dx, dy in _both((0.052, 0.055), (0.062, 0.14))], rgb)
-        self.c.line([(x - 0.05, y + 0.08), (x + 0.05, y + 0.08)], _seam(rgb), 0.006)
+        handle = [(x + dx, y + dy) for dx, dy in _mirror((0.015, 0.02), (0.03, 0.06))]
+        self.canvas.line([*handle, (x + 0.015, y + 0.02)],                    rgb, 0.009, 110)
+        self.canvas.polygon([(x + dx, y + dy) for dx, dy in _mirror((0.052, 0.055), (0.062, 0.14))], rgb)
+        self.canvas.line([(x - 0.05, y + 0.08), (x + 0.05, y + 0.08)], _seam_color(rgb), 0.006)
 
     def draw_held(self, hand):
-        held, c, (x, y) = self.person['held'], self.c, hand
+        held, c, (x, y) = self.person['held'], self.canvas, hand
 
         def block(top, bottom, wide, narrow, rgb):
-            c.polygon([(x + dx, y + dy) for dx, dy in _both((wide, top), (narrow, bottom))], rgb)
+            c.polygon([(x + dx, y + dy) for dx, dy in _mirror((wide, top), (narrow, bottom))], rgb)
         if held == 'phone':
             block(-0.035, 0.015, 0.014, 0.014, (18, 18, 22))
         elif held == 'paper':
@@ -561,23 +568,23 @@ class Figure:
             c.limb([(x, y + 0.04), (x + 0.01, y + 0.24)], [0.04, 0.014], self.palette.tone('umbrella', tone))
 
     def draw(self):
-        """Everything from back to front.
+        """Draw the person from back to front.
 
-        The same hand carries in all images: at the image's other side when seen from behind, and the near one from the
-        side.
+        An identity carries things in the same hand in all images. In the view from behind, this hand is at the other
+        side of the image; in the side view, it is the near hand.
         """
         person, view, bag = self.person, self.scene.view, (self.person['bag'] or {}).get('kind')
         right = derive_seed(self.palette.seed, 7) % 2
         self.hand = 1 if view == 'side' or right == (view == 'front') else -1
-        self.upper_fill = self.fill('upper')
+        self.upper_fill = self.garment_fill('upper')
         self.jacket_fill = self.palette.tone('jacket', person['jacket']['colour']) if person['jacket'] else None
-        far, near = self.arms()
+        far, near = self.arm_joints()
         if self.side:
             self.draw_arm(far)
             if bag == 'backpack':
                 self.draw_backpack()
         self.draw_legs()
-        self.c.limb([(0, 0.1), (0, 0.17)], [0.045, 0.055], self.skin)
+        self.canvas.limb([(0, 0.1), (0, 0.17)], [0.045, 0.055], self.skin)
         self.draw_upper()
         if person['jacket']:
             self.draw_jacket()
@@ -586,7 +593,7 @@ class Figure:
         if bag == 'backpack' and view == 'back':
             self.draw_backpack()
         self.draw_head()
-        self.draw_face_things()
+        self.draw_face_accessories()
         if bag:
             self.draw_straps()
         carrying, other = (near, far) if self.hand == 1 else (far, near)
@@ -596,58 +603,58 @@ class Figure:
             self.draw_held(carrying[-1])
 
 
-# --- the rest of the picture -------------------------------------------------------------------------------------
+# --- background, occluders and light ------------------------------------------------------------------------------
 
-def _grey(rng, low, high, colour=8):
+def _sample_gray(rng, low, high, color=8):
     level = rng.uniform(low, high)
-    return tuple(int(min(250, max(5, level + rng.uniform(-colour, colour)))) for _ in range(3))
+    return tuple(int(min(250, max(5, level + rng.uniform(-color, color)))) for _ in range(3))
 
 
-def _ground(draw, rng, width, height, horizon, ink):
+def _draw_ground(draw, rng, width, height, horizon, ink):
     draw.rectangle([0, horizon, width, height], ink)
     for _ in range(3):
         y = horizon + (height - horizon) * rng.random()
-        draw.line([(0, y), (width, y + rng.uniform(-0.05, 0.05) * height)], _dark(ink, 0.12), max(1, height // 150))
+        draw.line([(0, y), (width, y + rng.uniform(-0.05, 0.05) * height)], _darken(ink, 0.12), max(1, height // 150))
 
 
-def _street(draw, rng, width, height, horizon):
-    facade = _mix(_grey(rng, 90, 190, 16), (150, 120, 95), rng.uniform(0, 0.5))
+def _draw_street(draw, rng, width, height, horizon):
+    facade = _mix_colors(_sample_gray(rng, 90, 190, 16), (150, 120, 95), rng.uniform(0, 0.5))
     draw.rectangle([0, 0, width, horizon], facade)
-    window, size = _mix(facade, (30, 40, 55), 0.55), width * rng.uniform(0.18, 0.3)
+    window, size = _mix_colors(facade, (30, 40, 55), 0.55), width * rng.uniform(0.18, 0.3)
     for x in range(-1, 6):
         for y in range(3):
             left, top = x * size * 1.6 + size * 0.3, y * horizon * 0.36 + 0.05 * horizon
             draw.rectangle([left, top, left + size, top + horizon * 0.24], window)
-    _ground(draw, rng, width, height, horizon, _grey(rng, 95, 165))
+    _draw_ground(draw, rng, width, height, horizon, _sample_gray(rng, 95, 165))
 
 
-def _wall(draw, rng, width, height, horizon):
-    wall = _mix(_grey(rng, 110, 200, 10), (165, 110, 85), rng.uniform(0, 0.6))
+def _draw_wall(draw, rng, width, height, horizon):
+    wall = _mix_colors(_sample_gray(rng, 110, 200, 10), (165, 110, 85), rng.uniform(0, 0.6))
     horizon = height * rng.uniform(0.72, 0.84)
     draw.rectangle([0, 0, width, horizon], wall)
-    seam, row = _dark(wall, 0.16), height * rng.uniform(0.03, 0.06)
+    seam, row = _darken(wall, 0.16), height * rng.uniform(0.03, 0.06)
     for i in range(int(horizon / row) + 1):
         draw.line([(0, i * row), (width, i * row)], seam, max(1, height // 250))
         for j in range(5):
             x = (j + 0.5 * (i % 2)) * width * 0.28
             draw.line([(x, i * row), (x, (i + 1) * row)], seam, max(1, height // 250))
-    _ground(draw, rng, width, height, horizon, _grey(rng, 100, 170))
+    _draw_ground(draw, rng, width, height, horizon, _sample_gray(rng, 100, 170))
 
 
-def _grass(draw, rng, width, height, horizon):
-    draw.rectangle([0, 0, width, horizon], _mix(_grey(rng, 150, 215, 6), (190, 210, 225), 0.5))
+def _draw_grass(draw, rng, width, height, horizon):
+    draw.rectangle([0, 0, width, horizon], _mix_colors(_sample_gray(rng, 150, 215, 6), (190, 210, 225), 0.5))
     leaves = (rng.randint(50, 85), rng.randint(80, 115), rng.randint(45, 70))
     for _ in range(9):
         x, y, r = rng.random() * width, rng.uniform(0.2, 1) * horizon, rng.uniform(0.15, 0.4) * width
-        draw.ellipse([x - r, y - r, x + r, y + r], _mix(leaves, (0, 0, 0), rng.uniform(0, 0.35)))
-    _ground(draw, rng, width, height, horizon, (rng.randint(95, 130), rng.randint(125, 155), rng.randint(70, 95)))
+        draw.ellipse([x - r, y - r, x + r, y + r], _mix_colors(leaves, (0, 0, 0), rng.uniform(0, 0.35)))
+    _draw_ground(draw, rng, width, height, horizon, (rng.randint(95, 130), rng.randint(125, 155), rng.randint(70, 95)))
 
 
-def _crossing(draw, rng, width, height, horizon):
-    _street(draw, rng, width, height, horizon * 0.8)
-    road = _grey(rng, 80, 125, 4)
+def _draw_crossing(draw, rng, width, height, horizon):
+    _draw_street(draw, rng, width, height, horizon * 0.8)
+    road = _sample_gray(rng, 80, 125, 4)
     draw.rectangle([0, horizon * 0.8, width, height], road)
-    paint, slope = _mix(road, (235, 235, 230), 0.75), rng.uniform(-0.3, 0.3) * width
+    paint, slope = _mix_colors(road, (235, 235, 230), 0.75), rng.uniform(-0.3, 0.3) * width
     y, step = horizon * 0.9, height * 0.035
     while y < height:
         draw.polygon([(-width * 0.1, y), (width * 1.1, y + slope * 0.3), (width * 1.1, y + slope * 0.3 + step),
@@ -655,113 +662,126 @@ def _crossing(draw, rng, width, height, horizon):
         y, step = y + step * 2.1, step * 1.25
 
 
-def _indoor(draw, rng, width, height, horizon):
-    wall = _grey(rng, 165, 225, 10)
+def _draw_indoor(draw, rng, width, height, horizon):
+    wall = _sample_gray(rng, 165, 225, 10)
     horizon = height * rng.uniform(0.6, 0.75)
     draw.rectangle([0, 0, width, horizon], wall)
     door = rng.random() * width
-    draw.rectangle([door, height * 0.12, door + width * 0.4, horizon], _mix(wall, (120, 85, 60), rng.uniform(0.1, 0.6)))
-    draw.rectangle([0, height * 0.02, width, height * 0.035], _mix(wall, (255, 255, 255), 0.7))
-    floor = _mix(wall, _grey(rng, 110, 190), 0.7)
+    door_color = _mix_colors(wall, (120, 85, 60), rng.uniform(0.1, 0.6))
+    draw.rectangle([door, height * 0.12, door + width * 0.4, horizon], door_color)
+    draw.rectangle([0, height * 0.02, width, height * 0.035], _mix_colors(wall, (255, 255, 255), 0.7))
+    floor = _mix_colors(wall, _sample_gray(rng, 110, 190), 0.7)
     draw.rectangle([0, horizon, width, height], floor)
     for i in range(-3, 9):
         draw.line([(width / 2 + (i - 2.5) * width * 0.2, horizon), (width / 2 + (i - 2.5) * width * 0.5, height)],
-                  _dark(floor, 0.12), 1)
+                  _darken(floor, 0.12), 1)
 
 
-def _passer_by(draw, rng, x, y, size):
-    """Somebody else, without detail: ``x, y`` is the top of the head, ``size`` the height in pixels."""
-    upper, lower = (_mix(TONES[rng.choice(list(TONES))][0], (110, 110, 110), 0.35) for _ in range(2))
+def _draw_passerby(draw, rng, x, y, size):
+    """Draw another person without details. ``x, y`` is the top of the head, ``size`` the height in pixels."""
+    upper, lower = (_mix_colors(TONES[rng.choice(list(TONES))][0], (110, 110, 110), 0.35) for _ in range(2))
     skin = SKIN[rng.choice(list(SKIN))]
 
     def part(points, ink, sign=1):
         draw.polygon([(x + sign * size * dx, y + size * dy) for dx, dy in points], ink)
     for sign in (-1, 1):
         part([(0, 0.48), (0.1, 0.48), (0.065, 0.98), (0.01, 0.98)], lower, sign)
-        part([(0.08, 0.18), (0.12, 0.2), (0.15, 0.45), (0.115, 0.46)], _dark(upper, 0.15), sign)
-    part(_both((0.03, 0.14), (0.115, 0.185), (0.1, 0.5)), upper)
+        part([(0.08, 0.18), (0.12, 0.2), (0.15, 0.45), (0.115, 0.46)], _darken(upper, 0.15), sign)
+    part(_mirror((0.03, 0.14), (0.115, 0.185), (0.1, 0.5)), upper)
     draw.ellipse([x - size * 0.05, y, x + size * 0.05, y + size * 0.14], skin)
     draw.chord([x - size * 0.053, y - size * 0.005, x + size * 0.053, y + size * 0.12], 180, 360, HAIR['black'])
 
 
-def _car(draw, rng, x, y, size):
+def _draw_car(draw, rng, x, y, size):
     paint = TONES[rng.choice(('white', 'grey', 'black', 'red', 'blue', 'light grey'))][0]
     draw.rounded_rectangle([x, y, x + size, y + size * 0.3], size * 0.07, paint)
     draw.polygon([(x + size * 0.15, y), (x + size * 0.3, y - size * 0.17), (x + size * 0.72, y - size * 0.17),
-                  (x + size * 0.88, y)], _mix(paint, (20, 30, 40), 0.6))
-    for share in (0.22, 0.78):
-        draw.ellipse([x + size * (share - 0.08), y + size * 0.2, x + size * (share + 0.08), y + size * 0.38],
+                  (x + size * 0.88, y)], _mix_colors(paint, (20, 30, 40), 0.6))
+    for fraction in (0.22, 0.78):
+        draw.ellipse([x + size * (fraction - 0.08), y + size * 0.2, x + size * (fraction + 0.08), y + size * 0.38],
                      (25, 25, 27))
 
 
-def background(scene, width, height, clutter):
+def draw_background(scene, width, height, clutter):
     rng = random.Random(derive_seed(scene.seed, 2))
     image = Image.new('RGB', (width, height))
     draw = ImageDraw.Draw(image)
     horizon = height * rng.uniform(0.4, 0.6)
-    paint = {'street': _street, 'wall': _wall, 'grass': _grass, 'crossing': _crossing, 'indoor': _indoor}
+    paint = {'street': _draw_street, 'wall': _draw_wall, 'grass': _draw_grass, 'crossing': _draw_crossing,
+             'indoor': _draw_indoor}
     paint[scene.background](draw, rng, width, height, horizon)
     for kind in ('person', 'person', 'pole', 'car', 'sign'):
         if rng.random() > 0.7 * clutter:
             continue
         x = rng.random() * width
         if kind == 'person':
-            _passer_by(draw, rng, rng.choice((-0.02, 0.1, 0.9, 1.02)) * width, horizon - height * 0.12,
+            _draw_passerby(draw, rng, rng.choice((-0.02, 0.1, 0.9, 1.02)) * width, horizon - height * 0.12,
                        height * rng.uniform(0.25, 0.5))
         elif kind == 'car' and scene.background in ('street', 'crossing', 'grass'):
-            _car(draw, rng, x - width * 0.6, horizon + height * 0.02, width * rng.uniform(0.7, 1.2))
+            _draw_car(draw, rng, x - width * 0.6, horizon + height * 0.02, width * rng.uniform(0.7, 1.2))
         elif kind == 'pole':
-            draw.rectangle([x, 0, x + width * 0.04, horizon + height * 0.1], _grey(rng, 40, 150))
+            draw.rectangle([x, 0, x + width * 0.04, horizon + height * 0.1], _sample_gray(rng, 40, 150))
         elif kind == 'sign':
             draw.rectangle([x, height * 0.1, x + width * 0.2, height * 0.2], TONES[rng.choice(list(TONES))][0])
     return image.filter(ImageFilter.BoxBlur(height * rng.uniform(0.002, 0.007)))
 
 
-def _occlude(image, scene, rng):
+def _draw_occluder(image, scene, rng):
     width, height = image.size
     draw = ImageDraw.Draw(image)
     if scene.occluder == 'pole':
         x = rng.uniform(0.2, 0.75) * width
-        draw.rectangle([x, 0, x + width * 0.07, height], _grey(rng, 50, 150))
+        draw.rectangle([x, 0, x + width * 0.07, height], _sample_gray(rng, 50, 150))
         draw.line([(x + width * 0.02, 0), (x + width * 0.02, height)], (200, 200, 200), max(1, height // 200))
     elif scene.occluder == 'bush':
         for _ in range(14):
             x, y, r = rng.random() * width, rng.uniform(0.92, 1.02) * height, rng.uniform(0.07, 0.17) * width
-            draw.ellipse([x - r, y - r, x + r, y + r], _mix((60, 100, 50), (20, 40, 20), rng.random()))
+            draw.ellipse([x - r, y - r, x + r, y + r], _mix_colors((60, 100, 50), (20, 40, 20), rng.random()))
     elif scene.occluder == 'car':
-        _car(draw, rng, -width * rng.uniform(0.1, 0.5), height * 0.9, width * 1.6)
+        _draw_car(draw, rng, -width * rng.uniform(0.1, 0.5), height * 0.9, width * 1.6)
     elif scene.occluder == 'person':
-        _passer_by(draw, rng, rng.choice((-0.06, 1.06)) * width, height * rng.uniform(0.02, 0.12), height)
+        _draw_passerby(draw, rng, rng.choice((-0.06, 1.06)) * width, height * rng.uniform(0.02, 0.12), height)
 
 
-def photo(person, scene, palette, size, clutter=0.5):
-    """The image (Pillow, RGB) of ``person`` as ``scene`` says, ``size`` = (height, width) in pixels."""
+def render_image(person, scene, palette, size, clutter=0.5):
+    """Draw a person in a scene.
+
+    Args:
+        person: the labels of an identity (:func:`datasets.synthpedes.people.sample_person`).
+        scene: the :class:`Scene`.
+        palette: the :class:`Palette` of the identity.
+        size: (height, width) in pixels.
+        clutter: the chance of objects in the background.
+
+    Returns:
+        A Pillow image in RGB.
+    """
     height, width = size
     rng = random.Random(derive_seed(scene.seed, 3))
-    times = 2 if height > 160 else 3
-    tall, wide = height * times, width * times
+    factor = 2 if height > 160 else 3
+    tall, wide = height * factor, width * factor
     canvas = Canvas(wide, tall, tall * scene.scale, wide * scene.left, tall * scene.top,
                     1 if scene.gradient > 0 else -1)
     Figure(canvas, person, scene, palette, rng).draw()
-    colour = canvas.colour.reduce(times)
-    shade = canvas.shade.reduce(times).filter(ImageFilter.BoxBlur(height * 0.006))
-    image = background(scene, width, height, clutter)
+    color = canvas.color.reduce(factor)
+    shade = canvas.shade.reduce(factor).filter(ImageFilter.BoxBlur(height * 0.006))
+    image = draw_background(scene, width, height, clutter)
     ground = Image.new('L', (width, height))
     feet = (scene.top + scene.scale) * height
     ImageDraw.Draw(ground).ellipse([width * (scene.left - 0.28), feet - height * 0.025, width * (scene.left + 0.28),
                                     feet + height * 0.012], 110)
     image.paste((20, 20, 22), (0, 0), ground.filter(ImageFilter.BoxBlur(height * 0.008)))
-    alpha = colour.getchannel('A')
-    lit = np.asarray(colour.convert('RGB'), np.float32) * (np.asarray(shade, np.float32) / 128)[..., None]  # [H, W, 3]
+    alpha = color.getchannel('A')
+    lit = np.asarray(color.convert('RGB'), np.float32) * (np.asarray(shade, np.float32) / 128)[..., None]  # [H, W, 3]
     image.paste(Image.fromarray(lit.clip(0, 255).astype(np.uint8)), (0, 0), alpha)
-    _occlude(image, scene, rng)
+    _draw_occluder(image, scene, rng)
     if scene.blur > 0.4:
         image = image.filter(ImageFilter.GaussianBlur(scene.blur * height / 1000))
-    return _expose(image, scene, rng)
+    return _apply_light_and_noise(image, scene, rng)
 
 
-def _expose(image, scene, rng):
-    """Light, tint and the sensor's noise."""
+def _apply_light_and_noise(image, scene, rng):
+    """Apply light, tint and sensor noise."""
     pixels = np.asarray(image, np.float32)
     height, width = pixels.shape[:2]
     side = 1 + scene.gradient * np.linspace(-0.5, 0.5, width, dtype=np.float32)[:, None]

@@ -1,11 +1,12 @@
-"""Who walks through synthpedes: identities as plain labels, and the sentences that people would write about them.
+"""The identities of synthpedes as labels, and captions that describe them.
 
-A *person* is a nested dict of labels (what ``attributes.json`` holds), a *tone* is a colour's name with its shade
-(``'dark blue'``), a *scene* says how one image shows the person (see ``drawing.Scene``).
+A *person* is a nested dict of labels (an entry of ``attributes.json``). A *tone* is the name of a color with its shade
+(``'dark blue'``). A *slot* is a key of a person, such as 'upper' or 'bag'. A *scene* is how one image shows the person
+(``drawing.Scene``).
 """
 import copy
 
-# tone: (sRGB, the phrases people use for it); a tone's last word is its base colour
+# {tone: (sRGB, names in captions)}; the last word of a tone is its base color
 TONES = {
     'black': ((26, 26, 30), ['black']),
     'white': ((236, 236, 234), ['white']),
@@ -30,7 +31,7 @@ TONES = {
     'orange': ((240, 124, 30), ['orange', 'bright orange']),
     'beige': ((208, 188, 152), ['beige', 'tan', 'khaki', 'cream']),
 }
-COLOURS = ('black', 'white', 'blue', 'red', 'grey', 'green', 'yellow', 'brown', 'pink', 'purple', 'orange', 'beige')
+COLORS = ('black', 'white', 'blue', 'red', 'grey', 'green', 'yellow', 'brown', 'pink', 'purple', 'orange', 'beige')
 DARK = ('black', 'dark blue', 'dark grey', 'dark green', 'dark brown', 'dark red')
 LIGHT = ('white', 'light grey', 'beige', 'light blue', 'light pink')
 JEANS = ('dark blue', 'blue', 'light blue', 'black', 'dark grey')
@@ -38,7 +39,7 @@ HAIR = {'black': (28, 24, 24), 'brown': (92, 58, 36), 'blonde': (222, 184, 108),
         'red': (172, 72, 34)}
 SKIN = {'light': (236, 192, 164), 'medium': (198, 144, 106), 'dark': (116, 76, 54)}
 
-# how often each base colour is worn; what is not listed has a weight of 1
+# The weight of each base color; other colors have a weight of 1.
 UPPER_WEIGHTS = {'black': 14, 'white': 13, 'blue': 12, 'grey': 9, 'red': 7, 'green': 5, 'yellow': 4, 'pink': 4,
                  'purple': 3, 'orange': 3, 'brown': 3, 'beige': 2}
 LOWER_WEIGHTS = {'black': 15, 'blue': 14, 'grey': 9, 'white': 4, 'brown': 4, 'beige': 4, 'green': 2, 'red': 2}
@@ -80,90 +81,97 @@ HATS = {'man': {'cap': 3, 'beanie': 2}, 'woman': {'cap': 2, 'beanie': 1, 'sun ha
 HELD = ('phone', 'umbrella', 'bottle', 'paper', 'cup')
 
 
-def base(tone):
-    """``'dark blue'`` -> ``'blue'``."""
+def base_color(tone):
+    """The base color of a tone: ``'dark blue'`` -> ``'blue'``."""
     return tone.split()[-1]
 
 
-def _weighted(rng, weights):
+def _sample_weighted(rng, weights):
     return rng.choices(list(weights), weights=list(weights.values()))[0]
 
 
-def _tone(rng, weights, colours, avoid=()):
-    """A tone among the first ``colours`` base colours, none of the ``avoid``-ed ones."""
-    names = [c for c in COLOURS[:colours] if c not in avoid]
+def _sample_tone(rng, weights, colors, avoid=()):
+    """Sample a tone of the first ``colors`` base colors without those in ``avoid``."""
+    names = [c for c in COLORS[:colors] if c not in avoid]
     name = rng.choices(names, weights=[weights.get(c, 1) for c in names])[0]
-    return rng.choice([t for t in TONES if base(t) == name])
+    return rng.choice([t for t in TONES if base_color(t) == name])
 
 
-def _second(rng, tone, colours):
-    """A colour for stripes, dots or a logo that shows on ``tone``."""
+def _sample_contrasting_tone(rng, tone, colors):
+    """Sample a color for stripes, dots or a logo that is visible on ``tone``."""
     def brightness(t):
         return sum(TONES[t][0]) / 3
-    known = [t for t in TONES if base(t) in COLOURS[:colours] and ' ' not in t
+    known = [t for t in TONES if base_color(t) in COLORS[:colors] and ' ' not in t
              and abs(brightness(t) - brightness(tone)) > 60]
     return rng.choice(known) if known else ('white' if brightness(tone) < 128 else 'black')
 
 
-def _upper(rng, gender, colours):
-    kind = _weighted(rng, UPPERS[gender])
-    tone = _tone(rng, UPPER_WEIGHTS, colours)
+def _sample_upper(rng, gender, colors):
+    kind = _sample_weighted(rng, UPPERS[gender])
+    tone = _sample_tone(rng, UPPER_WEIGHTS, colors)
     patterns = {'plain': 10, 'striped': 3, 'checked': 2 if kind in ('shirt', 'blouse', 'dress') else 0,
                 'dotted': 2 if kind in ('blouse', 'dress') else 0,
                 'logo': 4 if kind in ('T-shirt', 'hoodie', 'sweater') else 0,
                 'two-tone': 2 if kind in ('T-shirt', 'hoodie', 'sweater', 'polo shirt') else 0}
-    pattern = _weighted(rng, patterns)
+    pattern = _sample_weighted(rng, patterns)
     upper = {'kind': kind, 'colour': tone, 'pattern': pattern,
-             'second': None if pattern == 'plain' else _second(rng, tone, colours),
+             'second': None if pattern == 'plain' else _sample_contrasting_tone(rng, tone, colors),
              'sleeves': rng.choice(SLEEVES[kind])}
     if kind == 'dress':
         upper['length'] = rng.choice(LENGTHS[kind])
     return upper
 
 
-def _lower(rng, gender, colours):
-    kind = _weighted(rng, LOWERS[gender])
-    tone = _tone(rng, LOWER_WEIGHTS if kind != 'skirt' else UPPER_WEIGHTS, colours)
+def _sample_lower(rng, gender, colors):
+    kind = _sample_weighted(rng, LOWERS[gender])
+    tone = _sample_tone(rng, LOWER_WEIGHTS if kind != 'skirt' else UPPER_WEIGHTS, colors)
     if kind == 'jeans':
-        tone = rng.choice([t for t in JEANS if base(t) in COLOURS[:colours]] or ['blue'])
+        tone = rng.choice([t for t in JEANS if base_color(t) in COLORS[:colors]] or ['blue'])
     patterns = {'plain': 8, 'striped': 1 if kind in ('trousers', 'shorts') else 0,
                 'checked': 1 if kind in ('skirt', 'shorts') else 0,
                 'dotted': 1 if kind == 'skirt' else 0}
-    pattern = _weighted(rng, patterns)
+    pattern = _sample_weighted(rng, patterns)
     return {'kind': kind, 'colour': tone, 'pattern': pattern,
-            'second': None if pattern == 'plain' else _second(rng, tone, colours),
+            'second': None if pattern == 'plain' else _sample_contrasting_tone(rng, tone, colors),
             'length': rng.choice(LENGTHS[kind])}
 
 
-def _hair(rng, gender):
+def _sample_hair(rng, gender):
     length = rng.choices(('bald', 'short', 'shoulder-length', 'long'),
                          weights=(1, 8, 1, 0.5) if gender == 'man' else (0, 3, 4, 6))[0]
     style = rng.choice(('loose', 'loose', 'ponytail', 'bun')) if length == 'long' else 'loose'
-    colour = None if length == 'bald' else rng.choices(list(HAIR), weights=(6, 5, 4, 2, 2))[0]
-    return {'colour': colour, 'length': length, 'style': style}
+    color = None if length == 'bald' else rng.choices(list(HAIR), weights=(6, 5, 4, 2, 2))[0]
+    return {'colour': color, 'length': length, 'style': style}
 
 
-def new_person(rng, colours=12):
-    """Draw an identity's labels from ``rng`` (``random.Random``), garments in the first ``colours`` of COLOURS."""
+def sample_person(rng, colors=12):
+    """Sample an identity's labels.
+
+    Args:
+        rng: a ``random.Random``.
+        colors: the number of base colors in use, the first of ``COLORS``.
+    """
     gender = rng.choice(('man', 'woman'))
-    upper = _upper(rng, gender, colours)
+    upper = _sample_upper(rng, gender, colors)
     person = {
         'gender': gender, 'build': rng.choice(('slim', 'average', 'average', 'heavy')),
         'height': rng.choice(('short', 'average', 'average', 'tall')),
-        'skin': rng.choice(('light', 'light', 'medium', 'dark')), 'hair': _hair(rng, gender), 'upper': upper,
-        'jacket': None, 'lower': None if upper['kind'] == 'dress' else _lower(rng, gender, colours),
-        'shoes': {'kind': _weighted(rng, SHOES[gender]), 'colour': _tone(rng, THING_WEIGHTS, colours)},
+        'skin': rng.choice(('light', 'light', 'medium', 'dark')), 'hair': _sample_hair(rng, gender), 'upper': upper,
+        'jacket': None, 'lower': None if upper['kind'] == 'dress' else _sample_lower(rng, gender, colors),
+        'shoes': {'kind': _sample_weighted(rng, SHOES[gender]), 'colour': _sample_tone(rng, THING_WEIGHTS, colors)},
         'bag': None, 'hat': None, 'scarf': None, 'glasses': None, 'held': None}
     if rng.random() < 0.25:
         kind = rng.choice(list(JACKETS))
-        tone = _tone(rng, UPPER_WEIGHTS, colours, avoid=(base(upper['colour']),))
+        tone = _sample_tone(rng, UPPER_WEIGHTS, colors, avoid=(base_color(upper['colour']),))
         person['jacket'] = {'kind': kind, 'colour': tone, 'length': JACKETS[kind]}
     if rng.random() < 0.6:
-        person['bag'] = {'kind': _weighted(rng, BAGS[gender]), 'colour': _tone(rng, THING_WEIGHTS, colours)}
+        kind = _sample_weighted(rng, BAGS[gender])
+        person['bag'] = {'kind': kind, 'colour': _sample_tone(rng, THING_WEIGHTS, colors)}
     if rng.random() < 0.3:
-        person['hat'] = {'kind': _weighted(rng, HATS[gender]), 'colour': _tone(rng, THING_WEIGHTS, colours)}
+        kind = _sample_weighted(rng, HATS[gender])
+        person['hat'] = {'kind': kind, 'colour': _sample_tone(rng, THING_WEIGHTS, colors)}
     if rng.random() < 0.1:
-        person['scarf'] = {'colour': _tone(rng, UPPER_WEIGHTS, colours)}
+        person['scarf'] = {'colour': _sample_tone(rng, UPPER_WEIGHTS, colors)}
     if rng.random() < 0.25:
         person['glasses'] = rng.choice(('glasses', 'sunglasses'))
     if rng.random() < 0.35:
@@ -171,16 +179,16 @@ def new_person(rng, colours=12):
     return person
 
 
-def new_twin(person, rng, colours=12):
-    """A copy of ``person`` with exactly one label changed, to something that can be seen."""
+def sample_twin(person, rng, colors=12):
+    """Copy ``person`` and change exactly one label visibly."""
     twin = copy.deepcopy(person)
     changes = []
     for slot in ('upper', 'lower', 'jacket', 'shoes', 'bag', 'hat', 'scarf'):
         thing = person[slot]
         if thing:
-            avoid = {base(thing['colour']), base(thing.get('second') or thing['colour'])}
+            avoid = {base_color(thing['colour']), base_color(thing.get('second') or thing['colour'])}
             tones = JEANS if thing.get('kind') == 'jeans' else TONES
-            known = [t for t in tones if base(t) in COLOURS[:colours] and base(t) not in avoid]
+            known = [t for t in tones if base_color(t) in COLORS[:colors] and base_color(t) not in avoid]
             changes += [(slot, 'colour', known)] if known else []
     if person['bag']:
         changes.append(('bag', 'kind', [k for k in BAGS[person['gender']] if k != person['bag']['kind']]))
@@ -193,21 +201,21 @@ def new_twin(person, rng, colours=12):
     return twin
 
 
-def flat(labels, prefix=''):
-    """``{'upper.colour': 'red', ...}`` of an identity's nested labels; an absent thing is one None."""
-    found = {}
+def flatten_labels(labels, prefix=''):
+    """Flatten an identity's labels: ``{'upper.colour': 'red', ...}``. A missing slot is one None."""
+    flat = {}
     for key, value in labels.items():
-        found.update(flat(value, f'{prefix}{key}.') if isinstance(value, dict) else {f'{prefix}{key}': value})
-    return found
+        flat.update(flatten_labels(value, f'{prefix}{key}.') if isinstance(value, dict) else {f'{prefix}{key}': value})
+    return flat
 
 
 # --- sentences -------------------------------------------------------------------------------------------------
 
-SUBJECTS = {'man': ['man', 'man', 'man', 'man', 'guy', 'gentleman', 'male pedestrian'],
+SUBJECT_NOUNS = {'man': ['man', 'man', 'man', 'man', 'guy', 'gentleman', 'male pedestrian'],
             'woman': ['woman', 'woman', 'woman', 'woman', 'lady', 'female pedestrian']}
 BODY_WORDS = {'slim': ['slim', 'thin', 'slender'], 'heavy': ['heavy', 'stout', 'heavyset'], 'tall': ['tall'],
               'short': ['short']}
-PLACES = {  # background: (where one walks, where one stands)
+PLACES = {  # {background: (phrases for walking, phrases for standing)}
     'street': (['along the street', 'down the street', 'along the pavement', 'on the sidewalk'],
                ['on the street', 'on the pavement', 'on the sidewalk', 'at the roadside']),
     'wall': (['past a wall', 'along a wall', 'by a wall'], ['in front of a wall', 'next to a wall', 'beside a wall']),
@@ -230,51 +238,51 @@ SIZES = {'long': ['long'], 'cropped': ['cropped', 'ankle-length'], 'short': ['sh
 OPTIONAL = ('hair', 'shoes', 'bag', 'hat', 'scarf', 'glasses', 'held')
 
 
-def colour_phrase(tone, rng, shades):
-    """One of people's names for ``tone``; the more ``shades``, the more often without its shade, or only 'dark'."""
+def color_phrase(tone, rng, shades):
+    """Choose a name for ``tone``. A larger ``shades`` means more names without the shade, or with 'dark' only."""
     if rng.random() < 0.15 * shades and tone in DARK + LIGHT:
         return rng.choice(('dark', 'dark-colored') if tone in DARK else ('light-colored', 'light-coloured'))
     if rng.random() < 0.5 * shades:
-        return base(tone)
+        return base_color(tone)
     return rng.choice(TONES[tone][1])
 
 
-def _article(phrase):
+def _add_article(phrase):
     return ('an ' if phrase[0] in 'aeiou' else 'a ') + phrase
 
 
-def _list(items, rng):
-    """'a, b and c', the comma before 'and' where a part has an 'and' of its own."""
+def _join_phrases(items, rng):
+    """Join phrases to 'a, b and c', with a comma before 'and' if a phrase contains 'and'."""
     if len(items) < 2:
         return ''.join(items)
     comma = ',' if len(items) > 2 and (rng.random() < 0.3 or any(' and ' in i for i in items)) else ''
     return f'{", ".join(items[:-1])}{comma} and {items[-1]}'
 
 
-class _Words:
-    """The phrases for one caption: every choice of word and of detail comes from one generator."""
+class _CaptionWords:
+    """The phrases of one caption. One random generator chooses all words and details."""
 
     def __init__(self, person, scene, rng, omission, shades):
         self.person, self.scene, self.rng, self.omission, self.shades = person, scene, rng, omission, shades
         self.he, self.his = ('he', 'his') if person['gender'] == 'man' else ('she', 'her')
 
-    def keep(self):
+    def keeps_detail(self):
         return self.rng.random() >= self.omission
 
-    def colour(self, tone):
-        return colour_phrase(tone, self.rng, self.shades)
+    def color(self, tone):
+        return color_phrase(tone, self.rng, self.shades)
 
-    def coloured(self, thing):
-        """(adjectives, what follows the noun) for a garment's colours and pattern."""
-        rng, first, pattern = self.rng, self.colour(thing['colour']), thing.get('pattern', 'plain')
-        if pattern == 'plain' or not self.keep() or (pattern == 'logo' and self.scene.view != 'front'):
+    def color_and_pattern(self, thing):
+        """Words for a garment's colors and pattern: ``(adjectives, phrases after the noun)``."""
+        rng, first, pattern = self.rng, self.color(thing['colour']), thing.get('pattern', 'plain')
+        if pattern == 'plain' or not self.keeps_detail() or (pattern == 'logo' and self.scene.view != 'front'):
             return [f'plain {first}' if pattern == 'plain' and rng.random() < 0.1 else first], []
-        second = base(thing['second']) if first.startswith(('dark-', 'light-')) else self.colour(thing['second'])
+        second = base_color(thing['second']) if first.startswith(('dark-', 'light-')) else self.color(thing['second'])
         if pattern == 'logo':
-            return [first], [_article(rng.choice(LOGO_WORDS).format(c=second)[2:])]
+            return [first], [_add_article(rng.choice(LOGO_WORDS).format(c=second)[2:])]
         if pattern == 'two-tone':
             return rng.choice((([f'{first} and {second} two-tone'], []),
-                               ([f'{first}'], [f'{_article(second)} lower half']),
+                               ([f'{first}'], [f'{_add_article(second)} lower half']),
                                ([f'{first} and {second} color-block'], [])))
         word = rng.choice(PATTERN_WORDS[pattern])
         if thing.get('kind') in ('trousers', 'shorts') and pattern == 'striped':
@@ -287,16 +295,16 @@ class _Words:
     def noun_phrase(self, adjectives, noun, after, plural=False):
         text = ' '.join([*adjectives, noun])
         if not plural:
-            text = _article(text)
+            text = _add_article(text)
         elif self.rng.random() < 0.3:
             text = f'a pair of {text}'
-        return text + (f' with {_list(after, self.rng)}' if after else '')
+        return text + (f' with {_join_phrases(after, self.rng)}' if after else '')
 
     def upper(self):
         upper, rng = self.person['upper'], self.rng
-        adjectives, after = self.coloured(upper)
+        adjectives, after = self.color_and_pattern(upper)
         noun = rng.choice(NOUNS[upper['kind']])
-        if self.keep() and not self.person['jacket'] and 'sleeve' not in noun:
+        if self.keeps_detail() and not self.person['jacket'] and 'sleeve' not in noun:
             sleeves = upper['sleeves']
             if sleeves == 'none':
                 adjectives = (['sleeveless'] if noun == 'dress' else []) + adjectives
@@ -304,16 +312,16 @@ class _Words:
                 adjectives = [rng.choice((f'{sleeves}-sleeved', f'{sleeves} sleeve'))] + adjectives
             else:
                 after = after + [f'{sleeves} sleeves']
-        if upper['kind'] == 'dress' and self.keep() and not adjectives[0].startswith(upper['length']):
+        if upper['kind'] == 'dress' and self.keeps_detail() and not adjectives[0].startswith(upper['length']):
             adjectives = [rng.choice(SIZES[upper['length']])] + adjectives
         return self.noun_phrase(adjectives, noun, after)
 
     def outer(self):
-        """The jacket, with what is seen under it."""
+        """The jacket and the visible garment under it."""
         jacket, rng = self.person['jacket'], self.rng
         if not jacket:
             return self.upper()
-        adjectives = [self.colour(jacket['colour'])]
+        adjectives = [self.color(jacket['colour'])]
         if jacket['kind'] == 'coat' and rng.random() < 0.4:
             adjectives = [rng.choice(('long', 'knee-length'))] + adjectives
         noun = rng.choice(NOUNS[jacket['kind']])
@@ -326,19 +334,20 @@ class _Words:
 
     def lower(self):
         lower = self.person['lower']
-        adjectives, after = self.coloured(lower)
+        adjectives, after = self.color_and_pattern(lower)
         kind, length = lower['kind'], lower['length']
-        said = (kind == 'skirt' or length in ('cropped', 'knee-length')  # nobody speaks of long jeans or short shorts
-                or (kind == 'trousers' and self.rng.random() < 0.3))
-        if said and self.keep():
+        # Captions do not say 'long jeans' or 'short shorts'.
+        names_length = (kind == 'skirt' or length in ('cropped', 'knee-length')
+                        or (kind == 'trousers' and self.rng.random() < 0.3))
+        if names_length and self.keeps_detail():
             adjectives = [self.rng.choice(SIZES[lower['length']])] + adjectives
         return self.noun_phrase(adjectives, self.rng.choice(NOUNS[kind]), after, plural=kind != 'skirt')
 
     def thing(self, slot):
-        """Shoes, bag, hat or scarf with its colour."""
+        """Shoes, bag, hat or scarf with its color."""
         thing = self.person[slot]
         noun = 'scarf' if slot == 'scarf' else self.rng.choice(NOUNS[thing['kind']])
-        return self.noun_phrase([self.colour(thing['colour'])], noun, [], plural=slot == 'shoes')
+        return self.noun_phrase([self.color(thing['colour'])], noun, [], plural=slot == 'shoes')
 
     def glasses(self):
         glasses = self.person['glasses']
@@ -348,32 +357,32 @@ class _Words:
         hair, rng = self.person['hair'], self.rng
         if hair['length'] == 'bald':
             return rng.choice(('a bald head', 'a shaved head'))
-        colour = rng.choice(('grey', 'gray')) if hair['colour'] == 'grey' else hair['colour']
-        colour = rng.choice(('blonde', 'blond', 'fair')) if colour == 'blonde' else colour
+        color = rng.choice(('grey', 'gray')) if hair['colour'] == 'grey' else hair['colour']
+        color = rng.choice(('blonde', 'blond', 'fair')) if color == 'blonde' else color
         if hair['style'] == 'ponytail':
-            return rng.choice((f'a long {colour} ponytail', f'{colour} hair tied in a ponytail',
-                               f'{colour} hair in a ponytail'))
+            return rng.choice((f'a long {color} ponytail', f'{color} hair tied in a ponytail',
+                               f'{color} hair in a ponytail'))
         if hair['style'] == 'bun':
-            return rng.choice((f'{colour} hair in a bun', f'{colour} hair tied up in a bun'))
-        return f'{hair["length"]} {colour} hair' if self.keep() else f'{colour} hair'
+            return rng.choice((f'{color} hair in a bun', f'{color} hair tied up in a bun'))
+        return f'{hair["length"]} {color} hair' if self.keeps_detail() else f'{color} hair'
 
     def bag(self):
         kind, phrase = self.person['bag']['kind'], self.thing('bag')
-        where = {'backpack': [f'on {self.his} back', 'on the back', f'on {self.his} shoulders'],
+        location = {'backpack': [f'on {self.his} back', 'on the back', f'on {self.his} shoulders'],
                  'shoulder bag': [f'over {self.his} shoulder', f'on {self.his} shoulder', 'across the body'],
                  'handbag': [f'in {self.his} hand', 'in one hand']}[kind]
-        return f'{phrase} {self.rng.choice(where)}' if self.rng.random() < 0.5 else phrase
+        return f'{phrase} {self.rng.choice(location)}' if self.rng.random() < 0.5 else phrase
 
     def held(self):
-        phrase = _article(self.rng.choice(NOUNS[self.person['held']]))
-        where = self.rng.choice((f' in {self.his} hand', ' in one hand'))
-        return phrase + where if self.rng.random() < 0.6 else phrase
+        phrase = _add_article(self.rng.choice(NOUNS[self.person['held']]))
+        location = self.rng.choice((f' in {self.his} hand', ' in one hand'))
+        return phrase + location if self.rng.random() < 0.6 else phrase
 
     def subject(self):
         rng, person = self.rng, self.person
         words = [rng.choice(BODY_WORDS[person[k]]) for k in ('height', 'build')
                  if person[k] != 'average' and rng.random() < 0.3 * (1 - self.omission)]
-        return ', '.join(words) + (' ' if words else '') + rng.choice(SUBJECTS[person['gender']])
+        return ', '.join(words) + (' ' if words else '') + rng.choice(SUBJECT_NOUNS[person['gender']])
 
     def place(self):
         return self.rng.choice(PLACES[self.scene.background][0 if self.scene.walking else 1])
@@ -389,8 +398,8 @@ class _Words:
         return self.rng.choice(known)
 
 
-def _visible(person, scene):
-    """The slots that a caption of this image may speak of."""
+def _visible_slots(person, scene):
+    """The slots that a caption of this image can mention."""
     seen = {slot for slot in ('hair', 'upper', 'lower', 'shoes', 'bag', 'hat', 'scarf', 'glasses', 'held')
             if person[slot]}
     seen -= set(scene.hidden)
@@ -401,145 +410,153 @@ def _visible(person, scene):
     return seen
 
 
-def _verbs(words, told, progressive):
-    """Verb phrases for what has not been said yet: ['wears glasses and white shoes', 'carries a black backpack']."""
+def _verb_phrases(words, mentioned, progressive):
+    """Verb phrases for the slots ``mentioned``: ['wears glasses and white shoes', 'carries a black backpack']."""
     rng, phrases = words.rng, []
 
     def verb(stems):
         simple, continuous = rng.choice(stems)
         return f'is {continuous}' if progressive else simple
-    if 'hair' in told:
+    if 'hair' in mentioned:
         phrases.append(f'has {words.hair()}')
-    worn = [words.lower()] if 'lower' in told else []
+    worn = [words.lower()] if 'lower' in mentioned else []
     extra = [words.glasses() if s == 'glasses' else words.thing(s) for s in ('hat', 'glasses', 'scarf', 'shoes')
-             if s in told]
+             if s in mentioned]
     rng.shuffle(extra)
     if worn + extra:
-        phrases.append(f'{verb((("wears", "wearing"), ("is wearing", "wearing")))} {_list(worn + extra, rng)}')
-    if 'bag' in told:
+        phrases.append(f'{verb((("wears", "wearing"), ("is wearing", "wearing")))} {_join_phrases(worn + extra, rng)}')
+    if 'bag' in mentioned:
         phrases.append(f'{verb((("carries", "carrying"), ("has", "carrying")))} {words.bag()}')
-    if 'held' in told:
+    if 'held' in mentioned:
         phrases.append(f'{verb((("holds", "holding"), ("is holding", "holding")))} {words.held()}')
-    if 'view' in told:
+    if 'view' in mentioned:
         phrases.append(words.view())
-    if 'pose' in told:
+    if 'pose' in mentioned:
         phrases.append(words.pose())
     rng.shuffle(phrases)
     return phrases
 
 
-def _participles(words, told):
-    """'carrying ..., holding ... and wearing ...' of what has not been said yet."""
+def _participle_phrases(words, mentioned):
+    """Participle phrases for the slots ``mentioned``: 'carrying ..., holding ... and wearing ...'."""
     rng, phrases = words.rng, []
-    extra = [words.glasses() if s == 'glasses' else words.thing(s) for s in ('hat', 'glasses', 'scarf') if s in told]
+    extra = [words.glasses() if s == 'glasses' else words.thing(s) for s in ('hat', 'glasses', 'scarf')
+             if s in mentioned]
     if extra:
-        phrases.append(f'wearing {_list(extra, rng)}')
-    if 'bag' in told:
+        phrases.append(f'wearing {_join_phrases(extra, rng)}')
+    if 'bag' in mentioned:
         phrases.append(f'carrying {words.bag()}')
-    if 'held' in told:
+    if 'held' in mentioned:
         phrases.append(f'holding {words.held()}')
     rng.shuffle(phrases)
-    return _list(phrases, rng)
+    return _join_phrases(phrases, rng)
 
 
-def _worn(words, told):
-    """The garments' phrases, upper first, now and then lower first."""
-    items = ([words.outer()] if 'upper' in told else []) + ([words.lower()] if 'lower' in told else [])
+def _worn_phrases(words, mentioned):
+    """The garments' phrases, usually the upper garment first."""
+    items = ([words.outer()] if 'upper' in mentioned else []) + ([words.lower()] if 'lower' in mentioned else [])
     if words.rng.random() < 0.2:
         items.reverse()
     return items
 
 
-def _second_sentence(words, told):
-    if not told:
+def _second_sentence(words, mentioned):
+    if not mentioned:
         return ''
     rng = words.rng
-    if 'shoes' in told and rng.random() < 0.3:
-        rest = _verbs(words, told - {'shoes'}, rng.random() < 0.4)
+    if 'shoes' in mentioned and rng.random() < 0.3:
+        rest = _verb_phrases(words, mentioned - {'shoes'}, rng.random() < 0.4)
         shoes = words.person['shoes']
         noun = rng.choice(NOUNS[shoes['kind']])
-        phrase = f'{words.his.capitalize()} {noun} are {words.colour(shoes["colour"])}'
-        return phrase + (f' and {words.he} {_list(rest, rng)}.' if rest else '.')
+        phrase = f'{words.his.capitalize()} {noun} are {words.color(shoes["colour"])}'
+        return phrase + (f' and {words.he} {_join_phrases(rest, rng)}.' if rest else '.')
     hair = words.person['hair']
-    if 'hair' in told and hair['style'] == 'loose' and hair['length'] != 'bald' and rng.random() < 0.3:
-        rest = _verbs(words, told - {'hair'}, rng.random() < 0.4)
+    if 'hair' in mentioned and hair['style'] == 'loose' and hair['length'] != 'bald' and rng.random() < 0.3:
+        rest = _verb_phrases(words, mentioned - {'hair'}, rng.random() < 0.4)
         phrase = f'{words.his.capitalize()} hair is {hair["length"]} and {hair["colour"]}'
-        return phrase + (f', and {words.he} {_list(rest, rng)}.' if rest else '.')
-    phrases = _verbs(words, told, rng.random() < 0.4)
+        return phrase + (f', and {words.he} {_join_phrases(rest, rng)}.' if rest else '.')
+    phrases = _verb_phrases(words, mentioned, rng.random() < 0.4)
     opening = words.he.capitalize() if rng.random() < 0.85 else f'The {words.person["gender"]}'
-    return f'{opening} {_list(phrases, rng)}.'
+    return f'{opening} {_join_phrases(phrases, rng)}.'
 
 
-def _first_sentence(words, told):
-    """(sentence, the slots it has used up) in one of several constructions."""
+def _first_sentence(words, mentioned):
+    """Write the first sentence in one of several constructions: ``(sentence, slots that it mentions)``."""
     rng = words.rng
-    used, place = {'upper', 'lower', 'place'}, f' {words.place()}' if 'place' in told else ''
-    worn = _worn(words, told)
-    if 'shoes' in told and rng.random() < 0.55:
+    used, place = {'upper', 'lower', 'place'}, f' {words.place()}' if 'place' in mentioned else ''
+    worn = _worn_phrases(words, mentioned)
+    if 'shoes' in mentioned and rng.random() < 0.55:
         worn.append(words.thing('shoes'))
         used.add('shoes')
     subject, hair = words.subject(), ''
-    if 'hair' in told and rng.random() < 0.6:
+    if 'hair' in mentioned and rng.random() < 0.6:
         bald = words.person['hair']['length'] == 'bald'
         subject, hair = (f'bald {subject}', '') if bald and rng.random() < 0.7 else (subject, f' with {words.hair()}')
         used.add('hair')
-    a = rng.choice((_article(subject), _article(subject), f'the {subject}', f'this {subject}')) + hair
-    clothes, doing = _list(worn, rng), words.doing()
-    A = a[0].upper() + a[1:]
+    a = rng.choice((_add_article(subject), _add_article(subject), f'the {subject}', f'this {subject}')) + hair
+    clothes, doing = _join_phrases(worn, rng), words.doing()
+    start = a[0].upper() + a[1:]
     opening = rng.choice(('Wearing', 'Dressed in'))
     while_ = f' while {doing}{place}' if place else ''
-    forms = [f'{A} {rng.choice(("wears", "is wearing"))} {clothes}{while_}.'] * 2
+    forms = [f'{start} {rng.choice(("wears", "is wearing"))} {clothes}{while_}.'] * 2
     if place:
-        forms += [f'{A} is {doing}{place} in {clothes}.', f'{A}, dressed in {clothes}, is {doing}{place}.',
-                  f'{A} in {clothes} is {doing}{place}.', f'{opening} {clothes}, {a} is {doing}{place}.']
+        forms += [f'{start} is {doing}{place} in {clothes}.', f'{start}, dressed in {clothes}, is {doing}{place}.',
+                  f'{start} in {clothes} is {doing}{place}.', f'{opening} {clothes}, {a} is {doing}{place}.']
     else:
-        forms += [f'{A} {rng.choice(("is dressed in", "has on"))} {clothes}.', f'{A} is {doing} in {clothes}.',
+        forms += [f'{start} {rng.choice(("is dressed in", "has on"))} {clothes}.', f'{start} is {doing} in {clothes}.',
                   f'{opening} {clothes}, {a} is {doing} {rng.choice(("alone", "in this picture", "in the image"))}.']
     who = f' who is {doing}{place}' if place else ''
     shows = rng.choice(('The picture shows', 'The image shows', 'The camera shows', 'This is', 'We see'))
-    forms.append(rng.choice((f'There is {_article(subject)}{hair} in {clothes}{who}.',
-                             f'{shows} {_article(subject)}{hair} {rng.choice(("wearing", "dressed in"))} {clothes}.')))
-    if 'bag' in told and rng.random() < 0.2:
+    described = f'{_add_article(subject)}{hair}'
+    forms.append(rng.choice((f'There is {described} in {clothes}{who}.',
+                             f'{shows} {described} {rng.choice(("wearing", "dressed in"))} {clothes}.')))
+    if 'bag' in mentioned and rng.random() < 0.2:
         used.add('bag')
         return f'{rng.choice(("With", "Carrying"))} {words.bag()}, {a} is {doing}{place} in {clothes}.', used
-    if rng.random() < 0.35 and told & {'bag', 'held', 'hat', 'glasses', 'scarf'}:
-        extras = _participles(words, told)
+    if rng.random() < 0.35 and mentioned & {'bag', 'held', 'hat', 'glasses', 'scarf'}:
+        extras = _participle_phrases(words, mentioned)
         used |= {'bag', 'held', 'hat', 'glasses', 'scarf'}
-        return f'{A} is {doing}{place} in {clothes}, {extras}.', used
+        return f'{start} is {doing}{place} in {clothes}, {extras}.', used
     return rng.choice(forms), used
 
 
-def _sentences(person, scene, told, rng, omission, shades):
-    words = _Words(person, scene, rng, omission, shades)
-    first, used = _first_sentence(words, told)
-    second = _second_sentence(words, told - used)
+def _write_sentences(person, scene, mentioned, rng, omission, shades):
+    words = _CaptionWords(person, scene, rng, omission, shades)
+    first, used = _first_sentence(words, mentioned)
+    second = _second_sentence(words, mentioned - used)
     return f'{first} {second}'.strip()
 
 
-def new_caption(person, scene, rng, omission=0.2, shades=0.3):
-    """A sentence or two (20 to 40 words) about ``person`` as ``scene`` shows them.
+def write_caption(person, scene, rng, omission=0.2, shades=0.3):
+    """Write a caption of one or two sentences (20 to 40 words) for a person in a scene.
 
-    ``omission`` is the chance of leaving out each attribute and each detail of a garment. It is a wish: a caption that
-    would be too short says more, one too long says less.
+    Args:
+        person: the labels of the identity.
+        scene: the :class:`datasets.synthpedes.drawing.Scene`.
+        rng: a ``random.Random``.
+        omission: the probability that an attribute or a detail of a garment is omitted. A caption that would be too
+            short mentions more, and one that would be too long mentions less.
+        shades: how often names of colors omit the shade.
     """
-    seen = _visible(person, scene)
+    seen = _visible_slots(person, scene)
     garments = seen & {'upper', 'lower'}
-    told = {s for s in OPTIONAL if s in seen and rng.random() >= omission}
-    told |= {s for s in sorted(garments) if rng.random() >= 0.15 * omission} or garments
-    told |= {s for s, share in (('place', 0.45), ('view', 0.15), ('pose', 0.05)) if rng.random() < share}
+    mentioned = {s for s in OPTIONAL if s in seen and rng.random() >= omission}
+    mentioned |= {s for s in sorted(garments) if rng.random() >= 0.15 * omission} or garments
+    mentioned |= {s for s, probability in (('place', 0.45), ('view', 0.15), ('pose', 0.05))
+                  if rng.random() < probability}
     detail = omission
     while True:
-        for _ in range(4):  # other constructions for the same content
-            text = _sentences(person, scene, told, rng, detail, shades)
+        for _ in range(4):  # try other constructions of the same content
+            text = _write_sentences(person, scene, mentioned, rng, detail, shades)
             if 20 <= len(text.split()) <= 40:
                 return text
         if len(text.split()) > 40:
-            spare = sorted(told - garments) or sorted(told)
-            told -= {rng.choice(spare)} if len(told) > 1 else set()
+            candidates = sorted(mentioned - garments) or sorted(mentioned)
+            mentioned -= {rng.choice(candidates)} if len(mentioned) > 1 else set()
             detail = min(1.0, detail + 0.1)
         else:
-            # what says nothing about the person is added first, so that omission stays what it was asked to be
-            spare = [s for s in ('place', 'view', 'pose') if s not in told]
-            spare = spare or [s for s in sorted(seen) if s not in told]
-            told |= {rng.choice(spare)} if spare else set()
+            # Phrases that do not describe the person are added first, so that ``omission`` keeps its meaning.
+            candidates = [s for s in ('place', 'view', 'pose') if s not in mentioned]
+            candidates = candidates or [s for s in sorted(seen) if s not in mentioned]
+            mentioned |= {rng.choice(candidates)} if candidates else set()
             detail = max(0.0, detail - 0.1)

@@ -1,4 +1,4 @@
-"""The identities, images and captions of synthpedes, and the folder on disk that holds them."""
+"""Create the identities, images and captions of synthpedes, and write them to a folder."""
 import contextlib
 import json
 import os
@@ -13,89 +13,88 @@ from tqdm import tqdm
 
 from datasets.registry import dataset_class, datasets
 from datasets.synthpedes import people
-from datasets.synthpedes.drawing import Palette, new_scene, photo
+from datasets.synthpedes.drawing import Palette, sample_scene, render_image
 from datasets.workers import start_worker
-from utils.errors import UserError, unknown
+from utils.errors import UserError, unknown_name_error
+from utils.file_lock import try_lock
 from utils.iotools import read_json
 from utils.seeding import derive_seed
 
-try:
-    import fcntl
-except ImportError:   # Windows: nothing tells two runs of each other
-    fcntl = None
-
-VERSION = 1  # of the drawings and sentences: the same settings give the same files only within a version
-KNOBS = {  # name: (default, lowest, highest, what it does)
-    'omission': (0.2, 0, 0.9, 'share of attributes and details that a caption leaves out'),
-    'shades': (0.3, 0, 1, "how far a garment's colour strays from its name, and how often the shade is not named"),
-    'tint': (0.35, 0, 1, "how much the camera's exposure and colour cast vary"),
-    'clutter': (0.5, 0, 1, 'chance of cars, poles, signs and other people in the background'),
-    'occlusion': (0.15, 0, 1, 'chance that something covers part of the person'),
-    'colours': (12, 4, 12, 'number of base colours that things are made of'),
-    'twins': (0.1, 0, 1, 'share of identities that share all but one attribute with another one of their split'),
+VERSION = 1  # of images and captions: equal settings give equal files only within a version
+DIFFICULTY_OPTIONS = {  # {name: (default, minimum, maximum, help)}
+    'omission': (0.2, 0, 0.9, 'fraction of attributes and details that a caption omits'),
+    'shades': (0.3, 0, 1, "variation of a garment's color around its name, and how often captions omit the shade"),
+    'tint': (0.35, 0, 1, "variation of the camera's exposure and color cast"),
+    'clutter': (0.5, 0, 1, 'probability of cars, poles, signs and other people in the background'),
+    'occlusion': (0.15, 0, 1, 'probability that an object covers part of the person'),
+    'colours': (12, 4, 12, 'number of base colors of clothes and bags'),
+    'twins': (0.1, 0, 1, 'fraction of pairs of identities that differ in only one attribute'),
 }
-MARK = 'synthpedes.json'
+MARKER = 'synthpedes.json'
 
 
 # --- identities, images, captions ---------------------------------------------------------------------------------
 
-def _identity(settings, index, first, count):
-    """(labels, palette seed, index of the one it is a twin of or None) of an identity, ``first, count``: its split.
+def _sample_identity(settings, index, first, count):
+    """Sample an identity. Its split starts at the index ``first`` and has ``count`` identities.
 
-    Identities of a split go in pairs; in a pair of twins the second one is the first with one label changed.
+    The identities of a split form pairs. In a pair of twins the second identity is the first with one label changed.
+
+    Returns:
+        ``(labels, palette seed, index of the identity whose twin it is or None)``.
     """
-    seed, colours = settings['seed'], settings['colours']
-    place = index - first
-    leader = first + place - place % 2
+    seed, colors = settings['seed'], settings['colours']
+    position = index - first
+    leader = first + position - position % 2
     twins = leader + 1 < first + count and random.Random(derive_seed(seed, 1, leader)).random() < settings['twins']
-    own = leader if twins else index
-    person = people.new_person(random.Random(derive_seed(seed, 2, own)), colours)
-    if own == index:
-        return person, derive_seed(seed, 3, own), None
-    twin = people.new_twin(person, random.Random(derive_seed(seed, 4, index)), colours)
-    return twin, derive_seed(seed, 3, own), leader
+    source = leader if twins else index
+    person = people.sample_person(random.Random(derive_seed(seed, 2, source)), colors)
+    if source == index:
+        return person, derive_seed(seed, 3, source), None
+    twin = people.sample_twin(person, random.Random(derive_seed(seed, 4, index)), colors)
+    return twin, derive_seed(seed, 3, source), leader
 
 
-def _views(rng, count):
-    """Views of an identity's images: front, back and side in some order before anything repeats."""
+def _sample_views(rng, count):
+    """Sample the views of an identity's images: front, back and side in random order, then random views."""
     views = ['front', 'back', 'side']
     rng.shuffle(views)
     return [views[i] if i < 3 else rng.choice(('front', 'back', 'side')) for i in range(count)]
 
 
-def make_identity(settings, index, first, count):
-    """One identity's ``(labels, twin's index or None, [(image, captions, scene), ...])``.
+def draw_identity(settings, index, first, count):
+    """Create an identity: ``(labels, index of its twin or None, [(image, captions, scene), ...])``.
 
-    It depends on the settings, the index and the split's ``first, count`` alone, never on what was drawn before.
+    The result depends only on the settings, the index, and the ``first`` index and ``count`` of its split.
     """
-    person, look, twin = _identity(settings, index, first, count)
-    palette = Palette(look, settings['shades'])
-    views = _views(random.Random(derive_seed(settings['seed'], 5, index)), settings['images_per_id'])
+    person, palette_seed, twin = _sample_identity(settings, index, first, count)
+    palette = Palette(palette_seed, settings['shades'])
+    views = _sample_views(random.Random(derive_seed(settings['seed'], 5, index)), settings['images_per_id'])
     shots = []
     for number, view in enumerate(views):
-        scene = new_scene(derive_seed(settings['seed'], 6, index, number), view, settings['tint'],
+        scene = sample_scene(derive_seed(settings['seed'], 6, index, number), view, settings['tint'],
                           settings['occlusion'])
-        image = photo(person, scene, palette, settings['size'], settings['clutter'])
-        captions = [people.new_caption(person, scene, random.Random(derive_seed(settings['seed'], 7, index, number, c)),
-                                       settings['omission'], settings['shades'])
-                    for c in range(settings['captions_per_image'])]
+        image = render_image(person, scene, palette, settings['size'], settings['clutter'])
+        seeds = [derive_seed(settings['seed'], 7, index, number, c) for c in range(settings['captions_per_image'])]
+        captions = [people.write_caption(person, scene, random.Random(seed), settings['omission'], settings['shades'])
+                    for seed in seeds]
         shots.append((image, captions, scene))
     return person, twin, shots
 
 
-def _splits(settings):
-    """[(split, first index, count)], training identities first."""
+def _split_ranges(settings):
+    """``[(split, first index, count)]``, training identities first."""
     train = settings['ids'] - settings['val_ids'] - settings['test_ids']
     return [('train', 0, train), ('val', train, settings['val_ids']),
             ('test', train + settings['val_ids'], settings['test_ids'])]
 
 
 def _write_identity(task):
-    """Draw and save one identity below ``folder``; its annotation entries and its labels."""
+    """Create an identity and save its images: ``(its annotation entries, its labels)``."""
     settings, folder, split, index, first, count = task
-    written = dataset_class(settings['format'])
-    key, first_pid = written.image_key, written.first_pid
-    person, twin, shots = make_identity(settings, index, first, count)
+    format_class = dataset_class(settings['format'])
+    key, first_pid = format_class.image_key, format_class.first_pid
+    person, twin, shots = draw_identity(settings, index, first, count)
     entries = []
     for number, (image, captions, scene) in enumerate(shots):
         path = f'{split}/{first_pid + index:05d}_{number}.jpg'
@@ -107,95 +106,103 @@ def _write_identity(task):
 
 # --- the folder on disk -------------------------------------------------------------------------------------------
 
-def _whole(name, value, low, high):
+def _require_integer(name, value, low, high):
     if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or not low <= value <= high:
         raise UserError(f'{name} must be a whole number from {low} to {high}, not {value!r}')
     return int(value)
 
 
 def formats():
-    """The datasets whose annotation is one file of their folder, which is what is written here."""
-    return [name for name, written in datasets().items() if written.annotations]
+    """The supported formats: datasets whose annotation is one file of their folder."""
+    return [name for name, format_class in datasets().items() if format_class.annotations]
 
 
-def settle(ids, images_per_id, captions_per_image, size, seed, format, val_ids, test_ids, knobs):
-    """Everything that decides what is written, checked, as it is kept in synthpedes.json."""
+def validate_settings(ids, images_per_id, captions_per_image, size, seed, format, val_ids, test_ids, difficulty):
+    """Validate the arguments of :func:`generate` and fill in defaults: the settings that synthpedes.json holds."""
     if format not in formats():
-        raise unknown('format', format, formats())
-    written = dataset_class(format)
-    captions, has_val = written.captions_per_image, written.has_val
+        raise unknown_name_error('format', format, formats())
+    format_class = dataset_class(format)
+    captions, has_val = format_class.captions_per_image, format_class.has_val
     height, width = size
-    found = {'ids': _whole('ids', ids, 3, 1_000_000), 'images_per_id': _whole('images_per_id', images_per_id, 1, 1000),
-             'captions_per_image': _whole('captions_per_image',
-                                          captions if captions_per_image is None else captions_per_image, 1, 100),
-             'size': [_whole('size (height)', height, 32, 2048), _whole('size (width)', width, 16, 2048)],
-             'seed': _whole('seed', seed, 0, 2 ** 62), 'format': format}
-    found['test_ids'] = _whole('test_ids', max(1, ids // 5) if test_ids is None else test_ids, 0, ids)
-    found['val_ids'] = _whole('val_ids', (ids // 10 if has_val else 0) if val_ids is None else val_ids, 0, ids)
-    if found['val_ids'] and not has_val:
+    settings = {'ids': _require_integer('ids', ids, 3, 1_000_000),
+                'images_per_id': _require_integer('images_per_id', images_per_id, 1, 1000),
+                'captions_per_image': _require_integer(
+                    'captions_per_image', captions if captions_per_image is None else captions_per_image, 1, 100),
+                'size': [_require_integer('size (height)', height, 32, 2048),
+                         _require_integer('size (width)', width, 16, 2048)],
+                'seed': _require_integer('seed', seed, 0, 2 ** 62), 'format': format}
+    if test_ids is None:
+        test_ids = max(1, ids // 5)
+    if val_ids is None:
+        val_ids = ids // 10 if has_val else 0
+    settings['test_ids'] = _require_integer('test_ids', test_ids, 0, ids)
+    settings['val_ids'] = _require_integer('val_ids', val_ids, 0, ids)
+    if settings['val_ids'] and not has_val:
         raise UserError(f'{format} has no val split: leave val_ids at 0')
-    if captions == 1 and found['captions_per_image'] != 1:
+    if captions == 1 and settings['captions_per_image'] != 1:
         raise UserError(f'{format} has one caption an image: leave captions_per_image at 1')
-    if found['val_ids'] + found['test_ids'] >= ids:
-        raise UserError(f'val_ids ({found["val_ids"]}) and test_ids ({found["test_ids"]}) leave none of the {ids} ids '
-                        'for training')
-    for name in knobs:
-        if name not in KNOBS:
-            raise unknown('difficulty knob', name, KNOBS)
-    for name, (default, low, high, _) in KNOBS.items():
-        value = knobs.get(name, default)
+    if settings['val_ids'] + settings['test_ids'] >= ids:
+        raise UserError(f'val_ids ({settings["val_ids"]}) and test_ids ({settings["test_ids"]}) leave none of the '
+                        f'{ids} ids for training')
+    for name in difficulty:
+        if name not in DIFFICULTY_OPTIONS:
+            raise unknown_name_error('difficulty option', name, DIFFICULTY_OPTIONS)
+    for name, (default, low, high, _) in DIFFICULTY_OPTIONS.items():
+        value = difficulty.get(name, default)
         if not isinstance(value, (int, float)) or not low <= value <= high:
             raise UserError(f'{name} must be a number from {low} to {high}, not {value!r}')
-        found[name] = int(value) if name == 'colours' else float(value)
-    return found
+        settings[name] = int(value) if name == 'colours' else float(value)
+    return settings
 
 
-def _ours(folder):
-    """What synthpedes.json says of a folder that we made, else None."""
+def _read_marker(folder):
+    """Read synthpedes.json of a folder; None if synthpedes did not write the folder."""
     try:
-        mark = read_json(os.path.join(folder, MARK))
+        marker = read_json(os.path.join(folder, MARKER))
     except UserError:
         return None
-    return mark if isinstance(mark, dict) and mark.get('made_by') == 'datasets.synthpedes' else None
+    is_ours = isinstance(marker, dict) and marker.get('made_by') == 'datasets.synthpedes'
+    return marker if is_ours else None
 
 
 def is_synthetic(folder):
-    """Whether a dataset's folder was made by :func:`generate`."""
-    return os.path.isfile(os.path.join(folder, MARK))
+    """Whether :func:`generate` wrote a dataset's folder."""
+    return os.path.isfile(os.path.join(folder, MARKER))
 
 
-def _complete(folder, format):
-    written = dataset_class(format)
+def _is_complete(folder, format):
+    format_class = dataset_class(format)
     try:
-        entries = written.entries(os.path.join(folder, written.annotations[0]))
+        entries = format_class.load_entries(os.path.join(folder, format_class.annotations[0]))
     except UserError:
         return False
-    return all(os.path.exists(os.path.join(folder, 'imgs', entry[written.image_key])) for entry in entries)
+    return all(os.path.exists(os.path.join(folder, 'imgs', entry[format_class.image_key])) for entry in entries)
 
 
-def _may_write(folder, settings, overwrite):
-    """True if ``folder`` is to be made, False if it is there with these settings; refuses whatever else is there."""
+def _needs_writing(folder, settings, overwrite):
+    """Whether ``folder`` must be written. False if it exists with these settings; raises if it holds anything else."""
     if not os.path.lexists(folder) or (os.path.isdir(folder) and not os.path.islink(folder) and not os.listdir(folder)):
         return True
-    mark = _ours(folder)
-    if mark is None:
-        raise UserError(f'{folder} is there and was not made by synthpedes (no {MARK} of ours in it): it is never '
-                        'overwritten, choose another --out')
+    marker = _read_marker(folder)
+    if marker is None:
+        raise UserError(f'{folder} exists and was not made by synthpedes (it has no {MARKER} of synthpedes): it is '
+                        'never overwritten, choose another --out')
     if overwrite and os.path.islink(folder):
         raise UserError(f'{folder} is a link: name the folder that it points to, or remove the link')
     if overwrite:
         return True
-    if mark.get('settings') != settings or mark.get('version') != VERSION:
-        old = mark['settings'] if isinstance(mark.get('settings'), dict) else {}
+    if marker.get('settings') != settings or marker.get('version') != VERSION:
+        old = marker['settings'] if isinstance(marker.get('settings'), dict) else {}
         names = [k for k in settings if old.get(k) != settings[k]] or ['version']
         raise UserError(f'{folder} was made with other settings ({", ".join(names)}): use --overwrite or another --out')
-    if not _complete(folder, settings['format']):
-        raise UserError(f'{folder} was made by synthpedes but files are missing in it: use --overwrite to make it anew')
+    if not _is_complete(folder, settings['format']):
+        raise UserError(f'{folder} was made by synthpedes but files are missing in it: use --overwrite to write it '
+                        'again')
     return False
 
 
-def _all_identities(tasks, workers):
-    """Results of :func:`_write_identity` in the order of ``tasks``."""
+def _write_identities(tasks, workers):
+    """Yield the results of :func:`_write_identity` in the order of ``tasks``."""
     if workers <= 1:
         yield from map(_write_identity, tasks)
         return
@@ -209,94 +216,101 @@ def _all_identities(tasks, workers):
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _dump(path, content):
-    with open(path, 'w') as file:
+def _write_json(path, content):
+    with open(path, 'w', encoding='utf-8') as file:
         json.dump(content, file, indent=1)
 
 
-def _write(folder, settings, workers, progress):
-    """Everything into ``folder``, which is new and empty."""
+def _write_dataset(folder, settings, workers, progress):
+    """Write the dataset into ``folder``, which is new and empty."""
     tasks = []
-    for split, first, count in _splits(settings):
+    for split, first, count in _split_ranges(settings):
         os.makedirs(os.path.join(folder, 'imgs', split))
         tasks += [(settings, folder, split, index, first, count) for index in range(first, first + count)]
     entries, labels = [], []
     bar = tqdm(total=settings['ids'] * settings['images_per_id'], unit='image', desc=settings['format'],
                disable=not progress)
-    # Closed, so that no worker writes on after an interruption.
-    with bar, contextlib.closing(_all_identities(tasks, workers)) as results:
-        for new, person in results:
-            entries += new
+    # Closing the generator stops the workers after an interruption.
+    with bar, contextlib.closing(_write_identities(tasks, workers)) as results:
+        for new_entries, person in results:
+            entries += new_entries
             labels.append(person)
-            bar.update(len(new))
-    _dump(os.path.join(folder, dataset_class(settings['format']).annotations[0]), entries)
-    _dump(os.path.join(folder, 'attributes.json'), labels)
+            bar.update(len(new_entries))
+    _write_json(os.path.join(folder, dataset_class(settings['format']).annotations[0]), entries)
+    _write_json(os.path.join(folder, 'attributes.json'), labels)
     counts = {}
-    for split, _, count in _splits(settings):
+    for split, _, count in _split_ranges(settings):
         images = count * settings['images_per_id']
         counts[split] = {'ids': count, 'images': images, 'captions': images * settings['captions_per_image']}
-    _dump(os.path.join(folder, MARK), {'made_by': 'datasets.synthpedes', 'version': VERSION, 'settings': settings,
-                                       'counts': counts})
+    _write_json(os.path.join(folder, MARKER), {'made_by': 'datasets.synthpedes', 'version': VERSION,
+                                               'settings': settings, 'counts': counts})
 
 
 def generate(out, ids, images_per_id=4, captions_per_image=None, size=(384, 128), seed=0, format='synthpedes',
-             val_ids=None, test_ids=None, workers=None, overwrite=False, progress=True, **knobs):
+             val_ids=None, test_ids=None, workers=None, overwrite=False, progress=True, **difficulty):
     """Write a dataset of ``ids`` procedural pedestrians to ``<out>/<format>/`` and return that folder's path.
 
     Args:
-        out: the root folder (``--root_dir`` of the training), made if it is not there.
-        ids, images_per_id, captions_per_image: counts; captions_per_image is the format's by default (ICFG-PEDES 1,
-            else 2).
+        out: the root folder (``--root_dir`` of a training); it is created if necessary.
+        ids: the number of identities of all splits.
+        images_per_id: the number of images of each identity.
+        captions_per_image: the number of captions of each image, by default the format's: 1 for ICFG-PEDES, else 2.
         size: (height, width) of the images in pixels.
-        seed: everything derives from it; ``workers`` (processes, by default as many as cores) change nothing.
-        format: 'synthpedes' (CUHK-PEDES' layout), 'CUHK-PEDES', 'ICFG-PEDES' or 'RSTPReid'.
-        val_ids, test_ids: held-out identities; by default a tenth (none for ICFG-PEDES) and a fifth.
-        overwrite: replace a folder that synthpedes made; one that it did not make is never touched.
-        knobs: difficulty, see KNOBS: omission, shades, tint, clutter, occlusion, colours, twins.
+        seed: the seed of all random numbers.
+        format: 'synthpedes' (CUHK-PEDES's layout), 'CUHK-PEDES', 'ICFG-PEDES' or 'RSTPReid'.
+        val_ids: the number of identities of the val split, by default a tenth (none for ICFG-PEDES).
+        test_ids: the number of identities of the test split, by default a fifth.
+        workers: the number of processes, by default one per core. It does not change the result.
+        overwrite: whether to replace a folder that synthpedes wrote. Other folders are never replaced.
+        progress: whether to show a progress bar.
+        difficulty: values of DIFFICULTY_OPTIONS: omission, shades, tint, clutter, occlusion, colours, twins.
 
-    Beside the annotation it writes ``attributes.json`` (a list of each identity's labels; ``twin_of`` is the id of the
-    identity that it shares all but one label with) and ``synthpedes.json`` (settings and counts). A complete folder
-    with the same settings is left as it is. The folder appears at once when all is written; an interruption leaves
-    nothing.
+    Next to the annotation the function writes ``attributes.json``, a list of each identity's labels, and
+    ``synthpedes.json``, the settings and counts. ``twin_of`` in the labels is the id of the identity from which the
+    identity differs in one label only. A complete folder with the same settings is not changed. The folder is written
+    atomically: an interruption leaves nothing.
 
     Raises:
-        UserError: a bad argument, or a folder of that name that is not ours or has other settings.
+        UserError: an argument is invalid, or the folder exists with other content or settings.
     """
-    settings = settle(ids, images_per_id, captions_per_image, size, seed, format, val_ids, test_ids, knobs)
-    workers = os.cpu_count() if workers is None else _whole('workers', workers, 0, 1024)
+    settings = validate_settings(ids, images_per_id, captions_per_image, size, seed, format, val_ids, test_ids,
+                                 difficulty)
+    workers = os.cpu_count() if workers is None else _require_integer('workers', workers, 0, 1024)
     folder = os.path.join(out, format)
-    if not _may_write(folder, settings, overwrite):
-        print(f'{folder} is there with these settings: nothing to do')
+    if not _needs_writing(folder, settings, overwrite):
+        print(f'{folder} exists with these settings: nothing to do')
         return folder
-    made_out = not os.path.isdir(out)
+    creates_out = not os.path.isdir(out)
     try:
         with _working_folder(out, format) as (new, old):
-            _put_back(old, folder)
-            if not _may_write(folder, settings, overwrite):   # of a run that was quicker
-                print(f'{folder} is there with these settings: nothing to do')
+            _restore_folder(old, folder)
+            if not _needs_writing(folder, settings, overwrite):   # another run may have written it
+                print(f'{folder} exists with these settings: nothing to do')
                 return folder
-            _write(new, settings, workers, progress)
+            _write_dataset(new, settings, workers, progress)
             try:
                 if os.path.lexists(folder):
                     os.rename(folder, old)
                 os.rename(new, folder)
             finally:
-                _put_back(old, folder)
+                _restore_folder(old, folder)
     except OSError as error:
         raise UserError(f'cannot write {folder}: {error.strerror or error}') from error
     finally:
-        if made_out:
-            with contextlib.suppress(OSError):  # goes if it is empty, that is if nothing was made
+        if creates_out:
+            with contextlib.suppress(OSError):  # removes it only if it is empty
                 os.rmdir(out)
     return folder
 
 
 @contextlib.contextmanager
 def _working_folder(out, format):
-    """``(new, old)``: an empty folder that nobody else writes into, and where to put what it replaces. What a killed run left there goes
-    now; what is left in the end goes then."""
+    """Context manager that yields ``(new, old)``: a locked empty folder, and a path for the folder that it replaces.
+
+    Files that a killed run left in it are removed at the start, and the folder itself at the end.
+    """
     new, old = os.path.join(out, f'.{format}.new'), os.path.join(out, f'.{format}.old')
-    lock = _locked(new, os.path.join(out, format))
+    lock = _lock_folder(new, os.path.join(out, format))
     try:
         shutil.rmtree(os.path.join(new, 'imgs'), ignore_errors=True)
         for name in os.listdir(new):
@@ -308,30 +322,26 @@ def _working_folder(out, format):
             os.close(lock)
 
 
-def _locked(new, folder):
-    """Make the folder ``new`` where it is not there, and lock it; returns the lock, which ends with the process at the latest."""
+def _lock_folder(new, folder):
+    """Create the folder ``new`` if necessary, lock it, and return the lock, which the process's end releases."""
     while True:
         os.makedirs(new, exist_ok=True)
-        if fcntl is None:
+        if not hasattr(os, 'O_DIRECTORY'):   # Windows cannot open folders, so two runs are not detected there
             return None
         try:
             lock = os.open(new, os.O_RDONLY)
-        except FileNotFoundError:   # who wrote it has just finished
+        except FileNotFoundError:   # another run has just finished and removed it
             continue
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_lock(lock, is_inherited=True):
             os.close(lock)
-            raise UserError(f'another run is writing {folder}: wait until it is done, or choose another --out') from None
-        except OSError:             # a file system without locks
-            return lock
+            raise UserError(f'another run is writing {folder}: wait until it is done, or choose another --out')
         if os.path.lexists(new) and os.path.samestat(os.fstat(lock), os.stat(new)):
             return lock
         os.close(lock)
 
 
-def _put_back(old, folder):
-    """Let what was replaced go, or come back where nothing has taken its place, as when a run was killed in between."""
+def _restore_folder(old, folder):
+    """Remove the replaced folder ``old``, or move it back if a run was killed between the renames."""
     if os.path.lexists(old) and not os.path.lexists(folder):
         os.rename(old, folder)
     shutil.rmtree(old, ignore_errors=True)

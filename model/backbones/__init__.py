@@ -1,182 +1,108 @@
-"""Backbones: one family of encoders each, one file each, chosen by ``--backbone`` and found by itself.
+"""Backbones: one family of encoders each, one file each, found by name through ``--backbone``.
 
-A backbone owns what its family takes for granted: widths of tokens and embeddings, how tokens become an embedding, its tokenizer and its
-images, where weights come from, the names of parameters in checkpoints, and learning rates. ``docs/adding_a_method.md`` walks through one.
+A backbone owns what its family takes for granted: widths of tokens and embeddings, pooling, tokenizer, image
+statistics, the source of its weights, parameter names in checkpoints, and learning rates. ``docs/backbones.md``
+explains how to add one. Importing this package does not import PyTorch (:mod:`utils.declarations`).
 """
 import functools
 import importlib
 import pkgutil
 
-from torch import nn
-
 from utils import options
-from utils.checkpoint import read_checkpoint
-from utils.errors import UserError, unknown
+from utils.declarations import is_pytorch_loaded, load_plugin
+from utils.errors import UserError, unknown_name_error
+from utils.help_pages import Topic, first_sentence, own_docstring
+
+EXPORTED = {'Backbone': 'model.backbones.backbone'}
 
 
-class Backbone(nn.Module):
-    """An image and a text encoder. Its parts (``named_children``) become the model's under their own names, as checkpoints have them.
-
-    What a subclass sets in ``__init__``: ``image_width``, ``text_width`` (of tokens), ``embed_dim`` (of embeddings), ``vocab_size``,
-    ``mask_id``, and ``gives`` if that depends on the weights. Embeddings are float32; tokens have the precision of the forward pass.
-    """
-
-    name = ''                # for --backbone
-    leftover = {}            # of a whole model's file that training starts from: the heads' parameters
-    gives = frozenset()      # what heads may need: 'image_tokens', 'text_tokens', 'masked_text_tokens', 'image_attention', ...
-    joint_tokens = False     # whether tokens are in the embeddings' space, and so as wide
-    lacks = {}               # {a need: why it isn't given}, for the sentence that a head gets,
-    instead = 'another --backbone'     # and what to use instead
-
-    # -- before there is a model ------------------------------------------------------------------------------------------------
-
-    @staticmethod
-    def add_options(parser):
-        """Add the backbone's own options to ``parser`` (an argparse parser or group)."""
-
-    @staticmethod
-    def settle(args):
-        """Check the backbone's options together and fill in what depends on others. Raises :class:`~utils.errors.UserError`."""
-
-    @classmethod
-    def build(cls, args, state_dict=None):
-        """The backbone that ``args`` describe, on the CPU: for training with the weights of ``--pretrain_choice``, for testing
-        (``args.training`` false) with any. ``state_dict``: a trained model's, to read the shape off; its weights are loaded later."""
-        raise NotImplementedError
-
-    @staticmethod
-    def tokenizer(args, captions=None):
-        """What turns captions into ids: ``encode(text)``, ``framed(ids, length)``, ``lengths(ids)`` and the ids ``start``, ``mask`` and
-        ``pad``. ``captions()``: the training captions, for a vocabulary that has to be made of them."""
-        raise NotImplementedError
-
-    @staticmethod
-    def pixels(args):
-        """The :class:`utils.pixels.Pixels` of this run's images."""
-        raise NotImplementedError
-
-    @staticmethod
-    def test_caption(dataset, caption):
-        """A caption of a dataset's val or test split as the family's evaluation reads it."""
-        return caption
-
-    @staticmethod
-    def is_of(state_dict):
-        """Whether a trained model's parameters are of this family, by their names."""
-        return False
-
-    @staticmethod
-    def released_options(state_dict):
-        """{option: value} that a released checkpoint was trained with, for a family whose release keeps no configs.yaml; else None."""
-
-    def learning_rate(self, name, args):
-        """(lr, weight decay) of the parameter ``name``, before the head that it belongs to changes them."""
-        return args.lr, args.weight_decay
-
-    # -- encoding ---------------------------------------------------------------------------------------------------------------
-
-    @property
-    def encoder(self):
-        """What heads with a pass of their own get as ``encoded.encoder``."""
-        return self
-
-    def encode_image(self, images, need_map=False):
-        """Images [B, 3, H, W] -> (tokens [B, N, image_width], the one for the whole first; map [B, N, N] or None)."""
-        raise NotImplementedError
-
-    def encode_text(self, ids, need_map=False):
-        """Token ids [B, L] -> (tokens [B, L, text_width], map [B, L, L] or None)."""
-        raise NotImplementedError
-
-    def image_embedding(self, tokens):
-        """[B, N, image_width] -> [B, embed_dim] float32"""
-        raise NotImplementedError
-
-    def text_embedding(self, tokens, ids):
-        """[B, L, text_width], [B, L] -> [B, embed_dim] float32"""
-        raise NotImplementedError
-
-    def lengths(self, ids):
-        """How many tokens each caption has, start and end included: [B, L] -> [B]."""
-        raise NotImplementedError
-
-    # -- the switches for speed and memory ----------------------------------------------------------------------------------------
-
-    def set_grad_checkpoint(self, wanted):
-        """Whether blocks keep their input alone for the gradient, and compute the rest again."""
-
-    def blocks(self):
-        """Blocks to compile, as ``(module, whether its inputs change their length)``."""
-        return []
-
-    def freeze_patches(self):
-        """``--freeze_conv1``: keep what makes patches of an image as pretrained."""
-        raise UserError(f'--freeze_conv1 is for CLIP, and --backbone is {self.name}: leave it out')
-
-    def why_whole(self):
-        """What ``--micro_batch`` cannot split a batch for, and why; None where it can."""
+def __getattr__(name):
+    """Import :class:`Backbone`, which needs PyTorch, when it is asked for."""
+    if name in EXPORTED:
+        return getattr(importlib.import_module(EXPORTED[name]), name)
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
 
-@functools.lru_cache(maxsize=None)
 def registry():
-    """{name: Backbone class} of every file in this folder."""
-    found = {}
+    """Return {name: Backbone class} of every file in this folder.
+
+    Before PyTorch is imported, the classes are declarations (:func:`~utils.declarations.load_declarations`).
+    """
+    return collect_backbones(is_pytorch_loaded())
+
+
+@functools.lru_cache(maxsize=1)
+def collect_backbones(imported):
+    """Collect the classes for :func:`registry`: declarations at first, and once more after PyTorch is imported."""
+    backbones, base = {}, load_plugin('model.backbones.backbone').Backbone
     for info in sorted(pkgutil.iter_modules(__path__), key=lambda info: info.name):
-        for backbone in vars(importlib.import_module(f'{__name__}.{info.name}')).values():
-            if isinstance(backbone, type) and issubclass(backbone, Backbone) and backbone.name:
-                found[backbone.name] = backbone
-    return found
+        for backbone in vars(load_plugin(f'{__name__}.{info.name}')).values():
+            if isinstance(backbone, type) and issubclass(backbone, base) and backbone.name:
+                backbones[backbone.name] = backbone
+    return backbones
+
+
+registry.cache_clear = collect_backbones.cache_clear
 
 
 def backbone_class(args):
-    """The class that ``--backbone`` names; CLIP for options without one, such as older runs'."""
+    """Return the class that ``--backbone`` names. Options without it, such as those of older runs, mean CLIP."""
     name = getattr(args, 'backbone', 'clip')
     if name not in registry():
-        raise unknown('--backbone', name, registry())
+        raise unknown_name_error('--backbone', name, registry())
     return registry()[name]
 
 
 def refuse_other_family(backbone, state_dict, source):
-    """Raise UserError where a trained model's parameters are of another backbone than the options name."""
+    """Raise UserError if a trained model's parameters belong to another backbone than the options name."""
+    if backbone.matches_state_dict(state_dict):
+        return
     for other in registry().values():
-        if other is not backbone and other.is_of(state_dict) and not backbone.is_of(state_dict):
-            raise UserError(f"{source} is of the backbone {other.name}, and the options name {backbone.name}: give --backbone "
-                            f'{other.name}, or another checkpoint')
+        if other is not backbone and other.matches_state_dict(state_dict):
+            raise UserError(f'{source} holds a model with --backbone {other.name}, and the options have --backbone '
+                            f'{backbone.name}: give --backbone {other.name}, or another checkpoint')
 
 
-class BackboneOptions(options.Room):
-    """What the backbones bring to the options."""
+class BackboneOptions(options.OptionProvider):
+    """The options of the backbones."""
 
     def add_options(self, parser):
         group = parser.add_argument_group('backbone')
-        group.add_argument('--backbone', default='clip', choices=sorted(registry()), help='the family of encoders')
+        group.add_argument('--backbone', default='clip', choices=sorted(registry()),
+                           help='family of the image and text encoders')
         for backbone in registry().values():
             before = set(parser.actions())
-            backbone.add_options(group)
-            for name in set(parser.actions()) - before:
+            title = f'backbone {backbone.name}: {first_sentence(backbone)}'.removesuffix(': ')
+            backbone.add_options(parser.add_argument_group(title))
+            own = set(parser.actions()) - before
+            for name in own:
                 parser.readers[name] = [backbone]
+            read = frozenset({'backbone', 'pretrain_choice', *own})
+            parser.topics[backbone.name] = Topic('backbone', own_docstring(backbone), read)
 
-    def active(self, args):
+    def active_readers(self, args):
         return [backbone_class(args)]
 
-    def settle(self, args):
-        backbone_class(args).settle(args)
+    def validate_options(self, args):
+        backbone_class(args).validate_options(args)
 
-    def method(self, args):
+    def method_key(self, args):
         return args.backbone
 
-    def released(self, name, checkpoint):
-        """{option: value} of a released checkpoint of the backbone ``name``."""
+    def released_options(self, name, checkpoint):
+        """Return {option: value} of a released checkpoint of the backbone ``name``."""
         if name not in registry():
-            raise unknown('--backbone', name, registry())
-        options_of = registry()[name].released_options(read_checkpoint(checkpoint)['model'])
-        if options_of is None:
-            raise UserError(f'--backbone {name}: its checkpoints are tested with --config_file, the configs.yaml of their run')
-        return {'backbone': name, **options_of}
+            raise unknown_name_error('--backbone', name, registry())
+        from utils.checkpoint import read_checkpoint    # imports PyTorch
+        released = registry()[name].released_options(read_checkpoint(checkpoint)['model'])
+        if released is None:
+            raise UserError(f'--backbone {name}: test its checkpoints with --config_file, the configs.yaml of their '
+                            'run')
+        return {'backbone': name, **released}
 
-    def of(self, args):
-        """The class that ``args`` name, for what tokenises captions and prepares images."""
+    def selected_class(self, args):
+        """Return the class that ``args`` name, for tokenizer and image statistics."""
         return backbone_class(args)
 
 
-options.register(__name__, BackboneOptions())
+options.register_options(__name__, BackboneOptions())

@@ -1,16 +1,17 @@
-"""Which losses run on which backbone, as a table for docs/backbones.md: ``python -m model.backbones``"""
+"""Which losses run on which backbone, as a table for docs/backbones.md: ``python -m model.backbones``."""
 from model.backbones import registry
-from model.heads import Head, heads_on
+from model.heads import Head, heads_for_backbone
 
 
 def runs(head, backbone):
     """Whether a head runs on a backbone with all that it can give."""
     reads_tokens = bool(head.needs) or head.refine is not Head.refine
-    return set(head.needs) <= backbone.gives and (backbone.joint_tokens or head.any_width or not reads_tokens)
+    fits_width = backbone.joint_tokens or head.accepts_any_width or not reads_tokens
+    return fits_width and set(head.needs) <= backbone.provides
 
 
 def cell(name, backbone):
-    head = heads_on(backbone.name).get(name)
+    head = heads_for_backbone(backbone.name).get(name)
     if head is None or not runs(head, backbone):
         return ''
     return 'its own' if head.backbone else 'yes'
@@ -19,7 +20,7 @@ def cell(name, backbone):
 def table():
     """The table in Markdown."""
     backbones = list(registry().values())
-    names = sorted({name for backbone in backbones for name in heads_on(backbone.name)})
+    names = sorted({name for backbone in backbones for name in heads_for_backbone(backbone.name)})
     rows = [['loss', *(backbone.name for backbone in backbones)], ['---'] * (1 + len(backbones))]
     rows += [[f'`{name}`', *(cell(name, backbone) for backbone in backbones)] for name in names]
     return '\n'.join(f"| {' | '.join(row)} |".replace('|  |', '| |').replace('|  |', '| |') for row in rows)

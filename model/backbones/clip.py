@@ -1,16 +1,18 @@
-"""CLIP (Radford et al., ICML 2021), as IRRA and its children use it."""
+"""CLIP (Radford et al., ICML 2021), as IRRA and the methods that follow it use it."""
 import functools
 
 import torch
 
+from model.activation import ACTIVATIONS, resolve_activation, source_of_weights
 from model.backbones import Backbone
 from model.clip_model import ResidualAttentionBlock, Transformer
-from model.clip_weights import build_clip, empty_clip, shape_named, shape_of
-from utils import pixels
-from utils.option_types import open_fraction
+from model.clip_weights import build_clip, clip_without_values, empty_clip, shape_named, shape_of
+from utils.image_stats import CLIP_STATS, TBPS_STATS
+from utils.option_types import Effect, open_fraction
 from utils.simple_tokenizer import CleaningTokenizer, SimpleTokenizer
 
-TOKENS = frozenset({'image_tokens', 'text_tokens', 'masked_text_tokens', 'image_attention', 'text_attention', "CLIP's image encoder"})
+TOKENS = frozenset({'image_tokens', 'text_tokens', 'masked_text_tokens', 'image_attention', 'text_attention',
+                    "CLIP's image encoder"})
 
 
 @functools.lru_cache(maxsize=None)
@@ -23,56 +25,71 @@ def dropout_rate(text):
 
 
 class Clip(Backbone):
-    """Two towers with tokens in the embeddings' space; the parameters are ``base_model.*``."""
+    """CLIP (Radford et al., ICML 2021): a ViT or a ResNet for images, and a transformer for captions.
+
+    Tokens are projected into the space of the embeddings. Parameters are named ``base_model.*``.
+    """
 
     name = 'clip'
-    gives, joint_tokens = TOKENS, True
-    lacks = dict.fromkeys(('image_tokens', 'image_attention', "CLIP's image encoder"), 'a ResNet gives one vector an image')
-    instead = 'a ViT as --pretrain_choice'
+    provides, joint_tokens = TOKENS, True
+    missing_reasons = dict.fromkeys(('image_tokens', 'image_attention', "CLIP's image encoder"),
+                                    'a ResNet returns one vector per image')
+    alternative = 'a ViT as --pretrain_choice'
 
     def __init__(self, clip):
         super().__init__()
         self.base_model = clip
         self.image_width = self.text_width = self.embed_dim = clip.embed_dim
         self.vocab_size, self.mask_id = clip.vocab_size, clip.vocab_size - 3      # below start and end
-        self.gives = TOKENS if clip.has_image_tokens else TOKENS - self.lacks.keys()
+        self.provides = TOKENS if clip.has_image_tokens else TOKENS - self.missing_reasons.keys()
 
     @staticmethod
     def add_options(parser):
         parser.add_argument('--text_dropout', type=dropout_rate, default=0.0,
-                            help="dropout of the text encoder's attention in training (TBPS-CLIP: 0.05)")
+                            help="dropout rate of the text encoder's attention in training (TBPS-CLIP: 0.05)")
         parser.add_argument('--text_positions', choices=['first', 'interpolated'], default='first',
-                            help="where --text_length is another than the pretrained CLIP's: its first text positions, or all of them, "
-                                 'resized linearly (TBPS-CLIP)')
+                            help="position embeddings of captions if --text_length differs from the pretrained CLIP's; "
+                                 'first: its first ones; interpolated: all, interpolated linearly (TBPS-CLIP)')
+        parser.add_argument('--activation', choices=['auto', *ACTIVATIONS], default='auto',
+                            effect=Effect.RESULT | Effect.RUN,
+                            help="activation function of CLIP's encoders; auto: as in the configs.yaml, "
+                                 'open_clip_config.json or config.json next to the weights, else quick_gelu')
 
     @classmethod
     def build(cls, args, state_dict=None):
-        sizes = args.img_size, args.stride_size, args.text_length
-        if state_dict is not None:
-            of_clip = {name[len('base_model.'):]: value for name, value in state_dict.items() if name.startswith('base_model.')}
-            return cls(empty_clip(shape_of(of_clip), *sizes))
+        resolve_activation(args)
+        sizes, activation = (args.img_size, args.stride_size, args.text_length), args.activation
+        if state_dict is not None and not args.training:
+            prefix = 'base_model.'
+            clip = {name[len(prefix):]: value for name, value in state_dict.items() if name.startswith(prefix)}
+            return cls(empty_clip(shape_of(clip), *sizes, activation))
         if args.training:
-            clip = build_clip(args.pretrain_choice, *sizes, args.trust_archive, text_positions=args.text_positions)
+            if state_dict is not None:
+                source = source_of_weights(args)
+                clip = clip_without_values(args.pretrain_choice, state_dict, source, *sizes, activation)
+            else:
+                clip = build_clip(args.pretrain_choice, *sizes, args.trust_archive, text_positions=args.text_positions,
+                                  activation=activation)
             for block in clip.transformer.resblocks:
                 block.attn.dropout = args.text_dropout
             return cls(clip)
-        return cls(empty_clip(shape_named(args.pretrain_choice, args.trust_archive), *sizes))
+        return cls(empty_clip(shape_named(args.pretrain_choice, args.trust_archive), *sizes, activation))
 
     @staticmethod
     def tokenizer(args, captions=None):
         return clip_tokenizer(args.preparation == 'tbps')
 
     @staticmethod
-    def pixels(args):
-        return pixels.TBPS if args.preparation == 'tbps' else pixels.CLIP
+    def image_stats(args, dataset=None):
+        return TBPS_STATS if args.preparation == 'tbps' else CLIP_STATS
 
     @staticmethod
-    def is_of(state_dict):
+    def matches_state_dict(state_dict):
         return 'base_model.token_embedding.weight' in state_dict
 
     @staticmethod
     def learning_rate(name, args):
-        """IRRA's rules, the later ones winning."""
+        """Apply IRRA's rules; later ones override earlier ones."""
         lr, weight_decay = args.lr, args.weight_decay
         part, last = name.split('.')[0], name.split('.')[-1]
         if part.startswith(('cross_attn', 'cross_modal_transformer')):
@@ -102,21 +119,22 @@ class Clip(Backbone):
         return tokens[torch.arange(tokens.shape[0], device=tokens.device), ids.argmax(dim=-1)].float()
 
     def lengths(self, ids):
-        return ids.argmax(dim=1) + 1     # id 0 pads, and is a word, too
+        return ids.argmax(dim=1) + 1     # id 0 is padding and also a word
 
-    def set_grad_checkpoint(self, wanted):
+    def set_grad_checkpoint(self, enabled):
         for part in self.modules():
             if isinstance(part, Transformer):
-                part.grad_checkpoint = wanted
+                part.grad_checkpoint = enabled
 
     def blocks(self):
-        of_images = set(self.base_model.visual.modules())
-        return [(part, part not in of_images) for part in self.modules() if isinstance(part, ResidualAttentionBlock)]
+        image_modules = set(self.base_model.visual.modules())
+        return [(part, part not in image_modules)
+                for part in self.modules() if isinstance(part, ResidualAttentionBlock)]
 
     def freeze_patches(self):
         self.base_model.visual.conv1.requires_grad_(False)
 
-    def why_whole(self):
+    def micro_batch_unsupported(self):
         if self.base_model.has_image_tokens:
             return None
-        return 'a ResNet, which normalises over all of its images: leave it out or use a ViT as --pretrain_choice'
+        return 'a ResNet, which normalizes over all of its images: leave it out or use a ViT as --pretrain_choice'

@@ -1,398 +1,302 @@
-"""Heads: one training objective each, one file each, chosen by name in ``--loss_names``.
+"""Heads: training objectives, one per class, selected by name in ``--loss_names``.
 
-Adding a method is adding a file here with a :class:`Head` in it; it is found by itself. ``docs/adding_a_method.md``
-walks through a complete one.
+To add a method, add a file with a :class:`Head` to this folder; no other file changes. ``docs/adding_a_method.md``
+explains a complete example. Importing this package does not import PyTorch (:mod:`utils.declarations`).
 """
-import contextlib
 import functools
 import importlib
 import pkgutil
-import re
 import sys
-from collections.abc import Callable
-from typing import NamedTuple
-
-from torch import nn
 
 from utils import options
-from utils.errors import UserError, nearest
+from utils.declarations import NeedsImport, is_pytorch_loaded, load_plugin
+from utils.errors import UserError, suggest_name
+from utils.help_pages import Topic, first_sentence, own_docstring
+
+EXPORTED = dict.fromkeys(('Head', 'HeadReport', 'head_error_context', 'describe_head'), 'model.heads.head')
 
 
-class HeadReport(NamedTuple):
-    """What :meth:`Head.report` makes of a trained model."""
-    text: str             # is printed
-    content: dict         # becomes <report_flag>.json
-    draw: Callable        # draw() is the matplotlib figure that becomes <report_flag>.png
+def __getattr__(name):
+    """Import what needs PyTorch on first use: ``from model.heads import Head``."""
+    if name in EXPORTED:
+        return getattr(importlib.import_module(EXPORTED[name]), name)
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
 
-class Head(nn.Module):
-    """A training objective on top of the encoders.
+def head_base():
+    """Return :class:`Head`, or its declaration before PyTorch is imported."""
+    return load_plugin('model.heads.head').Head
 
-    Subclasses say what they are in class attributes and build their parts in ``__init__(args, model)``. The model
-    registers those parts under their attribute names, so that ``self.classifier = nn.Linear(...)`` is ``classifier.weight``
-    in the checkpoint, as in the published ones. A part that heads share is made by ``model.shared(cls, ...)``.
 
-    ``forward(encoded, batch)`` gets the model's :class:`~model.build.Encoded` and the batch's dict of tensors and returns a
-    dict: entries ending in ``_loss`` are added up for training, already weighted; others are read-outs for the log.
+def reference_loss_names():
+    """Loss names of reference implementations that mean something else here.
+
+    Returns:
+        {loss name: what to write instead}, of every file's ``REFERENCE_LOSS_NAMES``.
     """
-
-    names = ()     # the loss names it answers to
-    backbone = ''  # the one backbone that it is made for, where it goes before another head of its names; '' for any
-    needs = ()     # of Encoded, beside the embeddings: 'image_tokens', 'text_tokens', 'masked_text_tokens', 'image_attention', ...
-    fields = ()    # what it reads from the batch beside pids, image_ids, images and caption_ids
-    reads = ()     # options it reads that another file adds
-    any_width = False   # whether tokens may be of another width than embeddings, and images' of another than captions'
-    reads_padding = False   # whether captions must keep their padding in training; true of heads that need text tokens anyway
-    released_copies = {}   # {beginning of a name: of another}: entries that checkpoints hold twice, for the released code to read
-
-    report_flag = None   # the flag of test.py, without dashes, that asks for report()
-    report_help = ''     # the flag's line in test.py --help
-    report_needs = ''    # what a run lacks that cannot have the report: '<flag>: this run has no <report_needs>'
-
-    # An embedding of its own, beside the one that all heads share. Two samples are as similar as the weighted sum of the cosines of all
-    # embeddings says; a table has a row for each of them and one for the sum.
-    embedding = ''                   # its name in tables; a head that has one defines embed()
-    embedding_width = None           # how long its vectors are; set here or in __init__
-    embedding_weight = 1.0           # of its cosine in the sum; the shared embedding's is 1
-    embedding_attention = False      # whether embed() is given the attention of the last block
-    embedding_reads_padding = True   # whether embed() reads what stands behind a caption's end
-
-    training_only = ()   # names of parts that training alone needs (queues, momentum encoders): last.pth has them, best.pth does not
-
-    def __init__(self, args=None, model=None):
-        super().__init__()
-
-    @staticmethod
-    def add_options(parser):
-        """Add the head's own options to ``parser`` (an argparse parser or group)."""
-
-    @staticmethod
-    def learning_rate(name, lr, weight_decay, args):
-        """(lr, weight decay) of the parameter ``name`` after the published rules have given it ``lr`` and ``weight_decay``. Of heads that
-        share a part, the one with the highest rate decides."""
-        return lr, weight_decay
-
-    @staticmethod
-    def wanted(args):
-        """Whether the options ask for the head although no name in ``--loss_names`` does."""
-        return False
-
-    @staticmethod
-    def settle(args, active):
-        """Check the head's options together and fill in what depends on others, at start; ``active``: is it one of the
-        :func:`active_heads`? Raises :class:`~utils.errors.UserError`."""
-
-    def __call__(self, *inputs, **settings):
-        with told_of(self):
-            return super().__call__(*inputs, **settings)
-
-    def look_up(self, batch):
-        """Tensors to add to a batch, found while it is still on the CPU: what ``forward`` could find itself, but on a GPU only by
-        waiting for it. Loops other than ours may leave this out."""
-        return {}
-
-    def rewrite(self, batch, model, peers):
-        """Change a batch on its device, before encoders and heads read it, and return it: ``batch`` is the whole one, however the
-        step splits it, or this process's rows of it (``peers``, :class:`~utils.peers.Peers`). AGM masks captions here."""
-        return batch
-
-    @classmethod
-    def fields_for(cls, args):
-        """The ``fields``, where they depend on options."""
-        return cls.fields
-
-    def embed(self, side, tokens, caption_ids, attention):
-        """The head's own embedding, [B, embedding_width], in training (``encoded.added[name]`` is the images' and the captions') and in
-        evaluation alike.
-
-        Args:
-            side: 'image' or 'text'.
-            tokens: [B, N, D] of images, class token first, or [B, L, D] of captions.
-            caption_ids: [B, L] of captions; None of images.
-            attention: [B, N, N] or [B, L, L], of the last block, the mean over its heads; None without ``embedding_attention``.
-        """
-        raise NotImplementedError
-
-    def pair_losses(self, encoded, batch):
-        """{name: [B]}: a loss for each pair of the batch, for heads that :meth:`divide` the training pairs. With several processes there
-        are no tokens here."""
-        return {}
-
-    # divide(losses, coins) is called before each epoch, of the one head that defines it. ``losses`` is {name: [n]}: what pair_losses of
-    # all heads gave each of the n training pairs in one pass in evaluation mode (0 where the pass had none). ``coins`` is [n] of 0 and
-    # 1, drawn from the seed and the epoch. It returns float [n], on the CPU, and batches of the epoch carry it as ``batch['clean']``.
-    divide = None
-
-    def before_step(self, epoch, step, steps):
-        """Called before step ``step`` of ``steps`` (from 1) of epoch ``epoch`` (from 1)."""
-
-    def weights_loaded(self, model):
-        """Called once a new run's weights are there, pretrained or of ``--init_from``: now is the time to copy them. A resumed run gets the
-        head's parts from its checkpoint."""
-
-    def after_step(self, model):
-        """Called after each optimizer step: for momentum encoders and queues."""
-
-    # share(piece, batch) is for --micro_batch and heads with ``needs``. ``piece`` holds some of the batch's samples. The head's results
-    # on the piece are multiplied by the share, a number or a scalar tensor, so that those of all pieces add up to the batch's. A head
-    # whose results do not add up like that leaves it None, and trains on whole batches only.
-    share = None
-
-    # Of several processes each has some rows of the batch. A head that gathers what it needs of the others' rows (encoded.peers) trains on
-    # them together although --micro_batch cannot split it. Its results are those of the process's own rows, multiplied by ``share``, or,
-    # without one, of the whole batch, the same on all processes. What it draws, all draw alike, but within encoded.peers.apart().
-    gathers = False
-
-    def share_of(self, piece, batch):
-        """What its results on a piece are multiplied by."""
-        return len(piece['pids']) / len(batch['pids']) if self.share is None else self.share(piece, batch)
-
-    @property
-    def reads_the_pass(self):
-        """Whether it reads more of a pass through the encoders than embeddings, or changes them. Others always get the whole batch's
-        embeddings, in however many pieces it was encoded."""
-        return bool(self.needs or self.embedding) or type(self).refine is not Head.refine
-
-    def why_whole(self):
-        """Why ``--micro_batch`` cannot split a batch for this head, in words; None where it can: the head reads embeddings alone, and
-        gets those of the whole batch at once, or it has a ``share``."""
-        if type(self).refine is not Head.refine:
-            return 'it refines embeddings and does not say (why_whole) that its losses do without what that leaves behind'
-        if self.embedding and self.share is None:
-            return 'it adds an embedding and defines no share(piece, batch)'
-        return 'it reads tokens and defines no share(piece, batch)' if self.needs and self.share is None else None
-
-    def maps(self, side, tokens, caption_ids, attention):
-        """What the head reads of samples, for run_scripts/attention.py: ``{title: weights}``, [B, N] of an image's patches or [B, L] of a
-        caption's tokens. The arguments are those of :meth:`embed`; maps of both sides under one title are drawn as one."""
-        return {}
-
-    def why_one_process(self):
-        """Why several processes cannot train it together, in words; None where they can."""
-        return None if self.gathers else self.why_whole()
-
-    def has_report(self):
-        """Whether this head, as it was built, can make its report."""
-        return self.report_flag is not None
-
-    def report(self, split):
-        """An analysis of the trained model for test.py, which prints it and writes it beside the checkpoint: a :class:`HeadReport`.
-
-        ``split`` is a test split: ``split.embed_images()`` and ``split.embed_captions()`` pass one side through the model,
-        ``split.entries`` are its annotated images, which ``split.load_images(entries)`` and ``split.tokens(captions)`` make inputs of.
-        """
-        raise NotImplementedError
-
-    # match(encoder, caption_ids [P, L], text_tokens [P, L, D], image_tokens [P, N, K]), of a head that scores pairs: float32 [P], larger
-    # where a caption and an image belong together. test.py --rerank orders each caption's best images by it. None: it scores none.
-    match = None
-
-    # recognise(image_tokens [B, N, K]), of a head that tells images' attributes by itself: [B, A], above 0 where the image has one.
-    # Without it they are told by prompts.
-    recognise = None
-
-    def refine(self, embedding, tokens, extras):
-        """Change the retrieval embedding, in training and in evaluation alike.
-
-        ``embedding`` is [B, D] float32, ``tokens`` [B, N, D] are the image's patches (without the class token) or all of the
-        caption's; returns the new [B, D]. What ``forward`` needs from this pass goes into the dict ``extras``, which it
-        finds as ``encoded.image_extras`` or ``encoded.text_extras``.
-        """
-        return embedding
+    modules = dict.fromkeys(load_plugin(head.__module__) for head in head_classes())
+    return {name: advice for module in modules for name, advice in getattr(module, 'REFERENCE_LOSS_NAMES', {}).items()}
 
 
-def where(head):
-    """A head and its file, for messages."""
-    return f"{type(head).__module__.replace('.', '/')}.py: {type(head).__name__}"
-
-
-@contextlib.contextmanager
-def told_of(head):
-    """A layer of a width that doesn't fit is told in one line with the head's file; other errors keep their traceback."""
-    try:
-        yield
-    except RuntimeError as error:
-        lines = str(error).strip().splitlines()
-        if not lines or not re.search('shape|size of tensor|sizes of tensors|normalized_shape', lines[0]):
-            raise
-        raise UserError(f'{where(head)}: {lines[0]}') from error
-
-
-def released_names():
-    """{loss name of a released command line: (what it is here, the file's words on it)} of every file's ``RELEASED``."""
-    modules = dict.fromkeys(sys.modules[head.__module__] for head in head_classes())
-    return {name: meaning for module in modules for name, meaning in getattr(module, 'RELEASED', {}).items()}
-
-
-# The released code of these forks cannot run; options.md.
+# Losses of IRRA's forks that fail in the reference implementation; see docs/options.md.
 REFUSED = {
-    'fuse': "the loss 'fuse' never worked: SEN's released code crashes on it and its paper's results do not use it; leave it out",
-    'mim': "the loss 'mim' never worked: AGM's released code crashes on it and its results do not use it; leave it out",
+    'fuse': "the loss 'fuse' never worked: SEN's reference implementation fails with it, and the results of SEN's "
+            'paper do not use it; remove it from --loss_names',
+    'mim': "the loss 'mim' never worked: AGM's reference implementation fails with it, and AGM's results do not use "
+           'it; remove it from --loss_names',
 }
+IMPORT_ERRORS = {}      # {name of a file in this folder: why it is skipped}
+NAME_CONFLICTS = {}     # {loss name that several files define: error message}
+BACKBONE_HEADS = {}     # {backbone: {loss name: Head class}} of heads that support one backbone only
 
 
-def files():
-    """The modules of this folder. One that cannot be imported is left out, and named once."""
+def load_head_modules():
+    """Load the modules of this folder. A module that raises is skipped and reported once."""
     modules = []
     for name in sorted(m.name for m in pkgutil.iter_modules(__path__)):
         try:
-            modules.append(importlib.import_module(f'{__name__}.{name}'))
-        except (Exception, SystemExit) as error:  # whatever a file that somebody is writing may raise
-            leave_out(name, error)
+            modules.append(load_plugin(f'{__name__}.{name}'))
+        except (Exception, SystemExit) as error:  # a user's file can raise anything
+            skip_file(name, error)
     return modules
 
 
-LEFT_OUT = {}   # file -> why
-CLAIMED = {}    # loss name that several files claim -> the sentence that refuses it
+def skip_file(file, error):
+    """Report a broken file once. The losses of all other files still work.
 
-
-def leave_out(file, error):
-    """Name a file that is broken, once. Everything else works without it; only its losses are missing."""
-    if file not in LEFT_OUT:
+    Raises:
+        NeedsImport: if only the declarations were read (:mod:`utils.declarations`). The file itself may be correct.
+    """
+    if not is_pytorch_loaded():
+        raise NeedsImport(f'{file}: {error}') from error
+    if file not in IMPORT_ERRORS:
         kind = '' if isinstance(error, UserError) else f'{type(error).__name__}: '
-        LEFT_OUT[file] = ' '.join(f'{kind}{error}'.split())
-        print(f'model/heads/{file}.py is left out, and its losses with it: {LEFT_OUT[file]}', file=sys.stderr, flush=True)
+        IMPORT_ERRORS[file] = ' '.join(f'{kind}{error}'.split())
+        print(f'model/heads/{file}.py is skipped, and its losses are unknown: {IMPORT_ERRORS[file]}',
+              file=sys.stderr, flush=True)
 
 
-OWN = {}        # {backbone: {loss name: Head class}} of heads that are made for one
-
-
-@functools.lru_cache(maxsize=None)
 def registry():
-    """{loss name: Head class} of every sound file in this folder, for any backbone; fills ``OWN`` with the others."""
-    heads, parser = {}, options.own_parser()
-    OWN.clear()
-    for module in files():
+    """All heads that support any backbone; fills ``BACKBONE_HEADS`` with the others.
+
+    Returns:
+        {loss name: Head class}. Before PyTorch is imported, classes are declarations
+        (:func:`~utils.declarations.load_declarations`).
+    """
+    return collect_heads(is_pytorch_loaded())
+
+
+@functools.lru_cache(maxsize=1)
+def collect_heads(imported):
+    """Compute :func:`registry` once for declarations, and again after PyTorch is imported."""
+    heads, parser = {}, options.build_core_parser()
+    BACKBONE_HEADS.clear()
+    for module in load_head_modules():
         try:
             check_aliases(module)
-            heads.update(heads_of(module, heads, parser))
+            heads.update(collect_module_heads(module, heads, parser))
         except (Exception, SystemExit) as error:
-            leave_out(module.__name__.rsplit('.', 1)[1], error)
+            skip_file(module.__name__.rsplit('.', 1)[1], error)
     return heads
 
 
-def heads_of(module, others, parser):
-    """{loss name: Head class} of one file, without those in ``OWN``. What would disturb the heads of the ``others``, such as an option
-    that is in ``parser`` already, raises."""
-    heads, alone = {}, options.Parser(prog=module.__name__)
+registry.cache_clear = collect_heads.cache_clear
+
+
+def collect_module_heads(module, known_heads, parser):
+    """Collect the heads of one file that support any backbone; adds the others to ``BACKBONE_HEADS``.
+
+    Args:
+        module: the file's module.
+        known_heads: {loss name: Head class} of the files before it.
+        parser: parser with the options of the files before it; the file's options are added.
+
+    Returns:
+        {loss name: Head class}.
+
+    Raises:
+        Exception: the file conflicts with others, for example by adding an option that exists.
+    """
+    heads, file_parser, base = {}, options.Parser(prog=module.__name__), head_base()
     for head in vars(module).values():
-        if not (isinstance(head, type) and issubclass(head, Head) and head.names) or head.__module__ != module.__name__:
-            continue    # no head, or imported from its own file
-        own = OWN.setdefault(head.backbone, {}) if head.backbone else heads
-        check_names(head, own if head.backbone else {**others, **heads})
-        own.update(dict.fromkeys(head.names, head))
-        head.add_options(alone.add_argument_group(head.__name__))
+        if not (isinstance(head, type) and issubclass(head, base) and head.names) or head.__module__ != module.__name__:
+            continue    # no head, or imported from another file
+        by_name = BACKBONE_HEADS.setdefault(head.backbone, {}) if head.backbone else heads
+        check_names(head, by_name if head.backbone else {**known_heads, **heads})
+        by_name.update(dict.fromkeys(head.names, head))
+        head.add_options(file_parser.add_argument_group(head.__name__))
         head.add_options(parser.add_argument_group(head.__name__))
-    alone.format_help()     # a stray % in a help text would show up when somebody asks for help
+    file_parser.format_help()     # fails now if a help text has a stray %
     return heads
 
 
-def check_names(head, others):
-    if not isinstance(head.names, (tuple, list)) or not all(isinstance(name, str) and name.isprintable() for name in head.names):
+def check_names(head, known_heads):
+    """Raise UserError if a head's names are invalid or belong to one of the known heads."""
+    names = head.names
+    if not isinstance(names, (tuple, list)) or not all(isinstance(name, str) and name.isprintable() for name in names):
         raise UserError(f"{head.__name__}.names must be a tuple of texts, such as names = ('pull',)")
-    for name in head.names:
+    for name in names:
         if not name or set(name) & set('+ '):
-            raise UserError(f"{head.__name__} cannot be called '{name}': --loss_names joins names with + and ignores blanks")
-        if name in others and others[name] is not head:
-            CLAIMED[name] = f"the loss name '{name}' is claimed by both {others[name].__module__} and {head.__module__}; rename one"
-            raise UserError(CLAIMED[name])
+            raise UserError(f"{head.__name__} cannot have the name '{name}': --loss_names joins names with + and "
+                            'ignores spaces; use a name without them')
+        if name in known_heads and known_heads[name] is not head:
+            NAME_CONFLICTS[name] = (f"the loss name '{name}' is defined by both {known_heads[name].__module__} and "
+                                    f'{head.__module__}; rename one of them')
+            raise UserError(NAME_CONFLICTS[name])
 
 
 def check_aliases(module):
-    of_file = getattr(module, 'ALIASES', {})
-    if not isinstance(of_file, dict) or not all(isinstance(text, str) for pair in of_file.items() for text in pair):
+    """Raise UserError if a file's ``ALIASES`` are not {name: losses joined by +}."""
+    by_name = getattr(module, 'ALIASES', {})
+    if not isinstance(by_name, dict) or not all(isinstance(text, str) for pair in by_name.items() for text in pair):
         raise UserError("ALIASES must be a dict of texts, such as {'amm': 'mlm+attribute'}")
 
 
 @functools.lru_cache(maxsize=None)
 def aliases():
-    """{name: the losses that it stands for, joined by +} of every file's ``ALIASES``."""
-    modules = dict.fromkeys(sys.modules[head.__module__] for head in head_classes())
+    """All files' ``ALIASES``: {name: the losses that it stands for, joined by +}."""
+    modules = dict.fromkeys(load_plugin(head.__module__) for head in head_classes())
     return {name: losses for module in modules for name, losses in getattr(module, 'ALIASES', {}).items()}
 
 
 def head_classes():
-    """Every head, each once, in a fixed order: those with a loss, and then those beside them that options alone ask for (``wanted``)."""
-    everywhere = registry().values()
-    named = list(dict.fromkeys([*everywhere, *(head for own in OWN.values() for head in own.values())]))
-    modules = dict.fromkeys(sys.modules[head.__module__] for head in named)
-    return named + [head for module in modules for head in vars(module).values() if isinstance(head, type) and issubclass(head, Head)
-                    and head.__module__ == module.__name__ and not head.names and head.wanted is not Head.wanted]
+    """All Head classes in a fixed order: those with loss names, then those that only options enable."""
+    named = list(dict.fromkeys([*registry().values(),
+                                *(head for heads in BACKBONE_HEADS.values() for head in heads.values())]))
+    modules, base = dict.fromkeys(load_plugin(head.__module__) for head in named), head_base()
+    classes = [(module, value) for module in modules for value in vars(module).values()
+               if isinstance(value, type) and issubclass(value, base)]
+    return named + [head for module, head in classes if head.__module__ == module.__name__
+                    and not head.names and head.is_enabled is not base.is_enabled]
 
 
-def heads_on(backbone):
-    """{loss name: Head class} on a backbone."""
-    everywhere = registry()
-    return {**everywhere, **OWN.get(backbone, {})}
+def heads_with_report():
+    """The Head classes that have a report for test.py."""
+    return [head for head in head_classes() if head.report_flag]
+
+
+def add_report_flags(parser):
+    """Add the report flags of all heads, whether a run uses the head or not."""
+    for head in heads_with_report():
+        parser.add_argument(f'--{head.report_flag}', action='store_true', help=head.report_help)
+
+
+def heads_for_backbone(backbone):
+    """The heads that support a backbone: {loss name: Head class}."""
+    return {**registry(), **BACKBONE_HEADS.get(backbone, {})}
 
 
 def active_heads(args):
-    """The Head classes that ``args`` ask for: those of ``--loss_names`` in its order, then those wanted by other options."""
+    """The Head classes that ``args`` select: those of ``--loss_names`` in its order, then those that options enable."""
     backbone = getattr(args, 'backbone', 'clip')
     named = parse_loss_names(args.loss_names, backbone)
-    return named + [head for head in head_classes() if head not in named and head.backbone in ('', backbone) and head.wanted(args)]
+    return named + [head for head in head_classes()
+                    if head not in named and head.backbone in ('', backbone) and head.is_enabled(args)]
 
 
 def parse_loss_names(loss_names, backbone='clip'):
-    """``'sdm+mlm+id'`` -> its Head classes on a backbone, in that order. Unknown and repeated names raise :class:`UserError`; a loss that
-    an alias stands for may be named beside it and counts once."""
-    heads, seen, here = [], set(), heads_on(backbone)
-    known = {**here, **aliases()}
-    split = str(loss_names).replace(' ', '').split('+')
-    released = next((name for name in split if name in released_names()), None)
-    if released:
-        raise UserError(f"--loss_names '{loss_names}' {released_names()[released]}")
-    for name in split:
-        if name in REFUSED or name in CLAIMED:
-            raise UserError(REFUSED.get(name) or CLAIMED[name])
-        elsewhere = [other for other, own in OWN.items() if name in own]
-        if name not in known and elsewhere:
-            raise UserError(f"unknown loss '{name}' here: the loss '{name}' runs on the backbone {' or '.join(elsewhere)} alone, "
-                            f'and --backbone is {backbone}; leave it out of --loss_names, or choose the other backbone')
+    """Parse ``--loss_names``.
+
+    A loss that an alias stands for may be named next to the alias; it counts once.
+
+    Args:
+        loss_names: names joined by +, such as ``'sdm+mlm+id'``.
+        backbone: the name of the backbone.
+
+    Returns:
+        The Head classes, in the same order.
+
+    Raises:
+        UserError: a name is unknown or repeated.
+    """
+    heads, seen, supported = [], set(), heads_for_backbone(backbone)
+    known = {**supported, **aliases()}
+    names = str(loss_names).replace(' ', '').split('+')
+    reference_name = next((name for name in names if name in reference_loss_names()), None)
+    if reference_name:
+        raise UserError(f"--loss_names '{loss_names}' {reference_loss_names()[reference_name]}")
+    for name in names:
+        if name in REFUSED or name in NAME_CONFLICTS:
+            raise UserError(REFUSED.get(name) or NAME_CONFLICTS[name])
+        other_backbones = [other for other, by_name in BACKBONE_HEADS.items() if name in by_name]
+        if name not in known and other_backbones:
+            raise UserError(f"unknown loss '{name}' for --backbone {backbone}: it needs --backbone "
+                            f"{' or '.join(other_backbones)}; remove it from --loss_names, or change --backbone")
         if name not in known:
-            raise UserError(f"unknown loss '{name}' in --loss_names '{loss_names}'{nearest(name, known)}")
+            raise UserError(f"unknown loss '{name}' in --loss_names '{loss_names}'{suggest_name(name, known)}")
         if name in seen:
-            raise UserError(f"the loss '{name}' is named twice in --loss_names '{loss_names}'")
+            raise UserError(f"the loss '{name}' is named twice in --loss_names '{loss_names}'; remove one")
         seen.add(name)
         for loss in aliases().get(name, name).split('+'):
-            if loss not in here:
-                raise UserError(f"the loss '{name}' stands for '{aliases()[name]}', and '{loss}' is missing")
-            heads.append(here[loss])
+            if loss not in supported:
+                raise UserError(f"the loss '{name}' stands for '{aliases()[name]}', and '{loss}' is unknown for "
+                                f'--backbone {backbone}')
+            heads.append(supported[loss])
     return list(dict.fromkeys(heads))
 
 
-class HeadOptions(options.Room):
-    """What the heads bring to the options."""
+def option_group_title(head):
+    """The title of a head's options in ``--help all``."""
+    names = f"loss {', '.join(head.names)}" if head.names else head.__name__
+    return f'{names}: {first_sentence(head)}' if first_sentence(head) else names
+
+
+def options_read_by(heads, parser):
+    """The names of the options that any of the heads adds or shares."""
+    added = {name for name, readers in parser.readers.items() if any(head in readers for head in heads)}
+    return frozenset(added.union(*(head.shared_options for head in heads)))
+
+
+class HeadOptions(options.OptionProvider):
+    """Options, defaults and checks of the heads."""
 
     def add_options(self, parser):
         for head in head_classes():
             before = set(parser.actions())
-            head.add_options(parser.add_argument_group(f"losses: {', '.join(head.names)}" if head.names else head.__name__))
+            head.add_options(parser.add_argument_group(option_group_title(head)))
             for name in set(parser.actions()) - before:
                 parser.readers[name] = [head]
         for head in head_classes():
-            for name in head.reads:
+            for name in head.shared_options:
                 if name in parser.readers:
                     parser.readers[name].append(head)
+        by_loss = {}      # {loss: its heads, one per backbone}
+        for head in head_classes():
+            for name in head.names:
+                by_loss.setdefault(name, []).append(head)
+        by_alias = {alias: [head for name in losses.split('+') for head in by_loss.get(name, ())]
+                    for alias, losses in aliases().items()}
+        by_name = {**by_loss, **by_alias}
+        parser.catalogs['losses for --loss_names, joined by +'] = {
+            name: first_sentence(heads[0]) if name in by_loss else f'short for {aliases()[name]}'
+            for name, heads in by_name.items()}
+        parser.completions['loss_names'] = list(by_name)
+        for name, heads in by_name.items():
+            text = '\n\n'.join(map(own_docstring, heads))
+            parser.topics[name] = Topic('loss', text, options_read_by(heads, parser))
 
-    def active(self, args):
+    def active_readers(self, args):
         return active_heads(args)
 
-    def settle(self, args):
+    def validate_options(self, args):
         heads = active_heads(args)
         for head in head_classes():
-            head.settle(args, head in heads)
-        args.batch_fields = tuple(sorted({field for head in heads for field in head.fields_for(args)}))
+            head.validate_options(args, head in heads)
+        args.batch_fields = tuple(sorted({field for head in heads for field in head.get_fields(args)}))
 
-    def method(self, args):
-        """The losses, whatever their order, also where a file with one of them is broken."""
+    def method_key(self, args):
+        """The losses as a set, without looking them up: a loss whose file is broken is included."""
         names = str(args.loss_names).replace(' ', '').split('+')
         return {loss for name in names for loss in aliases().get(name, name).split('+')}
 
+    def loss_names(self):
+        """All names that ``--loss_names`` accepts, for any backbone."""
+        return {*registry(), *aliases(), *(name for by_name in BACKBONE_HEADS.values() for name in by_name)}
+
     def notes(self, args):
         named = parse_loss_names(args.loss_names, getattr(args, 'backbone', 'clip'))
-        return [f"'{head.names[0]}' is not among the losses and shapes the model all the same, by its options"
-                for head in active_heads(args) if head.names and head not in named]
+        return [f"the head '{head.names[0]}' is part of the model because its options are given, although --loss_names "
+                'does not name it' for head in active_heads(args) if head.names and head not in named]
 
 
-options.register(__name__, HeadOptions())
+options.register_options(__name__, HeadOptions())

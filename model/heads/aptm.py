@@ -1,52 +1,56 @@
-"""APTM (Yang et al., ACM MM 2023): contrast by identity, matching with hard negatives, masked words, second captions and attribute prompts.
-
-These run on the backbone ``aptm``, whose fusion layers read a caption with an image.
-"""
+"""APTM (Yang et al., ACM MM 2023): losses of the backbone ``aptm``, which fuses captions with images."""
 import torch
 from torch import nn
 
 from model import objectives
 from model.heads import Head
 from utils.errors import UserError
-from utils.option_types import amount, count, fraction, weight
+from utils.option_types import fraction, non_negative_float, positive_float, positive_int
 
-NO_LABEL = -100
-PROMPTS_MATCHED = 5      # of the attributes' prompts, a step
+IGNORE_INDEX = -100
+PROMPTS_PER_STEP = 5      # attribute prompts that are matched with images
 
 
 class Temperature(nn.Module):
-    """What similarities are divided by: ``temp``, learned and not clamped."""
+    """The learned temperature ``temp``, without bounds."""
 
     def __init__(self, start):
         super().__init__()
         self.temp = nn.Parameter(torch.tensor(float(start)))
 
 
-class Matching(nn.Module):
-    """Two scores of a fused first token, the second of which says that caption and image belong together: ``itm_head``."""
+class MatchingHead(nn.Module):
+    """Two logits of the fused first token. The second one is higher if caption and image belong together."""
 
     def __init__(self, width):
         super().__init__()
-        self.itm_head = nn.Sequential(nn.Linear(width, 2 * width), nn.LayerNorm(2 * width), nn.GELU(), nn.Linear(2 * width, 2))
+        self.itm_head = nn.Sequential(nn.Linear(width, 2 * width), nn.LayerNorm(2 * width), nn.GELU(),
+                                      nn.Linear(2 * width, 2))
 
     def forward(self, encoder, text_tokens, mask, image_tokens):
-        """[P, L, D], [P, L], [P, N, K] -> [P, 2]"""
+        """[P, L, D], [P, L], [P, N, K] -> [P, 2]."""
         return self.itm_head(encoder.fuse(text_tokens, mask, image_tokens, first_only=True)[:, 0])
 
 
 class AptmHead(Head):
+    """Base class of the heads of this file."""
     backbone = 'aptm'
-    any_width = True
+    accepts_any_width = True
 
 
 class SoftITC(AptmHead):
-    """InfoNCE whose targets are all samples of an identity."""
+    """On the backbone aptm: image-text contrast with identity targets (APTM).
+
+    All captions of an image's identity are targets. The loss is objectives.itc_by_identity, with a learned temperature.
+    """
     names = ('itc',)
-    reads = ('itc_loss_weight',)
+    shared_options = ('itc_loss_weight',)
 
     @staticmethod
     def add_options(parser):
-        parser.add_argument('--start_temperature', type=amount, default=0.07, help='of the similarities, learned from there on (aptm)')
+        parser.add_argument('--start_temperature', type=positive_float, default=0.07,
+                            help='initial value of the learned softmax temperature of the losses on the backbone aptm '
+                                 '(APTM)')
 
     def __init__(self, args, model):
         super().__init__()
@@ -60,208 +64,302 @@ class SoftITC(AptmHead):
 
 
 class ITM(AptmHead):
-    """Does a caption belong to an image? Asked of the pairs and of two hard negatives for each."""
+    """Image-text matching with hard negatives (APTM, after ALBEF).
+
+    Each of the B pairs is compared with a similar caption and a similar image of other identities. A layer on the fused
+    tokens predicts whether caption and image belong together. test.py --rerank uses its scores.
+    """
     names = ('itm',)
     needs = ('image_tokens', 'text_tokens', 'fusion')
-    reads = ('start_temperature',)
-    gathers = True
+    shared_options = ('start_temperature',)
+    uses_all_gather = True
 
     @staticmethod
     def add_options(parser):
-        parser.add_argument('--itm_loss_weight', type=weight, default=1.0, help='weight of itm')
+        parser.add_argument('--itm_loss_weight', type=non_negative_float, default=1.0, help='weight of the loss itm')
 
     def __init__(self, args, model):
         super().__init__()
         self.weight = args.itm_loss_weight
         self.temperature = model.shared(Temperature, args.start_temperature)
-        self.matching = model.shared(Matching, model.text_width)
+        self.matching = model.shared(MatchingHead, model.text_width)
 
     def forward(self, encoded, batch):
-        mask = encoded.encoder.mask_of(batch['caption_ids'])
+        mask = encoded.encoder.text_mask(batch['caption_ids'])
         loss, accuracy = matching_loss(self.matching, encoded, encoded.text, encoded.text_tokens, mask, batch['pids'],
                                        self.temperature.temp)
         return {'itm_loss': self.weight * loss, 'itm_acc': accuracy}
 
-    def why_whole(self):
-        return 'it draws negatives out of the whole batch and reads their tokens'
+    def micro_batch_unsupported(self):
+        return 'it draws negatives from the whole batch and reads their tokens'
 
-    def match(self, encoder, caption_ids, text_tokens, image_tokens):
-        """The scores that re-rank: of captions [P, L] with tokens [P, L, D] and images with tokens [P, N, K], [P]."""
-        return self.matching(encoder, text_tokens, encoder.mask_of(caption_ids), image_tokens)[:, 1].float()
+    def score_pairs(self, encoder, caption_ids, text_tokens, image_tokens):
+        """Scores for re-ranking: [P, L], [P, L, D], [P, N, K] -> [P]."""
+        return self.matching(encoder, text_tokens, encoder.text_mask(caption_ids), image_tokens)[:, 1].float()
 
 
 def matching_loss(matching, encoded, text, text_tokens, mask, pids, temperature):
-    """(loss, accuracy) over B pairs and 2 B hard negatives; the pairs alone where the batch holds one identity. Of several processes each
-    has its own pairs, with negatives out of the whole batch."""
-    peers = encoded.peers
-    texts, images = objectives.hard_negatives(*map(peers.gather, (encoded.image, text, pids)), temperature=temperature)
+    """Loss and accuracy of image-text matching over b pairs and 2b hard negatives.
+
+    If the batch shows one identity, only the pairs are used. Each rank has its own pairs, with negatives from the
+    global batch.
+
+    Args:
+        matching: the :class:`MatchingHead`.
+        encoded: the local images and the encoder.
+        text: [b, D] embeddings of captions.
+        text_tokens: [b, L, D].
+        mask: [b, L], which tokens are not padding.
+        pids: [b] identities.
+        temperature: softmax temperature for drawing negatives.
+
+    Returns:
+        ``(loss, accuracy)``, two scalars.
+    """
+    shard = encoded.shard
+    texts, images = objectives.sample_hard_negatives(*map(shard.all_gather, (encoded.image, text, pids)),
+                                                     temperature=temperature)
     pairs = [(text_tokens, mask, encoded.image_tokens)]
     if texts is not None:
-        texts, images = peers.mine(texts), peers.mine(images)
-        pairs += [(peers.gather(text_tokens)[texts], peers.gather(mask)[texts], encoded.image_tokens),
-                  (text_tokens, mask, peers.gather(encoded.image_tokens)[images])]
-    with peers.apart():
-        logits = matching(encoded.encoder, *(torch.cat(parts) for parts in zip(*pairs)))             # [3B, 2]
+        texts, images = shard.local_rows(texts), shard.local_rows(images)
+        pairs += [(shard.all_gather(text_tokens)[texts], shard.all_gather(mask)[texts], encoded.image_tokens),
+                  (text_tokens, mask, shard.all_gather(encoded.image_tokens)[images])]
+    with shard.per_rank_rng():
+        logits = matching(encoded.encoder, *(torch.cat(parts) for parts in zip(*pairs)))             # [3b, 2]
     matches = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
     matches[:len(pids)] = 1
     return objectives.image_text_matching(logits, matches), objectives.accuracy(logits, matches)
 
 
 class BertMLM(AptmHead):
-    """Predict a caption's masked words from it and the image, by all of BERT's layers."""
+    """On the backbone aptm: masked language modeling with the image (APTM).
+
+    All layers of BERT read the masked caption, and its fusion layers read the image also.
+    """
     names = ('mlm',)
     needs = ('image_tokens', 'fusion')
-    fields = ('bert_mlm_ids', 'bert_mlm_places', 'bert_mlm_labels')
-    reads = ('mlm_loss_weight',)
+    fields = ('bert_mlm_ids', 'bert_mlm_positions', 'bert_mlm_labels')
+    shared_options = ('mlm_loss_weight',)
+    reads_padding = True
 
     def __init__(self, args, model):
         super().__init__()
         self.weight = args.mlm_loss_weight
 
     def forward(self, encoded, batch):
-        mask = encoded.encoder.mask_of(batch['caption_ids'])
-        with encoded.peers.apart():
-            loss, accuracy = word_loss(encoded.encoder, batch['bert_mlm_ids'], mask, batch['bert_mlm_places'], batch['bert_mlm_labels'],
-                                       encoded.image_tokens)
+        mask = encoded.encoder.text_mask(batch['caption_ids'])
+        with encoded.shard.per_rank_rng():
+            loss, accuracy = masked_word_loss(encoded.encoder, batch['bert_mlm_ids'], mask, batch['bert_mlm_positions'],
+                                              batch['bert_mlm_labels'], encoded.image_tokens)
         return {'mlm_loss': self.weight * loss, 'mlm_acc': accuracy}
 
-    reads_padding = True
-
-    def share(self, piece, batch):
-        chosen, in_all = ((samples['bert_mlm_labels'] != NO_LABEL).sum() for samples in (piece, batch))
-        return chosen / in_all.clamp(min=1)
+    def micro_batch_weight(self, micro_batch, batch):
+        masked, total = ((samples['bert_mlm_labels'] != IGNORE_INDEX).sum() for samples in (micro_batch, batch))
+        return masked / total.clamp(min=1)
 
 
-def word_loss(encoder, ids, mask, places, labels, image_tokens):
-    """(loss, accuracy) of the words at ``places`` [B, M] of masked captions ``ids`` [B, L]; where ``labels`` [B, M] are -100 is none."""
-    tokens = encoder.read(ids, mask, image_tokens)                                                   # [B, L, D]
-    tokens = tokens.gather(1, places[..., None].expand(-1, -1, tokens.shape[-1])).flatten(0, 1)     # [B M, D]
+def masked_word_loss(encoder, ids, mask, positions, labels, image_tokens):
+    """Loss and accuracy of masked words.
+
+    Args:
+        encoder: the encoders of the backbone.
+        ids: [b, L] token ids of masked captions.
+        mask: [b, L], which tokens are not padding.
+        positions: [b, M] of masked words.
+        labels: [b, M], their ids, or -100 for unused entries.
+        image_tokens: [b, N, K].
+
+    Returns:
+        ``(loss, accuracy)``, two scalars.
+    """
+    tokens = encoder.read(ids, mask, image_tokens)                                                       # [b, L, D]
+    tokens = tokens.gather(1, positions[..., None].expand(-1, -1, tokens.shape[-1])).flatten(0, 1)      # [b M, D]
     labels = labels.flatten()
-    chosen = (labels != NO_LABEL).nonzero().squeeze(1)
-    logits = encoder.predict(tokens.index_select(0, chosen))
-    labels = labels.index_select(0, chosen)
-    return objectives.masked_language_modelling(logits, labels), objectives.accuracy(logits, labels)
+    masked = (labels != IGNORE_INDEX).nonzero().squeeze(1)
+    logits = encoder.predict(tokens.index_select(0, masked))
+    labels = labels.index_select(0, masked)
+    return objectives.masked_language_modeling(logits, labels), objectives.accuracy(logits, labels)
 
 
 class EDA(AptmHead):
-    """The losses itc and itm once more, of each caption's changed copy."""
+    """The losses itc and itm with randomly edited captions (APTM).
+
+    The edits are those of EDA (Wei and Zou, EMNLP 2019). itm is included if --loss_names contains it.
+    """
     names = ('eda',)
     needs = ('image_tokens', 'fusion')
     fields = ('eda_ids',)
-    reads = ('start_temperature',)
-    gathers = True
+    shared_options = ('start_temperature',)
+    uses_all_gather = True
 
     @staticmethod
     def add_options(parser):
-        parser.add_argument('--eda_loss_weight', type=weight, default=0.8, help='weight of what eda adds')
+        parser.add_argument('--eda_loss_weight', type=non_negative_float, default=0.8,
+                            help='weight of the loss eda (APTM)')
 
     def __init__(self, args, model):
         super().__init__()
         self.weight = args.eda_loss_weight
         self.temperature = model.shared(Temperature, args.start_temperature)
-        self.matching = model.shared(Matching, model.text_width) if 'itm' in args.loss_names.replace(' ', '').split('+') else None
+        has_itm = 'itm' in args.loss_names.replace(' ', '').split('+')
+        self.matching = model.shared(MatchingHead, model.text_width) if has_itm else None
 
     def forward(self, encoded, batch):
-        encoder, ids, pids, peers = encoded.encoder, batch['eda_ids'], batch['pids'], encoded.peers
-        with peers.apart():
+        encoder, ids, pids, shard = encoded.encoder, batch['eda_ids'], batch['pids'], encoded.shard
+        with shard.per_rank_rng():
             tokens, _ = encoder.encode_text(ids)
-        text = encoder.text_embedding(tokens, ids)
-        loss = objectives.itc_by_identity(*map(peers.gather, (encoded.image, text, pids)), temperature=self.temperature.temp)
+        text, temperature = encoder.text_embedding(tokens, ids), self.temperature.temp
+        loss = objectives.itc_by_identity(*map(shard.all_gather, (encoded.image, text, pids)), temperature=temperature)
         if self.matching is not None:
-            loss = loss + matching_loss(self.matching, encoded, text, tokens, encoder.mask_of(ids), pids, self.temperature.temp)[0]
+            mask = encoder.text_mask(ids)
+            loss = loss + matching_loss(self.matching, encoded, text, tokens, mask, pids, temperature)[0]
         return {'eda_loss': self.weight * loss}
 
-    def why_whole(self):
+    def micro_batch_unsupported(self):
         return 'it compares the whole batch and reads its tokens'
 
 
 class Attributes(AptmHead):
-    """Images against sentences about their attributes: contrast, matching and masked words of prompts."""
+    """Contrast, matching and masked words of attribute prompts (APTM).
+
+    Each attribute has two prompts, one for each of its labels. The loss is the mean of objectives.attribute_contrast,
+    of matching five prompts with the images, and of predicting masked words of the prompts.
+    """
     names = ('attr',)
     needs = ('image_tokens', 'fusion')
-    fields = ('attribute_labels', 'prompt_seed')     # the batch has prompts for it, too
-    reads = ('start_temperature',)
-    gathers = True
+    fields = ('attribute_labels', 'prompt_seed')     # with these fields, the batch also has prompts
+    shared_options = ('start_temperature',)
+    uses_all_gather = True
 
     @staticmethod
     def add_options(parser):
-        parser.add_argument('--attr_loss_weight', type=weight, default=0.8, help='weight of attr, the mean of its three losses')
-        parser.add_argument('--attr_smoothing', type=fraction, default=0.4, help='of the labels in the contrast and matching of attr')
-        parser.add_argument('--prompt_file', default='', help="the attributes' prompts instead of the dataset's own: a JSON list of "
-                            '["where the label is 0", "where it is 1"]')
+        parser.add_argument('--attr_loss_weight', type=non_negative_float, default=0.8,
+                            help='weight of the loss attr (APTM)')
+        parser.add_argument('--attr_smoothing', type=fraction, default=0.4,
+                            help='label smoothing of the contrast and the matching of attr (APTM)')
+        parser.add_argument('--prompt_file', default='',
+                            help="JSON file with the attributes' prompts, a list of "
+                                 '["prompt of label 0", "prompt of label 1"] (default: the prompts of the dataset)')
 
     def __init__(self, args, model):
         super().__init__()
         self.weight, self.smoothing = args.attr_loss_weight, args.attr_smoothing
         self.temperature = model.shared(Temperature, args.start_temperature)
-        self.matching = model.shared(Matching, model.text_width)
+        self.matching = model.shared(MatchingHead, model.text_width)
 
     def forward(self, encoded, batch):
         contrast, matching, words = attribute_losses(self, encoded, batch)
         return {'attr_loss': self.weight * (contrast + matching + words) / 3}
 
-    def share(self, piece, batch):
-        return 1    # of several processes' images and prompts: the losses are sums, divided by what the whole batch has
+    def micro_batch_weight(self, micro_batch, batch):
+        return 1    # for distributed training: each rank's losses are sums, divided by counts of the global batch
 
-    def why_whole(self):
-        return 'its prompts are matched with images of the whole batch'
+    def micro_batch_unsupported(self):
+        return 'it matches prompts with images of the whole batch'
 
 
 def attribute_losses(head, encoded, batch):
-    """(contrast, matching, words) of the batch's prompts and images; of several processes each has a part of the sums."""
-    encoder, peers, ids, labels = encoded.encoder, encoded.peers, batch['prompt_ids'], batch['attribute_labels']     # [2A, L], [b, A]
-    mask, (tokens, _) = encoder.mask_of(ids), encoder.encode_text(ids)
-    everyones = peers.gather(labels)                                                                 # [B, A]
-    labelled = (everyones >= 0).sum(dim=0)                                                           # [A]
-    contrast = objectives.attribute_contrast(encoded.image, encoder.text_embedding(tokens, ids), labels, smoothing=head.smoothing,
-                                             temperature=head.temperature.temp, labelled=labelled)
-    holds, in_all = objectives.prompt_holds(labels), labelled.tolist()                               # [b, 2A]
-    losses = [match_prompt(head, encoded, tokens[prompt], mask[prompt], labels[:, prompt // 2], holds[:, prompt], in_all[prompt // 2])
-              for prompt in torch.randperm(len(ids))[:PROMPTS_MATCHED].tolist()]
-    return contrast, torch.stack(losses).mean(), prompt_words(encoded, batch, mask, objectives.prompt_holds(everyones))
+    """Losses of the batch's prompts and images; the sum over the ranks is the loss of the global batch.
+
+    Args:
+        head: the :class:`Attributes` head.
+        encoded: the local images and the encoder.
+        batch: {field: tensor} with ``prompt_ids`` [2A, L] and ``attribute_labels`` [b, A] of 1, 0 and -1 (unknown).
+
+    Returns:
+        ``(contrast, matching, words)``, three scalars.
+    """
+    encoder, shard, ids, labels = encoded.encoder, encoded.shard, batch['prompt_ids'], batch['attribute_labels']
+    mask, (tokens, _) = encoder.text_mask(ids), encoder.encode_text(ids)
+    all_labels = shard.all_gather(labels)                                                                # [B, A]
+    labeled_count = (all_labels >= 0).sum(dim=0)                                                     # [A]
+    contrast = objectives.attribute_contrast(
+        encoded.image, encoder.text_embedding(tokens, ids), labels, smoothing=head.smoothing,
+        temperature=head.temperature.temp, labeled_count=labeled_count)
+    is_true, counts = objectives.true_prompts(labels), labeled_count.tolist()                        # [b, 2A], [A]
+    matching = [match_prompt(head, encoded, tokens[prompt], mask[prompt], labels[:, prompt // 2], is_true[:, prompt],
+                             counts[prompt // 2])
+                for prompt in torch.randperm(len(ids))[:PROMPTS_PER_STEP].tolist()]
+    words = prompt_word_loss(encoded, batch, mask, objectives.true_prompts(all_labels))
+    return contrast, torch.stack(matching).mean(), words
 
 
-def match_prompt(head, encoded, tokens, mask, labels, holds, labelled):
-    """Whether one prompt is true of each image that is labelled, of the ``labelled`` that the whole batch has: tokens [L, D], mask [L],
-    labels [b], holds [b] -> scalar."""
-    if not labelled:
+def match_prompt(head, encoded, tokens, mask, labels, is_true, labeled_count):
+    """Cross-entropy of whether one prompt is true of each labeled image.
+
+    Args:
+        head: the :class:`Attributes` head.
+        encoded: the local images and the encoder.
+        tokens: [L, D] of the prompt.
+        mask: [L], which tokens are not padding.
+        labels: [b] of the prompt's attribute: 1, 0, or -1 for unknown.
+        is_true: bool [b], whether the prompt is true.
+        labeled_count: how many images of the global batch have the label.
+
+    Returns:
+        A scalar: the local images' part of the mean over the global batch.
+    """
+    if not labeled_count:
         return encoded.image.new_zeros(())
-    known = (labels >= 0).nonzero().squeeze(1)
-    part = len(known) / labelled
-    known = known if len(known) else known.new_zeros(1)     # all processes pass the same layers, and be it for nothing
-    count = len(known)
-    with encoded.peers.apart():
-        logits = head.matching(encoded.encoder, tokens.expand(count, -1, -1), mask.expand(count, -1), encoded.image_tokens[known])
-    return objectives.smoothed_binary(logits, holds[known].long(), smoothing=head.smoothing) * part
+    labeled = (labels >= 0).nonzero().squeeze(1)
+    local_fraction = len(labeled) / labeled_count
+    # A rank without labeled images passes one image, because all ranks must call the same layers. Its weight is 0.
+    labeled = labeled if len(labeled) else labeled.new_zeros(1)
+    count = len(labeled)
+    with encoded.shard.per_rank_rng():
+        logits = head.matching(encoded.encoder, tokens.expand(count, -1, -1), mask.expand(count, -1),
+                               encoded.image_tokens[labeled])
+    losses = objectives.smoothed_cross_entropy(logits, is_true[labeled].long(), smoothing=head.smoothing)
+    return losses * local_fraction
 
 
-def prompt_words(encoded, batch, mask, holds):
-    """The masked words of each prompt that some image satisfies, by ``holds`` [B, 2A], read with one of those images, which is drawn: of
-    several processes the one reads it that has the image."""
-    true = holds.any(dim=0).nonzero().squeeze(1)                                                     # [P] of 2A
-    if not len(true):
+def prompt_word_loss(encoded, batch, mask, is_true):
+    """Loss of the masked words of each prompt that is true of an image, read with one such image.
+
+    The image is drawn from the global batch. The rank that has it computes the prompt's loss.
+
+    Args:
+        encoded: the local images and the encoder.
+        batch: {field: tensor} with ``prompt_mlm_ids``, ``prompt_mlm_positions`` and ``prompt_mlm_labels``.
+        mask: [2A, L], which tokens are not padding.
+        is_true: bool [B, 2A], whether a prompt is true of an image of the global batch.
+
+    Returns:
+        A scalar: the local part of the mean over all masked words.
+    """
+    prompts = is_true.any(dim=0).nonzero().squeeze(1)                                                # [P] of 2A
+    if not len(prompts):
         return encoded.image.new_zeros(())
-    images = torch.multinomial(holds.t()[true].float(), 1).squeeze(1) - (encoded.peers.own.start or 0)      # [P], counted from our first
-    here = ((images >= 0) & (images < encoded.peers.rows_in(batch))).nonzero().squeeze(1)                    # [p] of P
-    chosen, in_all = ((batch['prompt_mlm_labels'][prompts] != NO_LABEL).sum() for prompts in (true[here], true))
-    here = here if len(here) else here.new_zeros(1)
-    ids, places, labels = (batch[f'prompt_mlm_{part}'][true[here]] for part in ('ids', 'places', 'labels'))
-    with encoded.peers.apart():
-        loss, _ = word_loss(encoded.encoder, ids, mask[true[here]], places, labels,
-                            encoded.image_tokens[images[here].clamp(0, len(encoded.image_tokens) - 1)])
-    return loss * (chosen / in_all.clamp(min=1))
+    first_row = encoded.shard.local_slice.start or 0
+    images = torch.multinomial(is_true.t()[prompts].float(), 1).squeeze(1) - first_row               # [P] local rows
+    is_local = (images >= 0) & (images < encoded.shard.micro_batch_size(batch))
+    local = is_local.nonzero().squeeze(1)                                                            # [p] of P
+    local_count, total = ((batch['prompt_mlm_labels'][rows] != IGNORE_INDEX).sum()
+                          for rows in (prompts[local], prompts))
+    # A rank without images of its own reads one prompt, because all ranks must call the same layers. Its weight is 0.
+    local = local if len(local) else local.new_zeros(1)
+    rows, images = prompts[local], images[local].clamp(0, len(encoded.image_tokens) - 1)
+    ids, positions, labels = (batch[f'prompt_mlm_{field}'][rows] for field in ('ids', 'positions', 'labels'))
+    with encoded.shard.per_rank_rng():
+        loss, _ = masked_word_loss(encoded.encoder, ids, mask[rows], positions, labels, encoded.image_tokens[images])
+    return loss * (local_count / total.clamp(min=1))
 
 
 class ImageAttributes(AptmHead):
-    """Attributes out of the image alone, without prompts: ``img_cls``, from the first image token to a score of each attribute."""
+    """Attribute classification of images, without prompts (APTM).
+
+    A classifier of the image's first token predicts all attributes. The loss is
+    objectives.attribute_binary_cross_entropy. APTM uses it on PA-100K.
+    """
     names = ('img_cls',)
     needs = ('image_tokens',)
     fields = ('attribute_labels',)
-    gathers = True
+    uses_all_gather = True
 
     @staticmethod
     def add_options(parser):
-        parser.add_argument('--img_cls_attributes', type=count, default=26, help='how many attributes img_cls tells: 26 of PA-100K')
+        parser.add_argument('--img_cls_attributes', type=positive_int, default=26,
+                            help='number of attributes that img_cls predicts (PA-100K has 26)')
 
     def __init__(self, args, model):
         super().__init__()
@@ -271,17 +369,18 @@ class ImageAttributes(AptmHead):
             nn.init.normal_(layer.weight, std=1e-5)
 
     def forward(self, encoded, batch):
-        first, labels = encoded.image_tokens[:, :1], batch['attribute_labels']                           # [b, 1, K], [b, A]
-        first, labels = encoded.peers.gather(first), encoded.peers.gather(labels)                        # [B, 1, K], [B, A]
-        if len(first) < 2:      # BatchNorm has nothing to compare one image with
+        first = encoded.shard.all_gather(encoded.image_tokens[:, :1])                                # [B, 1, K]
+        labels = encoded.shard.all_gather(batch['attribute_labels'])                                 # [B, A]
+        if len(first) < 2:      # BatchNorm needs two images
             return {'img_cls_loss': first.sum() * 0}
-        logits = self.recognise(first)                                                                   # [B, A]
+        logits = self.predict_attributes(first)                                                  # [B, A]
         if logits.shape != labels.shape:
-            raise UserError(f'--img_cls_attributes {logits.shape[1]}: the images have {labels.shape[1]} labels')
-        return {'img_cls_loss': objectives.binary_attributes(logits, labels)}
+            raise UserError(f'--img_cls_attributes is {logits.shape[1]}, and the images of the dataset have '
+                            f'{labels.shape[1]} labels: give --img_cls_attributes {labels.shape[1]}')
+        return {'img_cls_loss': objectives.attribute_binary_cross_entropy(logits, labels)}
 
-    def recognise(self, image_tokens):
+    def predict_attributes(self, image_tokens):
         return self.img_cls(image_tokens[:, 0]).float()
 
-    def why_whole(self):
-        return 'its BatchNorm sees the whole batch'
+    def micro_batch_unsupported(self):
+        return 'its BatchNorm normalizes the whole batch'

@@ -1,17 +1,21 @@
-"""Identity classification: one classifier for both modalities (Zheng et al., TOMM 2020; IRRA)."""
+"""Identity classification with one classifier for images and captions (Zheng et al., TOMM 2020; IRRA, CVPR 2023)."""
 from torch import nn
 
 from model import objectives
 from model.heads import Head
-from utils.option_types import weight
+from utils.option_types import non_negative_float
 
 
 class ID(Head):
+    """Identity classification of images and captions (IRRA, CVPR 2023).
+
+    One linear classifier over the training identities reads both embeddings. The loss is objectives.identity.
+    """
     names = ('id',)
 
     @staticmethod
     def add_options(parser):
-        parser.add_argument('--id_loss_weight', type=weight, default=1.0, help='weight of id')
+        parser.add_argument('--id_loss_weight', type=non_negative_float, default=1.0, help='weight of the loss id')
 
     def __init__(self, args, model):
         super().__init__()

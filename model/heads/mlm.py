@@ -1,4 +1,4 @@
-"""IRRA's implicit relation reasoning (CVPR 2023, section 3.2): predict a caption's masked words from it and the image."""
+"""IRRA (Jiang and Ye, CVPR 2023, section 3.2): implicit relation reasoning, masked language modeling with images."""
 from collections import OrderedDict
 
 from torch import nn
@@ -6,14 +6,16 @@ from torch import nn
 from model import objectives
 from model.clip_model import Attention, LayerNorm, QuickGELU, Transformer
 from model.heads import Head
-from model.heads.agm import mask_attended
+from model.heads.agm import mask_attended_tokens
 from utils.errors import UserError
-from utils.option_types import up_to, weight
+from utils.option_types import non_negative_float, positive_int_up_to
 
 
 class CrossEncoder(nn.Module):
-    """Text tokens attend to image tokens once, then to each other. Shared by every head that reads captions against images
-    (``model.shared(CrossEncoder, width, depth)``)."""
+    """Cross-modal encoder: text tokens attend to image tokens once, and then to each other.
+
+    All heads that need it share one: ``model.shared(CrossEncoder, width, depth)``.
+    """
 
     def __init__(self, width, depth):
         super().__init__()
@@ -36,7 +38,7 @@ class CrossEncoder(nn.Module):
             nn.init.normal_(block.mlp.c_proj.weight, std=out_std)
 
     def forward(self, text_tokens, image_tokens):
-        """[B, L, D], [B, N, D] -> [B, L, D]; the first attention has no residual."""
+        """[B, L, D], [B, N, D] -> [B, L, D]. The first attention has no residual connection."""
         image_tokens = self.ln_pre_i(image_tokens)
         x, _ = self.cross_attn(self.ln_pre_t(text_tokens), image_tokens, image_tokens)
         x, _ = self.cross_modal_transformer(x)
@@ -44,35 +46,42 @@ class CrossEncoder(nn.Module):
 
 
 def output_std(width, depth):
-    """Standard deviation of the weights that write into a residual stream of ``depth`` blocks."""
+    """Initial standard deviation of weights that write to the residual stream of ``depth`` blocks."""
     return width ** -0.5 * (2 * depth) ** -0.5
 
 
 class MLM(Head):
+    """Masked language modeling with image tokens (IRRA, CVPR 2023).
+
+    A cross-modal encoder reads the masked caption and the image, and predicts the masked words: IRRA's implicit
+    relation reasoning. The loss is objectives.masked_language_modeling.
+    """
     names = ('mlm',)
     needs = ('image_tokens', 'masked_text_tokens')
     fields = ('mlm_labels',)
-    gathers = True
-    reads = ('MLM', 'mlm_masking', 'masked_token_rate', 'masked_token_unchanged_rate')
+    uses_all_gather = True
+    shared_options = ('MLM', 'mlm_masking', 'masked_token_rate', 'masked_token_unchanged_rate')
 
     @staticmethod
     def add_options(parser):
-        parser.add_argument('--mlm_loss_weight', type=weight, default=1.0, help='weight of mlm')
-        parser.add_argument('--cmt_depth', type=up_to(200), default=4, help='blocks of the cross encoder')
-        parser.add_argument('--vocab_size', type=up_to(1_000_000), default=49408, help='words that mlm chooses from')
+        parser.add_argument('--mlm_loss_weight', type=non_negative_float, default=1.0, help='weight of the loss mlm')
+        parser.add_argument('--cmt_depth', type=positive_int_up_to(200), default=4,
+                            help='number of blocks of the cross-modal encoder (IRRA)')
+        parser.add_argument('--vocab_size', type=positive_int_up_to(1_000_000), default=49408,
+                            help="size of the vocabulary that mlm predicts, at least the text encoder's")
 
     def __init__(self, args, model):
         super().__init__()
         width = model.embed_dim
         if args.vocab_size < model.vocab_size:
-            raise UserError(f'--vocab_size {args.vocab_size} leaves out words of the captions: the text encoder knows '
-                            f'{model.vocab_size}')
+            raise UserError(f'--vocab_size {args.vocab_size} is smaller than the vocabulary of the text encoder: give '
+                            f'at least {model.vocab_size}')
         self.weight = args.mlm_loss_weight
         self.mask_id, self.rates = model.mask_id, model.masked_token_rates
-        # With captions masked in place there is nothing to choose here: the model has done it.
         self.by_attention = args.mlm_masking == 'attention'
-        self.chooses = self.by_attention and args.caption_masking == 'clean'
-        if self.chooses:
+        # With --caption_masking inplace, the captions are masked before the step.
+        self.masks_in_forward = self.by_attention and args.caption_masking == 'clean'
+        if self.masks_in_forward:
             self.needs = ('image_tokens', 'text_attention')
         self.cross = model.shared(CrossEncoder, width, args.cmt_depth)
         self.mlm_head = nn.Sequential(OrderedDict(
@@ -81,42 +90,46 @@ class MLM(Head):
         nn.init.normal_(self.mlm_head.fc.weight, std=output_std(width, args.cmt_depth))
 
     def forward(self, encoded, batch):
-        text_tokens, labels = self.masked_captions(encoded, batch)              # [B, L, D], [B, L] with 0 = not chosen
-        tokens = self.cross(text_tokens, encoded.image_tokens)                  # [B, L, D]
-        places = batch['mlm_places'] if 'mlm_places' in batch else chosen_places(labels)    # [M] of B*L
-        all_labels, labels = labels, labels.flatten().index_select(0, places)
-        logits = self.mlm_head(tokens.flatten(0, 1).index_select(0, places))    # [M, V]
-        part = share_of_words(labels, encoded.peers.gather(all_labels)) if self.chooses else 1
-        return {'mlm_loss': part * self.weight * objectives.masked_language_modelling(logits, labels),
-                'mlm_acc': part * objectives.accuracy(logits, labels)}
+        text_tokens, labels = self.masked_captions(encoded, batch)              # [b, L, D], [b, L], 0 if not masked
+        tokens = self.cross(text_tokens, encoded.image_tokens)                  # [b, L, D]
+        positions = batch['mlm_positions'] if 'mlm_positions' in batch else masked_positions(labels)    # [M] of b*L
+        all_labels, labels = labels, labels.flatten().index_select(0, positions)
+        logits = self.mlm_head(tokens.flatten(0, 1).index_select(0, positions))    # [M, V]
+        fraction = word_fraction(labels, encoded.shard.all_gather(all_labels)) if self.masks_in_forward else 1
+        return {'mlm_loss': fraction * self.weight * objectives.masked_language_modeling(logits, labels),
+                'mlm_acc': fraction * objectives.accuracy(logits, labels)}
 
-    def look_up(self, batch):
-        known = 'mlm_labels' in batch and not self.by_attention
-        return {'mlm_places': chosen_places(batch['mlm_labels'])} if known else {}
+    def prepare_on_host(self, batch):
+        is_masked = 'mlm_labels' in batch and not self.by_attention
+        return {'mlm_positions': masked_positions(batch['mlm_labels'])} if is_masked else {}
 
-    def why_whole(self):
-        return ('with --mlm_masking attention and clean captions it chooses words in the middle of the step (--caption_masking inplace '
-                'does before it)') if self.chooses else None
+    def micro_batch_unsupported(self):
+        return ('with --mlm_masking attention and --caption_masking clean it masks words during the step '
+                '(--caption_masking inplace masks them before it)') if self.masks_in_forward else None
 
-    def share(self, piece, batch):
-        return 1 if self.chooses else share_of_words(piece['mlm_labels'], batch['mlm_labels'])    # known in forward alone, or here
+    def micro_batch_weight(self, micro_batch, batch):
+        # If forward masks the words, only forward knows the fraction, and applies it.
+        return 1 if self.masks_in_forward else word_fraction(micro_batch['mlm_labels'], batch['mlm_labels'])
 
     def masked_captions(self, encoded, batch):
-        """The text tokens of masked captions and their labels: as they came, or masked here by the whole captions'
-        attention."""
-        if not self.chooses:
+        """Text tokens of masked captions and their labels, [b, L, D] and [b, L].
+
+        They are those of the batch, or are computed here from the attention of the unmasked captions.
+        """
+        if not self.masks_in_forward:
             return encoded.masked_text_tokens, batch['mlm_labels']
-        ids, labels = mask_attended(batch['caption_ids'], encoded.text_attention, self.mask_id, *self.rates, encoded.peers)
-        with encoded.peers.apart():
+        ids, labels = mask_attended_tokens(batch['caption_ids'], encoded.text_attention, self.mask_id, *self.rates,
+                                           encoded.shard)
+        with encoded.shard.per_rank_rng():
             return encoded.encoder.encode_text(ids)[0], labels
 
 
-def share_of_words(labels, in_all):
-    """How many of the chosen words, whose labels are not 0, are these."""
-    chosen, in_all = ((words > 0).sum() for words in (labels, in_all))
-    return chosen / in_all.clamp(min=1)
+def word_fraction(labels, all_labels):
+    """Fraction of all masked words that ``labels`` has. Labels of masked words are positive."""
+    count, total = ((words > 0).sum() for words in (labels, all_labels))
+    return count / total.clamp(min=1)
 
 
-def chosen_places(labels):
-    """Where [B, L] labels are not 0: int64 [M], counted through all B*L."""
+def masked_positions(labels):
+    """Positions of masked words: [B, L], 0 for other words -> int64 [M], indices into all B*L."""
     return labels.flatten().nonzero().squeeze(1)

@@ -1,7 +1,8 @@
-"""PHP's hierarchical parsing (Pedestrian-relevant Hierarchical Parsing Network, 2025-26): an embedding and its loss.
+"""PHP (Pedestrian-relevant Hierarchical Parsing Network, 2025-26): an embedding of parsed parts, and its loss ``aux``.
 
-Tokens are parsed into a few slots (CRFM), the slots pass blocks with a mixture of experts (EFP), and their mean is added to
-the class or end-of-text token. Images and captions share both modules. ``aux`` keeps the experts evenly used.
+CRFM parses the tokens into a few slots. EFP passes the slots through transformer blocks with a mixture of experts. The
+mean of the slots is added to the class token or end-of-text token. Images and captions share both modules. The loss
+``aux`` keeps the use of the experts even.
 """
 from collections import defaultdict
 
@@ -14,34 +15,35 @@ from model import objectives
 from model.clip_model import MLP, Attention, LayerNorm
 from model.heads import Head, HeadReport
 from utils.errors import UserError
-from utils.option_types import up_to, weight
-from utils.pictures import pyplot
+from utils.figures import import_pyplot
+from utils.option_types import non_negative_float, positive_int_up_to
 
 PARTS = ('base', 'crfm', 'efp', 'crfm+efp')
 ATTENTIONS = ('slots', 'batch')
 
 
 class SlotParser(nn.Module):
-    """CRFM: ``slots`` learned tokens gather what belongs to them, [B, N, D] -> [B, slots, D]."""
+    """CRFM: learned slots attend to the tokens, [B, N, D] -> [B, slots, D]."""
 
     def __init__(self, width, slots):
         super().__init__()
         self.part_tokens = nn.Parameter(torch.empty(slots, width))
-        self.pos_embeding = nn.Parameter(torch.zeros(162, width))  # read by nothing; published checkpoints hold it
-        self.feed = nn.Sequential(LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Dropout(0.3), nn.Linear(4 * width, width))
+        self.pos_embeding = nn.Parameter(torch.zeros(162, width))  # in published checkpoints and unused
+        self.feed = nn.Sequential(LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Dropout(0.3),
+                                  nn.Linear(4 * width, width))
         nn.init.kaiming_normal_(self.part_tokens)
 
-    def weights(self, tokens):
-        """What each slot gathers of each token, [B, slots, N]; a slot's add up to 1."""
+    def attention(self, tokens):
+        """Attention of each slot to each token, which sums to 1 per slot: [B, N, D] -> [B, slots, N]."""
         return (self.part_tokens @ tokens.transpose(1, 2)).softmax(dim=-1)
 
     def forward(self, tokens):
-        slots = self.weights(tokens).to(tokens.dtype) @ tokens                      # [B, slots, D]
+        slots = self.attention(tokens).to(tokens.dtype) @ tokens                      # [B, slots, D]
         return self.feed(slots * tokens.shape[-1] ** -0.5)
 
 
 class Expert(nn.Module):
-    """The parameters of x + up(GELU(down(norm x))); :class:`ExpertMixture` computes all experts at once."""
+    """Parameters of one expert, x + up(GELU(down(norm x))). :class:`ExpertMixture` computes all experts at once."""
 
     def __init__(self, width, reduction):
         super().__init__()
@@ -54,9 +56,10 @@ class Expert(nn.Module):
 
 
 class ExpertMixture(nn.Module):
-    """The ``topk`` experts of each token by a gate on the token and on a learned vector, mixed by the softmax of their logits.
+    """Mixture of E experts, of which each token uses ``topk``.
 
-    ``forward(x [B, S, D], comb_param [D])`` gives ``(out [B, S, D], gate logits [B, S, E], chosen [B, S, E], 1. or 0.)``.
+    A gate reads the token and a learned vector. The outputs of the selected experts are averaged with the softmax of
+    their gate logits as weights.
     """
 
     def __init__(self, width, num_experts, topk, reduction):
@@ -69,49 +72,67 @@ class ExpertMixture(nn.Module):
         self.dropout = nn.Dropout(0.1)
 
     def forward(self, x, comb_param):
-        logits, weights, chosen = self.route(x, comb_param)
-        # Each expert's output weighed by its share; the shares add up to 1, and so do their x.
-        changes = self.dropout(self.changes(x))                                     # [B, S, E, D]
-        return x + (weights.to(changes.dtype).unsqueeze(-2) @ changes).squeeze(-2), logits, chosen
+        """Mix the experts' outputs.
+
+        Args:
+            x: [B, S, D].
+            comb_param: [D], the learned vector that the gate reads.
+
+        Returns:
+            The output [B, S, D], the gate logits [B, S, E], and the selected experts [B, S, E] as 1.0 or 0.0.
+        """
+        logits, weights, selected = self.route(x, comb_param)
+        # The weights sum to 1, so the experts' residual x is added once.
+        updates = self.dropout(self.expert_updates(x))                              # [B, S, E, D]
+        return x + (weights.to(updates.dtype).unsqueeze(-2) @ updates).squeeze(-2), logits, selected
 
     def route(self, x, comb_param):
-        """(logits, weights, chosen), each [B, S, E], in float32: half a percent of a logit can change who is chosen."""
+        """Gate logits, weights and selected experts of each token, [B, S, E] each.
+
+        They are computed in float32: an error of 0.5% of a logit can select another expert.
+        """
         with torch.autocast(x.device.type, enabled=False):
             logits = (1 - self.alpha) * self.input_gate(x.float()) + self.alpha * self.task_gate(comb_param)
             best = logits.topk(self.topk, dim=-1)
             weights = torch.zeros_like(logits).scatter(-1, best.indices, best.values.softmax(dim=-1))
-            chosen = torch.zeros_like(logits).scatter(-1, best.indices, 1.0)
-        return logits, weights, chosen
+            selected = torch.zeros_like(logits).scatter(-1, best.indices, 1.0)
+        return logits, weights, selected
 
-    def changes(self, x):
-        """up(dropout(GELU(down(norm x)))) of every expert, [B, S, D] -> [B, S, E, D].
+    def expert_updates(self, x):
+        """Compute up(dropout(GELU(down(norm x)))) of every expert: [B, S, D] -> [B, S, E, D].
 
-        All experts see the same normalised x, so that their norms' scales and shifts go into one stacked ``down``. Computing
-        the experts that nobody chose costs less than moving tokens to those that somebody did: they are narrow.
+        All experts read the same normalized x, so the scales and shifts of their norms are folded into one stacked
+        ``down``. The experts are narrow, so computing all of them is faster than sorting tokens by expert.
         """
-        scale, shift = self.stacked('norm')                                         # [E, D] each
-        down, down_bias = self.stacked('down')                                      # [E, R, D], [E, R]
-        up, up_bias = self.stacked('up')                                            # [E, D, R], [E, D]
+        scale, shift = self.stack_parameters('norm')                                # [E, D] each
+        down, down_bias = self.stack_parameters('down')                             # [E, R, D], [E, R]
+        up, up_bias = self.stack_parameters('up')                                   # [E, D, R], [E, D]
         with torch.autocast(x.device.type, enabled=False):
             down_bias = down_bias + (down @ shift.unsqueeze(-1)).squeeze(-1)
             down = down * scale.unsqueeze(1)
-        normalised = F.layer_norm(x.float(), x.shape[-1:])
-        hidden = F.linear(normalised, down.flatten(0, 1), down_bias.flatten())      # [B, S, E * R]
+        normalized = F.layer_norm(x.float(), x.shape[-1:])
+        hidden = F.linear(normalized, down.flatten(0, 1), down_bias.flatten())      # [B, S, E * R]
         hidden = self.dropout(F.gelu(hidden)).unflatten(-1, (len(self.experts), -1))
-        changes = torch.einsum('bser,edr->bsed', hidden, up)
-        return changes + up_bias.to(changes.dtype)
+        updates = torch.einsum('bser,edr->bsed', hidden, up)
+        return updates + up_bias.to(updates.dtype)
 
-    def stacked(self, part):
-        """(weights, biases) of all experts' ``part``."""
+    def stack_parameters(self, part):
+        """Stack the weights and the biases of all experts' layer ``part``."""
         parts = [getattr(expert, part) for expert in self.experts]
         return torch.stack([part.weight for part in parts]), torch.stack([part.bias for part in parts])
 
 
 class ExpertBlock(nn.Module):
-    """x + attn(ln_1 x), then x + mlp(ln_2 x) + feed_forward(ln_3 x): [B, S, D] -> ([B, S, D], gate logits and choices
-    [B, 2, S, E]).
+    """Transformer block with a mixture of experts: x + attn(ln_1 x), then x + mlp(ln_2 x) + feed_forward(ln_3 x).
 
-    ``across_batch``: slot i attends to the slots i of the other samples, as released, and not to the sample's own slots.
+    Args:
+        width: D.
+        heads: attention heads.
+        num_experts: E.
+        topk: experts that a token uses.
+        reduction: factor by which an expert is narrower than D.
+        across_batch: whether slot i attends to slot i of the other samples, as in the reference implementation, instead
+            of the other slots of its own sample.
     """
 
     def __init__(self, width, heads, num_experts, topk, reduction, across_batch):
@@ -126,99 +147,113 @@ class ExpertBlock(nn.Module):
         self.ln_3 = LayerNorm(width)
 
     def forward(self, x):
+        """[B, S, D] -> output [B, S, D], and gate logits and selected experts [B, 2, S, E]."""
         x = x + self.attend(self.ln_1(x))
-        mixed, logits, chosen = self.feed_forward(self.ln_3(x), self.comb_param)
-        return x + self.mlp(self.ln_2(x)) + mixed, torch.stack([logits, chosen], dim=1)
+        mixed, logits, selected = self.feed_forward(self.ln_3(x), self.comb_param)
+        return x + self.mlp(self.ln_2(x)) + mixed, torch.stack([logits, selected], dim=1)
 
     def attend(self, x):
         if not self.across_batch:
             return self.attn(x)[0]
-        return self.attn(x.transpose(0, 1))[0].transpose(0, 1)      # [S, B, D]: the samples of the batch are the sequence
+        return self.attn(x.transpose(0, 1))[0].transpose(0, 1)      # [S, B, D]: the batch is the sequence
 
 
 class ExpertTransformer(nn.Module):
-    """EFP: ``layers`` blocks, [B, S, D] -> ([B, S, D], the blocks' gate logits and choices [B, layers, 2, S, E])."""
+    """EFP: ``layers`` blocks of :class:`ExpertBlock` with the same settings."""
 
-    def __init__(self, layers, **block):
+    def __init__(self, layers, **block_settings):
         super().__init__()
-        self.resblocks = nn.ModuleList(ExpertBlock(**block) for _ in range(layers))
+        self.resblocks = nn.ModuleList(ExpertBlock(**block_settings) for _ in range(layers))
 
     def forward(self, x):
+        """[B, S, D] -> output [B, S, D], and gate logits and selected experts [B, layers, 2, S, E]."""
         gates = []
         for block in self.resblocks:
-            x, of_block = block(x)
-            gates.append(of_block)
+            x, block_gates = block(x)
+            gates.append(block_gates)
         return x, torch.stack(gates, dim=1)
 
 
-def balance(gates):
-    """The sum of the blocks' load balance: [B, layers, 2, S, E] -> scalar."""
-    return sum(objectives.load_balance(*(part.contiguous() for part in of_block.unbind(1))) for of_block in gates.unbind(1))
+def total_load_balance(gates):
+    """Load-balancing loss, the sum over blocks: [B, layers, 2, S, E] -> scalar."""
+    return sum(objectives.load_balance(*(part.contiguous() for part in block_gates.unbind(1)))
+               for block_gates in gates.unbind(1))
 
 
 class PHP(Head):
+    """Even use of the experts in hierarchical parsing (PHP, 2025-26).
+
+    With this loss, the embedding includes the mean of parsed slots (--php_parts). The loss is objectives.load_balance.
+    """
     names = ('aux',)
-    gathers = True
+    uses_all_gather = True
     report_flag = 'moe_report'
-    report_help = "also report how PHP's experts are used: table, JSON and figure"
-    report_needs = 'experts; they come with PHP (--php_parts efp or crfm+efp)'
+    report_help = "report of how often PHP's experts are used: a table, a JSON file and a figure"
+    report_needs = 'experts; PHP has them (--php_parts efp or crfm+efp)'
 
     @staticmethod
     def add_options(parser):
         parser.add_argument('--php_parts', choices=PARTS, default=None,
-                            help='what of PHP makes the embedding (default: crfm+efp with the loss aux, otherwise nothing)')
+                            help='modules of PHP in the embedding (default: crfm+efp with the loss aux, else no PHP)')
         parser.add_argument('--php_attention', choices=ATTENTIONS, default=None,
-                            help="EFP attends across a sample's slots, or across the batch, as PHP's released code does (default: slots)")
-        parser.add_argument('--num_experts', type=up_to(256), default=6, help='experts a block')
-        parser.add_argument('--topk', type=up_to(256), default=2, help='experts a token')
-        parser.add_argument('--reduction', type=up_to(8192), default=8, help="an expert is this much narrower than the embedding")
-        parser.add_argument('--moe_layers', type=up_to(200), default=6, help='blocks of EFP')
-        parser.add_argument('--moe_heads', type=up_to(1024), default=8, help='attention heads of EFP')
-        parser.add_argument('--moe_lr_factor', type=weight, default=10.0, help='on lr for experts and gates')
-        parser.add_argument('--transformer_lr_factor', type=weight, default=2.0, help='on lr for the rest of EFP')
-        parser.add_argument('--aux_factor', type=weight, default=0.5, help='weight of aux')
-        parser.add_argument('--cnum', type=up_to(10_000), default=9, help='slots that CRFM parses tokens into')
+                            help="what a slot attends to in EFP: slots, the sample's other slots; batch, the slots of "
+                                 "other samples, as in PHP's reference implementation (default: slots)")
+        parser.add_argument('--num_experts', type=positive_int_up_to(256), default=6,
+                            help='number of experts of each block')
+        parser.add_argument('--topk', type=positive_int_up_to(256), default=2,
+                            help='number of experts that a token uses')
+        parser.add_argument('--reduction', type=positive_int_up_to(8192), default=8,
+                            help='factor by which an expert is narrower than the embedding')
+        parser.add_argument('--moe_layers', type=positive_int_up_to(200), default=6, help='number of blocks of EFP')
+        parser.add_argument('--moe_heads', type=positive_int_up_to(1024), default=8,
+                            help='number of attention heads of EFP')
+        parser.add_argument('--moe_lr_factor', type=non_negative_float, default=10.0,
+                            help='factor on --lr for experts and gates')
+        parser.add_argument('--transformer_lr_factor', type=non_negative_float, default=2.0,
+                            help='factor on --lr for the other parameters of EFP')
+        parser.add_argument('--aux_factor', type=non_negative_float, default=0.5, help='weight of the loss aux')
+        parser.add_argument('--cnum', type=positive_int_up_to(10_000), default=9, help='number of slots of CRFM')
 
     @staticmethod
-    def wanted(args):
+    def is_enabled(args):
         return args.php_parts is not None
 
     @staticmethod
-    def settle(args, active):
+    def validate_options(args, active):
         if not active:
             if args.php_attention is not None:
-                raise UserError(f'--php_attention {args.php_attention} is of PHP, which these options leave out: '
-                                'name the loss aux in --loss_names or give --php_parts')
+                raise UserError(f'--php_attention {args.php_attention} needs PHP, which these options do not enable: '
+                                'add the loss aux to --loss_names, or give --php_parts')
             return
         args.php_parts = args.php_parts or 'crfm+efp'
         args.php_attention = args.php_attention or 'slots'
         if args.topk > args.num_experts:
-            raise UserError(f'--topk {args.topk} experts a token cannot be chosen from --num_experts {args.num_experts}')
+            raise UserError(f'--topk {args.topk} is above --num_experts {args.num_experts}: give a smaller --topk')
 
     @staticmethod
     def learning_rate(name, lr, weight_decay, args):
         if 'shared_transformer' not in name or 'bias' in name:
             return lr, weight_decay
-        of_experts = 'experts' in name or 'gate' in name
-        return args.lr * (args.moe_lr_factor if of_experts else args.transformer_lr_factor), weight_decay
+        is_expert = 'experts' in name or 'gate' in name
+        return args.lr * (args.moe_lr_factor if is_expert else args.transformer_lr_factor), weight_decay
 
     def __init__(self, args, model):
         super().__init__()
         parts = args.php_parts.split('+')
         if parts != ['base']:
-            refuse_misfits(args, model)
+            check_compatibility(args, model)
         self.across_batch = 'efp' in parts and args.php_attention == 'batch'
         self.safl = SlotParser(model.embed_dim, args.cnum) if 'crfm' in parts else None
         self.shared_transformer = None
         if 'efp' in parts:
             self.shared_transformer = ExpertTransformer(
-                args.moe_layers, width=model.embed_dim, heads=args.moe_heads, num_experts=args.num_experts, topk=args.topk,
-                reduction=args.reduction, across_batch=self.across_batch)
+                args.moe_layers, width=model.embed_dim, heads=args.moe_heads, num_experts=args.num_experts,
+                topk=args.topk, reduction=args.reduction, across_batch=self.across_batch)
         self.factor = args.aux_factor
         self.has_loss = 'aux' in args.loss_names.replace(' ', '').split('+')
 
     def refine(self, embedding, tokens, extras):
-        """v' = v + mean of the parsed slots."""
+        """Add the mean of the parsed slots to the embedding."""
         if self.safl is None and self.shared_transformer is None:
             return embedding
         slots = tokens if self.safl is None else self.safl(tokens)                  # [B, S, D]
@@ -226,107 +261,130 @@ class PHP(Head):
             slots, extras['gates'] = self.shared_transformer(slots.float())
         return embedding + slots.float().mean(dim=1)
 
-    def maps(self, side, tokens, caption_ids, attention):
-        """Each slot of CRFM: the part that it parses."""
+    def attention_maps(self, side, tokens, caption_ids, attention):
+        """The attention of each slot of CRFM."""
         if self.safl is None:
             return {}
-        weights = self.safl.weights(tokens[:, 1:] if side == 'image' else tokens)   # [B, slots, N]
-        return {f'part {number}': of_part for number, of_part in enumerate(weights.unbind(dim=1), start=1)}
+        maps = self.safl.attention(tokens[:, 1:] if side == 'image' else tokens)    # [B, slots, N]
+        return {f'part {number}': slot_map for number, slot_map in enumerate(maps.unbind(dim=1), start=1)}
 
     def forward(self, encoded, batch):
         if not self.has_loss:
             return {}
         if self.shared_transformer is None:
             return {'aux_loss': encoded.image.new_zeros(())}
-        images, captions = (balance(encoded.peers.gather(extras['gates'])) for extras in (encoded.image_extras, encoded.text_extras))
+        images, captions = (total_load_balance(encoded.shard.all_gather(extras['gates']))
+                            for extras in (encoded.image_extras, encoded.text_extras))
         return {'aux_loss': self.factor * (images + captions)}
 
-    def why_whole(self):
-        return "it balances the experts' load over the whole batch" if self.has_loss else self.why_one_process()
+    def micro_batch_unsupported(self):
+        if self.has_loss:
+            return "it balances the experts' load over the whole batch"
+        return self.distributed_unsupported()
 
-    def why_one_process(self):
+    def distributed_unsupported(self):
         return 'with --php_attention batch its embeddings depend on each other' if self.across_batch else None
 
     def has_report(self):
         return self.shared_transformer is not None
 
     def report(self, split):
-        """How often each expert is chosen, over both sides of the split."""
+        """Count how often images and captions of the split use each expert."""
         mixtures = [block.feed_forward for block in self.shared_transformer.resblocks]
-        usage = {'image': expert_usage(mixtures, split.embed_images), 'text': expert_usage(mixtures, split.embed_captions)}
-        blocks = {side: [{'block': number, 'usage': shares.tolist(), 'entropy': entropy(shares)} for number, shares in enumerate(found)]
-                  for side, found in usage.items()}
-        most = torch.tensor(float(len(usage['image'][0]))).log2().item()
-        text = f'experts: percent of all choices, entropy in bits (at most {most:.3f})\n{usage_table(blocks)}'
-        content = {'usage_is': "each expert's share of all choices", 'entropy_is': 'bits', 'largest_entropy': most, **blocks}
+        usage = {'image': expert_usage(mixtures, split.embed_images),
+                 'text': expert_usage(mixtures, split.embed_captions)}
+        blocks = {side: [{'block': number, 'usage': fractions.tolist(), 'entropy': entropy(fractions)}
+                         for number, fractions in enumerate(side_usage)] for side, side_usage in usage.items()}
+        largest = torch.tensor(float(len(usage['image'][0]))).log2().item()
+        text = f'experts: percent of all selections, entropy in bits (at most {largest:.3f})\n{usage_table(blocks)}'
+        content = {'usage_is': "each expert's fraction of all selections", 'entropy_is': 'bits',
+                   'largest_entropy': largest, **blocks}
         return HeadReport(text, content, lambda: draw_usage(usage))
 
 
-def refuse_misfits(args, model):
+def check_compatibility(args, model):
+    """Raise UserError if PHP cannot be added to the model with these options."""
     width = model.embed_dim
-    if 'image_tokens' not in model.backbone.gives:
-        raise UserError('PHP (the loss aux, --php_parts) parses image tokens and a ResNet gives one vector an image: leave PHP out or '
-                        'use a ViT as --pretrain_choice')
-    for flag, parts in (('moe_heads', args.moe_heads), ('reduction', args.reduction)):
-        if width % parts:
-            raise UserError(f"--{flag} {parts} does not divide the embedding's width of {width}")
+    if 'image_tokens' not in model.backbone.provides:
+        raise UserError('PHP (the loss aux, --php_parts) needs image tokens, and a ResNet gives one vector per image: '
+                        'remove PHP, or give a ViT as --pretrain_choice')
+    for flag, divisor in (('moe_heads', args.moe_heads), ('reduction', args.reduction)):
+        if width % divisor:
+            raise UserError(f'--{flag} {divisor} does not divide the width of the embedding, {width}')
 
 
-# -- the report of how experts are used ----------------------------------------------------------------------------------
+# -- The report of how often experts are used
 
-def expert_usage(mixtures, pass_samples):
-    """For each :class:`ExpertMixture` the share of its choices that went to each expert, [E], while ``pass_samples()`` passes samples."""
+def expert_usage(mixtures, run_forward):
+    """Measure how often each expert is used while ``run_forward()`` runs.
+
+    Args:
+        mixtures: list of :class:`ExpertMixture`.
+        run_forward: function that passes samples through the model.
+
+    Returns:
+        For each mixture, the fraction of its selections that each expert has, [E].
+    """
     counts = defaultdict(float)
 
-    def counting(number):
-        def count_chosen(module, inputs, outputs):
-            chosen = outputs[2]                                                      # [B, S, E]
-            counts[number] = counts[number] + chosen.sum(dim=(0, 1), dtype=torch.float64)
-        return count_chosen
-    hooks = [mixture.register_forward_hook(counting(number)) for number, mixture in enumerate(mixtures)]
+    def counting_hook(number):
+        def count_selected(module, inputs, outputs):
+            selected = outputs[2]                                                    # [B, S, E]
+            counts[number] = counts[number] + selected.cpu().sum(dim=(0, 1), dtype=torch.float64)  # MPS has no float64
+        return count_selected
+    hooks = [mixture.register_forward_hook(counting_hook(number)) for number, mixture in enumerate(mixtures)]
     try:
-        pass_samples()
+        run_forward()
     finally:
         for hook in hooks:
             hook.remove()
     return [(counts[number] / counts[number].sum()).cpu() for number in sorted(counts)]
 
 
-def entropy(shares):
-    """Bits: 0 where one expert does everything, log2 E where all are used alike."""
-    return torch.special.entr(shares).sum().item() / torch.tensor(2.0).log().item()
+def entropy(fractions):
+    """Entropy in bits, [E] -> float: 0 if one expert is always used, log2 E if all are used equally often."""
+    return torch.special.entr(fractions).sum().item() / torch.tensor(2.0).log().item()
 
 
 def usage_table(blocks):
+    """A text table with a row per side and block."""
     experts = len(blocks['image'][0]['usage'])
-    shown = PrettyTable(['side', 'block', *(f'expert {number}' for number in range(experts)), 'entropy'])
+    table = PrettyTable(['side', 'block', *(f'expert {number}' for number in range(experts)), 'entropy'])
     for side, rows in blocks.items():
         for row in rows:
-            shown.add_row([side, row['block'], *(f'{100 * share:.1f}' for share in row['usage']), f"{row['entropy']:.3f}"])
-    return shown.get_string()
+            percents = [f'{100 * fraction:.1f}' for fraction in row['usage']]
+            table.add_row([side, row['block'], *percents, f"{row['entropy']:.3f}"])
+    return table.get_string()
 
 
 def draw_usage(usage):
-    """Bars for each block: how often each expert is chosen for images and for captions, beside an even use of all."""
+    """Draw bars for each block: how often images and captions use each expert, with a line at even use.
+
+    Args:
+        usage: {'image': [[E] per block], 'text': [[E] per block]} of fractions.
+
+    Returns:
+        A matplotlib figure.
+    """
     blocks, experts = len(usage['image']), len(usage['image'][0])
     columns = min(blocks, 4)
     rows = -(-blocks // columns)
     width = max(3.2, 0.45 * experts)
-    figure, axes = pyplot().subplots(rows, columns, figsize=(max(width * columns, 4), 2.6 * rows + 0.4), squeeze=False, sharey=True)
+    size = max(width * columns, 4), 2.6 * rows + 0.4
+    figure, axes = import_pyplot().subplots(rows, columns, figsize=size, squeeze=False, sharey=True)
     for number, axis in enumerate(axes.flat):
         if number >= blocks:
             axis.axis('off')
             continue
-        for shift, side in ((-0.2, 'image'), (0.2, 'text')):
-            shares = usage[side]
-            places = [expert + shift for expert in range(experts)]
-            axis.bar(places, (100 * shares[number]).tolist(), width=0.4, label={'image': 'images', 'text': 'captions'}[side])
+        for offset, side, label in ((-0.2, 'image', 'images'), (0.2, 'text', 'captions')):
+            positions = [expert + offset for expert in range(experts)]
+            axis.bar(positions, (100 * usage[side][number]).tolist(), width=0.4, label=label)
         axis.axhline(100 / experts, color='grey', linestyle=':', label='even use')
         axis.set_xticks(range(experts))
         axis.set_xlabel('expert', fontsize=8)
         axis.set_title(f'block {number}', fontsize=9)
     for axis in axes[:, 0]:
-        axis.set_ylabel('% of choices', fontsize=8)
+        axis.set_ylabel('% of selections', fontsize=8)
     handles, labels = axes.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc='lower center', ncols=3, fontsize=8)
     figure.tight_layout(rect=(0, 0.12 / rows, 1, 1))

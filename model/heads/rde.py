@@ -1,24 +1,30 @@
-"""RDE (Qin et al., CVPR 2024): alignment losses with one number a pair, a second embedding of the tokens attended to most (TSE), and
-the division of the training pairs into clean and noisy ones before each epoch (CCD)."""
+"""RDE (Qin et al., CVPR 2024): losses per pair, a second embedding (TSE), and selection of clean pairs (CCD).
+
+CCD is confident consensus division: before each epoch, it divides the training pairs into clean and noisy ones.
+"""
 from functools import partial
 
-from model import division, objectives
+from model import noise_mixture, objectives
 from model.heads import Head
-from model.heads.a2te import DetailLayers, details_map, kept
+from model.heads.a2te import DetailLayers, count_pooled_tokens, selection_map
 from utils.errors import UserError
-from utils.option_types import amount, positive, weight, yes_no
+from utils.option_types import add_boolean_option, non_negative_float, positive_float, positive_fraction
 
-# RDE's own command line: the first of these names is the loss, and everything else in the text is decoration there.
-RELEASED = {name: f"is of RDE's released code, where '{name}' alone counts, which trains both similarities on divided pairs: "
-                  f'type --loss_names {name.lower()}+tse --ccd, and what else you mean as flags (--tau, --margin, --select_ratio, '
-                  '--noisy_rate)'
-            for name in ('TAL', 'TRL', 'InfoNCE', 'SDM')}
+# RDE's command line reads only the first of these names in --loss_names and ignores the rest of the text.
+REFERENCE_LOSS_NAMES = {
+    name: f"is a name of RDE's reference implementation, which reads only '{name}' and trains both similarities on "
+          f'clean pairs: give --loss_names {name.lower()}+tse --ccd, and the other settings as options (--tau, '
+          '--margin, --select_ratio, --noisy_rate)'
+    for name in ('TAL', 'TRL', 'InfoNCE', 'SDM')}
 
-LEARNING_RATE = 1e-3   # of the TSE layers, whatever --lr
+LEARNING_RATE = 1e-3   # of the TSE layers, for any --lr
 
 
-def measures(args):
-    """{loss name: (function of (image, text, pids) to [B], is it averaged over the batch or summed)}"""
+def pair_loss_functions(args):
+    """All losses per pair: {loss name: (function of (image, text, pids) to [B], whether the batch loss is a mean)}.
+
+    The batch loss is a sum otherwise.
+    """
     scale = 1 / args.temperature
     return {
         'tal': (partial(objectives.tal, tau=args.tau, margin=args.margin), False),
@@ -27,138 +33,159 @@ def measures(args):
         'sdm': (partial(objectives.sdm_per_pair, scale=scale), True)}
 
 
-def chosen(args):
-    """Those of :func:`measures` that ``--loss_names`` names."""
-    named = str(args.loss_names).replace(' ', '').split('+')
-    return {name: measure for name, measure in measures(args).items() if name in named}
+def selected_pair_losses(args):
+    """The :func:`pair_loss_functions` that ``--loss_names`` names."""
+    names = str(args.loss_names).replace(' ', '').split('+')
+    return {name: function for name, function in pair_loss_functions(args).items() if name in names}
 
 
 class PairLoss(Head):
-    """One number a pair; pairs that a division calls noisy don't count."""
+    """Base class of losses with one number per pair, in which noisy pairs do not count."""
 
     def __init__(self, args, model):
         super().__init__()
-        self.measure, self.mean = measures(args)[self.names[0]]
+        self.loss_function, self.is_mean = pair_loss_functions(args)[self.names[0]]
 
     def pair_losses(self, encoded, batch):
-        return {self.names[0]: self.measure(encoded.image, encoded.text, batch['pids'])}
+        return {self.names[0]: self.loss_function(encoded.image, encoded.text, batch['pids'])}
 
     def forward(self, encoded, batch):
         losses = self.pair_losses(encoded, batch)[self.names[0]]
-        return {f'{self.names[0]}_loss': objectives.of_clean_pairs(losses, batch.get('clean'), self.mean)}
+        return {f'{self.names[0]}_loss': objectives.reduce_clean_pairs(losses, batch.get('clean'), self.is_mean)}
 
 
 class TAL(PairLoss):
-    """Triplet alignment: a pair against all others, softly."""
+    """Triplet alignment loss (RDE, CVPR 2024).
+
+    The hinge compares each pair with the log-sum-exp of all negatives of the batch, and the batch loss is the sum over
+    pairs. The loss is objectives.tal.
+    """
     names = ('tal',)
 
     @staticmethod
     def add_options(parser):
-        parser.add_argument('--tau', type=amount, default=0.015, help='temperature of tal and trl')
-        parser.add_argument('--margin', type=weight, default=0.1, help='margin of tal and trl')
+        parser.add_argument('--tau', type=positive_float, default=0.015, help='temperature of tal and trl (RDE)')
+        parser.add_argument('--margin', type=non_negative_float, default=0.1,
+                            help='margin of the hinge of tal and trl (RDE)')
 
 
 class TRL(PairLoss):
-    """Triplets with the hardest negative."""
+    """Triplet ranking loss with the hardest negative (RDE, CVPR 2024).
+
+    The batch loss is the sum over pairs. The loss is objectives.trl.
+    """
     names = ('trl',)
-    reads = ('tau', 'margin')
+    shared_options = ('tau', 'margin')
 
 
 class InfoNCE(PairLoss):
-    """itc as RDE computes it; beside others of this file."""
+    """Image-text contrast with one loss per pair (RDE, CVPR 2024).
+
+    It equals itc, and supports --ccd and tse. The loss is objectives.infonce_per_pair.
+    """
     names = ('infonce',)
-    reads = ('temperature',)
+    shared_options = ('temperature',)
 
 
 class TSE(Head):
-    """A second embedding, pooled from the tokens that the first one is made of, trained by the losses that train the first."""
+    """Token selection embedding, a second embedding (RDE, CVPR 2024).
+
+    The patches and words that the first embedding attends to most are pooled into a second one. Each of the losses
+    tal, trl, infonce and sdm in --loss_names also trains the second embedding.
+    """
     names = ('tse',)
     embedding = 'TSE'
     embedding_width = 1024
-    embedding_attention = True
+    embedding_needs_attention = True
     embedding_reads_padding = False
     needs = ('image_tokens', 'text_tokens', 'image_attention', 'text_attention')
-    gathers = True
-    reads = ('tau', 'margin', 'temperature')
+    uses_all_gather = True
+    shared_options = ('tau', 'margin', 'temperature')
 
     @staticmethod
     def add_options(parser):
-        parser.add_argument('--select_ratio', type=positive(float, most=1), default=0.3,
-                            help='share of patches and words that tse pools')
+        parser.add_argument('--select_ratio', type=positive_fraction, default=0.3,
+                            help='fraction of the patches and words that tse pools (RDE)')
         parser.add_argument('--tse_mode', default='eval', choices=['eval', 'train'],
-                            help="tse's batch norm in training: eval: by its first running statistics, which never change (RDE's code up "
-                                 "to October 2024, and so its paper's figures); train: by the batch's")
+                            help='statistics of the batch norm of tse during training: eval, the initial running '
+                                 "statistics (the figures of RDE's paper, and its code until October 2024); train, "
+                                 'those of the batch')
 
     @staticmethod
     def learning_rate(name, lr, weight_decay, args):
-        return (LEARNING_RATE, weight_decay) if name.startswith(('visul_emb_layer', 'texual_emb_layer')) else (lr, weight_decay)
+        is_detail_layer = name.startswith(('visul_emb_layer', 'texual_emb_layer'))
+        return (LEARNING_RATE, weight_decay) if is_detail_layer else (lr, weight_decay)
 
     @staticmethod
-    def settle(args, active):
-        if active and not chosen(args):
-            raise UserError(f"the loss 'tse' trains its embedding by the losses beside it: add one of {', '.join(measures(args))} to "
-                            f"--loss_names '{args.loss_names}'")
+    def validate_options(args, active):
+        if active and not selected_pair_losses(args):
+            raise UserError("the loss 'tse' needs a loss that trains its embedding: add one of "
+                            f"{', '.join(pair_loss_functions(args))} to --loss_names '{args.loss_names}'")
 
     def __init__(self, args, model):
         super().__init__()
-        rows, cols = model.base_model.grid
-        ratio, size = args.select_ratio, f'(--img_size, --stride_size: {rows}x{cols})'
-        self.patches = kept(ratio, rows * cols, f'patches of an image {size}', 'select_ratio')
-        self.words = kept(ratio, args.text_length - 2, f'words of a caption (--text_length {args.text_length})', 'select_ratio')
+        grid = model.base_model.grid
+        self.patches, self.words = count_pooled_tokens('select_ratio', args.select_ratio, grid, args.text_length)
         self.details = model.shared(DetailLayers, model.embed_dim)
-        self.fixed, self.measures = args.tse_mode == 'eval', chosen(args)
+        self.use_running_stats, self.loss_functions = args.tse_mode == 'eval', selected_pair_losses(args)
 
     def embed(self, side, tokens, caption_ids, attention):
         if side == 'image':
-            return self.details.visul_emb_layer(tokens, attention, self.patches, self.fixed)              # [B, 1024]
-        return self.details.texual_emb_layer(tokens, attention, caption_ids, self.words, self.fixed)      # [B, 1024]
+            return self.details.visul_emb_layer(tokens, attention, self.patches, self.use_running_stats)     # [B, 1024]
+        return self.details.texual_emb_layer(tokens, attention, caption_ids, self.words, self.use_running_stats)
 
-    def maps(self, side, tokens, caption_ids, attention):
-        return {'TSE': details_map(side, attention, caption_ids, self.patches, self.words)}
+    def attention_maps(self, side, tokens, caption_ids, attention):
+        return {'TSE': selection_map(side, attention, caption_ids, self.patches, self.words)}
 
     def pair_losses(self, encoded, batch):
-        whole = tuple(map(encoded.peers.gather, (*encoded.added['TSE'], batch['pids'])))
-        return {f'tse {name}': measure(*whole) for name, (measure, _) in self.measures.items()}
+        inputs = tuple(map(encoded.shard.all_gather, (*encoded.extra_embeddings['TSE'], batch['pids'])))
+        return {f'tse {name}': function(*inputs) for name, (function, _) in self.loss_functions.items()}
 
     def forward(self, encoded, batch):
         losses = self.pair_losses(encoded, batch)
-        clean = encoded.peers.gather(batch['clean']) if 'clean' in batch else None
-        return {'tse_loss': sum(objectives.of_clean_pairs(losses[f'tse {name}'], clean, mean)
-                                for name, (_, mean) in self.measures.items())}
+        clean = encoded.shard.all_gather(batch['clean']) if 'clean' in batch else None
+        return {'tse_loss': sum(objectives.reduce_clean_pairs(losses[f'tse {name}'], clean, is_mean)
+                                for name, (_, is_mean) in self.loss_functions.items())}
 
-    def why_whole(self):
+    def micro_batch_unsupported(self):
         return 'it compares the second embeddings of the whole batch'
 
-    def why_one_process(self):
-        return None if self.fixed else 'with --tse_mode train it normalises its tokens over the whole batch (--tse_mode eval does not)'
+    def distributed_unsupported(self):
+        return None if self.use_running_stats else (
+            'with --tse_mode train it normalizes tokens over the whole batch (--tse_mode eval does not)')
 
 
-class Division(Head):
-    """Consensus division: before each epoch, pairs that all similarities call noisy are left out of that epoch's losses."""
-    reads = ('noisy_rate', 'dataset_name')
+class CCD(Head):
+    """Confident consensus division of the training pairs (RDE, CVPR 2024).
+
+    Before each epoch, pairs that all similarities call noisy are excluded from the losses of the epoch. The method is
+    in model/noise_mixture.py.
+    """
+    shared_options = ('noisy_rate', 'dataset_name')
 
     @staticmethod
     def add_options(parser):
-        yes_no(parser, '--ccd', False, 'divide the training pairs into clean and noisy ones before each epoch, by the losses of tal, trl, '
-                                       'infonce, sdm and tse, and train on the clean ones (RDE)')
+        add_boolean_option(parser, '--ccd', False,
+                           'selection of clean training pairs before each epoch, by the losses of tal, trl, infonce, '
+                           'sdm and tse (RDE)')
 
     @staticmethod
-    def wanted(args):
+    def is_enabled(args):
         return args.ccd
 
     @staticmethod
-    def settle(args, active):
-        if active and not chosen(args):
-            raise UserError(f"--ccd divides pairs by a loss that has one number a pair: add one of {', '.join(measures(args))} to "
-                            f"--loss_names '{args.loss_names}'")
+    def validate_options(args, active):
+        if active and not selected_pair_losses(args):
+            raise UserError('--ccd needs a loss with one number per pair: add one of '
+                            f"{', '.join(pair_loss_functions(args))} to --loss_names '{args.loss_names}'")
 
     def __init__(self, args, model):
         super().__init__()
-        thorough = args.noisy_rate > 0.4 or args.dataset_name == 'RSTPReid'
-        self.settings = division.THOROUGH if thorough else division.GENTLE
+        needs_fine_fit = args.noisy_rate > 0.4 or args.dataset_name == 'RSTPReid'
+        self.settings = noise_mixture.FINE_FIT if needs_fine_fit else noise_mixture.COARSE_FIT
 
-    def divide(self, losses, coins):
-        return division.divide(list(losses.values()), coins, self.settings)
+    def select_clean_pairs(self, losses, tie_breakers):
+        return noise_mixture.select_by_consensus(list(losses.values()), tie_breakers, self.settings)
 
     def forward(self, encoded, batch):
         return {}

@@ -4,8 +4,12 @@ from model.heads import Head
 
 
 class SDM(Head):
+    """Similarity distribution matching (IRRA, CVPR 2023).
+
+    The softmax of the similarities should be the distribution of the identities. The loss is objectives.sdm.
+    """
     names = ('sdm',)
-    reads = ('temperature',)
+    shared_options = ('temperature',)
 
     def __init__(self, args, model):
         super().__init__()
@@ -15,7 +19,7 @@ class SDM(Head):
         return {'sdm': objectives.sdm_per_pair(encoded.image, encoded.text, batch['pids'], scale=self.scale)}
 
     def forward(self, encoded, batch):
-        if 'clean' in batch:   # a division leaves out noisy pairs
+        if 'clean' in batch:   # another head selects clean pairs (--ccd)
             losses = self.pair_losses(encoded, batch)['sdm']
-            return {'sdm_loss': objectives.of_clean_pairs(losses, batch['clean'], mean=True)}
+            return {'sdm_loss': objectives.reduce_clean_pairs(losses, batch['clean'], mean=True)}
         return {'sdm_loss': objectives.sdm(encoded.image, encoded.text, batch['pids'], scale=self.scale)}

@@ -1,7 +1,4 @@
-"""SEN (Text-guided Image Restoration and Semantic Enhancement, 2024): restore a colour image from a few of its patches in
-grey and the caption, and keep each pair closer than its hardest negatives."""
-import textwrap
-
+"""SEN (Text-guided Image Restoration and Semantic Enhancement, 2024): image restoration and a triplet loss."""
 import torch
 from torch import nn
 
@@ -10,53 +7,57 @@ from model.clip_model import Attention, LayerNorm, Transformer
 from model.heads import Head, HeadReport
 from model.heads.mlm import output_std
 from utils.errors import UserError
-from utils.option_types import open_fraction, weight
-from utils.pictures import pyplot
+from utils.figures import import_pyplot, wrap_text
+from utils.option_types import non_negative_float, open_fraction
 
-GREY = (0.2989, 0.5870, 0.1140)   # of red, green and blue (ITU-R 601)
+GRAY_WEIGHTS = (0.2989, 0.5870, 0.1140)   # of red, green and blue (ITU-R 601)
 
 
 class MAE(Head):
-    """Text-guided restoration: a masked autoencoder (He et al., CVPR 2022) of the image in grey, with the caption's help.
+    """Text-guided image restoration, a masked autoencoder (SEN, 2024).
 
-    ``draw_order`` chooses the patches and ``restore`` restores; ``report`` draws pictures with them.
+    The head restores the colors of an image from its caption and a few of its patches in gray (MAE: He et al., CVPR
+    2022). The loss is objectives.restoration.
     """
     names = ('mae',)
     report_flag = 'restoration'
-    report_help = 'also report what SEN restores: errors of hidden patches with right and wrong captions, JSON and figure'
-    report_needs = "restoration; it comes with SEN (the loss 'mae')"
+    report_help = ("report of SEN's restored patches: errors with matching and wrong captions, as a JSON file, and a "
+                   'figure')
+    report_needs = "restoration; SEN has it (the loss 'mae')"
     needs = ('image_tokens', 'text_tokens', "CLIP's image encoder")
-    reads = ('cmt_depth',)
+    shared_options = ('cmt_depth',)
 
     @staticmethod
     def add_options(parser):
         parser.add_argument('--mask_ratio', type=open_fraction, default=0.8,
-                            help='share of the image tokens that mae hides (SEN: 0.7)')
-        parser.add_argument('--mae_loss_weight', type=weight, default=1.0, help='weight of mae (SEN: 10)')
+                            help='fraction of the image tokens that mae hides (SEN: 0.7)')
+        parser.add_argument('--mae_loss_weight', type=non_negative_float, default=1.0,
+                            help='weight of the loss mae (SEN: 10)')
 
     def __init__(self, args, model):
         super().__init__()
         width, grid, patch = model.embed_dim, model.base_model.grid, model.base_model.patch_size
         check_tiling(args.img_size, patch, model.base_model.stride_size)
         self.weight, self.patch_size = args.mae_loss_weight, patch
-        self.tokens = 1 + grid[0] * grid[1]
-        self.keep = tokens_kept(self.tokens, args.mask_ratio)
+        self.token_count = 1 + grid[0] * grid[1]
+        self.visible_count = count_visible_tokens(self.token_count, args.mask_ratio)
         self.mask_token = nn.Parameter(torch.empty(1, 1, width))
-        # A parameter that never learns, as in the published checkpoints.
-        self.decoder_pos_embed = nn.Parameter(sine_cosine_table(grid, width)[None], requires_grad=False)
+        # A constant, but a parameter in the published checkpoints.
+        self.decoder_pos_embed = nn.Parameter(sincos_position_embedding(grid, width)[None], requires_grad=False)
         self.decoder_embed = nn.Linear(width, width)
         self.cross_attn_Text = Attention(width, width // 64)
         self.cross_modal_transformer_mae = Transformer(width, args.cmt_depth, width // 64)
         self.decoder_pred = nn.Linear(width, patch * patch * 3)
         for number in (1, 2, 4, 6, 7):
             setattr(self, f'norm_{number}', LayerNorm(width))
-        # In the published checkpoints, and read by nothing.
-        self.cross_attn_TextImage, self.cross_attn_Image = Attention(width, width // 64), Attention(width, width // 64)
+        # In the published checkpoints and unused.
+        self.cross_attn_TextImage = Attention(width, width // 64)
+        self.cross_attn_Image = Attention(width, width // 64)
         self.norm_3, self.norm_5 = LayerNorm(width), LayerNorm(width)
         self.reset_parameters(args.cmt_depth)
 
     def reset_parameters(self, depth):
-        """IRRA's deviations for attention and blocks, MAE's for what is around them."""
+        """Initialize attention and blocks as IRRA does, and the other layers as MAE does."""
         width = self.mask_token.shape[-1]
         nn.init.normal_(self.mask_token, std=0.02)
         for attention in (self.cross_attn_Text, self.cross_attn_TextImage, self.cross_attn_Image):
@@ -69,67 +70,85 @@ class MAE(Head):
 
     def forward(self, encoded, batch):
         images = batch['images']
-        everyones = images.new_empty((encoded.peers.number_of(images), 0))              # all processes draw for all images
-        order = encoded.peers.mine(self.draw_order(everyones))
-        restored = self.restore(encoded.encoder, images, encoded.text_tokens, order)    # [B, N-1, 3 patch^2]
-        loss = objectives.restoration(restored, patches(images, self.patch_size), self.scored(order))
+        # All ranks draw the patches of the global batch, and use those of their own images.
+        global_batch = images.new_empty((encoded.shard.global_size(images), 0))
+        order = encoded.shard.local_rows(self.sample_order(global_batch))
+        restored = self.restore(encoded.encoder, images, encoded.text_tokens, order)    # [b, N-1, 3 patch^2]
+        mask = self.scored_patches(order)
+        loss = objectives.restoration(restored, patchify(images, self.patch_size), mask)
         return {'mae_loss': self.weight * loss}
 
-    def share(self, piece, batch):
-        return len(piece['pids']) / len(batch['pids'])   # as many patches are scored in each image
+    def micro_batch_weight(self, micro_batch, batch):
+        return len(micro_batch['pids']) / len(batch['pids'])   # each image has the same number of scored patches
 
-    def draw_order(self, images):
-        """A random order of each image's tokens, the class token first: [B, N] positions; the first ``keep`` are seen."""
-        noise = torch.rand((len(images), self.tokens), device=images.device)
-        class_token = torch.zeros(self.tokens, dtype=torch.bool, device=images.device)
-        class_token[0] = True
-        return noise.masked_fill(class_token, -1).argsort(dim=1)
+    def sample_order(self, images):
+        """Draw an order of each image's tokens: positions [B, N], class token first.
 
-    def scored(self, order):
-        """Patches that count in the loss, [B, N-1]. The released mask takes the first ``keep`` patches for seen, although
-        the class token is one of the ``keep`` tokens: so the first hidden patch is not scored."""
+        The first ``visible_count`` tokens are visible.
+        """
+        noise = torch.rand((len(images), self.token_count), device=images.device)
+        is_class_token = torch.zeros(self.token_count, dtype=torch.bool, device=images.device)
+        is_class_token[0] = True
+        return noise.masked_fill(is_class_token, -1).argsort(dim=1)
+
+    def scored_patches(self, order):
+        """Which patches count in the loss: [B, N] -> [B, N-1] of 0 and 1.
+
+        The first hidden patch does not count. The reference implementation treats the first ``visible_count`` patches
+        as visible, although the class token is one of the ``visible_count`` tokens.
+        """
         rank = order.argsort(dim=1)[:, 1:] - 1          # of each patch among the patches
-        return (rank >= self.keep).float()
+        return (rank >= self.visible_count).float()
 
     def restore(self, encoder, images, text_tokens, order):
-        """The patches' colours from the ``keep`` first tokens of the grey image and the caption.
+        """Predict the colors of all patches.
 
-        [B, 3, H, W], [B, L, D], [B, N] -> [B, N-1, 3 patch^2], in the images' normalised colours, laid out as
-        :func:`patches` does.
+        Args:
+            encoder: CLIP.
+            images: [B, 3, H, W].
+            text_tokens: [B, L, D].
+            order: [B, N] of :meth:`sample_order`; the first ``visible_count`` tokens of the gray image are read.
+
+        Returns:
+            [B, N-1, 3 patch^2] in normalized colors, in the layout of :func:`patchify`.
         """
-        tokens = encoder.visual.embed(grey(images))                                 # [B, N, width]
-        seen, _ = encoder.visual.encode(take(tokens, order[:, :self.keep]))         # [B, keep, D]
+        tokens = encoder.visual.embed(to_gray(images))                              # [B, N, width]
+        visible, _ = encoder.visual.encode(take_tokens(tokens, order[:, :self.visible_count]))      # [B, visible, D]
         text = self.norm_2(text_tokens)                                             # [B, L, D]
-        x = self.decoder_embed(self.norm_1(seen))
-        hidden = self.mask_token.to(x.dtype).expand(len(x), self.tokens - self.keep, -1)
-        x = take(torch.cat([x, hidden], dim=1), order.argsort(dim=1))               # [B, N, D], in the image's order again
+        x = self.decoder_embed(self.norm_1(visible))
+        hidden = self.mask_token.to(x.dtype).expand(len(x), self.token_count - self.visible_count, -1)
+        x = take_tokens(torch.cat([x, hidden], dim=1), order.argsort(dim=1))        # [B, N, D] in the image's order
         x = x + self.decoder_pos_embed
-        x, _ = self.cross_attn_Text(self.norm_4(x), text, text)                     # no residual
+        x, _ = self.cross_attn_Text(self.norm_4(x), text, text)                     # no residual connection
         x, _ = self.cross_modal_transformer_mae(self.norm_6(x))
         return self.decoder_pred(self.norm_7(x))[:, 1:]
 
-
     def report(self, split, number=6):
-        """Restorations of ``number`` images, spread over the split, with their own captions and with another person's."""
-        chosen = spread(split.entries, number)
-        captions = [entry['captions'][0] for entry in chosen]
-        wrong = [other_persons_caption(entry, split.entries) for entry in chosen]
-        views, errors = restorations(self, split.run.model, split.load_images(chosen), [split.tokens(captions), split.tokens(wrong)],
-                                     split.seed)
+        """Restore ``number`` images of the split, each with its own caption and with one of another identity."""
+        entries = pick_evenly(split.entries, number)
+        captions = [entry['captions'][0] for entry in entries]
+        wrong_captions = [caption_of_another_identity(entry, split.entries) for entry in entries]
+        token_ids = [split.tokenize(captions), split.tokenize(wrong_captions)]
+        images = split.load_images(entries)
+        panels, errors = restore_with_captions(self, split.run.model, images, token_ids, split.seed)
         text = (f"mean squared error of hidden patches: {errors[0]:.4f} with the image's own caption, "
                 f'{errors[1]:.4f} with a wrong one')
-        content = {'error_is': 'mean squared error of hidden patches, in normalised colours', 'own_caption': errors[0],
-                   'wrong_caption': errors[1], 'images': len(chosen)}
-        return HeadReport(text, content, lambda: draw_restorations(split.colours(views), captions, wrong))
+        content = {'error_is': 'mean squared error of hidden patches, in normalized colors', 'own_caption': errors[0],
+                   'wrong_caption': errors[1], 'images': len(entries)}
+        return HeadReport(text, content, lambda: draw_restorations(split.denormalize(panels), captions, wrong_captions))
 
 
 class Tri(Head):
-    """SEN's semantic enhancement: a triplet loss on the hardest negatives of the batch."""
+    """Triplet loss with the hardest negatives of the batch (SEN, 2024).
+
+    It is SEN's semantic enhancement. The loss is objectives.tri.
+    """
     names = ('tri',)
 
     @staticmethod
     def add_options(parser):
-        parser.add_argument('--tri_loss_weight', type=weight, default=1.0, help='weight of tri (SEN: 10)')
+        parser.add_argument('--tri_loss_weight', type=non_negative_float, default=1.0,
+                            help='weight of the loss tri (SEN: 10)')
 
     def __init__(self, args, model):
         super().__init__()
@@ -140,75 +159,83 @@ class Tri(Head):
 
 
 def check_tiling(img_size, patch, stride):
+    """Raise UserError if patches of ``patch`` pixels do not tile an image of ``img_size`` (height, width)."""
     if stride != patch:
-        raise UserError("the loss 'mae' restores patches that do not overlap and have no gaps: set --stride_size to the "
-                        f'patch size, {patch}, instead of {stride}')
+        raise UserError("the loss 'mae' restores patches that do not overlap and have no gaps: set --stride_size to "
+                        f'the patch size, {patch}, instead of {stride}')
     if any(size % patch for size in img_size):
         height, width = (max(1, size // patch) * patch for size in img_size)
-        raise UserError(f"the loss 'mae' needs an image that patches of {patch} pixels tile, and --img_size {img_size[0]} "
-                        f'{img_size[1]} is none: take {height} {width}')
+        raise UserError(f"the loss 'mae' needs an --img_size of multiples of the patch size, {patch}, and it is "
+                        f'{img_size[0]} {img_size[1]}: give --img_size {height} {width}')
 
 
-def tokens_kept(tokens, mask_ratio):
-    """How many of an image's tokens are seen, the class token among them."""
-    keep = int(tokens * (1 - mask_ratio)) if 0 < mask_ratio < 1 else 0
-    if not 1 <= keep <= tokens - 2:     # one hidden patch is not scored, so there must be two
-        raise UserError(f'--mask_ratio {mask_ratio:g} leaves nothing to see or nothing to restore of {tokens - 1} patches: '
-                        'it must lie between 0 and 1, and not that close to either')
-    return keep
+def count_visible_tokens(tokens, mask_ratio):
+    """How many of an image's tokens are visible, including the class token."""
+    count = int(tokens * (1 - mask_ratio)) if 0 < mask_ratio < 1 else 0
+    if not 1 <= count <= tokens - 2:     # one hidden patch does not count in the loss, so two must be hidden
+        raise UserError(f'--mask_ratio {mask_ratio:g} leaves nothing to see or nothing to restore of {tokens - 1} '
+                        'patches: give a value further from 0 and 1')
+    return count
 
 
-def take(tokens, positions):
+def take_tokens(tokens, positions):
     """The tokens at each sample's positions: [B, N, D], [B, K] -> [B, K, D]."""
     return tokens.gather(1, positions[..., None].expand(-1, -1, tokens.shape[-1]))
 
 
-def grey(images):
-    """[B, 3, H, W] -> the same in grey, three equal channels."""
-    shade = sum(weight * channel for weight, channel in zip(GREY, images.unbind(1)))    # [B, H, W]
-    return shade.unsqueeze(1).expand_as(images)
+def to_gray(images):
+    """Convert to gray, with three equal channels: [B, 3, H, W] -> [B, 3, H, W]."""
+    gray = sum(weight * channel for weight, channel in zip(GRAY_WEIGHTS, images.unbind(1)))     # [B, H, W]
+    return gray.unsqueeze(1).expand_as(images)
 
 
-def patches(images, size):
-    """[B, 3, H, W] -> [B, rows*cols, size*size*3]: pixels row by row, red, green and blue of each together."""
+def patchify(images, size):
+    """Cut images into patches: [B, 3, H, W] -> [B, rows*cols, size*size*3].
+
+    A patch holds its pixels row by row, and red, green and blue of each pixel together.
+    """
     batch, _, height, width = images.shape
     x = images.reshape(batch, 3, height // size, size, width // size, size)
     return x.permute(0, 2, 4, 3, 5, 1).reshape(batch, -1, size * size * 3)
 
 
-def unpatch(values, size, grid):
-    """:func:`patches` undone: [B, rows*cols, size*size*3] -> [B, 3, rows*size, cols*size]."""
+def unpatchify(values, size, grid):
+    """Inverse of :func:`patchify`: [B, rows*cols, size*size*3] -> [B, 3, rows*size, cols*size]."""
     x = values.reshape(len(values), *grid, size, size, 3)
     return x.permute(0, 5, 1, 3, 2, 4).reshape(len(values), 3, grid[0] * size, grid[1] * size)
 
 
-def sine_cosine_table(grid, width):
-    """Fixed positions (He et al., CVPR 2022): [1 + rows*cols, width], the column in the first half, the row in the second,
-    each half sines then cosines; zeros for the class token."""
+def sincos_position_embedding(grid, width):
+    """Fixed position embeddings (MAE: He et al., CVPR 2022), [1 + rows*cols, width].
+
+    The first half of a vector encodes the column and the second half the row, each with sines, then cosines. The class
+    token has zeros.
+    """
     rows, cols = (torch.arange(n, dtype=torch.float64) for n in grid)
     frequencies = 10000 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
-    along = [axis[:, None] * frequencies for axis in (cols, rows)]
-    by_col, by_row = (torch.cat([angles.sin(), angles.cos()], dim=1) for angles in along)   # [cols or rows, width/2]
-    by_col, by_row = by_col.expand(grid[0], -1, -1), by_row[:, None].expand(-1, grid[1], -1)
-    table = torch.cat([by_col, by_row], dim=-1).flatten(0, 1)                               # [rows*cols, width]
+    angles = [axis[:, None] * frequencies for axis in (cols, rows)]
+    col_codes, row_codes = (torch.cat([a.sin(), a.cos()], dim=1) for a in angles)           # [cols or rows, width/2]
+    col_codes, row_codes = col_codes.expand(grid[0], -1, -1), row_codes[:, None].expand(-1, grid[1], -1)
+    table = torch.cat([col_codes, row_codes], dim=-1).flatten(0, 1)                         # [rows*cols, width]
     return torch.cat([torch.zeros(1, width), table.float()])
 
 
-# -- the report of what is restored --------------------------------------------------------------------------------------
+# -- The report of restored images
 
-COLUMNS = ('original', 'what SEN sees:\na few patches, grey', 'restored with\nthe own caption', "restored with\nanother's caption")
+COLUMNS = ('original', 'input of SEN:\na few patches, gray', "restored with\nthe image's caption",
+           "restored with\nanother's caption")
 
 
-def spread(entries, number):
-    """``number`` of the entries, evenly over all."""
+def pick_evenly(entries, number):
+    """Pick ``number`` entries at even distances."""
     if not entries:
         raise UserError('the test split has no entries: there is nothing to restore')
-    places = torch.linspace(0, len(entries) - 1, min(number, len(entries))).long().tolist()
-    return [entries[place] for place in places]
+    indices = torch.linspace(0, len(entries) - 1, min(number, len(entries))).long().tolist()
+    return [entries[index] for index in indices]
 
 
-def other_persons_caption(entry, entries):
-    """The first caption, behind the entry and then from the start, of another identity."""
+def caption_of_another_identity(entry, entries):
+    """The first caption of the next entry of another identity; the search continues at the start of the list."""
     start = entries.index(entry)
     for other in entries[start:] + entries[:start]:
         if other['id'] != entry['id']:
@@ -217,36 +244,57 @@ def other_persons_caption(entry, entries):
 
 
 @torch.no_grad()
-def restorations(head, model, images, captions, seed):
-    """The pictures of ``COLUMNS`` for images [K, 3, H, W], [K, 4, 3, H, W] in their normalised colours, and for each of the token ids
-    [K, L] in ``captions`` the error that the loss would see. All captions get the same patches, drawn with ``seed``."""
+def restore_with_captions(head, model, images, captions, seed):
+    """Restore images with each of several captions.
+
+    Args:
+        head: the :class:`MAE` head.
+        model: its model.
+        images: [K, 3, H, W].
+        captions: list of token ids [K, L].
+        seed: seed of the visible patches, which are the same for all captions.
+
+    Returns:
+        The images of ``COLUMNS`` in normalized colors, [K, 4, 3, H, W], and the loss for each of the captions.
+    """
     grid, size = model.base_model.grid, head.patch_size
     torch.manual_seed(seed)
-    order = head.draw_order(images)
-    hidden = (order.argsort(dim=1)[:, 1:] >= head.keep).float()                         # [K, N-1]
-    hidden = unpatch(hidden[..., None].expand(-1, -1, 3 * size * size), size, grid)     # [K, 3, H, W]
-    views, errors = [images, grey(images) * (1 - hidden)], []
+    order = head.sample_order(images)
+    hidden = (order.argsort(dim=1)[:, 1:] >= head.visible_count).float()                    # [K, N-1]
+    hidden = unpatchify(hidden[..., None].expand(-1, -1, 3 * size * size), size, grid)      # [K, 3, H, W]
+    panels, errors = [images, to_gray(images) * (1 - hidden)], []
     for ids in captions:
         with model.autocast():
             restored = head.restore(model.base_model, images, model.base_model.encode_text(ids)[0], order).float()
-        errors.append(objectives.restoration(restored, patches(images, size), head.scored(order)).item())
-        views.append(torch.where(hidden > 0, unpatch(restored, size, grid), grey(images)))
-    return torch.stack(views, dim=1), errors
+        mask = head.scored_patches(order)
+        errors.append(objectives.restoration(restored, patchify(images, size), mask).item())
+        panels.append(torch.where(hidden > 0, unpatchify(restored, size, grid), to_gray(images)))
+    return torch.stack(panels, dim=1), errors
 
 
-def draw_restorations(views, captions, wrong):
-    """A figure with a row for each image: its own caption, the pictures [K, 4, 3, H, W] in colours from 0 to 1, the wrong caption."""
-    rows, columns = views.shape[:2]
-    figure, axes = pyplot().subplots(rows, columns + 2, figsize=(6 + 1.3 * columns, 2.9 * rows + 0.5), squeeze=False,
+def draw_restorations(panels, captions, wrong_captions):
+    """Draw a row for each image: its caption, its panels, and the wrong caption.
+
+    Args:
+        panels: [K, 4, 3, H, W] of :func:`restore_with_captions`, with colors from 0 to 1.
+        captions: K texts.
+        wrong_captions: K texts.
+
+    Returns:
+        A matplotlib figure.
+    """
+    rows, columns = panels.shape[:2]
+    size = 6 + 1.3 * columns, 2.9 * rows + 0.5
+    figure, axes = import_pyplot().subplots(rows, columns + 2, figsize=size, squeeze=False,
                                      width_ratios=[2.4] + [1] * columns + [2.4])
-    for row, pictures, own, other in zip(axes, views, captions, wrong):
-        for axis, text in ((row[0], own), (row[-1], other)):
-            axis.text(0.02, 0.5, textwrap.fill(text, 34), va='center', ha='left', fontsize=8, transform=axis.transAxes,
+    for row, images, caption, wrong_caption in zip(axes, panels, captions, wrong_captions):
+        for axis, text in ((row[0], caption), (row[-1], wrong_caption)):
+            axis.text(0.02, 0.5, wrap_text(text, 34), va='center', ha='left', fontsize=8, transform=axis.transAxes,
                       parse_math=False)
         for axis in row:
             axis.axis('off')
-        for axis, picture in zip(row[1:-1], pictures):
-            axis.imshow(picture.permute(1, 2, 0).numpy())
+        for axis, image in zip(row[1:-1], images):
+            axis.imshow(image.permute(1, 2, 0).numpy())
     for axis, title in zip(axes[0][1:-1], COLUMNS):
         axis.set_title(title, fontsize=8)
     figure.tight_layout(pad=0.3)

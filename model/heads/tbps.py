@@ -1,5 +1,4 @@
-"""TBPS-CLIP (Cao et al., AAAI 2024): contrast with soft targets, reverse and cyclic contrast, self-supervision of images, and the
-learned temperature that the first two share."""
+"""TBPS-CLIP (Cao et al., AAAI 2024): soft-target, reverse and cyclic contrast, and self-supervision of images."""
 import math
 
 import torch
@@ -7,25 +6,31 @@ from torch import nn
 
 from model import objectives
 from model.heads import Head
-from utils.option_types import amount, fraction, weight, yes_no
+from utils.option_types import add_boolean_option, fraction, non_negative_float, positive_float
 
-START = math.log(1 / 0.07)   # of the temperature's logarithm, where the pretrained archive brings none
+# Prefixes of parameter names here and in TBPS-CLIP's implementation, which ignores entries that it does not know.
+TBPS_NAMES = {'base_model.visual.': 'visual.', 'base_model.': 'encode_text.'}
+INITIAL_LOG_SCALE = math.log(1 / 0.07)   # if the pretrained archive has none
 
 
 class LearnedScale(nn.Module):
-    """1 / temperature, learned by its logarithm ``logit_scale`` and clamped to 100 where it is used."""
+    """1 / temperature as a learned parameter, at most 100.
+
+    The parameter ``logit_scale`` is the logarithm. It starts at the pretrained model's value, if there is one.
+    """
 
     def __init__(self, clip=None):
         super().__init__()
-        start = getattr(clip, 'pretrained_scale', None)
-        self.logit_scale = nn.Parameter(torch.tensor(START if start is None else start))
+        pretrained = getattr(clip, 'pretrained_scale', None)
+        self.logit_scale = nn.Parameter(torch.tensor(INITIAL_LOG_SCALE if pretrained is None else pretrained))
 
     def forward(self):
         return objectives.clamped_scale(self.logit_scale.float())
 
 
-class Contrast(Head):
-    """What nitc and ritc share."""
+class ContrastHead(Head):
+    """Base class of ``nitc`` and ``ritc``, which share the learned temperature."""
+    reference_names = TBPS_NAMES
 
     def __init__(self, args, model):
         super().__init__()
@@ -33,52 +38,64 @@ class Contrast(Head):
         self.weight = getattr(args, f'{self.names[0]}_loss_weight')
 
 
-class NITC(Contrast):
-    """The targets are softened by what a second pass of the same model finds alike."""
+class NITC(ContrastHead):
+    """Image-text contrast with soft targets (TBPS-CLIP, AAAI 2024).
+
+    A second forward pass of the model gives soft targets, which are averaged with targets by identity. The temperature
+    is learned. The loss is objectives.nitc.
+    """
     names = ('nitc',)
-    gathers = True
+    uses_all_gather = True
 
     @staticmethod
     def add_options(parser):
-        parser.add_argument('--nitc_loss_weight', type=weight, default=1.0, help='weight of nitc')
+        parser.add_argument('--nitc_loss_weight', type=non_negative_float, default=1.0, help='weight of the loss nitc')
         parser.add_argument('--softlabel_ratio', type=fraction, default=0.5,
-                            help="share of nitc's targets that the model gives itself; it rises from 0 in the first epoch")
-        yes_no(parser, '--mvs_image', False, 'nitc also compares a second view of each image')
+                            help="weight of the model's own predictions in the targets of nitc; it rises from 0 during "
+                                 'the first epoch')
+        add_boolean_option(parser, '--mvs_image', False, 'a second augmented view of each image in nitc')
 
     @classmethod
-    def fields_for(cls, args):
+    def get_fields(cls, args):
         return ('second_images',) if args.mvs_image else ()
 
     def __init__(self, args, model):
         super().__init__(args, model)
-        self.ratio, self.alpha, self.both_views = args.softlabel_ratio, args.softlabel_ratio, args.mvs_image
+        self.ratio, self.alpha = args.softlabel_ratio, args.softlabel_ratio
+        self.uses_second_view = args.mvs_image
 
     def before_step(self, epoch, step, steps):
         self.alpha = self.ratio * (min(1, (step - 1) / steps) if epoch == 1 else 1)
 
     def forward(self, encoded, batch):
-        peers = encoded.peers
-        with torch.no_grad(), peers.apart():
-            soft_text = encoded.embed_text(peers.mine(batch['caption_ids']))     # dropout is drawn again; images have none
-        soft_text, views = peers.gather(soft_text), [encoded.image]
-        if self.both_views:
-            views.append(peers.gather(encoded.embed_image(batch['second_images'])))
-        losses = [objectives.nitc(view, encoded.text, view, soft_text, batch['pids'], scale=self.scale(), alpha=self.alpha)
-                  for view in views]
+        shard = encoded.shard
+        with torch.no_grad(), shard.per_rank_rng():
+            # Only the text encoder has dropout, so the second pass of the images is the first one.
+            soft_text = encoded.embed_text(shard.local_rows(batch['caption_ids']))
+        soft_text, views = shard.all_gather(soft_text), [encoded.image]
+        if self.uses_second_view:
+            views.append(shard.all_gather(encoded.embed_image(batch['second_images'])))
+        losses = [objectives.nitc(view, encoded.text, view, soft_text, batch['pids'], scale=self.scale(),
+                                  alpha=self.alpha) for view in views]
         return {'nitc_loss': self.weight * sum(losses) / len(losses)}
 
-    def why_whole(self):
-        return 'it encodes a second view of the whole batch' if self.both_views else None
+    def micro_batch_unsupported(self):
+        return 'it encodes a second view of the whole batch' if self.uses_second_view else None
 
 
-class RITC(Contrast):
-    """The contrast the other way round: the model's distribution against that of the identities."""
+class RITC(ContrastHead):
+    """Reverse image-text contrast (TBPS-CLIP, AAAI 2024).
+
+    It is the Kullback-Leibler divergence of the identities' distribution from the softmax of the similarities. The
+    temperature is learned. The loss is objectives.ritc.
+    """
     names = ('ritc',)
 
     @staticmethod
     def add_options(parser):
-        parser.add_argument('--ritc_loss_weight', type=weight, default=1.0, help='weight of ritc')
-        parser.add_argument('--ritc_eps', type=amount, default=1e-2, help="what is added to ritc's targets")
+        parser.add_argument('--ritc_loss_weight', type=non_negative_float, default=1.0, help='weight of the loss ritc')
+        parser.add_argument('--ritc_eps', type=positive_float, default=1e-2,
+                            help='number added to the targets of ritc inside the logarithm')
 
     def __init__(self, args, model):
         super().__init__(args, model)
@@ -90,12 +107,17 @@ class RITC(Contrast):
 
 
 class CITC(Head):
-    """Similarities are the same within and across the modalities."""
+    """Cyclic image-text contrast (TBPS-CLIP, AAAI 2024).
+
+    Similarities between images should equal those between their captions. The loss is objectives.citc.
+    """
     names = ('citc',)
+    reference_names = TBPS_NAMES
 
     @staticmethod
     def add_options(parser):
-        parser.add_argument('--citc_loss_weight', type=weight, default=0.1, help='weight of citc')
+        parser.add_argument('--citc_loss_weight', type=non_negative_float, default=0.1,
+                            help='weight of the loss citc (TBPS-CLIP)')
 
     def __init__(self, args, model):
         super().__init__()
@@ -106,14 +128,19 @@ class CITC(Head):
 
 
 class SS(Head):
-    """Two strongly augmented views of an image find each other (SimCLR)."""
+    """Self-supervision of images, SimCLR (TBPS-CLIP, AAAI 2024).
+
+    Two strongly augmented views of an image should have similar projections. The loss is objectives.simclr.
+    """
     names = ('ss',)
+    reference_names = TBPS_NAMES
     fields = ('simclr_images',)
-    gathers = True
+    uses_all_gather = True
 
     @staticmethod
     def add_options(parser):
-        parser.add_argument('--ss_loss_weight', type=weight, default=0.4, help='weight of ss')
+        parser.add_argument('--ss_loss_weight', type=non_negative_float, default=0.4,
+                            help='weight of the loss ss (TBPS-CLIP)')
 
     def __init__(self, args, model):
         super().__init__()
@@ -121,8 +148,10 @@ class SS(Head):
         self.simclr_mlp = nn.Sequential(nn.Linear(model.embed_dim, 128), nn.ReLU(), nn.Linear(128, model.embed_dim))
 
     def forward(self, encoded, batch):
-        one, other = (self.simclr_mlp(encoded.embed_image(views)) for views in batch['simclr_images'].unbind(1))   # [b, D] each
-        return {'ss_loss': self.weight * objectives.simclr(*map(encoded.peers.gather, (one, other)))}              # of [B, D]
+        first, second = (self.simclr_mlp(encoded.embed_image(views))                     # [b, D] each
+                         for views in batch['simclr_images'].unbind(1))
+        loss = objectives.simclr(*map(encoded.shard.all_gather, (first, second)))            # of [B, D]
+        return {'ss_loss': self.weight * loss}
 
-    def why_whole(self):
+    def micro_batch_unsupported(self):
         return 'it encodes two more views of the whole batch'

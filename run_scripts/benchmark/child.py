@@ -1,4 +1,4 @@
-"""A process for each row of the benchmark."""
+"""Run each measurement of the benchmark in its own process."""
 import multiprocessing
 import signal
 import traceback
@@ -6,20 +6,29 @@ import traceback
 from utils.errors import UserError
 
 
-def in_child(measure, *arguments):
-    """The dict that ``measure(*arguments)`` returns in a new process, so that no row finds another one's memory;
-    ``{'error': why}`` where it fails."""
-    context = multiprocessing.get_context('forkserver')   # forks from a process that has imported PyTorch and computed nothing
+def measure_in_child(measure, *arguments):
+    """Call a function in a new process, whose memory no earlier measurement has touched.
+
+    Args:
+        measure: a function at the top of a module that returns a dict.
+        arguments: its arguments.
+
+    Returns:
+        The dict; ``{'error': reason}`` if the function fails.
+    """
+    if 'forkserver' not in multiprocessing.get_all_start_methods():
+        return {'error': 'time and memory are measured only on Linux and macOS, not on Windows'}
+    context = multiprocessing.get_context('forkserver')   # forks a process that has only imported PyTorch
     context.set_forkserver_preload(['torch', 'torchvision', 'torch.utils.tensorboard', 'run_scripts.benchmark.rows'])
-    receiving, sending = context.Pipe(duplex=False)
-    process = context.Process(target=answer, args=(sending, measure, arguments))
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=send_result, args=(sender, measure, arguments))
     process.start()
-    sending.close()
+    sender.close()
     try:
-        return receiving.recv()
+        return receiver.recv()
     except EOFError:
         process.join()
-        return {'error': how_ended(process.exitcode)}
+        return {'error': exit_reason(process.exitcode)}
     except BaseException:       # the benchmark is being stopped
         process.terminate()
         raise
@@ -27,9 +36,10 @@ def in_child(measure, *arguments):
         process.join()
 
 
-def answer(sending, measure, arguments):
-    signal.signal(signal.SIGINT, signal.SIG_IGN)           # which is for the parent to heed
-    multiprocessing.set_start_method(None, force=True)     # loaders start their workers as everywhere else
+def send_result(sender, measure, arguments):
+    """Call a function and send its result; the main function of the new process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)           # the parent process handles Ctrl-C
+    multiprocessing.set_start_method(None, force=True)     # data loaders use the default start method again
     try:
         result = measure(*arguments)
     except UserError as error:
@@ -38,10 +48,10 @@ def answer(sending, measure, arguments):
         if 'memory' not in str(error).lower():
             traceback.print_exc()
         result = {'error': f'{type(error).__name__}: {error}'.split('\n')[0]}
-    sending.send(result)
+    sender.send(result)
 
 
-def how_ended(status):
+def exit_reason(status):
     if status == -signal.SIGKILL:
-        return 'ended by SIGKILL, as systems do when memory runs out'
-    return f'ended by {signal.Signals(-status).name}' if status < 0 else f'left with status {status}'
+        return 'ended by SIGKILL, probably because memory ran out'
+    return f'ended by {signal.Signals(-status).name}' if status < 0 else f'exited with status {status}'

@@ -1,42 +1,51 @@
-"""How quickly a training loader reads its images."""
+"""Measure how fast a training loader reads its images."""
 import os
 
 from datasets import build_dataloader
-from datasets.build import workers
+from datasets.build import worker_count
+from datasets.device_augmentation import augment_on_device
 from datasets.synthpedes import generate
-from run_scripts.benchmark import released_way
-from run_scripts.benchmark.machine import timed
-from run_scripts.benchmark.workload import recipe
-from datasets.views import finish
+from run_scripts.benchmark import reference
+from run_scripts.benchmark.machine import measure_time
+from run_scripts.benchmark.workload import recipe_options
 
 
-def make_dataset(root, ids):
-    """In CUHK-PEDES' format; one further identity is for the test split, which loaders want."""
+def generate_dataset(root, ids):
+    """Generate a dataset in CUHK-PEDES' format, with one further identity for the test split."""
     generate(root, ids + 1, 4, size=(384, 128), format='CUHK-PEDES', val_ids=0, test_ids=1, progress=False)
     return {}
 
 
 def measure_reading(kind, root, setting):
-    """Epochs of a training loader, its batches brought to the device: from 'jpeg' files, from the image 'cache', from it and
-    'finished' there, or the 'released' way."""
-    cache = ['--image_cache', os.path.join(root, 'cache')] if kind in ('cache', 'finished') else []
-    args = recipe(setting, '--root_dir', root, *cache)
+    """Measure epochs of a training loader, up to batches on the device.
+
+    Args:
+        kind: 'jpeg' reads image files; 'cache' reads the image cache; 'finished' also augments on the device, from the
+            cache; 'reference' reads as the reference implementation.
+        root: the folder of the dataset.
+        setting: a :class:`~run_scripts.benchmark.workload.Setting`.
+    """
+    uses_cache = kind in ('cache', 'finished')
+    args = recipe_options(setting, '--root_dir', root,
+                          *(['--image_cache', os.path.join(root, 'cache')] if uses_cache else []))
     loader = build_dataloader(args)[0]
     samples = loader.dataset.dataset
-    stored = sum(os.path.getsize(path) for _, _, path, _ in samples) / len(samples)
-    if cache:
-        stored = 3 * args.img_size[0] * args.img_size[1]
-    if kind == 'released':
-        loader = released_way.training_loader(samples, args.img_size, args.batch_size, workers(args))
+    if uses_cache:
+        stored_bytes = 3 * args.img_size[0] * args.img_size[1]
+    else:
+        stored_bytes = sum(os.path.getsize(path) for _, _, path, _ in samples) / len(samples)
+    if kind == 'reference':
+        loader = reference.build_training_loader(samples, args.img_size, args.batch_size, worker_count(args))
 
-    def epoch():
-        passed = 0
+    def read_epoch():
+        passed_bytes = 0
         for batch in loader:
-            passed += sum(value.nbytes for value in batch.values())
+            passed_bytes += sum(value.nbytes for value in batch.values())
             batch = {name: value.to(setting.device, non_blocking=True) for name, value in batch.items()}
             if kind == 'finished':
-                finish(batch['images'], batch['views'])
-        return passed
-    timing, passed = timed(epoch, *setting.pace)      # its others are the loader's workers
+                augment_on_device(batch['images'], batch['augmentation_params'])
+        return passed_bytes
+    timing, passed_bytes = measure_time(read_epoch, *setting.pace)
+    # Without timing['others']: the workers of the loader count as other processes.
     return {'seconds': timing['seconds'], 'samples': len(samples), 'workers': loader.num_workers,
-            'stored_bytes': stored, 'passed_bytes': passed / len(samples)}
+            'stored_bytes': stored_bytes, 'passed_bytes': passed_bytes / len(samples)}

@@ -1,40 +1,52 @@
-"""The training step: how long it takes, and how many FLOPs it needs."""
+"""Measure the time and the memory of a training step, and count its FLOPs."""
 import itertools
 import statistics
 
 from model.clip_weights import shape_named
-from run_scripts.benchmark.machine import peak_bytes, timed
-from run_scripts.benchmark.released_way import ReleasedTrainer
-from run_scripts.benchmark.workload import IDENTITIES, Training, new_released_model, recipe, synthetic_batches
+from run_scripts.benchmark.machine import measure_time, peak_bytes
+from run_scripts.benchmark.reference import ReferenceTrainer
+from run_scripts.benchmark.workload import (
+    IDENTITIES, TrainingSteps, build_reference_model, recipe_options, synthetic_batches)
 
 
-def measure_step(way, setting):
-    batches = synthetic_batches(setting, way)
-    cycle, before = itertools.cycle(batches), peak_bytes(setting.device)
-    step = (released_step if way.released else our_step)(setting, way)
+def measure_step(variant, setting):
+    """Measure the training steps of a variant. See :mod:`run_scripts.benchmark.workload` for both arguments."""
+    batches = synthetic_batches(setting, variant)
+    cycle, initial_bytes = itertools.cycle(batches), peak_bytes(setting.device)
+    step = (build_reference_step if variant.is_reference else build_step)(setting, variant)
 
-    def steps():
+    def run_steps():
         for batch in itertools.islice(cycle, setting.steps):
             step(batch)
-    timing, _ = timed(steps, *setting.pace, warm_up=2)   # memory settles in the second
-    flops = step_flops(recipe(setting), words_chosen(batches))
+    timing, _ = measure_time(run_steps, *setting.pace, warm_up=2)   # the peak of memory is constant from the second on
+    flops = count_step_flops(recipe_options(setting), mean_masked_tokens(batches))
     return {**timing, 'samples': setting.batch_size * setting.steps, 'steps': setting.steps,
-            'peak_bytes': peak_bytes(setting.device) - before, 'model_flops': sum(flops.values())}
+            'peak_bytes': peak_bytes(setting.device) - initial_bytes, 'model_flops': sum(flops.values())}
 
 
-def our_step(setting, way):
+def build_step(setting, variant):
     """A function that trains on a batch, as :meth:`Trainer.train_epoch` does."""
-    return Training(recipe(setting, *way.flags), way.switch)
+    return TrainingSteps(recipe_options(setting, *variant.flags), variant.switch)
 
 
-def released_step(setting, way):
-    args = recipe(setting)
-    return ReleasedTrainer(args, new_released_model(args).train()).train_step
+def build_reference_step(setting, variant):
+    args = recipe_options(setting)
+    return ReferenceTrainer(args, build_reference_model(args).train()).train_step
 
 
-def step_flops(args, words):
-    """``{part: FLOPs}`` that the products of matrices in one training step of the recipe need, forward and backward. A multiplication
-    and an addition are two, nothing is computed twice, mlm scores the ``words`` chosen alone, and attention counts the whole square."""
+def count_step_flops(args, masked_tokens):
+    """Count the FLOPs of the matrix products in a training step, forward and backward.
+
+    A multiplication and an addition are two FLOPs. Nothing is computed twice, the masked language model scores only
+    masked tokens, and attention counts the full square.
+
+    Args:
+        args: the options of the recipe.
+        masked_tokens: the number of masked tokens per batch.
+
+    Returns:
+        ``{part of the model: FLOPs}``
+    """
     shape = shape_named(args.pretrain_choice)
     width, patch, batch, length = shape.embed_dim, shape.vision_patch_size, args.batch_size, args.text_length
     rows, columns = ((size - patch) // args.stride_size + 1 for size in args.img_size)
@@ -45,14 +57,15 @@ def step_flops(args, words):
     convolution = 2 * rows * columns * 3 * patch ** 2 * shape.vision_width
     image = blocks(shape.vision_layers, tokens, shape.vision_width) + 2 * tokens * shape.vision_width * width
     text = blocks(shape.text_layers, length, shape.text_width) + 2 * length * shape.text_width * width
-    cross = 4 * (length + tokens) * width ** 2 + 4 * length * tokens * width + blocks(args.cmt_depth, length, width)
-    heads = (2 * words * (width ** 2 + width * args.vocab_size)        # mlm
-             + 4 * batch * width * IDENTITIES + 2 * batch ** 2 * width)  # id, sdm
-    # Backward is twice the forward: for the inputs and for the weights. The images need no gradient.
-    return {'image encoder': batch * (3 * image + 2 * convolution), 'text encoder': 3 * batch * text, 'cross encoder': 3 * batch * cross,
-            'heads and losses': 3 * heads}
+    cross = (4 * (length + tokens) * width ** 2 + 4 * length * tokens * width
+             + blocks(args.cmt_depth, length, width))
+    heads = (2 * masked_tokens * (width ** 2 + width * args.vocab_size)    # mlm
+             + 4 * batch * width * IDENTITIES + 2 * batch ** 2 * width)    # id, sdm
+    # The backward pass needs twice the forward pass, for inputs and for weights. Images need no gradient.
+    return {'image encoder': batch * (3 * image + 2 * convolution), 'text encoder': 3 * batch * text,
+            'cross encoder': 3 * batch * cross, 'heads and losses': 3 * heads}
 
 
-def words_chosen(batches):
-    """How many words mlm is asked for in a batch, on average."""
+def mean_masked_tokens(batches):
+    """The mean number of masked tokens per batch."""
     return statistics.mean(int((batch['mlm_labels'] > 0).sum()) for batch in batches)

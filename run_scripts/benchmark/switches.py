@@ -1,69 +1,76 @@
-"""Optimisations, each taken out of one of our trainers again. None of them changes a number."""
+"""Switch off single optimizations of Pedestal's training step. None of them changes the results.
+
+Each function takes a :class:`~run_scripts.benchmark.workload.TrainingSteps`.
+"""
 import functools
 
 from model.clip_model import MLP, Attention, QuickGELU, attention_weights
-from run_scripts.benchmark import released_way
+from run_scripts.benchmark import reference
 
 
-def score_all_positions(trainer):
-    """mlm's scores at all positions; its loss then ignores those where no word was chosen."""
-    for head in trainer.model.heads:
+def score_all_positions(training):
+    """Compute the scores of the masked language model at all positions. Its loss ignores tokens that are not masked."""
+    for head in training.model.heads:
         if 'mlm' in head.names:
-            head.forward = functools.partial(mlm_everywhere, head)
+            head.forward = functools.partial(mlm_at_all_positions, head)
 
 
-def mlm_everywhere(head, encoded, batch):
-    labels = batch['mlm_labels'].flatten()                                                                        # [B L]
-    scores = head.mlm_head(head.cross(encoded.masked_text_tokens, encoded.image_tokens)).float().flatten(0, 1)    # [B L, V]
-    return {'mlm_loss': head.weight * released_way.scored_everywhere(scores, labels),
-            'mlm_acc': released_way.accuracy_of_chosen(scores, labels)}
+def mlm_at_all_positions(head, encoded, batch):
+    labels = batch['mlm_labels'].flatten()                                                 # [B L]
+    tokens = head.cross(encoded.masked_text_tokens, encoded.image_tokens)                  # [B, L, D]
+    scores = head.mlm_head(tokens).float().flatten(0, 1)                                   # [B L, V]
+    return {'mlm_loss': head.weight * reference.mlm_loss_at_all_positions(scores, labels),
+            'mlm_acc': reference.masked_token_accuracy(scores, labels)}
 
 
-def pass_twice(trainer):
-    """A text pass for mlm beside the one for retrieval, although both read the same masked captions."""
-    trainer.model.rewritten = lambda batch, peers: {**batch, 'mlm_ids': batch['caption_ids']}
+def encode_text_twice(training):
+    """Encode the masked captions once for retrieval and once more for the masked language model."""
+    training.model.transform_batch = lambda batch, shard: {**batch, 'mlm_ids': batch['caption_ids']}
 
 
-def attend_by_maps(trainer):
-    for part in trainer.model.modules():
-        if isinstance(part, Attention):
-            part.forward = functools.partial(attention_by_map, part)
+def materialize_attention(training):
+    """Compute the attention maps instead of calling the fused kernel."""
+    for module in training.model.modules():
+        if isinstance(module, Attention):
+            module.forward = functools.partial(attention_from_map, module)
 
 
-def attention_by_map(attention, query, keys=None, values=None, causal=False, need_map=False):
+def attention_from_map(attention, query, keys=None, values=None, causal=False, need_map=False):
     q, k, v = (attention._split(x) for x in attention._project(query, keys, values))    # [B, H, L, D/H] each
     out = attention_weights(q, k, causal).to(v.dtype) @ v
     return attention.out_proj(out.transpose(1, 2).flatten(2)), None
 
 
-def group_each_parameter(trainer):
-    trainer.step.optimizer = released_way.build_optimizer(trainer.args, trainer.model)
+def use_group_per_parameter(training):
+    """Use an optimizer that is not fused and has one parameter group per parameter."""
+    training.step.optimizer = reference.build_optimizer(training.args, training.model)
 
 
-def keep_activations(trainer):
-    """What is between a block's two linear layers is kept for the gradient instead of being computed again."""
-    for part in trainer.model.modules():
-        if isinstance(part, MLP):
-            part.lean = False
+def save_activations(training):
+    """Save the activations between the two linear layers of a block instead of recomputing them for the gradient."""
+    for module in training.model.modules():
+        if isinstance(module, MLP):
+            module.lean = False
 
 
-def multiply_sigmoid(trainer):
-    """QuickGELU as it is written, which has to keep what is between the linear layers."""
-    keep_activations(trainer)
-    for part in trainer.model.modules():
-        if isinstance(part, QuickGELU):
-            part.forward = functools.partial(released_way.QuickGELU.forward, part)
+def multiply_sigmoid(training):
+    """Compute QuickGELU as the product that defines it, which also saves the activations."""
+    save_activations(training)
+    for module in training.model.modules():
+        if isinstance(module, QuickGELU):
+            module.forward = functools.partial(reference.QuickGELU.forward, module)
 
 
-def look_nothing_up(trainer):
-    """What could be looked up on the host is found on the device, which has to be waited for."""
-    trainer.model.looked_up = lambda batch: {}
+def find_tokens_on_device(training):
+    """Find masked tokens on the device instead of on the host, which makes the host wait for the device."""
+    training.model.prepare_on_host = lambda batch: {}
 
 
-def read_each_step(trainer):
-    look = trainer.look
+def read_each_step(training):
+    """Read the loss and synchronize in each step."""
+    flush_metrics = training.flush_metrics
 
-    def wait_and_look():
-        released_way.read_and_wait(trainer.unseen[-1][0])
-        look()
-    trainer.look_every, trainer.look = 1, wait_and_look
+    def synchronize_and_flush():
+        reference.read_and_synchronize(training.pending_metrics[-1][0])
+        flush_metrics()
+    training.flush_period, training.flush_metrics = 1, synchronize_and_flush

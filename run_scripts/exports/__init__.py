@@ -1,1 +1,1 @@
-"""Formats that a run is exported to, beside ONNX (run_scripts/export.py)."""
+"""The formats of run_scripts/export.py, a module for each."""

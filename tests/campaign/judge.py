@@ -1,4 +1,4 @@
-"""Start a program in a process of its own and judge how it ends and what it leaves."""
+"""Start a program in a new process, and judge how it exits and what files it leaves."""
 import json
 import multiprocessing
 import os
@@ -13,17 +13,20 @@ import zlib
 import torch
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-MEMORY = 6 << 30      # bytes that a program may ask for beyond what it starts with
-LONGEST = 1000        # characters of a sentence that people still read
+MEMORY = 6 << 30      # bytes that a program may allocate after its start
+MAX_LENGTH = 1000     # characters of a readable sentence
 STATUSES = {'datasets.check': (0, 1, 2), 'test.py': (0, 2, 3)}   # others: 0, 2
-KEPT = ('best.pth', '.pt', '.jpg', '.json')     # no program that refuses its input changes these
+UNCHANGED_ENDINGS = ('best.pth', '.pt', '.jpg', '.json')     # no program that refuses its input changes these files
 
 
 def launch(words, folder, seconds):
-    """Run ``['train.py', ...]`` or ``['-m', 'datasets.check', ...]`` in ``folder`` as Python would: (status, output, errors, survivors).
-    The status is None if it had to be ended after ``seconds``; survivors tells whether it left processes behind.
+    """Run ``['train.py', ...]`` or ``['-m', 'datasets.check', ...]`` in ``folder`` as Python would.
 
-    The process is forked from this one, which has imported PyTorch already: a case takes half a second instead of five.
+    The process is forked from this one, which has imported PyTorch already. A case takes half a second instead of five.
+
+    Returns:
+        ``(status, output, errors, has_survivors)``. The status is None if the program was killed after ``seconds``.
+        ``has_survivors`` says whether processes of the program still ran after it.
     """
     sys.stdout.flush()
     process = multiprocessing.get_context('fork').Process(target=in_child, args=(words, folder))
@@ -32,15 +35,15 @@ def launch(words, folder, seconds):
         process.join(seconds)
         status = process.exitcode
     finally:
-        survivors = status_of_group(process.pid) if process.exitcode is not None else False
-        if process.exitcode is None or survivors:
+        has_survivors = is_group_alive(process.pid) if process.exitcode is not None else False
+        if process.exitcode is None or has_survivors:
             os.killpg(process.pid, signal.SIGKILL)
         process.join()
     texts = []
     for name in ('output', 'errors'):
         with open(os.path.join(folder, name), encoding='utf-8', errors='backslashreplace') as file:
             texts.append(file.read())
-    return status, *texts, survivors
+    return status, *texts, has_survivors
 
 
 def in_child(words, folder):
@@ -60,8 +63,8 @@ def in_child(words, folder):
         runpy.run_path(os.path.join(ROOT, words[0]), run_name='__main__')
 
 
-def status_of_group(group):
-    """Whether processes of the group are still there a minute after its leader ended."""
+def is_group_alive(group):
+    """Whether processes of a group still run a minute after its leader ended."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         try:
@@ -73,79 +76,84 @@ def status_of_group(group):
 
 
 def snapshot(folder):
-    """{path: checksum} of everything in a folder; None for what is no regular file, and for what may change."""
-    found = {}
-    for place, folders, names in os.walk(folder):
-        for path in (os.path.join(place, name) for name in folders + names):
-            found[path] = None
-            if path.endswith(KEPT) and stat.S_ISREG(os.lstat(path).st_mode):
+    """Compute the checksums of the files in a folder.
+
+    Returns:
+        ``{path: checksum}``, None for files that are not regular or may change.
+    """
+    checksums = {}
+    for subfolder, folders, names in os.walk(folder):
+        for path in (os.path.join(subfolder, name) for name in folders + names):
+            checksums[path] = None
+            if path.endswith(UNCHANGED_ENDINGS) and stat.S_ISREG(os.lstat(path).st_mode):
                 with open(path, 'rb') as file:
-                    found[path] = zlib.crc32(file.read())
-    return found
+                    checksums[path] = zlib.crc32(file.read())
+    return checksums
 
 
-def complaints(words, folder, before, seconds):
-    """(what is wrong with how the program ended and what it left, as sentences; its status, output and errors)."""
-    status, output, errors, survivors = launch(words, folder, seconds)
-    wrong = []
+def find_problems(words, folder, before, seconds):
+    """Run a program, and list the problems of its exit and its files: ``(problems, status, output, errors)``."""
+    status, output, errors, has_survivors = launch(words, folder, seconds)
+    problems = []
     if status is None:
-        wrong.append(f'still running after {seconds} seconds')
+        problems.append(f'still running after {seconds} seconds')
     elif status < 0:
-        wrong.append(f'ended by signal {-status}')
+        problems.append(f'ended by signal {-status}')
     elif status not in STATUSES.get(words[1] if words[0] == '-m' else words[0], (0, 2)):
-        wrong.append(f'status {status}')
-    wrong += ['left processes behind'] * survivors
-    wrong += ['a traceback'] * ('Traceback (most recent call last)' in output + errors)
+        problems.append(f'status {status}')
+    problems += ['its processes still run'] * has_survivors
+    problems += ['a traceback'] * ('Traceback (most recent call last)' in output + errors)
     if status == 2:
-        wrong += sentence(errors) + changed(before, folder)
-    return wrong + left_over(folder, before), status, output, errors
+        problems += check_error_message(errors) + find_changes(before, folder)
+    return problems + find_leftovers(folder, before), status, output, errors
 
 
-def sentence(errors):
-    """Is there one line that says what is wrong, and is it one that people can read?"""
+def check_error_message(errors):
+    """Check that one readable line says what is wrong: a list of problems."""
     lines = [line for line in errors.split('\n') if 'error: ' in line]
     if len(lines) != 1 or errors.rstrip('\n').split('\n')[-1] != lines[0]:
         return [f'status 2 with {len(lines)} sentences']
     unprintable = [character for character in lines[0] if not character.isprintable()]
-    return ([f'a sentence of {len(lines[0])} characters'] if len(lines[0]) > LONGEST else []) + \
+    return ([f'a sentence of {len(lines[0])} characters'] if len(lines[0]) > MAX_LENGTH else []) + \
         ([f'a sentence with {ascii(unprintable[0])} in it'] if unprintable else [])
 
 
-def changed(before, folder):
+def find_changes(before, folder):
+    """List the files of a :func:`snapshot` that have changed."""
     after = snapshot(folder)
     return [f'{os.path.relpath(path, folder)} was changed' for path in before
             if before[path] is not None and after.get(path) != before[path]]
 
 
-def left_over(folder, before):
-    """Half-written files, runs' folders without a run, and new checkpoints and results that are not whole."""
-    wrong = []
-    for place, _, names in os.walk(folder):
-        wrong += [f'{name} is left over' for name in names if name.endswith('.tmp')]
-        if 'train_log.txt' in names and 'last.pth' not in names and os.path.join(place, 'last.pth') not in before:
-            wrong.append(f'{os.path.relpath(place, folder)} is left over')
+def find_leftovers(folder, before):
+    """List half-written files, folders of runs without a run, and invalid new checkpoints and results."""
+    problems = []
+    for subfolder, _, names in os.walk(folder):
+        problems += [f'{name} is left over' for name in names if name.endswith('.tmp')]
+        if 'train_log.txt' in names and 'last.pth' not in names and os.path.join(subfolder, 'last.pth') not in before:
+            problems.append(f'{os.path.relpath(subfolder, folder)} is left over')
         for name in names:
-            path = os.path.join(place, name)
+            path = os.path.join(subfolder, name)
             if path not in before and name.endswith('.pth'):
-                wrong += [f'{name} is not whole'] * (not whole(path))
+                problems += [f'{name} is damaged or not finite'] * (not is_valid_checkpoint(path))
             if path not in before and name.startswith('metrics') and name.endswith('.json'):
-                wrong += [f'{name} holds {word}' for word in not_numbers(path)]
-    return wrong
+                problems += [f'{name} holds {constant}' for constant in find_invalid_constants(path)]
+    return problems
 
 
-def not_numbers(path):
-    """What a JSON file holds that is no JSON: NaN, Infinity."""
-    found = []
+def find_invalid_constants(path):
+    """List the constants in a file that are no JSON: NaN, Infinity."""
+    constants = []
     with open(path) as file:
-        json.load(file, parse_constant=found.append)
-    return found
+        json.load(file, parse_constant=constants.append)
+    return constants
 
 
-def whole(path):
-    """Can a new checkpoint be read, and is all of it finite?"""
+def is_valid_checkpoint(path):
+    """Whether a checkpoint can be read and all its numbers are finite."""
     try:
         content = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception:  # that it can be read is what is asked
+    except Exception:  # any error means that it cannot be read
         return False
     pending = [content]
     while pending:

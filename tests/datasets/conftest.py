@@ -15,8 +15,11 @@ FORMATS = {  # name: (annotation, image key, first pid)
 
 @pytest.fixture
 def make_dataset(tmp_path):
-    """A function that writes ``<tmp_path>/<name>/`` with ``identities`` {split: count}, two images each, and returns
-    its entries. ``change(entries)`` may alter what the annotation says once the images are written."""
+    """A function that writes a dataset and returns its entries.
+
+    ``<tmp_path>/<name>/`` gets ``identities`` {split: count} with two images each. ``change(entries)`` may alter the
+    annotation after the images are written.
+    """
     def make(name='CUHK-PEDES', identities=None, captions=2, change=None):
         annotation, key, pid = FORMATS[name]
         folder, rng, entries = tmp_path / name, random.Random(0), []

@@ -7,7 +7,7 @@ import pytest
 
 from datasets.registry import datasets as known_datasets
 from datasets.build import build_dataset
-from datasets.bases import first_captions, missing_files, renumbered
+from datasets.bases import limit_training_samples, missing_files, renumber_samples
 from datasets.cuhkpedes import CUHKPEDES
 from datasets.icfgpedes import ICFGPEDES
 from utils.errors import UserError
@@ -27,13 +27,13 @@ def test_formats(make_dataset, tmp_path, name):
                              for image_id, entry in enumerate(train) for caption in entry['captions']]
     assert dataset.train_id_container == {0, 1, 2, 3}
     for split in ('val', 'test'):
-        found = [entry for entry in entries if entry['split'] == split]
+        split_entries = [entry for entry in entries if entry['split'] == split]
         assert getattr(dataset, split) == {
-            'image_pids': [entry['id'] for entry in found],
-            'img_paths': [f'{tmp_path}/{name}/imgs/{entry[KEYS[name]]}' for entry in found],
-            'caption_pids': [entry['id'] for entry in found for _ in entry['captions']],
-            'captions': [caption for entry in found for caption in entry['captions']]}
-        assert getattr(dataset, f'{split}_id_container') == {entry['id'] for entry in found}
+            'image_pids': [entry['id'] for entry in split_entries],
+            'img_paths': [f'{tmp_path}/{name}/imgs/{entry[KEYS[name]]}' for entry in split_entries],
+            'caption_pids': [entry['id'] for entry in split_entries for _ in entry['captions']],
+            'captions': [caption for entry in split_entries for caption in entry['captions']]}
+        assert getattr(dataset, f'{split}_id_container') == {entry['id'] for entry in split_entries}
 
 
 def test_icfg_has_no_val_split_and_two_names(make_dataset, tmp_path):
@@ -56,6 +56,33 @@ def test_statistics_are_logged_when_asked_for(make_dataset, tmp_path, caplog):
                     ['train', '4', '8', '24'], ['val', '1', '2', '6'], ['test', '2', '4', '12']]
 
 
+@pytest.mark.parametrize('spelling', ['{}', './{}', 'train//../{}'])
+def test_an_image_that_is_listed_twice_is_said(make_dataset, tmp_path, caplog, spelling):
+    def twice(entries):
+        entries.append({**entries[0], 'file_path': spelling.format(entries[0]['file_path'])})
+    make_dataset(change=twice)
+    CUHKPEDES(str(tmp_path), verbose=False)
+    sentence = '1 images are listed more than once, the first of them train/0001_0.jpg; each time counts'
+    assert sentence in caplog.text
+
+
+def test_paths_of_windows_end_with_a_remedy(make_dataset, tmp_path):
+    def windows(entries):
+        for entry in entries:
+            entry['file_path'] = entry['file_path'].replace('/', '\\')
+    make_dataset(change=windows)
+    with pytest.raises(UserError, match=r'they exist with / instead of \\: write the paths in .*reid_raw.json so'):
+        CUHKPEDES(str(tmp_path))
+
+
+def test_a_list_of_captions_that_is_written_as_text(make_dataset, tmp_path):
+    def text(entries):
+        entries[0]['captions'] = [str(entries[0]['captions'])]
+    make_dataset(change=text)
+    with pytest.raises(UserError, match='entry 0 .* has a caption 1 that is a list written as one text'):
+        CUHKPEDES(str(tmp_path))
+
+
 # -- training identities -----------------------------------------------------------------------------------------------
 
 def test_holes_are_closed_and_logged(make_dataset, tmp_path, caplog):
@@ -68,13 +95,13 @@ def test_holes_are_closed_and_logged(make_dataset, tmp_path, caplog):
     assert [sample[0] for sample in dataset.train[::4]] == [1, 3, 2, 0]  # in the order of 3, 11, 7, 1
     assert dataset.train_id_container == {0, 1, 2, 3}
     assert set(dataset.test['image_pids']) == {1006, 1007}  # as annotated
-    assert 'the 4 training identities run from 0 to 10 with holes; 3 of them are renumbered, to 0..3' in caplog.text
+    assert "labels its 4 identities 0 to 3, in the order of their numbers, which have gaps" in caplog.text
 
 
 def test_whole_numbering_is_left_alone(caplog):
     samples = [(1, 0, 'a', 'x'), (0, 1, 'b', 'y')]
     with caplog.at_level(logging.INFO):
-        assert renumbered(samples, 'here') == (samples, {0, 1})
+        assert renumber_samples(samples, 'here') == (samples, {0, 1})
     assert not caplog.text
 
 
@@ -90,11 +117,11 @@ def test_identity_in_two_splits_is_said(make_dataset, tmp_path, caplog):
 def test_first_captions(caplog):
     samples = [(pid, n, f'{n}.jpg', f'caption {n}') for n, pid in enumerate([5, 5, 0, 2, 1])]
     with caplog.at_level(logging.INFO):
-        kept, pids = first_captions(samples, 3, 'here')
-    assert kept == [(1, 0, '0.jpg', 'caption 0'), (1, 1, '1.jpg', 'caption 1'), (0, 2, '2.jpg', 'caption 2')]
+        selected, pids = limit_training_samples(samples, 3, 'here')
+    assert selected == [(1, 0, '0.jpg', 'caption 0'), (1, 1, '1.jpg', 'caption 1'), (0, 2, '2.jpg', 'caption 2')]
     assert pids == {0, 1}
     assert '--limit_train: the first 3 of 5 training captions' in caplog.text
-    assert len(first_captions(samples, 100, 'here')[0]) == 5
+    assert len(limit_training_samples(samples, 100, 'here')[0]) == 5
 
 
 # -- what is missing ---------------------------------------------------------------------------------------------------
@@ -111,7 +138,7 @@ def test_no_folder(tmp_path, name):
 def test_no_annotation(make_dataset, tmp_path):
     make_dataset('ICFG-PEDES')
     os.remove(tmp_path / 'ICFG-PEDES/ICFG-PEDES.json')
-    message = f'^no annotation {tmp_path}/ICFG-PEDES/ICFG-PEDES.json or .*/ICFG_PEDES.json: put it beside imgs/'
+    message = f'^no annotation {tmp_path}/ICFG-PEDES/ICFG-PEDES.json or .*/ICFG_PEDES.json: put it next to imgs/'
     with pytest.raises(UserError, match=message):
         ICFGPEDES(str(tmp_path))
 
@@ -230,7 +257,8 @@ def test_captions_that_hold_tokens_of_the_tokenizer_are_told(make_dataset, tmp_p
     with caplog.at_level(logging.WARNING, 'Pedestal.dataset'):
         CUHKPEDES(str(tmp_path))
     message, = [record.getMessage() for record in caplog.records]
-    assert re.fullmatch(rf'{tmp_path}/CUHK-PEDES/reid_raw.json: 1 captions hold <\|\w+\|> or the like as text, .* entry 3 .*', message)
+    path = f'{tmp_path}/CUHK-PEDES/reid_raw.json'
+    assert re.fullmatch(rf'{path}: 1 captions hold <\|\w+\|> or the like as text, .* entry 3 .*', message)
 
 
 def test_captions_with_brackets_are_not_told(make_dataset, tmp_path, caplog):
@@ -251,7 +279,7 @@ def test_equal_keys_are_an_error(make_dataset, tmp_path):
 def test_several_wrong_entries(make_dataset, tmp_path):
     entries = make_dataset(change=lambda entries: [None, 3] + entries[2:])
     assert entries[0] is None
-    message = 'entry 0 .counted from 0. is a NoneType instead of a mapping .and 1 other entries are wrong, too.$'
+    message = 'entry 0 .counted from 0. is a NoneType instead of a mapping .and 1 other entries are invalid.$'
     with pytest.raises(UserError, match=message):
         CUHKPEDES(str(tmp_path))
 

@@ -30,13 +30,16 @@ def root(tmp_path):
     root = str(tmp_path)
     for stem in ('g_4x', 'c_g_a_0'):
         written(root, 'gene_attrs', f'{stem}_attrs.json', [
-            {'image': f'{stem}/{i}.jpg', 'caption': f'a person {stem} {i}', 'image_id': f'{stem}_{i}', 'label': [i % 2, -1] + [0] * 25}
+            {'image': f'{stem}/{i}.jpg', 'caption': f'a person {stem} {i}', 'image_id': f'{stem}_{i}',
+             'label': [i % 2, -1] + [0] * 25}
             for i in range(4)], 'MALS')
     for split, count in (('train', 6), ('val', 3), ('test', 4)):
-        written(root, 'finetune', f'PA100K_{split}.json', [{'image': f'{split}_{i}.png', 'label': [i % 2] * 26} for i in range(count)],
+        written(root, 'finetune', f'PA100K_{split}.json',
+                [{'image': f'{split}_{i}.png', 'label': [i % 2] * 26} for i in range(count)],
                 os.path.join('pa100k', 'release_data'))
         written(root, 'finetune', f'cuhk_{split}.json', [
-            {'image': f'CUHK01/{split}{i}.png', 'caption': ['a', 'b'] if split != 'train' else 'a man', 'image_id': i + 1}
+            {'image': f'CUHK01/{split}{i}.png', 'caption': ['a', 'b'] if split != 'train' else 'a man',
+             'image_id': i + 1}
             for i in range(3)], 'CUHK-PEDES')
     return root
 
@@ -45,13 +48,15 @@ def test_mals(root):
     dataset = build_dataset('MALS', root, splits=('train',))
     assert len(dataset.train) == 8 and len(dataset.train_id_container) == 8 and not dataset.test['captions']
     labels, prompts = dataset.attributes('train')
-    assert labels.shape == (8, 27) and labels.dtype == torch.int8 and prompts is MALS and labels[:, 1].unique().tolist() == [-1]
+    assert labels.shape == (8, 27) and labels.dtype == torch.int8 and prompts is MALS
+    assert labels[:, 1].unique().tolist() == [-1]
 
 
 def test_pa100k_has_prompts_for_captions(root):
     dataset = build_dataset('PA-100K', root)
     assert [len(dataset.train), len(dataset.val['img_paths']), len(dataset.test['img_paths'])] == [6, 3, 4]
-    assert len(dataset.test['captions']) == 52 and dataset.test['captions'][1] == PA100K[0][1] and dataset.recognises
+    assert len(dataset.test['captions']) == 52 and dataset.test['captions'][1] == PA100K[0][1]
+    assert dataset.evaluates_attributes
     assert dataset.attributes('test')[0].tolist() == [[i % 2] * 26 for i in range(4)]
 
 
@@ -61,7 +66,8 @@ def test_lists_are_read_where_there_is_no_annotation(root):
     assert all(os.path.isfile(path) for path in dataset.test['img_paths'])
 
 
-@pytest.mark.parametrize('name, message', [('MALS', 'no lists .*gene_attrs'), ('PA-100K', 'no lists .*PA100K_<split>.json')])
+@pytest.mark.parametrize('name, message', [('MALS', 'no lists .*gene_attrs'),
+                                           ('PA-100K', 'no lists .*PA100K_<split>.json')])
 def test_missing_lists(tmp_path, name, message):
     with pytest.raises(UserError, match=message):
         build_dataset(name, str(tmp_path))
@@ -75,8 +81,9 @@ def synthetic(tmp_path_factory):
 
 
 def loader_of(root, tmp_path, **changes):
-    settings = dict(backbone='aptm', pretrain_choice='scratch:aptm-tiny', loss_names='itc+attr', dataset_name='synthpedes', root_dir=root,
-                    img_size=(96, 32), text_length=20, batch_size=4, num_workers=0, output_dir=str(tmp_path))
+    settings = dict(backbone='aptm', pretrain_choice='scratch:aptm-tiny', loss_names='itc+attr',
+                    dataset_name='synthpedes', root_dir=root, img_size=(96, 32), text_length=20, batch_size=4,
+                    num_workers=0, output_dir=str(tmp_path))
     return build_dataloader(options(**{**settings, **changes}))
 
 
@@ -102,7 +109,8 @@ def test_prompts_of_a_file_with_another_count(synthetic, tmp_path):
 
 
 def test_a_dataset_without_attributes(root, tmp_path):
-    with pytest.raises(UserError, match="the losses attr and img_cls need images with attributes, and CUHK-PEDES has none"):
+    message = 'the losses attr and img_cls need images with attributes, and CUHK-PEDES has none'
+    with pytest.raises(UserError, match=message):
         loader_of(root, tmp_path, dataset_name='CUHK-PEDES')
 
 

@@ -7,8 +7,9 @@ import types
 import pytest
 import torch
 
-from datasets.attributes import (ADJECTIVE, NOUN, OTHER, PRONOUN, Word, annotate, annotate_all, attribute_groups, is_adjective,
-                                 is_noun, is_pronoun, load_tagger, located, spacy_tagger, textblob_tagger)
+from datasets.attributes import (ADJECTIVE, NOUN, OTHER, PRONOUN, Word, annotate, annotate_all, attribute_groups,
+                                 is_adjective, is_noun, is_pronoun, load_tagger, locate_words, spacy_tagger,
+                                 textblob_tagger)
 from datasets.bases import ImageTextDataset, default_tokenizer, tokenize
 from utils.errors import UserError
 
@@ -28,7 +29,7 @@ def tagger():
 
 
 def tagged(text):
-    """'red/JJ coat/NN' -> Words"""
+    """'red/JJ coat/NN' -> Words."""
     words, start = [], 0
     for word, tag in (part.rsplit('/', 1) for part in text.split()):
         words.append(Word(word, tag, start, start + len(word)))
@@ -44,14 +45,14 @@ def groups_of(caption, tagger):
     """[(group, the texts of its tokens)] of a caption."""
     ids, spans, text = default_tokenizer().encode_with_offsets(caption)
     attributes, _ = annotate(caption, default_tokenizer(), tagger)
-    found = {}
+    groups = {}
     for (start, end), group in zip(spans, attributes[1:]):
         if group:
-            found.setdefault(group, []).append(text[start:end])
-    return found
+            groups.setdefault(group, []).append(text[start:end])
+    return groups
 
 
-# -- offsets of tokens ---------------------------------------------------------------------------------------------------
+# -- offsets of tokens -------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('caption', golden_captions() + AWKWARD)
 def test_offsets_cover_the_cleaned_text(caption):
@@ -60,14 +61,15 @@ def test_offsets_cover_the_cleaned_text(caption):
     assert ids == tokenizer.encode(caption)
     assert len(spans) == len(ids) and all(0 <= start < end <= len(text) for start, end in spans)
     assert spans == sorted(spans)
-    covered = {place for span in spans for place in range(*span)}
-    assert covered == {place for place, character in enumerate(text) if not character.isspace()}
+    covered = {offset for span in spans for offset in range(*span)}
+    assert covered == {offset for offset, character in enumerate(text) if not character.isspace()}
 
 
 def test_offsets_of_split_words():
     _, spans, text = default_tokenizer().encode_with_offsets("A  Naïve T-SHIRT &amp; 12 windbreakers")
     assert text == 'a naïve t-shirt & 12 windbreakers'
-    assert [text[slice(*span)] for span in spans] == ['a', 'na', 'ï', 've', 't', '-', 'shirt', '&', '1', '2', 'wind', 'breakers']
+    assert [text[slice(*span)] for span in spans] == ['a', 'na', 'ï', 've', 't', '-', 'shirt', '&', '1', '2', 'wind',
+                                                      'breakers']
 
 
 def test_tokens_of_one_character_share_it():
@@ -76,7 +78,7 @@ def test_tokens_of_one_character_share_it():
     assert len(spans) > 2 and set(spans[:-1]) == {(0, 1)}
 
 
-# -- taggers -------------------------------------------------------------------------------------------------------------
+# -- taggers -----------------------------------------------------------------------------------------------------------
 
 def test_kinds_of_tags():
     assert all(map(is_noun, ('NN', 'NNS', 'NNP'))) and all(map(is_adjective, ('JJ', 'JJR', 'JJS')))
@@ -94,9 +96,11 @@ def test_words_are_where_they_say(tagger, caption):
 
 
 def test_textblob_tags(tagger):
-    words = {word.text: word.tag for word in tagger('the woman wears a white t-shirt, knee-length blue shorts and she has a black bag')}
+    caption = 'the woman wears a white t-shirt, knee-length blue shorts and she has a black bag'
+    words = {word.text: word.tag for word in tagger(caption)}
     assert words['woman'] == words['t-shirt'] == words['bag'] == 'NN' and words['shorts'] == 'NNS'
-    assert words['white'] == words['blue'] == words['knee-length'] == 'JJ' and words['she'] == 'PRP' and words['the'] == 'DT'
+    assert words['white'] == words['blue'] == words['knee-length'] == 'JJ' and words['she'] == 'PRP'
+    assert words['the'] == 'DT'
 
 
 def test_clitics_are_neither_nouns_nor_pronouns(tagger):
@@ -105,7 +109,7 @@ def test_clitics_are_neither_nouns_nor_pronouns(tagger):
 
 
 def test_words_that_cover_less_than_the_text():
-    assert located('a coat', [('a', 'DT'), ('coats', 'NNS')]) == [Word('a', 'DT', 0, 1)]
+    assert locate_words('a coat', [('a', 'DT'), ('coats', 'NNS')]) == [Word('a', 'DT', 0, 1)]
 
 
 def test_unknown_tagger():
@@ -123,7 +127,7 @@ def test_textblob_not_installed(monkeypatch):
 
 @pytest.fixture
 def fake_spacy(monkeypatch):
-    """A spaCy of this test: ``fake_spacy(models)`` has these models; its tags are the words' lengths."""
+    """A fake spaCy: ``fake_spacy(models)`` has these models; its tags are the words' lengths."""
     spacy_tagger.cache_clear()
 
     def install(models):
@@ -136,9 +140,10 @@ def fake_spacy(monkeypatch):
             module.loaded.append(name)
 
             def pipeline(text):
-                starts = [place for place in range(len(text)) if place == 0 or text[place - 1] == ' ']
+                starts = [offset for offset in range(len(text)) if offset == 0 or text[offset - 1] == ' ']
                 words = [(start, text[start:].split(' ')[0]) for start in starts]
-                return [types.SimpleNamespace(text=word, idx=start, tag_=f'T{len(word)}', is_space=not word) for start, word in words]
+                return [types.SimpleNamespace(text=word, idx=start, tag_=f'T{len(word)}', is_space=not word)
+                        for start, word in words]
             return pipeline
         module.load = load
         monkeypatch.setitem(sys.modules, 'spacy', module)
@@ -149,7 +154,8 @@ def fake_spacy(monkeypatch):
 
 def test_spacy(fake_spacy):
     spacy = fake_spacy({'en_core_web_md', 'en_core_web_lg'})
-    assert load_tagger('spacy')('a red  coat') == [Word('a', 'T1', 0, 1), Word('red', 'T3', 2, 5), Word('coat', 'T4', 7, 11)]
+    assert load_tagger('spacy')('a red  coat') == [Word('a', 'T1', 0, 1), Word('red', 'T3', 2, 5),
+                                                   Word('coat', 'T4', 7, 11)]
     load_tagger('spacy')
     assert spacy.loaded == ['en_core_web_md']
 
@@ -167,7 +173,7 @@ def test_spacy_not_installed(monkeypatch):
         load_tagger('spacy')
 
 
-# -- attributes ----------------------------------------------------------------------------------------------------------
+# -- attributes --------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('text, groups', [
     ('a/DT bright/JJ red/JJ leather/NN jacket/NN and/CC blue/JJ jeans/NNS', [0, 1, 1, 1, 1, 0, 2, 2]),
@@ -203,9 +209,10 @@ def test_places_are_those_of_the_token_ids(tagger):
 
 
 @pytest.mark.parametrize('length, groups, tokens', [
-    (12, {1, 2}, 4), (8, {1, 2}, 4), (7, {1}, 2), (6, {1}, 2), (5, {1}, 2), (4, set(), 0), (3, set(), 0), (2, set(), 0)])
+    (12, {1, 2}, 4), (8, {1, 2}, 4), (7, {1}, 2), (6, {1}, 2), (5, {1}, 2), (4, set(), 0), (3, set(), 0),
+    (2, set(), 0)])
 def test_cut_captions_lose_incomplete_attributes(length, groups, tokens):
-    """start a red coat and blue jeans end: the second group is whole from a length of 8 on."""
+    """Start a red coat and blue jeans end: the second group is complete from a length of 8 on."""
     tagger = fixed_tagger('a/DT red/JJ coat/NN and/CC blue/JJ jeans/NNS')
     attributes, parts = annotate('a red coat and blue jeans', default_tokenizer(), tagger, length)
     assert len(attributes) == len(parts) == length and attributes[-1] == parts[-1] == 0
@@ -213,7 +220,8 @@ def test_cut_captions_lose_incomplete_attributes(length, groups, tokens):
 
 
 def test_a_noun_whose_first_token_is_left_counts():
-    attributes, parts = annotate('a red windbreaker', default_tokenizer(), fixed_tagger('a/DT red/JJ windbreaker/NN'), 5)
+    tagger = fixed_tagger('a/DT red/JJ windbreaker/NN')
+    attributes, parts = annotate('a red windbreaker', default_tokenizer(), tagger, 5)
     assert attributes == [0, 0, 1, 1, 0] and parts == [0, OTHER, ADJECTIVE, NOUN, 0]
 
 
@@ -226,7 +234,7 @@ def test_annotate_all(tagger):
     assert annotate_all([], default_tokenizer(), tagger)[0].shape == (0, 77)
 
 
-# -- in the training set -------------------------------------------------------------------------------------------------
+# -- in the training set -----------------------------------------------------------------------------------------------
 
 @pytest.fixture
 def samples(tmp_path):

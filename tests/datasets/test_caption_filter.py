@@ -1,4 +1,4 @@
-"""SEN's captions: filtered to nouns, adjectives and pronouns, masked noun by noun, by word; and what each masking asks of a dataset."""
+"""SEN's captions: filtered to nouns, adjectives and pronouns, and masked by part of speech."""
 import random
 from collections import Counter
 
@@ -8,8 +8,8 @@ import torch
 from datasets import attributes, bases
 from datasets.attributes import ADJECTIVE, NOUN, OTHER, PRONOUN
 from datasets.bases import ImageTextDataset, default_tokenizer, tokenize
-from datasets.build import training_loader
-from datasets.masking import keep_naming, mask_tokens, noun_chances
+from datasets.build import build_training_loader
+from datasets.masking import descriptive_positions, mask_tokens, noun_mask_probabilities
 from tests.support import options
 from utils.errors import UserError
 
@@ -19,13 +19,13 @@ NAMING = {'she', 'bright', 'turquoise', 'windbreaker', 'black', 'backpack'}
 
 
 def hand_tagger(text):
-    """Tags by a list, so that the tests don't hang on a tagger's opinion."""
+    """Tag words from a list, so that the tests do not depend on a tagger."""
     tags = {'she': 'PRP', 'bright': 'JJ', 'turquoise': 'JJ', 'windbreaker': 'NN', 'black': 'JJ', 'backpack': 'NN'}
-    place, words = 0, []
+    position, words = 0, []
     for word in text.replace('.', ' .').split():
-        start = text.index(word, place)
-        place = start + len(word)
-        words.append(attributes.Word(word, tags.get(word, 'IN'), start, place))
+        start = text.index(word, position)
+        position = start + len(word)
+        words.append(attributes.Word(word, tags.get(word, 'IN'), start, position))
     return words
 
 
@@ -65,8 +65,8 @@ def test_a_word_in_pieces_stays_together(tagged):
     pieces = default_tokenizer().encode('windbreaker')
     assert len(pieces) > 1
     ids = pairs(caption_filter=1.0)[0]['caption_ids'].tolist()
-    place = ids.index(pieces[0])
-    assert ids[place:place + len(pieces)] == pieces
+    position = ids.index(pieces[0])
+    assert ids[position:position + len(pieces)] == pieces
 
 
 def test_filter_acts_on_its_share_of_the_samples_and_repeats(tagged):
@@ -79,62 +79,66 @@ def test_filter_acts_on_its_share_of_the_samples_and_repeats(tagged):
 
 
 def test_a_caption_that_names_nothing_stays(tagged):
-    assert words_of(pairs(['walking with and slowly'], caption_filter=1.0)[0]['caption_ids']) == ['walking', 'with', 'and', 'slowly']
+    ids = pairs(['walking with and slowly'], caption_filter=1.0)[0]['caption_ids']
+    assert words_of(ids) == ['walking', 'with', 'and', 'slowly']
 
 
 def test_filter_of_a_cut_caption(tagged):
-    ids = pairs(['with the ' * 40 + 'black backpack ' + 'with the ' * 40], caption_filter=1.0, text_length=85)[0]['caption_ids']
+    ids = pairs(['with the ' * 40 + 'black backpack ' + 'with the ' * 40], caption_filter=1.0,
+                text_length=85)[0]['caption_ids']
     assert words_of(ids) == ['black', 'backpack'] and ids[3] == END and not ids[4:].any()
 
 
 def test_keep_naming_by_hand():
     ids, parts = [START, 11, 12, 13, 14, END, 0], [OTHER, NOUN, OTHER, PRONOUN, ADJECTIVE, OTHER, OTHER]
-    assert keep_naming(ids, parts, MASK) == [0, 1, 3, 4, 5]
-    assert keep_naming(ids, [OTHER] * 7, MASK) == [0, 1, 2, 3, 4, 5]
+    assert descriptive_positions(ids, parts, MASK) == [0, 1, 3, 4, 5]
+    assert descriptive_positions(ids, [OTHER] * 7, MASK) == [0, 1, 2, 3, 4, 5]
 
 
 def test_the_first_byte_of_the_vocabulary_is_a_word_and_no_padding():
-    """The '!' of '!/' has the id 0, as padding has: the end token tells where a caption ends."""
+    """The '!' of '!/' has the id 0, like padding: only the end token shows the end of a caption."""
     ids = tokenize('wow !/', default_tokenizer(), 8).tolist()
     assert ids == [START, 2781, 0, 270, END, 0, 0, 0]
-    assert keep_naming(ids, [OTHER] * 8, MASK) == [0, 1, 2, 3, 4]
+    assert descriptive_positions(ids, [OTHER] * 8, MASK) == [0, 1, 2, 3, 4]
 
 
 def test_filtered_attributes_stay_on_their_words(tagged):
     sample = pairs(caption_filter=1.0, fields=('attributes_mask',))[0]
     grouped = [(default_tokenizer().decode([token]).strip(), group)
                for token, group in zip(sample['caption_ids'].tolist(), sample['attributes_mask'].tolist()) if group]
-    whole = pairs(fields=('attributes_mask',))[0]
+    complete = pairs(fields=('attributes_mask',))[0]
     expected = [(default_tokenizer().decode([token]).strip(), group)
-                for token, group in zip(whole['caption_ids'].tolist(), whole['attributes_mask'].tolist()) if group]
+                for token, group in zip(complete['caption_ids'].tolist(), complete['attributes_mask'].tolist())
+                if group]
     assert grouped == expected and {group for _, group in grouped} == {1, 2}
 
 
-# -- noun masking --------------------------------------------------------------------------------------------------------
+# -- noun masking ------------------------------------------------------------------------------------------------------
 
 def test_noun_chances():
-    assert noun_chances([NOUN, ADJECTIVE, PRONOUN, OTHER]) == [0.30, 0.30, 0.05, 0.05]
+    assert noun_mask_probabilities([NOUN, ADJECTIVE, PRONOUN, OTHER]) == [0.30, 0.30, 0.05, 0.05]
 
 
 def test_noun_masking_rates(tagged):
-    """Nouns and adjectives 30%, everything else 5%, piece by piece; of the chosen 80% masks, 10% random, 10% unchanged."""
+    """Nouns and adjectives 30%, other words 5%, token by token; of the chosen 80% masks, 10% random, 10% unchanged."""
     dataset = pairs(mlm_masking='noun', caption_masking='inplace', fields=('mlm_labels',))
-    whole = tokenize(CAPTION, default_tokenizer())
+    complete = tokenize(CAPTION, default_tokenizer())
     naming = torch.zeros(77, dtype=torch.bool)
     for word in NAMING - {'she'}:
         for token in default_tokenizer().encode(word):
-            naming |= whole == token
-    content = (whole > 0) & (whole < MASK)
+            naming |= complete == token
+    content = (complete > 0) & (complete < MASK)
     samples = [dataset[0, seed] for seed in range(4000)]
     labels, ids = (torch.stack([sample[name] for sample in samples]) for name in ('mlm_labels', 'caption_ids'))
     chosen = labels > 0
     first = int(content.nonzero()[0])
     rest = content & ~naming
-    rest[first] = False                                      # it stands in where none was chosen
+    rest[first] = False                                      # it is chosen if no other token is
     assert chosen[:, naming].float().mean().item() == pytest.approx(0.30, abs=0.01)
     assert chosen[:, rest].float().mean().item() == pytest.approx(0.05, abs=0.005)
     assert chosen.any(dim=1).all() and not chosen[:, ~content].any()
-    assert torch.equal(labels[chosen], whole.expand(4000, -1)[chosen]) and torch.equal(ids[~chosen], whole.expand(4000, -1)[~chosen])
+    assert torch.equal(labels[chosen], complete.expand(4000, -1)[chosen])
+    assert torch.equal(ids[~chosen], complete.expand(4000, -1)[~chosen])
     became, was = ids[:, naming][chosen[:, naming]], labels[:, naming][chosen[:, naming]]
     assert (became == MASK).float().mean().item() == pytest.approx(0.8, abs=0.02)
     assert (became == was).float().mean().item() == pytest.approx(0.1, abs=0.015)
@@ -166,7 +170,8 @@ def test_filter_comes_before_the_mask(tagged):
 def test_clean_noun_masking_keeps_captions_whole(tagged):
     sample = pairs(mlm_masking='noun', fields=('mlm_labels',))[0, 4]
     assert torch.equal(sample['caption_ids'], tokenize(CAPTION, default_tokenizer()))
-    assert torch.equal(torch.where(sample['mlm_labels'] > 0, sample['mlm_labels'], sample['mlm_ids']), sample['caption_ids'])
+    assert torch.equal(torch.where(sample['mlm_labels'] > 0, sample['mlm_labels'], sample['mlm_ids']),
+                       sample['caption_ids'])
 
 
 def test_noun_masking_that_masks_nothing_needs_no_tags(tagged):
@@ -176,7 +181,8 @@ def test_noun_masking_that_masks_nothing_needs_no_tags(tagged):
 
 def test_random_masking_is_what_it_was():
     ids = [START, *range(100, 130), END]
-    assert mask_tokens(ids, random.Random(3), MASK) == mask_tokens(ids, random.Random(3), MASK, chances=[0.15] * len(ids))
+    assert mask_tokens(ids, random.Random(3), MASK) == mask_tokens(ids, random.Random(3), MASK,
+                                                                   probabilities=[0.15] * len(ids))
 
 
 @pytest.mark.parametrize('masking', ['inplace', 'clean'])
@@ -193,19 +199,20 @@ def test_wrong_masking():
 
 def test_options_reach_the_dataset(tagged):
     samples = [(0, 0, '0.png', CAPTION)] * 4
-    args = options(loss_names='sdm+mae', mask_ratio=0.7, mlm_masking='noun', caption_masking='inplace', caption_filter=0.3, batch_size=2,
-                   num_workers=0)
-    dataset = training_loader(args, samples).dataset
-    assert (dataset.mlm_masking, dataset.caption_filter, dataset.inplace, dataset.masks) == ('noun', 0.3, True, True)
-    for name in ('mlm_masking', 'caption_filter', 'attribute_tagger'):    # a caller's own options from before these were
+    args = options(loss_names='sdm+mae', mask_ratio=0.7, mlm_masking='noun', caption_masking='inplace',
+                   caption_filter=0.3, batch_size=2, num_workers=0)
+    dataset = build_training_loader(args, samples).dataset
+    assert (dataset.mlm_masking, dataset.caption_filter) == ('noun', 0.3)
+    assert dataset.masks_in_place and dataset.masks_captions
+    for name in ('mlm_masking', 'caption_filter', 'attribute_tagger'):    # a caller's options without these
         delattr(args, name)
     args.caption_masking = 'clean'
-    assert training_loader(args, samples).dataset.caption_filter == 0
+    assert build_training_loader(args, samples).dataset.caption_filter == 0
 
 
 def test_the_tagger_that_comes_along():
-    """TextBlob's, on a caption as people write them."""
+    """TextBlob's tags of a natural caption."""
     pytest.importorskip('textblob')
     dataset = ImageTextDataset([(0, 0, '0.png', 'The man is wearing a red shirt and blue jeans.')], caption_filter=1.0)
-    kept = words_of(dataset.text_fields(0, random.Random(0))['caption_ids'])
-    assert {'man', 'red', 'shirt', 'blue', 'jeans'} <= set(kept) and not {'the', 'is', 'a', 'and', '.'} & set(kept)
+    words = words_of(dataset.text_fields(0, random.Random(0))['caption_ids'])
+    assert {'man', 'red', 'shirt', 'blue', 'jeans'} <= set(words) and not {'the', 'is', 'a', 'and', '.'} & set(words)

@@ -13,11 +13,11 @@ def twin(word):
 
 
 def test_captions_lose_all_but_letters():
-    assert eda.only_letters("A man's T-shirt, no. 7") == 'a mans t shirt no'
+    assert eda.keep_letters("A man's T-shirt, no. 7") == 'a mans t shirt no'
 
 
 def test_each_operation_is_drawn_and_changes_what_it_says():
-    words = eda.only_letters(CAPTION).split()
+    words = eda.keep_letters(CAPTION).split()
     replaced = eda.replace_words(words, 2, random.Random(0), twin)
     assert len(replaced) == len(words) and sum(a != b for a, b in zip(words, replaced)) == 2
     assert len(eda.insert_words(words, 2, random.Random(0), twin)) in (len(words) + 1, len(words) + 2)
@@ -35,13 +35,13 @@ def test_every_occurrence_of_a_word_is_replaced_and_no_stop_word():
 
 def test_one_word_stays_and_an_empty_caption_too():
     assert all(eda.delete_words(['man'], 1, random.Random(seed)) == ['man'] for seed in range(50))
-    assert eda.augmented('!!', random.Random(0)) == '!!'
-    assert eda.augmented('man', random.Random(1)) == 'man'
+    assert eda.augment_caption('!!', random.Random(0)) == '!!'
+    assert eda.augment_caption('man', random.Random(1)) == 'man'
 
 
 def test_the_same_draw_for_the_same_seed():
-    drawn = [eda.augmented(CAPTION, random.Random(seed), twin) for seed in range(40)]
-    assert drawn == [eda.augmented(CAPTION, random.Random(seed), twin) for seed in range(40)]
+    drawn = [eda.augment_caption(CAPTION, random.Random(seed), twin) for seed in range(40)]
+    assert drawn == [eda.augment_caption(CAPTION, random.Random(seed), twin) for seed in range(40)]
     assert len(set(drawn)) > 20
 
 
@@ -53,10 +53,10 @@ def test_without_wordnet_it_says_so_once(monkeypatch, caplog):
             raise ImportError(name)
         return real(name, *others, **named)
     monkeypatch.setattr(builtins, '__import__', refuse)
-    eda.wordnet.cache_clear()
+    eda.load_synonyms.cache_clear()
     with caplog.at_level(logging.WARNING, 'Pedestal.dataset'):
-        assert eda.wordnet() is None and eda.wordnet() is None
-    eda.wordnet.cache_clear()
+        assert eda.load_synonyms() is None and eda.load_synonyms() is None
+    eda.load_synonyms.cache_clear()
     assert len(caplog.records) == 1 and 'pip install nltk' in caplog.text
 
 

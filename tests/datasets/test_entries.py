@@ -1,4 +1,4 @@
-"""A large annotation kept beside itself: what a second start reads is what the first one read."""
+"""The cache of a large annotation: a second start reads the same as the first."""
 import json
 import os
 
@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from datasets import bases, build_dataloader
+from datasets import bases, build_dataloader, entries
 from datasets.bases import BaseDataset
-from datasets.build import attributes_of, build_dataset
+from datasets.build import get_attributes, build_dataset
 from datasets.entries import Entries
 from tests.support import options
 from utils.errors import UserError
@@ -17,7 +17,7 @@ from utils.errors import UserError
 
 @pytest.fixture(autouse=True)
 def few_are_many(monkeypatch):
-    monkeypatch.setattr(bases, 'MANY', 3)
+    monkeypatch.setattr(bases, 'MIN_CACHED_CAPTIONS', 3)
 
 
 def image(root, *path):
@@ -33,7 +33,8 @@ def write(root, path, rows):
 
 def make_mals(root):
     for stem, count in (('g_4x', 3), ('c_g_a', 2)):
-        rows = [{'image': f'{stem}/{i}.jpg', 'caption': f'Grüße {stem} {i}', 'image_id': f'{stem}_{i}', 'label': [i % 2, -1] + [0] * 25}
+        rows = [{'image': f'{stem}/{i}.jpg', 'caption': f'Grüße {stem} {i}', 'image_id': f'{stem}_{i}',
+                 'label': [i % 2, -1] + [0] * 25}
                 for i in range(count)]
         write(root, f'gene_attrs/{stem}_attrs.json', rows)
         for row in rows:
@@ -54,14 +55,16 @@ def make_lists(root):
 
 def make_pa100k(root):
     for split in ('train', 'val', 'test'):
-        write(root, f'finetune/PA100K_{split}.json', [{'image': f'{split}{i}.png', 'label': [i] * 26} for i in range(2)])
+        write(root, f'finetune/PA100K_{split}.json',
+              [{'image': f'{split}{i}.png', 'label': [i] * 26} for i in range(2)])
         for i in range(2):
             image(root, 'images', 'pa100k', f'{split}{i}.png')
     return 'finetune'
 
 
 def make_table(root):
-    rows = [{'image': f'{i}.png', 'caption': f'text {i}', 'id': f'Ann {i // 2}', 'camera': {'number': i}} for i in range(8)]
+    rows = [{'image': f'{i}.png', 'caption': f'text {i}', 'id': f'Ann {i // 2}', 'camera': {'number': i}}
+            for i in range(8)]
     write(root, 'people.json', rows)
     for row in rows:
         image(root, 'imgs', row['image'])
@@ -73,26 +76,29 @@ MADE = {'MALS': make_mals, 'CUHK-PEDES': make_lists, 'PA-100K': make_pa100k, 'pe
 
 def content(dataset):
     labels = [dataset.attributes(split)[0].tolist() for split in bases.SPLITS] if dataset.attributes('train') else None
-    return ([list(dataset.train), dataset.val, dataset.test, dataset.statistics(), labels, dataset.translations()],
-            [[*getattr(dataset, f'{split}_annos')] for split in bases.SPLITS],
-            [getattr(dataset, f'{split}_id_container') for split in bases.SPLITS])
+    return (
+        [list(dataset.train), dataset.val, dataset.test, dataset.format_counts(), labels, dataset.back_translations()],
+        [[*getattr(dataset, f'{split}_annos')] for split in bases.SPLITS],
+        [getattr(dataset, f'{split}_id_container') for split in bases.SPLITS],
+    )
 
 
 @pytest.mark.parametrize('name', MADE)
 def test_a_second_start_has_the_same_without_reading(tmp_path, monkeypatch, name):
     root = str(tmp_path)
     folder = os.path.join(root, MADE[name](root), 'listing_cache')
-    monkeypatch.setattr(bases, 'MANY', 10 ** 6)
+    monkeypatch.setattr(bases, 'MIN_CACHED_CAPTIONS', 10 ** 6)
     plain = build_dataset(name, root)
     assert isinstance(plain.train, list) and isinstance(plain.train_annos, list) and not os.path.exists(folder)
-    monkeypatch.setattr(bases, 'MANY', 3)
+    monkeypatch.setattr(bases, 'MIN_CACHED_CAPTIONS', 3)
     first = build_dataset(name, root)
     assert [file.startswith(f'{name}_') for file in os.listdir(folder)] == [True]
-    monkeypatch.setattr(BaseDataset, 'entries', None)    # reads
+    monkeypatch.setattr(BaseDataset, 'load_entries', None)    # reads
     second = build_dataset(name, root)
     assert isinstance(second.train_annos, Entries) and not isinstance(second.train, list)
     assert content(plain) == content(first) == content(second)
-    assert second.train[1:] == plain.train[1:] and second.train[-1] == plain.train[-1] and second.train_annos[-1] == plain.train_annos[-1]
+    assert second.train[1:] == plain.train[1:] and second.train[-1] == plain.train[-1]
+    assert second.train_annos[-1] == plain.train_annos[-1]
 
 
 @pytest.fixture
@@ -126,7 +132,8 @@ def test_what_was_said_is_said_again_of_where_the_annotation_is(annotated, caplo
     os.rename(path.parent, moved / 'CUHK-PEDES')
     caplog.clear()
     captions(moved / 'CUHK-PEDES/reid_raw.json')
-    assert f'{moved}/CUHK-PEDES/reid_raw.json: 1 identities are in more than one split, the first of them, 2' in caplog.text
+    sentence = '1 identities are in more than one split, the first of them, 2'
+    assert f'{moved}/CUHK-PEDES/reid_raw.json: {sentence}' in caplog.text
     assert caplog.text.count('more than one split') == 1 and 'can be deleted' not in caplog.text
 
 
@@ -139,11 +146,33 @@ def test_a_damaged_one_is_made_anew(annotated, caplog):
     assert captions(path) == before and 'is damaged' not in caplog.text
 
 
+@pytest.mark.parametrize('array', ['train.ids', 'train.ends', 'test.paths_blob', 'train.captions_ends',
+                                   'train.captions_digest'])
+def test_a_flipped_bit_is_seen_in_each_array(annotated, caplog, array):
+    path, folder = annotated
+    before = captions(path)
+    file = folder / os.listdir(folder)[0] / f'{array}.npy'
+    content = bytearray(file.read_bytes())
+    content[128] ^= 2
+    file.write_bytes(content)
+    assert captions(path) == before and caplog.text.count('is damaged') == 1
+
+
+def test_other_checks_read_the_annotation_again(annotated, monkeypatch):
+    """The cached annotation passed the checks of older code only."""
+    path, folder = annotated
+    captions(path)
+    monkeypatch.setattr('datasets.entries.hash_file', lambda file: 'x' if file.endswith('bases.py') else file)
+    first = entries.annotation_key(bases.BaseDataset, str(path))
+    monkeypatch.setattr('datasets.entries.hash_file', lambda file: 'y' if file.endswith('bases.py') else file)
+    assert entries.annotation_key(bases.BaseDataset, str(path)) != first
+
+
 def test_a_folder_that_cannot_be_written_is_said_once_a_start(annotated, caplog):
     path, folder = annotated
     folder.touch()
     assert len(captions(path)) == 16
-    assert caplog.text.count('made anew at every start') == 1
+    assert caplog.text.count('computed at every start') == 1
 
 
 def test_images_are_looked_for_at_every_start(annotated):
@@ -163,12 +192,13 @@ def test_labels_of_the_images_that_are_there(tmp_path):
     make_mals(root)
     os.remove(tmp_path / 'images/MALS/g_4x/0.jpg')
     dataset = build_dataset('MALS', root, splits=('train',), skip_broken=True)
-    labels, _ = attributes_of(options(), dataset, 'train', [dataset.train[-2]])
-    assert dataset.train_annos[-2]['label'][0] == 1 and labels[:, 0].tolist() == [1] and len(dataset.attributes('train')[0]) == 4
+    labels, _ = get_attributes(options(), dataset, 'train', [dataset.train[-2]])
+    assert dataset.train_annos[-2]['label'][0] == 1 and labels[:, 0].tolist() == [1]
+    assert len(dataset.attributes('train')[0]) == 4
 
 
 class Several(BaseDataset):
-    """A dataset that doesn't say what it reads."""
+    """A dataset that does not declare its files."""
     name, annotations = 'Several', ('several.json',)
 
     @classmethod
@@ -202,7 +232,7 @@ def test_an_entry_that_cannot_be_kept(tmp_path, caplog):
         def read(cls, path):
             return [{**entry, 'other': {1, 2}} for entry in super().read(path)]
     Odd.name = 'Several'
-    assert Odd(str(tmp_path)).train_annos[0]['other'] == {1, 2} and 'is read anew at every start' in caplog.text
+    assert Odd(str(tmp_path)).train_annos[0]['other'] == {1, 2} and 'is read at every start' in caplog.text
 
 
 def batch_of(args):
@@ -211,24 +241,27 @@ def batch_of(args):
     return next(iter(loader))
 
 
-@pytest.mark.parametrize('changes', [{}, {'noisy_rate': 0.5}, {'limit_train': 9}, {'sampler': 'identity', 'num_instance': 2}])
+@pytest.mark.parametrize('changes', [{}, {'noisy_rate': 0.5}, {'limit_train': 9},
+                                     {'sampler': 'identity', 'num_instance': 2}])
 def test_batches_are_those_of_a_start_without_it(annotated, tmp_path, monkeypatch, changes):
-    args = options(dataset_name='CUHK-PEDES', root_dir=str(tmp_path), img_size=(32, 16), batch_size=4, num_workers=0, training=True,
-                   batch_fields=('mlm_ids', 'mlm_labels'), **changes)
-    kept = [batch_of(args) for _ in range(2)]
-    monkeypatch.setattr(bases, 'MANY', 10 ** 6)
+    args = options(dataset_name='CUHK-PEDES', root_dir=str(tmp_path), img_size=(32, 16), batch_size=4, num_workers=0,
+                   training=True, batch_fields=('mlm_ids', 'mlm_labels'), **changes)
+    cached = [batch_of(args) for _ in range(2)]
+    monkeypatch.setattr(bases, 'MIN_CACHED_CAPTIONS', 10 ** 6)
     plain = batch_of(args)
-    assert kept[0].keys() == plain.keys()
-    assert all(torch.equal(batch[name], plain[name]) for batch in kept for name in plain)
+    assert cached[0].keys() == plain.keys()
+    assert all(torch.equal(batch[name], plain[name]) for batch in cached for name in plain)
 
 
 def test_entries_by_place():
-    from datasets.entries import arrays_of
-    dicts = [{'id': 4, 'split': 'val', 'captions': ['a', 'b'], 'f': 'x'}, {'id': 2, 'split': 'val', 'captions': ['c'], 'f': 'y'}]
-    entries = Entries(arrays_of(dicts, 'f'), 'val', 'f')
+    from datasets.entries import entries_to_arrays
+    dicts = [{'id': 4, 'split': 'val', 'captions': ['a', 'b'], 'f': 'x'},
+             {'id': 2, 'split': 'val', 'captions': ['c'], 'f': 'y'}]
+    entries = Entries(entries_to_arrays(dicts, 'f'), 'val', 'f')
     assert list(entries) == dicts and entries[-1] == dicts[1] and entries[:1] == dicts[:1] and len(entries) == 2
-    part = entries.where([False, True])
-    assert list(part) == dicts[1:] and list(part.captions()) == ['c'] and list(part.paths('d')) == [os.path.join('d', 'y')]
+    part = entries.filter([False, True])
+    assert list(part) == dicts[1:] and list(part.captions()) == ['c']
+    assert list(part.paths('d')) == [os.path.join('d', 'y')]
     assert part.rows.tolist() == [1] and np.array_equal(part.counts, [1])
     with pytest.raises(IndexError):
         entries[2]

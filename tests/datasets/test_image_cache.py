@@ -5,9 +5,6 @@ import multiprocessing
 import os
 import pickle
 import shutil
-import socket
-import subprocess
-import sys
 import threading
 from collections import namedtuple
 
@@ -24,14 +21,14 @@ from datasets.transforms import build_transforms
 from tests.support import HANG_TIMEOUT, options
 from utils.errors import UserError
 from utils.iotools import read_image
-from datasets.views import finish
+from datasets.device_augmentation import augment_on_device
 
 SIZE = (24, 8)
 
 
 @pytest.fixture
 def log(caplog):
-    """A function that gives what was logged since it was last called."""
+    """A function that returns the log since its last call."""
     caplog.set_level(logging.INFO, 'Pedestal.dataset')
 
     def lines():
@@ -57,7 +54,8 @@ def images(tmp_path):
 def store_of(images, tmp_path):
     """open_store with these images and some arguments changed."""
     def open_with(**changes):
-        settings = dict(folder=str(tmp_path / 'cache'), name='synthpedes_train', paths=images, root=str(tmp_path / 'imgs'), img_size=SIZE,
+        settings = dict(folder=str(tmp_path / 'cache'), name='synthpedes_train', paths=images,
+                        root=str(tmp_path / 'imgs'), img_size=SIZE,
                         workers=2)
         return open_store(**{**settings, **changes})
     return open_with
@@ -79,7 +77,7 @@ def holds(store, paths):
 
 
 def spoil(path):
-    """Make an image unreadable without a change of its size or time; returns a function that puts it right."""
+    """Make an image unreadable without a change of its size or time; returns a function that restores it."""
     with open(path, 'rb') as file:
         content = file.read()
     status = os.stat(path)
@@ -98,7 +96,7 @@ def no_reading(monkeypatch):
     monkeypatch.setattr(datasets.image_cache, 'read_image', read)
 
 
-# -- the store -----------------------------------------------------------------------------------------------------------
+# -- the store ---------------------------------------------------------------------------------------------------------
 
 @pytest.mark.filterwarnings('error')
 def test_images_are_the_pipelines_resized_ones(store_of, images):
@@ -106,7 +104,7 @@ def test_images_are_the_pipelines_resized_ones(store_of, images):
     for path in images:
         image = store[path]
         assert image.dtype == torch.uint8 and torch.equal(image, expected(path))
-        assert torch.equal(finish(image[None])[0], build_transforms(SIZE, is_train=False)(read_image(path)))
+        assert torch.equal(augment_on_device(image[None])[0], build_transforms(SIZE, is_train=False)(read_image(path)))
         image.zero_()   # a copy, which changes nothing
     assert holds(store, images) and store.img_size == SIZE
 
@@ -114,7 +112,8 @@ def test_images_are_the_pipelines_resized_ones(store_of, images):
 def test_one_file_with_each_image_once(store_of, images, tmp_path, log):
     store_of(paths=images + images[:2])
     name, = listing(tmp_path)
-    assert name.startswith('synthpedes_train_24x8_') and name.endswith('.npy') and len(name) == len('synthpedes_train_24x8_.npy') + 16
+    assert name.startswith('synthpedes_train_24x8_') and name.endswith('.npy')
+    assert len(name) == len('synthpedes_train_24x8_.npy') + 16
     content = np.load(tmp_path / 'cache' / name, allow_pickle=False)
     assert content.shape == (5, 3, 24, 8) and content.dtype == np.uint8
     assert all(np.array_equal(row, expected(path)) for row, path in zip(content, sorted(images)))
@@ -141,14 +140,16 @@ def test_other_processes_get_the_files_name(images, store_of):
 
 def test_size_in_words(tmp_path, log, monkeypatch):
     monkeypatch.setattr(shutil, 'disk_usage', lambda folder: namedtuple('Usage', 'free')(5.2e9))
-    with pytest.raises(UserError, match='^the image cache needs 5.0 GB and 250.0 MB to spare, and .*cache has 5.2 GB: choose another '
+    with pytest.raises(UserError, match='^the image cache needs 5.0 GB and 250.0 MB to spare, '
+                                        'and .*cache has 5.2 GB: choose another '
                                         'folder with --image_cache <folder>$'):
-        open_store(f'{tmp_path}/cache', 'CUHK-PEDES_train', [f'{tmp_path}/{n}.jpg' for n in range(34054)], str(tmp_path), (384, 128))
+        open_store(f'{tmp_path}/cache', 'CUHK-PEDES_train', [f'{tmp_path}/{n}.jpg' for n in range(34054)],
+                   str(tmp_path), (384, 128))
     assert ': 34,054 images of 384x128, 5.0 GB' in log()
     assert listing(tmp_path) == []
 
 
-# -- when it is made anew ------------------------------------------------------------------------------------------------
+# -- when it is written again ------------------------------------------------------------------------------------------
 
 def touch(paths):
     os.utime(paths[0], ns=(1, 1))
@@ -158,7 +159,7 @@ def touch(paths):
 def replace(paths):
     status = os.stat(paths[0])
     Image.new('RGB', (100, 100), 'red').save(paths[0])
-    os.utime(paths[0], ns=(status.st_atime_ns, status.st_mtime_ns))   # another size alone is enough
+    os.utime(paths[0], ns=(status.st_atime_ns, status.st_mtime_ns))   # a new size is sufficient
     return paths
 
 
@@ -226,16 +227,17 @@ def test_a_damaged_file_is_made_anew(store_of, images, tmp_path, log, damage):
     store = store_of()
     assert store.file == file and holds(store, images) and listing(tmp_path) == [os.path.basename(file)]
     text = log()
-    assert f'image cache {file} ' in text and '; it is made anew' in text
+    assert f'image cache {file} ' in text and '; it is written again' in text
 
 
-# -- nothing is left half made -------------------------------------------------------------------------------------------
+# -- nothing is left half made -----------------------------------------------------------------------------------------
 
 def test_a_full_disk(store_of, tmp_path, monkeypatch):
     def full(*given):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     monkeypatch.setattr(os, 'posix_fallocate', full, raising=False)
-    with pytest.raises(UserError, match=f'^cannot write the image cache into {tmp_path}/cache: No space left on device; choose another '
+    with pytest.raises(UserError, match=f'^cannot write the image cache into {tmp_path}/cache: '
+                                        'No space left on device; choose another '
                                         'folder with --image_cache <folder>$'):
         store_of()
     assert listing(tmp_path) == []
@@ -243,7 +245,8 @@ def test_a_full_disk(store_of, tmp_path, monkeypatch):
 
 def test_a_folder_that_cannot_be_made(store_of, tmp_path):
     (tmp_path / 'file').write_text('')
-    with pytest.raises(UserError, match=f'^cannot write the image cache into {tmp_path}/file/x: Not a directory; choose another folder'):
+    with pytest.raises(UserError, match=f'^cannot write the image cache into {tmp_path}/file/x: Not a directory; '
+                                        'choose another folder'):
         store_of(folder=f'{tmp_path}/file/x')
 
 
@@ -269,27 +272,140 @@ def test_the_file_is_on_the_disk_before_it_gets_its_name(store_of, monkeypatch):
     assert events == [os.path.getsize(store.file), store.file]
 
 
-@pytest.fixture
-def ended():
-    """The number of a process that is no more."""
-    process = subprocess.Popen([sys.executable, '-c', ''])
-    process.wait()
-    return process.pid
+LEFT = 'x.npy.0123abcd.pedestal.tmp'     # what a killed process leaves
 
 
-def test_what_killed_processes_left_is_removed(store_of, tmp_path, ended):
-    (tmp_path / 'cache').mkdir()
-    host, kept = socket.gethostname(), [f'x.npy.elsewhere.{ended}.tmp', f'x.npy.{socket.gethostname()}.{os.getppid()}.tmp', 'notes.tmp']
-    for name in (f'x.npy.{host}.{ended}.tmp', f'x.npy.{host}.{os.getpid()}.tmp', *kept):
-        (tmp_path / 'cache' / name).write_text('half')
+@pytest.mark.parametrize('made_before', [False, True])
+def test_what_killed_processes_left_is_removed(store_of, tmp_path, made_before):
+    if made_before:
+        store_of()
+    folder, foreign = tmp_path / 'cache', ['notes.tmp', 'x.npy.elsewhere.7.tmp', 'new.npy.0123abcd.pedestal.tmp']
+    folder.mkdir(exist_ok=True)
+    for name in (LEFT, *foreign):
+        (folder / name).write_text('half')
+    for name in (LEFT, *foreign[:2]):
+        os.utime(folder / name, ns=(1, 1))
     file = store_of().file
-    assert listing(tmp_path) == sorted([os.path.basename(file), *kept])
+    assert listing(tmp_path) == sorted([os.path.basename(file), *foreign])
 
 
-def test_what_killed_processes_left_is_removed_where_another_finished(store_of, tmp_path, ended):
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
+def test_an_unfinished_cache_of_another_host_or_process_is_not_touched(store_of, images, tmp_path, monkeypatch):
+    """Two containers with one hostname share a folder: neither sees the other's processes."""
+    def start_another(path):
+        monkeypatch.setattr(datasets.image_cache, 'read_image', read_image)
+        (making, ) = (tmp_path / 'cache').glob('*.tmp')
+        os.utime(making, ns=(1, 1))                                     # a slow disk: untouched for long
+        assert holds(open_store(str(tmp_path / 'cache'), 'other', images, str(tmp_path / 'imgs'), SIZE), images)
+        assert making.exists()
+        return read_image(path)
+    monkeypatch.setattr(datasets.image_cache, 'read_image', start_another)
+    assert holds(store_of(workers=1), images) and len(listing(tmp_path)) == 2
+
+
+# -- damage ------------------------------------------------------------------------------------------------------------
+
+def flip(path, offset, bit=1):
+    with open(path, 'r+b') as file:
+        file.seek(offset, os.SEEK_END if offset < 0 else os.SEEK_SET)
+        byte = file.read(1)[0] ^ bit
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte]))
+
+
+def content_of(path):
+    with open(path, 'rb') as file:
+        return file.read()
+
+
+@pytest.mark.parametrize('offset, bit', [(128, 1), (128 + 2 * 576 + 70, 128), (128 + 5 * 576 - 1, 4)])
+def test_a_flipped_bit_of_an_image_is_seen_and_repaired(store_of, images, log, offset, bit):
     file = store_of().file
-    (tmp_path / 'cache' / f'x.npy.{socket.gethostname()}.{ended}.tmp').write_text('half')
-    assert store_of().file == file and listing(tmp_path) == [os.path.basename(file)]
+    before = content_of(file)
+    flip(file, offset, bit)
+    store = store_of()
+    sent = pickle.loads(pickle.dumps(store))
+    assert holds(sent, images) and content_of(file) == before
+    flip(file, offset, bit)                                              # under a run
+    assert holds(store, images) and holds(store, images) and content_of(file) == before
+    damaged = sorted(images)[(offset - 128) // 576]
+    warning = f'image cache {file} is damaged at {damaged}: damaged images are decoded from their files again'
+    assert log().count(warning) == 2
+
+
+@pytest.mark.parametrize('offset', [20, 127, -1, -7, -12, -28])
+def test_a_flipped_bit_of_the_header_or_the_checksums_rewrites_the_file(store_of, images, log, offset):
+    file = store_of().file
+    before = content_of(file)
+    flip(file, offset)
+    assert holds(store_of(), images) and content_of(file) == before
+    assert log().count('it is written again') == 1
+
+
+def test_a_file_without_checksums_is_made_anew(store_of, images, log):
+    file = store_of().file
+    os.truncate(file, 128 + 5 * 576)
+    assert holds(store_of(), images)
+    assert f'image cache {file} has no checksums, because an older version wrote it; it is written again' in log()
+
+
+@pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='needs pipes')
+def test_a_pipe_in_the_place_of_a_cache_is_not_waited_for(store_of, images, log):
+    file = store_of().file
+    os.remove(file)
+    os.mkfifo(file)
+    assert holds(store_of(), images) and f'{file} is not a regular file' in log()
+
+
+def test_a_folder_in_the_place_of_a_cache_is_one_sentence(store_of):
+    file = store_of().file
+    os.remove(file)
+    os.mkdir(file)
+    with pytest.raises(UserError, match='^cannot write the image cache into .*: Is a directory; choose another folder'):
+        store_of()
+
+
+def test_a_damaged_image_that_cannot_be_made_again_is_refused(store_of, images):
+    store = store_of()
+    flip(store.file, 200)
+    os.remove(sorted(images)[0])
+    with pytest.raises(UserError, match=f'^image cache {store.file} is damaged at .*0.png, which cannot be decoded '
+                                        'again: no image .*0.png$'):
+        store[sorted(images)[0]]
+    assert holds(store, sorted(images)[1:])
+
+
+def test_a_file_that_is_cut_or_replaced_under_a_run(store_of, images, log):
+    store = store_of()
+    with open(f'{store.file}.new', 'wb') as file:
+        file.write(b'something else')
+    before = content_of(store.file)
+    os.truncate(store.file, 300)                                       # a memory map would end the process
+    assert holds(store, images) and os.path.getsize(store.file) == 300
+    with open(store.file, 'wb') as file:
+        file.write(before)
+    os.replace(f'{store.file}.new', store.file)
+    assert holds(store, images) and content_of(store.file) == b'something else'
+
+
+def test_another_record_of_broken_images_is_seen(store_of, images, log):
+    spoil(images[2])
+    file = store_of(skip_broken=True).file
+    with open(file.replace('.npy', '.broken.json'), 'w') as record:
+        record.write('[3]')                                             # of the 4 that a flipped bit may make
+    store = store_of(skip_broken=True)
+    assert store.broken == {images[2]} and holds(store, [path for path in images if path != images[2]])
+    assert 'is damaged; ' in log()
+
+
+def test_a_batch_never_holds_damaged_pixels(args):
+    plain = epoch(build_dataloader(args())[0])
+    store = build_dataloader(args(image_cache='auto'))[0].dataset.store
+    for offset in range(128, os.path.getsize(store.file) - 100, 2304):
+        flip(store.file, offset + 11, 64)
+    cached = build_dataloader(args(image_cache='auto'))[0]
+    for one, other in zip(plain, epoch(cached), strict=True):
+        assert torch.equal(one['images'], augment_on_device(other['images'], other['augmentation_params']))
 
 
 def test_two_processes_at_once(store_of, images, tmp_path, monkeypatch):
@@ -314,7 +430,7 @@ def test_two_processes_at_once(store_of, images, tmp_path, monkeypatch):
     assert len(listing(tmp_path)) == 1 and holds(store_of(), images)
 
 
-# -- broken images -------------------------------------------------------------------------------------------------------
+# -- broken images -----------------------------------------------------------------------------------------------------
 
 def test_a_broken_image_is_named_and_leaves_nothing(store_of, images, tmp_path):
     spoil(images[2])
@@ -326,15 +442,17 @@ def test_a_broken_image_is_named_and_leaves_nothing(store_of, images, tmp_path):
 def test_broken_images_may_be_left_out(store_of, images, tmp_path, log):
     mend = spoil(images[2])
     os.remove(images[0])
-    for store in (store_of(skip_broken=True), store_of(skip_broken=True)):   # the one that made it and one that found it
+    for store in (store_of(skip_broken=True), store_of(skip_broken=True)):   # the first writes it, the second reads it
         assert holds(store, [images[1], images[3], images[4]])
         for path in (images[0], images[2]):
-            with pytest.raises(UserError, match=f'^image {path} could not be read when the image cache {store.file} was made$'):
+            with pytest.raises(UserError, match=f'^image {path} could not be read when the image cache {store.file} '
+                                                'was made$'):
                 store[path]
     text = log()
     assert f'left out: {images[2]} is not an image' in text and f'left out: no image {images[0]}' in text
     assert '2 images could not be read when it was made; they are left out' in text
-    assert json.loads((tmp_path / 'cache' / os.path.basename(store.file.replace('.npy', '.broken.json'))).read_text()) == [3, 4]
+    record = tmp_path / 'cache' / os.path.basename(store.file.replace('.npy', '.broken.json'))
+    assert json.loads(record.read_text()) == [3, 4]
     with pytest.raises(UserError, match=f'^no image {images[0]}$'):   # the first of them
         store_of()
     mend()
@@ -349,7 +467,7 @@ def test_images_that_can_be_read_again(store_of, images, tmp_path, log):
     mend()
     store = store_of()
     assert store.file == file and holds(store, images) and len(listing(tmp_path)) == 1
-    assert f'image cache {file} lacks images that can be read now; it is made anew' in log()
+    assert f'image cache {file} lacks images that can be read now; it is written again' in log()
 
 
 @pytest.mark.parametrize('content', ['[9]', '[-1]', '{"2": 1}', '[2', '["2"]'])
@@ -360,16 +478,16 @@ def test_a_damaged_record_of_broken_images(store_of, images, content, log):
     assert holds(store_of(), images) and 'broken.json is ' in log()
 
 
-# -- loaders -------------------------------------------------------------------------------------------------------------
+# -- loaders -----------------------------------------------------------------------------------------------------------
 
 @pytest.fixture
 def args(make_dataset, tmp_path):
-    """Options for a tiny dataset that is there."""
+    """Options for a tiny dataset on disk."""
     make_dataset()
 
     def with_changes(**changes):
-        settings = dict(root_dir=str(tmp_path), img_size=(48, 16), batch_size=6, test_batch_size=3, num_workers=0, img_aug=True,
-                        loss_names='sdm+mlm', text_length=32)
+        settings = dict(root_dir=str(tmp_path), img_size=(48, 16), batch_size=6, test_batch_size=3, num_workers=0,
+                        img_aug=True, loss_names='sdm+mlm', text_length=32)
         return options(**{**settings, **changes})
     return with_changes
 
@@ -380,7 +498,7 @@ def epoch(loader, number=1):
 
 
 def close(loader):
-    if loader.num_workers:   # left to the garbage collector they are waited for, 5 s each
+    if loader.num_workers:   # the garbage collector would wait 5 s for each
         loader._iterator._shutdown_workers()
 
 
@@ -396,17 +514,17 @@ def test_training_batches_are_those_without_a_cache(args, img_aug, workers, many
     cached = build_dataloader(args(img_aug=img_aug, num_workers=workers, image_cache='auto'))[0]
     for number in (1, 2):
         for one, other in zip(epoch(plain, number), epoch(cached, number), strict=True):
-            assert other['images'].dtype == torch.uint8 and other['views'].dtype == torch.int32
-            assert set(other) == set(one) | {'views'}
-            assert torch.equal(finish(other['images'], other.pop('views')), one.pop('images'))
+            assert other['images'].dtype == torch.uint8 and other['augmentation_params'].dtype == torch.int32
+            assert set(other) == set(one) | {'augmentation_params'}
+            assert torch.equal(augment_on_device(other['images'], other.pop('augmentation_params')), one.pop('images'))
             assert all(torch.equal(one[name], other[name]) for name in one)
     close(cached)
 
 
 def test_each_sample_of_a_batch_has_its_own_view(args):
     batch, = epoch(build_dataloader(args(image_cache='auto', batch_size=16))[0])
-    assert len(batch['views'].unique(dim=0)) == 16
-    assert len(batch['image_ids'].unique()) == 8   # the two captions of an image, too
+    assert len(batch['augmentation_params'].unique(dim=0)) == 16
+    assert len(batch['image_ids'].unique()) == 8   # also for the two captions of an image
 
 
 @pytest.mark.parametrize('workers', [0, 2])
@@ -414,7 +532,8 @@ def test_evaluation_batches_are_those_without_a_cache(args, workers, many_cores)
     plain = build_dataloader(args(training=False))[0]
     cached = build_dataloader(args(training=False, num_workers=workers, image_cache='auto'))[0]
     for (pids, images), (other_pids, stored) in zip(plain, cached, strict=True):
-        assert torch.equal(pids, other_pids) and stored.dtype == torch.uint8 and torch.equal(images, finish(stored))
+        assert torch.equal(pids, other_pids) and stored.dtype == torch.uint8
+        assert torch.equal(images, augment_on_device(stored))
     close(cached)
 
 
@@ -444,7 +563,7 @@ def test_broken_images_are_skipped_as_without_a_cache(args):
     cached = build_dataloader(args(skip_broken=True, image_cache='auto'))[0]
     for one, other in zip(epoch(plain), epoch(cached), strict=True):
         assert one.get('skipped') == other.get('skipped')
-        assert torch.equal(one['images'], finish(other['images'], other['views']))
+        assert torch.equal(one['images'], augment_on_device(other['images'], other['augmentation_params']))
 
 
 def test_evaluation_never_leaves_out(args):

@@ -23,7 +23,7 @@ MASK = 49405
 
 @pytest.fixture
 def args(make_dataset, tmp_path):
-    """Options for a tiny dataset that is there."""
+    """Options for a tiny dataset on disk."""
     make_dataset()
 
     def with_changes(**changes):
@@ -144,7 +144,8 @@ def test_plain_indices_have_a_seed_of_their_own(pairs):
 
 
 def test_field_that_nobody_makes(pairs):
-    with pytest.raises(UserError, match="^unknown batch field, asked for by a head and made by no dataset: 'mlm_label'; "
+    with pytest.raises(UserError, match='^unknown batch field, requested by a head and made by no dataset: '
+                                        "'mlm_label'; "
                                         'did you mean mlm_labels.$'):
         ImageTextDataset(pairs, None, fields=['mlm_label'])
 
@@ -172,7 +173,8 @@ def test_loaders_for_training(args):
     assert [len(batch['pids']) for batch in batches] == [6, 6, 4]
     batch = batches[0]
     assert sorted(batch) == ['caption_ids', 'image_ids', 'images', 'index', 'pids']
-    assert [batch[name].dtype for name in sorted(batch)] == [torch.int64, torch.int64, torch.float32, torch.int64, torch.int64]
+    assert [batch[name].dtype for name in sorted(batch)] == [torch.int64, torch.int64, torch.float32, torch.int64,
+                                                             torch.int64]
     assert batch['images'].shape == (6, 3, 24, 8) and batch['caption_ids'].shape == (6, 32)
     assert torch.equal(batch['image_ids'] // 2, batch['pids'])
     assert sorted(torch.cat([batch['image_ids'] for batch in batches]).tolist()) == sorted(list(range(8)) * 2)
@@ -233,8 +235,8 @@ def many_cores(monkeypatch):
 
 
 def test_workers_change_nothing(args, many_cores):
-    alone = build_dataloader(args(loss_names='sdm+mlm', MLM=True))[0]
-    expected = [epoch(alone, 1), epoch(alone, 2), epoch(alone, 2, first_step=1)]
+    single = build_dataloader(args(loss_names='sdm+mlm', MLM=True))[0]
+    expected = [epoch(single, 1), epoch(single, 2), epoch(single, 2, first_step=1)]
     for workers in (1, 3):
         train = build_dataloader(args(loss_names='sdm+mlm', MLM=True, num_workers=workers))[0]
         assert train.num_workers == workers and train.persistent_workers
@@ -272,7 +274,7 @@ def test_each_caption_is_tokenised_once(args, monkeypatch):
 
 
 def test_captions_beyond_any_sentence():
-    """Byte pairs of one word take the square of its length: 100 MB without a blank would take years."""
+    """Encoding takes time quadratic in the length of a word: 100 MB without a space would take years."""
     with pytest.raises(UserError, match="^caption of 100,000,000 characters, and at most 10,000 are read: 'xxx"):
         tokenize('x' * 100_000_000, default_tokenizer())
     assert tokenize('x' * 10_000, default_tokenizer())[-1] == 49407
@@ -338,7 +340,7 @@ def test_unknown_names(args):
 def test_field_that_no_dataset_makes(args):
     unmade = args()
     unmade.batch_fields = ('attribute_mask',)
-    with pytest.raises(UserError, match="batch field, asked for by a head and made by no dataset: 'attribute_mask'"):
+    with pytest.raises(UserError, match="batch field, requested by a head and made by no dataset: 'attribute_mask'"):
         build_dataloader(unmade)
 
 
@@ -359,22 +361,22 @@ def test_broken_image_is_named_in_one_sentence(args, workers, many_cores):
     with pytest.raises(UserError) as caught:
         epoch(train)
     assert path in str(caught.value) and 'Traceback' not in str(caught.value) and '\n' not in str(caught.value)
-    if workers:  # left to the garbage collector they are waited for, 5 s each
+    if workers:  # the garbage collector would wait 5 s for each
         train._iterator._shutdown_workers()
 
 
 @pytest.mark.parametrize('workers', [0, 2])
 def test_broken_images_may_be_left_out(args, workers, many_cores):
     train = build_dataloader(args(num_workers=workers, skip_broken=True))[0]
-    whole = epoch(train)
-    assert not any('skipped' in batch for batch in whole)
+    intact_batches = epoch(train)
+    assert not any('skipped' in batch for batch in intact_batches)
     paths = damage(train, 0, 9)  # with two captions each
     batches = epoch(train)
     assert sorted(path for batch in batches for path in batch.get('skipped', ())) == sorted(paths * 2)
-    for batch, before in zip(batches, whole):
-        kept = [image_id not in (0, 4) for image_id in before['image_ids'].tolist()]
-        assert all(torch.equal(batch[name], before[name][kept]) for name in before)
-        assert ('skipped' in batch) == (not all(kept))
+    for batch, before in zip(batches, intact_batches):
+        is_intact = [image_id not in (0, 4) for image_id in before['image_ids'].tolist()]
+        assert all(torch.equal(batch[name], before[name][is_intact]) for name in before)
+        assert ('skipped' in batch) == (not all(is_intact))
 
 
 def test_batch_of_broken_images_alone(args):
@@ -400,39 +402,42 @@ def test_nothing_on_disk_is_changed(args, tmp_path):
     assert content() == before
 
 
-# -- further views of an image --------------------------------------------------------------------------------------------
+# -- further views of an image -----------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('preparation', ['irra', 'tbps'])
 def test_second_views_follow_from_the_sample_and_come_from_the_image_cache_too(tmp_path, preparation):
-    from processor.step import ready   # below, for the datasets know nothing of it
+    from processor.step import prepare_batch   # not at the top, because datasets do not depend on processor
     generate(str(tmp_path), 12, images_per_id=1, size=(40, 20), format='CUHK-PEDES', test_ids=4, val_ids=2, workers=1)
-    args = options(root_dir=str(tmp_path), img_size=(40, 20), batch_size=4, num_workers=0, img_aug=True, preparation=preparation,
-                   loss_names='nitc+ss', mvs_image=True)
+    args = options(root_dir=str(tmp_path), img_size=(40, 20), batch_size=4, num_workers=0, img_aug=True,
+                   preparation=preparation, loss_names='nitc+ss', mvs_image=True)
     assert {'second_images', 'simclr_images'} <= set(args.batch_fields)
 
     def first_batch(cache):
         args.image_cache = cache
         loader, *_ = build_dataloader(args)
-        return ready(next(iter(loader)), 'cpu', pixels=loader.dataset.pixels)
+        return prepare_batch(next(iter(loader)), 'cpu', image_stats=loader.dataset.image_stats)
     plain, again, cached = first_batch(''), first_batch(''), first_batch('auto')
     for name in ('images', 'second_images'):
         assert torch.equal(plain[name], again[name])
         torch.testing.assert_close(plain[name], cached[name])
-    assert plain['simclr_images'].shape == (4, 2, 3, 40, 20) and torch.equal(plain['simclr_images'], again['simclr_images'])
-    assert torch.equal(plain['simclr_images'], cached['simclr_images'])        # the images on disk have the cache's size here
+    assert plain['simclr_images'].shape == (4, 2, 3, 40, 20)
+    assert torch.equal(plain['simclr_images'], again['simclr_images'])
+    assert torch.equal(plain['simclr_images'], cached['simclr_images'])   # the images on disk have the cache's size
     views = [plain['images'], plain['second_images'], *plain['simclr_images'].unbind(1)]
     assert all(not torch.equal(one, other) for i, one in enumerate(views) for other in views[:i])
 
 
 def test_what_is_said_of_a_word_stays_with_it_where_others_are_removed():
-    pairs = [(0, 0, 'image', 'a tall man wears a red jacket, blue jeans and white shoes with a big black backpack on his back')]
-    whole, disturbed = (ImageTextDataset(pairs, fields=('attributes_mask',), text_length=40, txt_aug=wanted) for wanted in (False, True))
-    whole.image_fields = disturbed.image_fields = lambda path, seed: {}
-    sample = whole[0]
+    caption = 'a tall man wears a red jacket, blue jeans and white shoes with a big black backpack on his back'
+    pairs = [(0, 0, 'image', caption)]
+    plain, perturbed = (ImageTextDataset(pairs, fields=('attributes_mask',), text_length=40, txt_aug=wanted)
+                        for wanted in (False, True))
+    plain.image_fields = perturbed.image_fields = lambda path, seed, part: {}
+    sample = plain[0]
     groups = dict(zip(sample['caption_ids'].tolist(), sample['attributes_mask'].tolist()))
     shorter = 0
     for seed in range(60):
-        drawn = disturbed[0, seed]
+        drawn = perturbed[0, seed]
         ids, mask = drawn['caption_ids'].tolist(), drawn['attributes_mask'].tolist()
         shorter += ids.index(49407) < sample['caption_ids'].tolist().index(49407)
         once = [token for token in groups if sample['caption_ids'].tolist().count(token) == 1 and token in ids]

@@ -28,10 +28,10 @@ def test_labels_are_the_chosen_tokens_and_nothing_else_changes():
         ids = caption(30)
         masked, labels = mask_tokens(ids, rng, MASK)
         assert len(masked) == len(labels) == len(ids)
-        for place, (old, new, label) in enumerate(zip(ids, masked, labels)):
+        for position, (old, new, label) in enumerate(zip(ids, masked, labels)):
             assert label in (0, old)
             assert label or new == old
-            assert label == 0 or 1 <= place <= 30
+            assert label == 0 or 1 <= position <= 30
             assert new in (START, END) if old in (START, END) else new == 0 if old == 0 else 0 < new <= MASK
         assert any(labels)
 
@@ -113,7 +113,7 @@ def test_random_tokens_at_the_edges_are_neither_padding_nor_special():
 
 def test_result_follows_from_the_generator_alone():
     ids = caption(40)
-    state, kept = random.getstate(), list(ids)
+    state, original = random.getstate(), list(ids)
     assert mask_tokens(ids, random.Random(9), MASK) == mask_tokens(ids, random.Random(9), MASK)
     assert mask_tokens(ids, random.Random(9), MASK) != mask_tokens(ids, random.Random(10), MASK)
-    assert ids == kept and random.getstate() == state
+    assert ids == original and random.getstate() == state

@@ -1,18 +1,18 @@
-"""Prompts word for word, and those of a file."""
+"""Prompts of the reference implementation, and prompts of a file."""
 import json
 
 import pytest
 
-from datasets.prompts import MALS, PA100K, PA100K_NAMES, read_prompts, sentences
+from datasets.prompts import MALS, PA100K, PA100K_NAMES, read_prompts, flatten_prompts
 from utils.errors import UserError
 
 
 def test_counts():
     assert len(MALS) == 27 and len(PA100K) == len(PA100K_NAMES) == 26
-    assert len(set(sentences(MALS))) == 54 and len(set(sentences(PA100K))) == 52
+    assert len(set(flatten_prompts(MALS))) == 54 and len(set(flatten_prompts(PA100K))) == 52
 
 
-@pytest.mark.parametrize('prompts, place, pair', [
+@pytest.mark.parametrize('prompts, index, pair', [
     (MALS, 0, ('the person is a woman', 'the person is a man')),
     (MALS, 1, ('the person is younger than 18 years old', 'the person is older than 18 years old')),
     (MALS, 2, ('the person with short hair', 'the person with long hair')),
@@ -26,11 +26,12 @@ def test_counts():
     (PA100K, 5, ('the picture is not the side of the person', 'the picture shows the side of the person')),
     (PA100K, 8, ('a person without a glasses', 'a person with a glasses')),
     (PA100K, 12, ('the person does not hold an object in front', 'the person hold an object in front')),
-    (PA100K, 19, ('there is no stripe on the upper clothes of the person', 'there is stripe on the upper clothes of the person')),
+    (PA100K, 19, ('there is no stripe on the upper clothes of the person',
+                  'there is stripe on the upper clothes of the person')),
     (PA100K, 24, ('the person does not wear a skirt or a dress', 'the person wears a skirt or a dress')),
 ])
-def test_sentences_are_the_released_ones(prompts, place, pair):
-    assert prompts[place] == pair
+def test_sentences_are_the_released_ones(prompts, index, pair):
+    assert prompts[index] == pair
 
 
 def test_a_file_of_prompts(tmp_path):

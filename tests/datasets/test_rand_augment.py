@@ -1,7 +1,7 @@
 """APTM's augmentation of images."""
 import torch
 
-from datasets.rand_augment import OPERATIONS, draw_erased, rand_augment
+from datasets.rand_augment import OPERATIONS, sample_erased_rectangle, rand_augment
 
 
 def picture():
@@ -33,7 +33,7 @@ def test_two_operations_each_half_of_the_time():
 
 def test_erased_rectangles():
     torch.manual_seed(0)
-    drawn = [draw_erased(384, 128) for _ in range(800)]
+    drawn = [sample_erased_rectangle(384, 128) for _ in range(800)]
     there = [(top, left, height, width) for top, left, height, width in drawn if height]
     assert abs(len(there) / 800 - 0.6) < 0.05
     for top, left, height, width in there:

@@ -1,4 +1,4 @@
-"""A dataset is one file in ``datasets/``, found by itself."""
+"""A dataset is one file in ``datasets/``, which is found automatically."""
 import os
 import subprocess
 import sys
@@ -6,7 +6,7 @@ import textwrap
 
 import pytest
 
-from datasets.registry import dataset_class, datasets, names
+from datasets.registry import dataset_class, datasets, describe_names
 from tests.support import HANG_TIMEOUT
 from utils.options import build_parser
 
@@ -15,15 +15,15 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 
 def test_what_there_is():
     assert set(datasets()) >= {'CUHK-PEDES', 'ICFG-PEDES', 'RSTPReid', 'synthpedes'}
-    for name, cls in datasets().items():   # each says what its annotation is called, or finds it by itself
+    for name, cls in datasets().items():   # each names its annotation, or overrides locate
         assert name == cls.name and (cls.annotations or 'locate' in vars(cls))
     assert dataset_class('RSTPReid').image_key == 'img_path'
-    assert all(name in names() for name in datasets())
+    assert all(name in describe_names() for name in datasets())
 
 
 def test_the_help_of_the_programs_names_them():
     text = ' '.join(build_parser().format_help().split())
-    assert f'--dataset_name DATASET_NAME {names()} (default: CUHK-PEDES)' in text
+    assert f'--dataset_name NAME {describe_names()} (default: CUHK-PEDES)' in text
 
 
 NEW = '''
@@ -44,26 +44,29 @@ NEW = '''
 
 
 @pytest.fixture
-def house(tmp_path):
-    """A copy of what datasets need, to add files to."""
+def project(tmp_path):
+    """A copy of the packages that datasets need, to which a test adds files."""
     import shutil
-    for room in ('datasets', 'utils', 'data'):
-        shutil.copytree(os.path.join(ROOT, room), tmp_path / room, ignore=lambda folder, names: [
-            name for name in names if name == '__pycache__' or os.path.basename(folder) == 'data' and not name.endswith('.gz')])
+    for package in ('datasets', 'utils', 'data'):
+        shutil.copytree(os.path.join(ROOT, package), tmp_path / package, ignore=lambda folder, names: [
+            name for name in names if name == '__pycache__' or os.path.basename(folder) == 'data'
+            and not name.endswith('.gz')])
     return tmp_path
 
 
-def run(house, code):
-    return subprocess.run([sys.executable, '-c', textwrap.dedent(code)], cwd=house, capture_output=True, text=True, timeout=HANG_TIMEOUT)
+def run(project, code):
+    return subprocess.run([sys.executable, '-c', textwrap.dedent(code)], cwd=project, capture_output=True, text=True,
+                          timeout=HANG_TIMEOUT)
 
 
-def test_a_new_dataset_is_one_file(house):
-    """It is trained on, checked, and told of in the help, and nothing else was changed."""
-    (house / 'datasets' / 'my_people.py').write_text(textwrap.dedent(NEW))
-    (house / 'datasets' / 'broken.py').write_text('import nothing_of_this_name')
-    (house / 'MyPeople' / 'imgs').mkdir(parents=True)
-    (house / 'MyPeople' / 'my_people.json').write_text('{"train": {"4": ["a.jpg", "a man"]}, "test": {"5": ["b.jpg", "a woman"]}}')
-    done = run(house, '''
+def test_a_new_dataset_is_one_file(project):
+    """Training, datasets.check and the help know it without another change."""
+    (project / 'datasets' / 'my_people.py').write_text(textwrap.dedent(NEW))
+    (project / 'datasets' / 'broken.py').write_text('import nothing_of_this_name')
+    (project / 'MyPeople' / 'imgs').mkdir(parents=True)
+    content = '{"train": {"4": ["a.jpg", "a man"]}, "test": {"5": ["b.jpg", "a woman"]}}'
+    (project / 'MyPeople' / 'my_people.json').write_text(content)
+    done = run(project, '''
         import sys
         from PIL import Image
         for name, colour in (('a', 'red'), ('b', 'blue')):
@@ -80,5 +83,5 @@ def test_a_new_dataset_is_one_file(house):
         assert 'model' not in sys.modules
     ''')
     assert done.returncode == 0, done.stderr
-    assert 'MyPeople' in done.stdout.split('--dataset_name')[-1] and 'MyPeople: whole' in done.stdout
+    assert 'MyPeople' in done.stdout.split('--dataset_name')[-1] and 'MyPeople: complete' in done.stdout
     assert done.stderr.count('datasets.broken cannot be imported') == 1

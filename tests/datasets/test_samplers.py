@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from datasets.sampler import (BatchSampler, IdentityBatches, IdentityBatchesOfRandomSize, RandomBatches,
+from datasets.sampler import (BatchSampler, IdentityBatches, RandomSizeIdentityBatches, RandomBatches,
                               build_batch_sampler)
 from utils.errors import UserError
 from utils.seeding import derive_seed
@@ -65,11 +65,11 @@ def test_global_randomness_is_neither_read_nor_changed(pids, name):
 def test_the_first_steps_may_be_left_out(pids, name):
     sampler = make(name, pids)
     sampler.set_epoch(2)
-    whole = list(sampler)
-    for first_step in (0, 1, 5, len(whole)):
+    all_batches = list(sampler)
+    for first_step in (0, 1, 5, len(all_batches)):
         sampler.set_epoch(2, first_step)
-        assert len(sampler) == len(whole)  # of the whole epoch
-        assert list(sampler) == whole[first_step:]
+        assert len(sampler) == len(all_batches)  # of the whole epoch
+        assert list(sampler) == all_batches[first_step:]
 
 
 @EVERY
@@ -79,7 +79,7 @@ def test_without_set_epoch_the_epochs_follow_each_other(pids, name):
         other.set_epoch(epoch)
         assert list(sampler) == list(other)
     sampler.set_epoch(8)
-    next(iter(sampler))  # an epoch that was left early is over, too
+    next(iter(sampler))  # an epoch that is interrupted is also over
     other.set_epoch(9)
     assert list(sampler) == list(other)
 
@@ -94,7 +94,7 @@ def test_length_is_the_number_of_batches(pids, name):
 
 @EVERY
 def test_sample_seeds(pids, name):
-    """derive_seed(seed, epoch, index, how often the index came before)"""
+    """derive_seed(seed, epoch, index, how often the index came before)."""
     sampler = make(name, pids, seed=4)
     sampler.set_epoch(3)
     before, seeds = collections.Counter(), set()
@@ -129,12 +129,12 @@ def test_random_draws_each_caption_once(pids):
 
 
 def test_random_is_uniform():
-    sampler, places = RandomBatches([0] * 4, 4), collections.Counter()
+    sampler, positions = RandomBatches([0] * 4, 4), collections.Counter()
     for epoch in range(1, 2401):
         sampler.set_epoch(epoch)
-        places[tuple(indices(sampler)[0])] += 1
-    assert len(places) == 24
-    assert sum((count - 100) ** 2 / 100 for count in places.values()) < 50  # chi-square, 23 degrees: 1 in 1,000
+        positions[tuple(indices(sampler)[0])] += 1
+    assert len(positions) == 24
+    assert sum((count - 100) ** 2 / 100 for count in positions.values()) < 50  # chi-square, 23 degrees: 1 in 1,000
 
 
 # -- identity ----------------------------------------------------------------------------------------------------------
@@ -150,7 +150,7 @@ def groups_of(batch, pids):
 
 
 def check_groups(batches, pids, sizes, identities):
-    """Against a plain description: how many groups each identity has and what is in them. Returns {pid: groups}."""
+    """Check the groups of each identity against a plain description. Returns {pid: groups}."""
     captions, used, drawn = collections.Counter(pids), collections.Counter(), collections.defaultdict(list)
     for batch in batches:
         groups = groups_of(batch, pids)
@@ -174,7 +174,7 @@ def test_identity_batches(pids):
         used = check_groups(batches, pids, collections.defaultdict(lambda: 3), identities=4)
         captions = collections.Counter(pids)
         left = {pid for pid in captions if used[pid] < max(1, captions[pid] // 3)}
-        assert len(left) < 4  # it goes on until too few identities are left
+        assert len(left) < 4  # it continues until too few identities are left
 
 
 def test_identity_with_fewer_captions_draws_with_replacement():
@@ -208,7 +208,7 @@ def test_idrannum_batches(pids):
     assert sum(len(sizes) > 1 for sizes in seen.values()) > 30  # another size in another epoch
 
 
-@pytest.mark.parametrize('kind', [IdentityBatchesOfRandomSize, IdentityBatches])
+@pytest.mark.parametrize('kind', [RandomSizeIdentityBatches, IdentityBatches])
 def test_one_instance_is_a_batch_of_different_identities(pids, kind):
     batches = indices(kind(pids, 12, 1))
     assert batches and all(len({pids[index] for index in batch}) == len(batch) == 12 for batch in batches)

@@ -1,4 +1,4 @@
-"""synthpedes: what is written, that it repeats, that sentences are true, and that nobody's data is ever touched."""
+"""synthpedes: its files, its determinism, true captions, and that it never changes other data."""
 import hashlib
 import json
 import os
@@ -18,7 +18,7 @@ from PIL import Image
 from datasets import synthpedes
 from datasets.synthpedes import baselines, people, writing
 from datasets.synthpedes.__main__ import main
-from datasets.synthpedes.drawing import Palette, new_scene, photo
+from datasets.synthpedes.drawing import Palette, sample_scene, render_image
 from tests.support import HANG_TIMEOUT
 from utils.errors import UserError
 
@@ -43,32 +43,34 @@ def program(*arguments, **environment):
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, **environment})
 
 
-def samples(count, **knobs):
+def samples(count, **difficulty):
     """(person, scene, caption) triples without drawing anything."""
     for i in range(count):
-        person = people.new_person(random.Random(i))
+        person = people.sample_person(random.Random(i))
         for number, view in enumerate(('front', 'back', 'side')):
-            scene = new_scene(i, view, occlusion=0.4)
-            yield person, scene, people.new_caption(person, scene, random.Random(1000 + 3 * i + number), **knobs)
+            scene = sample_scene(i, view, occlusion=0.4)
+            yield person, scene, people.write_caption(person, scene, random.Random(1000 + 3 * i + number), **difficulty)
 
 
 # --- the same again -----------------------------------------------------------------------------------------------
 
 def test_same_files_whatever_the_workers_and_the_process(tmp_path):
-    alone = contents(make(tmp_path / 'a'))
+    single = contents(make(tmp_path / 'a'))
     other = program('--out', tmp_path / 'b', '--ids', 8, '--images_per_id', 2, '--size', 48, 24, '--workers', 2,
                     PYTHONHASHSEED='123')
     assert other.wait() == 0, other.stderr.read()
-    assert contents(tmp_path / 'b' / 'synthpedes') == alone
-    assert contents(make(tmp_path / 'c', seed=1))['reid_raw.json'] != alone['reid_raw.json']
+    assert contents(tmp_path / 'b' / 'synthpedes') == single
+    assert contents(make(tmp_path / 'c', seed=1))['reid_raw.json'] != single['reid_raw.json']
 
 
 def test_a_seed_gives_what_it_always_gave(tmp_path):
-    """The sentences and labels to the letter; the images' mean colour, for another Pillow may round otherwise."""
+    """Captions and labels are equal to the letter. Images have the same mean color; Pillow's rounding can differ."""
     folder = make(tmp_path)
-    digests = [hashlib.sha256((folder / name).read_bytes()).hexdigest()[:16] for name in ('reid_raw.json', 'attributes.json')]
+    digests = [hashlib.sha256((folder / name).read_bytes()).hexdigest()[:16]
+               for name in ('reid_raw.json', 'attributes.json')]
     assert digests == ['d346f09085352571', '1019e6af8cbf4503']
-    means = np.mean([np.asarray(Image.open(path), float).mean((0, 1)) for path in (folder / 'imgs').rglob('*.jpg')], axis=0)
+    means = np.mean([np.asarray(Image.open(path), float).mean((0, 1)) for path in (folder / 'imgs').rglob('*.jpg')],
+                    axis=0)
     assert np.abs(means - (121.66, 114.76, 112.17)).max() < 0.5
 
 
@@ -104,14 +106,14 @@ def test_layout_of_every_format(tmp_path, format, annotation, key, first, captio
 
 def test_image_and_captions_are_of_the_identity_and_view():
     """Drawing with another shirt changes the shirt's band of the image and not the legs'."""
-    person = people.new_person(random.Random(5))
+    person = people.sample_person(random.Random(5))
     person.update(jacket=None, bag=None, scarf=None, held=None)
     person['upper'] = {'kind': 'T-shirt', 'colour': 'red', 'pattern': 'plain', 'second': None, 'sleeves': 'short'}
     person['lower'] = {'kind': 'trousers', 'colour': 'black', 'pattern': 'plain', 'second': None, 'length': 'long'}
-    scene = new_scene(3, 'front', tint=0, occlusion=0)
-    red = np.asarray(photo(person, scene, Palette(1, 0), (96, 48), 0), int)
+    scene = sample_scene(3, 'front', tint=0, occlusion=0)
+    red = np.asarray(render_image(person, scene, Palette(1, 0), (96, 48), 0), int)
     person['upper']['colour'] = 'blue'
-    blue = np.asarray(photo(person, scene, Palette(1, 0), (96, 48), 0), int)
+    blue = np.asarray(render_image(person, scene, Palette(1, 0), (96, 48), 0), int)
     shirt, legs = (slice(26, 40), slice(20, 28)), (slice(58, 80), slice(18, 30))
     assert red[shirt].mean((0, 1)).argmax() == 0 and blue[shirt].mean((0, 1)).argmax() == 2
     assert np.abs(red[legs] - blue[legs]).max() <= 2
@@ -119,21 +121,21 @@ def test_image_and_captions_are_of_the_identity_and_view():
 
 
 def test_view_decides_what_is_seen_and_said():
-    person = people.new_person(random.Random(7))
+    person = people.sample_person(random.Random(7))
     person.update(jacket={'kind': 'jacket', 'colour': 'black', 'length': 'hip'}, glasses='sunglasses')
     person['upper'] = {'kind': 'T-shirt', 'colour': 'orange', 'pattern': 'logo', 'second': 'white', 'sleeves': 'short'}
     person['lower'] = {'kind': 'trousers', 'colour': 'grey', 'pattern': 'plain', 'second': None, 'length': 'long'}
-    said = {view: ' '.join(people.new_caption(person, new_scene(i, view), random.Random(i), omission=0.0)
+    captions = {view: ' '.join(people.write_caption(person, sample_scene(i, view), random.Random(i), omission=0.0)
                            for i in range(60))
             for view in ('front', 'back')}
-    assert 'orange' in said['front'] and 'on the chest' in said['front'] and 'sunglasses' in said['front']
-    assert not re.search('orange|on the chest|on the front|sunglasses', said['back'])
-    assert 'camera' in said['back'] or 'behind' in said['back']
+    assert 'orange' in captions['front'] and 'on the chest' in captions['front'] and 'sunglasses' in captions['front']
+    assert not re.search('orange|on the chest|on the front|sunglasses', captions['back'])
+    assert 'camera' in captions['back'] or 'behind' in captions['back']
 
 
 # --- captions -----------------------------------------------------------------------------------------------------
 
-COLOUR_WORDS = {**{c: c for c in people.COLOURS}, 'gray': 'grey', 'navy': 'blue', 'maroon': 'red', 'burgundy': 'red',
+COLOR_WORDS = {**{c: c for c in people.COLORS}, 'gray': 'grey', 'navy': 'blue', 'maroon': 'red', 'burgundy': 'red',
                 'charcoal': 'grey', 'violet': 'purple', 'lavender': 'purple', 'lilac': 'purple', 'tan': 'beige',
                 'khaki': 'beige', 'cream': 'beige', 'blonde': 'blonde', 'blond': 'blonde', 'fair': 'blonde'}
 SLOT_NOUNS = {
@@ -157,8 +159,8 @@ HELD_WORDS = {'phone': 'phone', 'umbrella': 'umbrella', 'bottle': 'bottle', 'lea
               'coffee': 'cup'}
 
 
-def own_colours(thing):
-    return {people.base(thing[k]) for k in ('colour', 'second') if thing.get(k)}
+def own_colors(thing):
+    return {people.base_color(thing[k]) for k in ('colour', 'second') if thing.get(k)}
 
 
 def slot_at(words, i, person):
@@ -171,41 +173,41 @@ def slot_at(words, i, person):
 
 
 def falsehoods(caption, person, view):
-    """What the caption says that the labels don't."""
-    words, found = re.findall(r"[A-Za-z-]+", caption), []
+    """The statements of the caption that contradict the labels."""
+    words, errors = re.findall(r"[A-Za-z-]+", caption), []
     for i, word in enumerate(words):
         slot = slot_at(words, i, person)
         if slot:
             if not person[slot]:
-                found.append(f'no {slot}, but {word}')
+                errors.append(f'no {slot}, but {word}')
                 continue
             if KIND_WORDS.get(slot, {}).get(word, person[slot].get('kind')) != person[slot].get('kind'):
-                found.append(f'{word} for {person[slot]["kind"]}')
+                errors.append(f'{word} for {person[slot]["kind"]}')
             for before in reversed(words[max(0, i - 6):i]):
-                if before in COLOUR_WORDS and COLOUR_WORDS[before] not in own_colours(person[slot]):
-                    found.append(f'{before} {word}')
+                if before in COLOR_WORDS and COLOR_WORDS[before] not in own_colors(person[slot]):
+                    errors.append(f'{before} {word}')
                 if before in SLOT_OF or before in BOUNDS:
                     break
         if word in HELD_WORDS and person['held'] != HELD_WORDS[word]:
-            found.append(f'{word} for {person["held"]}')
+            errors.append(f'{word} for {person["held"]}')
         if word in ('glasses', 'sunglasses') and (person['glasses'] != word or view == 'back'):
-            found.append(word)
+            errors.append(word)
     every = {'blonde'} if person['hair']['colour'] == 'blonde' else set()
     for thing in person.values():
-        every |= own_colours(thing) if isinstance(thing, dict) else set()
-    found += [word for word in words if word in COLOUR_WORDS and COLOUR_WORDS[word] not in every]
+        every |= own_colors(thing) if isinstance(thing, dict) else set()
+    errors += [word for word in words if word in COLOR_WORDS and COLOR_WORDS[word] not in every]
     he = person['gender'] == 'man'
     wrong = 'she her woman lady female' if he else 'he his man guy male gentleman'
-    found += [word for word in words if word.lower() in wrong.split()]
+    errors += [word for word in words if word.lower() in wrong.split()]
     sleeves = re.search(r'(long|short)[- ]sleeved?\b|(long|short) sleeves', caption)
     if sleeves and (sleeves[1] or sleeves[2]) != person['upper']['sleeves']:
-        found.append(sleeves[0])
+        errors.append(sleeves[0])
     patterns = {'strip': 'striped', 'check': 'checked', 'plaid': 'checked', 'dot': 'dotted', 'spots': 'dotted',
                 'logo': 'logo', ' print ': 'logo', 'two-tone': 'two-tone', 'lower half': 'two-tone',
                 'color-block': 'two-tone', 'plain': 'plain'}
     worn = {person[s]['pattern'] for s in ('upper', 'lower') if person[s]}
-    found += [word for word, pattern in patterns.items() if word in caption and pattern not in worn]
-    return found
+    errors += [word for word, pattern in patterns.items() if word in caption and pattern not in worn]
+    return errors
 
 
 def test_captions_are_of_people_s_length_and_true():
@@ -219,12 +221,12 @@ def test_captions_are_of_people_s_length_and_true():
 def test_the_truth_check_can_fail():
     wrong = 0
     for _, scene, caption in samples(100):
-        other = people.new_person(random.Random(99_999))
+        other = people.sample_person(random.Random(99_999))
         wrong += bool(falsehoods(caption, other, scene.view))
     assert wrong > 270  # of 300 captions checked against somebody else's labels
 
 
-def test_extreme_knobs_still_give_sentences():
+def test_extreme_difficulty_still_gives_sentences():
     for omission, shades in ((0, 0), (0.9, 1), (0.9, 0)):
         for person, scene, caption in samples(150, omission=omission, shades=shades):
             assert 20 <= len(caption.split()) <= 40, caption
@@ -241,11 +243,11 @@ def test_captions_are_diverse():
 
 
 def test_omission_leaves_attributes_out():
-    def told(omission):
+    def mentions_per_caption(omission):
         captions = [caption for *_, caption in samples(200, omission=omission)]
         words = re.findall('[A-Za-z-]+', ' '.join(captions))
-        return sum(w in SLOT_OF or w in COLOUR_WORDS for w in words) / len(captions)
-    assert told(0.0) > told(0.4) + 1 > told(0.9) + 2
+        return sum(w in SLOT_OF or w in COLOR_WORDS for w in words) / len(captions)
+    assert mentions_per_caption(0.0) > mentions_per_caption(0.4) + 1 > mentions_per_caption(0.9) + 2
 
 
 def test_shades_leave_shades_out():
@@ -265,33 +267,34 @@ def test_twins_differ_in_exactly_one_label(tmp_path):
     for twin in twins:
         other = known[twin['twin_of']]
         assert other['split'] == twin['split'] and other['twin_of'] is None
-        a, b = (people.flat({k: v for k, v in p.items() if k not in ('id', 'split', 'twin_of')}) for p in (twin, other))
+        a, b = (people.flatten_labels({k: v for k, v in p.items() if k not in ('id', 'split', 'twin_of')})
+                for p in (twin, other))
         assert a.keys() == b.keys() and sum(a[k] != b[k] for k in a) == 1
     assert len({json.dumps({k: v for k, v in p.items() if k not in ('id', 'twin_of')}) for p in labels}) == 60
 
 
-def test_twins_knob_is_a_share():
-    settings = writing.settle(2000, 1, 1, (48, 24), 0, 'synthpedes', 0, 400, {'twins': 0.3})
-    twins = sum(writing._identity(settings, i, 0, 1600)[2] is not None for i in range(1600))
+def test_twins_is_a_fraction_of_pairs():
+    settings = writing.validate_settings(2000, 1, 1, (48, 24), 0, 'synthpedes', 0, 400, {'twins': 0.3})
+    twins = sum(writing._sample_identity(settings, i, 0, 1600)[2] is not None for i in range(1600))
     assert 190 < twins < 290  # 0.15 x 1600 pairs
     settings['twins'] = 0.0
-    assert all(writing._identity(settings, i, 0, 1600)[2] is None for i in range(200))
+    assert all(writing._sample_identity(settings, i, 0, 1600)[2] is None for i in range(200))
 
 
 def test_a_twin_looks_the_same_but_for_its_change():
-    settings = writing.settle(40, 1, 1, (48, 24), 0, 'synthpedes', 0, 1, {'twins': 1.0})
-    (one, look, _), (two, same_look, leader) = (writing._identity(settings, i, 0, 39) for i in (4, 5))
+    settings = writing.validate_settings(40, 1, 1, (48, 24), 0, 'synthpedes', 0, 1, {'twins': 1.0})
+    (one, look, _), (two, same_look, leader) = (writing._sample_identity(settings, i, 0, 39) for i in (4, 5))
     assert leader == 4 and look == same_look and one != two
 
 
-def test_colours_knob_limits_garments():
+def test_colors_option_limits_garments():
     for seed in range(300):
-        person = people.new_person(random.Random(seed), colours=5)
-        twin = people.new_twin(person, random.Random(seed), colours=5)
+        person = people.sample_person(random.Random(seed), colors=5)
+        twin = people.sample_twin(person, random.Random(seed), colors=5)
         for who in (person, twin):
-            worn = set().union(*(own_colours(who[s])
+            worn = set().union(*(own_colors(who[s])
                                  for s in ('upper', 'jacket', 'lower', 'shoes', 'bag', 'hat', 'scarf') if who[s]))
-            assert worn <= set(people.COLOURS[:5])
+            assert worn <= set(people.COLORS[:5])
 
 
 # --- other people's folders ---------------------------------------------------------------------------------------
@@ -336,7 +339,7 @@ def test_empty_folder_is_taken_and_a_link_is_not(tmp_path):
 @pytest.mark.parametrize('error, seen', [(KeyboardInterrupt, KeyboardInterrupt),
                                          (OSError(28, 'No space left on device'), UserError)])
 def test_interruption_leaves_nothing(tmp_path, monkeypatch, error, seen):
-    kept = contents(make(tmp_path / 'old'))
+    before = contents(make(tmp_path / 'old'))
     plain = writing._write_identity
 
     def stop(task):
@@ -349,7 +352,7 @@ def test_interruption_leaves_nothing(tmp_path, monkeypatch, error, seen):
     with pytest.raises(seen):
         make(tmp_path / 'old', seed=5, overwrite=True)
     assert os.listdir(tmp_path) == ['old'] and os.listdir(tmp_path / 'old') == ['synthpedes']
-    assert contents(tmp_path / 'old' / 'synthpedes') == kept
+    assert contents(tmp_path / 'old' / 'synthpedes') == before
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
@@ -361,7 +364,7 @@ def test_signal_stops_workers_and_leaves_nothing(tmp_path, number):
 
 
 def first_image_of(tmp_path, *arguments):
-    """A generation into ``tmp_path`` that has just begun to write."""
+    """A generation into ``tmp_path`` that has just started to write."""
     running = program('--out', tmp_path, '--ids', 20000, '--size', 64, 32, '--workers', 2, *arguments)
     deadline = time.time() + HANG_TIMEOUT
     while not list(tmp_path.rglob('*.jpg')) and time.time() < deadline:
@@ -373,7 +376,8 @@ def test_two_generations_at_once_do_not_replace_each_other(tmp_path):
     running = first_image_of(tmp_path)
     try:
         for overwrite in (False, True):
-            with pytest.raises(UserError, match=f'^another run is writing {tmp_path}/synthpedes: wait until it is done'):
+            message = f'^another run is writing {tmp_path}/synthpedes: wait until it is done'
+            with pytest.raises(UserError, match=message):
                 make(tmp_path, overwrite=overwrite)
         other = make(tmp_path, format='RSTPReid')       # another format is another folder
         assert running.poll() is None and sorted(os.listdir(tmp_path)) == ['.synthpedes.new', other.name]
@@ -385,17 +389,18 @@ def test_two_generations_at_once_do_not_replace_each_other(tmp_path):
 
 
 def test_the_slower_of_two_generations_replaces_nothing(tmp_path, monkeypatch):
-    """It looked before the quicker one was done, and looks again when it is its turn."""
-    locked = writing._locked
+    """It checks the folder before the faster run ends, and again after it has the lock."""
+    locked = writing._lock_folder
 
     def late(*arguments):
-        monkeypatch.setattr(writing, '_locked', locked)
+        monkeypatch.setattr(writing, '_lock_folder', locked)
         make(tmp_path, seed=1)
         return locked(*arguments)
-    monkeypatch.setattr(writing, '_locked', late)
+    monkeypatch.setattr(writing, '_lock_folder', late)
     with pytest.raises(UserError, match='was made with other settings'):
         make(tmp_path, seed=2)
-    assert read(tmp_path / 'synthpedes', 'synthpedes.json')['settings']['seed'] == 1 and os.listdir(tmp_path) == ['synthpedes']
+    assert read(tmp_path / 'synthpedes', 'synthpedes.json')['settings']['seed'] == 1
+    assert os.listdir(tmp_path) == ['synthpedes']
 
 
 def test_what_a_killed_generation_left_goes_with_the_next(tmp_path):
@@ -415,15 +420,16 @@ def test_what_a_killed_generation_left_goes_with_the_next(tmp_path):
 
 def test_what_was_replaced_comes_back_after_a_kill_between_the_renames(tmp_path):
     folder = make(tmp_path)
-    kept = contents(folder)
+    before = contents(folder)
     folder.rename(tmp_path / '.synthpedes.old')
     (tmp_path / '.synthpedes.new' / 'imgs').mkdir(parents=True)
     with pytest.raises(UserError, match='was made with other settings'):
         make(tmp_path, seed=1)
-    assert os.listdir(tmp_path) == ['synthpedes'] and contents(folder) == kept
+    assert os.listdir(tmp_path) == ['synthpedes'] and contents(folder) == before
 
 
-@pytest.mark.parametrize('content', ['[]', '3', '{"made_by": "datasets.synthpedes"}', '{"made_by": "datasets.synthpedes", "settings": 3}'])
+@pytest.mark.parametrize('content', ['[]', '3', '{"made_by": "datasets.synthpedes"}',
+                                     '{"made_by": "datasets.synthpedes", "settings": 3}'])
 def test_synthpedes_json_of_other_content_is_a_sentence(tmp_path, content):
     folder = make(tmp_path)
     (folder / 'synthpedes.json').write_text(content)
@@ -461,7 +467,7 @@ def test_baselines_agree_with_a_plain_recomputation(tmp_path):
     assert (len(captions), len(paths)) == (180, 90)
     scores = baselines.baseline_scores(str(folder), 'test', 2, 10, seed=4)
     rank1 = {'whole image': [], 'garment bands': []}
-    for group in synthpedes.galleries(image_pids, 2, 10, seed=4):
+    for group in synthpedes.sample_galleries(image_pids, 2, 10, seed=4):
         queries = [i for i, p in enumerate(caption_pids) if p in group]
         gallery = [i for i, p in enumerate(image_pids) if p in group]
         similar = synthpedes.baseline_similarities([captions[i] for i in queries], [paths[i] for i in gallery])
@@ -475,38 +481,39 @@ def test_baselines_agree_with_a_plain_recomputation(tmp_path):
     assert scores['garment bands']['R1'] > scores['whole image']['R1']
 
 
-def test_colour_words_go_to_their_garment():
-    whole, upper, lower = baselines.caption_colours(
+def test_color_words_go_to_their_garment():
+    image, upper, lower = baselines.count_caption_colors(
         'A man with brown hair wears a navy blue and white striped shirt, a pair of black trousers and red shoes. '
         'His skirt is khaki.')
-    names = people.COLOURS
+    names = people.COLORS
 
     def named(counts):
         return {names[i]: int(n) for i, n in enumerate(counts) if n}
     assert named(upper) == {'blue': 2, 'white': 1} and named(lower) == {'black': 1, 'beige': 1}
-    assert named(whole) == {'brown': 1, 'blue': 2, 'white': 1, 'black': 1, 'red': 1, 'beige': 1}
+    assert named(image) == {'brown': 1, 'blue': 2, 'white': 1, 'black': 1, 'red': 1, 'beige': 1}
 
 
-def test_image_colours_look_in_the_bands(tmp_path):
+def test_image_colors_look_in_the_bands(tmp_path):
     pixels = np.zeros((90, 30, 3), np.uint8)
     pixels[:46], pixels[46:] = people.TONES['red'][0], people.TONES['green'][0]
     Image.fromarray(pixels).save(tmp_path / 'a.png')
-    whole, upper, lower = baselines.image_colours(str(tmp_path / 'a.png'))
-    red, green = people.COLOURS.index('red'), people.COLOURS.index('green')
+    image, upper, lower = baselines.measure_image_colors(str(tmp_path / 'a.png'))
+    red, green = people.COLORS.index('red'), people.COLORS.index('green')
     assert upper[red] == 1 and lower[green] == 1
-    assert whole[red] + whole[green] == pytest.approx(1) and 0.45 < whole[red] < 0.55
+    assert image[red] + image[green] == pytest.approx(1) and 0.45 < image[red] < 0.55
     (tmp_path / 'b.jpg').write_bytes(b'no image')
     with pytest.raises(UserError, match='b.jpg'):
-        baselines.image_colours(str(tmp_path / 'b.jpg'))
+        baselines.measure_image_colors(str(tmp_path / 'b.jpg'))
 
 
 def test_galleries_are_disjoint_and_repeat():
     pids = [p for p in range(100, 160) for _ in range(3)]
-    found = synthpedes.galleries(pids, 5, 12, seed=2)
-    assert [len(g) for g in found] == [12] * 5 and sorted(sum(found, [])) == list(range(100, 160))
-    assert found == synthpedes.galleries(pids[::-1], 5, 12, seed=2) != synthpedes.galleries(pids, 5, 12, seed=3)
+    groups = synthpedes.sample_galleries(pids, 5, 12, seed=2)
+    assert [len(g) for g in groups] == [12] * 5 and sorted(sum(groups, [])) == list(range(100, 160))
+    assert groups == synthpedes.sample_galleries(pids[::-1], 5, 12, seed=2)
+    assert groups != synthpedes.sample_galleries(pids, 5, 12, seed=3)
     with pytest.raises(UserError, match='need 65 identities, there are 60'):
-        synthpedes.galleries(pids, 5, 13)
+        synthpedes.sample_galleries(pids, 5, 13)
 
 
 # --- command line -------------------------------------------------------------------------------------------------
@@ -540,11 +547,11 @@ def test_bad_arguments_are_one_sentence(tmp_path, arguments, message):
 def test_program_says_it_in_one_line(tmp_path):
     running = program('--out', tmp_path, '--ids', 10, '--size', 4, 4)
     assert running.wait() == 2
-    said = running.stderr.read().strip()
-    assert said == 'synthpedes: error: size (height) must be a whole number from 32 to 2048, not 4'
+    output = running.stderr.read().strip()
+    assert output == 'synthpedes: error: size (height) must be a whole number from 32 to 2048, not 4'
 
 
-def test_unknown_knob():
+def test_unknown_difficulty_option():
     with pytest.raises(UserError, match='did you mean clutter'):
         make('nowhere', cluter=1)
 
@@ -555,7 +562,7 @@ def test_contact_sheet_and_baselines_on_the_command_line(tmp_path, capsys):
         assert sheet.width > 4 * 48 and sheet.height > 6 * 96
     folder = make(tmp_path, ids=20, test_ids=10)
     assert main(['--baselines', str(folder), '--galleries', '2', '--ids_per_gallery', '5']) == 0
-    said = capsys.readouterr().out
-    assert 'garment bands' in said and 'whole image' in said and 'mean of 2 galleries of 5' in said
+    output = capsys.readouterr().out
+    assert 'garment bands' in output and 'whole image' in output and 'mean of 2 galleries of 5' in output
     with pytest.raises(UserError, match="no entries in split 'dev'"):
         baselines.baseline_scores(str(folder), 'dev')

@@ -5,8 +5,8 @@ from datasets.synthpedes.attributes import ATTRIBUTES, PROMPTS, labels_by_pid
 from utils.errors import UserError
 
 PERSON = {'id': 7, 'gender': 'man', 'hair': {'length': 'short'}, 'upper': {'colour': 'dark red', 'sleeves': 'long'},
-          'jacket': {'colour': 'light blue'}, 'lower': {'colour': 'black'}, 'bag': {'kind': 'backpack'}, 'hat': None, 'glasses': None,
-          'held': 'cup'}
+          'jacket': {'colour': 'light blue'}, 'lower': {'colour': 'black'}, 'bag': {'kind': 'backpack'}, 'hat': None,
+          'glasses': None, 'held': 'cup'}
 
 
 def test_labels_of_a_person():

@@ -1,4 +1,4 @@
-"""AGM's attention-guided masking: chances and draws against plain loops, and what it costs and reaches in a model."""
+"""AGM's attention-guided masking: probabilities and draws against plain loops, and its use in a model."""
 import math
 
 import pytest
@@ -6,7 +6,7 @@ import torch
 
 from model import build_model
 from model.build import total_loss
-from model.heads.agm import attention_to_content, mask_attended, masking_chances
+from model.heads.agm import attention_to_content, mask_attended_tokens, masking_probabilities
 from tests.support import golden_archive, golden_json, options
 from utils.options import get_args
 
@@ -27,69 +27,70 @@ def attention_maps(batch, width, seed=1):
     return maps.masked_fill(torch.ones(width, width).triu(1).bool(), float('-inf')).softmax(-1)
 
 
-def plain_chances(ids, attention):
-    """AGM's formula for one caption, number by number."""
+def plain_probabilities(ids, attention):
+    """AGM's formula for one caption."""
     end = ids.index(END)
-    content = [place for place in range(len(ids)) if 0 < ids[place] < MASK]
-    exponents = {place: math.exp(attention[end][place] / 0.02) for place in content}
-    return [0.1 + 0.9 * 0.95 * exponents[place] / sum(exponents.values()) if place in content else 0.0 for place in range(len(ids))]
+    content = [position for position in range(len(ids)) if 0 < ids[position] < MASK]
+    exponents = {position: math.exp(attention[end][position] / 0.02) for position in content}
+    return [0.1 + 0.9 * 0.95 * exponents[position] / sum(exponents.values()) if position in content else 0.0
+            for position in range(len(ids))]
 
 
-def test_chances_are_the_formula():
+def test_probabilities_follow_the_formula():
     ids = captions([5, 17, 1, 9])
     attention = attention_maps(4, 20)
-    chances = masking_chances(attention_to_content(ids, attention, MASK))
-    for row, caption, one_map in zip(chances, ids.tolist(), attention.double().tolist()):
-        assert row.tolist() == pytest.approx(plain_chances(caption, one_map), rel=1e-4, abs=1e-7)
+    probabilities = masking_probabilities(attention_to_content(ids, attention, MASK))
+    for row, caption, caption_map in zip(probabilities, ids.tolist(), attention.double().tolist()):
+        assert row.tolist() == pytest.approx(plain_probabilities(caption, caption_map), rel=1e-4, abs=1e-7)
 
 
-def test_a_caption_without_content_stays_whole():
+def test_a_caption_without_content_is_not_masked():
     ids = captions([0, 3])
     torch.manual_seed(0)
-    masked, labels = mask_attended(ids, attention_maps(2, 20), MASK)
+    masked, labels = mask_attended_tokens(ids, attention_maps(2, 20), MASK)
     assert torch.equal(masked[0], ids[0]) and not labels[0].any() and labels[1].any()
 
 
-def test_draws_follow_the_chances_and_the_rates():
+def test_draws_follow_the_probabilities_and_the_rates():
     ids = captions([8]).expand(20000, -1)
     attention = attention_maps(1, 20).expand(20000, -1, -1)
     torch.manual_seed(0)
-    masked, labels = mask_attended(ids, attention, MASK, 0.7, 0.2)
-    chosen = labels > 0
-    chances = torch.tensor(plain_chances(ids[0].tolist(), attention[0].double().tolist()))
-    none = (1 - chances).prod()                              # then the one attended to most is chosen
-    expected = chances.clone()
-    expected[chances.argmax()] += none
-    assert torch.allclose(chosen.float().mean(0), expected.float(), atol=0.012)
-    assert chosen.any(dim=1).all()
-    assert torch.equal(labels[chosen], ids[chosen]) and torch.equal(masked[~chosen], ids[~chosen])
-    forced = none / expected.sum()                           # of the chosen, these are always masks
-    became = masked[chosen]
-    assert (became == MASK).float().mean().item() == pytest.approx(float(0.7 + 0.3 * forced), abs=0.012)
-    assert (became == labels[chosen]).float().mean().item() == pytest.approx(float(0.2 * (1 - forced)), abs=0.012)
-    assert became.min() >= 1 and became.max() == MASK        # never start, end or padding
-    assert len(became.unique()) > 400
+    masked, labels = mask_attended_tokens(ids, attention, MASK, 0.7, 0.2)
+    selected = labels > 0
+    probabilities = torch.tensor(plain_probabilities(ids[0].tolist(), attention[0].double().tolist()))
+    none = (1 - probabilities).prod()                        # then the most attended token is selected
+    expected = probabilities.clone()
+    expected[probabilities.argmax()] += none
+    assert torch.allclose(selected.float().mean(0), expected.float(), atol=0.012)
+    assert selected.any(dim=1).all()
+    assert torch.equal(labels[selected], ids[selected]) and torch.equal(masked[~selected], ids[~selected])
+    forced = none / expected.sum()                           # this fraction always becomes the mask token
+    replaced = masked[selected]
+    assert (replaced == MASK).float().mean().item() == pytest.approx(float(0.7 + 0.3 * forced), abs=0.012)
+    assert (replaced == labels[selected]).float().mean().item() == pytest.approx(float(0.2 * (1 - forced)), abs=0.012)
+    assert replaced.min() >= 1 and replaced.max() == MASK    # never start, end or padding
+    assert len(replaced.unique()) > 400
 
 
-def test_at_least_one_is_the_one_attended_to_most(monkeypatch):
+def test_at_least_the_most_attended_token_is_masked(monkeypatch):
     ids = captions([6])
     attention = attention_maps(1, 20)
     monkeypatch.setattr(torch, 'rand', lambda *shape, **_: torch.full(shape[0], 0.999))
-    masked, labels = mask_attended(ids, attention, MASK)
-    place = int(attention[0, 7, 1:7].argmax()) + 1
-    assert labels.nonzero().tolist() == [[0, place]] and masked[0, place] == MASK
-    attention[:] = 1 / 20                                    # all alike: still only one
-    assert (mask_attended(ids, attention, MASK)[1] > 0).sum() == 1
+    masked, labels = mask_attended_tokens(ids, attention, MASK)
+    position = int(attention[0, 7, 1:7].argmax()) + 1
+    assert labels.nonzero().tolist() == [[0, position]] and masked[0, position] == MASK
+    attention[:] = 1 / 20                                    # all equal: only one token is masked
+    assert (mask_attended_tokens(ids, attention, MASK)[1] > 0).sum() == 1
 
 
 def test_rates_of_one(monkeypatch):
     ids, attention = captions([12]), attention_maps(1, 20)
     monkeypatch.setattr(torch, 'rand', lambda *shape, **_: torch.zeros(shape[0]))
-    assert ((mask_attended(ids, attention, MASK, 1.0, 0.0)[0] == MASK).sum()) == 12
-    assert torch.equal(mask_attended(ids, attention, MASK, 0.0, 1.0)[0], ids)
+    assert ((mask_attended_tokens(ids, attention, MASK, 1.0, 0.0)[0] == MASK).sum()) == 12
+    assert torch.equal(mask_attended_tokens(ids, attention, MASK, 0.0, 1.0)[0], ids)
 
 
-# -- in a model ----------------------------------------------------------------------------------------------------------
+# -- In a model
 
 @pytest.fixture(scope='module')
 def archive(tmp_path_factory):
@@ -98,78 +99,83 @@ def archive(tmp_path_factory):
 
 def small_model(archive, loss_names='sdm+mlm+id+cmt', **changes):
     torch.manual_seed(0)
-    settings = dict(loss_names=loss_names, pretrain_choice=archive, img_size=(96, 32), text_length=20, vocab_size=512, cmt_depth=1,
-                    mlm_masking='attention')
+    settings = dict(loss_names=loss_names, pretrain_choice=archive, img_size=(96, 32), text_length=20, vocab_size=512,
+                    cmt_depth=1, mlm_masking='attention')
     return build_model(options(**{**settings, **changes}), 6)
 
 
 def small_batch():
     torch.manual_seed(1)
     ids = captions([7, 12, 4, 16])
-    return {'pids': torch.arange(4), 'image_ids': torch.arange(4), 'images': torch.randn(4, 3, 96, 32), 'caption_ids': ids}
+    return {'pids': torch.arange(4), 'image_ids': torch.arange(4), 'images': torch.randn(4, 3, 96, 32),
+            'caption_ids': ids}
 
 
-def text_passes(model):
-    """The ids of each text pass to come, and whether it is to be learned from."""
-    seen = []
-    model.base_model.token_embedding.register_forward_hook(lambda _, inputs, __: seen.append((inputs[0], torch.is_grad_enabled())))
-    return seen
+def record_text_passes(model):
+    """A list that gets (ids, whether gradients are enabled) of each later text pass."""
+    passes = []
+    model.base_model.token_embedding.register_forward_hook(
+        lambda _, inputs, __: passes.append((inputs[0], torch.is_grad_enabled())))
+    return passes
 
 
-def own_draw(model, batch):
-    """What the model is going to draw with seed 5."""
+def expected_masking(model, batch):
+    """The masked ids and labels that the model draws with seed 5."""
     with torch.no_grad():
         _, attention = model.base_model.encode_text(batch['caption_ids'], need_map=True)
     torch.manual_seed(5)
-    return mask_attended(batch['caption_ids'], attention, MASK)
+    return mask_attended_tokens(batch['caption_ids'], attention, MASK)
 
 
-def test_clean_masks_a_copy_by_the_attention_of_the_pass_that_is_there(archive):
+def assert_same_results(results, expected):
+    expected = {name: value.item() for name, value in expected.items()}
+    assert {name: value.item() for name, value in results.items()} == pytest.approx(expected, rel=1e-5)
+
+
+def test_clean_masks_a_copy_by_the_attention_of_the_unmasked_pass(archive):
     model, batch = small_model(archive), small_batch()
-    masked, labels = own_draw(model, batch)
-    seen = text_passes(model)
+    masked, labels = expected_masking(model, batch)
+    passes = record_text_passes(model)
     torch.manual_seed(5)
     results = model(batch)
-    assert [torch.equal(ids, expected) for (ids, _), expected in zip(seen, (batch['caption_ids'], masked))] == [True, True]
-    assert len(seen) == 2 and all(learned for _, learned in seen)
-    # the same as random masking would compute from that copy
-    given = small_model(archive, mlm_masking='random')
-    expected = given({**batch, 'mlm_ids': masked, 'mlm_labels': labels})
-    assert {name: value.item() for name, value in results.items()} == pytest.approx({n: v.item() for n, v in expected.items()}, rel=1e-5)
+    assert len(passes) == 2 and all(has_grad for _, has_grad in passes)
+    assert torch.equal(passes[0][0], batch['caption_ids']) and torch.equal(passes[1][0], masked)
+    # Random masking would compute the same from this copy.
+    other = small_model(archive, mlm_masking='random')
+    assert_same_results(results, other({**batch, 'mlm_ids': masked, 'mlm_labels': labels}))
 
 
 def test_attention_that_another_head_reads_is_not_computed_twice(archive):
     model, batch = small_model(archive, 'sdm+mlm'), small_batch()
     model.needs = model.needs | {'image_attention', 'text_attention'}
-    seen = text_passes(model)
+    passes = record_text_passes(model)
     model(batch)
-    assert len(seen) == 2    # whole and masked, as with random masking
+    assert len(passes) == 2    # unmasked and masked, as with random masking
 
 
 @pytest.mark.parametrize('loss_names', ['sdm+mlm+id+cmt', 'sdm+id'])
 def test_inplace_masks_for_every_loss(archive, loss_names):
     model, batch = small_model(archive, loss_names, caption_masking='inplace'), small_batch()
-    masked, labels = own_draw(model, batch)
-    seen = text_passes(model)
+    masked, labels = expected_masking(model, batch)
+    passes = record_text_passes(model)
     torch.manual_seed(5)
     results = model(batch)
-    assert [learned for _, learned in seen] == [False, True]
-    assert torch.equal(seen[0][0], batch['caption_ids']) and torch.equal(seen[1][0], masked)
-    given = small_model(archive, loss_names, mlm_masking='random', caption_masking='inplace')
-    expected = given({**batch, 'caption_ids': masked, 'mlm_labels': labels})
-    assert {name: value.item() for name, value in results.items()} == pytest.approx({n: v.item() for n, v in expected.items()}, rel=1e-5)
+    assert [has_grad for _, has_grad in passes] == [False, True]
+    assert torch.equal(passes[0][0], batch['caption_ids']) and torch.equal(passes[1][0], masked)
+    other = small_model(archive, loss_names, mlm_masking='random', caption_masking='inplace')
+    assert_same_results(results, other({**batch, 'caption_ids': masked, 'mlm_labels': labels}))
 
 
 @pytest.mark.parametrize('masking', ['clean', 'inplace'])
-def test_the_text_encoder_learns_in_half_precision_too(archive, masking):
-    """The pass that only looks must not leave its gradient-less casts of the weights behind."""
+def test_the_text_encoder_gets_gradients_in_half_precision(archive, masking):
+    """The pass without gradient must not leave its casts of the weights in autocast's cache."""
     model, batch = small_model(archive, 'sdm+mlm', caption_masking=masking, amp='bf16'), small_batch()
     total_loss(model(batch)).backward()
     assert model.base_model.transformer.resblocks[0].mlp.c_fc.weight.grad.norm() > 0
     assert model.base_model.text_projection.grad.norm() > 0
 
 
-def test_the_step_decides_the_draw(archive):
+def test_the_seed_decides_the_draw(archive):
     model, batch = small_model(archive).eval(), small_batch()
 
     def loss(seed):
@@ -178,10 +184,10 @@ def test_the_step_decides_the_draw(archive):
     assert loss(1) == loss(1) != loss(2)
 
 
-def test_evaluation_embeds_whole_captions(archive):
+def test_evaluation_embeds_unmasked_captions(archive):
     model, batch = small_model(archive, caption_masking='inplace'), small_batch()
-    whole = small_model(archive, mlm_masking='random')
-    assert torch.equal(model.encode_text(batch['caption_ids']), whole.encode_text(batch['caption_ids']))
+    other = small_model(archive, mlm_masking='random')
+    assert torch.equal(model.encode_text(batch['caption_ids']), other.encode_text(batch['caption_ids']))
 
 
 def test_the_command(archive):

@@ -5,7 +5,7 @@ import pytest
 
 from model.backbones import registry
 from model.backbones.__main__ import runs, table
-from model.heads import heads_on
+from model.heads import heads_for_backbone
 from tests.support import options
 from utils.errors import UserError
 
@@ -19,7 +19,7 @@ def test_the_docs_have_the_table_of_the_code():
 
 @pytest.mark.parametrize('name', ['sdm', 'itc', 'id', 'cmpm', 'cmt', 'mlm'])
 def test_these_run_on_both(name):
-    assert all(runs(heads_on(backbone)[name], registry()[backbone]) for backbone in ('clip', 'aptm'))
+    assert all(runs(heads_for_backbone(backbone)[name], registry()[backbone]) for backbone in ('clip', 'aptm'))
 
 
 def test_an_unknown_backbone():

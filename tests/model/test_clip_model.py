@@ -1,4 +1,4 @@
-"""The encoders against plain re-computations and the released code's vectors."""
+"""The encoders against plain re-computations and the vectors of the reference implementation."""
 import pytest
 import torch
 import torch.nn.functional as F

@@ -32,7 +32,7 @@ def weights():
 
 @pytest.fixture
 def saved(tmp_path):
-    """saved(entries) -> the path of a file that torch.save wrote."""
+    """A function that saves entries with torch.save and returns the path."""
     def save(entries, name='clip.pt'):
         torch.save(entries, tmp_path / name)
         return str(tmp_path / name)
@@ -225,7 +225,7 @@ def test_truncated_archive(archive, tmp_path):
 
 @pytest.fixture
 def server(archive, tmp_path, monkeypatch):
-    """A folder that stands in for OpenAI's server and has one file, ViT-B/16."""
+    """A folder with one file, ViT-B/16, in place of OpenAI's server."""
     content = archive.read_bytes()
     checksum = hashlib.sha256(content).hexdigest()
     monkeypatch.setitem(OPENAI_SHA256, 'ViT-B/16', checksum)
@@ -255,7 +255,7 @@ def test_cached_file_with_a_wrong_checksum_is_downloaded_again(server, tmp_path,
 
 def test_download_with_a_wrong_checksum(server, tmp_path):
     server.write_bytes(b'something else')
-    assert 'what came has a wrong checksum' in refused('ViT-B/16', download_root=str(tmp_path / 'cache'))
+    assert 'the downloaded file has a wrong checksum' in refused('ViT-B/16', download_root=str(tmp_path / 'cache'))
     assert os.listdir(tmp_path / 'cache') == []
 
 
@@ -269,7 +269,7 @@ def test_without_network_the_message_says_which_file_to_put_where(server, tmp_pa
 
 
 def test_a_server_that_stays_silent_is_not_waited_for(monkeypatch, tmp_path):
-    monkeypatch.setattr(clip_weights, 'PATIENCE', 0.2)
+    monkeypatch.setattr(clip_weights, 'DOWNLOAD_TIMEOUT', 0.2)
     with socket.create_server(('127.0.0.1', 0)) as silent:
         monkeypatch.setattr(clip_weights, 'OPENAI_URL', f'http://127.0.0.1:{silent.getsockname()[1]}')
         assert 'timed out' in refused('ViT-B/16', download_root=str(tmp_path / 'cache'))
@@ -377,13 +377,20 @@ def test_text_positions_interpolated(weights, saved, length):
     low, share = places.long().clamp(max=18), (places - places.long().clamp(max=18))[:, None]
     assert torch.allclose(clip.positional_embedding, table[low] * (1 - share) + table[low + 1] * share, atol=1e-6)
     assert torch.equal(clip.positional_embedding[[0, -1]], table[[0, -1]])
-    assert torch.equal(build_clip(saved(weights), BIG, 16, 20, text_positions='interpolated').positional_embedding, table)
+    assert torch.equal(
+        build_clip(saved(weights), BIG, 16, 20, text_positions='interpolated').positional_embedding, table
+    )
 
 
 def test_tbps_clips_checkpoint_is_a_start(weights, saved):
-    """Its text encoder's names stand behind ``encode_text.``, and its temperature beside both encoders."""
+    """Its text encoder has the prefix ``encode_text.``, and its temperature is next to both encoders."""
     released = {name if name.startswith('visual.') else f'encode_text.{name}': value for name, value in weights.items()}
-    clip = build_clip(saved({'model': {**released, 'logit_scale': torch.tensor(4.5), 'simclr_mlp.0.bias': torch.zeros(128)}}), BIG, 16, 20)
+    clip = build_clip(
+        saved({'model': {**released, 'logit_scale': torch.tensor(4.5), 'simclr_mlp.0.bias': torch.zeros(128)}}),
+        BIG,
+        16,
+        20,
+    )
     assert same(clip.state_dict(), weights) and clip.pretrained_scale == 4.5
 
 
@@ -463,7 +470,11 @@ def test_truncated_and_corrupt_files(weights, tmp_path, zipped):
     damaged = content[:100] + bytes(200) + content[300:]
     for broken in (content[:len(content) // 2], content[:100], content[:-30], damaged, b'', b'<html>404</html>'):
         path.write_bytes(broken)
-        said = 'is damaged: its part clip/data.pkl' if zipped and broken == damaged else 'is truncated or no file of weights'
+        said = (
+            'is damaged: its part clip/data.pkl'
+            if zipped and broken == damaged
+            else 'is truncated or no file of weights'
+        )
         assert refused(str(path)).startswith(f'{path} {said}')
 
 
@@ -526,7 +537,10 @@ def test_a_flipped_bit_is_seen_or_changes_nothing(archive, weights, tmp_path, to
 
 
 NOT_PLAIN = [
-    (lambda value: value[:1].expand(len(value), *value.shape[1:]), r'a tensor of shape \[.*\] expanded from fewer numbers'),
+    (
+        lambda value: value[:1].expand(len(value), *value.shape[1:]),
+        r'a tensor of shape \[.*\] expanded from fewer numbers',
+    ),
     (lambda value: torch.empty_like(value, device='meta'), r'a tensor without values \(meta\)'),
     (lambda value: value.to_sparse(), 'a sparse tensor'),
     (lambda value: torch.quantize_per_tensor(value, 0.1, 0, torch.qint8), 'a quantized tensor'),

@@ -1,5 +1,6 @@
-"""The examples of docs/adding_a_method.md: each as it stands there is found, learns, and does what its section says."""
+"""Each example of docs/adding_a_*.md is found without a change, trains, and does what its section says."""
 import contextlib
+import glob
 import os
 import re
 
@@ -10,16 +11,24 @@ import torch.nn.functional as F
 from model import heads as heads_package
 from model import objectives
 from model.build import total_loss
-from processor.division import Division
+from processor.clean_pairs import CleanPairs
 from processor.step import Step
 from tests.support import golden_archive, golden_json, small_batch, small_model
-from utils.checkpoint import Checkpointer, load_weights, start_from
+from utils.checkpoint import Checkpointer, load_weights, init_from_checkpoint
 from utils.errors import UserError
 
-PAGE = os.path.join(os.path.dirname(__file__), '..', '..', 'docs', 'adding_a_method.md')
-with open(PAGE, encoding='utf-8') as file:
-    EXAMPLES = {re.search(r"names = \('([\w-]+)',\)", code)[1]: code
-                for code in re.findall(r'```python\n(.*?)```', file.read(), flags=re.DOTALL) if "names = ('" in code}
+DOCS = os.path.join(os.path.dirname(__file__), '..', '..', 'docs')
+PAGES = sorted(glob.glob(os.path.join(DOCS, 'adding_a_*.md')))
+
+
+def read_examples(path):
+    """The complete heads on a page: {loss name: code}."""
+    with open(path, encoding='utf-8') as file:
+        blocks = re.findall(r'```python\n(.*?)```', file.read(), flags=re.DOTALL)
+    return {re.search(r"names = \('([\w-]+)',\)", code)[1]: code for code in blocks if "names = ('" in code}
+
+
+EXAMPLES = {name: code for path in PAGES for name, code in read_examples(path).items()}
 
 
 @pytest.fixture(scope='module')
@@ -28,14 +37,14 @@ def archive(tmp_path_factory):
 
 
 @pytest.fixture(scope='module', autouse=True)
-def files(tmp_path_factory):
-    with beside_the_heads(tmp_path_factory.mktemp('heads')):
+def example_files(tmp_path_factory):
+    with registered_examples(tmp_path_factory.mktemp('heads')):
         yield
 
 
 @contextlib.contextmanager
-def beside_the_heads(folder):
-    """Put the examples there, by way of an empty folder."""
+def registered_examples(folder):
+    """Write the examples to an empty folder and add it to the heads."""
     for name, code in EXAMPLES.items():
         (folder / f"documented_{name.replace('-', '_')}.py").write_text(code)
     with pytest.MonkeyPatch.context() as patch:
@@ -47,43 +56,45 @@ def beside_the_heads(folder):
         cache.cache_clear()
 
 
-def step_of(model, lr=1e-3):
+def make_step(model, lr=1e-3):
     return Step(model, torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=lr))
 
 
-def test_there_is_one_for_each_hook_and_none_is_long():
+def test_there_is_a_short_example_for_each_hook():
     assert set(EXAMPLES) == {'averages', 'trimmed', 'moco', 'views', 'learned-itc', 'filip'}
     assert all(len(code.splitlines()) < 60 for code in EXAMPLES.values())
 
 
 @pytest.mark.parametrize('name', sorted(EXAMPLES))
-def test_it_overfits_a_batch_alone_and_beside_others(archive, name):
+def test_an_example_overfits_a_batch_alone_and_with_other_losses(archive, name):
     for loss_names in (name, f'sdm+id+{name}'):
         model = small_model(archive, loss_names, temperature=0.1, moco_queue=3, moco_momentum=0.5).train()
-        learn, batch = step_of(model), small_batch()
-        history = [float(total_loss(learn(batch))) for _ in range(60)]
-        # moco's queue holds the batch's own samples of the last step as negatives, so that its loss stays above 0
+        step, batch = make_step(model), small_batch()
+        history = [float(total_loss(step(batch))) for _ in range(60)]
+        # moco's queue holds the samples of the last step as negatives, so its loss stays above 0.
         assert history[-1] < (0.5 * history[0] if name == 'moco' else 0.1 * history[0] + 0.02), history[::10]
 
 
-def test_an_added_embedding_is_a_part_of_the_score_and_leaves_others_alone(archive):
+def test_an_added_embedding_is_part_of_the_score_and_does_not_change_the_others(archive):
     model, plain, batch = small_model(archive, 'id+averages').eval(), small_model(archive, 'id').eval(), small_batch()
     plain.load_state_dict({name: value for name, value in model.state_dict().items() if name in plain.state_dict()})
     with torch.no_grad():
         image, text = model.encode_image(batch['images']), model.encode_text(batch['caption_ids'])
         tokens = model.base_model.encode_image(batch['images'])[0]
         torch.testing.assert_close(model(batch)['id_loss'], plain(batch)['id_loss'])
-        own = F.normalize(model.averages_proj(tokens[:, 1:].mean(dim=1)), dim=1)
-        base = objectives.cosine_similarity(plain.encode_text(batch['caption_ids']), plain.encode_image(batch['images']))
-    assert [(part.name, part.weight) for part in model.parts] == [('BGE', 1.0), ('AVG', 0.5)]
-    torch.testing.assert_close(F.normalize(image[:, model.parts[1].columns], dim=1), own)
-    added = objectives.cosine_similarity(text[:, model.parts[1].columns], image[:, model.parts[1].columns])
+        expected = F.normalize(model.averages_proj(tokens[:, 1:].mean(dim=1)), dim=1)
+        plain_image, plain_text = plain.encode_image(batch['images']), plain.encode_text(batch['caption_ids'])
+    assert [(part.name, part.weight) for part in model.embedding_parts] == [('BGE', 1.0), ('AVG', 0.5)]
+    columns = model.embedding_parts[1].columns
+    torch.testing.assert_close(F.normalize(image[:, columns], dim=1), expected)
+    base = objectives.cosine_similarity(plain_text, plain_image)
+    added = objectives.cosine_similarity(text[:, columns], image[:, columns])
     torch.testing.assert_close(objectives.cosine_similarity(text, image), (base + 0.5 * added) / 1.5)
-    assert plain.parts == () and plain.encode_image(batch['images']).shape[1] == plain.embed_dim
+    assert plain.embedding_parts == () and plain.encode_image(batch['images']).shape[1] == plain.embed_dim
 
 
 class Loader(list):
-    """Batches of a data set with as many pairs as they have together."""
+    """A data loader that is a list of batches with 12 pairs."""
     batch_sampler = None
     dataset = range(12)
 
@@ -93,31 +104,32 @@ def two_batches():
     return Loader([first, {**second, 'index': second['index'] + 6}])
 
 
-def test_a_division_sees_every_pair_and_decides_what_counts(archive):
+def test_clean_pairs_are_selected_from_the_losses_of_all_pairs(archive):
     model = small_model(archive, 'trimmed').train()
     loader = two_batches()
-    division = Division(model, loader, seed=1)
-    assert division.mark(loader[0]) is loader[0]
-    division.begin(1, 1)
+    clean_pairs = CleanPairs(model, loader, seed=1)
+    assert clean_pairs.add_weights(loader[0]) is loader[0]
+    clean_pairs.select(1, 1)
     with torch.no_grad():
         pairs = [(model.encode_image(batch['images']), model.encode_text(batch['caption_ids'])) for batch in loader]
         losses = torch.cat([objectives.infonce_per_pair(*pair, scale=50.0) for pair in pairs])
-    assert model.training and torch.equal(division.clean, (losses <= losses.median()).float())
-    marked = division.mark(loader[1])
-    assert torch.equal(marked['clean'], division.clean[6:])
-    torch.testing.assert_close(model(marked)['trimmed_loss'].detach(), (losses[6:] * marked['clean']).sum() / marked['clean'].sum())
+    assert model.training and torch.equal(clean_pairs.weights, (losses <= losses.median()).float())
+    marked = clean_pairs.add_weights(loader[1])
+    assert torch.equal(marked['clean'], clean_pairs.weights[6:])
+    expected = (losses[6:] * marked['clean']).sum() / marked['clean'].sum()
+    torch.testing.assert_close(model(marked)['trimmed_loss'].detach(), expected)
 
 
-def test_a_momentum_encoder_follows_the_weights_that_are_there(archive, tmp_path):
+def test_a_momentum_encoder_starts_from_loaded_weights_and_follows_them(archive, tmp_path):
     model, other = small_model(archive, 'moco', moco_momentum=0.75), small_model(archive, 'sdm')
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.add_(0.01)
     Checkpointer(other, save_dir=str(tmp_path), save_to_disk=True).save('best', epoch=1)
-    start_from(model, str(tmp_path / 'best.pth'))
+    init_from_checkpoint(model, str(tmp_path / 'best.pth'))
     before = {name: value.clone() for name, value in other.base_model.state_dict().items()}
     assert all(torch.equal(value, before[name]) for name, value in model.momentum.state_dict().items())
-    step_of(model)(small_batch())
+    make_step(model)(small_batch())
     for name, slow in model.momentum.named_parameters():
         fast = dict(model.base_model.named_parameters())[name]
         torch.testing.assert_close(slow, 0.75 * before[name] + 0.25 * fast, rtol=1e-5, atol=1e-7)
@@ -128,20 +140,21 @@ def test_a_queue_holds_the_newest_samples_first(archive):
     with torch.no_grad():
         expected = F.normalize(model.momentum.encode_image(batch['images'])[0][:, 0], dim=1)
     before = model.queue.images.clone()
-    step_of(model)(batch)
+    make_step(model)(batch)
     torch.testing.assert_close(model.queue.images, torch.cat([expected, before])[:8])
 
 
-def test_what_only_training_needs_is_in_last_and_not_in_best(archive, tmp_path):
+def test_training_only_parts_are_in_last_and_not_in_best(archive, tmp_path):
     model, batch = small_model(archive, 'moco', moco_queue=8).train(), small_batch()
-    learn = step_of(model)
-    learn(batch)
-    schedule = torch.optim.lr_scheduler.ConstantLR(learn.optimizer)
-    checkpointer = Checkpointer(model, learn.optimizer, schedule, str(tmp_path), True)
+    step = make_step(model)
+    step(batch)
+    schedule = torch.optim.lr_scheduler.ConstantLR(step.optimizer)
+    checkpointer = Checkpointer(model, step.optimizer, schedule, str(tmp_path), True)
     checkpointer.save('best', epoch=1)
     checkpointer.save('last', training_state=True, epoch=1, step=1)
     best, last = (torch.load(tmp_path / f'{name}.pth')['model'] for name in ('best', 'last'))
-    assert {'queue.images', 'queue.texts', 'momentum.ln_final.weight'} <= set(last) and last.keys() - best.keys() == model.training_only
+    assert {'queue.images', 'queue.texts', 'momentum.ln_final.weight'} <= set(last)
+    assert last.keys() - best.keys() == model.training_only
     assert not any(name.startswith(('queue', 'momentum')) for name in best)
     load_weights(small_model(archive, 'moco', moco_queue=8), best)
     again = small_model(archive, 'moco', seed=1, moco_queue=8)
@@ -159,11 +172,11 @@ def test_a_learned_temperature_has_its_official_name_and_is_shared(archive):
     torch.testing.assert_close(model.logit_scale.exp().item(), 1 / 0.07)
 
 
-def test_views_compares_both(archive):
+def test_views_compares_both_views(archive):
     model, batch = small_model(archive, 'views').eval(), small_batch()
     with torch.no_grad():
-        one, two = model.encode_image(batch['images']), model.encode_image(batch['second_images'])
-        torch.testing.assert_close(model(batch)['views_loss'], (1 - F.cosine_similarity(one, two)).mean())
+        first, second = model.encode_image(batch['images']), model.encode_image(batch['second_images'])
+        torch.testing.assert_close(model(batch)['views_loss'], (1 - F.cosine_similarity(first, second)).mean())
 
 
 def test_filip_compares_words_and_patches_one_by_one(archive):
@@ -178,25 +191,27 @@ def test_filip_compares_words_and_patches_one_by_one(archive):
         for i in range(6):
             scores = patches[i] @ content.t()
             text_to_image[t, i], image_to_text[i, t] = scores.max(dim=0).values.mean(), scores.max(dim=1).values.mean()
-    own = torch.arange(6)
-    torch.testing.assert_close(loss, (F.cross_entropy(2 * text_to_image, own) + F.cross_entropy(2 * image_to_text, own)) / 2)
+    target = torch.arange(6)
+    expected = (F.cross_entropy(2 * text_to_image, target) + F.cross_entropy(2 * image_to_text, target)) / 2
+    torch.testing.assert_close(loss, expected)
 
 
-# -- heads that are wrong ------------------------------------------------------------------------------------------------------
+# -- Heads with mistakes
 
 WRONG = {
-    'self.encoder_of_mine = model.base_model': 'is the model itself or its encoder',
-    'self.whole = model': 'is the model itself or its encoder',
-    "self.register_buffer('memory', torch.zeros(3))": 'keeps a buffer of its own: put it into a module',
-    'self.classifier = nn.Linear(model.embed_dim, 3)': 'classifier: the model has another part of that name',
+    'self.own_encoder = model.base_model': 'is the model itself or its encoder',
+    'self.wrapped = model': 'is the model itself or its encoder',
+    "self.register_buffer('memory', torch.zeros(3))": 'has a buffer of its own: put it into a module',
+    'self.classifier = nn.Linear(model.embed_dim, 3)': 'classifier: the model has another part with this name',
     'self.layer = nn.Linear(7, 3)': 'shapes cannot be multiplied',
-    "self.embedding = 'NEW'": 'does not say how wide it is',
-    "self.embedding, self.embedding_width = 'NEW', 5": r'embed gives \[6, 128\] for a batch of 6 images, and its embedding_width is 5',
+    "self.embedding = 'NEW'": "adds the embedding 'NEW' without its width: set embedding_width",
+    "self.embedding, self.embedding_width = 'NEW', 5":
+        r'embed returns \[6, 128\] for a batch of 6 images, and its embedding_width is 5',
 }
 
 
 @pytest.mark.parametrize('line', WRONG)
-def test_a_wrong_head_is_told_in_one_line_with_its_file(archive, tmp_path, monkeypatch, line):
+def test_a_mistake_is_reported_in_one_line_with_the_heads_file(archive, tmp_path, monkeypatch, line):
     (tmp_path / 'wrong.py').write_text(f"""
 import torch
 from torch import nn
@@ -219,13 +234,17 @@ class Wrong(Head):
     for cache in (heads_package.registry, heads_package.aliases):
         cache.cache_clear()
     monkeypatch.delitem(__import__('sys').modules, 'model.heads.wrong', raising=False)
-    with pytest.raises(UserError, match=f'^model/heads/wrong.py: Wrong.*{WRONG[line]}') as told:
+    with pytest.raises(UserError, match=f'^model/heads/wrong.py: Wrong.*{WRONG[line]}') as raised:
         small_model(archive, 'id+wrong')(small_batch())
-    assert len(str(told.value).splitlines()) == 1
+    assert len(str(raised.value).splitlines()) == 1
 
 
 def test_a_refined_embedding_keeps_its_width(archive, monkeypatch):
     head = heads_package.registry()['sdm']
-    monkeypatch.setattr(head, 'refine', lambda self, embedding, tokens, extras: torch.cat([embedding, embedding], dim=1))
-    with pytest.raises(UserError, match=r'model/heads/sdm.py: SDM: refine turns embeddings \[6, 128\] into \[6, 256\].*embed'):
+
+    def refine(self, embedding, tokens, extras):
+        return torch.cat([embedding, embedding], dim=1)
+    monkeypatch.setattr(head, 'refine', refine)
+    message = r'model/heads/sdm.py: SDM: refine turns embeddings \[6, 128\] into \[6, 256\].*embed'
+    with pytest.raises(UserError, match=message):
         small_model(archive, 'sdm+id')(small_batch())

@@ -1,4 +1,4 @@
-"""APTM's encoders and losses against the released implementation's."""
+"""APTM's encoders and losses against vectors of the reference implementation."""
 import pytest
 import torch
 from torch import nn
@@ -9,16 +9,16 @@ from model.backbones.aptm import Aptm, AptmShape
 from model.bert import BertShape, TextEncoder
 from model.build import RetrievalModel, total_loss
 from model.swin import SwinTransformer
-from processor.second_stage import SecondStage
+from processor.reranker import Reranker
 from tests.support import golden, golden_files, golden_weight, options
-from utils.reranking import bounds_of, rescored, score_best
+from utils.reranking import global_bounds, combine_scores, score_candidates
 
 RELATIVE = 1e-5
 EDA, ATTRIBUTES, SMOOTHING = 0.8, 3, 0.4
 
 
-class Released(nn.Module):
-    """The released model's parts under the released names."""
+class ReferenceModel(nn.Module):
+    """Our parts under the parameter names of the reference implementation."""
 
     def __init__(self, description):
         super().__init__()
@@ -29,14 +29,16 @@ class Released(nn.Module):
         width = text['hidden_size']
         self.text_encoder = TextEncoder(BertShape(
             text['vocab_size'], width, text['num_hidden_layers'], text['fusion_layer'], text['num_attention_heads'],
-            text['intermediate_size'], text['max_position_embeddings'], text['encoder_width'], eps=text['layer_norm_eps']))
+            text['intermediate_size'], text['max_position_embeddings'], text['encoder_width'],
+            eps=text['layer_norm_eps']))
         self.vision_proj = nn.Linear(self.vision_encoder.width, config['embed_dim'])
         self.text_proj = nn.Linear(width, config['embed_dim'])
-        self.itm_head = nn.Sequential(nn.Linear(width, 2 * width), nn.LayerNorm(2 * width), nn.GELU(), nn.Linear(2 * width, 2))
+        self.itm_head = nn.Sequential(nn.Linear(width, 2 * width), nn.LayerNorm(2 * width), nn.GELU(),
+                                      nn.Linear(2 * width, 2))
         self.temp = nn.Parameter(torch.tensor(config['temp']))
 
     def fill(self):
-        """The reference's weights; of the tied pair the decoder's, which state_dict names last."""
+        """Set the reference's weights. The decoder's value wins for tied weights: state_dict lists it last."""
         with torch.no_grad():
             for name, value in self.state_dict().items():
                 if value.is_floating_point() and name != 'temp' and not name.endswith('attn_mask'):
@@ -53,49 +55,52 @@ class Released(nn.Module):
     def contrast_and_match(self, ids, mask, image_tokens, pids):
         tokens, text = self.features(ids, mask)
         image = self.vision_proj(image_tokens[:, 0])
-        texts, images = objectives.hard_negatives(image, text, pids, temperature=self.temp)
+        texts, images = objectives.sample_hard_negatives(image, text, pids, temperature=self.temp)
         logits = self.match(torch.cat([tokens, tokens[texts], tokens]), torch.cat([mask, mask[texts], mask]),
                             torch.cat([image_tokens, image_tokens, image_tokens[images]]))
         matches = torch.cat([torch.ones(len(ids)), torch.zeros(2 * len(ids))]).long()
         return (objectives.itc_by_identity(image, text, pids, temperature=self.temp),
                 objectives.image_text_matching(logits, matches))
 
-    def predict_words(self, ids, mask, places, labels, image_tokens):
+    def predict_words(self, ids, mask, positions, labels, image_tokens):
         tokens = self.text_encoder.read(ids, mask, image_tokens)
-        tokens = tokens.gather(1, places[..., None].expand(-1, -1, tokens.shape[-1]))
-        chosen = labels != -100
-        return objectives.masked_language_modelling(self.text_encoder.predict(tokens[chosen]), labels[chosen])
+        tokens = tokens.gather(1, positions[..., None].expand(-1, -1, tokens.shape[-1]))
+        is_masked = labels != -100
+        return objectives.masked_language_modeling(self.text_encoder.predict(tokens[is_masked]), labels[is_masked])
 
     def attributes(self, vectors, kind, labels, image_tokens, sample, smoothing):
         """The three losses of a kind of prompts: 'attr' (MALS) or 'pa' (PA-100K)."""
-        ids, mask, masked, places, words = (
+        ids, mask, masked, positions, words = (
             vectors[f'in/{kind}_{name}'] for name in ('ids', 'atts', 'masked_ids', 'masked_pos', 'mlm_labels'))
         tokens, prompts = self.features(ids, mask)
-        contrast = objectives.attribute_contrast(self.vision_proj(image_tokens[:, 0]), prompts, labels, temperature=self.temp,
-                                                 smoothing=smoothing)
-        holds, matching = objectives.prompt_holds(labels), []
+        contrast = objectives.attribute_contrast(self.vision_proj(image_tokens[:, 0]), prompts, labels,
+                                                 temperature=self.temp, smoothing=smoothing)
+        is_true, matching = objectives.true_prompts(labels), []
         for prompt in sample:
             known = labels[:, prompt // 2] >= 0
             count = int(known.sum())
-            logits = self.match(tokens[prompt].expand(count, -1, -1), mask[prompt].expand(count, -1), image_tokens[known])
-            matching.append(objectives.smoothed_binary(logits, holds[known, prompt].long(), smoothing=smoothing))
-        true = holds.any(dim=0)
-        example = holds.float().t()[true].argmax(dim=1)
-        words = self.predict_words(masked[true], mask[true], places[true], words[true], image_tokens[example])
+            prompt_tokens, prompt_mask = tokens[prompt].expand(count, -1, -1), mask[prompt].expand(count, -1)
+            logits = self.match(prompt_tokens, prompt_mask, image_tokens[known])
+            loss = objectives.smoothed_cross_entropy(logits, is_true[known, prompt].long(), smoothing=smoothing)
+            matching.append(loss)
+        used = is_true.any(dim=0)
+        example = is_true.float().t()[used].argmax(dim=1)
+        words = self.predict_words(masked[used], mask[used], positions[used], words[used], image_tokens[example])
         return contrast, torch.stack(matching).mean(), words
 
 
 @pytest.fixture(scope='module', params=golden_files('aptm_*'))
 def reference(request):
     vectors, description = golden(request.param)
-    model = Released(description)
+    model = ReferenceModel(description)
     return model.fill(), vectors, description
 
 
 @pytest.fixture
 def most_likely(monkeypatch):
-    """The reference drew the likeliest negative."""
-    monkeypatch.setattr(torch, 'multinomial', lambda chances, count, generator=None: chances.argmax(dim=-1, keepdim=True))
+    """Replace the drawing of negatives by the most likely one, as in the reference vectors."""
+    monkeypatch.setattr(torch, 'multinomial',
+                        lambda weights, count, generator=None: weights.argmax(dim=-1, keepdim=True))
 
 
 def close(value, expected):
@@ -103,15 +108,17 @@ def close(value, expected):
     assert (value - expected).abs().max() <= RELATIVE * expected.abs().max(), (value, expected)
 
 
-def test_state_dict_has_the_released_names_shapes_and_types(reference):
+def test_state_dict_has_the_official_names_shapes_and_types(reference):
     model, _, description = reference
-    assert {name: [list(value.shape), str(value.dtype).removeprefix('torch.')] for name, value in model.state_dict().items()} == \
-        description['official_keys']
+    entries = {name: [list(value.shape), str(value.dtype).removeprefix('torch.')]
+               for name, value in model.state_dict().items()}
+    assert entries == description['official_keys']
 
 
 def test_tokens_and_features(reference):
     model, vectors, _ = reference
-    images, (tokens, text) = model.vision_encoder(vectors['in/images']), model.features(vectors['in/text_ids'], vectors['in/text_atts'])
+    images = model.vision_encoder(vectors['in/images'])
+    tokens, text = model.features(vectors['in/text_ids'], vectors['in/text_atts'])
     close(images, vectors['out/image_tokens'])
     close(tokens, vectors['out/text_tokens'])
     close(model.vision_proj(images[:, 0]), vectors['out/image_feat'])
@@ -125,13 +132,14 @@ def test_losses_and_gradients_of_finetuning(reference, most_likely):
     model, vectors, _ = reference
     model.zero_grad()
     images = model.vision_encoder(vectors['in/images'])
-    first, second = (model.contrast_and_match(vectors[f'in/{kind}_ids'], vectors[f'in/{kind}_atts'], images, vectors['in/idx'])
-                     for kind in ('text', 'eda_text'))
-    words = model.predict_words(vectors['in/masked_text_ids'], vectors['in/text_atts'], vectors['in/masked_pos'], vectors['in/masked_ids'],
-                                images)
-    itc, itm = (one + EDA * other for one, other in zip(first, second))
-    for name, loss in (('finetune/itc', itc), ('finetune/itm', itm), ('finetune/mlm', words), ('pretrain/itc', first[0]),
-                       ('pretrain/itm', first[1]), ('pretrain/mlm', words)):
+    original, edited = (
+        model.contrast_and_match(vectors[f'in/{kind}_ids'], vectors[f'in/{kind}_atts'], images, vectors['in/idx'])
+        for kind in ('text', 'eda_text'))
+    words = model.predict_words(vectors['in/masked_text_ids'], vectors['in/text_atts'], vectors['in/masked_pos'],
+                                vectors['in/masked_ids'], images)
+    itc, itm = (loss + EDA * edited_loss for loss, edited_loss in zip(original, edited))
+    for name, loss in (('finetune/itc', itc), ('finetune/itm', itm), ('finetune/mlm', words),
+                       ('pretrain/itc', original[0]), ('pretrain/itm', original[1]), ('pretrain/mlm', words)):
         close(loss, vectors[f'out/{name}'])
     (itc + itm + words).backward()
     parameters = dict(model.named_parameters())
@@ -145,9 +153,9 @@ def test_losses_of_attributes(reference):
     model, vectors, description = reference
     with torch.no_grad():
         images = model.vision_encoder(vectors['in/images'])
-        pretraining = model.attributes(vectors, 'attr', vectors['in/attr_labels'], images, description['attr_sample'], SMOOTHING)
-        count = len(vectors['in/pa_ids'])
-        pa100k = model.attributes(vectors, 'pa', vectors['in/pa_labels'], images, [i % count for i in description['attr_sample']], 0.0)
+        sample, count = description['attr_sample'], len(vectors['in/pa_ids'])
+        pretraining = model.attributes(vectors, 'attr', vectors['in/attr_labels'], images, sample, SMOOTHING)
+        pa100k = model.attributes(vectors, 'pa', vectors['in/pa_labels'], images, [i % count for i in sample], 0.0)
     close(sum(pretraining) / ATTRIBUTES, vectors['out/pretrain/attr'])
     for name, loss in zip(('itc', 'itm', 'mlm'), pa100k):
         close(loss, vectors[f'out/pa100k/{name}'])
@@ -163,23 +171,25 @@ def test_reranked_scores(reference):
 
         def match(caption, best):
             count = len(best)
-            return model.match(tokens[caption].expand(count, -1, -1), mask[caption].expand(count, -1), images[best])[:, 1]
-        best, scores = score_best([cosine], description['config']['k_test'], len(images), match, progress=False)
-        reranked, = rescored([cosine], best, scores, 'released', bounds_of([cosine]))
+            caption_tokens, caption_mask = tokens[caption].expand(count, -1, -1), mask[caption].expand(count, -1)
+            return model.match(caption_tokens, caption_mask, images[best])[:, 1]
+        best, scores = score_candidates([cosine], description['config']['k_test'], len(images), match, progress=False)
+        reranked, = combine_scores([cosine], best, scores, 'released', global_bounds([cosine]))
         close(reranked, vectors['out/rerank/score_t2i'])
 
 
-# -- the same by the model and its heads -------------------------------------------------------------------------------------
+# -- The model and its heads
 
-def whole_model(description, loss_names, **changes):
+def reference_model(description, loss_names, **changes):
     vision, text, config = description['vision'], description['text'], description['config']
     patch = description['official_keys']['vision_encoder.patch_embed.proj.weight'][0][-1]
-    shape = AptmShape(patch, vision['embed_dim'], vision['depths'], vision['num_heads'], vision['window_size'], text['vocab_size'],
-                      text['hidden_size'], text['num_hidden_layers'], text['fusion_layer'], text['num_attention_heads'],
-                      text['intermediate_size'], text['max_position_embeddings'], config['embed_dim'])
+    shape = AptmShape(
+        patch, vision['embed_dim'], vision['depths'], vision['num_heads'], vision['window_size'], text['vocab_size'],
+        text['hidden_size'], text['num_hidden_layers'], text['fusion_layer'], text['num_attention_heads'],
+        text['intermediate_size'], text['max_position_embeddings'], config['embed_dim'])
     size = vision['h'], vision['w']
-    args = options(backbone='aptm', pretrain_choice='scratch:aptm-tiny', loss_names=loss_names, img_size=size, amp='off',
-                   start_temperature=config['temp'], **changes)
+    args = options(backbone='aptm', pretrain_choice='scratch:aptm-tiny', loss_names=loss_names, img_size=size,
+                   amp='off', start_temperature=config['temp'], **changes)
     model = RetrievalModel(args, 6, Aptm(shape, size))
     with torch.no_grad():
         for name, value in model.state_dict().items():
@@ -188,20 +198,21 @@ def whole_model(description, loss_names, **changes):
     return model.eval()
 
 
-def batch_of(vectors, kind):
-    text = {'caption_ids': 'text_ids', 'eda_ids': 'eda_text_ids', 'bert_mlm_ids': 'masked_text_ids', 'bert_mlm_places': 'masked_pos',
-            'bert_mlm_labels': 'masked_ids', 'images': 'images', 'pids': 'idx'}
-    prompts = {'prompt_ids': f'{kind}_ids', 'prompt_mlm_ids': f'{kind}_masked_ids', 'prompt_mlm_places': f'{kind}_masked_pos',
-               'prompt_mlm_labels': f'{kind}_mlm_labels', 'attribute_labels': f'{kind}_labels'}
+def make_batch(vectors, kind):
+    text = {'caption_ids': 'text_ids', 'eda_ids': 'eda_text_ids', 'bert_mlm_ids': 'masked_text_ids',
+            'bert_mlm_positions': 'masked_pos', 'bert_mlm_labels': 'masked_ids', 'images': 'images', 'pids': 'idx'}
+    prompts = {'prompt_ids': f'{kind}_ids', 'prompt_mlm_ids': f'{kind}_masked_ids',
+               'prompt_mlm_positions': f'{kind}_masked_pos', 'prompt_mlm_labels': f'{kind}_mlm_labels',
+               'attribute_labels': f'{kind}_labels'}
     return {name: vectors[f'in/{theirs}'] for name, theirs in {**text, **prompts}.items()}
 
 
 def test_heads_give_the_losses_and_gradients_of_finetuning(reference, most_likely):
     _, vectors, description = reference
-    model = whole_model(description, 'itc+itm+mlm+eda')
+    model = reference_model(description, 'itc+itm+mlm+eda')
     assert {name: list(value.shape) for name, value in model.state_dict().items()} == {
         name: shape for name, (shape, _) in description['official_keys'].items()}
-    results = model(batch_of(vectors, 'attr'))
+    results = model(make_batch(vectors, 'attr'))
     for name in ('itc', 'itm', 'mlm'):
         close(results[f'{name}_loss'], vectors[f'out/pretrain/{name}'])
     expected = sum(vectors[f'out/finetune/{name}'] for name in ('itc', 'itm', 'mlm'))
@@ -216,24 +227,26 @@ def test_heads_give_the_losses_and_gradients_of_finetuning(reference, most_likel
 @pytest.mark.parametrize('kind, weight, smoothing', [('attr', 1.0, 0.4), ('pa', 3.0, 0.0)])
 def test_heads_give_the_losses_of_attributes(reference, most_likely, monkeypatch, kind, weight, smoothing):
     _, vectors, description = reference
-    model = whole_model(description, 'attr', attr_loss_weight=weight, attr_smoothing=smoothing)
+    model = reference_model(description, 'attr', attr_loss_weight=weight, attr_smoothing=smoothing)
     sample = torch.tensor(description['attr_sample'])
     monkeypatch.setattr(torch, 'randperm', lambda count: sample % count)
     with torch.no_grad():
-        loss = model(batch_of(vectors, kind))['attr_loss']
-    close(loss, vectors['out/pretrain/attr'] if kind == 'attr' else sum(vectors[f'out/pa100k/{name}'] for name in ('itc', 'itm', 'mlm')))
+        loss = model(make_batch(vectors, kind))['attr_loss']
+    pa100k = sum(vectors[f'out/pa100k/{name}'] for name in ('itc', 'itm', 'mlm'))
+    close(loss, vectors['out/pretrain/attr'] if kind == 'attr' else pa100k)
 
 
-def test_the_second_stage_gives_the_reranked_scores(reference):
+def test_the_reranker_gives_the_reference_scores(reference):
     _, vectors, description = reference
-    model = whole_model(description, 'itc+itm')
+    model = reference_model(description, 'itc+itm')
     ids = vectors['in/text_ids']
     data = [list(zip(range(len(side)), side)) for side in (vectors['in/images'], ids)]
     loaders = [DataLoader(side, 4) for side in data]
     with torch.no_grad():
-        stage = SecondStage(model, *loaders)
+        reranker = Reranker(model, *loaders)
         cosine = objectives.cosine_similarity(model.encode_text(ids), model.encode_image(vectors['in/images']))
-        best, scores = score_best([cosine], description['config']['k_test'], len(cosine), stage.match, progress=False)
-        reranked, = rescored([cosine], best, scores, 'released', bounds_of([cosine]))
+        best, scores = score_candidates([cosine], description['config']['k_test'], len(cosine), reranker.score_pairs,
+                                        progress=False)
+        reranked, = combine_scores([cosine], best, scores, 'released', global_bounds([cosine]))
     close(reranked, vectors['out/rerank/score_t2i'])
-    assert stage.largest_move(best).holds
+    assert reranker.measure_batch_dependence(best).is_independent

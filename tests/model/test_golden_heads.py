@@ -1,4 +1,4 @@
-"""Features, losses, read-outs and gradients of whole models against the released implementations'."""
+"""Embeddings, losses, metrics and gradients of models against vectors of the reference implementations."""
 import pytest
 import torch
 
@@ -28,7 +28,8 @@ def test_state_dict_has_the_official_names_and_shapes(reference):
 
 def test_fitted_positions(reference):
     model, vectors, _, _ = reference
-    torch.testing.assert_close(model.base_model.visual.positional_embedding.data, vectors['pos_embed_resized'], rtol=1e-5, atol=1e-6)
+    positions = model.base_model.visual.positional_embedding.data
+    torch.testing.assert_close(positions, vectors['pos_embed_resized'], rtol=1e-5, atol=1e-6)
 
 
 def test_embeddings(reference):
@@ -70,6 +71,7 @@ def test_full_size_state_dict_loads_both_ways(name):
     model = build_model(args, official['num_classes'])
     ours = {name: list(value.shape) for name, value in model.state_dict().items()}
     assert ours == {name: shape for name, (shape, _) in official['state_dict'].items()}
-    published = {name: torch.full(shape, 0.5, dtype=getattr(torch, dtype)) for name, (shape, dtype) in official['state_dict'].items()}
+    published = {name: torch.full(shape, 0.5, dtype=getattr(torch, dtype))
+                 for name, (shape, dtype) in official['state_dict'].items()}
     load_weights(model, published)
     assert all((value == 0.5).all() and value.dtype == torch.float32 for value in model.state_dict().values())

@@ -1,20 +1,29 @@
-"""The losses of RDE, TBPS-CLIP and FMFA against the released implementations' values and gradients."""
+"""The losses of RDE, TBPS-CLIP and FMFA against values and gradients of the reference implementations."""
 import pytest
 import torch
 
 from model import objectives
 from tests.support import golden, golden_cases
 
+def triplets(case):
+    return {'tau': float(case['tau']), 'margin': float(case['margin'])}
+
+
+def inverse_temperature(case):
+    return 1 / float(case['temperature'])
+
+
 RDE = {
-    'TAL': lambda image, text, case: objectives.tal(image, text, case['pids'], tau=float(case['tau']), margin=float(case['margin'])),
-    'TRL': lambda image, text, case: objectives.trl(image, text, case['pids'], tau=float(case['tau']), margin=float(case['margin'])),
-    'InfoNCE': lambda image, text, case: objectives.infonce_per_pair(image, text, scale=1 / float(case['temperature'])),
-    'SDM': lambda image, text, case: objectives.sdm_per_pair(image, text, case['pids'], scale=1 / float(case['temperature'])),
+    'TAL': lambda image, text, case: objectives.tal(image, text, case['pids'], **triplets(case)),
+    'TRL': lambda image, text, case: objectives.trl(image, text, case['pids'], **triplets(case)),
+    'InfoNCE': lambda image, text, case: objectives.infonce_per_pair(image, text, scale=inverse_temperature(case)),
+    'SDM': lambda image, text, case: objectives.sdm_per_pair(image, text, case['pids'],
+                                                             scale=inverse_temperature(case)),
 }
 
 
 def entries(file, case):
-    """The case's entries, by their names without it."""
+    """The case's entries, by names without the case."""
     return {name[len(case) + 1:]: value for name, value in golden(file)[0].items() if name.startswith(f'{case}/')}
 
 
@@ -29,7 +38,8 @@ def assert_close(ours, official, relative=1e-5, absolute=1e-6, what=None):
 def assert_gradients(case, tag, absolute=1e-6, **tensors):
     for name, tensor in tensors.items():
         grad = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
-        assert_close(grad, case.get(f'{tag}/grad_{name}', torch.zeros_like(tensor)), absolute=absolute, what=f'{tag} {name}')
+        official = case.get(f'{tag}/grad_{name}', torch.zeros_like(tensor))
+        assert_close(grad, official, absolute=absolute, what=f'{tag} {name}')
 
 
 @pytest.mark.parametrize('loss', RDE)
@@ -40,7 +50,7 @@ def test_rde(file, name, loss):
     per_pair = RDE[loss](image, text, case)
     total = 0
     for part, ours in (('bge', per_pair), ('tse', RDE[loss](image_tse, text_tse, case))):
-        summed = objectives.of_clean_pairs(ours, case['label_hat'], mean=loss in ('InfoNCE', 'SDM'))
+        summed = objectives.reduce_clean_pairs(ours, case['label_hat'], mean=loss in ('InfoNCE', 'SDM'))
         assert_close(summed, case[f'{loss}/{part}_loss'])
         total = total + summed
     assert_close(per_pair, case[f'{loss}/bge_per_sample'])
@@ -54,7 +64,8 @@ def tbps_losses(case, tensors, simclr_mlp):
     scale = objectives.clamped_scale(log_scale)
 
     def nitc(view):
-        return objectives.nitc(view, text, view, case['text_soft'], case['pids'], scale=scale, alpha=float(case['alpha']))
+        return objectives.nitc(view, text, view, case['text_soft'], case['pids'], scale=scale,
+                               alpha=float(case['alpha']))
     return {
         'nitc': nitc(image), 'nitc_mvs': (nitc(image) + nitc(image_aug)) / 2,
         'ritc': objectives.ritc(image, text, case['pids'], scale=scale, eps=float(case['ritc_eps'])),
@@ -72,7 +83,8 @@ def test_tbps(file, name, tag):
     tensors = inputs(case, *names)
     shape = case['simclr_mlp.0.weight'].shape, case['simclr_mlp.2.weight'].shape
     mlp = torch.nn.Sequential(torch.nn.Linear(*shape[0][::-1]), torch.nn.ReLU(), torch.nn.Linear(*shape[1][::-1]))
-    mlp.load_state_dict({entry[len('simclr_mlp.'):]: value for entry, value in case.items() if entry.startswith('simclr_mlp.')})
+    prefix = 'simclr_mlp.'
+    mlp.load_state_dict({name[len(prefix):]: value for name, value in case.items() if name.startswith(prefix)})
     losses = tbps_losses(case, tensors, mlp)
     ratios = RATIOS.get(tag, {tag: 1})
     weighted = {part: ratio * losses[part] for part, ratio in ratios.items()}
@@ -85,11 +97,12 @@ def test_tbps(file, name, tag):
     total.backward()
     *embeddings, log_scale = tensors
     assert_gradients(case, tag, **dict(zip(names, embeddings)))
-    grad = log_scale.grad if log_scale.grad is not None else torch.zeros(())   # it cancels to near 0 at a scale of 100
+    grad = log_scale.grad if log_scale.grad is not None else torch.zeros(())   # near 0 at a scale of 100
     assert_close(grad, case[f'{tag}/grad_log_scale'], relative=1e-4)
     for entry, parameter in mlp.named_parameters():
         norm = 0.0 if parameter.grad is None else float(parameter.grad.norm())
-        assert norm == pytest.approx(float(case.get(f'{tag}/grad_norm_simclr_mlp.{entry}', 0)), rel=1e-5, abs=1e-6), entry
+        official = float(case.get(f'{tag}/grad_norm_simclr_mlp.{entry}', 0))
+        assert norm == pytest.approx(official, rel=1e-5, abs=1e-6), entry
 
 
 @pytest.mark.parametrize('tag', ['a_sdm', 'sdm'])
@@ -103,18 +116,18 @@ def test_fmfa_similarity_distributions(file, name, tag):
     assert_gradients(case, tag, image=image, text=text)
 
 
-@pytest.mark.parametrize('piece', [1, 4, 100])
+@pytest.mark.parametrize('chunk_size', [1, 4, 100])
 @pytest.mark.parametrize('file, name', golden_cases('fmfa_objectives_*', 'efa'))
-def test_fmfa_explicit_alignment(file, name, piece):
+def test_fmfa_explicit_alignment(file, name, chunk_size):
     case = entries(file, name)
     image_tokens, text_tokens = inputs(case, 'image_tokens', 'text_tokens')
     patches = image_tokens[:, 1:]
-    gathered = objectives.gathered_patches(patches, text_tokens)
-    assert_close(objectives.patch_shares(patches, text_tokens), case['weights'])
-    assert_close(gathered, case['aggregated'])
-    assert_close(objectives.token_triplets(text_tokens, gathered, margin=0.1), case['efa_text'])
-    assert_close(objectives.token_triplets(patches, gathered, margin=0.9), case['efa_image'])
-    loss = objectives.explicit_alignment(patches, text_tokens, piece=piece)
+    grouped = objectives.group_patches_by_word(patches, text_tokens)
+    assert_close(objectives.patch_weights(patches, text_tokens), case['weights'])
+    assert_close(grouped, case['aggregated'])
+    assert_close(objectives.token_triplet_loss(text_tokens, grouped, margin=0.1), case['efa_text'])
+    assert_close(objectives.token_triplet_loss(patches, grouped, margin=0.9), case['efa_image'])
+    loss = objectives.explicit_alignment(patches, text_tokens, chunk_size=chunk_size)
     assert_close(loss, case['efa'])
     loss.backward()
     assert_gradients(case, 'efa', absolute=1e-7, image_tokens=image_tokens, text_tokens=text_tokens)

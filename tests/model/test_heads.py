@@ -1,4 +1,4 @@
-"""The registry, what a head may do, and that each head learns."""
+"""The registry of heads, the hooks of a head, and training of each head."""
 import pytest
 import torch
 from torch import nn
@@ -19,18 +19,19 @@ def archive(tmp_path_factory):
 ALL = sorted(set(registry()))
 
 
-# Losses that cannot fall to 0: aux is smallest where the experts are evenly used, efa compares rows of length 1. Each stands beside
-# one that can, and has a test of its own that it falls. tse trains its embedding by the losses beside it.
-ENDLESS = ('aux', 'efa')
-BESIDE = {'aux': 'sdm+aux', 'efa': 'sdm+efa', 'tse': 'tal+tse'}
+# Losses with a minimum above 0: aux is smallest if all experts are used evenly, and efa compares rows of length 1. They
+# are trained together with another loss, and other tests check that they fall. tse needs a loss per pair.
+POSITIVE_MINIMUM = ('aux', 'efa')
+COMBINED = {'aux': 'sdm+aux', 'efa': 'sdm+efa', 'tse': 'tal+tse'}
 
 
-@pytest.mark.parametrize('loss_names', [BESIDE.get(name, name) for name in ALL] + ['+'.join(ALL)])
+@pytest.mark.parametrize('loss_names', [COMBINED.get(name, name) for name in ALL] + ['+'.join(ALL)])
 def test_head_overfits_a_fixed_batch(archive, loss_names, monkeypatch):
-    # The batch's negatives are fixed, too (attribute draws them by the embeddings, and so gets new ones as it learns).
-    monkeypatch.setattr(torch, 'multinomial', lambda weights, _: (torch.arange(len(weights))[:, None] + 1) % len(weights))
+    # The batch's negatives are fixed also: attribute draws them by the embeddings, which change.
+    monkeypatch.setattr(torch, 'multinomial',
+                        lambda weights, _: (torch.arange(len(weights))[:, None] + 1) % len(weights))
     model, batch = small_model(archive, loss_names, temperature=0.1), small_batch()
-    # With larger steps rounding alone decides whether attribute gets there in time.
+    # With a higher learning rate, rounding errors decide whether attribute converges in time.
     lr, steps = (3e-4, 150) if loss_names == 'attribute' else (1e-3, 60)
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
     model.train()
@@ -41,7 +42,8 @@ def test_head_overfits_a_fixed_batch(archive, loss_names, monkeypatch):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        history.append(loss.item() - sum(float(results[f'{name}_loss'].detach()) for name in ENDLESS if f'{name}_loss' in results))
+        offset = sum(float(results[f'{name}_loss'].detach()) for name in POSITIVE_MINIMUM if f'{name}_loss' in results)
+        history.append(loss.item() - offset)
     assert history[-1] < 0.05 * history[0] + 0.02, history[::10]
 
 
@@ -53,9 +55,11 @@ def test_every_head_reports_a_loss_and_plain_scalars(archive):
 
 
 @pytest.mark.parametrize('names, message', [
-    ('sdm+mml', "unknown loss 'mml'.*did you mean mlm"), ('sdm+sdm', 'named twice'), ('idd', "unknown loss 'idd'.*did you mean id"),
-    ('sdm++id', "unknown loss ''"), ('TAL+sr0.3_tau0.015', "RDE's released code.*type --loss_names tal\\+tse --ccd"),
-    ('id+InfoNCE', 'type --loss_names infonce'), ('fuse', 'never worked'), ('sdm+mim', 'never worked'), ('', "unknown loss ''")])
+    ('sdm+mml', "unknown loss 'mml'.*did you mean mlm"), ('sdm+sdm', 'named twice'),
+    ('idd', "unknown loss 'idd'.*did you mean id"), ('sdm++id', "unknown loss ''"),
+    ('TAL+sr0.3_tau0.015', "RDE's reference implementation.*: give --loss_names tal\\+tse --ccd"),
+    ('id+InfoNCE', 'give --loss_names infonce'), ('fuse', 'never worked'), ('sdm+mim', 'never worked'),
+    ('', "unknown loss ''")])
 def test_wrong_loss_names(names, message):
     with pytest.raises(UserError, match=message):
         parse_loss_names(names)
@@ -65,28 +69,29 @@ def test_names_are_matched_whole():
     assert [head.names for head in parse_loss_names('id+sdm')] == [('id',), ('sdm',)]
 
 
-@pytest.mark.parametrize('rows, width', [([2], 8), ([2, 5], 16), ([0, 1, 2, 3, 4, 5], 20)])    # with 8, 12 and 18 tokens at most
-def test_cutting_padding_changes_nothing(archive, rows, width):
+# The longest captions have 8, 12 and 18 tokens.
+@pytest.mark.parametrize('rows, width', [([2], 8), ([2, 5], 16), ([0, 1, 2, 3, 4, 5], 20)])
+def test_trimming_padding_changes_nothing(archive, rows, width):
     batch = {name: values[rows] for name, values in small_batch().items()}
     model = small_model(archive, 'sdm+itc+id')
-    short, longest = model.without_padding(batch['caption_ids']), int((batch['caption_ids'] != 0).sum(dim=1).max())
+    short, longest = model.trim_padding(batch['caption_ids']), int((batch['caption_ids'] != 0).sum(dim=1).max())
     assert torch.equal(short, batch['caption_ids'][:, :width])
-    whole, cut = model(batch), model({**batch, 'caption_ids': short[:, :longest]})
-    for name in whole:
-        torch.testing.assert_close(cut[name], whole[name], rtol=1e-5, atol=1e-6)
+    expected, trimmed = model(batch), model({**batch, 'caption_ids': short[:, :longest]})
+    for name in expected:
+        torch.testing.assert_close(trimmed[name], expected[name], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize('loss_names, training, evaluation', [
     ('sdm+id', True, True), ('sdm+mlm', False, True), ('sdm+attribute', False, True), ('sdm+detail', False, True),
     ('sdm+mae', False, True), ('sdm+tri', True, True), ('sdm+aux', False, False)])
-def test_padding_is_kept_where_it_is_read(archive, loss_names, training, evaluation):
+def test_padding_is_not_trimmed_if_a_head_reads_it(archive, loss_names, training, evaluation):
     model, ids = small_model(archive, loss_names), torch.zeros(2, 20, dtype=torch.long)
     ids[:, :3] = torch.tensor([510, 5, 511])
-    assert (model.train().without_padding(ids).shape[1] == 8) is training
-    assert (model.eval().without_padding(ids).shape[1] == 8) is evaluation
+    assert (model.train().trim_padding(ids).shape[1] == 8) is training
+    assert (model.eval().trim_padding(ids).shape[1] == 8) is evaluation
 
 
-def test_tokens_are_given_to_those_who_ask(archive):
+def test_encoded_has_tokens_only_if_a_head_needs_them(archive):
     encoded = small_model(archive, 'sdm').encode(small_batch())
     assert encoded.image_tokens is None and encoded.text_tokens is None
     assert small_model(archive, 'sdm+mae').encode(small_batch()).text_tokens.shape == (6, 20, 128)
@@ -98,7 +103,7 @@ def test_only_active_heads_have_parameters(archive):
     assert 'classifier' in {name.split('.')[0] for name, _ in small_model(archive, 'id').named_parameters()}
 
 
-def test_masked_captions_cost_a_second_text_pass_only_when_kept_apart(archive):
+def test_masked_captions_need_a_second_text_pass_only_if_the_losses_read_unmasked_ones(archive):
     model, batch = small_model(archive, 'sdm+mlm').eval(), small_batch()
     passes = []
     model.base_model.transformer.register_forward_hook(lambda *_: passes.append(1))
@@ -113,8 +118,8 @@ def test_masked_captions_cost_a_second_text_pass_only_when_kept_apart(archive):
     assert all(torch.equal(once[name], twice[name]) for name in once)
 
 
-def test_mlm_scores_only_what_was_chosen(archive):
-    """The loss equals a plain cross-entropy over all positions with label 0 left out."""
+def test_mlm_scores_only_masked_positions(archive):
+    """The loss equals a plain cross-entropy over all positions that ignores label 0."""
     model, batch = small_model(archive, 'mlm').eval(), small_batch()
     encoded = model.encode(batch)
     head = model.heads[0]
@@ -124,7 +129,7 @@ def test_mlm_scores_only_what_was_chosen(archive):
 
 
 def test_initial_deviations(archive):
-    """IRRA's: input projections D^-1/2, what writes to the residual (2 depth D)^-1/2, first layers (2D)^-1/2."""
+    """IRRA: input projections D^-1/2, outputs to the residual stream (2 depth D)^-1/2, first layers (2D)^-1/2."""
     model = small_model(archive, 'mlm+id', cmt_depth=2)
     width = model.embed_dim
     block = model.cross_modal_transformer.resblocks[1]
@@ -148,7 +153,7 @@ def test_resnet_refuses_losses_on_tokens():
 
 @pytest.fixture
 def new_head(monkeypatch):
-    """A head in a file of its own, as a user would add it."""
+    """A head as a user would add it."""
     class Margin(Head):
         names = ('margin',)
         needs = ('text_attention',)
@@ -175,7 +180,7 @@ def new_head(monkeypatch):
     return Margin
 
 
-def test_a_new_head_needs_nothing_else(archive, new_head):
+def test_a_new_head_needs_no_other_change(archive, new_head):
     from solver.build import parameter_settings
     assert new_head in head_classes()
     args = options(loss_names='sdm+margin')
@@ -187,16 +192,16 @@ def test_a_new_head_needs_nothing_else(archive, new_head):
     assert parameter_settings('margin_proj.weight', args)[0] == pytest.approx(10 * args.lr)
 
 
-def test_parts_of_one_name_collide_loudly(archive, new_head):
+def test_two_parts_with_one_name_are_an_error(archive, new_head):
     def clash(self, args, model):
         Head.__init__(self)
         self.classifier = nn.Linear(2, 2)
     new_head.__init__ = clash
-    with pytest.raises(UserError, match='Margin.classifier: the model has another part of that name'):
+    with pytest.raises(UserError, match='Margin.classifier: the model has another part with this name'):
         small_model(archive, 'id+margin')
 
 
-def test_train_and_eval_reach_the_heads(archive):
+def test_train_and_eval_set_the_mode_of_the_heads(archive):
     model = small_model(archive, 'sdm+mlm')
     assert not model.eval().heads[0].training and model.train().heads[0].training
 

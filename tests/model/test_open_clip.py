@@ -6,32 +6,48 @@ import pytest
 import torch
 
 from datasets.bases import tokenize
+from datasets.truncation import describe_truncation, find_truncated
 from model import build_model
 from model.backbones import open_clip as backbones
 from model.backbones.__main__ import runs
 from model.backbones.open_clip import OpenClip
 from model.build import total_loss
-from model.heads import heads_on
+from model.heads import heads_for_backbone
 from tests.support import options, small_archive
 from utils.checkpoint import load_weights
 from utils.errors import UserError
 
-open_clip = pytest.importorskip('open_clip', reason='the open_clip library is not installed: pip install open_clip_torch')
+open_clip = pytest.importorskip('open_clip', reason='the open_clip library is not installed: pip install '
+                                                    'open_clip_torch')
 
 WORDS = {'vocab_size': 49408, 'width': 64, 'heads': 2, 'layers': 2}
 VIT = {'image_size': 64, 'layers': 2, 'width': 96, 'head_width': 32, 'patch_size': 16}
 SHAPES = {
     'tiny-clip': {'embed_dim': 64, 'vision_cfg': VIT, 'text_cfg': {'context_length': 40, **WORDS}},
-    # SigLIP's ways: timm's tower, pooled by attention and not projected; words see each other and the padding, and the last place counts
-    'tiny-sig': {'embed_dim': 64, 'init_logit_bias': -10, 'custom_text': True,
-                 'vision_cfg': {'image_size': 160, 'timm_model_name': 'test_vit', 'timm_pool': 'map', 'timm_proj': 'none'},
-                 'text_cfg': {'context_length': 24, 'no_causal_mask': True, 'pool_type': 'last', 'proj_bias': True, **WORDS}},
-    'tiny-average': {'embed_dim': 64, 'vision_cfg': {**VIT, 'pool_type': 'avg', 'final_ln_after_pool': True, 'no_ln_pre': True},
-                     'text_cfg': {'context_length': 40, 'pool_type': 'eos', 'eos_id': 49407, **WORDS}},
-    'tiny-conv': {'embed_dim': 64, 'vision_cfg': {'image_size': 160, 'timm_model_name': 'test_convnext', 'timm_pool': '',
-                                                  'timm_proj': 'linear'}, 'text_cfg': {'context_length': 40, **WORDS}},
-    'tiny-resnet': {'embed_dim': 64, 'vision_cfg': {'image_size': 64, 'layers': [1, 1, 1, 1], 'width': 16, 'head_width': 32},
-                    'text_cfg': {'context_length': 40, **WORDS}},
+    # SigLIP's ways: timm's tower, pooled by attention and not projected; words see each other and the padding, and the
+    # last place counts
+    'tiny-sig': {
+        'embed_dim': 64,
+        'init_logit_bias': -10,
+        'custom_text': True,
+        'vision_cfg': {'image_size': 160, 'timm_model_name': 'test_vit', 'timm_pool': 'map', 'timm_proj': 'none'},
+        'text_cfg': {'context_length': 24, 'no_causal_mask': True, 'pool_type': 'last', 'proj_bias': True, **WORDS},
+    },
+    'tiny-average': {
+        'embed_dim': 64,
+        'vision_cfg': {**VIT, 'pool_type': 'avg', 'final_ln_after_pool': True, 'no_ln_pre': True},
+        'text_cfg': {'context_length': 40, 'pool_type': 'eos', 'eos_id': 49407, **WORDS},
+    },
+    'tiny-conv': {
+        'embed_dim': 64,
+        'vision_cfg': {'image_size': 160, 'timm_model_name': 'test_convnext', 'timm_pool': '', 'timm_proj': 'linear'},
+        'text_cfg': {'context_length': 40, **WORDS},
+    },
+    'tiny-resnet': {
+        'embed_dim': 64,
+        'vision_cfg': {'image_size': 64, 'layers': [1, 1, 1, 1], 'width': 16, 'head_width': 32},
+        'text_cfg': {'context_length': 40, **WORDS},
+    },
 }
 LENGTH = {'tiny-sig': 24}
 TEXTS = ['a man in a red coat', 'The woman, wearing black trousers & carrying a bag!', 'a']
@@ -51,8 +67,15 @@ def shapes(tmp_path_factory):
 
 def small(name='tiny-clip', loss_names='itc', weights='', **changes):
     torch.manual_seed(0)
-    settings = dict(backbone='open_clip', pretrain_choice=name + weights, loss_names=loss_names, text_length=LENGTH.get(name, 40),
-                    img_size=(96, 32), temperature=0.1, cmt_depth=1)
+    settings = dict(
+        backbone='open_clip',
+        pretrain_choice=name + weights,
+        loss_names=loss_names,
+        text_length=LENGTH.get(name, 40),
+        img_size=(96, 32),
+        temperature=0.1,
+        cmt_depth=1,
+    )
     return build_model(options(**{**settings, **changes}), 4)
 
 
@@ -80,7 +103,7 @@ def test_embeddings_are_the_library_s(name, size, tmp_path):
     with torch.no_grad():
         torch.testing.assert_close(model.encode_image(images), reference.encode_image(images), rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(model.encode_text(ids), reference.encode_text(ids), rtol=1e-5, atol=1e-5)
-        short = model.without_padding(ids)      # as evaluation cuts captions
+        short = model.trim_padding(ids)      # as evaluation cuts captions
         torch.testing.assert_close(model.encode_text(short), reference.encode_text(ids), rtol=1e-5, atol=1e-5)
     assert (short.shape[1] < ids.shape[1]) == (name != 'tiny-sig')
 
@@ -112,25 +135,44 @@ def test_captions_become_the_library_s_ids():
     tokenizer = OpenClip.tokenizer(args)
     ours = torch.stack([tokenize(text, tokenizer, 10) for text in TEXTS])
     assert torch.equal(ours, open_clip.tokenize(TEXTS, context_length=10))
-    assert tokenizer.lengths(ours).tolist() == [8, 10, 3] and tokenizer.decode(tokenizer.encode('a red coat')) == 'a red coat '
+    assert find_truncated(TEXTS, ours, tokenizer) == [(index, count) for index, text in enumerate(TEXTS)
+                                                     if (count := 2 + len(tokenizer.encode(text))) > 10]
+    assert (
+        tokenizer.lengths(ours).tolist() == [8, 10, 3]
+        and tokenizer.decode(tokenizer.encode('a red coat')) == 'a red coat '
+    )
 
 
 def sentencepieces(folder):
     """A tokenizer's folder in SigLIP's ways: no start, and padding that is the end."""
     tokenizers = pytest.importorskip('tokenizers', reason='the tokenizers library is not installed')
     transformers = pytest.importorskip('transformers', reason='the transformers library is not installed')
-    words = {word: number for number, word in enumerate(['<unk>', '</s>', *'a man in red coat woman wearing black bag the'.split()])}
+    words = {
+        word: number
+        for number, word in enumerate(['<unk>', '</s>', *'a man in red coat woman wearing black bag the'.split()])
+    }
     inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token='<unk>'))
     inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     inner.post_processor = tokenizers.processors.TemplateProcessing(single='$A </s>', special_tokens=[('</s>', 1)])
-    whole = transformers.PreTrainedTokenizerFast(tokenizer_object=inner, eos_token='</s>', pad_token='</s>', unk_token='<unk>')
+    whole = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=inner, eos_token='</s>', pad_token='</s>', unk_token='<unk>'
+    )
     whole.save_pretrained(folder)
     return str(folder)
 
 
 def with_tokenizer(monkeypatch, name):
-    text = {**SHAPES['tiny-sig']['text_cfg'], 'vocab_size': 12, 'hf_tokenizer_name': name, 'tokenizer_kwargs': {'clean': 'canonicalize'}}
-    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, 'tiny-pieces', {**SHAPES['tiny-sig'], 'text_cfg': {**text, 'context_length': 8}})
+    text = {
+        **SHAPES['tiny-sig']['text_cfg'],
+        'vocab_size': 12,
+        'hf_tokenizer_name': name,
+        'tokenizer_kwargs': {'clean': 'canonicalize'},
+    }
+    monkeypatch.setitem(
+        open_clip.factory._MODEL_CONFIGS,
+        'tiny-pieces',
+        {**SHAPES['tiny-sig'], 'text_cfg': {**text, 'context_length': 8}},
+    )
     return options(backbone='open_clip', pretrain_choice='tiny-pieces', loss_names='itc', text_length=8)
 
 
@@ -140,17 +182,30 @@ def test_another_vocabulary_padded_its_own_way(tmp_path, monkeypatch):
     ours = torch.stack([tokenize(text, tokenizer, 8) for text in [*TEXTS, 'a ' * 20]])
     assert torch.equal(ours, open_clip.get_tokenizer('tiny-pieces')([*TEXTS, 'a ' * 20]))
     assert ours[0].tolist() == [2, 3, 4, 2, 5, 6, 1, 1]     # padding is 1
+    sentence = describe_truncation([*TEXTS, 'a ' * 19 + 'bag'], ours, tokenizer)
+    cut = len(find_truncated(TEXTS, ours[:-1], tokenizer)) + 1
+    assert f'{cut} of {len(TEXTS) + 1} captions have more than 8 tokens' in sentence
     reference = theirs('tiny-pieces', (160, 160))
-    model = build_model(options(**{**vars(args), 'pretrain_choice': 'tiny-pieces' + saved(reference, tmp_path / 'weights.pt'),
-                                   'img_size': (160, 160)}), 4).eval()
+    model = build_model(
+        options(
+            **{
+                **vars(args),
+                'pretrain_choice': 'tiny-pieces' + saved(reference, tmp_path / 'weights.pt'),
+                'img_size': (160, 160),
+            }
+        ),
+        4,
+    ).eval()
     with torch.no_grad():
         torch.testing.assert_close(model.encode_text(ours), reference.encode_text(ours), rtol=1e-5, atol=1e-5)
-    with pytest.raises(UserError, match="the loss 'mlm' reads masked text tokens and tiny-pieces has none to give: its captions are not"):
+    with pytest.raises(UserError, match="the loss 'mlm' reads masked text tokens and tiny-pieces has none to give: its "
+                                        "captions are not"):
         build_model(options(**{**vars(args), 'loss_names': 'itc+mlm'}), 4)
 
 
 def test_a_tokenizer_that_is_not_there(monkeypatch, tmp_path):
-    with pytest.raises(UserError, match="the tokenizer .*missing is not in Hugging Face's cache and cannot be downloaded"):
+    with pytest.raises(UserError, match="the tokenizer .*missing is not in Hugging Face's cache and cannot be "
+                                        "downloaded"):
         OpenClip.tokenizer(with_tokenizer(monkeypatch, str(tmp_path / 'missing')))
 
 
@@ -164,15 +219,29 @@ def batch(length, size=4):
     masked = ids.clone()
     labels[:, 2], masked[:, 2] = ids[:, 2], 49405
     images = torch.randn(size, 3, 1, 1, generator=generator) + 0.1 * torch.randn(size, 3, 96, 32, generator=generator)
-    return {'pids': torch.arange(size), 'image_ids': torch.arange(size), 'images': images, 'caption_ids': ids, 'mlm_ids': masked,
-            'mlm_labels': labels}
+    return {
+        'pids': torch.arange(size),
+        'image_ids': torch.arange(size),
+        'images': images,
+        'caption_ids': ids,
+        'mlm_ids': masked,
+        'mlm_labels': labels,
+    }
 
 
-@pytest.mark.parametrize('loss', sorted(name for name, head in heads_on('open_clip').items() if runs(head, OpenClip)))
+@pytest.mark.parametrize(
+    'loss', sorted(name for name, head in heads_for_backbone('open_clip').items() if runs(head, OpenClip))
+)
 def test_what_the_table_says_runs(loss):
     model, samples = small(loss_names=loss), batch(40)
-    results = model({**samples, 'attributes_mask': (samples['mlm_labels'] > 0).long(), 'second_images': samples['images'],
-                     'simclr_images': torch.stack([samples['images']] * 2, dim=1)})
+    results = model(
+        {
+            **samples,
+            'attributes_mask': (samples['mlm_labels'] > 0).long(),
+            'second_images': samples['images'],
+            'simclr_images': torch.stack([samples['images']] * 2, dim=1),
+        }
+    )
     total_loss(results).backward()
     assert all(value.isfinite().all() for value in results.values())
     assert any(p.grad is not None for p in model.base_model.parameters())
@@ -205,7 +274,9 @@ def test_weights_go_both_ways(tmp_path):
     model = small('tiny-sig', 'sdm+id').eval()
     path = tmp_path / 'best.pth'
     torch.save({'model': model.state_dict()}, path)
-    assert all(name.startswith(('base_model.visual.', 'base_model.text.', 'classifier.')) for name in model.state_dict())
+    assert all(
+        name.startswith(('base_model.visual.', 'base_model.text.', 'classifier.')) for name in model.state_dict()
+    )
     images, ids = torch.randn(2, 3, 96, 32), captions('tiny-sig')
     reference = open_clip.create_model('tiny-sig', force_image_size=(96, 32), force_custom_text=True).eval()
     missing = reference.load_state_dict({name[len('base_model.'):]: value for name, value in model.state_dict().items()
@@ -233,17 +304,49 @@ def test_random_weights_are_said(caplog):
     assert 'tiny-clip names no weights: the encoders start from random ones' in caplog.text
 
 
-@pytest.mark.parametrize('choice, mean', [('ViT-B-16-SigLIP', 0.5), ('ViT-B-16-SigLIP:webli', 0.5), ('ViT-B/16', 0.48145466),
-                                          ('ViT-B-16:openai', 0.48145466)])
+@pytest.mark.parametrize(
+    'choice, mean',
+    [
+        ('ViT-B-16-SigLIP', 0.5),
+        ('ViT-B-16-SigLIP:webli', 0.5),
+        ('ViT-B/16', 0.48145466),
+        ('ViT-B-16:openai', 0.48145466),
+    ],
+)
 def test_images_are_prepared_as_for_the_weights(choice, mean):
-    pixels = OpenClip.pixels(options(backbone='open_clip', pretrain_choice=choice, loss_names='itc'))
-    assert pixels.mean[0] == pytest.approx(mean) and pixels.interpolation == 'bicubic'
+    image_stats = OpenClip.image_stats(options(backbone='open_clip', pretrain_choice=choice, loss_names='itc'))
+    assert image_stats.mean[0] == pytest.approx(mean) and image_stats.interpolation == 'bicubic'
 
 
 def test_the_activation_is_the_weights():
     def of(choice):
-        return backbones.describe(options(backbone='open_clip', pretrain_choice=choice, loss_names='itc'))['model_cfg'].get('quick_gelu')
+        return backbones.describe(options(backbone='open_clip', pretrain_choice=choice, loss_names='itc'))[
+            'model_cfg'
+        ].get('quick_gelu')
+
     assert of('ViT-B-16:openai') and not of('ViT-B-16:laion2b_s34b_b88k') and not of('ViT-B-16')
+
+
+def test_the_activation_of_a_file_is_said_next_to_it(tmp_path, caplog):
+    logging.getLogger('Pedestal').propagate = logging.getLogger('Pedestal.model').propagate = True
+    caplog.set_level('INFO', logger='Pedestal.model')
+    path = saved(theirs('tiny-clip', (96, 32)), tmp_path / 'weights.pt')
+    small(weights=path)
+    assert "activation of the encoders: gelu (assumed: open_clip's tiny-clip has it)" in caplog.text
+    (tmp_path / 'open_clip_config.json').write_text(json.dumps({'model_cfg': {'quick_gelu': True}}))
+    model = small(weights=path)
+    assert {type(block.mlp.gelu) for block in model.base_model.text.transformer.resblocks} == {
+        open_clip.transformer.QuickGELU
+    }
+    assert f"activation of the encoders: quick_gelu ({tmp_path / 'open_clip_config.json'} says so)" in caplog.text
+
+
+def test_a_file_of_another_activation_than_the_models_is_refused(tmp_path):
+    path = saved(theirs('tiny-clip', (96, 32)), tmp_path / 'weights.pt')
+    (tmp_path / 'open_clip_config.json').write_text(json.dumps({'model_cfg': {}}))
+    args = options(backbone='open_clip', pretrain_choice='ViT-B-16-quickgelu' + path, loss_names='itc')
+    with pytest.raises(UserError, match='has quick_gelu and .*open_clip_config.json says gelu.*such as ViT-B-16$'):
+        backbones.describe(args)
 
 
 @pytest.mark.parametrize('change, message', [
@@ -252,19 +355,23 @@ def test_the_activation_is_the_weights():
     (dict(pretrain_choice='coca_ViT-B-32'), 'coca_ViT-B-32 has a text decoder'),
     (dict(text_length=41), '--text_length 41: tiny-clip reads at most 40 tokens'),
     (dict(pretrain_choice='tiny-sig', text_length=20), '--text_length 20: tiny-sig reads exactly 24 tokens'),
-    (dict(pretrain_choice='tiny-sig', img_size=(8, 8), text_length=24), '--img_size 8 8: the image encoder of tiny-sig takes no such'),
+    (dict(pretrain_choice='tiny-sig', img_size=(8, 8), text_length=24), '--img_size 8 8: the image encoder of tiny-sig '
+                                                                        'takes no such'),
     (dict(pretrain_choice='tiny-resnet'), 'open_clip cannot build tiny-resnet for images of 96 x 32'),
     (dict(stride_size=12), '--stride_size 12 is for the CLIP of --backbone clip'),
     (dict(preparation='tbps'), '--preparation tbps is for the CLIP'),
     (dict(freeze_conv1=True), '--freeze_conv1 is for CLIP'),
-    (dict(pretrain_choice='tiny-conv', loss_names='itc+mlm'), "the loss 'mlm' reads image tokens and the image encoder of tiny-conv gives "
-                                                              'one vector'),
+    (dict(pretrain_choice='tiny-conv', loss_names='itc+mlm'), "the loss 'mlm' reads image tokens and the image encoder "
+                                                              'of tiny-conv returns one vector per image'),
     (dict(loss_names='mae'), "open_clip's encoders are not ours"),
-    (dict(loss_names='itc+itm'), "the loss 'itm' runs on the backbone aptm alone"),
-    (dict(pretrain_choice='tiny-resnet', img_size=(64, 64), micro_batch=2), '--micro_batch cannot split a batch for an encoder that norm'),
+    (dict(loss_names='itc+itm'), "unknown loss 'itm' for --backbone open_clip: it needs --backbone aptm"),
+    (dict(pretrain_choice='tiny-resnet', img_size=(64, 64), micro_batch=2), '--micro_batch cannot split a batch for an '
+                                                                            'encoder that norm'),
 ])
 def test_bad_input_is_one_sentence(change, message):
-    settings = dict(backbone='open_clip', pretrain_choice='tiny-clip', loss_names='itc', text_length=40, img_size=(96, 32))
+    settings = dict(
+        backbone='open_clip', pretrain_choice='tiny-clip', loss_names='itc', text_length=40, img_size=(96, 32)
+    )
     with pytest.raises(UserError, match=message) as raised:
         args = options(**{**settings, **change})
         OpenClip.tokenizer(args)
@@ -284,20 +391,28 @@ def test_weights_that_cannot_be_downloaded(monkeypatch):
     def refuse(*_, **__):
         raise OSError('no route\nto host')
     monkeypatch.setattr(open_clip, 'download_pretrained', refuse)
-    with pytest.raises(UserError, match=r'ViT-B-16:openai: open_clip cannot download the weights \(no route to host\); give ViT-B-16:<f'):
+    with pytest.raises(
+        UserError,
+        match=r'ViT-B-16:openai: open_clip cannot download the weights \(no route to host\); give ViT-B-16:<f',
+    ):
         small('ViT-B-16', weights=':openai')
 
 
 def test_without_the_library(monkeypatch):
     monkeypatch.setitem(__import__('sys').modules, 'open_clip', None)
-    with pytest.raises(UserError, match='--backbone open_clip needs the open_clip library: pip install open_clip_torch'):
+    with pytest.raises(UserError, match='--backbone open_clip needs the open_clip library: pip install '
+                                        'open_clip_torch'):
         small()
 
 
 def test_a_checkpoint_of_another_backbone(tmp_path):
     state = small().state_dict()
-    with pytest.raises(UserError, match='is of the backbone open_clip, and the options name clip: give --backbone open_clip'):
+    with pytest.raises(UserError, match='holds a model with --backbone open_clip, and the options have --backbone '
+                                        'clip: give --backbone open_clip'):
         build_model(options(loss_names='itc', training=False), 1, state)
     clip = {f'base_model.{name}': value for name, value in torch.load(small_archive(tmp_path / 'clip.pt')).items()}
-    with pytest.raises(UserError, match='is of the backbone clip, and the options name open_clip'):
-        build_model(options(loss_names='itc', backbone='open_clip', pretrain_choice='tiny-clip', training=False), 1, clip)
+    with pytest.raises(UserError, match='holds a model with --backbone clip, and the options have --backbone '
+                                        'open_clip'):
+        build_model(
+            options(loss_names='itc', backbone='open_clip', pretrain_choice='tiny-clip', training=False), 1, clip
+        )

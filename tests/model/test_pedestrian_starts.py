@@ -1,11 +1,13 @@
-"""Weights that were pretrained on generated pedestrians (NAM, HAM, GA-DMS), in the layouts that they come in: a run starts from them by
---init_from and by --pretrain_choice."""
+"""Runs that start from weights that were pretrained on generated pedestrians (NAM, HAM, GA-DMS).
+
+They come in several layouts, and start a run by --init_from or --pretrain_choice.
+"""
 import pytest
 import torch
 
 from model import build_model
 from tests.support import options, small_archive
-from utils.checkpoint import start_from
+from utils.checkpoint import init_from_checkpoint
 from utils.errors import UserError
 from utils.options import get_args
 
@@ -33,20 +35,31 @@ def pretrained(clip):
 
 
 def of_clip(weights):
-    return {name.removeprefix('base_model.'): value for name, value in weights.items() if name.startswith('base_model.')}
+    return {
+        name.removeprefix('base_model.'): value for name, value in weights.items() if name.startswith('base_model.')
+    }
 
 
 LAYOUTS = {
     "IRRA's checkpoint": lambda weights: {'model': weights, 'epoch': 30},
-    'trained on several GPUs': lambda weights: {'model': {f'module.{name}': value for name, value in weights.items()}, 'epoch': 3},
+    'trained on several GPUs': lambda weights: {
+        'model': {f'module.{name}': value for name, value in weights.items()},
+        'epoch': 3,
+    },
     "IRRA's with what nothing reads": lambda weights: {'model': {**weights, 'base_model.logit_scale': torch.ones(())}},
     'a state dict': lambda weights: dict(weights),
-    'under state_dict': lambda weights: {'state_dict': {f'module.{name}': value for name, value in weights.items()}, 'epoch': 1},
+    'under state_dict': lambda weights: {
+        'state_dict': {f'module.{name}': value for name, value in weights.items()},
+        'epoch': 1,
+    },
     'half precision': lambda weights: {'model': {name: value.half() for name, value in weights.items()}},
     'with heads of its own': lambda weights: {'model': {**weights, 'mask_head.weight': torch.ones(3, 3)}},
     "CLIP's": lambda weights: of_clip(weights),
-    "CLIP's, under state_dict": lambda weights: {'state_dict': {f'module.{name}': value for name, value in of_clip(weights).items()}},
-    "CLIP's with its temperature": lambda weights: {**of_clip(weights), 'logit_scale': torch.ones(())}}
+    "CLIP's, under state_dict": lambda weights: {
+        'state_dict': {f'module.{name}': value for name, value in of_clip(weights).items()}
+    },
+    "CLIP's with its temperature": lambda weights: {**of_clip(weights), 'logit_scale': torch.ones(())},
+}
 
 
 @pytest.mark.parametrize('layout', LAYOUTS)
@@ -55,20 +68,26 @@ def test_a_run_starts_from_each_layout(pretrained, clip, tmp_path, layout):
     torch.save(LAYOUTS[layout](pretrained), path)
     begun = irra(clip, seed=7)
     classifier = begun.classifier.weight.clone()
-    start_from(begun, path)
+    init_from_checkpoint(begun, path)
     chosen = irra(path, seed=7)
     for model in (begun, chosen):
         for name, value in of_clip(model.state_dict()).items():
-            assert torch.allclose(value, pretrained[f'base_model.{name}'], atol=2e-3 if layout == 'half precision' else 0), name
-    assert torch.equal(begun.classifier.weight, classifier)                             # over other identities: made anew
+            assert torch.allclose(
+                value, pretrained[f'base_model.{name}'], atol=2e-3 if layout == 'half precision' else 0
+            ), name
+    # for other identities: re-created
+    assert torch.equal(begun.classifier.weight, classifier)
     with_heads = not layout.startswith("CLIP's")
-    assert torch.allclose(begun.cross_attn.in_proj_weight, pretrained['cross_attn.in_proj_weight'], atol=2e-3) == with_heads
+    assert (
+        torch.allclose(begun.cross_attn.in_proj_weight, pretrained['cross_attn.in_proj_weight'], atol=2e-3)
+        == with_heads
+    )
 
 
 def test_a_clip_of_another_resolution_is_for_pretrain_choice(clip):
     """The archive's own grid is 4 x 4, and the run's is 4 x 2."""
     with pytest.raises(UserError, match='another encoder.*--img_size.*is for --pretrain_choice'):
-        start_from(irra(clip, seed=7), clip)
+        init_from_checkpoint(irra(clip, seed=7), clip)
 
 
 @pytest.mark.parametrize('dataset', ['cuhk-pedes', 'icfg-pedes', 'rstpreid'])

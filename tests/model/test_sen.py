@@ -1,4 +1,4 @@
-"""SEN's restoration and triplets: parity with its released code, and by plain re-computation what the vectors cannot see."""
+"""SEN's restoration and triplet loss against vectors of the reference implementation, and against plain loops."""
 import math
 import os
 
@@ -7,10 +7,10 @@ import torch
 
 from model import build_model, objectives
 from model.build import total_loss
-from model.heads import parse_loss_names
-from model.heads import sen
+from model.heads import parse_loss_names, sen
 from solver.build import parameter_settings
-from tests.support import OWN, golden, golden_archive, golden_batch, golden_cases, golden_files, golden_json, golden_model, options
+from tests.support import (
+    OWN, golden, golden_archive, golden_batch, golden_cases, golden_files, golden_json, golden_model, options)
 from utils.checkpoint import load_weights
 from utils.errors import UserError
 from utils.options import get_args
@@ -23,7 +23,7 @@ def close(value, reference):
 
 
 class Noise:
-    """Stands in for torch.rand: gives the noise, and remembers what was asked for."""
+    """A replacement of torch.rand that returns given noise and records the requested shapes."""
 
     def __init__(self, noise):
         self.noise, self.shapes = noise, []
@@ -77,7 +77,7 @@ def test_gradients(reference):
         assert close(float(parameters[name].grad.norm()), value), name
 
 
-def test_names_shapes_and_what_never_learns(reference):
+def test_names_shapes_and_unused_parameters(reference):
     model, _, description, _, _ = reference
     official = {name: shape for name, (shape, _) in description['official_keys'].items()}
     assert {name: list(value.shape) for name, value in model.state_dict().items()} == official
@@ -85,39 +85,41 @@ def test_names_shapes_and_what_never_learns(reference):
     assert model.cross_attn_TextImage.in_proj_weight.grad is None and model.norm_3.weight.grad is None
 
 
-# -- against plain loops -------------------------------------------------------------------------------------------------
+# -- Plain loops
 
 def small_model(tmp_path_factory, loss_names='sdm+mae', **changes):
     path = golden_archive(golden_json('sen_tiny'), tmp_path_factory.mktemp('sen') / 'clip.pt')
     torch.manual_seed(0)
-    settings = dict(loss_names=loss_names, pretrain_choice=path, img_size=(96, 32), text_length=20, vocab_size=512, cmt_depth=1,
-                    mask_ratio=0.7)
+    settings = dict(loss_names=loss_names, pretrain_choice=path, img_size=(96, 32), text_length=20, vocab_size=512,
+                    cmt_depth=1, mask_ratio=0.7)
     return build_model(options(**{**settings, **changes}), 6)
 
 
-def test_patches_are_cut_pixel_by_pixel_and_put_back():
+def test_patchify_and_unpatchify():
     images = torch.randn(2, 3, 8, 12)
-    cut = sen.patches(images, 4)                                              # 2 x 3 patches of 4 x 4
+    patches = sen.patchify(images, 4)                                          # 2 x 3 patches of 4 x 4
     for row in range(2):
         for col in range(3):
-            plain = [images[1, channel, 4 * row + y, 4 * col + x].item() for y in range(4) for x in range(4) for channel in range(3)]
-            assert cut[1, 3 * row + col].tolist() == plain
-    assert torch.equal(sen.unpatch(cut, 4, (2, 3)), images)
+            plain = [images[1, channel, 4 * row + y, 4 * col + x].item()
+                     for y in range(4) for x in range(4) for channel in range(3)]
+            assert patches[1, 3 * row + col].tolist() == plain
+    assert torch.equal(sen.unpatchify(patches, 4, (2, 3)), images)
 
 
-def test_positions():
-    table = sen.sine_cosine_table((3, 2), 8)
+def test_position_embedding():
+    table = sen.sincos_position_embedding((3, 2), 8)
     assert table.shape == (7, 8) and not table[0].any()
     for row in range(3):
         for col in range(2):
-            plain = [f(place / 10000 ** (k / 2)) for place in (col, row) for f in (math.sin, math.cos) for k in range(2)]
+            plain = [f(position / 10000 ** (k / 2))
+                     for position in (col, row) for f in (math.sin, math.cos) for k in range(2)]
             assert table[1 + 2 * row + col].tolist() == pytest.approx(plain, abs=1e-6)
 
 
-def test_grey_has_three_equal_channels():
+def test_gray_has_three_equal_channels():
     image = torch.tensor([0.5, -1.0, 2.0]).view(1, 3, 1, 1).expand(1, 3, 2, 2)
-    assert sen.grey(image).shape == (1, 3, 2, 2)
-    torch.testing.assert_close(sen.grey(image), torch.full((1, 3, 2, 2), 0.2989 * 0.5 - 0.5870 + 0.1140 * 2))
+    assert sen.to_gray(image).shape == (1, 3, 2, 2)
+    torch.testing.assert_close(sen.to_gray(image), torch.full((1, 3, 2, 2), 0.2989 * 0.5 - 0.5870 + 0.1140 * 2))
 
 
 @pytest.fixture(scope='module')
@@ -125,33 +127,33 @@ def model(tmp_path_factory):
     return small_model(tmp_path_factory).eval()
 
 
-def test_which_patches_are_seen_and_which_are_scored(model):
-    """12 patches, 0.7 hidden: of 13 tokens 3 are kept, the class token and 2 patches; the third-least noise is in neither."""
+def test_which_patches_are_visible_and_which_are_scored(model):
+    """Of 12 patches and the class token, 3 are visible at ratio 0.7. The next patch is hidden and not scored."""
     head = model.heads[1]
     noise = torch.rand(5, 13, generator=torch.Generator().manual_seed(3))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, 'rand', Noise(noise))
-        order = head.draw_order(torch.zeros(5, 3, 96, 32))
-    assert head.keep == 3
-    for row, scored, noises in zip(order.tolist(), head.scored(order).tolist(), noise.tolist()):
-        by_noise = sorted(range(1, 13), key=lambda place: noises[place])
+        order = head.sample_order(torch.zeros(5, 3, 96, 32))
+    assert head.visible_count == 3
+    for row, scored, noises in zip(order.tolist(), head.scored_patches(order).tolist(), noise.tolist()):
+        by_noise = sorted(range(1, 13), key=lambda position: noises[position])
         assert row == [0, *by_noise]
-        assert [place for place in range(1, 13) if scored[place - 1]] == sorted(by_noise[3:])
+        assert [position for position in range(1, 13) if scored[position - 1]] == sorted(by_noise[3:])
 
 
-def test_hidden_patches_leave_no_trace(model):
-    """Only the seen patches reach the decoder, and only their grey."""
+def test_hidden_patches_and_colors_have_no_influence(model):
+    """Only the visible patches in gray reach the decoder."""
     head, images = model.heads[1], torch.randn(1, 3, 96, 32)
-    order = head.draw_order(images)
+    order = head.sample_order(images)
     text = torch.randn(1, 20, model.embed_dim)
 
     def restored(image):
         with torch.no_grad():
             return head.restore(model.base_model, image, text, order)
     expected = restored(images)
-    hidden = sen.unpatch(torch.zeros(1, 12, 768).index_fill(1, order[0, 3:] - 1, 1.0), 16, (6, 2))
+    hidden = sen.unpatchify(torch.zeros(1, 12, 768).index_fill(1, order[0, 3:] - 1, 1.0), 16, (6, 2))
     torch.testing.assert_close(restored(images + 5 * hidden), expected)
-    shift = torch.tensor([0.5870, -0.2989, 0.0]).view(1, 3, 1, 1)            # the same grey
+    shift = torch.tensor([0.5870, -0.2989, 0.0]).view(1, 3, 1, 1)            # the same gray
     torch.testing.assert_close(restored(images + shift), expected, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(restored(images * (1 - 0.5 * (1 - hidden))), expected, rtol=1e-3)
     with torch.no_grad():
@@ -180,13 +182,14 @@ def plain_tri(image, text, pids, margin=0.05):
 
 
 @pytest.mark.parametrize('file, case', golden_cases('objectives*', 'tri'))
-def test_tri_is_the_released_one(file, case):
+def test_tri_is_that_of_the_reference(file, case):
     vectors, _ = golden(file)
     image, text = (vectors[f'{case}/{side}'].clone().requires_grad_() for side in ('image', 'text'))
     loss = objectives.tri(image, text, vectors[f'{case}/pids'])
     loss.backward()
     assert close(loss.item(), vectors[f'{case}/tri'])
-    for ours, official in ((image.grad, vectors[f'{case}/tri/grad_image']), (text.grad, vectors[f'{case}/tri/grad_text'])):
+    for ours, side in ((image.grad, 'image'), (text.grad, 'text')):
+        official = vectors[f'{case}/tri/grad_{side}']
         assert (ours - official).norm() <= RELATIVE * official.norm() + 1e-6
 
 
@@ -194,17 +197,18 @@ def test_tri_is_the_released_one(file, case):
 def test_tri_against_a_loop(pids):
     generator = torch.Generator().manual_seed(len(set(pids)))
     image, text = (torch.randn(5, 4, generator=generator) for _ in range(2))
-    assert objectives.tri(image, text, torch.tensor(pids)).item() == pytest.approx(plain_tri(image, text, pids), rel=1e-5)
+    expected = plain_tri(image, text, pids)
+    assert objectives.tri(image, text, torch.tensor(pids)).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_tri_of_one_identity_is_nothing():
+def test_tri_of_one_identity_is_0():
     image, text = (torch.randn(4, 3, requires_grad=True) for _ in range(2))
     loss = objectives.tri(image, text, torch.zeros(4, dtype=torch.long))
     loss.backward()
     assert loss.item() == 0 and not image.grad.any() and not text.grad.any()
 
 
-# -- options and errors --------------------------------------------------------------------------------------------------
+# -- Options and errors
 
 @pytest.mark.parametrize('ratio', ['0', '1', '1.2', '-0.3', 'nan'])
 def test_mask_ratio_outside(ratio):
@@ -215,16 +219,16 @@ def test_mask_ratio_outside(ratio):
 @pytest.mark.parametrize('ratio, tokens', [(0.99, 13), (0.01, 13), (1.5, 13), (float('nan'), 13)])
 def test_mask_ratio_that_leaves_nothing(ratio, tokens):
     with pytest.raises(UserError, match='leaves nothing to see or nothing to restore of 12 patches'):
-        sen.tokens_kept(tokens, ratio)
+        sen.count_visible_tokens(tokens, ratio)
 
 
 def test_mask_ratio_at_full_size():
-    assert sen.tokens_kept(193, 0.7) == 57 and sen.tokens_kept(193, 0.8) == 38
+    assert sen.count_visible_tokens(193, 0.7) == 57 and sen.count_visible_tokens(193, 0.8) == 38
 
 
 @pytest.mark.parametrize('changes, message', [
     (dict(stride_size=12), '--stride_size to the patch size, 16, instead of 12'),
-    (dict(img_size=(100, 32)), '--img_size 100 32 is none: take 96 32'),
+    (dict(img_size=(100, 32)), 'patch size, 16, and it is 100 32: give --img_size 96 32'),
 ])
 def test_patches_must_tile(tmp_path_factory, changes, message):
     with pytest.raises(UserError, match=message):
@@ -240,8 +244,9 @@ def test_a_resnet_has_no_patches():
 
 
 def test_the_papers_command():
-    args = get_args('--name sen --img_aug --batch_size 128 --need_MAE --mlm_loss_weight 1.0 --mae_loss_weight 10 --tri_loss_weight 10 '
-                    '--mask_ratio 0.7 --lr 1e-5 --loss_names sdm+mae+id+tri --num_epoch 60 --lrscheduler cosine'.split())
+    args = get_args('--name sen --img_aug --batch_size 128 --need_MAE --mlm_loss_weight 1.0 --mae_loss_weight 10 '
+                    '--tri_loss_weight 10 --mask_ratio 0.7 --lr 1e-5 --loss_names sdm+mae+id+tri --num_epoch 60 '
+                    '--lrscheduler cosine'.split())
     assert (args.mask_ratio, args.mae_loss_weight, args.tri_loss_weight) == (0.7, 10, 10)
     assert get_args(['--loss_names', 'sdm+mae']).mask_ratio == 0.8
 
@@ -249,7 +254,8 @@ def test_the_papers_command():
 @pytest.mark.parametrize('dataset', ['cuhk-pedes', 'icfg-pedes', 'rstpreid'])
 @pytest.mark.parametrize('size', ['', '-xl'])
 def test_recipes(dataset, size):
-    args = get_args(['--config_file', os.path.join(os.path.dirname(OWN), '..', 'configs', 'sen', f'{dataset}{size}.yaml')])
+    recipe = os.path.join(os.path.dirname(OWN), '..', 'configs', 'sen', f'{dataset}{size}.yaml')
+    args = get_args(['--config_file', recipe])
     assert (args.batch_size, args.sampler, args.num_instance, args.seed) == (128, 'idrannum', 2, 42)
     assert (args.mae_loss_weight, args.tri_loss_weight, args.mask_ratio, args.temperature) == (10, 10, 0.7, 0.02)
     assert (args.caption_masking, args.mlm_masking, args.caption_filter) == ('inplace', 'noun', 0.2)
@@ -259,19 +265,21 @@ def test_recipes(dataset, size):
     sen.check_tiling(args.img_size, args.stride_size, args.stride_size)
 
 
-# -- checkpoints ---------------------------------------------------------------------------------------------------------
+# -- Checkpoints
 
 @pytest.fixture(scope='module', params=golden_files('official_sen_*'))
 def full_size(request):
     official = golden_json(request.param)
-    return build_model(options(loss_names=official['loss_names'], mask_ratio=0.7, training=False), official['num_classes']), official
+    args = options(loss_names=official['loss_names'], mask_ratio=0.7, training=False)
+    return build_model(args, official['num_classes']), official
 
 
 def test_full_size_state_dict_loads_both_ways(full_size):
     model, official = full_size
     ours = {name: list(value.shape) for name, value in model.state_dict().items()}
     assert ours == {name: shape for name, (shape, _) in official['state_dict'].items()}
-    published = {name: torch.full(shape, 0.5, dtype=getattr(torch, dtype)) for name, (shape, dtype) in official['state_dict'].items()}
+    published = {name: torch.full(shape, 0.5, dtype=getattr(torch, dtype))
+                 for name, (shape, dtype) in official['state_dict'].items()}
     load_weights(model, published)
     assert all((value == 0.5).all() and value.dtype == torch.float32 for value in model.state_dict().values())
 
@@ -292,7 +300,7 @@ def test_mlm_under_sens_names(tmp_path_factory):
     for ours in ('cross_attn', 'cross_modal_transformer'):
         weights = {name.replace(f'{ours}.', f'{ours}_mlm.', 1) if name.startswith(f'{ours}.') else name: value
                    for name, value in weights.items()}
-    assert 'cross_attn_mlm.in_proj_weight' in weights and 'cross_modal_transformer_mlm.resblocks.0.ln_1.weight' in weights
+    assert {'cross_attn_mlm.in_proj_weight', 'cross_modal_transformer_mlm.resblocks.0.ln_1.weight'} <= set(weights)
     load_weights(model, weights)
     assert all((value == 0.25).all() for value in model.state_dict().values())
 

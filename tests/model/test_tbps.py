@@ -1,4 +1,4 @@
-"""TBPS-CLIP's heads in a model; their losses' released values are in test_golden_method_losses.py."""
+"""TBPS-CLIP's heads in a model; test_golden_method_losses.py has the reference values of the losses."""
 import math
 
 import pytest
@@ -17,7 +17,7 @@ def archive(tmp_path_factory):
     return golden_archive(golden_json('irra_tiny'), tmp_path_factory.mktemp('tbps') / 'clip.pt')
 
 
-def test_losses_are_of_the_batchs_views(archive):
+def test_losses_are_those_of_the_batchs_views(archive):
     model, batch = small_model(archive, NAMES, mvs_image=True).eval(), small_batch()
     results = model(batch)
     with torch.no_grad():
@@ -25,21 +25,22 @@ def test_losses_are_of_the_batchs_views(archive):
         text, scale = model.encode_text(batch['caption_ids']), model.logit_scale.exp()
         views = [model.simclr_mlp(model.encode_image(view)) for view in batch['simclr_images'].unbind(1)]
     pids = batch['pids']
+    nitc = [objectives.nitc(view, text, view, text, pids, scale=scale, alpha=0.5) for view in (image, second)]
     expected = {
-        'nitc_loss': sum(objectives.nitc(view, text, view, text, pids, scale=scale, alpha=0.5) for view in (image, second)) / 2,
+        'nitc_loss': sum(nitc) / 2,
         'ritc_loss': objectives.ritc(image, text, pids, scale=scale), 'citc_loss': 0.1 * objectives.citc(image, text),
         'ss_loss': 0.4 * objectives.simclr(*views)}
     for name, value in expected.items():
         torch.testing.assert_close(results[name].detach(), value, msg=name)
 
 
-def test_the_models_own_share_of_the_targets_rises_in_the_first_epoch(archive):
+def test_the_weight_of_soft_targets_rises_in_the_first_epoch(archive):
     nitc = small_model(archive, NAMES).heads[0]
-    shares = []
+    weights = []
     for epoch, step in ((1, 1), (1, 3), (1, 5), (2, 1), (3, 5)):
         nitc.before_step(epoch, step, 5)
-        shares.append(nitc.alpha)
-    assert shares == pytest.approx([0, 0.2, 0.4, 0.5, 0.5])
+        weights.append(nitc.alpha)
+    assert weights == pytest.approx([0, 0.2, 0.4, 0.5, 0.5])
 
 
 def test_dropout_of_the_text_encoder_is_drawn_again_and_only_in_training(archive):
@@ -57,14 +58,14 @@ def test_dropout_of_the_text_encoder_is_drawn_again_and_only_in_training(archive
     torch.testing.assert_close(*grads)
 
 
-def test_the_temperature_starts_as_the_archive_was_trained(archive, tmp_path):
+def test_the_temperature_starts_at_the_value_of_the_archive(archive, tmp_path):
     weights = torch.load(archive)
     torch.save({**weights, 'logit_scale': torch.tensor(4.6)}, tmp_path / 'clip.pt')
     assert small_model(str(tmp_path / 'clip.pt'), NAMES).logit_scale.item() == pytest.approx(4.6)
     assert small_model(archive, NAMES).logit_scale.item() == pytest.approx(math.log(1 / 0.07))
 
 
-def test_nothing_but_matrices_decays_and_all_learn_alike(archive):
+def test_only_matrices_have_weight_decay_and_all_have_one_learning_rate(archive):
     model = small_model(archive, NAMES)
     groups = parameter_groups(options(loss_names=NAMES, lr=1e-4, weight_decay=0.02, lr_rules='undecayed'), model)
     names = {parameter: name for name, parameter in model.named_parameters()}
@@ -75,10 +76,11 @@ def test_nothing_but_matrices_decays_and_all_learn_alike(archive):
 
 @pytest.mark.parametrize('changes, split', [(dict(loss_names='nitc+ritc+citc'), True), (dict(loss_names=NAMES), False),
                                             (dict(loss_names='nitc', mvs_image=True), False)])
-def test_further_views_keep_a_batch_whole(archive, changes, split):
+def test_micro_batches_are_unsupported_with_further_views(archive, changes, split):
     model = small_model(archive, **changes)
-    assert all(head.why_whole() is None for head in model.heads) is split
+    assert all(head.micro_batch_unsupported() is None for head in model.heads) is split
     if split:
-        whole, pieces = (Step(model.eval(), torch.optim.SGD(model.parameters(), lr=0.0), size)(small_batch()) for size in (None, 2))
-        for name in whole:
-            torch.testing.assert_close(pieces[name], whole[name], rtol=1e-4, atol=1e-5)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        expected, results = (Step(model.eval(), optimizer, size)(small_batch()) for size in (None, 2))
+        for name in expected:
+            torch.testing.assert_close(results[name], expected[name], rtol=1e-4, atol=1e-5)

@@ -1,4 +1,4 @@
-"""What a head's or a layer's author may get wrong, or rely on, without anybody noticing."""
+"""Mistakes of a head's or a layer's author that would go unnoticed, and behavior that an author may rely on."""
 import types
 
 import pytest
@@ -9,7 +9,7 @@ from model.build import total_loss
 from model.clip_model import MLP
 from model.heads import Head, registry
 from model.heads.mlm import CrossEncoder
-from processor.step import backward
+from processor.step import compute_gradients
 from solver.build import parameter_groups, parameter_settings
 from tests.support import golden_archive, golden_json, options, small_batch, small_model
 from utils.errors import UserError
@@ -20,44 +20,45 @@ def archive(tmp_path_factory):
     return golden_archive(golden_json('irra_tiny'), tmp_path_factory.mktemp('archive') / 'clip.pt')
 
 
-class Saying(Head):
-    """A head that returns what its class says."""
+class FixedResults(Head):
+    """A head that returns the results that its class names."""
 
     def __init__(self, args, model):
         super().__init__()
 
     def forward(self, encoded, batch):
-        return {name: encoded.image.square().mean() for name in self.says}
+        return {name: encoded.image.square().mean() for name in self.result_names}
 
 
 @pytest.fixture
-def saying(monkeypatch):
-    """``saying('one', 'one_loss')`` registers a head for the loss name ``one`` that returns ``one_loss``."""
-    def register(name, *says):
-        monkeypatch.setitem(registry(), name, type(name.title(), (Saying,), {'names': (name,), 'says': says}))
+def register_head(monkeypatch):
+    """``register_head('one', 'one_loss')`` registers a head with the name ``one`` that returns ``one_loss``."""
+    def register(name, *result_names):
+        head = type(name.title(), (FixedResults,), {'names': (name,), 'result_names': result_names})
+        monkeypatch.setitem(registry(), name, head)
     return register
 
 
 @pytest.mark.parametrize('micro_batch', [None, 4])
-def test_two_heads_with_the_same_name_for_a_result(archive, saying, micro_batch):
-    saying('one', 'one_loss', 'norm')
-    saying('two', 'two_loss', 'norm')
+def test_two_heads_with_the_same_name_for_a_result(archive, register_head, micro_batch):
+    register_head('one', 'one_loss', 'norm')
+    register_head('two', 'two_loss', 'norm')
     model = small_model(archive, 'one+two')
-    with pytest.raises(UserError, match="Two returns 'norm', which another head returns too"):
-        backward(model, small_batch(), micro_batch)
+    with pytest.raises(UserError, match="Two returns 'norm', which another head also returns"):
+        compute_gradients(model, small_batch(), micro_batch)
     with pytest.raises(UserError, match="returns 'norm'"):
         model(small_batch())
 
 
-def test_a_named_head_without_a_loss(archive, saying):
-    saying('quiet', 'quiet_norm')
-    for run in (backward, lambda model, batch: model(batch)):
+def test_a_named_head_without_a_loss(archive, register_head):
+    register_head('quiet', 'quiet_norm')
+    for run in (compute_gradients, lambda model, batch: model(batch)):
         with pytest.raises(UserError, match="the loss 'quiet' is named in --loss_names, and .* only quiet_norm"):
             run(small_model(archive, 'sdm+quiet'), small_batch())
 
 
-def test_a_head_that_options_ask_for_needs_no_loss(archive):
-    assert 'aux_loss' not in backward(small_model(archive, 'sdm', php_parts='crfm'), small_batch())
+def test_a_head_that_options_enable_needs_no_loss(archive):
+    assert 'aux_loss' not in compute_gradients(small_model(archive, 'sdm', php_parts='crfm'), small_batch())
 
 
 def test_shared_parts_know_whether_they_are_training(archive):
@@ -74,7 +75,7 @@ def lean_mlp():
     return mlp
 
 
-def test_the_lean_mlp_computes_what_its_layers_do():
+def test_the_lean_mlp_equals_its_layers():
     mlp, x = lean_mlp(), torch.randn(3, 8)
     torch.testing.assert_close(mlp(x), nn.Sequential.forward(mlp, x), rtol=1e-5, atol=1e-6)
 
@@ -89,7 +90,7 @@ def test_hooks_on_an_mlps_layers_are_called(part, hook):
 
 
 class LowRank(nn.Module):
-    """A wrapper as LoRA's."""
+    """A wrapper like LoRA's."""
 
     def __init__(self, layer):
         super().__init__()
@@ -116,17 +117,18 @@ def test_the_model_uses_lean_mlps(archive):
     assert all(part.lean for part in model.modules() if isinstance(part, MLP))
 
 
-# -- learning rates ------------------------------------------------------------------------------------------------------
+# -- Learning rates
 
 def rates(args, model):
-    """{parameter name: its lr}"""
+    """{parameter name: learning rate}."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    return {names[id(parameter)]: group['lr'] for group in parameter_groups(args, model) for parameter in group['params']}
+    return {names[id(parameter)]: group['lr']
+            for group in parameter_groups(args, model) for parameter in group['params']}
 
 
-class Greedy(Saying):
-    """Claims a rate for every parameter there is."""
-    names, says = ('greedy',), ('greedy_loss',)
+class Greedy(FixedResults):
+    """A head that sets the learning rate of every parameter."""
+    names, result_names = ('greedy',), ('greedy_loss',)
 
     @staticmethod
     def learning_rate(name, lr, weight_decay, args):
@@ -137,50 +139,54 @@ class Greedy(Saying):
         self.greedy_proj = nn.Linear(4, 4)
 
 
-def test_a_new_file_changes_nobody_elses_learning_rates(archive, monkeypatch):
+def test_a_new_head_does_not_change_other_learning_rates(archive, monkeypatch):
     args = options(loss_names='sdm+mlm+id', vocab_size=512)
     before = rates(args, small_model(archive, 'sdm+mlm+id'))
     monkeypatch.setitem(registry(), 'greedy', Greedy)
     assert rates(args, small_model(archive, 'sdm+mlm+id')) == before
     args = options(loss_names='sdm+mlm+id+greedy', vocab_size=512)
-    found = rates(args, small_model(archive, 'sdm+mlm+id+greedy'))
-    assert {name for name, rate in found.items() if rate == 0.5} == {'greedy_proj.weight', 'greedy_proj.bias'}
-    assert {name: rate for name, rate in found.items() if rate != 0.5} == before
+    after = rates(args, small_model(archive, 'sdm+mlm+id+greedy'))
+    assert {name for name, rate in after.items() if rate == 0.5} == {'greedy_proj.weight', 'greedy_proj.bias'}
+    assert {name: rate for name, rate in after.items() if rate != 0.5} == before
 
 
-@pytest.mark.parametrize('name', ['layers.0.attn.relative_position_bias_table', 'encoder.crossattention.self.query.weight',
-                                  'my_classifier_notes.weight', 'across.weight'])
-def test_rules_are_of_the_published_names_alone(name):
+@pytest.mark.parametrize('name', [
+    'layers.0.attn.relative_position_bias_table', 'encoder.crossattention.self.query.weight',
+    'my_classifier_notes.weight', 'across.weight'])
+def test_rules_cover_only_the_published_names(name):
     args = options(loss_names='sdm')
     assert parameter_settings(name, args) == (args.lr, args.weight_decay)
 
 
-def test_a_head_gets_its_shared_parts_asked_about(archive, monkeypatch):
+def test_a_head_sets_the_learning_rate_of_its_shared_parts(archive, monkeypatch):
     from model.heads.mlm import MLM
-    monkeypatch.setattr(MLM, 'learning_rate', staticmethod(
-        lambda name, lr, weight_decay, args: (0.25, weight_decay) if name.startswith('ln_post') else (lr, weight_decay)))
+
+    def learning_rate(name, lr, weight_decay, args):
+        return (0.25, weight_decay) if name.startswith('ln_post') else (lr, weight_decay)
+    monkeypatch.setattr(MLM, 'learning_rate', staticmethod(learning_rate))
     args = options(loss_names='sdm+mlm', vocab_size=512)
-    found = rates(args, small_model(archive, 'sdm+mlm'))
-    assert {name for name, rate in found.items() if rate == 0.25} == {'ln_post.weight', 'ln_post.bias'}
+    by_name = rates(args, small_model(archive, 'sdm+mlm'))
+    assert {name for name, rate in by_name.items() if rate == 0.25} == {'ln_post.weight', 'ln_post.bias'}
 
 
 def test_captions_may_begin_with_the_word_that_has_id_0(archive):
-    """`!` has the id that pads: a caption's length is its end's place."""
+    """`!` has the id of the padding, so the position of the end token gives a caption's length."""
     model = small_model(archive, 'sdm').eval()
     ids = torch.zeros(2, 20, dtype=torch.long)
-    ids[0, :12] = torch.tensor([510, *[0] * 10, 511])     # nothing but exclamation marks
+    ids[0, :12] = torch.tensor([510, *[0] * 10, 511])     # exclamation marks only
     ids[1, :3] = torch.tensor([510, 5, 511])
-    assert model.without_padding(ids).shape[1] == 16
-    torch.testing.assert_close(model.encode_text(model.without_padding(ids)), model.encode_text(ids), rtol=1e-5, atol=1e-6)
+    assert model.trim_padding(ids).shape[1] == 16
+    torch.testing.assert_close(model.encode_text(model.trim_padding(ids)), model.encode_text(ids), rtol=1e-5, atol=1e-6)
 
 
-def test_a_step_in_one_piece_is_the_models_own(archive):
+def test_a_step_without_micro_batches_equals_forward_and_backward(archive):
     for names in ('sdm+mlm+id', 'sdm+id+amm+detail', 'sdm+mae+id+tri', 'sdm+itc+aux'):
-        found = []
-        for run in (lambda model, batch: backward(model, batch), lambda model, batch: total_loss(model(batch)).backward()):
+        gradients = []
+        for run in (compute_gradients, lambda model, batch: total_loss(model(batch)).backward()):
             model = small_model(archive, names)
             torch.manual_seed(4)
             run(model, small_batch())
-            found.append({name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None})
-        assert found[0].keys() == found[1].keys()
-        assert all(torch.equal(found[0][name], found[1][name]) for name in found[0]), names
+            gradients.append({name: parameter.grad for name, parameter in model.named_parameters()
+                              if parameter.grad is not None})
+        assert gradients[0].keys() == gradients[1].keys()
+        assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0]), names

@@ -1,4 +1,4 @@
-"""Captions are embedded the longest first where the loader's sampler can, and nobody can tell from the embeddings."""
+"""Captions are embedded in order of decreasing length if the sampler supports it; the embeddings stay the same."""
 import pytest
 import torch
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, default_collate
@@ -33,23 +33,27 @@ def plain_model(archive):
 
 @pytest.fixture
 def encoded(monkeypatch):
-    """What :func:`embed` gives to the encoder, batch after batch: ``encoded(model, loader)`` -> (feats, pids, batches)."""
-    def watch(model, loader):
+    """A function that embeds and records the encoder's batches: ``(model, loader)`` -> (feats, pids, batches)."""
+    def embed_and_record(model, loader):
         batches, encode = [], model.base_model.encode_text
-        monkeypatch.setattr(model.base_model, 'encode_text', lambda ids, *rest: batches.append(ids) or encode(ids, *rest))
+
+        def record(ids, *rest):
+            batches.append(ids)
+            return encode(ids, *rest)
+        monkeypatch.setattr(model.base_model, 'encode_text', record)
         feats, pids = embed(model.encode_text, loader, model)
         monkeypatch.undo()
         return feats, pids, batches
-    return watch
+    return embed_and_record
 
 
 @torch.no_grad()
-def one_by_one(model, dataset):
-    """Each caption alone, padding and all, in the dataset's order."""
+def embed_one_by_one(model, dataset):
+    """Embed each caption alone, with its padding, in the dataset's order."""
     return torch.cat([model.eval().encode_text(dataset[i][1][None]) for i in range(len(dataset))])
 
 
-def tokens(batches):
+def token_count(batches):
     return sum(ids.numel() for ids in batches)
 
 
@@ -57,38 +61,39 @@ def lengths(batches):
     return [(row != 0).sum().item() for ids in batches for row in ids]
 
 
-def in_given_order(batches, ids):
+def is_in_order(batches, ids):
     """Whether the encoder got the captions [S, L] in their order."""
-    return lengths(batches) == lengths([ids]) and torch.equal(torch.cat([part[:, :5] for part in batches]), ids[:, :5])
+    first_tokens = torch.cat([batch[:, :5] for batch in batches])
+    return lengths(batches) == lengths([ids]) and torch.equal(first_tokens, ids[:, :5])
 
 
-def by_length(dataset):
-    """A loader as an evaluation's."""
+def evaluation_loader(dataset):
+    """A loader as an evaluation builds it."""
     return DataLoader(dataset, 4, sampler=CaptionSampler(dataset.lengths))
 
 
 def test_the_longest_first_and_back_in_order(plain_model, encoded):
     dataset = TextDataset(PIDS, CAPTIONS)
-    loader = by_length(dataset)
+    loader = evaluation_loader(dataset)
     feats, pids, batches = encoded(plain_model, loader)
-    assert torch.equal(torch.cat([ids for _, ids in loader]), dataset.tokens)   # others who iterate it get the annotation's order
-    torch.testing.assert_close(feats, one_by_one(plain_model, dataset), rtol=1e-5, atol=1e-5)
+    assert torch.equal(torch.cat([ids for _, ids in loader]), dataset.tokens)   # outside embed: the annotation's order
+    torch.testing.assert_close(feats, embed_one_by_one(plain_model, dataset), rtol=1e-5, atol=1e-5)
     assert pids.tolist() == PIDS
     assert lengths(batches) == sorted(lengths([dataset.tokens]), reverse=True)
     assert [len(ids) for ids in batches] == [4, 4, 4, 1] and [ids.shape[1] for ids in batches] == [24, 16, 8, 8]
-    *_, as_given = encoded(plain_model, list(DataLoader(dataset, 4)))
-    assert tokens(batches) < 0.8 * tokens(as_given)
+    *_, unsorted_batches = encoded(plain_model, list(DataLoader(dataset, 4)))
+    assert token_count(batches) < 0.8 * token_count(unsorted_batches)
 
 
 class Prefetching(DataLoader):
-    """Somebody's loader that iterates in its own way."""
+    """A loader of a user's script that iterates in another order."""
 
     def __iter__(self):
         return reversed(list(super().__iter__()))
 
 
-class Untold(TextDataset):
-    """Captions whose lengths nobody knows beforehand."""
+class UnknownLengths(TextDataset):
+    """Captions without known lengths."""
 
     def __init__(self, *args):
         super().__init__(*args)
@@ -102,17 +107,21 @@ def shuffled(dataset):
     return DataLoader(dataset, 4, shuffle=True, generator=torch.Generator().manual_seed(3))
 
 
+def random_sampler(dataset):
+    return RandomSampler(dataset, generator=torch.Generator().manual_seed(3))
+
+
 LOADERS = {
     'as it comes': lambda dataset: DataLoader(dataset, 4),
     'shuffled': shuffled,
     'chosen': lambda dataset: DataLoader(dataset, 4, sampler=[5, 0, 1, 9]),
-    'batch sampler': lambda dataset: DataLoader(
-        dataset, batch_sampler=BatchSampler(RandomSampler(dataset, generator=torch.Generator().manual_seed(3)), 4, False)),
+    'batch sampler': lambda dataset: DataLoader(dataset, batch_sampler=BatchSampler(random_sampler(dataset), 4, False)),
     'drops the last': lambda dataset: DataLoader(dataset, 4, drop_last=True),
-    'one by one, not batched': lambda dataset: DataLoader(dataset, None, collate_fn=lambda sample: default_collate([sample])),
+    'one by one, not batched': lambda dataset: DataLoader(
+        dataset, None, collate_fn=lambda sample: default_collate([sample])),
     'own iteration': lambda dataset: Prefetching(dataset, 4),
     'list of batches': lambda dataset: list(DataLoader(dataset, 4)),
-    'own dataset': lambda dataset: DataLoader(Untold(dataset.caption_pids, dataset.captions), 4)}
+    'own dataset': lambda dataset: DataLoader(UnknownLengths(dataset.caption_pids, dataset.captions), 4)}
 
 
 @pytest.mark.parametrize('name', LOADERS)
@@ -121,15 +130,15 @@ def test_other_loaders_are_read_as_they_come(plain_model, encoded, name):
     expected = list(LOADERS[name](dataset))
     feats, pids, batches = encoded(plain_model, LOADERS[name](dataset))
     assert [len(ids) for ids in batches] == [len(ids) for _, ids in expected]
-    assert in_given_order(batches, torch.cat([ids for _, ids in expected]))
+    assert is_in_order(batches, torch.cat([ids for _, ids in expected]))
     assert pids.tolist() == torch.cat([pids for pids, _ in expected]).tolist() and len(feats) == len(pids)
 
 
 def test_refined_embeddings_keep_order_and_padding(archive, encoded):
-    """PHP's attention across the batch makes neighbours matter: the published numbers are of the annotation's order."""
+    """PHP's attention across the batch depends on the order; published results have the annotation's order."""
     model = make(archive, loss_names='sdm+itc+aux', php_attention='batch', moe_heads=2, moe_layers=1)
     dataset = TextDataset(PIDS, CAPTIONS)
-    _, pids, batches = encoded(model, by_length(dataset))
+    _, pids, batches = encoded(model, evaluation_loader(dataset))
     assert torch.equal(torch.cat(batches), dataset.tokens) and pids.tolist() == PIDS
 
 
@@ -138,20 +147,20 @@ def test_an_empty_split_is_an_error(plain_model):
         embed(plain_model.encode_text, DataLoader(TextDataset([], []), 4), plain_model)
 
 
-class Bags(torch.nn.Module):
-    """Embeds a caption as the numbers of its tokens, and, if it ``leaks``, those of its batch."""
-    refines = False
+class BagOfTokens(torch.nn.Module):
+    """Embeds a caption as the counts of its tokens, mixed with those of its batch if it ``leaks``."""
+    refines_embeddings = False
 
     def __init__(self, leaks):
         super().__init__()
         self.leaks, self.anchor = leaks, torch.nn.Parameter(torch.zeros(1))
 
-    def without_padding(self, ids):
+    def trim_padding(self, ids):
         return ids
 
     def encode_text(self, ids):
-        own = torch.nn.functional.one_hot(ids % 97, 97)[:, :, 1:].sum(dim=1).float()
-        return own + 0.5 * own.mean(dim=0) if self.leaks else own
+        counts = torch.nn.functional.one_hot(ids % 97, 97)[:, :, 1:].sum(dim=1).float()
+        return counts + 0.5 * counts.mean(dim=0) if self.leaks else counts
 
     def encode_image(self, images):
         return images + 0
@@ -159,10 +168,10 @@ class Bags(torch.nn.Module):
 
 @pytest.mark.parametrize('leaks', [False, True])
 def test_the_independence_check_is_of_these_embeddings(leaks):
-    """It finds a leak among the neighbours by length, and its sample is compared with its own embeddings."""
-    texts, images = by_length(TextDataset(PIDS, CAPTIONS)), DataLoader(list(zip(PIDS, torch.eye(len(PIDS)))), 4)
-    model = Bags(leaks)
+    """The check finds a leak between captions of similar length, and compares samples with their own embeddings."""
+    texts, images = evaluation_loader(TextDataset(PIDS, CAPTIONS)), DataLoader(list(zip(PIDS, torch.eye(len(PIDS)))), 4)
+    model = BagOfTokens(leaks)
     qfeats, gfeats, _, _ = Evaluator(images, texts)._compute_embedding(model)
-    assert check_independence(model, images, texts, (qfeats, gfeats)).holds is not leaks
-    found = check_independence(Bags(False), images, texts, (qfeats, gfeats))
-    assert (found.worst['text'] > 1e-4) is leaks and found.worst['image'] < 1e-6
+    assert check_independence(model, images, texts, (qfeats, gfeats)).is_independent is not leaks
+    independence = check_independence(BagOfTokens(False), images, texts, (qfeats, gfeats))
+    assert (independence.worst['text'] > 1e-4) is leaks and independence.worst['image'] < 1e-6

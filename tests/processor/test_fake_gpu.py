@@ -1,19 +1,21 @@
-"""What of a GPU can be known without one: every tensor of a step is where the model is, and no value is read by the host.
+"""Checks of GPU code without a GPU: every tensor of a step is on the model's device, and the host reads no value.
 
-Whole steps (forward, backward, optimizer) run on the meta device, which has shapes, types and a place, and no values. PyTorch's CUDA build
-can neither record gradients of fake CUDA tensors nor index them where there is no driver, and there is no autocast for the meta device: so
-half precision and the kernels themselves stay for tests/processor/test_gpu.py.
+Complete steps (forward, backward, optimizer) run on the meta device, whose tensors have shapes and types but no
+values. Without a driver, PyTorch's CUDA build cannot record gradients of fake CUDA tensors or index them. The meta
+device has no autocast. Therefore only tests/processor/test_gpu.py tests half precision and the kernels.
 """
 import contextlib
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from processor.step import Step, moved
+from processor.step import Step, to_device
 from solver import build_optimizer
 from tests.support import golden_archive, golden_json, options, small_batch, small_model
 
-# A2TE's attribute draws by values on anything but a CUDA device.
+# Without A2TE's attribute, which reads values on devices other than CUDA.
 RECIPES = ['sdm+mlm+id', 'sdm+mlm+id+cmt', 'sdm+id+mlm+detail', 'sdm+mae+id+tri', 'sdm+itc+aux', 'itc+cmpm']
 
 
@@ -24,29 +26,43 @@ def archive(tmp_path_factory):
 
 @pytest.fixture
 def without_autocast(monkeypatch):
-    """There is none for the meta device."""
+    """The meta device has no autocast."""
     monkeypatch.setattr(torch, 'autocast', lambda *_, **__: contextlib.nullcontext())
+
+
+class NoDouble(TorchDispatchMode):
+    """Raises if an operator returns float64 on the device, because Apple's GPUs have no float64."""
+
+    def __torch_dispatch__(self, operator, types, inputs=(), settings=None):
+        result = operator(*inputs, **(settings or {}))
+        for value in tree_leaves(result):
+            if isinstance(value, torch.Tensor) and value.device.type == 'meta':
+                assert value.dtype != torch.float64, f'{operator} returns float64'
+        return result
 
 
 def step_on_meta(archive, loss_names, **changes):
     model = small_model(archive, loss_names, **changes).train().to('meta')
-    args = options(loss_names=loss_names, text_length=20, optimizer='SGD', **changes)    # PyTorch's fused ones know no meta device
+    # SGD, because PyTorch's fused optimizers do not support the meta device.
+    args = options(loss_names=loss_names, text_length=20, optimizer='SGD', **changes)
     step = Step(model, build_optimizer(args, model), args.micro_batch)
     batch = small_batch()
-    batch['caption_ids'] = model.without_padding(batch['caption_ids'])
-    on_host = model.looked_up(batch)
-    model.looked_up, model.without_padding = (lambda fields: {}), (lambda ids: ids)
-    return step, moved({**batch, **on_host}, 'meta')
+    batch['caption_ids'] = model.trim_padding(batch['caption_ids'])
+    on_host = model.prepare_on_host(batch)
+    model.prepare_on_host, model.trim_padding = (lambda fields: {}), (lambda ids: ids)
+    return step, to_device({**batch, **on_host}, 'meta')
 
 
 @pytest.mark.parametrize('loss_names', RECIPES)
-def test_a_whole_step_without_values(archive, without_autocast, loss_names):
+def test_a_complete_step_without_values(archive, without_autocast, loss_names):
     step, batch = step_on_meta(archive, loss_names)
-    results = step(batch)
+    with NoDouble():
+        results = step(batch)
     assert all(value.device.type == 'meta' for name, value in results.items() if name != 'temperature')
-    learning = [parameter for parameter in step.model.parameters() if parameter.grad is not None]
-    assert learning and all(parameter.grad.device.type == 'meta' for parameter in learning)
-    assert all(value.device.type == 'meta' for state in step.optimizer.state.values() for value in state.values() if value.ndim)
+    gradients = [parameter.grad for parameter in step.model.parameters() if parameter.grad is not None]
+    assert gradients and all(gradient.device.type == 'meta' for gradient in gradients)
+    moments = [value for state in step.optimizer.state.values() for value in state.values() if value.ndim]
+    assert all(value.device.type == 'meta' for value in moments)
 
 
 @pytest.mark.parametrize('read', [float, torch.Tensor.tolist, torch.Tensor.cpu, torch.Tensor.numpy])
@@ -54,8 +70,9 @@ def test_a_value_that_is_read_is_found(archive, without_autocast, read):
     step, batch = step_on_meta(archive, 'sdm')
     head, = step.model.heads
     forward = head.forward
-    head.forward = lambda encoded, results: {name: value * read(value.detach()) for name, value in forward(encoded, results).items()}
-    with pytest.raises((RuntimeError, TypeError)):      # NotImplementedError is a RuntimeError; numpy() raises TypeError
+    head.forward = lambda encoded, batch: {name: loss * read(loss.detach())
+                                           for name, loss in forward(encoded, batch).items()}
+    with pytest.raises((RuntimeError, TypeError)):      # NotImplementedError is a RuntimeError; numpy raises TypeError
         step(batch)
 
 
@@ -63,6 +80,7 @@ def test_a_tensor_left_on_the_cpu_is_found(archive, without_autocast):
     step, batch = step_on_meta(archive, 'sdm')
     head, = step.model.heads
     forward = head.forward
-    head.forward = lambda encoded, fields: {name: (value * torch.ones(2)).sum() for name, value in forward(encoded, fields).items()}
+    head.forward = lambda encoded, batch: {name: (loss * torch.ones(2)).sum()
+                                           for name, loss in forward(encoded, batch).items()}
     with pytest.raises(RuntimeError, match='device'):
         step(batch)

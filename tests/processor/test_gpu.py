@@ -1,4 +1,4 @@
-"""What only a GPU can show: no step waits for it, and it computes what the CPU does."""
+"""Tests that need a GPU: no step waits for it, and its results are those of the CPU."""
 import pytest
 import torch
 
@@ -6,7 +6,7 @@ from model.build import total_loss
 from processor.step import Step
 from solver import build_optimizer
 from tests.support import golden_archive, golden_json, options, small_batch, small_model
-from datasets.views import finish
+from datasets.device_augmentation import augment_on_device
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 
@@ -29,7 +29,7 @@ def new_step(archive, loss_names, device='cuda', **changes):
 def test_no_step_waits_for_the_gpu(archive, loss_names, amp):
     step = new_step(archive, loss_names, amp=amp)
     batch = {name: value.pin_memory() for name, value in small_batch().items()}
-    step(batch)     # libraries and the optimizer's state are made in the first step
+    step(batch)     # the first step initializes libraries and the optimizer state
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode('error')
     try:
@@ -39,7 +39,7 @@ def test_no_step_waits_for_the_gpu(archive, loss_names, amp):
 
 
 @pytest.mark.parametrize('settings', [{}, {'grad_checkpoint': True}, {'micro_batch': 2}, {'compile': True}])
-def test_a_step_on_the_gpu_is_the_cpus(archive, settings):
+def test_a_step_on_the_gpu_equals_one_on_the_cpu(archive, settings):
     batch, losses, weights = small_batch(), [], []
     for device in ('cpu', 'cuda'):
         changes = settings if device == 'cuda' else {}
@@ -59,10 +59,12 @@ def test_half_precision_is_near(archive, amp):
     assert total_loss(half(on_gpu)).item() == pytest.approx(total_loss(full(on_gpu)).item(), rel=2e-2)
 
 
-def test_images_are_finished_on_the_gpu_as_on_the_cpu():
+def test_images_are_augmented_on_the_gpu_as_on_the_cpu():
     images = torch.randint(0, 256, (4, 3, 96, 32), dtype=torch.uint8)
-    views = torch.tensor([[0, 10, 10, 0, 0, 0, 0], [1, 0, 20, 5, 3, 30, 12], [1, 20, 0, 0, 0, 96, 32], [0, 7, 13, 60, 20, 36, 12]])
-    torch.testing.assert_close(finish(images.cuda(), views.cuda()).cpu(), finish(images, views), rtol=1e-6, atol=1e-6)
+    params = torch.tensor([[0, 10, 10, 0, 0, 0, 0], [1, 0, 20, 5, 3, 30, 12], [1, 20, 0, 0, 0, 96, 32],
+                           [0, 7, 13, 60, 20, 36, 12]])
+    on_gpu, on_cpu = augment_on_device(images.cuda(), params.cuda()).cpu(), augment_on_device(images, params)
+    torch.testing.assert_close(on_gpu, on_cpu, rtol=1e-6, atol=1e-6)
 
 
 def test_less_memory(archive):

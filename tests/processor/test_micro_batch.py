@@ -1,10 +1,10 @@
-"""--micro_batch: the gradient of the whole batch, in pieces."""
+"""--micro_batch: the gradient of the whole batch, computed in micro batches."""
 import pytest
 import torch
 
 from model.build import total_loss
 from model.heads import Head, registry
-from processor.step import backward
+from processor.step import compute_gradients
 from tests.support import golden_archive, golden_json, small_batch, small_model
 from utils.errors import UserError
 
@@ -18,16 +18,16 @@ def gradients(model):
     return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
-def whole_batch(model, batch):
+def whole_batch_gradients(model, batch):
     model.zero_grad()
     results = model(batch)
     total_loss(results).backward()
     return results, gradients(model)
 
 
-def in_pieces(model, batch, size, **settings):
+def micro_batch_gradients(model, batch, size, **settings):
     model.zero_grad()
-    return backward(model, batch, size, **settings), gradients(model)
+    return compute_gradients(model, batch, size, **settings), gradients(model)
 
 
 def assert_same(one, other):
@@ -52,74 +52,75 @@ def test_irra_gradient_is_the_whole_batchs(archive, size, masking):
     model, batch = small_model(archive, 'sdm+mlm+id', caption_masking=masking), uneven(small_batch())
     if masking == 'inplace':
         batch['caption_ids'] = batch.pop('mlm_ids')
-    assert_same(in_pieces(model, batch, size), whole_batch(model, batch))
+    assert_same(micro_batch_gradients(model, batch, size), whole_batch_gradients(model, batch))
 
 
 @pytest.mark.parametrize('loss_names', ['itc', 'cmpm', 'cmt+id', 'tri+sdm', 'mlm'])
 def test_every_loss_that_compares_samples(archive, loss_names):
     model, batch = small_model(archive, loss_names), uneven(small_batch())
-    assert_same(in_pieces(model, batch, 4), whole_batch(model, batch))
+    assert_same(micro_batch_gradients(model, batch, 4), whole_batch_gradients(model, batch))
 
 
-def test_it_would_differ_if_the_losses_saw_the_pieces_alone(archive):
+def test_the_gradient_differs_if_losses_compare_micro_batches_only(archive):
     model, batch = small_model(archive, 'sdm'), uneven(small_batch())
-    _, expected = whole_batch(model, batch)
+    _, expected = whole_batch_gradients(model, batch)
     model.zero_grad()
     for start in (0, 2, 4):
         (total_loss(model({name: value[start:start + 2] for name, value in batch.items()})) / 3).backward()
     assert any(not torch.allclose(grad, expected[name], rtol=0.1) for name, grad in gradients(model).items())
 
 
-def test_restoration_hides_other_patches_and_is_weighed_alike(archive, monkeypatch):
+def test_restoration_is_weighted_like_a_whole_batch(archive, monkeypatch):
     from model.heads.sen import MAE
     model, batch = small_model(archive, 'sdm+mae+tri'), uneven(small_batch())
     head = next(head for head in model.heads if isinstance(head, MAE))
-    order = torch.arange(head.tokens)
+    order = torch.arange(head.token_count)
     order[1:] = order[1:].flip(0)
-    monkeypatch.setattr(MAE, 'draw_order', lambda self, images: order.repeat(len(images), 1))
-    assert_same(in_pieces(model, batch, 4), whole_batch(model, batch))
+    monkeypatch.setattr(MAE, 'sample_order', lambda self, images: order.repeat(len(images), 1))
+    assert_same(micro_batch_gradients(model, batch, 4), whole_batch_gradients(model, batch))
 
 
 def test_captions_masked_by_attention(archive):
-    """AGM's way: the words are chosen before the batch is split."""
+    """AGM chooses the words before the batch is split."""
     model = small_model(archive, 'sdm+mlm+cmt', mlm_masking='attention', caption_masking='inplace')
     batch = uneven(small_batch())
     del batch['mlm_ids'], batch['mlm_labels']
     torch.manual_seed(5)
-    expected = whole_batch(model, batch)
+    expected = whole_batch_gradients(model, batch)
     torch.manual_seed(5)
-    assert_same(in_pieces(model, batch, 4), expected)
+    assert_same(micro_batch_gradients(model, batch, 4), expected)
 
 
 def test_dropout_in_the_embedding_is_drawn_once(archive):
-    """CRFM has dropout: the pass that learns must draw what the first pass drew, or the gradient at the embeddings is of others."""
+    """CRFM has dropout: both passes must use the same random numbers, else their embeddings differ."""
     model, batch = small_model(archive, 'sdm', php_parts='crfm').train(), small_batch()
-    seen = []
-    model.safl.feed[3].register_forward_hook(lambda module, inputs, output: seen.append((output == 0).float()))
+    masks = []
+    model.safl.feed[3].register_forward_hook(lambda module, inputs, output: masks.append((output == 0).float()))
     torch.manual_seed(3)
-    backward(model, batch, 2)
-    first, second = seen[:6], seen[6:]     # three pieces, images and captions of each
+    compute_gradients(model, batch, 2)
+    first, second = masks[:6], masks[6:]     # three micro batches, images and captions of each
     assert len(first) == len(second) == 6 and all(map(torch.equal, first, second))
-    assert not torch.equal(first[0], first[2])   # and each piece its own
+    assert not torch.equal(first[0], first[2])   # micro batches differ
 
 
-def test_the_scalers_factor_reaches_every_part_once(archive):
+def test_the_scalers_factor_is_applied_once(archive):
     model, batch = small_model(archive, 'sdm+mlm+id'), uneven(small_batch())
-    results, grads = in_pieces(model, batch, 2, scale=lambda loss: 1024 * loss)
-    assert_same((results, {name: grad / 1024 for name, grad in grads.items()}), whole_batch(model, batch))
+    results, grads = micro_batch_gradients(model, batch, 2, scale_loss=lambda loss: 1024 * loss)
+    assert_same((results, {name: grad / 1024 for name, grad in grads.items()}), whole_batch_gradients(model, batch))
 
 
-def test_a_piece_without_masked_words(archive):
+def test_a_micro_batch_without_masked_words(archive):
     model, batch = small_model(archive, 'sdm+mlm'), small_batch()
     batch['mlm_labels'][5] = 0
-    assert_same(in_pieces(model, batch, 5), whole_batch(model, batch))
+    assert_same(micro_batch_gradients(model, batch, 5), whole_batch_gradients(model, batch))
 
 
-def test_activations_of_one_piece_at_a_time(archive):
+def test_activations_of_one_micro_batch_at_a_time(archive):
     model, batch = small_model(archive, 'sdm+mlm+id'), small_batch()
     sizes = []
-    model.base_model.visual.register_forward_hook(lambda module, inputs, output: sizes.append((len(inputs[0]), torch.is_grad_enabled())))
-    backward(model, batch, 4)
+    model.base_model.visual.register_forward_hook(
+        lambda module, inputs, output: sizes.append((len(inputs[0]), torch.is_grad_enabled())))
+    compute_gradients(model, batch, 4)
     assert sizes == [(4, False), (2, False), (4, True), (2, True)]
 
 
@@ -142,8 +143,8 @@ def test_a_head_that_refines_embeddings_must_say_that_it_can_be_split(archive, m
 
 
 @pytest.mark.parametrize('loss_names, changes, reason', [
-    ('sdm+attribute', {}, "the loss 'attribute': it draws for each image a caption of the whole batch"),
-    ('sdm+detail', {}, "the loss 'detail': it normalises its details over the whole batch"),
+    ('sdm+attribute', {}, "the loss 'attribute': it draws a caption of the whole batch for each image"),
+    ('sdm+detail', {}, "the loss 'detail': it normalizes its details over the whole batch"),
     ('sdm+aux', {}, "the loss 'aux': it balances the experts' load"),
     ('sdm', {'php_parts': 'efp', 'php_attention': 'batch'}, 'embeddings depend on each other'),
     ('sdm+mlm', {'mlm_masking': 'attention'}, '--caption_masking inplace')])
@@ -170,8 +171,10 @@ def test_a_head_that_reads_tokens_must_say_how_it_adds_up(archive, monkeypatch):
         def forward(self, encoded, batch):
             return {'reader_loss': encoded.text_tokens.square().mean()}
     monkeypatch.setitem(registry(), 'reader', Reader)
-    with pytest.raises(UserError, match=r"'reader': it reads tokens and defines no share\(piece, batch\)"):
+    message = r"'reader': it reads tokens and defines no micro_batch_weight\(micro_batch, batch\)"
+    with pytest.raises(UserError, match=message):
         small_model(archive, 'sdm+reader', micro_batch=2)
-    monkeypatch.setattr(Reader, 'share', lambda self, piece, batch: len(piece['pids']) / len(batch['pids']))
+    monkeypatch.setattr(Reader, 'micro_batch_weight',
+                        lambda self, micro_batch, batch: len(micro_batch['pids']) / len(batch['pids']))
     model = small_model(archive, 'sdm+reader', micro_batch=2)
-    assert_same(in_pieces(model, small_batch(), 4), whole_batch(model, small_batch()))
+    assert_same(micro_batch_gradients(model, small_batch(), 4), whole_batch_gradients(model, small_batch()))

@@ -1,4 +1,4 @@
-"""What makes a training step quick or small changes nothing that is computed."""
+"""Optimizations of speed and memory do not change the results of a training step."""
 import shutil
 
 import pytest
@@ -8,17 +8,18 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from model import build_model
 from model.build import total_loss
-from model.heads.a2te import race
-from processor.step import Step, backward
-from run_scripts.benchmark.memory import kept_bytes
+from model.heads.a2te import exponential_race
+from processor.step import Step, compute_gradients
+from run_scripts.benchmark.memory import saved_bytes
 from solver import build_optimizer
 from solver.build import parameter_settings
 from tests.support import golden_archive, golden_json, options, small_batch, small_model
 
 aten = torch.ops.aten
-# For what the host must wait for a GPU: a value, a shape that depends on values, numbers that come from the host.
-HOST_READS = {aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten._unique2, aten.unique_dim, aten.is_nonzero,
-              aten.equal, aten.multinomial, aten.repeat_interleave, aten.bincount, aten.lift_fresh}   # the last: numbers from the host
+# Operations for which the host waits for a GPU: they read a value, have a shape that depends on values, or copy numbers
+# from the host (lift_fresh).
+HOST_READS = {aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten._unique2, aten.unique_dim,
+              aten.is_nonzero, aten.equal, aten.multinomial, aten.repeat_interleave, aten.bincount, aten.lift_fresh}
 
 
 @pytest.fixture(scope='module')
@@ -27,7 +28,7 @@ def archive(tmp_path_factory):
 
 
 class NumberAssignments(TorchFunctionMode):
-    """Notes while a number is assigned to a part of a tensor, as in ``x[0] = 1``."""
+    """Is ``active`` while a number is assigned to a part of a tensor, as in ``x[0] = 1``."""
     active = False
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
@@ -39,10 +40,10 @@ class NumberAssignments(TorchFunctionMode):
 
 
 class HostReads(TorchDispatchMode):
-    """Collects the operations for which a GPU would make the host wait.
+    """Collects the operations for which the host would wait for a GPU.
 
-    ``x[0] = 1`` makes a GPU fill ``x[0]`` without waiting. On a CPU, PyTorch 2.14 first makes a tensor of the number, by
-    ``lift_fresh`` as in ``torch.tensor(1)``: only that tensor, which has no dimension, does not count.
+    ``x[0] = 1`` lets a GPU fill ``x[0]`` without waiting. On a CPU, PyTorch 2.14 first creates a tensor of the number
+    with ``lift_fresh``, as in ``torch.tensor(1)``. Such a tensor without dimensions does not count.
     """
 
     def __init__(self):
@@ -74,33 +75,35 @@ def new_step(archive, loss_names, **changes):
 
 
 @pytest.mark.parametrize('loss_names, micro_batch', [
-    ('sdm+mlm+id', None), ('sdm+mlm+id', 2), ('sdm+mlm+id+cmt+itc+cmpm', None), ('sdm+mae+id+tri', None), ('sdm+mae+id+tri', 2),
-    ('sdm+itc+aux', None), ('sdm+id+detail', None)])
+    ('sdm+mlm+id', None), ('sdm+mlm+id', 2), ('sdm+mlm+id+cmt+itc+cmpm', None), ('sdm+mae+id+tri', None),
+    ('sdm+mae+id+tri', 2), ('sdm+itc+aux', None), ('sdm+id+detail', None)])
 def test_no_step_reads_from_the_device(archive, loss_names, micro_batch, monkeypatch):
     step, batch = new_step(archive, loss_names, micro_batch=micro_batch), small_batch()
-    step(batch)     # the optimizer makes its state in its first step
-    # What a step does with a batch before that reaches the device is the host's own business.
-    for on_the_host in ('without_padding', 'looked_up'):
-        monkeypatch.setattr(step.model, on_the_host, outside(getattr(step.model, on_the_host)))
+    step(batch)     # the first step initializes the optimizer state
+    # Before a batch is on the device, the host may read it.
+    for name in ('trim_padding', 'prepare_on_host'):
+        monkeypatch.setattr(step.model, name, without_recording(getattr(step.model, name)))
     with HostReads() as reads:
         step(batch)
     assert reads.found == []
 
 
-def outside(function):
-    """The function, unseen by :class:`HostReads`."""
-    def unseen(*args):
+def without_recording(function):
+    """Wrap a function so that :class:`HostReads` does not see its operations."""
+    def call(*args):
         with _disable_current_modes():
             return function(*args)
-    return unseen
+    return call
 
 
 def test_host_reads_are_found():
     labels = torch.tensor([0, 3])
-    for read in (lambda: labels.nonzero(), lambda: labels[labels > 0], lambda: labels.sum().item(), lambda: bool(labels.any()),
-                 lambda: torch.tensor([1.0]), lambda: torch.tensor(1.0), lambda: labels.new_tensor([1]), lambda: labels[[0, 1]],
-                 lambda: labels.__setitem__([0, 1], 5), lambda: labels.__setitem__(0, torch.tensor(5)),
-                 lambda: labels.__setitem__(0, labels[1].item()), lambda: labels.__setitem__(labels > -1, labels.clone())):
+    for read in (lambda: labels.nonzero(), lambda: labels[labels > 0], lambda: labels.sum().item(),
+                 lambda: bool(labels.any()), lambda: torch.tensor([1.0]), lambda: torch.tensor(1.0),
+                 lambda: labels.new_tensor([1]), lambda: labels[[0, 1]], lambda: labels.__setitem__([0, 1], 5),
+                 lambda: labels.__setitem__(0, torch.tensor(5)),
+                 lambda: labels.__setitem__(0, labels[1].item()),
+                 lambda: labels.__setitem__(labels > -1, labels.clone())):
         with HostReads() as reads:
             read()
         assert reads.found
@@ -114,7 +117,8 @@ def test_a_number_assigned_is_no_host_read():
     assert reads.found == [] and labels.tolist() == [7, 8, 8]
 
 
-@pytest.mark.parametrize('read', [lambda loss: loss.item(), lambda loss: float(loss > 0), lambda loss: loss.new_tensor(1.0)])
+@pytest.mark.parametrize(
+    'read', [lambda loss: loss.item(), lambda loss: float(loss > 0), lambda loss: loss.new_tensor(1.0)])
 def test_a_read_in_a_head_is_found(archive, read):
     step, batch = new_step(archive, 'sdm'), small_batch()
     head, = step.model.heads
@@ -128,7 +132,7 @@ def test_a_read_in_a_head_is_found(archive, read):
 def test_draws_without_a_host_read_are_the_same():
     torch.manual_seed(0)
     chances = torch.tensor([[0.5, 0.3, 0.2, 0.0]]).repeat(20000, 1)
-    drawn = race(chances).bincount(minlength=4) / len(chances)
+    drawn = exponential_race(chances).bincount(minlength=4) / len(chances)
     torch.testing.assert_close(drawn, chances[0], atol=0.015, rtol=0)
     assert drawn[3] == 0
 
@@ -138,55 +142,58 @@ def losses_and_gradients(model, batch):
     model.zero_grad()
     results = model(batch)
     total_loss(results).backward()
-    grads = {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
-    return {name: value.detach() for name, value in results.items()}, grads
+    return {name: value.detach() for name, value in results.items()}, clone_gradients(model)
 
 
 def step_and_gradients(model, batch):
-    """The same by the way that a training step takes."""
+    """Compute the same with the function that a training step calls."""
     torch.manual_seed(1)
     model.zero_grad()
-    results = backward(model, batch)
-    return results, {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+    return compute_gradients(model, batch), clone_gradients(model)
 
 
-def assert_close(found, expected, tolerance=1e-5):
-    for values, wanted in zip(found, expected):
-        assert values.keys() == wanted.keys()
-        for name in wanted:
-            torch.testing.assert_close(values[name], wanted[name], rtol=tolerance,
-                                       atol=tolerance * float(wanted[name].abs().max()) + 1e-7, msg=name)
+def clone_gradients(model):
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+def assert_close(actual, expected, tolerance=1e-5):
+    for actual_values, expected_values in zip(actual, expected):
+        assert actual_values.keys() == expected_values.keys()
+        for name, value in expected_values.items():
+            torch.testing.assert_close(actual_values[name], value, rtol=tolerance,
+                                       atol=tolerance * float(value.abs().max()) + 1e-7, msg=name)
 
 
 RECIPES = ['sdm+mlm+id', 'sdm+mlm+id+cmt', 'sdm+id+amm+detail', 'sdm+mae+id+tri', 'sdm+itc+aux']
 
 
 @pytest.mark.parametrize('loss_names', RECIPES)
-def test_checkpointing_blocks_changes_nothing(archive, loss_names):
+def test_checkpointed_blocks_give_the_same_results(archive, loss_names):
     batch = small_batch()
-    plain, frugal = (small_model(archive, loss_names, grad_checkpoint=on).train() for on in (False, True))
-    frugal.load_state_dict(plain.state_dict())
-    assert_close(losses_and_gradients(frugal, batch), losses_and_gradients(plain, batch))
+    reference, checkpointed = (small_model(archive, loss_names, grad_checkpoint=on).train() for on in (False, True))
+    checkpointed.load_state_dict(reference.state_dict())
+    assert_close(losses_and_gradients(checkpointed, batch), losses_and_gradients(reference, batch))
 
 
-def test_checkpointing_keeps_less(archive):
+def test_checkpointed_blocks_need_less_memory(archive):
     batch = small_batch()
-    plain, frugal = (kept_bytes(small_model(archive, 'sdm+mlm+id', grad_checkpoint=on), batch) for on in (False, True))
-    assert frugal < plain / 2
+    reference, checkpointed = (saved_bytes(small_model(archive, 'sdm+mlm+id', grad_checkpoint=on), batch)
+                               for on in (False, True))
+    assert checkpointed < reference / 2
 
 
-def test_scores_at_masked_positions_alone(archive):
+def test_scores_at_masked_positions_only(archive):
     model, batch = small_model(archive, 'sdm+mlm'), small_batch()
     shapes = []
     model.mlm_head.register_forward_hook(lambda module, inputs, output: shapes.append(output.shape))
     expected = losses_and_gradients(model, batch)
     assert_close(step_and_gradients(model, batch), expected)
     assert shapes == [(6, 512)] * 2
-    assert set(model.looked_up(batch)) == {'mlm_places'}
+    assert set(model.prepare_on_host(batch)) == {'mlm_positions'}
 
 
 @pytest.mark.parametrize('masking', ['clean', 'inplace'])
-def test_words_chosen_by_the_model_are_not_looked_up_before(archive, masking):
+def test_words_chosen_by_the_model_are_not_prepared_on_the_host(archive, masking):
     model = small_model(archive, 'sdm+mlm', mlm_masking='attention', caption_masking=masking)
     batch = small_batch()    # with labels, which are not those that will count
     assert_close(step_and_gradients(model, batch), losses_and_gradients(model, batch))
@@ -194,36 +201,39 @@ def test_words_chosen_by_the_model_are_not_looked_up_before(archive, masking):
 
 @pytest.mark.parametrize('optimizer', ['Adam', 'AdamW', 'SGD'])
 def test_a_skipped_first_step_leaves_no_trace(archive, optimizer):
-    """fp16's scaler skips steps whose gradients are infinite, and the first one often."""
+    """The scaler of fp16 skips steps whose gradients are infinite, often the first one."""
     model = small_model(archive, 'sdm')
     before = [parameter.detach().clone() for parameter in model.parameters()]
-    steps, scaler = build_optimizer(options(loss_names='sdm', optimizer=optimizer, weight_decay=0.0), model), torch.amp.GradScaler('cpu')
+    args = options(loss_names='sdm', optimizer=optimizer, weight_decay=0.0)
+    optimizer, scaler = build_optimizer(args, model), torch.amp.GradScaler('cpu')
     for gradient in (float('inf'), 0.0):
         for parameter in model.parameters():
             parameter.grad = torch.full_like(parameter, gradient)
         scaler.scale(torch.zeros(()))
-        scaler.step(steps)
+        scaler.step(optimizer)
         scaler.update()
     assert all(map(torch.equal, model.parameters(), before))
 
 
 @pytest.mark.parametrize('optimizer', ['Adam', 'AdamW', 'SGD'])
 def test_fused_groups_step_as_one_group_a_parameter(archive, optimizer):
-    fused, plain = (small_model(archive, 'sdm+mlm+id') for _ in range(2))
+    fused, reference = (small_model(archive, 'sdm+mlm+id') for _ in range(2))
     args = options(loss_names='sdm+mlm+id', optimizer=optimizer, lr=1e-3)
     ours = build_optimizer(args, fused)
-    assert len(ours.param_groups) < 10 and all(bool(group['fused']) == (optimizer != 'SGD') for group in ours.param_groups)
-    groups = [{'params': [parameter], 'lr': lr, 'weight_decay': decay} for name, parameter in plain.named_parameters()
+    assert len(ours.param_groups) < 10
+    assert all(bool(group['fused']) == (optimizer != 'SGD') for group in ours.param_groups)
+    groups = [{'params': [parameter], 'lr': lr, 'weight_decay': decay}
+              for name, parameter in reference.named_parameters()
               for lr, decay in [parameter_settings(name, args)]]
     settings = {'Adam': {'eps': 1e-3}, 'AdamW': {'eps': 1e-8}, 'SGD': {'momentum': 0.9}}[optimizer]
-    released = getattr(torch.optim, optimizer)(groups, foreach=False, fused=False, **settings)
+    reference_optimizer = getattr(torch.optim, optimizer)(groups, foreach=False, fused=False, **settings)
     for _ in range(3):
-        for one, other in zip(fused.parameters(), plain.parameters()):
+        for one, other in zip(fused.parameters(), reference.parameters()):
             one.grad = torch.randn_like(one)
             other.grad = one.grad.clone()
         ours.step()
-        released.step()
-    for one, other in zip(fused.parameters(), plain.parameters()):
+        reference_optimizer.step()
+    for one, other in zip(fused.parameters(), reference.parameters()):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
@@ -232,15 +242,16 @@ def test_fused_groups_step_as_one_group_a_parameter(archive, optimizer):
 def test_compiled_blocks_compute_the_same_and_once_for_all_lengths(archive, grad_checkpoint):
     from torch._dynamo.utils import counters
     torch._dynamo.reset()
-    plain = small_model(archive, 'sdm+id').train()
+    reference = small_model(archive, 'sdm+id').train()
     compiled = small_model(archive, 'sdm+id', compile=True, grad_checkpoint=grad_checkpoint).train()
-    assert compiled.state_dict().keys() == plain.state_dict().keys()
-    compiled.load_state_dict(plain.state_dict())
+    assert compiled.state_dict().keys() == reference.state_dict().keys()
+    compiled.load_state_dict(reference.state_dict())
     graphs = []
     for length in (8, 16, 12, 20):
         batch = small_batch()
-        batch['caption_ids'] = torch.cat([batch['caption_ids'][:, :length - 1].clamp(max=500), torch.full((6, 1), 511)], dim=1)
-        assert_close(losses_and_gradients(compiled, batch), losses_and_gradients(plain, batch), tolerance=1e-4)
+        ids = batch['caption_ids'][:, :length - 1].clamp(max=500)
+        batch['caption_ids'] = torch.cat([ids, torch.full((6, 1), 511)], dim=1)
+        assert_close(losses_and_gradients(compiled, batch), losses_and_gradients(reference, batch), tolerance=1e-4)
         graphs.append(counters['stats']['unique_graphs'])
     assert graphs[0] == graphs[-1] > 0
     assert counters['stats'].get('unique_graphs') and not counters['graph_break']
@@ -257,11 +268,12 @@ def test_without_a_compiler_one_sentence(archive, monkeypatch):
         small_model(archive, 'sdm', compile=True)
 
 
-def test_what_a_resnet_keeps_whole():
-    """Its image side has no transformer blocks; --grad_checkpoint is for the captions there."""
+def test_grad_checkpoint_of_a_resnet():
+    """Its image encoder has no transformer blocks, so --grad_checkpoint applies to the text encoder only."""
     settings = dict(loss_names='sdm', pretrain_choice='scratch:RN50', img_size=(64, 32))
     model = build_model(options(grad_checkpoint=True, **settings), 5).train()
-    batch = {'pids': torch.arange(3), 'images': torch.randn(3, 3, 64, 32), 'caption_ids': torch.tensor([[49406, 7, 49407, 0]] * 3)}
+    batch = {'pids': torch.arange(3), 'images': torch.randn(3, 3, 64, 32),
+             'caption_ids': torch.tensor([[49406, 7, 49407, 0]] * 3)}
     total_loss(model(batch)).backward()
     assert model.base_model.transformer.grad_checkpoint
     assert all(parameter.grad is not None for parameter in model.base_model.transformer.parameters())

@@ -5,7 +5,7 @@ import pytest
 
 import train as train_program
 from datasets.synthpedes import generate
-from processor.runs import open_run
+from processor.runs import load_run
 from tests.support import small_archive
 from utils.options import build_test_parser, parse_test_options
 
@@ -16,7 +16,8 @@ def data(tmp_path_factory):
     root = tmp_path_factory.mktemp('data')
     for name in ('CUHK-PEDES', 'ICFG-PEDES', 'RSTPReid'):
         splits = {} if name == 'ICFG-PEDES' else {'val_ids': 4}
-        generate(str(root), 12 + 6 + splits.get('val_ids', 0), images_per_id=2, size=(64, 32), format=name, test_ids=6, workers=1, **splits)
+        generate(str(root), 12 + 6 + splits.get('val_ids', 0), images_per_id=2, size=(64, 32), format=name, test_ids=6,
+                 workers=1, **splits)
     return str(root)
 
 
@@ -29,9 +30,9 @@ def clip(tmp_path_factory):
 def trained(data, clip, tmp_path_factory):
     """The configs.yaml of a run on CUHK-PEDES, which tests read and do not change."""
     logs = tmp_path_factory.mktemp('trained')
-    train_program.main(['--name', 'small', '--loss_names', 'sdm', '--dataset_name', 'CUHK-PEDES', '--root_dir', data, '--num_epoch', '1',
-                        '--pretrain_choice', clip, '--img_size', '64', '32', '--batch_size', '8', '--num_workers', '0', '--device', 'cpu',
-                        '--output_dir', str(logs)])
+    train_program.main(['--name', 'small', '--loss_names', 'sdm', '--dataset_name', 'CUHK-PEDES', '--root_dir', data,
+                        '--num_epoch', '1', '--pretrain_choice', clip, '--img_size', '64', '32', '--batch_size', '8',
+                        '--num_workers', '0', '--device', 'cpu', '--output_dir', str(logs)])
     folder, = os.listdir(logs / 'CUHK-PEDES')
     return str(logs / 'CUHK-PEDES' / folder / 'configs.yaml')
 
@@ -39,15 +40,16 @@ def trained(data, clip, tmp_path_factory):
 @pytest.fixture(scope='session')
 def opened(trained):
     """The run of ``trained``, opened."""
-    return open_run(parse_test_options(build_test_parser('', ''), ['--config_file', trained]))
+    return load_run(parse_test_options(build_test_parser('', ''), ['--config_file', trained]))
 
 
 @pytest.fixture
 def command(data, clip, tmp_path):
     """Options of IRRA's command at a size for tests."""
-    return ['--name', 'irra', '--img_aug', '--batch_size', '8', '--MLM', '--loss_names', 'sdm+mlm+id', '--dataset_name', 'CUHK-PEDES',
-            '--root_dir', data, '--num_epoch', '2', '--pretrain_choice', clip, '--img_size', '64', '32', '--cmt_depth', '1',
-            '--num_workers', '0', '--device', 'cpu', '--lr', '1e-3', '--output_dir', str(tmp_path / 'logs')]
+    return ['--name', 'irra', '--img_aug', '--batch_size', '8', '--MLM', '--loss_names', 'sdm+mlm+id',
+            '--dataset_name', 'CUHK-PEDES', '--root_dir', data, '--num_epoch', '2', '--pretrain_choice', clip,
+            '--img_size', '64', '32', '--cmt_depth', '1', '--num_workers', '0', '--device', 'cpu', '--lr', '1e-3',
+            '--output_dir', str(tmp_path / 'logs')]
 
 
 @pytest.fixture

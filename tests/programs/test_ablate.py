@@ -11,23 +11,25 @@ import time
 import pytest
 
 from run_scripts import ablate
-from run_scripts.ablate import METRICS, ROOT, build_ablation_parser, build_grid, mean_and_spread, split_at_dashes, why_broken
+from run_scripts.ablate import (
+    METRICS, ROOT, build_ablation_parser, build_grid, failure_reason, format_mean, split_at_dashes)
 from tests.support import HANG_TIMEOUT
-from utils.checkpoint import read_checkpoint, sha256_of
+from utils.checkpoint import read_checkpoint
+from utils.weight_files import compute_sha256
 from utils.errors import UserError
 
 
 @pytest.fixture(scope='module')
 def common(data, clip):
     """Flags of every train.py."""
-    return ['--', '--dataset_name', 'CUHK-PEDES', '--root_dir', data, '--pretrain_choice', clip, '--img_size', '64', '32',
-            '--batch_size', '8', '--num_workers', '0', '--device', 'cpu', '--lr', '1e-3', '--num_epoch', '2', '--cmt_depth', '1']
+    return ['--', '--dataset_name', 'CUHK-PEDES', '--root_dir', data, '--pretrain_choice', clip, '--img_size', '64',
+            '32', '--batch_size', '8', '--num_workers', '0', '--device', 'cpu', '--lr', '1e-3', '--num_epoch', '2',
+            '--cmt_depth', '1']
 
 
 @pytest.fixture(scope='module')
 def grid(common, tmp_path_factory):
-    """A grid of two losses and two seeds, as it stands after a Ctrl-C in its second run (`stopped`) and after the same command
-    again."""
+    """A grid of two losses and two seeds: after a Ctrl-C in its second run (`stopped`), and after the same command."""
     folder = tmp_path_factory.mktemp('grid')
     command = ['--loss_names', 'sdm', 'sdm+id', '--seeds', '1', '2', '--output_dir', str(folder), *common]
 
@@ -38,7 +40,9 @@ def grid(common, tmp_path_factory):
 
     stopping = threading.Thread(target=stop_the_second_run, daemon=True)
     stopping.start()
-    stopped = ablate.main(command), (folder / 'table.txt').read_text(), {path.parent.name for path in folder.glob('*/result.json')}
+    stopped = ablate.main(command), (folder / 'table.txt').read_text(
+                                                                     ), {path.parent.name for path
+                                                                         in folder.glob('*/result.json')}
     stopping.join(HANG_TIMEOUT)
     assert not stopping.is_alive(), 'the second run ended before it could be stopped'
     runs = {str(path) for path in folder.glob('*/CUHK-PEDES/*')}
@@ -61,7 +65,7 @@ def without_training(monkeypatch):
     monkeypatch.setattr(subprocess, 'Popen', lambda *_, **__: pytest.fail('a run was started'))
 
 
-# -- a grid --------------------------------------------------------------------------------------------------------------
+# -- a grid ----------------------------------------------------------------------------------------------------------
 
 def test_ctrl_c_ends_the_grid_after_saving(grid):
     status, table, finished = grid['stopped']
@@ -74,8 +78,10 @@ def test_ctrl_c_ends_the_grid_after_saving(grid):
 def test_the_same_command_goes_on(grid):
     assert grid['status'] == 0 and len(grid['runs']) == 2
     runs = {str(path) for path in grid['folder'].glob('*/CUHK-PEDES/*')}
-    assert len(runs) == 4 and grid['runs'] < runs                                         # the stopped one in its own folder
-    assert all(path.stat().st_mtime_ns == moment for path, moment in grid['times'].items())  # the finished one left alone
+    # the stopped one in its own folder
+    assert len(runs) == 4 and grid['runs'] < runs
+    # the finished one left alone
+    assert all(path.stat().st_mtime_ns == moment for path, moment in grid['times'].items())
     resumed, = grid['folder'].glob('sdm+id_seed1_*/output.txt')
     assert 'resumed at epoch' in resumed.read_text()
 
@@ -84,7 +90,8 @@ def test_results_are_those_of_the_best_checkpoints(grid):
     for cell in cells_of(grid['command'])[1]:
         path, = grid['folder'].glob(f'{os.path.basename(cell.folder)}/CUHK-PEDES/*/best.pth')
         best = read_checkpoint(path)
-        assert cell.result['metrics'] == best['metrics'] and cell.result['epoch'] == best['epoch'] and best['val_dataset'] == 'test'
+        assert cell.result['metrics'] == best['metrics'] and cell.result['epoch'] == best['epoch']
+        assert best['val_dataset'] == 'test'
         assert not (path.parent / 'last.pth').exists() and (path.parent / 'configs.yaml').exists()
 
 
@@ -102,9 +109,16 @@ def test_the_table_holds_mean_and_sample_deviation(grid, capsys, monkeypatch):
         assert line_of(before, losses) == [losses, '2', *expected, '']
         markdown = (grid['folder'] / 'table.md').read_text()
         assert line_of(markdown, losses)[2:-1] == expected
-        assert ' & '.join([losses, '2', *expected]).replace('±', r'$\pm$') in (grid['folder'] / 'table.tex').read_text()
+        latex_row = ' & '.join([losses, '2', *expected]).replace('±', r'$\pm$')
+        assert latex_row in (grid['folder'] / 'table.tex').read_text()
     assert 'colour words, garment bands' in before and 'on the test split' in before
     assert not list(grid['folder'].glob('*.tmp'))
+
+
+def test_a_finished_run_names_its_measure():
+    assert ablate.format_result({'metrics': {'mA': 50.0, 'F1': 1.0}, 'epoch': 2}) == 'finished, mA 50.00 at epoch 2'
+    assert ablate.format_result({'metrics': {'R1': 50.0, 'mAP': 1.0},
+                                 'epoch': 2}) == 'finished, Rank-1 50.00 at epoch 2'
 
 
 @pytest.mark.parametrize('epoch, epochs, r1, heading', [
@@ -119,11 +133,13 @@ def test_tables_of_other_epochs(common, tmp_path, monkeypatch, capsys, epoch, ep
     assert ablate.main(['--table_only', *command]) == 0
     stem = {'best': 'table'}.get(epoch, f'table_{epoch}')
     table = (tmp_path / 'out' / f'{stem}.txt').read_text()
-    assert heading in table and line_of(table, 'sdm')[1:3] == ['1', f'{r1:.2f} ± -'] and capsys.readouterr().out.endswith(table)
+    assert heading in table and line_of(table, 'sdm')[1:3] == ['1', f'{r1:.2f} ± -']
+    assert capsys.readouterr().out.endswith(table)
     with open(tmp_path / 'out' / f'{stem}.csv', newline='') as file:
         run, = (row for row in csv.DictReader(file) if row['kind'] == 'run')
     assert (run['epoch'], float(run['R1'])) == (epochs, r1)
-    assert {path.name for path in (tmp_path / 'out').glob('table*')} == {f'{stem}.{kind}' for kind in ('txt', 'md', 'tex', 'csv')}
+    assert {path.name for path in (tmp_path / 'out').glob('table*')} == {f'{stem}.{kind}'
+                                                                         for kind in ('txt', 'md', 'tex', 'csv')}
 
 
 def test_csv_has_every_run(grid):
@@ -131,7 +147,8 @@ def test_csv_has_every_run(grid):
         rows = list(csv.DictReader(file))
     runs = [row for row in rows if row['kind'] == 'run']
     assert [row['kind'] for row in rows] == ['mean'] * 2 + ['run'] * 4 + ['baseline'] * 2
-    assert {(row['losses'], row['seed']) for row in runs} == {(losses, seed) for losses in ('sdm', 'sdm+id') for seed in '12'}
+    assert {(row['losses'], row['seed']) for row in runs} == {(losses, seed) for losses in ('sdm', 'sdm+id')
+                                                              for seed in '12'}
     values = [float(row['mAP']) for row in runs if row['losses'] == 'sdm']
     assert float(rows[0]['mAP']) == pytest.approx(statistics.mean(values))
     assert float(rows[0]['mAP_std']) == pytest.approx(statistics.stdev(values))
@@ -145,14 +162,15 @@ def test_a_broken_run_is_a_row_and_others_go_on(grid, clip, capsys):
     began = {path.parent: path.stat().st_mtime_ns for path in grid['folder'].glob('*/output.txt')}
     assert ablate.main([*command, *common]) == 1
     told = capsys.readouterr()
-    assert '1 of 2 runs are finished already' in told.err                   # another grid has trained it with the same settings
+    # another grid has trained it with the same settings
+    assert '1 of 2 runs are finished already' in told.err
     assert all(path.joinpath('output.txt').stat().st_mtime_ns == moment for path, moment in began.items())
     broken, whole = (next(line for line in told.out.splitlines() if name in line) for name in ('nowhere.pt', clip))
     assert '| seed 1: ' in broken and 'nowhere.pt' in broken.split('seed 1: ')[1] and 'Traceback' not in told.out
     assert 'broken: ' in told.err and ' ± - ' in whole
 
 
-# -- what happens to a run -----------------------------------------------------------------------------------------------
+# -- what happens to a run -------------------------------------------------------------------------------------------
 
 def stub(monkeypatch, tmp_path, code):
     """train.py replaced by ``code``."""
@@ -169,7 +187,8 @@ for name in ('last.pth', 'best.pth'):
 with open(os.path.join(folder, 'metrics.jsonl'), 'w') as file:
     for epoch, r1 in enumerate((10, 30, 30, 20), 1):
         figures = {'R1': r1, 'R5': 50.0 + epoch, 'R10': 60.0, 'mAP': 20.0, 'mINP': 5.0}
-        file.write(json.dumps({'kind': 'evaluation', 'epoch': epoch, 'step': epoch, **figures, 'split': 'test'}) + '\\n')
+        entry = {'kind': 'evaluation', 'epoch': epoch, 'step': epoch, **figures, 'split': 'test'}
+        file.write(json.dumps(entry) + '\\n')
 '''
 
 
@@ -181,7 +200,8 @@ def test_what_a_finished_run_leaves(common, tmp_path, monkeypatch, capsys, keep,
     folder, = (tmp_path / 'out').glob('*/CUHK-PEDES/run')
     assert {path.name for path in folder.glob('*.pth')} == left
     cell, = cells_of(command)[1]
-    assert cell.result['epoch'] == 2 and cell.result['metrics']['R5'] == 52.0                        # the first of equal bests
+    # the first of equal bests
+    assert cell.result['epoch'] == 2 and cell.result['metrics']['R5'] == 52.0
     assert line_of((tmp_path / 'out' / 'table.txt').read_text(), 'sdm')[1:3] == ['1', '30.00 ± -']
     without_training(monkeypatch)
     assert ablate.main(command) == 0
@@ -194,7 +214,8 @@ def test_a_single_seed_and_results_on_other_datasets_are_told(common, tmp_path, 
     assert line_of(capsys.readouterr().out, 'sdm')[-1] == 'one seed has no deviation'
     best, = (tmp_path / 'out').glob('*/CUHK-PEDES/run/best.pth')
     elsewhere = dict.fromkeys(METRICS, 12.5)
-    for dataset, checksum in (('RSTPReid', sha256_of(best)), ('ICFG-PEDES', 'of other weights'), ('CUHK-PEDES', sha256_of(best))):
+    for dataset, checksum in (('RSTPReid', compute_sha256(best)), ('ICFG-PEDES', 'of other weights'),
+                              ('CUHK-PEDES', compute_sha256(best))):
         content = {'results': {'test': {'t2i': elsewhere}}, 'independence': {'holds': True},
                    'produced_by': {'dataset': dataset, 'checkpoint_sha256': checksum}}
         best.with_name(f'metrics_{dataset}.json').write_text(json.dumps(content))
@@ -221,7 +242,7 @@ def test_why_a_run_broke(common, tmp_path, monkeypatch, capsys, code, why):
 def test_a_stopped_grid_names_the_signal(common, tmp_path, monkeypatch, capsys):
     stub(monkeypatch, tmp_path, 'import os, signal, time; os.kill(os.getppid(), signal.SIGTERM); time.sleep(3600)')
     assert ablate.main(['--loss_names', 'sdm', '--output_dir', str(tmp_path / 'out'), *common]) == 130
-    assert 'stopped by SIGTERM; go on with: python run_scripts/ablate.py --loss_names sdm' in capsys.readouterr().err
+    assert 'stopped by SIGTERM; continue with: python run_scripts/ablate.py --loss_names sdm' in capsys.readouterr().err
 
 
 def test_long_errors_are_cut_in_the_table(common, tmp_path, monkeypatch, capsys):
@@ -234,7 +255,7 @@ def test_a_run_that_another_process_is_at_is_left_alone(common, tmp_path, monkey
     command = ['--loss_names', 'sdm', '--output_dir', str(tmp_path), *common]
     cell, = cells_of(command)[1]
     without_training(monkeypatch)
-    with ablate.lock(cell) as held:
+    with ablate.lock_cell(cell) as held:
         assert held
         assert ablate.main(command) == 1
     assert 'another process is at it' in capsys.readouterr().err
@@ -246,19 +267,21 @@ def test_a_result_cut_short_is_none(common, tmp_path):
     for content in ('{"metr', '[]', '{"metrics": null}', json.dumps({'metrics': {'R1': 1.0}})):
         with open(cell.path('result.json'), 'w') as file:
             file.write(content)
-        assert cell.result == {} and not cell.finished
+        assert cell.result == {} and not cell.is_finished
 
 
-# -- the grid's settings -------------------------------------------------------------------------------------------------
+# -- the grid's settings ---------------------------------------------------------------------------------------------
 
 def test_places_follow_from_what_is_trained(common, tmp_path):
     def places(*words, after=()):
-        return [os.path.basename(cell.folder) for cell in cells_of([*words, '--output_dir', str(tmp_path), *common, *after])[1]]
+        return [os.path.basename(cell.folder) for cell in cells_of([*words, '--output_dir', str(tmp_path), *common,
+                                                                    *after])[1]]
     first, = places('--loss_names', 'sdm')
     assert places('--loss_names', 'sdm', after=['--num_workers', '3', '--name', 'x', '--device', 'cuda']) == [first]
     assert places('--loss_names', 'sdm', after=['--weight_decay', '4e-5']) == [first]                 # the default
     others = [places('--loss_names', 'sdm', after=[flag, value])[0]
-              for flag, value in (('--lr', '2e-3'), ('--num_epoch', '3'), ('--init_from', __file__), ('--root_dir', '.'))]
+              for flag, value in (('--lr', '2e-3'), ('--num_epoch', '3'), ('--init_from', __file__),
+                                  ('--root_dir', '.'))]
     assert len({first, *others, *places('--loss_names', 'sdm', '--seeds', '2')}) == 6
 
 
@@ -267,7 +290,8 @@ def test_every_combination_with_values_of_all_kinds(tmp_path):
                              '--vary', 'MLM', 'true', 'false', '--vary', 'img_size', '384 128', '256 128',
                               '--vary', 'lr', '1e-5', '3e-5', '1e-4'])
     assert names == ('losses', 'MLM', 'img_size', 'lr') and len(cells) == len({cell.folder for cell in cells}) == 24
-    assert [cell.seed for cell in cells] == [1] * 12 + [2] * 12                     # an interrupted grid has every setting
+    # an interrupted grid has every setting
+    assert [cell.seed for cell in cells] == [1] * 12 + [2] * 12
     of_one = {(c.args.MLM, c.args.img_size, c.args.lr) for c in cells if c.setting[1:] == ('false', '256 128', '3e-5')}
     assert of_one == {(False, (256, 128), 3e-5)} and cells[0].args.dataset_name == 'RSTPReid'
     assert cells[0].folder.startswith(os.path.join('logs', 'ablation', 'irra_rstpreid', ''))
@@ -287,7 +311,7 @@ def test_every_combination_with_values_of_all_kinds(tmp_path):
     (['--vary', 'power', '0.5', '5e-1'], [], "same run twice, 'sdm\\+id\\+mlm, power 0.5, seed 1' and"),
     (['--seeds', '-1'], [], '--seeds'),
     (['--seed', '1'], [], 'unknown flag --seed; did you mean --seeds'),
-    (['sdm'], [], "'sdm' belongs to no flag"),
+    (['sdm'], [], "'sdm' follows no flag"),
     ([], ['--seed', '3'], 'give it as --seeds before --'),
     ([], ['--resume'], "not for a grid's runs"),
     ([], ['--test'], "--test after -- is not for a grid's runs"),
@@ -311,9 +335,9 @@ def test_a_folder_that_cannot_be_written(common, tmp_path):
 
 
 def test_mean_and_spread():
-    assert [mean_and_spread(values) for values in ([], [50.0], [1.0, 2.0, 4.0])] == ['-', '50.00 ± -', '2.33 ± 1.53']
+    assert [format_mean(values) for values in ([], [50.0], [1.0, 2.0, 4.0])] == ['-', '50.00 ± -', '2.33 ± 1.53']
 
 
 def test_why_broken_without_output(tmp_path):
     (tmp_path / 'output.txt').write_bytes(b'\xff\n\n')
-    assert why_broken(1, tmp_path / 'output.txt') == '\ufffd'
+    assert failure_reason(1, tmp_path / 'output.txt') == '\ufffd'

@@ -6,9 +6,11 @@ import pytest
 import torch
 from PIL import Image
 
+import pedestal
 import test as test_program
 import train as train_program
 from datasets.synthpedes import generate
+from model.backbones.aptm import STATISTICS
 from model.heads.aptm import ITM
 from run_scripts import page
 from utils.errors import UserError
@@ -22,10 +24,11 @@ def data(tmp_path_factory):
 
 
 def command(data, logs, *more):
-    return ['--backbone', 'aptm', '--pretrain_choice', 'scratch:aptm-tiny', '--loss_names', 'itc+itm+mlm', '--dataset_name', 'synthpedes',
-            '--root_dir', data, '--img_size', '96', '32', '--text_length', '40', '--batch_size', '8', '--num_workers', '0',
-            '--device', 'cpu', '--optimizer', 'AdamW', '--lr', '1e-3', '--lrscheduler', 'step_linear', '--warmup_steps', '2', '--rand_aug',
-            '--num_epoch', '2', '--output_dir', str(logs), *more]
+    return ['--backbone', 'aptm', '--pretrain_choice', 'scratch:aptm-tiny', '--loss_names', 'itc+itm+mlm',
+            '--dataset_name', 'synthpedes', '--root_dir', data, '--img_size', '96', '32', '--text_length', '40',
+            '--batch_size', '8', '--num_workers', '0', '--device', 'cpu', '--optimizer', 'AdamW', '--lr', '1e-3',
+            '--lrscheduler', 'step_linear', '--warmup_steps', '2', '--rand_aug', '--num_epoch', '2',
+            '--output_dir', str(logs), *more]
 
 
 def only(folder):
@@ -55,20 +58,22 @@ def test_a_resumed_run_is_the_same_to_the_last_bit(data, run, tmp_path):
         train_step(self, *step)
         steps.append(1)
         if len(steps) == 3:
-            self.interrupt.requested = 2
+            self.interrupt.signal_number = 2
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, 'train_step', stop_at_third)
         with pytest.raises(SystemExit):
             train_program.main(command(data, logs))
     folder = only(logs / 'synthpedes')
-    train_program.main(['--resume', '--resume_ckpt_file', os.path.join(folder, 'last.pth'), '--image_cache', str(tmp_path / 'cache')])
+    train_program.main(['--resume', '--resume_ckpt_file', os.path.join(folder, 'last.pth'),
+                        '--image_cache', str(tmp_path / 'cache')])
     first, second = weights(run), weights(folder)
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
     assert any('bicubic' in name for name in os.listdir(tmp_path / 'cache'))
 
 
 def evaluated(folder, *more):
-    status = test_program.main(['--config_file', os.path.join(folder, 'configs.yaml'), '--num_workers', '0', '--device', 'cpu', *more])
+    status = test_program.main(['--config_file', os.path.join(folder, 'configs.yaml'), '--num_workers', '0',
+                                '--device', 'cpu', *more])
     with open(os.path.join(folder, 'metrics.json'), encoding='utf-8') as file:
         return status, json.load(file)
 
@@ -82,7 +87,8 @@ def test_a_second_row_re_ranked(run, tmp_path, capsys, monkeypatch):
     page.main([run, '--out', str(tmp_path / 'page.html')])
     assert 't2i, 5 best re-ranked' in (tmp_path / 'page.html').read_text()
     assert content['independence']['second_stage'][0] < 1e-3
-    assert evaluated(run, '--rerank', '5', '--rerank_score', 'released')[1]['results'].keys() != content['results'].keys()
+    assert evaluated(run, '--rerank', '5',
+                     '--rerank_score', 'released')[1]['results'].keys() != content['results'].keys()
     match = ITM.match
     monkeypatch.setattr(ITM, 'match', lambda *pairs: -match(*pairs))
     backwards = evaluated(run, '--rerank', '5')[1]['results'][second]['t2i']
@@ -92,8 +98,9 @@ def test_a_second_row_re_ranked(run, tmp_path, capsys, monkeypatch):
 def test_a_released_checkpoint_without_a_config(run, data, tmp_path, monkeypatch, capsys):
     released = tmp_path / 'checkpoint_best.pth'
     torch.save({'model': weights(run), 'config': {'embed_dim': 64}}, released)
-    options = ['--backbone', 'aptm', '--checkpoint', str(released), '--dataset_name', 'synthpedes', '--root_dir', data, '--img_size', '96',
-               '32', '--text_length', '40', '--num_workers', '0', '--device', 'cpu', '--rerank', '3']
+    options = ['--backbone', 'aptm', '--checkpoint', str(released), '--dataset_name', 'synthpedes', '--root_dir', data,
+               '--img_size', '96', '32', '--text_length', '40', '--num_workers', '0', '--device', 'cpu',
+               '--rerank', '3']
     with pytest.raises(UserError, match='bert-base-uncased|--vocab_file'):     # nobody said which words
         monkeypatch.setenv('HF_HUB_CACHE', str(tmp_path))
         test_program.main(options)
@@ -110,7 +117,8 @@ def test_re_ranking_refused(run, more, message):
 
 
 def test_re_ranking_needs_a_head_that_scores_pairs(data, tmp_path):
-    train_program.main(command(data, tmp_path / 'logs', '--loss_names', 'itc', '--num_epoch', '1', '--warmup_steps', '0'))
+    train_program.main(command(data, tmp_path / 'logs', '--loss_names', 'itc', '--num_epoch', '1',
+                               '--warmup_steps', '0'))
     with pytest.raises(UserError, match="--rerank needs a loss whose head scores pairs.*'itm'.*have none .itc."):
         evaluated(only(tmp_path / 'logs' / 'synthpedes'), '--rerank', '3')
 
@@ -123,14 +131,15 @@ def test_no_vocabulary(run, tmp_path):
     try:
         with pytest.raises(UserError, match='there is no vocabulary: neither .*vocab.txt'):
             test_program.main(['--config_file', str(tmp_path / 'moved' / 'configs.yaml'), '--num_workers', '0'])
-        assert test_program.main(['--config_file', str(tmp_path / 'moved' / 'configs.yaml'), '--num_workers', '0', '--vocab_file',
-                                  str(tmp_path / 'vocab.txt')]) == 0
+        assert test_program.main(['--config_file', str(tmp_path / 'moved' / 'configs.yaml'), '--num_workers', '0',
+                                  '--vocab_file', str(tmp_path / 'vocab.txt')]) == 0
     finally:
         os.rename(tmp_path / 'vocab.txt', os.path.join(run, 'vocab.txt'))
 
 
 def test_attributes_are_learned_and_recognised(data, tmp_path, capsys):
-    train_program.main(command(data, tmp_path / 'logs', '--loss_names', 'itc+itm+mlm+attr', '--num_epoch', '1', '--lr_rule', 'pretrain'))
+    train_program.main(command(data, tmp_path / 'logs', '--loss_names', 'itc+itm+mlm+attr', '--num_epoch', '1',
+                               '--lr_rule', 'pretrain'))
     status, content = evaluated(only(tmp_path / 'logs' / 'synthpedes'))
     assert status == 0 and list(content['attributes']) == ['mA', 'accuracy', 'precision', 'recall', 'F1']
     assert 'recognised by their prompts' in capsys.readouterr().out
@@ -145,15 +154,38 @@ def test_a_dataset_of_attributes_alone(tmp_path, capsys):
         for row in rows:
             colour = (255, 0, 0) if row['label'][0] else (0, 0, 255)
             Image.new('RGB', (32, 96), colour).save(tmp_path / 'images' / 'pa100k' / 'release_data' / row['image'])
-    train_program.main(command(str(tmp_path), tmp_path / 'logs', '--loss_names', 'attr', '--dataset_name', 'PA-100K', '--attr_smoothing',
-                               '0', '--num_epoch', '3'))
-    status, content = evaluated(only(tmp_path / 'logs' / 'PA-100K'))
+    train_program.main(command(str(tmp_path), tmp_path / 'logs', '--loss_names', 'attr', '--dataset_name', 'PA-100K',
+                               '--attr_smoothing', '0', '--num_epoch', '3'))
+    run = only(tmp_path / 'logs' / 'PA-100K')
+    status, content = evaluated(run)
     assert status == 0 and content['results'] == {} and content['attributes']['mA'] >= 50
-    train_program.main(command(str(tmp_path), tmp_path / 'image', '--loss_names', 'img_cls', '--dataset_name', 'PA-100K', '--num_epoch',
-                               '4', '--lr', '3e-3'))
+    with open(os.path.join(run, 'train_log.txt')) as file:
+        log = file.read()
+    best = torch.load(os.path.join(run, 'last.pth'), weights_only=True)['best']
+    assert f"done | best mA {best['mA']:.3f} at epoch {best['epoch']}" in log
+    assert 'Rank-1' not in log and 'R1' not in best
+    state = torch.load(os.path.join(run, 'last.pth'), weights_only=True)
+    state['best'] = {'R1': best['mA'], 'epoch': best['epoch']}         # as older code called it
+    torch.save(state, os.path.join(run, 'last.pth'))
+    train_program.main(['--resume', run, '--num_epoch', '4'])
+    with open(os.path.join(run, 'train_log.txt')) as file:
+        assert f"| best mA {best['mA']:.3f} at epoch {best['epoch']}" in file.read()
+    train_program.main(command(str(tmp_path), tmp_path / 'image', '--loss_names', 'img_cls',
+                               '--dataset_name', 'PA-100K', '--num_epoch', '4', '--lr', '3e-3'))
     status, content = evaluated(only(tmp_path / 'image' / 'PA-100K'))
-    assert status == 0 and content['attributes']['mA'] == 100 and 'recognised without prompts' in capsys.readouterr().out
+    assert status == 0 and content['attributes']['mA'] == 100
+    assert 'recognized without prompts' in capsys.readouterr().out
     with pytest.raises(UserError, match='PA-100K has no captions to train on: give --loss_names attr'):
         train_program.main(command(str(tmp_path), tmp_path / 'logs', '--dataset_name', 'PA-100K'))
     with pytest.raises(UserError, match='--rerank orders images for captions, and PA-100K has none'):
         evaluated(only(tmp_path / 'logs' / 'PA-100K'), '--rerank', '3')
+
+
+def test_embeddings_of_photos_depend_on_the_image_statistics(run, monkeypatch):
+    """An index of photos that was made with other statistics is not taken for this run's."""
+    def identity():
+        return pedestal.load(run, device='cpu').fingerprint
+    model, key = identity()
+    assert len(model['pixels'][0]) == 3 and identity() == (model, key)
+    monkeypatch.setitem(STATISTICS, 'CUHK-PEDES', ((.3890, .3652, .3484), (.2434, .2374, .2337)))
+    assert identity()[1] != key

@@ -1,4 +1,4 @@
-"""The benchmark: both ways compute the same, every switch takes out one optimisation and changes no number, and what is reported."""
+"""The benchmark: the reference gives equal results, and a switch takes out one optimization and changes no result."""
 import inspect
 import json
 import os
@@ -15,46 +15,49 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from datasets import build_dataloader
-from datasets.views import finish
+from datasets.device_augmentation import augment_on_device
 from model.build import RetrievalModel, total_loss
 from model.clip_model import SiLULinear
 from model.clip_weights import shape_named
 from processor.evaluation import embed
-from processor.step import backward
+from processor.step import compute_gradients
 from run_scripts.benchmark import __main__ as program
-from run_scripts.benchmark import encoding, machine, memory, processes, profiling, ranking, released_way, report, rows, step, switches
+from run_scripts.benchmark import (
+    encoding, machine, memory, processes, profiling, ranking, reference, report, rows, step, switches)
 from run_scripts.benchmark.__main__ import QUICK
-from run_scripts.benchmark.child import in_child
+from run_scripts.benchmark.child import measure_in_child
 from run_scripts.benchmark.ranking import synthetic_embeddings
-from run_scripts.benchmark.rows import RELEASED, disagreement, ways_to_train
-from run_scripts.benchmark.workload import Training, Way, new_model, new_released_model, recipe, synthetic_batches
+from run_scripts.benchmark.rows import REFERENCE, find_disagreement, training_variants
+from run_scripts.benchmark.workload import (
+    TrainingSteps, Variant, build_reference_model, build_training_model, recipe_options, synthetic_batches)
 from utils.errors import UserError
 
-SMALL = replace(QUICK, batch_size=3, batches=1, repeats=2, images=3, captions=5, ids=3, rankings=(('small', 20, 30, 5),))
+SMALL = replace(QUICK, batch_size=3, batches=1, repeats=2, images=3, captions=5, ids=3,
+                rankings=(('small', 20, 30, 5),))
 
 
 @pytest.fixture(scope='module')
 def batch():
-    """What the released way reads; ours leaves mlm_ids out."""
-    only, = synthetic_batches(SMALL, Way(RELEASED, released=True))
+    """A batch of the reference implementation; Pedestal does not read its mlm_ids."""
+    only, = synthetic_batches(SMALL, Variant(REFERENCE, is_reference=True))
     return only
 
 
-def ours(batch):
+def without_mlm_ids(batch):
     return {name: value for name, value in batch.items() if name != 'mlm_ids'}
 
 
-def same(a, b, tolerance=1e-4):
-    """Largest difference relative to the largest value."""
+def is_close(a, b, tolerance=1e-4):
+    """Whether the largest difference is small, relative to the largest value."""
     return (a - b).abs().max() <= tolerance * b.abs().max() + 1e-9
 
 
-# -- the released way computes what ours does ----------------------------------------------------------------------------
+# -- the reference implementation gives our results ------------------------------------------------------------------
 
 def test_same_losses_and_gradients(batch):
-    trainer = Training(recipe(SMALL))
-    results = backward(trainer.model, ours(batch))
-    released = released_way.ReleasedIRRA(trainer.args, trainer.model).train()
+    trainer = TrainingSteps(recipe_options(SMALL))
+    results = compute_gradients(trainer.model, without_mlm_ids(batch))
+    released = reference.ReferenceIRRA(trainer.args, trainer.model).train()
     released_results = released(batch)
     total_loss(released_results).backward()
     assert set(released_results) == set(results) - {'temperature'}
@@ -62,30 +65,31 @@ def test_same_losses_and_gradients(batch):
         assert value.item() == pytest.approx(results[name].item(), rel=1e-4), name
     gradients = {name: parameter.grad for name, parameter in trainer.model.named_parameters()}
     for name, parameter in released.named_parameters():
-        assert same(parameter.grad, gradients.pop(name)), name
+        assert is_close(parameter.grad, gradients.pop(name)), name
     assert not gradients
 
 
 def test_same_weights_after_steps(batch):
-    trainer, args = Training(recipe(SMALL)), recipe(SMALL)
-    released = released_way.ReleasedTrainer(args, new_released_model(args).train())
+    trainer, args = TrainingSteps(recipe_options(SMALL)), recipe_options(SMALL)
+    released = reference.ReferenceTrainer(args, build_reference_model(args).train())
     before = trainer.model.classifier.weight.clone()
     for _ in range(2):
-        trainer(ours(batch))
+        trainer(without_mlm_ids(batch))
         loss = released.train_step(batch)
     assert loss == pytest.approx(trainer.latest['loss'], rel=1e-4)
     changed = dict(trainer.model.named_parameters())
     assert not torch.equal(changed['classifier.weight'], before)
     for name, parameter in released.model.named_parameters():
-        assert same(parameter, changed[name], 1e-3), name
+        assert is_close(parameter, changed[name], 1e-3), name
 
 
 def test_half_weights_are_those_of_matrices_and_compute_nearly_the_same(batch):
-    args, batch = recipe(SMALL), {name: value[:1] for name, value in batch.items()}
-    whole = new_released_model(args)
-    half = new_released_model(args).half_weights()
+    args, batch = recipe_options(SMALL), {name: value[:1] for name, value in batch.items()}
+    whole = build_reference_model(args)
+    half = build_reference_model(args).convert_weights_to_half()
     kept = {name for name, parameter in half.named_parameters() if parameter.dtype == torch.float32}
-    assert all('ln_' in name or 'embedding' in name or name == 'mlm_head.ln.weight' or name == 'mlm_head.ln.bias' for name in kept)
+    assert all('ln_' in name or 'embedding' in name or name == 'mlm_head.ln.weight' or name == 'mlm_head.ln.bias'
+               for name in kept)
     assert {'base_model.visual.ln_pre.weight', 'base_model.token_embedding.weight'} <= kept
     results = half(batch)
     assert all(value.dtype == torch.float32 for value in results.values())
@@ -97,12 +101,13 @@ def test_half_weights_are_those_of_matrices_and_compute_nearly_the_same(batch):
 
 
 def test_same_embeddings():
-    args = recipe(SMALL)
-    model, released = new_model(args).eval(), new_released_model(args).eval()
-    loaders = {'encode_text': encoding.caption_loader(args, SMALL), 'encode_image': encoding.image_batches(args, SMALL, cached=False)}
+    args = recipe_options(SMALL)
+    model, released = build_training_model(args).eval(), build_reference_model(args).eval()
+    loaders = {'encode_text': encoding.build_caption_loader(args, SMALL),
+               'encode_image': encoding.image_batches(args, SMALL, from_cache=False)}
     for side, loader in loaders.items():
-        found = released_way.embed(getattr(released, side), [batch for _, batch in loader], 'cpu')
-        assert same(found, embed(getattr(model, side), loader, model)[0])
+        found = reference.embed(getattr(released, side), [batch for _, batch in loader], 'cpu')
+        assert is_close(found, embed(getattr(model, side), loader, model)[0])
 
 
 @pytest.mark.parametrize('kind, by_length, cut', [('ours', True, True), ('order', False, True), ('whole', True, False)])
@@ -116,63 +121,68 @@ def test_ways_to_encode_captions(kind, by_length, cut, monkeypatch):
 
 
 def test_images_of_the_cache_embed_as_the_same_images_in_floats():
-    args = recipe(SMALL)
-    model = new_model(args).eval()
-    floats, cached = (embed(model.encode_image, encoding.image_batches(args, SMALL, cached), model)[0] for cached in (False, True))
+    args = recipe_options(SMALL)
+    model = build_training_model(args).eval()
+    floats, cached = (embed(model.encode_image, encoding.image_batches(args, SMALL, cached), model)[0]
+                      for cached in (False, True))
     assert torch.equal(floats, cached)
 
 
 @pytest.mark.parametrize('sizes', [(40, 30, 7), (10, 200, 20), (7, 5, 5)])
 def test_same_figures(sizes):
     embeddings = synthetic_embeddings(*sizes)
-    ours, released = ranking.rank_ours(*embeddings), ranking.rank_released(*embeddings)
+    ours, released = ranking.rank_in_blocks(*embeddings), ranking.rank_by_reference(*embeddings)
     assert ranking.rank_matrix(*embeddings) == pytest.approx(ours, abs=1e-4)
     assert ours == pytest.approx(released, abs=1e-3) and 0 < ours['mINP'] <= ours['mAP'] < 100
-    assert disagreement({'metrics': ours}, {'metrics': released}, sizes[0]) == {}
+    assert find_disagreement({'metrics': ours}, {'metrics': released}, sizes[0]) == {}
 
 
 def test_released_ranking_by_hand():
-    cmc, mAP, mINP = released_way.rank(torch.tensor([[.9, .1, .5, .3]]), torch.tensor([1]), torch.tensor([0, 0, 1, 1]), max_rank=3)
+    cmc, mAP, mINP = reference.rank(torch.tensor([[.9, .1, .5, .3]]), torch.tensor([1]), torch.tensor([0, 0, 1, 1]),
+                                    max_rank=3)
     assert cmc.tolist() == [0, 100, 100]
     assert mAP.item() == pytest.approx(100 * (1 / 2 + 2 / 3) / 2) and mINP.item() == pytest.approx(100 * 2 / 3)
 
 
 def test_released_loader_yields_what_ours_does(data):
-    args = recipe(SMALL, '--root_dir', data, '--img_size', '64', '32', '--num_workers', '0')
+    args = recipe_options(SMALL, '--root_dir', data, '--img_size', '64', '32', '--num_workers', '0')
     loader = build_dataloader(args)[0]
     batch = next(iter(loader))
-    released = next(iter(released_way.training_loader(loader.dataset.dataset, args.img_size, args.batch_size, 0)))
+    released = next(iter(reference.build_training_loader(loader.dataset.dataset, args.img_size, args.batch_size, 0)))
     del batch['index']      # of the pair, which the released loader does not know
     assert set(released) == set(batch) | {'mlm_ids'}
-    assert all(released[name].shape == value.shape and released[name].dtype == value.dtype for name, value in batch.items())
+    assert all(released[name].shape == value.shape and released[name].dtype == value.dtype
+               for name, value in batch.items())
     assert torch.equal(released['caption_ids'], released['mlm_ids']) and (released['mlm_labels'] > 0).any(dim=1).all()
 
 
-# -- every switch takes out one thing and changes no number --------------------------------------------------------------
+# -- every switch takes out one thing and changes no number ----------------------------------------------------------
 
-def observed(way, batch, monkeypatch):
-    """(results of a step, how it was computed)"""
-    trainer = Training(recipe(SMALL, *way.flags))
+def run_and_observe(way, batch, monkeypatch):
+    """(results of a step, how it was computed)."""
+    trainer = TrainingSteps(recipe_options(SMALL, *way.flags))
     if way.switch:
         way.switch(trainer)
     seen = {'text passes': 0, 'kernels of attention': False, 'SiLUs': False, 'activated again': False, 'reads': 0}
     mlm = next(head for head in trainer.model.heads if 'mlm' in head.names)
-    encode_text, sdpa, silu, read = trainer.model.base_model.encode_text, F.scaled_dot_product_attention, F.silu, released_way.read_and_wait
+    encode_text, sdpa, silu = trainer.model.base_model.encode_text, F.scaled_dot_product_attention, F.silu
+    read = reference.read_and_synchronize
 
-    def note(real, **changes):
-        def noted(*arguments, **settings):
-            seen.update({name: change(*arguments) if callable(change) else seen[name] + change for name, change in changes.items()})
+    def wrap(real, **changes):
+        def wrapper(*arguments, **settings):
+            seen.update({name: change(*arguments) if callable(change) else seen[name] + change
+                         for name, change in changes.items()})
             return real(*arguments, **settings)
-        return noted
-    trainer.model.base_model.encode_text = note(encode_text, **{'text passes': 1})
-    mlm.forward = note(mlm.forward, **{'places known': lambda encoded, batch: 'mlm_places' in batch})
+        return wrapper
+    trainer.model.base_model.encode_text = wrap(encode_text, **{'text passes': 1})
+    mlm.forward = wrap(mlm.forward, **{'places known': lambda encoded, batch: 'mlm_positions' in batch})
     trainer.model.mlm_head.fc.register_forward_pre_hook(lambda _, inputs: seen.update(scored=inputs[0][..., 0].numel()))
     with monkeypatch.context() as patched:
-        patched.setattr(F, 'scaled_dot_product_attention', note(sdpa, **{'kernels of attention': lambda *_: True}))
-        patched.setattr(F, 'silu', note(silu, SiLUs=lambda *_: True))
-        patched.setattr(SiLULinear, 'apply', note(SiLULinear.apply, **{'activated again': lambda *_: True}))
-        patched.setattr(released_way, 'read_and_wait', note(read, reads=1))
-        trainer(ours(batch))
+        patched.setattr(F, 'scaled_dot_product_attention', wrap(sdpa, **{'kernels of attention': lambda *_: True}))
+        patched.setattr(F, 'silu', wrap(silu, SiLUs=lambda *_: True))
+        patched.setattr(SiLULinear, 'apply', wrap(SiLULinear.apply, **{'activated again': lambda *_: True}))
+        patched.setattr(reference, 'read_and_synchronize', wrap(read, reads=1))
+        trainer(without_mlm_ids(batch))
     groups = trainer.step.optimizer.param_groups
     seen.update({'groups': len(groups), 'fused': all(group['fused'] for group in groups)})
     return trainer.latest, seen
@@ -181,29 +191,30 @@ def observed(way, batch, monkeypatch):
 @pytest.fixture(scope='module')
 def usual(batch):
     with pytest.MonkeyPatch.context() as patched:
-        return observed(Way('ours'), batch, patched)
+        return run_and_observe(Variant('ours'), batch, patched)
 
 
 def parameters():
-    return len(list(new_model(recipe(SMALL)).parameters()))
+    return len(list(build_training_model(recipe_options(SMALL)).parameters()))
 
 
 @pytest.mark.parametrize('switch, changed', [
     (switches.score_all_positions, lambda: {'scored': 3 * 77}),
-    (switches.pass_twice, lambda: {'text passes': 2}),
-    (switches.attend_by_maps, lambda: {'kernels of attention': False}),
-    (switches.group_each_parameter, lambda: {'groups': parameters(), 'fused': False}),
-    (switches.keep_activations, lambda: {'activated again': False}),
+    (switches.encode_text_twice, lambda: {'text passes': 2}),
+    (switches.materialize_attention, lambda: {'kernels of attention': False}),
+    (switches.use_group_per_parameter, lambda: {'groups': parameters(), 'fused': False}),
+    (switches.save_activations, lambda: {'activated again': False}),
     (switches.multiply_sigmoid, lambda: {'activated again': False, 'SiLUs': False}),
-    (switches.look_nothing_up, lambda: {'places known': False}),
+    (switches.find_tokens_on_device, lambda: {'places known': False}),
     (switches.read_each_step, lambda: {'reads': 1}),
 ])
 def test_a_switch_takes_out_one_thing(switch, changed, usual, batch, monkeypatch):
     expected, how = usual
     chosen = int((batch['mlm_labels'] > 0).sum())
-    assert how == {'text passes': 1, 'kernels of attention': True, 'SiLUs': True, 'activated again': True, 'reads': 0, 'places known': True,
-                   'scored': chosen, 'groups': how['groups'], 'fused': True} and how['groups'] < 10
-    results, how_switched = observed(Way('', switch=switch), batch, monkeypatch)
+    assert how == {'text passes': 1, 'kernels of attention': True, 'SiLUs': True, 'activated again': True, 'reads': 0,
+                   'places known': True, 'scored': chosen, 'groups': how['groups'], 'fused': True}
+    assert how['groups'] < 10
+    results, how_switched = run_and_observe(Variant('', switch=switch), batch, monkeypatch)
     assert how_switched == {**how, **changed()}
     assert results == pytest.approx(expected, rel=1e-4)
 
@@ -211,42 +222,49 @@ def test_a_switch_takes_out_one_thing(switch, changed, usual, batch, monkeypatch
 @pytest.mark.parametrize('has_bf16', [False, True])
 def test_a_cpu_that_multiplies_in_bf16_is_measured_in_it(monkeypatch, has_bf16):
     monkeypatch.setattr(machine, 'cpu_has_bf16', lambda: has_bf16)
-    flags = [way.flags for way in ways_to_train(SMALL)]
+    flags = [way.flags for way in training_variants(SMALL)]
     assert (('--amp', 'bf16') in flags) is has_bf16
-    assert ('--amp', 'bf16') not in [way.flags for way in ways_to_train(replace(SMALL, device='cuda'))]
+    assert ('--amp', 'bf16') not in [way.flags for way in training_variants(replace(SMALL, device='cuda'))]
 
 
 def test_every_optimisation_has_a_way(batch, monkeypatch):
     monkeypatch.setattr(machine, 'cpu_has_bf16', lambda: False)
-    on_gpu, on_cpu, quick = (ways_to_train(replace(SMALL, device=device, quick=quick)) for device, quick in
+    on_gpu, on_cpu, quick = (training_variants(replace(SMALL, device=device, quick=quick)) for device, quick in
                              (('cuda', False), ('cpu', False), ('cpu', True)))
-    assert [way.name for way in on_gpu][::len(on_gpu) - 1] == ['ours', RELEASED]
+    assert [way.name for way in on_gpu][::len(on_gpu) - 1] == ['ours', REFERENCE]
     assert [way for way in on_gpu if not way.gpu_only] == on_cpu
     assert [way.flags for way in on_cpu if way not in quick] == [('--compile',)]
-    assert all(sum(map(bool, (way.flags, way.switch, way.released, way.cached))) == 1 for way in on_gpu[1:])
-    of_trainers = {function for function in vars(switches).values() if getattr(function, '__module__', '') == switches.__name__
-                   and list(inspect.signature(function).parameters) == ['trainer']}
-    assert {way.switch for way in on_gpu if way.switch} == of_trainers
+    assert all(sum(map(bool, (way.flags, way.switch, way.is_reference, way.uses_image_cache))) == 1
+               for way in on_gpu[1:])
+    switch_functions = {function for function in vars(switches).values()
+                        if getattr(function, '__module__', '') == switches.__name__
+                        and list(inspect.signature(function).parameters) == ['training']}
+    assert {way.switch for way in on_gpu if way.switch} == switch_functions
     for way in on_cpu:     # each flag is one of train.py's, and changes the option that it names
-        changed = {name for name, value in vars(recipe(SMALL, *way.flags)).items() if value != getattr(recipe(SMALL), name)}
+        changed = {name for name, value in vars(recipe_options(SMALL, *way.flags)).items()
+                   if value != getattr(recipe_options(SMALL), name)}
         assert changed == {flag.removeprefix('--') for flag in way.flags[:1]}
 
 
 def test_all_ways_train_on_the_same_samples():
-    a, b, c = (synthetic_batches(SMALL, way)[0] for way in (Way('ours'), Way('', cached=True), Way('', released=True)))
-    assert all(torch.equal(a[name], b[name]) for name in a if name != 'images') and all(torch.equal(a[name], c[name]) for name in a)
-    assert torch.equal(finish(b['images'], b['views']), a['images'])
+    a, b, c = (synthetic_batches(SMALL, way)[0] for way in (Variant('ours'), Variant('', uses_image_cache=True),
+                                                            Variant('', is_reference=True)))
+    assert all(torch.equal(a[name], b[name]) for name in a if name != 'images')
+    assert all(torch.equal(a[name], c[name]) for name in a)
+    assert torch.equal(augment_on_device(b['images'], b['augmentation_params']), a['images'])
     lengths = (a['caption_ids'] > 0).sum(dim=1)
     assert lengths.min() >= 22 and lengths.max() <= 42
 
 
-# -- what is counted -----------------------------------------------------------------------------------------------------
+# -- what is counted -------------------------------------------------------------------------------------------------
 
 def test_flops_are_those_of_a_step(batch):
-    trainer = Training(recipe(SMALL))
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):   # whose backward computes nothing again
-        backward(trainer.model, ours(batch))
-    assert sum(step.step_flops(recipe(SMALL), step.words_chosen([batch])).values()) == counter.get_total_flops()
+    trainer = TrainingSteps(recipe_options(SMALL))
+    # whose backward computes nothing again
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        compute_gradients(trainer.model, without_mlm_ids(batch))
+    assert sum(step.count_step_flops(recipe_options(SMALL),
+                                     step.mean_masked_tokens([batch])).values()) == counter.get_total_flops()
 
 
 def test_parts_add_up_to_the_step():
@@ -267,58 +285,68 @@ def test_a_batch_on_two_processes():
 
 def test_repeats_and_the_end_of_patience():
     calls = []
-    timing, last = machine.timed(lambda: calls.append(1) or len(calls), 'cpu', 4, 60)
+    timing, last = machine.measure_time(lambda: calls.append(1) or len(calls), 'cpu', 4, 60)
     assert len(timing['seconds']) == 4 and last == len(calls) == 5                      # one to warm up
-    timing, _ = machine.timed(lambda: time.sleep(0.02), 'cpu', 4, 0.01)
+    timing, _ = machine.measure_time(lambda: time.sleep(0.02), 'cpu', 4, 0.01)
     assert len(timing['seconds']) == 1 and timing['seconds'][0] >= 0.02
 
 
-@pytest.mark.skipif(not os.path.exists('/proc/stat') or machine.cores() != os.cpu_count(), reason='the system does not say')
+@pytest.mark.skipif(not os.path.exists('/proc/stat') or machine.core_count() != os.cpu_count(),
+                    reason='the system does not say')
 def test_who_is_disturbed_is_told():
-    with subprocess.Popen([sys.executable, '-c', 'print(1, flush=True)\nwhile True: pass'], stdout=subprocess.PIPE) as other:
+    with subprocess.Popen([sys.executable, '-c', 'print(1, flush=True)\nwhile True: pass'],
+                          stdout=subprocess.PIPE) as other:
         other.stdout.readline()
-        timing, _ = machine.timed(lambda: time.sleep(0.5), 'cpu', 1, 60)
+        timing, _ = machine.measure_time(lambda: time.sleep(0.5), 'cpu', 1, 60)
         other.kill()
-    assert timing['others'] * machine.cores() > 0.4
-    assert report.note({'others': 0.35}) == 'disturbed: others took 35% of the cores'
-    assert report.note({'others': 0.05}) == '' and report.note({'others': 0.35, 'error': 'why'}).endswith('cores; why')
+    assert timing['others'] * machine.core_count() > 0.4
+    assert report.format_note({'others': 0.35}) == 'disturbed: other programs used 35% of the cores'
+    assert report.format_note({'others': 0.05}) == ''
+    assert report.format_note({'others': 0.35, 'error': 'why'}).endswith('cores; why')
 
 
-def hold(size):
+def allocate(size):
     before = machine.peak_bytes()
     torch.ones(size // 4)
     return {'grown': machine.peak_bytes() - before}
 
 
 def test_memory_is_that_of_the_row_alone():
-    assert in_child(hold, 200_000_000)['grown'] == pytest.approx(200e6, rel=0.1)
-    assert in_child(hold, 50_000_000)['grown'] == pytest.approx(50e6, rel=0.2)    # not that of the row before
+    assert measure_in_child(allocate, 200_000_000)['grown'] == pytest.approx(200e6, rel=0.1)
+    # not that of the row before
+    assert measure_in_child(allocate, 50_000_000)['grown'] == pytest.approx(50e6, rel=0.2)
 
 
 def test_memory_that_is_counted():
-    counted = {way: in_child(memory.count_memory, Way(way, flags, switch, released), SMALL) for way, flags, switch, released in [
-        ('ours', (), None, False), ('kept', (), switches.keep_activations, False), ('checkpoint', ('--grad_checkpoint',), None, False),
-        ('pieces', ('--micro_batch', '16'), None, False), (RELEASED, (), None, True)]}
-    parameters = sum(parameter.numel() for parameter in new_model(recipe(SMALL)).parameters())
+    counted = {way: measure_in_child(memory.count_memory, Variant(way, flags, switch, released), SMALL)
+               for way, flags, switch, released in [('ours', (), None, False),
+                                                    ('kept', (), switches.save_activations, False),
+                                                    ('checkpoint', ('--grad_checkpoint',), None, False),
+                                                    ('pieces', ('--micro_batch', '16'), None, False),
+                                                    (REFERENCE, (), None, True)]}
+    parameters = sum(parameter.numel() for parameter in build_training_model(recipe_options(SMALL)).parameters())
     ours = counted['ours']
-    assert ours['state_bytes'] == 16 * parameters and 8 * parameters < counted[RELEASED]['state_bytes'] < 16 * parameters
+    assert ours['state_bytes'] == 16 * parameters
+    assert 8 * parameters < counted[REFERENCE]['state_bytes'] < 16 * parameters
     for row in counted.values():
         assert row['total_bytes'] == row['state_bytes'] + row['once_bytes'] + row['held'] * row['sample_bytes']
     a_sample = {way: row['sample_bytes'] for way, row in counted.items()}
-    assert a_sample['checkpoint'] < a_sample['ours'] < a_sample['kept'] < a_sample[RELEASED]
+    assert a_sample['checkpoint'] < a_sample['ours'] < a_sample['kept'] < a_sample[REFERENCE]
     assert counted['pieces'] == {**ours, 'held': 16, 'total_bytes': ours['total_bytes'] - 48 * ours['sample_bytes']}
-    # Of each block: x before both LayerNorms in float32; in bf16 what is multiplied with weights, queries, keys, values, the hidden layer
+    # Per block: inputs of both LayerNorms in float32; inputs of linear layers, queries, keys, values and the hidden
+    # layer in bf16.
     shape = shape_named('scratch:tiny')
     block = (24 * 8 + 1) * shape.vision_width * (2 * 4 + 2 * (1 + 3 + 1 + 1 + 4))
     assert a_sample['ours'] > shape.vision_layers * block
 
 
 def test_estimate_of_the_released_ranking_is_what_it_takes():
-    taken = in_child(ranking.measure_ranking, 'released', (2000, 3000, 100), replace(SMALL, repeats=1))['peak_bytes']
-    assert 2000 * 3000 * released_way.BYTES_A_PAIR == pytest.approx(taken, rel=0.25)
+    taken = measure_in_child(ranking.measure_ranking, 'reference', (2000, 3000, 100),
+                             replace(SMALL, repeats=1))['peak_bytes']
+    assert 2000 * 3000 * reference.RANKING_BYTES_PER_PAIR == pytest.approx(taken, rel=0.25)
 
 
-# -- rows that fail ------------------------------------------------------------------------------------------------------
+# -- rows that fail --------------------------------------------------------------------------------------------------
 
 def refuse():
     raise UserError('a sentence')
@@ -328,24 +356,24 @@ def run_out():
     raise RuntimeError('out of memory: tried to allocate 8 EB\nat some place')
 
 
-def be_killed():
+def kill_itself():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.parametrize('measure, why', [
     (refuse, 'a sentence'), (run_out, 'RuntimeError: out of memory: tried to allocate 8 EB'),
-    (be_killed, 'ended by SIGKILL, as systems do when memory runs out')])
+    (kill_itself, 'ended by SIGKILL, probably because memory ran out')])
 def test_what_fails_says_why(measure, why):
-    assert in_child(measure) == {'error': why}
+    assert measure_in_child(measure) == {'error': why}
 
 
 def test_ways_that_rank_differently_are_an_error():
     figures = {'R1': 50.0, 'mAP': 40.0, 'mINP': 10.0}
     for name, least in (('R1', 0.21), ('mAP', 0.006), ('mINP', -0.006)):
         other = {'metrics': {**figures, name: figures[name] + least}}
-        assert 'all ways must rank alike' in disagreement({'metrics': figures}, other, 1000)['error']
-    assert disagreement({'metrics': figures}, {'metrics': {**figures, 'R1': 50.1}}, 1000) == {}
-    assert disagreement({'error': 'x'}, {'metrics': figures}, 1000) == {}
+        assert 'the metrics must be equal' in find_disagreement({'metrics': figures}, other, 1000)['error']
+    assert find_disagreement({'metrics': figures}, {'metrics': {**figures, 'R1': 50.1}}, 1000) == {}
+    assert find_disagreement({'error': 'x'}, {'metrics': figures}, 1000) == {}
 
 
 @pytest.mark.parametrize('argv, message', [
@@ -357,26 +385,30 @@ def test_ways_that_rank_differently_are_an_error():
     (['--device', 'cpu', '--json', 'no/such/folder/file.json'], 'cannot write no/such/folder/file.json'),
 ])
 def test_wrong_flags(argv, message, monkeypatch):
-    monkeypatch.setattr(program, 'PARTS', {name: lambda setting: pytest.fail('something was measured') for name in rows.PARTS})
+    monkeypatch.setattr(program, 'PARTS',
+                        {name: lambda setting: pytest.fail('something was measured') for name in rows.PARTS})
     monkeypatch.setattr(machine, 'matrix_rate', lambda device: {})
     with pytest.raises(UserError, match=message):
         program.main(argv)
 
 
-# -- the whole -----------------------------------------------------------------------------------------------------------
+# -- the whole -------------------------------------------------------------------------------------------------------
 
 def test_quick_run(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(program, 'QUICK', SMALL)
-    monkeypatch.setattr(report, 'DISTURBED', 10)   # other tests may run beside this one
-    ways = [Way('ours'), Way('ours, twice', switch=switches.pass_twice), Way('broken', ('--img_size', '1', '1')),
-            Way(RELEASED, released=True)]
-    monkeypatch.setattr(rows, 'ways_to_train', lambda setting: ways)
-    monkeypatch.setattr(rows, 'counts', lambda setting: [1])     # each further process takes seconds to start
+    monkeypatch.setattr(report, 'MAX_OTHER_LOAD', 10)   # other tests may run beside this one
+    ways = [Variant('ours'), Variant('ours, twice', switch=switches.encode_text_twice),
+            Variant('broken', ('--img_size', '1', '1')), Variant(REFERENCE, is_reference=True)]
+    monkeypatch.setattr(rows, 'training_variants', lambda setting: ways)
+    monkeypatch.setattr(rows, 'process_counts', lambda setting: [1])     # each further process takes seconds to start
     path, markdown = tmp_path / 'found.json', tmp_path / 'found.md'
-    assert program.main(['--quick', '--device', 'cpu', '--json', str(path), '--markdown', str(markdown), '--repeats', '1']) == 1  # broken
+    # broken
+    assert program.main(['--quick', '--device', 'cpu', '--json', str(path), '--markdown', str(markdown),
+                         '--repeats', '1']) == 1
     found = json.loads(path.read_text())
     assert found['settings']['quick'] and found['settings']['batch_size'] == 3 and found['settings']['repeats'] == 1
-    assert {'cpu', 'cores', 'threads', 'memory', 'matrix_rate', 'versions'} <= set(found['machine']) and 'T' in found['date']
+    assert {'cpu', 'cores', 'threads', 'memory', 'matrix_rate', 'versions'} <= set(found['machine'])
+    assert 'T' in found['date']
     assert set(found['machine']['versions']) == {'python', 'torch', 'torchvision', 'numpy', 'pillow'}
 
     told = found['rows']
@@ -385,10 +417,12 @@ def test_quick_run(monkeypatch, tmp_path, capsys):
     measured = [row for row in told if 'error' not in row and row['part'] != 'memory']
     assert all(len(row['seconds']) == 1 and row['median'] == row['seconds'][0] > 0 for row in measured)
     steps = {row['way']: row for row in measured if row['part'] == 'step'}
-    mine, released = steps['ours'], steps[RELEASED]
-    assert mine['per_second'] == pytest.approx(3 / mine['median']) and mine['speed'] == pytest.approx(released['median'] / mine['median'])
+    mine, released = steps['ours'], steps[REFERENCE]
+    assert mine['per_second'] == pytest.approx(3 / mine['median'])
+    assert mine['speed'] == pytest.approx(released['median'] / mine['median'])
     assert mine['mfu'] == pytest.approx(mine['model_flops'] / mine['median'] / found['machine']['matrix_rate'])
-    assert released['speed'] == released['memory'] == 1 and mine['memory'] == pytest.approx(mine['peak_bytes'] / released['peak_bytes'])
+    assert released['speed'] == released['memory'] == 1
+    assert mine['memory'] == pytest.approx(mine['peak_bytes'] / released['peak_bytes'])
     reading = {row['way']: row for row in told if row['part'] == 'data'}
     assert reading['JPEG files']['passed_bytes'] > 3.9 * reading['image cache']['passed_bytes'] > 3 * 384 * 128
     ranked = [row for row in told if row['part'] == 'rank']
@@ -396,7 +430,7 @@ def test_quick_run(monkeypatch, tmp_path, capsys):
 
     printed = capsys.readouterr()
     tables = {row.get('table', row['part']) for row in told}
-    assert printed.out.count('QUICK, which stands for no real run') == len(tables) > len(rows.PARTS)
+    assert printed.out.count('QUICK, not a realistic run') == len(tables) > len(rows.PARTS)
     assert '--img_size 1 1 is too small' in printed.out
     assert 'step: ours, twice' in printed.err and 'Traceback' not in printed.err
     assert '| ours, twice |' in markdown.read_text() and not list(tmp_path.glob('*.tmp'))
@@ -405,17 +439,17 @@ def test_quick_run(monkeypatch, tmp_path, capsys):
 def test_what_is_disturbed_is_not_compared():
     found = report.Report(None, None, SMALL)
     ways = [{'way': 'ours', 'median': 1.0, 'others': 0.01}, {'way': 'slow', 'median': 4.0, 'others': 0.5},
-            {'way': RELEASED, 'median': 3.0, 'others': 0.02}]
+            {'way': REFERENCE, 'median': 3.0, 'others': 0.02}]
     found.compare(ways)
     assert [way.get('speed') for way in ways] == [3.0, None, 1.0]
-    ways = [{'way': 'ours', 'median': 1.0}, {'way': RELEASED, 'median': 3.0, 'others': 0.5}]
+    ways = [{'way': 'ours', 'median': 1.0}, {'way': REFERENCE, 'median': 3.0, 'others': 0.5}]
     found.compare(ways)
     assert not any('speed' in way for way in ways)
 
 
 def test_what_does_not_fit_is_not_tried(monkeypatch, capsys):
     monkeypatch.setattr(program, 'QUICK', replace(SMALL, rankings=(('huge', 10, 10_000, 100),)))
-    monkeypatch.setattr(machine, 'free_memory', lambda: 22_000_000)    # the embeddings take 20.5
+    monkeypatch.setattr(machine, 'available_memory', lambda: 22_000_000)    # the embeddings take 20.5
     assert program.main(['--quick', '--parts', 'rank', '--device', 'cpu']) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if '| huge ' in line]
     assert ['does not fit (needs 24.2 MB)' in line and '| -' in line for line in lines] == [False, False, True]

@@ -5,7 +5,7 @@ import pytest
 
 from model import build_model
 from model.clip_weights import shape_named
-from run_scripts.cost import build_cost_parser, cells_of, main, measure
+from run_scripts.cost import build_cost_parser, format_row, main, measure_recipe
 from utils.errors import UserError
 from utils.options import get_args
 
@@ -15,7 +15,7 @@ TINY = ['--pretrain_choice', 'scratch:tiny', '--img_size', '96', '48', '--cmt_de
 
 @pytest.fixture(scope='module')
 def row():
-    return measure(IRRA, TINY, build_cost_parser().parse(['--batch_size', '4', '--repeats', '1']), 'cpu')
+    return measure_recipe(IRRA, TINY, build_cost_parser().parse(['--batch_size', '4', '--repeats', '1']), 'cpu')
 
 
 def test_parameters_are_the_models(row):
@@ -31,20 +31,23 @@ def test_flops_are_those_of_the_encoders_worked_out_by_hand(row):
         return layers * (24 * tokens * width ** 2 + 4 * tokens ** 2 * width) + 2 * tokens * width * shape.embed_dim
     patch = shape.vision_patch_size
     places = ((96 - patch) // 16 + 1) * ((48 - patch) // 16 + 1)
-    image = encoder(shape.vision_layers, 1 + places, shape.vision_width) + 2 * places * 3 * patch ** 2 * shape.vision_width
+    image = encoder(shape.vision_layers, 1 + places,
+                    shape.vision_width) + 2 * places * 3 * patch ** 2 * shape.vision_width
     assert row['image_flops'] == pytest.approx(image, rel=0.01)
     assert row['caption_flops'] == pytest.approx(encoder(shape.text_layers, 77, shape.text_width), rel=0.01)
 
 
 def test_times_and_memory_are_there(row):
-    assert row['batch'] == 4 and 0 < row['query_seconds'] < row['step_seconds'] and 0 <= row['query_bytes'] <= row['step_bytes']
+    assert row['batch'] == 4 and 0 < row['query_seconds'] < row['step_seconds']
+    assert 0 <= row['query_bytes'] <= row['step_bytes']
 
 
 def test_each_recipe_is_a_row_and_a_broken_one_says_why(tmp_path, capsys):
     broken = tmp_path / 'broken.yaml'
     broken.write_text('loss_names: sdn\n')
     csv_file = tmp_path / 'cost.csv'
-    assert main(['--recipes', A2TE, str(broken), '--repeats', '1', '--batch_size', '2', '--csv', str(csv_file), '--', *TINY]) == 1
+    assert main(['--recipes', A2TE, str(broken), '--repeats', '1', '--batch_size', '2', '--csv', str(csv_file),
+                 '--', *TINY]) == 1
     printed = capsys.readouterr().out
     assert A2TE in printed and "unknown loss 'sdn'" in printed and 'GFLOPs an image' in printed
     with open(csv_file, newline='') as file:
@@ -54,11 +57,12 @@ def test_each_recipe_is_a_row_and_a_broken_one_says_why(tmp_path, capsys):
 
 def test_a_recipe_of_own_data_has_no_sizes():
     with pytest.raises(UserError, match='synthpedes has no published sizes'):
-        measure('configs/synthpedes/quickstart.yaml', [], build_cost_parser().parse([]), 'cpu')
+        measure_recipe('configs/synthpedes/quickstart.yaml', [], build_cost_parser().parse([]), 'cpu')
 
 
 def test_a_row_in_units(row):
-    cells = cells_of({'recipe': 'x', **row})
-    assert cells_of({'recipe': 'x', **row, 'others': 0.75})[-1].startswith('other programs took 75% of the cores')
-    assert cells_of({'recipe': 'x', **row, 'others': 0.01})[-1] == '' and cells_of({'recipe': 'x', 'error': 'why'})[-1] == 'why'
+    cells = format_row({'recipe': 'x', **row})
+    assert format_row({'recipe': 'x', **row, 'others': 0.75})[-1].startswith('other programs took 75% of the cores')
+    assert format_row({'recipe': 'x', **row, 'others': 0.01})[-1] == ''
+    assert format_row({'recipe': 'x', 'error': 'why'})[-1] == 'why'
     assert cells[2] == f"{row['parameters'] / 1e6:.2f}" and cells[6] == f"{1000 * row['step_seconds']:.2f}"

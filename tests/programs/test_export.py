@@ -1,6 +1,7 @@
 """run_scripts/export.py: what is written, that its embeddings are the model's, and what is refused."""
 import json
 import os
+import signal
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,11 +14,12 @@ import pedestal
 import train as train_program
 from model import build_model
 from run_scripts import export
-from run_scripts.exports import hugging_face
+from run_scripts.exports import hugging_face, onnx
 from tests.support import options
 from utils.errors import UserError
 
-needs_onnx = pytest.mark.skipif(any(__import__('importlib').util.find_spec(name) is None for name in ('onnx', 'onnxruntime', 'onnxscript')),
+needs_onnx = pytest.mark.skipif(any(__import__('importlib').util.find_spec(name) is None
+                                    for name in ('onnx', 'onnxruntime', 'onnxscript')),
                                 reason='ONNX is not installed: pip install onnx onnxruntime onnxscript')
 SENTENCE = 'a woman in a red coat'
 
@@ -27,21 +29,25 @@ def test_onnx_gives_the_models_embeddings_for_any_batch(trained, data, tmp_path,
     import onnxruntime
     out = str(tmp_path / 'new' / 'model')
     export.main(['--config_file', trained, '--out', out])
-    assert "onnxruntime's embeddings are the model's: largest cosine distance" in capsys.readouterr().out
-    assert sorted(os.listdir(out)) == ['config.json', 'image_encoder.onnx', 'merges.txt', 'text_encoder.onnx', 'vocab.json']
+    assert "onnxruntime's embeddings equal the model's: largest cosine distance" in capsys.readouterr().out
+    assert sorted(os.listdir(out)) == ['config.json', 'image_encoder.onnx', 'merges.txt', 'text_encoder.onnx',
+                                       'vocab.json']
     assert os.listdir(tmp_path / 'new') == ['model']
     people = pedestal.load(os.path.dirname(trained), device='cpu', amp='off')
     with open(os.path.join(out, 'config.json')) as file:
         config = json.load(file)
 
     def run(name, inputs):
-        session = onnxruntime.InferenceSession(os.path.join(out, f'{name}_encoder.onnx'), providers=['CPUExecutionProvider'])
+        session = onnxruntime.InferenceSession(os.path.join(out, f'{name}_encoder.onnx'),
+                                               providers=['CPUExecutionProvider'])
         return session.run(None, {session.get_inputs()[0].name: inputs})[0]
     # as config.json says, and with nothing of ours
     photos = [Image.new('RGB', (20 + n, 50), (60 * n, 80, 200)) for n in range(5)]
     image = config['image']
-    pixels = [np.asarray(photo.resize((image['width'], image['height']), Image.BILINEAR), np.float32) / 255 for photo in photos]
-    prepared = np.stack([((one - image['mean']) / image['std']).transpose(2, 0, 1) for one in pixels]).astype(np.float32)
+    pixels = [np.asarray(photo.resize((image['width'], image['height']), Image.BILINEAR), np.float32) / 255
+              for photo in photos]
+    prepared = np.stack([((one - image['mean']) / image['std']).transpose(2, 0, 1)
+                         for one in pixels]).astype(np.float32)
     given = run('image', prepared)
     assert np.allclose(np.linalg.norm(given, axis=1), 1, atol=1e-5) and given.shape == (5, config['embedding']['width'])
     assert torch.allclose(torch.from_numpy(given), people.encode_images(photos), atol=1e-4)
@@ -55,7 +61,8 @@ def test_onnx_gives_the_models_embeddings_for_any_batch(trained, data, tmp_path,
 
 @needs_onnx
 def test_what_is_not_the_models_is_not_written(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(export.Encoder, 'forward', lambda self, inputs: self.encode(inputs) * 1.001)      # not of length 1
+    # not of length 1
+    monkeypatch.setattr(onnx.NormalizedEncoder, 'forward', lambda self, inputs: self.encode(inputs) * 1.001)
     with pytest.raises(UserError, match='largest cosine distance is .* nothing is written'):
         export.main(['--config_file', trained, '--out', str(tmp_path / 'model')])
     assert os.listdir(tmp_path) == []
@@ -65,9 +72,9 @@ def test_what_is_not_the_models_is_not_written(trained, tmp_path, monkeypatch):
 def square(data, clip, tmp_path_factory):
     """The configs.yaml of a plain run on square images."""
     logs = tmp_path_factory.mktemp('square')
-    train_program.main(['--name', 'square', '--loss_names', 'sdm', '--dataset_name', 'CUHK-PEDES', '--root_dir', data, '--num_epoch', '1',
-                        '--pretrain_choice', clip, '--img_size', '64', '64', '--batch_size', '8', '--num_workers', '0', '--device', 'cpu',
-                        '--output_dir', str(logs)])
+    train_program.main(['--name', 'square', '--loss_names', 'sdm', '--dataset_name', 'CUHK-PEDES', '--root_dir', data,
+                        '--num_epoch', '1', '--pretrain_choice', clip, '--img_size', '64', '64', '--batch_size', '8',
+                        '--num_workers', '0', '--device', 'cpu', '--output_dir', str(logs)])
     folder, = os.listdir(logs / 'CUHK-PEDES')
     return str(logs / 'CUHK-PEDES' / folder / 'configs.yaml')
 
@@ -78,12 +85,13 @@ def test_transformers_loads_a_plain_run(shape, square, trained, tmp_path, capsys
     out, run, oblong = str(tmp_path / 'clip'), square if shape == 'square' else trained, shape == 'oblong'
     export.main(['--config_file', run, '--out', out, '--to', 'huggingface'])
     told = capsys.readouterr().out
-    assert "transformers' embeddings are the model's" in told and oblong == ('interpolate_pos_encoding=True' in told)
+    assert "transformers' embeddings equal the model's" in told and oblong == ('interpolate_pos_encoding=True' in told)
     people = pedestal.load(os.path.dirname(run), device='cpu', amp='off')
     tokenizer = transformers.CLIPTokenizer.from_pretrained(out)
     model = transformers.CLIPModel.from_pretrained(out).eval()
-    ids = tokenizer([SENTENCE, *export.SENTENCES], padding='max_length', truncation=True, return_tensors='pt').input_ids
-    assert torch.equal(ids, people.tokens([SENTENCE, *export.SENTENCES]))
+    ids = tokenizer([SENTENCE, *onnx.TEST_SENTENCES], padding='max_length', truncation=True,
+                    return_tensors='pt').input_ids
+    assert torch.equal(ids, people.tokenize([SENTENCE, *onnx.TEST_SENTENCES]))
     photo = Image.new('RGB', (40, 90), (200, 30, 60))
     photo.paste((0, 100, 0), (10, 20, 30, 60))
     pixels = transformers.CLIPImageProcessor.from_pretrained(out)(photo, return_tensors='pt').pixel_values
@@ -92,39 +100,43 @@ def test_transformers_loads_a_plain_run(shape, square, trained, tmp_path, capsys
         if oblong:
             with pytest.raises(ValueError, match="doesn't match model"):       # nobody gets other embeddings unawares
                 model(input_ids=ids, pixel_values=pixels)
-    assert (given.image_embeds * people.encode_images([photo])).sum().item() > 1 - 1e-3          # resized by another library
-    assert torch.allclose(given.text_embeds, people.encode_captions([SENTENCE, *export.SENTENCES]), atol=1e-5)
+    # resized by another library
+    assert (given.image_embeds * people.encode_images([photo])).sum().item() > 1 - 1e-3
+    assert torch.allclose(given.text_embeds, people.encode_captions([SENTENCE, *onnx.TEST_SENTENCES]), atol=1e-5)
 
 
 @pytest.mark.parametrize('grid', [(24, 8), (16, 8), (14, 5), (4, 6)])
 def test_a_square_table_of_positions_is_resized_to_our_own(grid):
     own = torch.randn(1 + grid[0] * grid[1], 5, generator=torch.Generator().manual_seed(0))
-    found, side = hugging_face.square_table(own, grid), max(grid)
+    found, side = hugging_face.square_position_table(own, grid), max(grid)
     assert found.shape == (1 + side * side, 5) and torch.equal(found[0], own[0])
     resized = F.interpolate(found[1:].t().view(1, 5, side, side), size=grid, mode='bicubic', align_corners=False)
     assert torch.allclose(resized[0].flatten(1).t(), own[1:], atol=1e-5)
 
 
-@pytest.mark.parametrize('changes, sentence', [
-    ({'loss_names': 'sdm+aux', 'php_parts': 'crfm'}, 'no plain CLIP .a head refines its embeddings.; --to onnx takes every run'),
-    ({'stride_size': 12}, 'no plain CLIP .its patches overlap'), ({'img_size': (72, 32)}, '72x32 and patches of 16 leave a rest')])
+@pytest.mark.parametrize('changes, sentence',
+                         [({'loss_names': 'sdm+aux', 'php_parts': 'crfm'},
+                           'not a plain CLIP .a head refines its embeddings.; use --to onnx, which supports every run'),
+                          ({'stride_size': 12}, 'not a plain CLIP .its patches overlap'),
+                          ({'img_size': (72, 32)}, '72x32 are not a multiple of its patches of 16')])
 def test_a_run_that_is_no_plain_clip_is_told(clip, changes, sentence):
     args = options(**{'pretrain_choice': clip, 'loss_names': 'sdm', 'img_size': (64, 32), **changes})
     with pytest.raises(UserError, match=sentence):
-        hugging_face.refuse_what_is_more_than_clip(SimpleNamespace(args=args, model=build_model(args, 3)))
+        hugging_face.require_plain_clip(SimpleNamespace(args=args, model=build_model(args, 3)))
 
 
 def test_an_older_transformers_reads_square_images_alone(monkeypatch):
     transformers = pytest.importorskip('transformers', reason='transformers is not installed: pip install transformers')
     clip = transformers.CLIPModel
     monkeypatch.setattr(clip, 'forward', lambda self, input_ids=None, pixel_values=None: None)
-    with pytest.raises(UserError, match="CLIP reads square images alone: pip install -U transformers, or --to onnx"):
+    with pytest.raises(UserError, match="supports only square images: pip install -U transformers, or use --to onnx"):
         hugging_face.import_transformers(oblong=True)
-    assert hugging_face.import_transformers().CLIPModel is clip     # transformers replaces its module object when it is used first
+    # transformers replaces its module object when it is used first
+    assert hugging_face.import_transformers().CLIPModel is clip
 
 
-@pytest.mark.parametrize('module, to, sentence', [
-    ('onnxruntime', 'onnx', 'pip install onnx onnxruntime onnxscript'), ('transformers', 'huggingface', 'pip install transformers')])
+@pytest.mark.parametrize('module, to, sentence', [('onnxruntime', 'onnx', 'pip install onnx onnxruntime onnxscript'),
+                                                  ('transformers', 'huggingface', 'pip install transformers')])
 def test_a_missing_library_is_one_sentence(trained, tmp_path, monkeypatch, module, to, sentence):
     monkeypatch.setitem(__import__('sys').modules, module, None)
     with pytest.raises(UserError, match=sentence):
@@ -133,5 +145,97 @@ def test_a_missing_library_is_one_sentence(trained, tmp_path, monkeypatch, modul
 
 
 def test_a_folder_that_is_there_is_left_alone(trained, tmp_path):
-    with pytest.raises(UserError, match='is there already'):
+    with pytest.raises(UserError, match='already exists: choose another name'):
         export.main(['--config_file', trained, '--out', str(tmp_path)])
+
+
+def test_transformers_gets_the_activation(trained, tmp_path):
+    pytest.importorskip('transformers')
+    recipe = tmp_path / 'configs.yaml'
+    with open(trained) as file:
+        recipe.write_text(file.read().replace('activation: quick_gelu', 'activation: gelu'))
+    people = pedestal.load(str(recipe), checkpoint=os.path.join(os.path.dirname(trained), 'best.pth'), amp='off',
+                           device='cpu')
+    assert "transformers' embeddings equal the model's" in hugging_face.export_clip(people, str(tmp_path / 'gelu'))
+    with open(tmp_path / 'gelu' / 'config.json') as file:
+        content = json.load(file)
+    assert [content[f'{side}_config']['hidden_act'] for side in ('text', 'vision')] == ['gelu', 'gelu']
+
+
+def test_a_tbps_clip_run_in_the_released_layout(data, clip, tmp_path, run_folder, capsys):
+    """The released eval.py loads what it finds under these names, and says nothing of the rest."""
+    train_program.main(['--loss_names', 'nitc+ritc+citc+ss', '--mvs_image', '--preparation', 'tbps', '--root_dir', data,
+                        '--dataset_name', 'CUHK-PEDES', '--num_epoch', '1', '--pretrain_choice', clip,
+                        '--img_size', '64', '32', '--batch_size', '8', '--num_workers', '0', '--device', 'cpu',
+                        '--limit_train', '8', '--output_dir', str(tmp_path / 'logs')])
+    config, out = os.path.join(run_folder(), 'configs.yaml'), str(tmp_path / 'checkpoint_best.pth')
+    export.main(['--config_file', config, '--released_layout', '--out', out])
+    assert f'wrote {out}' in capsys.readouterr().out
+    content = torch.load(out, weights_only=True)
+    names = {name.partition('.')[0] for name in content['model']}
+    assert names == {'visual', 'encode_text', 'logit_scale', 'simclr_mlp'} and content['epoch'] == 1
+    ours, theirs = (pedestal.load(run_folder(), checkpoint=checkpoint).model.state_dict() for checkpoint in (None, out))
+    assert ours.keys() == theirs.keys() and all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    with pytest.raises(UserError, match='checkpoint_best.pth already exists'):
+        export.main(['--config_file', config, '--released_layout', '--out', out])
+
+
+def exporting(trained, out, to):
+    export.main(['--config_file', trained, '--out', out, '--to', to])
+
+
+@needs_onnx
+def test_a_disk_that_is_full_is_named_as_such(trained, tmp_path, file_size_limit):
+    """Not as a model that cannot be exported."""
+    out = str(tmp_path / 'model')
+    file_size_limit(5000)
+    message = f'^cannot write {out}: File too large; free some space, or name another folder with --out$'
+    with pytest.raises(UserError, match=message):
+        exporting(trained, out, 'onnx')
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize('error, reason', [(OSError(28, os.strerror(28)), 'No space left on device'),
+                                           (PermissionError(13, os.strerror(13)), 'Permission denied'),
+                                           (RuntimeError('I/O error: No space left on device (os error 28)'),
+                                            'No space left on device')])
+@pytest.mark.parametrize('to', ['onnx', 'huggingface'])
+def test_what_a_library_says_of_a_full_disk(trained, tmp_path, monkeypatch, error, reason, to):
+    def fail(*_, **__):
+        try:
+            raise error
+        except Exception as cause:
+            raise ValueError('the exporter failed') from cause
+    monkeypatch.setattr(torch.onnx, 'export', fail)
+    monkeypatch.setattr(onnx, 'import_onnx', lambda: None)
+    monkeypatch.setattr(hugging_face, 'export_clip', fail)
+    out = str(tmp_path / 'model')
+    with pytest.raises(UserError, match=f'^cannot write {out}: {reason}; free some space'):
+        exporting(trained, out, to)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_place_that_is_no_folder(trained, tmp_path):
+    (tmp_path / 'file').write_text('')
+    message = f'^cannot write {tmp_path}/file/model: (File exists|Not a directory); free some space, or name'
+    with pytest.raises(UserError, match=message):
+        exporting(trained, str(tmp_path / 'file' / 'model'), 'onnx')
+
+
+@pytest.mark.parametrize('number, error', [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_a_stopped_export_leaves_nothing(trained, tmp_path, monkeypatch, number, error):
+    def stopped(encoder, inputs, path, **settings):
+        with open(path, 'w') as file:
+            file.write('half')
+        os.kill(os.getpid(), number)
+        raise AssertionError('not reached')
+    monkeypatch.setattr(torch.onnx, 'export', stopped)
+    monkeypatch.setattr(onnx, 'import_onnx', lambda: None)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(error) as left:
+            exporting(trained, str(tmp_path / 'model'), 'onnx')
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert os.listdir(tmp_path) == [] and getattr(left.value, 'code', 143) == 143
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

@@ -14,13 +14,15 @@ import torch
 
 import processor.processor
 import train as train_program
+from datasets.bases import ImageTextDataset
 from datasets.build import build_dataset
 from datasets.sampler import RandomBatches
-from processor.interrupt import Interrupt
-from run_scripts.kill_and_resume import far_apart
+from processor import training_run
+from processor.interrupt import InterruptHandler
+from run_scripts.kill_and_resume import compare_approximately
 from tests.several import Launched
 from tests.support import HANG_TIMEOUT
-from utils import comm, parting
+from utils import comm, failures
 from utils.checkpoint import read_checkpoint
 from utils.errors import UserError
 
@@ -35,7 +37,8 @@ def several(command, tmp_path):
 
 def journal(folder, kind='train'):
     lines = [json.loads(line) for path in glob.glob(os.path.join(folder, 'metrics.jsonl')) for line in open(path)]
-    return [{name: value for name, value in line.items() if name != 'samples_per_second'} for line in lines if line['kind'] == kind]
+    return [{name: value for name, value in line.items() if name != 'samples_per_second'} for line in lines
+            if line['kind'] == kind]
 
 
 def wait_for_step(launched, logs, step):
@@ -45,16 +48,16 @@ def wait_for_step(launched, logs, step):
         for folder in glob.glob(os.path.join(logs, '*', '*')):
             if len(journal(folder)) >= step:
                 return folder
-        assert all(process.is_alive() for process in launched.processes), launched.printed()
+        assert all(process.is_alive() for process in launched.processes), launched.output()
         time.sleep(0.02)
-    raise AssertionError(f'no step {step}: {launched.printed()}')
+    raise AssertionError(f'no step {step}: {launched.output()}')
 
 
 def errors_in(printed):
     return [line for line in printed.splitlines() if line.startswith('train.py: ')]
 
 
-# -- signals -------------------------------------------------------------------------------------------------------------
+# -- signals ---------------------------------------------------------------------------------------------------------
 
 def test_a_signal_to_one_process_saves_and_all_leave_with_its_status(several, tmp_path):
     run = several('--num_epoch', '40')
@@ -66,29 +69,29 @@ def test_a_signal_to_one_process_saves_and_all_leave_with_its_status(several, tm
     statuses, printed = run.wait()
     assert statuses == [143, 143], printed
     assert 'Traceback' not in printed and not errors_in(printed)
-    assert printed.count('stopped; go on with: torchrun --nproc_per_node 2 train.py --resume --resume_ckpt_file') == 1
+    assert printed.count('stopped; resume with: torchrun --nproc_per_node 2 train.py --resume --resume_ckpt_file') == 1
     assert read_checkpoint(os.path.join(folder, 'last.pth'))['total_steps'] == len(journal(folder)) >= 2
 
 
 def test_a_signal_while_the_processes_ask_each_other_is_heeded_the_next_time(monkeypatch):
     trainer = SimpleNamespace()
 
-    def largest_with_a_signal(number):
+    def all_reduce_with_a_signal(number):
         os.kill(os.getpid(), signal.SIGTERM)
         return number
 
-    with Interrupt() as trainer.interrupt:
+    with InterruptHandler() as trainer.interrupt:
         with monkeypatch.context() as patched:
-            patched.setattr(comm, 'largest', largest_with_a_signal)
-            assert not processor.processor.Trainer.asked_to_stop(trainer)
-        assert processor.processor.Trainer.asked_to_stop(trainer) == signal.SIGTERM
+            patched.setattr(comm, 'all_reduce_max', all_reduce_with_a_signal)
+            assert not processor.processor.Trainer.is_interrupt_requested(trainer)
+        assert processor.processor.Trainer.is_interrupt_requested(trainer) == signal.SIGTERM
 
 
 def signalled_in_its_evaluation():
     evaluate = processor.processor.Trainer.evaluate
 
     def after_a_signal(trainer):
-        if trainer.unevaluated and comm.get_rank() == 1:
+        if trainer.pending_evaluation and comm.get_rank() == 1:
             trainer.evaluator.eval = lambda model: os.kill(os.getpid(), signal.SIGINT) or time.sleep(HANG_TIMEOUT)
         evaluate(trainer)
 
@@ -99,11 +102,35 @@ def signalled_in_its_evaluation():
 def test_a_signal_while_one_process_evaluates(several, run_folder):
     statuses, printed = several('--num_epoch', '1', main=signalled_in_its_evaluation).wait()
     assert statuses == [130, 130], printed
-    assert 'Traceback' not in printed and not errors_in(printed) and printed.count('stopped; go on with: ') == 1
+    assert 'Traceback' not in printed and not errors_in(printed) and printed.count('stopped; resume with: ') == 1
     assert read_checkpoint(os.path.join(run_folder(), 'last.pth'))['unevaluated'] == 1
 
 
-# -- a process that is gone ----------------------------------------------------------------------------------------------
+def with_a_worker_that_hangs():
+    read = ImageTextDataset.__getitem__
+
+    def hang_after_the_first_batch(self, index):
+        if comm.get_rank() == 1 and torch.utils.data.get_worker_info().id == 1:
+            time.sleep(1000)
+        return read(self, index)
+
+    os.sched_getaffinity = lambda process: range(8)
+    ImageTextDataset.__getitem__, processor.processor.MAX_BATCH_WAIT = hang_after_the_first_batch, 2
+    train_program.main()
+
+
+def test_a_signal_while_a_worker_of_one_process_hangs(several, tmp_path):
+    run = several('--num_epoch', '1', '--num_workers', '2', main=with_a_worker_that_hangs)
+    wait_for_step(run, tmp_path / 'logs', 1)
+    for rank in (0, 1):
+        run.send(rank, signal.SIGTERM)
+    began = time.time()
+    statuses, printed = run.wait()
+    assert statuses == [143, 143] and time.time() - began < 60, printed
+    assert 'Traceback' not in printed and printed.count('stopped; resume with: ') == 1
+
+
+# -- a process that is gone ------------------------------------------------------------------------------------------
 
 def test_a_killed_process_ends_the_others_and_the_run_goes_on_to_the_same_weights(several, tmp_path, run_folder):
     run = several('--save_steps', '2')
@@ -113,7 +140,8 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on_to_the_same_weight
     statuses, printed = run.wait()
     assert statuses == [-9, 2], printed
     sentence, = errors_in(printed)
-    assert f'process 0 (pid {pid}) of this run ended without a word' in sentence and f'--resume_ckpt_file {folder}/last.pth' in sentence
+    assert f'process 0 (pid {pid}) of this run exited without an error message' in sentence
+    assert f'--resume_ckpt_file {folder}/last.pth' in sentence
 
     statuses, printed = several('--save_steps', '2', again=run).wait()     # the same command, as torchrun gives it
     assert statuses == [0, 0], printed
@@ -126,13 +154,13 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on_to_the_same_weight
 
 
 def killed_while_the_other_hears_nothing():
-    def stop(*_):
-        if comm.is_first():
+    def stop(*_, **__):
+        if comm.is_main_process():
             time.sleep(1)
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(HANG_TIMEOUT)
 
-    train_program.build_model, parting.GRACE = stop, 0.5
+    training_run.build_model, failures.GRACE = stop, 0.5
     train_program.main()
 
 
@@ -141,13 +169,14 @@ def test_a_process_that_hangs_when_another_is_killed(several):
     statuses, printed = run.wait()
     assert statuses == [-9, 2], printed
     sentence, = errors_in(printed)
-    assert f'process 0 (pid {run.processes[0].pid}) of this run ended without a word' in sentence
+    assert f'process 0 (pid {run.processes[0].pid}) of this run exited without an error message' in sentence
     assert sentence.endswith('; start it again')
 
 
 def killed_before_anything_is_saved():
     if os.environ['TORCHELASTIC_RESTART_COUNT'] == '0':
-        train_program.build_model = lambda *_: os.kill(os.getpid(), signal.SIGKILL) if comm.is_first() else time.sleep(1)
+        training_run.build_model = lambda *_, **__: os.kill(os.getpid(),
+                                                      signal.SIGKILL) if comm.is_main_process() else time.sleep(1)
     train_program.main()
 
 
@@ -173,7 +202,7 @@ def test_a_full_disk_of_the_first_process_ends_all(several):
     assert 'cannot write' in sentence and 'last.pth' in sentence and 'Traceback' not in printed
 
 
-# -- errors --------------------------------------------------------------------------------------------------------------
+# -- errors ----------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('options, message', [
     (['--batch_sise', '8'], 'unknown flag --batch_sise'),           # of all, before anything else
@@ -188,7 +217,7 @@ def test_one_of_them_tells_an_error(several, tmp_path, options, message):
 
 @pytest.fixture
 def broken(data, tmp_path):
-    """A copy of the data, and an image in it that is broken: of the second process's rows of the first batch, not of the first's."""
+    """A copy of the data with a broken image in the second process's rows of the first batch."""
     root = shutil.copytree(data, tmp_path / 'data')
     samples = build_dataset('CUHK-PEDES', str(root), verbose=False).train
     first_batch = [samples[index][2] for index, _ in next(iter(RandomBatches([sample[0] for sample in samples], 8)))]
@@ -206,27 +235,31 @@ def test_a_broken_image_of_one_process_ends_all(several, broken):
     assert f'{path} is not an image' in sentence and 'Traceback' not in printed
 
 
-def test_a_broken_image_of_one_process_is_left_out_as_by_a_process_alone(several, broken, command, run_folder, tmp_path):
+def test_a_broken_image_of_one_process_is_left_out_as_by_a_process_alone(several, broken, command, run_folder,
+                                                                         tmp_path):
     root, path = broken
     options = ['--root_dir', root, '--skip_broken', '--num_epoch', '1']
     statuses, printed = several(*options).wait()
     assert statuses == [0, 0], printed
-    left_out = re.findall('left out: .*|left out .* broken.*', printed)
-    assert [path in line for line in left_out] == [True, True, False]     # in each of its captions, and the epoch's count
-    train_program.main([*command, '--loss_names', 'sdm', '--log_period', '1', *options, '--output_dir', str(tmp_path / 'alone')])
-    for line, alone in zip(journal(run_folder(), 'epoch'), journal(run_folder(root=tmp_path / 'alone'), 'epoch'), strict=True):
+    left_out = re.findall('skipped: image .*|unreadable images skipped', printed)
+    # in each of its captions, and the epoch's count
+    assert [path in line for line in left_out] == [True, True, False]
+    train_program.main([*command, '--loss_names', 'sdm', '--log_period', '1', *options,
+                        '--output_dir', str(tmp_path / 'alone')])
+    for line, alone in zip(journal(run_folder(), 'epoch'), journal(run_folder(root=tmp_path / 'alone'), 'epoch'),
+                           strict=True):
         assert line.pop('kind') == alone.pop('kind') and line == pytest.approx(alone, rel=1e-5)
 
 
 def with_nan_in_the_second_process():
-    meet = processor.processor.meet
+    sync_batch_shards = processor.processor.sync_batch_shards
 
     def met(batch):
         if comm.get_rank() == 1:
             batch['images'] = batch['images'].float() * float('nan')
-        return meet(batch)
+        return sync_batch_shards(batch)
 
-    processor.processor.meet = met
+    processor.processor.sync_batch_shards = met
     train_program.main()
 
 
@@ -247,14 +280,16 @@ def test_an_environment_that_is_half_torchruns(command, monkeypatch, environment
         train_program.main(command)
 
 
-# -- the tool that kills -------------------------------------------------------------------------------------------------
+# -- the tool that kills ---------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('weight, loss, problem', [
-    (1.00001, 2.0001, None), (1.01, 2.0, 'last.pth: w differs by up to 0.01'), (1.0, 2.1, 'losses differ by up to 0.05')])
+@pytest.mark.parametrize('weight, loss, problem', [(1.00001, 2.0001, None),
+                                                   (1.01, 2.0, 'last.pth: w differs by up to 0.01'),
+                                                   (1.0, 2.1, 'losses differ by up to 0.05')])
 def test_runs_of_other_numbers_of_processes_are_compared(tmp_path, weight, loss, problem):
     for name, value, told in (('whole', 1.0, 2.0), ('killed', weight, loss)):
         (tmp_path / name).mkdir()
         torch.save({'model': {'w': torch.full((2,), value)}}, tmp_path / name / 'last.pth')
-        (tmp_path / name / 'metrics.jsonl').write_text(json.dumps({'kind': 'train', 'step': 1, 'loss': told, 'img_acc': told}) + '\n')
-    found = list(far_apart(tmp_path / 'whole', tmp_path / 'killed'))
+        (tmp_path / name / 'metrics.jsonl').write_text(json.dumps({'kind': 'train', 'step': 1, 'loss': told,
+                                                                   'img_acc': told}) + '\n')
+    found = list(compare_approximately(tmp_path / 'whole', tmp_path / 'killed'))
     assert [problem in line for line in found] == [True] if problem else not found

@@ -1,4 +1,4 @@
-"""run_scripts/galleries.py: each gallery is ranked on its own, and baselines stand beside the model on synthetic data."""
+"""run_scripts/galleries.py: each gallery is ranked separately, and synthetic data also have baselines."""
 import os
 import statistics
 
@@ -9,7 +9,7 @@ import train as train_program
 from datasets.synthpedes import generate
 from run_scripts import galleries
 from utils.errors import UserError
-from utils.metrics import summary
+from utils.metrics import compute_metrics
 
 
 @pytest.fixture(scope='module')
@@ -17,9 +17,9 @@ def trained(clip, tmp_path_factory):
     """The configs.yaml of a run on synthetic pedestrians."""
     root, logs = tmp_path_factory.mktemp('data'), tmp_path_factory.mktemp('logs')
     generate(str(root), 20, images_per_id=2, size=(64, 32), val_ids=0, test_ids=8, workers=1)
-    train_program.main(['--name', 'small', '--loss_names', 'sdm', '--dataset_name', 'synthpedes', '--root_dir', str(root),
-                        '--num_epoch', '1', '--pretrain_choice', clip, '--img_size', '64', '32', '--batch_size', '8',
-                        '--num_workers', '0', '--device', 'cpu', '--output_dir', str(logs)])
+    train_program.main(['--name', 'small', '--loss_names', 'sdm', '--dataset_name', 'synthpedes',
+                        '--root_dir', str(root), '--num_epoch', '1', '--pretrain_choice', clip, '--img_size', '64',
+                        '32', '--batch_size', '8', '--num_workers', '0', '--device', 'cpu', '--output_dir', str(logs)])
     folder, = os.listdir(logs / 'synthpedes')
     return str(logs / 'synthpedes' / folder / 'configs.yaml')
 
@@ -28,9 +28,11 @@ def test_galleries_of_a_run(trained, capsys):
     galleries.main(['--config_file', trained, '--galleries', '2', '--ids_per_gallery', '4'])
     printed = capsys.readouterr().out
     assert '2 galleries of 4 identities, mean (standard deviation); chance: Rank-1 25.0' in printed
-    rows = {cells[1].strip(): cells[2:7] for cells in (line.split('|') for line in printed.splitlines()) if len(cells) == 8}
+    rows = {cells[1].strip(): cells[2:7] for cells in (line.split('|') for line in printed.splitlines())
+            if len(cells) == 8}
     assert set(rows) == {'', 'model', 'colour words, whole image', 'colour words, garment bands'}
-    assert float(rows['colour words, garment bands'][0].split()[0]) > 25      # colours tell people apart without learning
+    # colours tell people apart without learning
+    assert float(rows['colour words, garment bands'][0].split()[0]) > 25
     galleries.main(['--config_file', trained, '--galleries', '2', '--ids_per_gallery', '4', '--gallery_seed', '0'])
     assert capsys.readouterr().out.endswith(printed[-400:])                    # the same identities come together
 
@@ -39,20 +41,23 @@ def test_each_gallery_is_ranked_on_its_own():
     generator = torch.Generator().manual_seed(0)
     q_pids, g_pids = torch.tensor([1, 1, 2, 3, 4]), torch.tensor([1, 2, 2, 3, 4, 4])
     similarity = torch.rand(5, 6, generator=generator)
-    found = galleries.in_galleries(galleries.by_similarity(similarity, q_pids, g_pids), q_pids, g_pids, [(1, 3), (2, 4)])
-    assert found == [summary(similarity[[0, 1, 3]][:, [0, 3]], q_pids[[0, 1, 3]], g_pids[[0, 3]]),
-                     summary(similarity[[2, 4]][:, [1, 2, 4, 5]], q_pids[[2, 4]], g_pids[[1, 2, 4, 5]])]
+    found = galleries.rank_galleries(galleries.rank_by_similarity(similarity, q_pids, g_pids), q_pids, g_pids,
+                                     [(1, 3), (2, 4)])
+    assert found == [compute_metrics(similarity[[0, 1, 3]][:, [0, 3]], q_pids[[0, 1, 3]], g_pids[[0, 3]]),
+                     compute_metrics(similarity[[2, 4]][:, [1, 2, 4, 5]], q_pids[[2, 4]], g_pids[[1, 2, 4, 5]])]
 
 
 def test_the_table_holds_mean_and_deviation():
     rows = [dict.fromkeys(galleries.METRICS, value) for value in (10.0, 20.0, 60.0)]
-    assert f'30.00 ({statistics.pstdev([10, 20, 60]):.2f})' in galleries.table({'model': rows})
+    assert f'30.00 ({statistics.pstdev([10, 20, 60]):.2f})' in galleries.format_table({'model': rows})
 
 
-@pytest.mark.parametrize('words, sentence', [
-    (['--galleries', '3', '--ids_per_gallery', '4'], '3 galleries of 4 identities need 12, and the test split of synthpedes has 8'),
-    (['--galleries', '0'], '--galleries.*must be above 0'), (['--ids_per_gallery', '-1'], '--ids_per_gallery.*must be above 0')])
+@pytest.mark.parametrize('words, sentence',
+                         [(['--galleries', '3', '--ids_per_gallery', '4'],
+                           '--ids_per_gallery 4 need 12 identities, and the test split of synthpedes has 8'),
+                          (['--galleries', '0'], '--galleries.*must be above 0'),
+                          (['--ids_per_gallery', '-1'], '--ids_per_gallery.*must be above 0')])
 def test_what_is_refused(trained, words, sentence, monkeypatch):
-    monkeypatch.setattr(galleries, 'by_model', lambda *_: pytest.fail('something was embedded'))
+    monkeypatch.setattr(galleries, 'rank_by_model', lambda *_: pytest.fail('something was embedded'))
     with pytest.raises(UserError, match=sentence):
         galleries.main(['--config_file', trained, *words])

@@ -1,4 +1,4 @@
-"""RDE, TBPS-CLIP and heads with a memory as their users run them: noise, division before each epoch, killed and resumed."""
+"""RDE, TBPS-CLIP and heads with a memory in full runs: noisy pairs, their division before each epoch, and resuming."""
 import json
 import os
 import re
@@ -10,11 +10,11 @@ import torch
 import test as test_program
 import train as train_program
 from model import heads as heads_package
-from processor import division
+from processor import clean_pairs
 from processor.processor import Trainer
 from utils.checkpoint import read_checkpoint
 
-PAGE = os.path.join(os.path.dirname(__file__), '..', '..', 'docs', 'adding_a_method.md')
+PAGE = os.path.join(os.path.dirname(__file__), '..', '..', 'docs', 'adding_a_momentum_encoder.md')
 
 
 @pytest.fixture
@@ -36,14 +36,14 @@ class Killed(Exception):
 
 
 def killed_at(monkeypatch, step):
-    """Let the next run end without a word after ``step`` steps in all."""
-    between = Trainer.save_between_steps
+    """Let the next run end without saving after ``step`` steps in total."""
+    between = Trainer.save_if_due
 
     def save_and_die(trainer):
         between(trainer)
         if trainer.total_steps == step:
             raise Killed
-    monkeypatch.setattr(Trainer, 'save_between_steps', save_and_die)
+    monkeypatch.setattr(Trainer, 'save_if_due', save_and_die)
 
 
 def last(folder):
@@ -51,9 +51,11 @@ def last(folder):
 
 
 @pytest.mark.parametrize('step', [2, 4, 5])    # of three an epoch: within, and after one that is not saved
-def test_killed_and_resumed_with_a_division_a_queue_and_a_momentum_encoder(command, run_folder, tmp_path, monkeypatch, moco, step):
-    options = command + ['--loss_names', 'tal+tse+moco', '--ccd', '--noisy_rate', '0.5', '--txt_aug', '--tse_mode', 'train',
-                         '--moco_queue', '8', '--limit_train', '24', '--save_steps', '2']
+def test_killed_and_resumed_with_a_division_a_queue_and_a_momentum_encoder(command, run_folder, tmp_path, monkeypatch,
+                                                                           moco, step):
+    options = command + ['--loss_names', 'tal+tse+moco', '--ccd', '--noisy_rate', '0.5',
+                         '--txt_aug', '--tse_mode', 'train', '--moco_queue', '8', '--limit_train', '24',
+                         '--save_steps', '2']
     train_program.main([*options, '--output_dir', str(tmp_path / 'whole')])
     with monkeypatch.context() as patch:
         killed_at(patch, step)
@@ -73,7 +75,7 @@ def test_rde_has_a_row_for_each_similarity_and_says_what_noise_it_was_trained_wi
     with open(os.path.join(folder, 'train_log.txt')) as file:
         log = file.read()
     assert re.search(r'of 48 training pairs \d+ exchange captions, and \d+ stay clean', log)
-    assert re.search(r'epoch 1: \d+ of 48 training pairs count as clean', log)
+    assert re.search(r'epoch 1 \| \d+ of 48 training pairs are clean', log)
     capsys.readouterr()
     test_program.main(['--config_file', os.path.join(folder, 'configs.yaml')])
     table = capsys.readouterr().out
@@ -91,35 +93,36 @@ def test_rde_has_a_row_for_each_similarity_and_says_what_noise_it_was_trained_wi
 @pytest.mark.parametrize('cache', [[], ['--image_cache']])
 def test_tbps_clip_trains_with_its_recipe_and_repeats_itself(command, run_folder, tmp_path, clip, data, cache):
     recipe = os.path.join(os.path.dirname(PAGE), '..', 'configs', 'tbps-clip', 'cuhk-pedes.yaml')
-    options = ['--config_file', recipe, '--root_dir', data, '--pretrain_choice', clip, '--img_size', '64', '32', '--batch_size', '16',
-               '--num_workers', '0', '--device', 'cpu', '--num_epoch', '2', *cache]
+    options = ['--config_file', recipe, '--root_dir', data, '--pretrain_choice', clip, '--img_size', '64', '32',
+               '--batch_size', '16', '--num_workers', '0', '--device', 'cpu', '--num_epoch', '2', *cache]
     for run in ('one', 'other'):
         train_program.main([*options, '--output_dir', str(tmp_path / run)])
     one, other = (last(run_folder(root=tmp_path / run)) for run in ('one', 'other'))
     assert all(torch.equal(value, other['model'][name]) for name, value in one['model'].items())
     assert {'logit_scale', 'simclr_mlp.0.weight'} <= set(one['model']) and one['total_steps'] == 2 * 3
     groups = one['optimizer']['param_groups']
-    assert sorted(group['weight_decay'] for group in groups) == [0.0, 0.02] and len({group['lr'] for group in groups}) == 1
+    assert sorted(group['weight_decay'] for group in groups) == [0.0, 0.02]
+    assert len({group['lr'] for group in groups}) == 1
 
 
 def test_fmfa_trains_with_its_recipe(command, run_folder, clip, data, tmp_path):
     recipe = os.path.join(os.path.dirname(PAGE), '..', 'configs', 'fmfa', 'cuhk-pedes.yaml')
-    train_program.main(['--config_file', recipe, '--root_dir', data, '--pretrain_choice', clip, '--img_size', '64', '32',
-                        '--batch_size', '8', '--num_workers', '0', '--device', 'cpu', '--num_epoch', '1', '--cmt_depth', '1',
-                        '--output_dir', str(tmp_path / 'logs')])
+    train_program.main(['--config_file', recipe, '--root_dir', data, '--pretrain_choice', clip, '--img_size', '64',
+                        '32', '--batch_size', '8', '--num_workers', '0', '--device', 'cpu', '--num_epoch', '1',
+                        '--cmt_depth', '1', '--output_dir', str(tmp_path / 'logs')])
     groups = last(run_folder())['optimizer']['param_groups']
     assert [(group['initial_lr'], group['weight_decay']) for group in groups] == [(5e-6, 4e-5)]
 
 
 def test_stopped_while_pairs_are_divided_it_goes_on_with_the_division(command, run_folder, monkeypatch):
     options = command + ['--loss_names', 'tal', '--ccd', '--limit_train', '24', '--num_epoch', '1']
-    losses_of, signals = division.pair_losses, [signal.SIGTERM]
+    losses_of, signals = clean_pairs.compute_pair_losses, [signal.SIGTERM]
 
     def interrupted(*inputs):
         while signals:
             os.kill(os.getpid(), signals.pop())
         return losses_of(*inputs)
-    monkeypatch.setattr(division, 'pair_losses', interrupted)
+    monkeypatch.setattr(clean_pairs, 'compute_pair_losses', interrupted)
     with pytest.raises(SystemExit) as left:
         train_program.main(options)
     assert left.value.code == 128 + signal.SIGTERM and last(run_folder())['total_steps'] == 0

@@ -12,16 +12,16 @@ from datasets.synthpedes import generate
 from processor.processor import Trainer
 from utils.errors import UserError
 
-open_clip = pytest.importorskip('open_clip', reason='the open_clip library is not installed: pip install open_clip_torch')
+open_clip = pytest.importorskip('open_clip',
+                                reason='the open_clip library is not installed: pip install open_clip_torch')
 
 WORDS = {'vocab_size': 49408, 'width': 64, 'heads': 2, 'layers': 2, 'context_length': 40}
-SHAPES = {
-    'small-clip': {'embed_dim': 64, 'vision_cfg': {'image_size': 64, 'layers': 2, 'width': 64, 'head_width': 32, 'patch_size': 16},
-                   'text_cfg': WORDS},
-    'small-sig': {'embed_dim': 64, 'init_logit_bias': -10, 'custom_text': True,
-                  'vision_cfg': {'image_size': 160, 'timm_model_name': 'test_vit', 'timm_pool': 'map', 'timm_proj': 'none'},
-                  'text_cfg': {**WORDS, 'no_causal_mask': True, 'pool_type': 'last', 'proj_bias': True}},
-}
+SHAPES = {'small-clip': {'embed_dim': 64, 'vision_cfg': {'image_size': 64, 'layers': 2, 'width': 64, 'head_width': 32,
+                                                         'patch_size': 16}, 'text_cfg': WORDS},
+          'small-sig': {'embed_dim': 64, 'init_logit_bias': -10, 'custom_text': True,
+                        'vision_cfg': {'image_size': 160, 'timm_model_name': 'test_vit', 'timm_pool': 'map',
+                                       'timm_proj': 'none'},
+                        'text_cfg': {**WORDS, 'no_causal_mask': True, 'pool_type': 'last', 'proj_bias': True}},}
 
 
 @pytest.fixture(scope='module')
@@ -38,10 +38,11 @@ def shapes(monkeypatch):
 
 
 def command(data, logs, model, *more):
-    return ['--backbone', 'open_clip', '--pretrain_choice', model, '--loss_names', 'sdm+itc+mlm', '--dataset_name', 'synthpedes',
-            '--root_dir', data, '--img_size', '96', '32', '--text_length', '40', '--batch_size', '8', '--num_workers', '0',
-            '--device', 'cpu', '--cmt_depth', '1', '--optimizer', 'AdamW', '--lr', '1e-3', '--temperature', '0.1',
-            '--warmup_epochs', '0', '--img_aug', '--num_epoch', '3', '--output_dir', str(logs), *more]
+    return ['--backbone', 'open_clip', '--pretrain_choice', model, '--loss_names', 'sdm+itc+mlm',
+            '--dataset_name', 'synthpedes', '--root_dir', data, '--img_size', '96', '32', '--text_length', '40',
+            '--batch_size', '8', '--num_workers', '0', '--device', 'cpu', '--cmt_depth', '1', '--optimizer', 'AdamW',
+            '--lr', '1e-3', '--temperature', '0.1', '--warmup_epochs', '0', '--img_aug', '--num_epoch', '3',
+            '--output_dir', str(logs), *more]
 
 
 def only(folder):
@@ -83,13 +84,14 @@ def test_a_resumed_run_is_the_same_to_the_last_bit(run, data, tmp_path):
         train_step(self, *step)
         steps.append(1)
         if len(steps) == 3:
-            self.interrupt.requested = 2
+            self.interrupt.signal_number = 2
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, 'train_step', stop_at_third)
         with pytest.raises(SystemExit):
             train_program.main(command(data, tmp_path / 'logs', model))
     cut = only(tmp_path / 'logs' / 'synthpedes')
-    train_program.main(['--resume', '--resume_ckpt_file', os.path.join(cut, 'last.pth'), '--image_cache', str(tmp_path / 'cache')])
+    train_program.main(['--resume', '--resume_ckpt_file', os.path.join(cut, 'last.pth'),
+                        '--image_cache', str(tmp_path / 'cache')])
     first, second = weights(folder), weights(cut)
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
     assert any('bicubic' in name for name in os.listdir(tmp_path / 'cache'))
@@ -111,7 +113,8 @@ def test_a_run_is_tested_by_what_its_folder_holds(run, tmp_path, monkeypatch):
     monkeypatch.delitem(open_clip.factory._MODEL_CONFIGS, model)
     os.rename(folder, f'{folder}.elsewhere')
     try:
-        assert test_program.main(['--config_file', str(tmp_path / 'moved' / 'configs.yaml'), '--num_workers', '0', '--device', 'cpu']) == 0
+        assert test_program.main(['--config_file', str(tmp_path / 'moved' / 'configs.yaml'), '--num_workers', '0',
+                                  '--device', 'cpu']) == 0
     finally:
         os.rename(f'{folder}.elsewhere', folder)
     with open(tmp_path / 'moved' / 'metrics.json', encoding='utf-8') as file:
@@ -125,4 +128,5 @@ def test_a_folder_with_a_broken_description(run, tmp_path):
         os.link(os.path.join(run[1], name), tmp_path / 'moved' / name)
     (tmp_path / 'moved' / 'open_clip_config.json').write_text('{"model_cfg": 1}')
     with pytest.raises(UserError, match='open_clip_config.json describes no model of open_clip'):
-        test_program.main(['--config_file', str(tmp_path / 'moved' / 'configs.yaml'), '--num_workers', '0', '--device', 'cpu'])
+        test_program.main(['--config_file', str(tmp_path / 'moved' / 'configs.yaml'), '--num_workers', '0',
+                           '--device', 'cpu'])

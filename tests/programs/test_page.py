@@ -1,10 +1,12 @@
 """run_scripts/page.py: what is on the page, and, where Chromium is installed, that a browser shows and filters it."""
 import base64
+import html
 import json
 import os
 import re
 import shutil
 import subprocess
+from xml.dom import minidom
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ import torch
 import pedestal
 from processor.evaluation import embed
 from processor.history import further_datasets, read_evaluations
-from processor.report import RERANKED, names_of, produced_by
+from processor.report import RERANKED, collect_provenance, sample_names
 from run_scripts import page
 from tests.support import HANG_TIMEOUT
 from utils.errors import UserError
@@ -26,13 +28,15 @@ in_a_browser = pytest.mark.skipif(CHROMIUM is None, reason='Chromium is not inst
 
 def data_of(path):
     with open(path, encoding='utf-8') as file:
-        return json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', file.read(), flags=re.DOTALL)[1])
+        return json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', file.read(),
+                                    flags=re.DOTALL)[1])
 
 
 def shown(path, words=''):
     """The page's DOM after its script has run."""
-    found = subprocess.run([CHROMIUM, '--headless', '--no-sandbox', '--disable-gpu', '--virtual-time-budget=20000', '--dump-dom',
-                            f'file://{path}#{words}'], capture_output=True, text=True, timeout=HANG_TIMEOUT)
+    found = subprocess.run([CHROMIUM, '--headless', '--no-sandbox', '--disable-gpu', '--virtual-time-budget=20000',
+                            '--dump-dom', f'file://{path}#{words}'], capture_output=True, text=True,
+                           timeout=HANG_TIMEOUT)
     assert found.returncode == 0, found.stderr
     return found.stdout
 
@@ -69,13 +73,14 @@ def test_what_a_second_stage_reached_is_in_the_table(trained, tmp_path):
     shutil.copytree(os.path.dirname(trained), folder)
     people = pedestal.load(folder)
     images, captions = people.split.run.images.dataset, people.split.run.captions.dataset
-    row, names = dict.fromkeys(METRICS, 12.3456), names_of(people.args, images, captions)
-    made = produced_by(people.args, people.checkpoint, images, captions, names)
+    row, names = dict.fromkeys(METRICS, 12.3456), sample_names(people.args, images, captions)
+    made = collect_provenance(people.args, people.checkpoint, images, captions, names)
 
     def shown_with(**changes):
         with open(os.path.join(folder, 'metrics.json'), 'w') as file:
             json.dump({'results': {'first': {'t2i': row}, f'{RERANKED}7 best re-ranked': {'t2i': row}},
-                       'intervals': {'first': {}, f'{RERANKED}7 best re-ranked': {'t2i': {'R1': [1, 2.5], 'mAP': [3, 4]}}},
+                       'intervals': {'first': {},
+                                     f'{RERANKED}7 best re-ranked': {'t2i': {'R1': [1, 2.5], 'mAP': [3, 4]}}},
                        'produced_by': {**made, **changes}}, file)
         page.main([folder, '--out', out])
         return data_of(out)['runs'][0]['table']
@@ -87,19 +92,50 @@ def test_what_a_second_stage_reached_is_in_the_table(trained, tmp_path):
 
 def test_curves_of_each_dataset(tmp_path):
     class Run:
-        name, history = 'two', str(tmp_path)
+        name, folder = 'two', str(tmp_path)
     kinds = 'evaluation', 'evaluation/B'
     lines = [{'kind': kind, 'epoch': epoch, 'step': epoch, 'R1': 10.0 * epoch} for epoch in (1, 2) for kind in kinds]
     (tmp_path / 'metrics.jsonl').write_text(''.join(f'{json.dumps(line)}\n' for line in lines) + 'cut sho')
     assert further_datasets(str(tmp_path)) == ['B'] and len(read_evaluations(str(tmp_path), 'B')) == 2
-    svg = base64.b64decode(page.curves([Run])).decode()
+    svg = base64.b64decode(page.draw_curves([Run])).decode()
     assert '<!-- two B -->' in svg and '<!-- two -->' in svg
 
 
 def test_a_run_without_a_journal_has_no_curves(tmp_path):
     class Bare:
-        name, history = 'bare', str(tmp_path)
-    assert page.curves([Bare]) == ''
+        name, folder = 'bare', str(tmp_path)
+    assert page.draw_curves([Bare]) == ''
+
+
+@pytest.mark.parametrize('name', ['_first', 'a$\\frac$b', 'x\x1b[2J', 'x\udcff', '<!--<script>', 'a--b'])
+def test_a_runs_name_cannot_break_the_curves(tmp_path, name):
+    class Run:
+        folder = str(tmp_path)
+    Run.name = name
+    (tmp_path / 'metrics.jsonl').write_text(json.dumps({'kind': 'evaluation', 'epoch': 1, 'step': 1, 'R1': 10.0}))
+    assert minidom.parseString(base64.b64decode(page.draw_curves([Run]))).documentElement.tagName == 'svg'
+
+
+HOSTILE = ['<!--<script>', '<!--', '<script>', '</script><b id=x>', ']]>', '<![CDATA[', '\u2028"\\', '&lt;b&gt;']
+
+
+def test_what_is_embedded_cannot_leave_its_script(tmp_path):
+    """Captions, files and the run's name: no ``<`` of theirs is in the page."""
+    data, path = {**many(len(HOSTILE), 20), 'captions': HOSTILE}, str(tmp_path / 'page.html')
+    data['runs'][0]['name'], data['images'][0][2] = HOSTILE[0], HOSTILE[3]
+    page.write_page(path, data)
+    with open(path, encoding='utf-8') as file, open(page.TEMPLATE, encoding='utf-8') as template:
+        assert file.read().count('<') == template.read().count('<')
+    assert data_of(path) == data
+
+
+@in_a_browser
+def test_a_browser_shows_hostile_captions_as_text(tmp_path):
+    path = str(tmp_path / 'page.html')
+    page.write_page(path, {**many(len(HOSTILE), 20), 'captions': HOSTILE})
+    dom = shown(path)
+    assert '<p id="error"></p>' in dom and f'{len(HOSTILE)} of {len(HOSTILE)} captions' in dom
+    assert set(map(html.unescape, re.findall(r'<p class="text">(.*?)</p>', dom))) == set(HOSTILE)
 
 
 @in_a_browser
@@ -121,19 +157,22 @@ def many(captions, images):
     rng = np.random.default_rng(0)
     jpeg = base64.b64encode(rng.bytes(1200)).decode()
     runs = [{'name': name, 'table': '', 'ranks': rng.integers(1, 50, captions).tolist(),
-             'rows': [[row, [0.5] * 8, row[0], 0.5] for row in rng.integers(0, images, (captions, 8)).tolist()]} for name in ('a', 'b')]
+             'rows': [[row, [0.5] * 8, row[0], 0.5] for row in rng.integers(0, images, (captions, 8)).tolist()]}
+            for name in ('a', 'b')]
     return {'runs': runs, 'curves': '', 'captions': [f'a person number {n} in </script> red' for n in range(captions)],
-            'pids': rng.integers(0, 1000, captions).tolist(), 'images': [[jpeg, n % 1000, f'{n}.jpg'] for n in range(images)]}
+            'pids': rng.integers(0, 1000, captions).tolist(),
+            'images': [[jpeg, n % 1000, f'{n}.jpg'] for n in range(images)]}
 
 
 @in_a_browser
 def test_twenty_thousand_captions_of_two_runs(tmp_path, monkeypatch):
     data = many(20_000, 2_000)
     path = str(tmp_path / 'large.html')
-    page.write(path, data)
-    dom = shown(path, 'which=where+the+runs+differ')
+    page.write_page(path, data)
+    dom = shown(path, 'which=captions+on+which+the+runs+differ')
     differ = sum((a == 1) != (b == 1) for a, b in zip(*(run['ranks'] for run in data['runs'])))
-    assert '<p id="error"></p>' in dom and f'{differ} of 20000 captions' in dom and dom.count('class="caption"') == min(30, differ)
+    assert '<p id="error"></p>' in dom and f'{differ} of 20000 captions' in dom
+    assert dom.count('class="caption"') == min(30, differ)
     assert '1 of 20000 captions' in shown(path, 'words=number+19999')
 
 
@@ -141,15 +180,17 @@ def test_two_runs_need_the_same_split(trained, tmp_path):
     run, out = os.path.dirname(trained), str(tmp_path / 'two.html')
     page.main([run, run, '--out', out])
     assert [one['name'] for one in data_of(out)['runs']] == [os.path.basename(run)] * 2
-    one, other = page.Shown(run, page.build_page_parser().parse([run])), page.Shown(run, page.build_page_parser().parse([run]))
+    one, other = (page.RunResults(run, page.build_page_parser().parse([run])) for _ in range(2))
     other.captions = other.captions[1:]
     with pytest.raises(UserError, match='not tested on the same captions'):
-        page.refuse_other_splits([one, other])
+        page.refuse_different_splits([one, other])
 
 
-@pytest.mark.parametrize('words, sentence', [
-    (['a', 'b', 'c'], 'one run or two, not 3'), (['none'], 'none'), (['{run}', '--out', '{tmp}'], 'cannot write .*name a file'),
-    (['{run}', '--out', '{tmp}/no/x.html'], 'cannot write .*name a file'), (['{run}', '--top', '0'], 'must be above 0')])
+@pytest.mark.parametrize('words, sentence', [(['a', 'b', 'c'], 'one run or two, not 3'), (['none'], 'none'),
+                                             (['{run}', '--out', '{tmp}'], 'page cannot be written; name a file'),
+                                             (['{run}', '--out', '{tmp}/no/x.html'],
+                                              'page cannot be written; name a file'),
+                                             (['{run}', '--top', '0'], 'must be above 0')])
 def test_what_is_refused(trained, tmp_path, words, sentence):
     with pytest.raises(UserError, match=sentence):
         page.main([word.format(run=os.path.dirname(trained), tmp=tmp_path) for word in words])
@@ -160,7 +201,7 @@ def test_what_is_best_for_more_captions_than_are_compared_at_a_time():
     generator = torch.Generator().manual_seed(0)
     queries, gallery = torch.randn(1030, 4, generator=generator), torch.randn(9, 4, generator=generator)
     q_pids, g_pids = torch.arange(1030) % 3, torch.arange(9) % 3
-    rows = page.best(queries, gallery, q_pids, g_pids, 2)
+    rows = page.top_images(queries, gallery, q_pids, g_pids, 2)
     similarity = queries @ gallery.t()
     for row, (images, _, right, score) in enumerate(rows):
         assert images == similarity[row].topk(2).indices.tolist()

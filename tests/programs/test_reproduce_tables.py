@@ -1,4 +1,4 @@
-"""Published beside measured results over a folder of runs, and test.py on a run whose embeddings depend on the batch."""
+"""run_scripts/reproduce_tables.py on a folder of runs, and test.py on a run whose embeddings depend on the batch."""
 import argparse
 import json
 import os
@@ -9,22 +9,25 @@ import pytest
 
 import test as test_program
 import train as train_program
+from datasets.rstpreid import RSTPReid
+from processor.test_run import EXIT_DEPENDENT
 from run_scripts import reproduce_tables
-from run_scripts.reproduce_tables import METRICS, Row, backbone, main, published_row, rows_of
+from run_scripts.reproduce_tables import METRICS, Row, backbone_name, main, published_row, run_rows
 from utils.errors import UserError
 from utils.options import read_yaml
 
-PHP = ['--loss_names', 'sdm+itc+aux', '--num_experts', '3', '--topk', '2', '--moe_layers', '1', '--moe_heads', '2', '--cnum', '3',
-       '--reduction', '4', '--num_epoch', '1']
+PHP = ['--loss_names', 'sdm+itc+aux', '--num_experts', '3', '--topk', '2', '--moe_layers', '1', '--moe_heads', '2',
+       '--cnum', '3', '--reduction', '4', '--num_epoch', '1']
 
 
 @pytest.fixture(scope='module')
 def trained(data, clip, tmp_path_factory):
     """A folder of runs: irra on CUHK-PEDES, PHP with attention across the batch on RSTPReid."""
     logs = tmp_path_factory.mktemp('runs')
-    common = ['--root_dir', data, '--pretrain_choice', clip, '--img_size', '64', '32', '--batch_size', '8', '--num_workers', '0',
-              '--device', 'cpu', '--output_dir', str(logs), '--cmt_depth', '1']
-    train_program.main([*common, '--name', 'irra', '--loss_names', 'sdm+id', '--dataset_name', 'CUHK-PEDES', '--num_epoch', '1'])
+    common = ['--root_dir', data, '--pretrain_choice', clip, '--img_size', '64', '32', '--batch_size', '8',
+              '--num_workers', '0', '--device', 'cpu', '--output_dir', str(logs), '--cmt_depth', '1']
+    train_program.main([*common, '--name', 'irra', '--loss_names', 'sdm+id', '--dataset_name', 'CUHK-PEDES',
+                        '--num_epoch', '1'])
     train_program.main([*common, '--name', 'php', '--dataset_name', 'RSTPReid', '--php_attention', 'batch', *PHP])
     return logs
 
@@ -32,7 +35,7 @@ def trained(data, clip, tmp_path_factory):
 @pytest.fixture
 def runs(trained, tmp_path):
     copies = shutil.copytree(trained, tmp_path / 'runs')
-    for folder in reproduce_tables.run_folders(copies):
+    for folder in reproduce_tables.find_run_folders(copies):
         path = os.path.join(folder, 'configs.yaml')
         with open(path) as file:
             config = file.read()
@@ -51,15 +54,17 @@ def metrics_of(folder):
         return json.load(file)
 
 
-# -- test.py on PHP ------------------------------------------------------------------------------------------------------
+# -- test.py on PHP --------------------------------------------------------------------------------------------------
 
 def test_a_dependent_run_is_reported_three_ways(runs, capsys):
     folder = folder_of(runs, 'php')
-    status = test_program.main(['--config_file', os.path.join(folder, 'configs.yaml'), '--moe_report', '--test_batch_size', '4'])
+    status = test_program.main(['--config_file', os.path.join(folder, 'configs.yaml'),
+                                '--moe_report', '--test_batch_size', '4'])
     printed = capsys.readouterr().out
-    assert status == test_program.DEPENDENT
+    assert status == EXIT_DEPENDENT
     assert 'EMBEDDINGS DEPEND ON THE BATCH' in printed and 'shuffled (seed 1)' in printed and 'one by one' in printed
-    assert 'experts: percent of all choices' in printed and {'moe_report.json', 'moe_report.png'} <= set(os.listdir(folder))
+    assert 'experts: percent of all selections' in printed
+    assert {'moe_report.json', 'moe_report.png'} <= set(os.listdir(folder))
     content = metrics_of(folder)
     assert len(content['results']) == 3 and content['independence']['holds'] is False
     assert content['produced_by']['options']['php_attention'] == 'batch'
@@ -72,7 +77,7 @@ def test_moe_report_without_experts_says_so_before_anything_is_evaluated(runs):
     assert 'metrics.json' not in os.listdir(folder)
 
 
-# -- the tables ----------------------------------------------------------------------------------------------------------
+# -- the tables ------------------------------------------------------------------------------------------------------
 
 def test_every_run_found_has_its_row(runs, data, capsys):
     broken = runs / 'CUHK-PEDES' / 'a_broken'
@@ -95,31 +100,49 @@ def test_a_row_says_its_losses_and_why_no_method_is_beside_it(runs, data, capsys
     cells = [cell.strip() for cell in line.split('|')[1:-1]]
     assert cells[1:3] == ['-', 'sdm+id']
     assert cells[-1].startswith('no row in configs/published/cuhk-pedes.yaml with these losses, ')
-    assert reproduce_tables.why_unpublished(run_of('sdm+id', 'synthpedes')) == 'nothing is published on synthpedes'
+    assert reproduce_tables.unpublished_reason(run_of('sdm+id', 'synthpedes')) == 'nothing is published on synthpedes'
+
+
+def test_no_published_figure_is_beside_a_split_that_is_not_the_published_one(runs, data, monkeypatch):
+    """The synthetic dataset is RSTPReid only by name, so its figures are not compared with a paper's."""
+    whole = {'method': 'PHP', 'values': [76.70, 92.85, 96.25, 63.47, None]}
+    monkeypatch.setattr(reproduce_tables, 'published_row', lambda args: whole)
+    folder = folder_of(runs, 'php')
+    row, alone = run_rows(folder, runs, ['--root_dir', data])
+    by = metrics_of(folder)['produced_by']
+    assert row.method == alone.method == 'PHP' and row.published == alone.published == {} and '/' not in row.cell('R1')
+    identities = f"{by['identities']} identities (published: 200)"
+    assert row.note.endswith(f'not the published test split of RSTPReid: {identities}, '
+                             f"{by['images']} images (1000), {by['captions']} captions (2000)")
+    monkeypatch.setattr(RSTPReid, 'published', {'test': (by['identities'], by['images'], by['captions'])})
+    row, alone = run_rows(folder, runs, ['--root_dir', data])
+    assert row.note == 'EMBEDDINGS DEPEND ON THE BATCH'
+    assert row.published == alone.published == {'R1': 76.7, 'R5': 92.85, 'R10': 96.25, 'mAP': 63.47}
 
 
 def test_results_on_other_datasets_are_rows_of_theirs(runs, data, capsys):
     folder = folder_of(runs, 'irra')
-    test_program.main(['--config_file', os.path.join(folder, 'configs.yaml'), '--dataset_name', 'RSTPReid', '--root_dir', data])
+    test_program.main(['--config_file', os.path.join(folder, 'configs.yaml'), '--dataset_name', 'RSTPReid',
+                       '--root_dir', data])
     with open(os.path.join(folder, 'metrics_RSTPReid.json')) as file:
         measured = next(iter(json.load(file)['results'].values()))['t2i']
-    own, other = rows_of(folder, runs, ['--root_dir', data])
+    own, other = run_rows(folder, runs, ['--root_dir', data])
     assert (own.dataset, other.dataset, other.losses, other.published) == ('CUHK-PEDES', 'RSTPReid', 'sdm+id', {})
     assert other.measured == measured and other.run.endswith('_irra, trained on CUHK-PEDES')
-    assert 'another dataset than it was trained on' in other.note
+    assert 'trained on another dataset' in other.note
     with open(os.path.join(folder, 'best.pth'), 'ab') as file:
         file.write(b'another checkpoint')
-    assert all(row.dataset != 'RSTPReid' for row in rows_of(folder, runs, ['--root_dir', data]))
+    assert all(row.dataset != 'RSTPReid' for row in run_rows(folder, runs, ['--root_dir', data]))
 
 
 def test_results_of_the_same_checkpoint_are_taken_and_others_are_not(runs, data, monkeypatch):
     folder = folder_of(runs, 'irra')
     overrides = ['--root_dir', data]
-    first, = rows_of(folder, runs, overrides)
+    first, = run_rows(folder, runs, overrides)
     calls = []
-    evaluated = reproduce_tables.evaluated
-    monkeypatch.setattr(reproduce_tables, 'evaluated', lambda args: calls.append(args) or evaluated(args))
-    again, = rows_of(folder, runs, overrides)
+    evaluated = reproduce_tables.evaluate_and_store
+    monkeypatch.setattr(reproduce_tables, 'evaluate_and_store', lambda args: calls.append(args) or evaluated(args))
+    again, = run_rows(folder, runs, overrides)
     assert not calls and again == first
     content = metrics_of(folder)
     for change in (lambda c: c['produced_by'].update(checkpoint_sha256='0'), lambda c: c.pop('results'),
@@ -129,10 +152,10 @@ def test_results_of_the_same_checkpoint_are_taken_and_others_are_not(runs, data,
         with open(os.path.join(folder, 'metrics.json'), 'w') as file:
             json.dump(changed, file)
         calls.clear()
-        assert rows_of(folder, runs, overrides) == [first] and calls
+        assert run_rows(folder, runs, overrides) == [first] and calls
     with open(os.path.join(folder, 'metrics.json'), 'w') as file:
         file.write('{')
-    assert rows_of(folder, runs, overrides) == [first]
+    assert run_rows(folder, runs, overrides) == [first]
 
 
 @pytest.mark.parametrize('damage, why', [
@@ -142,12 +165,12 @@ def test_results_of_the_same_checkpoint_are_taken_and_others_are_not(runs, data,
 def test_a_folder_that_cannot_be_evaluated_says_why(runs, data, damage, why):
     folder = folder_of(runs, 'irra')
     damage(folder)
-    row, = rows_of(folder, runs, ['--root_dir', data])
+    row, = run_rows(folder, runs, ['--root_dir', data])
     assert why in row.note and not row.measured and 'Traceback' not in row.note
 
 
 def test_missing_data_is_a_row(runs, tmp_path):
-    row, = rows_of(folder_of(runs, 'irra'), runs, ['--root_dir', str(tmp_path / 'nowhere')])
+    row, = run_rows(folder_of(runs, 'irra'), runs, ['--root_dir', str(tmp_path / 'nowhere')])
     assert row.dataset == 'CUHK-PEDES' and 'no dataset folder' in row.note
 
 
@@ -164,8 +187,10 @@ def row():
 
 
 def test_formats():
-    assert row().cell('R1') == '60.65 / 60.20 (+0.45)' and row().cell('R5') == '80.00 / 81.30 (-1.30)' and row().cell('mINP') == '25.00'
-    text, markdown, latex = (write('RSTPReid', reproduce_tables.HEADER, [row().cells()]) for write in reproduce_tables.FORMATS.values())
+    assert row().cell('R1') == '60.65 / 60.20 (+0.45)' and row().cell('R5') == '80.00 / 81.30 (-1.30)'
+    assert row().cell('mINP') == '25.00'
+    text, markdown, latex = (write('RSTPReid', reproduce_tables.HEADER, [row().cells()])
+                             for write in reproduce_tables.FORMATS.values())
     assert '60.65 / 60.20 (+0.45)' in text
     header, rule, line = markdown.splitlines()[2:]
     assert header.count('|') == rule.count('|') == line.replace(r'\|', '').count('|') == 12 and r'a_run\|1' in line
@@ -175,36 +200,45 @@ def test_formats():
 
 def test_the_program_prints_each_format(runs, data, monkeypatch, capsys):
     monkeypatch.setattr(sys, 'argv', ['reproduce_tables.py'])
-    main(['--logs', os.path.join(runs, 'CUHK-PEDES'), '--root_dir', data, '--device', 'cpu', '--format', 'text', 'markdown', 'latex'])
+    main(['--logs', os.path.join(runs, 'CUHK-PEDES'), '--root_dir', data, '--device', 'cpu', '--format', 'text',
+          'markdown', 'latex'])
     printed = capsys.readouterr().out
     assert '| run | method | losses |' in printed and r'\begin{tabular}' in printed and '+---' in printed
 
 
-# -- published rows ------------------------------------------------------------------------------------------------------
+# -- published rows --------------------------------------------------------------------------------------------------
 
 def run_of(loss_names, dataset='CUHK-PEDES', pretrain_choice='ViT-B/16', php_parts=None, init_from=''):
-    return argparse.Namespace(loss_names=loss_names, dataset_name=dataset, pretrain_choice=pretrain_choice, php_parts=php_parts,
-                              init_from=init_from)
+    return argparse.Namespace(loss_names=loss_names, dataset_name=dataset, pretrain_choice=pretrain_choice,
+                              php_parts=php_parts, init_from=init_from)
 
 
-@pytest.mark.parametrize('run, method', [
-    (run_of('id+sdm+mlm'), 'IRRA'), (run_of('itc'), 'CLIP (itc)'), (run_of('sdm+mlm+id+cmt'), 'AGM'), (run_of('sdm+id+amm+detail'), 'A2TE'),
-    (run_of('sdm+mlm+amm+detail'), 'A2TE'), (run_of('sdm+mlm+id+attribute+detail', 'ICFG-PEDES'), 'A2TE'),
-    (run_of('sdm+mae+id+tri'), 'SEN'), (run_of('sdm+mae+id+tri', pretrain_choice='ViT-L/14'), 'SEN-XL'),
-    (run_of('sdm+itc+aux', php_parts='crfm+efp'), 'PHP'), (run_of('sdm+itc', php_parts='crfm+efp'), 'PHP without aux'),
-    (run_of('sdm+itc', php_parts='base'), 'PHP base'), (run_of('sdm+itc+aux', php_parts='efp'), 'PHP efp'),
-    (run_of('sdm+itc'), None), (run_of('sdm+mlm+id', pretrain_choice='scratch:tiny'), None), (run_of('sdm+id', 'synthpedes'), None),
-    (run_of('sdm+mlm+id', pretrain_choice='/weights/ViT-B-16.pt'), 'IRRA'),
-    (run_of('sdm+mlm+id', init_from='weights/HAM/best0.pth'), 'HAM + IRRA'), (run_of('sdm+mlm+id', init_from='ham_irra.pth'), 'HAM + IRRA'),
-    (run_of('sdm+mlm+id', 'RSTPReid', pretrain_choice='weights/nam.pth'), 'NAM + IRRA'), (run_of('a-sdm+mlm+id+efa'), 'FMFA'),
-    (run_of('sdm+mlm+id', init_from='logs/champion/best.pth'), 'IRRA'), (run_of('itc', init_from='ham.pth'), None),
-    (run_of('sdm+tri'), None)])
+@pytest.mark.parametrize('run, method', [(run_of('id+sdm+mlm'), 'IRRA'), (run_of('itc'), 'CLIP (itc)'),
+                                         (run_of('sdm+mlm+id+cmt'), 'AGM'), (run_of('sdm+id+amm+detail'), 'A2TE'),
+                                         (run_of('sdm+mlm+amm+detail'), 'A2TE'),
+                                         (run_of('sdm+mlm+id+attribute+detail', 'ICFG-PEDES'), 'A2TE'),
+                                         (run_of('sdm+mae+id+tri'), 'SEN'),
+                                         (run_of('sdm+mae+id+tri', pretrain_choice='ViT-L/14'), 'SEN-XL'),
+                                         (run_of('sdm+itc+aux', php_parts='crfm+efp'), 'PHP'),
+                                         (run_of('sdm+itc', php_parts='crfm+efp'), 'PHP without aux'),
+                                         (run_of('sdm+itc', php_parts='base'), 'PHP base'),
+                                         (run_of('sdm+itc+aux', php_parts='efp'), 'PHP efp'), (run_of('sdm+itc'), None),
+                                         (run_of('sdm+mlm+id', pretrain_choice='scratch:tiny'), None),
+                                         (run_of('sdm+id', 'synthpedes'), None),
+                                         (run_of('sdm+mlm+id', pretrain_choice='/weights/ViT-B-16.pt'), 'IRRA'),
+                                         (run_of('sdm+mlm+id', init_from='weights/HAM/best0.pth'), 'HAM + IRRA'),
+                                         (run_of('sdm+mlm+id', init_from='ham_irra.pth'), 'HAM + IRRA'),
+                                         (run_of('sdm+mlm+id', 'RSTPReid', pretrain_choice='weights/nam.pth'),
+                                          'NAM + IRRA'), (run_of('a-sdm+mlm+id+efa'), 'FMFA'),
+                                         (run_of('sdm+mlm+id', init_from='logs/champion/best.pth'), 'IRRA'),
+                                         (run_of('itc', init_from='ham.pth'), None), (run_of('sdm+tri'), None)])
 def test_which_row_a_run_belongs_to(run, method):
     assert published_row(run).get('method') == method
 
 
-def test_backbone():
-    assert [backbone(name) for name in ('ViT-B/16', 'ViT-L-14.pt', 'w/ViT-B-32.safetensors', 'RN50', 'other.pt')] == \
+def test_backbone_name():
+    names = 'ViT-B/16', 'ViT-L-14.pt', 'w/ViT-B-32.safetensors', 'RN50', 'other.pt'
+    assert [backbone_name(name) for name in names] == \
         ['ViT-B/16', 'ViT-L/14', 'ViT-B/32', 'RN50', 'other']
 
 
@@ -213,7 +247,8 @@ def test_published_tables_are_whole(dataset):
     content = read_yaml(os.path.join(reproduce_tables.PUBLISHED, f'{dataset.lower()}.yaml'))
     assert content['dataset'] == dataset
     for entry in content['results']:
-        assert entry['key'] in content['sources'] and entry['method'] and entry['backbone'] and len(entry['values']) == len(METRICS)
+        assert entry['key'] in content['sources'] and entry['method'] and entry['backbone']
+        assert len(entry['values']) == len(METRICS)
         given, ranks = ([value for value in entry['values'][:end] if value is not None] for end in (5, 3))
         assert entry['values'][0] and all(0 < value <= 100 for value in given) and ranks == sorted(ranks)
     irra, = (entry for entry in content['results'] if entry['method'] == 'IRRA')
@@ -233,13 +268,14 @@ def test_last_and_mean_stand_beside_the_best(runs, data):
     folder = folder_of(runs, 'irra')
     with open(os.path.join(folder, 'metrics.jsonl')) as file:
         last = [line for line in map(json.loads, file) if line['kind'] == 'evaluation'][-1]
-    more = [{**last, 'epoch': epoch, 'R1': r1} for epoch, r1 in ((2, 90.0), (3, 12.0), (4, 14.0), (5, 16.0), (6, 18.0), (7, 20.0))]
+    more = [{**last, 'epoch': epoch, 'R1': r1} for epoch, r1 in ((2, 90.0), (3, 12.0), (4, 14.0), (5, 16.0), (6, 18.0),
+                                                                 (7, 20.0))]
     with open(os.path.join(folder, 'metrics.jsonl'), 'a') as file:
         file.writelines(json.dumps(line) + '\n' for line in more)
-    row, = rows_of(folder, runs, ['--root_dir', data])
+    row, = run_rows(folder, runs, ['--root_dir', data])
     assert dict(zip(reproduce_tables.HEADER, row.cells()))['R1 last'] == '20.00'
     assert dict(zip(reproduce_tables.HEADER, row.cells()))['R1 mean of last 5'] == '16.00'
     with open(os.path.join(folder, 'metrics.jsonl'), 'a') as file:
         file.write(json.dumps({**last, 'epoch': 8, 'split': 'val'}) + '\n')
-    row, = rows_of(folder, runs, ['--root_dir', data])
+    row, = run_rows(folder, runs, ['--root_dir', data])
     assert row.cells()[-3:-1] == ['-', '-']

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import train as train_program
-from processor.processor import Trainer, duration
+from processor.processor import Trainer
+from processor.progress import format_duration
 from tests.support import golden_json, golden_model
 from utils.checkpoint import Checkpointer, read_checkpoint
 from utils.errors import UserError
@@ -33,7 +34,7 @@ def trained(command, run_folder):
 
 
 def test_a_folder_resumes_and_the_log_says_what_is_other_what_is_left_and_where_the_best_is(trained):
-    assert ' left' in log_of(trained) and f"(test split): {os.path.join(trained, 'best.pth')}" in log_of(trained)
+    assert ' | eta ' in log_of(trained) and f"| test split | {os.path.join(trained, 'best.pth')}" in log_of(trained)
     train_program.main(['--resume', trained, '--num_epoch', '2'])
     assert 'resumed with another num_epoch: 1 -> 2' in log_of(trained)
     assert read_checkpoint(os.path.join(trained, 'last.pth'))['epoch'] == 3
@@ -41,12 +42,13 @@ def test_a_folder_resumes_and_the_log_says_what_is_other_what_is_left_and_where_
 
 
 def test_a_run_stopped_before_its_first_evaluation_says_so(command, run_folder, monkeypatch):
-    monkeypatch.setattr('processor.processor.Trainer.evaluate', lambda trainer: pytest.fail('killed') if trainer.unevaluated else None)
+    monkeypatch.setattr('processor.processor.Trainer.evaluate',
+                        lambda trainer: pytest.fail('killed') if trainer.pending_evaluation else None)
     with pytest.raises(pytest.fail.Exception):
         train_program.main(command + SMALL + ['--num_epoch', '1'])
     monkeypatch.undo()
     train_program.main(['--resume', run_folder()])
-    assert 'resumed at epoch 2 after 0 of its steps; not evaluated yet' in log_of(run_folder())
+    assert 'resumed at epoch 2 step 0/2 | not evaluated yet' in log_of(run_folder())
 
 
 def test_a_finished_run_without_its_best_has_one_again(trained):
@@ -55,7 +57,7 @@ def test_a_finished_run_without_its_best_has_one_again(trained):
     os.remove(best)
     train_program.main(['--resume', '--resume_ckpt_file', trained])
     assert read_checkpoint(best)['metrics'] == figures and facts(trained) == before
-    assert f'there is no {best} any more, of epoch 1' in log_of(trained)
+    assert f'{best} is missing (epoch 1, Rank-1 ' in log_of(trained)
 
 
 def test_a_run_killed_between_evaluation_and_checkpoint_tells_it_once(command, run_folder, monkeypatch):
@@ -95,7 +97,7 @@ def test_pretrained_weights_that_are_not_finite_leave_nothing(command, clip, tmp
 
 
 @pytest.mark.parametrize('change, message', [
-    (lambda c: c.update(step=1000), '1000 steps into an epoch, and the training set gives 2'),
+    (lambda c: c.update(step=1000), '1000 steps into an epoch, but an epoch has only 2'),
     (lambda c: c.pop('best'), 'best: missing from the checkpoint'),
 ])
 def test_a_state_of_another_run(trained, change, message):
@@ -114,19 +116,21 @@ def test_a_run_that_goes_on_elsewhere_is_left_alone(trained, monkeypatch):
         raise BlockingIOError(11, 'held by another process')
     before = {name: os.path.getmtime(os.path.join(trained, name)) for name in os.listdir(trained) if name != '.lock'}
     monkeypatch.setattr(fcntl, 'lockf', held)
-    with pytest.raises(UserError, match=f'another program is at work in {trained}: is the run going on there already'):
+    message = f'another program is working in {trained}: if the run is still going on there, wait for it or stop it'
+    with pytest.raises(UserError, match=message):
         train_program.main(['--resume', trained, '--num_epoch', '2'])
-    assert before == {name: os.path.getmtime(os.path.join(trained, name)) for name in os.listdir(trained) if name != '.lock'}
+    assert before == {name: os.path.getmtime(os.path.join(trained, name)) for name in os.listdir(trained)
+                      if name != '.lock'}
 
 
 def test_a_released_run_goes_on_in_a_new_folder_from_what_it_is_worth(trained, tmp_path):
-    """best.pth as IRRA's code writes it: a group for each parameter, the epoch that it finished, and nothing of how good it is."""
+    """best.pth as IRRA's code writes it: a group per parameter and the last finished epoch, without metrics."""
     released = tmp_path / 'released'
     released.mkdir()
     shutil.copy(os.path.join(trained, 'configs.yaml'), released)
     ours = read_checkpoint(os.path.join(trained, 'last.pth'))
-    moments = {number: {'step': torch.tensor(2.0), 'exp_avg': torch.zeros_like(value), 'exp_avg_sq': torch.zeros_like(value)}
-               for number, value in enumerate(ours['model'].values())}
+    moments = {number: {'step': torch.tensor(2.0), 'exp_avg': torch.zeros_like(value),
+                        'exp_avg_sq': torch.zeros_like(value)} for number, value in enumerate(ours['model'].values())}
     groups = [{'params': [number], 'lr': 1e-3, 'weight_decay': 0.0} for number in moments]
     torch.save({'model': ours['model'], 'epoch': 1, 'optimizer': {'state': moments, 'param_groups': groups},
                 'scheduler': {'last_epoch': 1, 'milestones': (20, 50)}}, released / 'best.pth')
@@ -139,7 +143,7 @@ def test_a_released_run_goes_on_in_a_new_folder_from_what_it_is_worth(trained, t
     assert {'best.pth', 'last.pth', 'configs.yaml'} <= set(os.listdir(folder))
     assert facts(folder) == [('evaluation', 1, 0), ('epoch', 2, 2), ('evaluation', 2, 2)]
     assert read_checkpoint(folder / 'best.pth')['metrics']['R1'] >= worth
-    assert f'{released} is of a released run and stays as it is' in log_of(folder)
+    assert f'{released} is a run of a reference implementation and is not changed' in log_of(folder)
 
 
 def test_time_left_counts_epochs_and_evaluations():
@@ -147,11 +151,11 @@ def test_time_left_counts_epochs_and_evaluations():
     trainer.args = type('Args', (), {'num_epoch': 10, 'eval_period': 2})
     trainer.loader, trainer.epoch = range(30), 4
     trainer.seconds_per_step, trainer.seconds_per_evaluation = 2.0, 60.0
-    assert trainer.seconds_left() == 6 * 30 * 2 + 4 * 60
-    assert [duration(seconds) for seconds in (7, 600, 7500)] == ['7 s', '10 min', '2 h 05 min']
+    assert trainer.remaining_seconds() == 6 * 30 * 2 + 4 * 60
+    assert [format_duration(seconds) for seconds in (7, 600, 7500)] == ['7 s', '10 min', '2 h 05 min']
 
 
-# -- our runs in the released code ---------------------------------------------------------------------------------------
+# -- our runs in the reference implementation ------------------------------------
 
 def as_released_code_loads(names, weights):
     """{name: entry} as the released loader matches them: the entry whose name is the longest end of the model's."""
@@ -167,7 +171,8 @@ def test_a_run_of_a2te_opens_in_its_own_test(tmp_path):
         assert matched[name] == name and list(weights[name].shape) == list(shape)
     assert torch.equal(weights['base_model_m.visual.conv1.weight'], weights['base_model.visual.conv1.weight'])
     alone = sum(value.numel() * value.element_size() for value in model.state_dict().values())
-    assert os.path.getsize(tmp_path / 'best.pth') < 1.2 * alone + 500_000    # the copy takes names, and no room for numbers
+    # the copy adds names but no numbers to the file
+    assert os.path.getsize(tmp_path / 'best.pth') < 1.2 * alone + 500_000
     Checkpointer(model).load(tmp_path / 'best.pth')
 
 

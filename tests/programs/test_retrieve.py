@@ -10,7 +10,7 @@ import pedestal
 from processor.runs import Split, embed_queries
 from run_scripts import retrieve
 from utils.errors import UserError
-from utils.pictures import pyplot, save_picture
+from utils.figures import import_pyplot, save_figure
 
 
 @pytest.fixture
@@ -25,8 +25,8 @@ def people(trained):
 
 def test_what_is_retrieved(run, people):
     """The images with the largest cosine similarity to the caption, the best first."""
-    queries = retrieve.split_queries(people.split, 2)
-    rows = retrieve.retrieved(people, queries, top=3)
+    queries = retrieve.sample_queries(people.split, 2)
+    rows = retrieve.retrieve(people, queries, top=3)
     assert [(caption, pid) for caption, pid, _ in rows] == queries
     gallery = run.images.dataset
     with torch.no_grad():
@@ -42,9 +42,9 @@ def test_what_is_retrieved(run, people):
 
 def test_queries_are_spread_over_the_split(run, people):
     dataset = run.captions.dataset
-    chosen = [caption for caption, _ in retrieve.split_queries(people.split, 3)]
+    chosen = [caption for caption, _ in retrieve.sample_queries(people.split, 3)]
     assert chosen == [dataset.captions[i] for i in (0, (len(dataset) - 1) // 2, len(dataset) - 1)]
-    assert len(retrieve.split_queries(people.split, 10_000)) == len(dataset)
+    assert len(retrieve.sample_queries(people.split, 10_000)) == len(dataset)
 
 
 def test_the_picture_and_what_is_printed(trained, people, tmp_path, capsys):
@@ -53,7 +53,7 @@ def test_the_picture_and_what_is_printed(trained, people, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == f'wrote {out}' and open(out, 'rb').read(8) == b'\x89PNG\r\n\x1a\n'
     told = lines[-11:-1]
-    assert [told[0], told[5]] == [caption for caption, _ in retrieve.split_queries(people.split, 2)]
+    assert [told[0], told[5]] == [caption for caption, _ in retrieve.sample_queries(people.split, 2)]
     for images in (told[1:5], told[6:10]):
         found = [re.fullmatch(r'  (-?\d\.\d{4})  (right|wrong)  (.+\.jpg)', line).groups() for line in images]
         scores = [float(score) for score, _, _ in found]
@@ -61,29 +61,35 @@ def test_the_picture_and_what_is_printed(trained, people, tmp_path, capsys):
 
 
 def test_scores_and_frames_are_on_the_picture(run, people):
-    (caption, _), = retrieve.split_queries(people.split, 1)
-    for pid, colours in ((7, {retrieve.GREEN, retrieve.RED}), (None, {retrieve.GREY})):
+    (caption, _), = retrieve.sample_queries(people.split, 1)
+    for pid, colours in ((7, {retrieve.GREEN, retrieve.RED}), (None, {retrieve.GRAY})):
         path = run.images.dataset.img_paths[0]
-        figure = retrieve.draw([(caption, pid, [(path, 7, 0.5125), (path, 8, -0.25)])])
+        figure = retrieve.draw_results([(caption, pid, [(path, 7, 0.5125), (path, 8, -0.25)])])
         text, *images = figure.axes
         assert [axis.get_title() for axis in images] == ['0.512', '-0.250']
-        assert {axis.patches[0].get_edgecolor() for axis in images} == {pyplot().matplotlib.colors.to_rgba(colour) for colour in colours}
+        assert {axis.patches[0].get_edgecolor()
+                for axis in images} == {import_pyplot().matplotlib.colors.to_rgba(colour) for colour in colours}
         assert text.texts[0].get_text().split() == caption.split()
-        pyplot().close(figure)
+        import_pyplot().close(figure)
 
 
 def test_a_caption_of_ones_own(trained, tmp_path, capsys):
     out = str(tmp_path / 'own.pdf')
     retrieve.main(['--config_file', trained, '--out', out, '--caption', 'a $man$ in a red coat', '--top', '2'])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-4] == 'a $man$ in a red coat' and 'right' not in lines[-3] + lines[-2] and open(out, 'rb').read(4) == b'%PDF'
+    assert lines[-4] == 'a $man$ in a red coat' and 'right' not in lines[-3] + lines[-2]
+    assert open(out, 'rb').read(4) == b'%PDF'
 
 
-@pytest.mark.parametrize('words, sentence', [
-    (['--captions', '0'], '--captions.*must be above 0'), (['--captions', '-1'], '--captions.*must be above 0'),
-    (['--top', '0'], '--top.*must be above 0'), (['--top', '-1'], '--top.*must be above 0'), (['--caption', ' '], 'a caption is empty'),
-    (['--out', '{folder}'], 'cannot write the picture .*it is a folder'), (['--out', 'x'], "its ending tells the format"),
-    (['--out', 'x.doc'], "'doc' is none"), (['--out', '{folder}/no/x.png'], 'there is no folder')])
+@pytest.mark.parametrize('words, sentence', [(['--captions', '0'], '--captions.*must be above 0'),
+                                             (['--captions', '-1'], '--captions.*must be above 0'),
+                                             (['--top', '0'], '--top.*must be above 0'),
+                                             (['--top', '-1'], '--top.*must be above 0'),
+                                             (['--caption', ' '], 'a caption is empty'),
+                                             (['--out', '{folder}'], 'cannot write the figure .*it is a folder'),
+                                             (['--out', 'x'], "its ending gives the format"),
+                                             (['--out', 'x.doc'], "'doc' is none"),
+                                             (['--out', '{folder}/no/x.png'], 'there is no folder')])
 def test_what_is_refused(trained, tmp_path, monkeypatch, words, sentence):
     """Before anything is embedded, and nothing is written."""
     monkeypatch.setattr(Split, 'embed_images', lambda *_: pytest.fail('images were embedded'))
@@ -94,9 +100,9 @@ def test_what_is_refused(trained, tmp_path, monkeypatch, words, sentence):
 
 
 def test_a_picture_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
-    plt = pyplot()
+    plt = import_pyplot()
     path = str(tmp_path / 'x.png')
-    save_picture(plt.subplots()[0], path)
+    save_figure(plt.subplots()[0], path)
     before, figure = open(path, 'rb').read(), plt.subplots()[0]
 
     def fill_the_disk(figure, file, **_):
@@ -104,5 +110,5 @@ def test_a_picture_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
         raise OSError(28, 'No space')
     monkeypatch.setattr(type(figure), 'savefig', fill_the_disk)
     with pytest.raises(UserError, match='No space'):
-        save_picture(figure, path)
+        save_figure(figure, path)
     assert open(path, 'rb').read() == before and os.listdir(tmp_path) == ['x.png'] and not plt.get_fignums()

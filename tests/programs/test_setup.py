@@ -14,7 +14,8 @@ import pytest
 from tests.support import HANG_TIMEOUT, ROOT
 
 VERSION = '%d.%d' % sys.version_info[:2]
-needs_pip = pytest.mark.skipif(not all(map(importlib.util.find_spec, ('pip', 'venv', 'ensurepip'))), reason='pip or venv is not installed')
+needs_pip = pytest.mark.skipif(not all(map(importlib.util.find_spec, ('pip', 'venv', 'ensurepip'))),
+                               reason='pip or venv is not installed')
 
 
 def write_program(path, text):
@@ -23,7 +24,7 @@ def write_program(path, text):
     return str(path)
 
 
-# -- setup_python.sh -------------------------------------------------------------------------------------------------------
+# -- setup_python.sh -------------------------------------------------------------------------------------------------
 
 @pytest.fixture
 def repository(tmp_path):
@@ -36,7 +37,8 @@ def repository(tmp_path):
         folder = 'pedestal_probe-1.0.dist-info'
         wheel.writestr('pedestal_probe.py', 'answer = 42\n')
         wheel.writestr(f'{folder}/METADATA', 'Metadata-Version: 2.1\nName: pedestal-probe\nVersion: 1.0\n')
-        wheel.writestr(f'{folder}/WHEEL', 'Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n')
+        wheel.writestr(f'{folder}/WHEEL',
+                       'Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n')
         wheel.writestr(f'{folder}/RECORD', ''.join(f'{name},,\n' for name in [*wheel.namelist(), f'{folder}/RECORD']))
     write_program(root / 'run_scripts' / 'probe.sh', '. run_scripts/setup_python.sh requirements.txt\n'
                   '"$PYTHON" -c "import pedestal_probe, sys; print(pedestal_probe.answer, sys.executable)"')
@@ -44,7 +46,7 @@ def repository(tmp_path):
 
 
 def run_offline(*command, **variables):
-    """A command without the network and the machine's settings of pip."""
+    """Run a command without the network and without the machine's settings of pip."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith('PIP_')}
     environment.update(PIP_NO_INDEX='1', PIP_CONFIG_FILE=os.devnull, **variables)
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANG_TIMEOUT)
@@ -98,7 +100,8 @@ def of_an_old_python(root):
 
 @pytest.mark.parametrize('spoil, sentence', [
     (broken_link, '.venv/bin/python does not run: remove the folder {root}/.venv and start again\n'),
-    (of_an_old_python, '.venv/bin/python is Python 3.9, and 3.10 or later is needed: remove the folder {root}/.venv and start again\n')])
+    (of_an_old_python, '.venv/bin/python is Python 3.9, and 3.10 or later is needed: '
+                       'remove the folder {root}/.venv and start again\n')])
 def test_an_environment_that_cannot_be_used_is_one_sentence(repository, spoil, sentence):
     spoil(repository)
     done = probe(repository)
@@ -111,8 +114,10 @@ def test_an_environment_that_cannot_be_used_is_one_sentence(repository, spoil, s
     ('[ "$1" = -c ] && echo 3.8',
      '{python} is Python 3.8, and 3.10 or later is needed: name one: PYTHON=python3.11 bash run_scripts/probe.sh\n'),
     ('[ "$1 $2" = "-m venv" ] && echo "No module named ensurepip" && exit 1; echo 3.12; [ "$1" = -c ]',
-     'No module named ensurepip\n{python} cannot make a virtual environment in {root}/.venv (see above): install its venv and ensurepip\n'
-     '(Debian and Ubuntu: apt install python3-venv), or name another Python: PYTHON=python3.11 bash run_scripts/probe.sh\n')])
+     'No module named ensurepip\n'
+     '{python} cannot make a virtual environment in {root}/.venv (see above): install its venv and ensurepip\n'
+     '(Debian and Ubuntu: apt install python3-venv), or name another Python: '
+     'PYTHON=python3.11 bash run_scripts/probe.sh\n')])
 def test_a_python_that_cannot_make_an_environment_is_one_sentence(repository, tmp_path, program, sentence):
     python = write_program(tmp_path / 'python3', program)
     done = probe(repository, python)
@@ -125,13 +130,13 @@ def test_pip_that_fails_is_said_and_the_next_run_continues(repository, tmp_path)
     wheel, = tmp_path.glob('*.whl')
     wheel.rename(tmp_path / 'away')
     done = probe(repository)
-    assert done.returncode == 2 and done.stderr.endswith('pip failed (see above); start again once that is mended, '
-                                                         'and it continues in .venv\n')
+    assert done.returncode == 2 and done.stderr.endswith('pip failed (see above); solve that and start again: '
+                                                         'the installation continues in .venv\n')
     (tmp_path / 'away').rename(wheel)
     assert probe(repository).returncode == 0
 
 
-# -- test_versions.sh ------------------------------------------------------------------------------------------------------
+# -- test_versions.sh ------------------------------------------------------------------------------------------------
 
 def run_versions(folder, *arguments):
     """``test_versions.sh`` with the Pythons of ``folder/bin``, without the network."""
@@ -147,7 +152,8 @@ def python(tmp_path):
     write_program(tmp_path / 'bin' / f'python{VERSION}', f'''
 if [ "$1 $2" != "-m venv" ]; then exec "{sys.executable}" "$@"; fi
 echo "$3" >>"{tmp_path}/made"
-"{sys.executable}" -m venv --without-pip "$3" && echo "{packages}" >"$(echo "$3"/lib/python3*/site-packages)/packages.pth"''')
+"{sys.executable}" -m venv --without-pip "$3" &&
+    echo "{packages}" >"$(echo "$3"/lib/python3*/site-packages)/packages.pth"''')
 
 
 @pytest.fixture
@@ -165,7 +171,8 @@ def row():
 
 @needs_pip
 def test_the_suite_in_several_versions_is_one_table(tmp_path, python, row):
-    (tmp_path / 'test_probe.py').write_text('import pytest\n\n\ndef test_good():\n    pass\n\n\ndef test_bad():\n    assert 0\n\n\n'
+    (tmp_path / 'test_probe.py').write_text('import pytest\n\n\ndef test_good():\n    pass\n\n\n'
+                                            'def test_bad():\n    assert 0\n\n\n'
                                             'def test_skipped():\n    pytest.skip("no reason")\n')
     arguments = '9.9@3.99', row, str(tmp_path / 'test_probe.py'), '-p', 'no:cacheprovider'
     done = run_versions(tmp_path, *arguments)
@@ -174,7 +181,8 @@ def test_the_suite_in_several_versions_is_one_table(tmp_path, python, row):
     head, _, missing, line = done.stdout.splitlines()
     assert head == '| Python | torch | torchvision | passed | failed | skipped | time |'
     assert missing == '| 3.99 | 9.9 | | | | | not run: no python3.99 with venv on the PATH |'
-    assert line.startswith(f'| {python_version} | {torch} | {torchvision} | 1 | 1 | 1 | 0 min 0'), done.stdout + done.stderr
+    expected = f'| {python_version} | {torch} | {torchvision} | 1 | 1 | 1 | 0 min 0'
+    assert line.startswith(expected), done.stdout + done.stderr
     assert done.returncode == 1 and 'assert 0' in (tmp_path / 'versions' / f'{row}.log').read_text()
 
     done = run_versions(tmp_path, *arguments, '-k', 'good')

@@ -19,7 +19,8 @@ def program(*words, cwd=ROOT):
 
 
 def test_every_tool_that_is_told_of_is_there():
-    assert {'ablate', 'benchmark', 'galleries', 'kill_and_resume', 'reproduce_tables', 'restoration', 'retrieve'} <= set(TOOLS)
+    assert {'ablate', 'benchmark', 'galleries', 'kill_and_resume', 'reproduce_tables', 'restoration',
+            'retrieve'} <= set(TOOLS)
 
 
 @pytest.mark.parametrize('tool', TOOLS)
@@ -28,7 +29,8 @@ def test_a_tools_first_import_of_ours_makes_the_others_found(tool):
     with open(os.path.join(ROOT, 'run_scripts', f'{tool}.py'), encoding='utf-8') as file:
         imports = [node for node in ast.parse(file.read()).body if isinstance(node, (ast.Import, ast.ImportFrom))]
     modules = [node.module if isinstance(node, ast.ImportFrom) else node.names[0].name for node in imports]
-    ours = [name for name in modules if any(os.path.exists(os.path.join(ROOT, name.split('.')[0] + end)) for end in ('', '.py'))]
+    ours = [name for name in modules if any(os.path.exists(os.path.join(ROOT, name.split('.')[0] + end))
+                                            for end in ('', '.py'))]
     assert ours[0] == 'run_scripts'
 
 
@@ -45,7 +47,7 @@ def test_an_error_is_a_sentence():
     assert told.returncode == 2 and 'did you mean --config_file' in told.stderr and 'Traceback' not in told.stderr
 
 
-# -- the methods' shell lines --------------------------------------------------------------------------------------------
+# -- the methods' shell lines ----------------------------------------------------------------------------------------
 
 @pytest.fixture
 def words(tmp_path):
@@ -55,8 +57,8 @@ def words(tmp_path):
     stand_in.chmod(0o755)
 
     def call(method, *arguments):
-        done = subprocess.run(['bash', os.path.join(ROOT, 'run_scripts', f'{method}.sh'), *arguments], cwd=tmp_path, text=True,
-                              env={**os.environ, 'PYTHON': str(stand_in)}, capture_output=True)
+        done = subprocess.run(['bash', os.path.join(ROOT, 'run_scripts', f'{method}.sh'), *arguments], cwd=tmp_path,
+                              text=True, env={**os.environ, 'PYTHON': str(stand_in)}, capture_output=True)
         assert done.returncode == 0, done.stderr
         program, *flags = done.stdout.splitlines()
         assert program == 'train.py'
@@ -79,7 +81,8 @@ def test_a_shell_line_trains_as_the_recipe(method, dataset, words):
     args = get_args(words(method, dataset))
     recipe = get_args(['--config_file', os.path.join(ROOT, 'configs', method, f'{dataset.lower()}.yaml')])
     differing = {name for name, value in vars(args).items() if value != getattr(recipe, name)}
-    assert differing <= {'config_file', 'notes'} and not any('differs from' in line for line in args.notes), (differing, args.notes)
+    assert differing <= {'config_file', 'notes'} and not any('differs from' in line
+                                                             for line in args.notes), (differing, args.notes)
     assert words(method) == words(method, 'CUHK-PEDES')
 
 

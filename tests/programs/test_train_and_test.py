@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -13,6 +14,7 @@ import yaml
 
 import test as test_program
 import train as train_program
+from datasets.bases import ImageTextDataset
 from tests.support import HANG_TIMEOUT
 from utils.checkpoint import read_checkpoint
 from utils.errors import UserError
@@ -23,7 +25,8 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 def journal(folder, kind):
     with open(os.path.join(folder, 'metrics.jsonl')) as file:
         lines = [json.loads(line) for line in file]
-    return [{name: value for name, value in line.items() if name != 'samples_per_second'} for line in lines if line['kind'] == kind]
+    return [{name: value for name, value in line.items() if name != 'samples_per_second'} for line in lines
+            if line['kind'] == kind]
 
 
 def same_weights(one, other):
@@ -31,7 +34,7 @@ def same_weights(one, other):
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-# -- a run ---------------------------------------------------------------------------------------------------------------
+# -- a run -----------------------------------------------------------------------------------------------------------
 
 def test_irras_command_then_its_test(command, run_folder, capsys):
     train_program.main(command)
@@ -63,7 +66,8 @@ def test_losses_fall(command, run_folder):
     train_program.main(command + ['--num_epoch', '6', '--warmup_epochs', '0', '--eval_period', '10'])
     means = [line['loss'] for line in journal(run_folder(), 'epoch')]
     assert len(means) == 6 and means[-1] < means[0]
-    assert [line['epoch'] for line in journal(run_folder(), 'evaluation')] == [6]    # the last epoch is always evaluated
+    # the last epoch is always evaluated
+    assert [line['epoch'] for line in journal(run_folder(), 'evaluation')] == [6]
 
 
 @pytest.mark.parametrize('switches', [['--image_cache', 'CACHE'], ['--grad_checkpoint'], ['--micro_batch', '3'],
@@ -85,15 +89,16 @@ def test_a_run_goes_on_with_other_switches(command, run_folder, tmp_path):
     train_program.main(command)
     train_program.main(command + ['--output_dir', str(tmp_path / 'resumed'), '--num_epoch', '1'])
     folder = run_folder(root=tmp_path / 'resumed')
-    train_program.main(['--resume', '--resume_ckpt_file', os.path.join(folder, 'last.pth'), '--num_epoch', '2', '--grad_checkpoint',
-                        '--micro_batch', '4', '--image_cache', str(tmp_path / 'cache')])
+    train_program.main(['--resume', '--resume_ckpt_file', os.path.join(folder, 'last.pth'), '--num_epoch', '2',
+                        '--grad_checkpoint', '--micro_batch', '4', '--image_cache', str(tmp_path / 'cache')])
     for line, expected in zip(journal(folder, 'epoch'), journal(run_folder(), 'epoch'), strict=True):
         assert line['loss'] == pytest.approx(expected['loss'], rel=1e-4)    # warming up, whatever the number of epochs
 
 
 @pytest.mark.parametrize('sampler', ['identity', 'idrannum'])
 def test_other_datasets_and_samplers(command, run_folder, sampler):
-    train_program.main(command + ['--dataset_name', 'ICFG-PEDES', '--sampler', sampler, '--num_instance', '2', '--num_epoch', '1'])
+    train_program.main(command + ['--dataset_name', 'ICFG-PEDES', '--sampler', sampler, '--num_instance', '2',
+                                  '--num_epoch', '1'])
     assert read_checkpoint(os.path.join(run_folder('ICFG-PEDES'), 'last.pth'))['epoch'] == 2
 
 
@@ -112,23 +117,26 @@ def test_init_from_another_dataset(command, run_folder, tmp_path):
     other = command + ['--dataset_name', 'RSTPReid', '--limit_train', '20', '--num_epoch', '1', '--init_from', best]
     train_program.main(other)
     log = open(os.path.join(run_folder('RSTPReid'), 'train_log.txt')).read()
-    assert 'made anew: classifier.weight, classifier.bias' in log
+    assert 'with initial weights: classifier.weight, classifier.bias' in log
     assert len(read_checkpoint(os.path.join(run_folder('RSTPReid'), 'last.pth'))['model']['classifier.weight']) < 12
 
 
 def test_a_published_runs_folder(command, run_folder, tmp_path, data, capsys):
-    """configs.yaml with python/tuple and the publisher's paths, best.pth with a released run's contents in half precision."""
+    """A published run: configs.yaml with python/tuple and its paths, best.pth with its contents in half precision."""
     train_program.main(command + ['--num_epoch', '1'])
     trained = read_checkpoint(os.path.join(run_folder(), 'best.pth'))
     folder = tmp_path / 'published'
     folder.mkdir()
-    (folder / 'configs.yaml').write_text('\n'.join([
-        'MLM: true', 'img_size: !!python/tuple', '- 64', '- 32', 'loss_names: sdm+mlm+id', 'cmt_depth: 1', 'pretrain_choice: ViT-B/16',
-        'dataset_name: CUHK-PEDES', 'root_dir: /somebody/elses/folder', 'output_dir: logs/CUHK-PEDES/some_run', 'training: true',
-        'num_workers: 0', 'test_batch_size: 512']))
+    (folder / 'configs.yaml').write_text('\n'.join(['MLM: true', 'img_size: !!python/tuple', '- 64', '- 32',
+                                                    'loss_names: sdm+mlm+id', 'cmt_depth: 1',
+                                                    'pretrain_choice: ViT-B/16', 'dataset_name: CUHK-PEDES',
+                                                    'root_dir: /somebody/elses/folder',
+                                                    'output_dir: logs/CUHK-PEDES/some_run', 'training: true',
+                                                    'num_workers: 0', 'test_batch_size: 512']))
     half = {name: value.half() if 'ln_' not in name else value for name, value in trained['model'].items()}
     torch.save({'model': half, 'epoch': 60, 'optimizer': {}, 'scheduler': {}}, folder / 'best.pth')
-    assert test_program.main(['--config_file', str(folder / 'configs.yaml'), '--root_dir', data, '--device', 'cpu']) == 0
+    assert test_program.main(['--config_file', str(folder / 'configs.yaml'), '--root_dir', data,
+                              '--device', 'cpu']) == 0
     assert 'epoch 60' in capsys.readouterr().out
     figures, = json.load(open(folder / 'metrics.json'))['results'].values()
     assert figures['t2i']['mAP'] == pytest.approx(trained['metrics']['mAP'], abs=1.0)
@@ -142,11 +150,11 @@ def test_repeats_bit_for_bit_with_any_number_of_workers(command, run_folder, tmp
     assert journal(one, 'epoch') == journal(other, 'epoch')
 
 
-# -- interrupted ---------------------------------------------------------------------------------------------------------
+# -- interrupted -----------------------------------------------------------------------------------------------------
 
 def start(command):
-    return subprocess.Popen([sys.executable, os.path.join(ROOT, 'train.py'), *command], cwd=ROOT, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen([sys.executable, os.path.join(ROOT, 'train.py'), *command], cwd=ROOT,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def wait_for_step(output, step, process):
@@ -162,7 +170,8 @@ def wait_for_step(output, step, process):
 
 
 @pytest.mark.parametrize('number, status', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_and_leaves_and_the_run_resumes_to_the_same_weights(command, run_folder, tmp_path, number, status):
+def test_a_signal_saves_and_leaves_and_the_run_resumes_to_the_same_weights(command, run_folder, tmp_path, number,
+                                                                           status):
     command = command + ['--num_epoch', '4', '--log_period', '1', '--save_steps', '0']
     process = start(command)
     folder = wait_for_step(tmp_path / 'logs', 8, process)
@@ -173,7 +182,8 @@ def test_a_signal_saves_and_leaves_and_the_run_resumes_to_the_same_weights(comma
     stopped = read_checkpoint(os.path.join(folder, 'last.pth'))
     assert stopped['total_steps'] >= 8 and stopped['epoch'] <= 4
 
-    train_program.main(['--resume', '--resume_ckpt_file', os.path.join(folder, 'last.pth')])   # options: those of the run
+    # options: those of the run
+    train_program.main(['--resume', '--resume_ckpt_file', os.path.join(folder, 'last.pth')])
     whole = tmp_path / 'whole'
     train_program.main(command + ['--output_dir', str(whole)])
     assert run_folder() == folder and same_weights(folder, run_folder(root=whole))
@@ -182,17 +192,18 @@ def test_a_signal_saves_and_leaves_and_the_run_resumes_to_the_same_weights(comma
 
 
 def test_two_kills(tmp_path):
-    tool = subprocess.run([sys.executable, os.path.join(ROOT, 'run_scripts', 'kill_and_resume.py'), '--kills', '2', '--ids', '12',
-                           '--folder', str(tmp_path)], capture_output=True, text=True, timeout=HANG_TIMEOUT)
+    tool = subprocess.run([sys.executable, os.path.join(ROOT, 'run_scripts', 'kill_and_resume.py'), '--kills', '2',
+                           '--ids', '12', '--folder', str(tmp_path)], capture_output=True, text=True,
+                          timeout=HANG_TIMEOUT)
     assert tool.returncode == 0, tool.stdout + tool.stderr
     assert 'the same weights, best checkpoint and metrics after 2 kills' in tool.stdout
 
 
 def test_sigterm_to_the_group_with_workers_saves(command, tmp_path):
     """As a scheduler or `timeout` ends a job."""
-    process = subprocess.Popen([sys.executable, os.path.join(ROOT, 'train.py'), *command, '--num_epoch', '4', '--log_period', '1',
-                                '--save_steps', '0', '--num_workers', '2'], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               text=True, start_new_session=True)
+    process = subprocess.Popen([sys.executable, os.path.join(ROOT, 'train.py'), *command, '--num_epoch', '4',
+                                '--log_period', '1', '--save_steps', '0', '--num_workers', '2'], cwd=ROOT,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     folder = wait_for_step(tmp_path / 'logs', 2, process)
     os.killpg(process.pid, signal.SIGTERM)
     _, errors = process.communicate(timeout=HANG_TIMEOUT)
@@ -203,8 +214,9 @@ def test_sigterm_to_the_group_with_workers_saves(command, tmp_path):
 @pytest.mark.skipif(not os.path.isdir('/proc/self/task'), reason='the children of a process are read from /proc')
 def test_sigterm_while_workers_start(command, tmp_path):
     """The signal reaches the group as soon as there is a first worker."""
-    process = subprocess.Popen([sys.executable, os.path.join(ROOT, 'train.py'), *command, '--num_epoch', '4', '--num_workers', '2'],
-                               cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen([sys.executable, os.path.join(ROOT, 'train.py'), *command, '--num_epoch', '4',
+                                '--num_workers', '2'], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               text=True, start_new_session=True)
     children = f'/proc/{process.pid}/task/{process.pid}/children'
     deadline = time.time() + HANG_TIMEOUT
     while time.time() < deadline and process.poll() is None and not (saved(tmp_path) and open(children).read()):
@@ -215,12 +227,40 @@ def test_sigterm_while_workers_start(command, tmp_path):
     assert saved(tmp_path)
 
 
+def test_the_first_signal_saves_and_leaves_while_workers_hang(command, run_folder, monkeypatch, tmp_path):
+    """The second worker reads the second batch, which never comes."""
+    command = command + ['--num_workers', '2', '--log_period', '1']
+    read = ImageTextDataset.__getitem__
+
+    def hang_in_the_second_worker(self, index):
+        worker = torch.utils.data.get_worker_info()
+        return read(self, index) if worker is None or worker.id == 0 else time.sleep(1000)
+
+    def signal_after_the_first_step():
+        while not any(journal(folder, 'train') for folder, _, names in os.walk(tmp_path / 'logs')
+                      if 'metrics.jsonl' in names):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patched, pytest.raises(SystemExit) as left:
+        patched.setattr(os, 'sched_getaffinity', lambda process: range(8), raising=False)
+        patched.setattr(ImageTextDataset, '__getitem__', hang_in_the_second_worker)
+        threading.Thread(target=signal_after_the_first_step, daemon=True).start()
+        train_program.main(command)
+    assert left.value.code == 143
+    assert read_checkpoint(os.path.join(run_folder(), 'last.pth'))['total_steps'] == 1
+    train_program.main(['--resume', run_folder()])
+    train_program.main(command + ['--output_dir', str(tmp_path / 'whole')])
+    assert same_weights(run_folder(), run_folder(root=tmp_path / 'whole'))
+
+
 def saved(folder):
     """Whether a run in it has a last.pth, which it writes before its first step."""
     return any('last.pth' in names for _, _, names in os.walk(folder / 'logs'))
 
 
-@pytest.mark.parametrize('change', [['--optimizer', 'SGD'], ['--lr', '1'], ['--dataset_name', 'RSTPReid'], ['--loss_names', 'sdm']])
+@pytest.mark.parametrize('change', [['--optimizer', 'SGD'], ['--lr', '1'], ['--dataset_name', 'RSTPReid'],
+                                    ['--loss_names', 'sdm']])
 def test_a_resumed_run_stays_what_it_was(command, run_folder, change):
     train_program.main(command + ['--num_epoch', '1'])
     folder = run_folder()
@@ -242,7 +282,7 @@ def test_a_finished_run_resumes_to_nothing(command, run_folder):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-# -- things that go wrong ------------------------------------------------------------------------------------------------
+# -- things that go wrong --------------------------------------------------------------------------------------------
 
 def test_a_loss_that_is_not_finite_stops_the_run(command, run_folder, monkeypatch):
     from model import objectives
@@ -252,7 +292,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(command, run_folder, monkeypatc
         calls.append(1)
         return real(*inputs, **settings) * (float('nan') if len(calls) == 5 else 1.0)
     monkeypatch.setattr(objectives, 'sdm', sometimes_nan)
-    with pytest.raises(UserError, match=r'at epoch 1, step 5, .*sdm_loss is nan; the batch: .*imgs.*\.jpg') as stopped:
+    message = r'at epoch 1, step 5, .*sdm_loss is nan: lower --lr, or check the images of the batch .*imgs.*\.jpg'
+    with pytest.raises(UserError, match=message) as stopped:
         train_program.main(command + ['--save_steps', '2'])
     assert 'the last good checkpoint is' in str(stopped.value)
     good = read_checkpoint(os.path.join(run_folder(), 'last.pth'))
@@ -272,7 +313,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(command, run_folder, monkeypatc
     (['--device', 'cuda:7'], 'cuda:7'),
     (['--device', 'tpu'], 'tpu'),
     (['--test'], 'use: python test.py'),
-    (['--vocab_size', '100'], '--vocab_size 100 leaves out words'),
+    (['--vocab_size', '100'], '--vocab_size 100 is smaller than the vocabulary of the text encoder'),
     (['--cmt_depth', '0'], 'must be above 0'),
     (['--alpha', '1'], 'must be at least 0 and at most'),
     (['--seed', str(2 ** 64)], 'must be at least 0 and at most'),
@@ -302,9 +343,11 @@ def test_output_folder_that_cannot_be_written(command, tmp_path):
 
 def test_the_program_prints_one_line_and_leaves_with_status_2():
     for program in ('train.py', 'test.py'):
-        done = subprocess.run([sys.executable, os.path.join(ROOT, program), '--config_flie', 'x'], capture_output=True, text=True, cwd=ROOT)
+        done = subprocess.run([sys.executable, os.path.join(ROOT, program), '--config_flie', 'x'], capture_output=True,
+                              text=True, cwd=ROOT)
         assert done.returncode == 2 and done.stdout == ''
-        assert re.fullmatch(rf'{program}: error: unknown flag --config_flie; did you mean --config_file\?\n', done.stderr)
+        assert re.fullmatch(rf'{program}: error: unknown flag --config_flie; did you mean --config_file\?\n',
+                            done.stderr)
 
 
 def broken_copy(data, tmp_path):
@@ -332,7 +375,8 @@ def test_programs_leave_after_a_broken_image_read_by_a_worker(command, data, tmp
         return subprocess.run([sys.executable, os.path.join(ROOT, program), *arguments], capture_output=True, text=True,
                               timeout=HANG_TIMEOUT)
     root, path = broken_copy(data, tmp_path)
-    done = ended('train.py', *command, '--root_dir', root, '--num_workers', '8', '--output_dir', str(tmp_path / 'other'))
+    done = ended('train.py', *command, '--root_dir', root, '--num_workers', '8',
+                 '--output_dir', str(tmp_path / 'other'))
     assert done.returncode == 2 and f'train.py: error: image {path} cannot be read' in done.stderr, done.stderr
     assert '--skip_broken leaves them out' in done.stderr
 
@@ -340,7 +384,8 @@ def test_programs_leave_after_a_broken_image_read_by_a_worker(command, data, tmp
     images = os.path.join(root, 'CUHK-PEDES', 'imgs', 'test')
     path = os.path.join(images, sorted(os.listdir(images))[0])
     open(path, 'w').close()
-    done = ended('test.py', '--config_file', os.path.join(run_folder(), 'configs.yaml'), '--root_dir', root, '--num_workers', '1')
+    done = ended('test.py', '--config_file', os.path.join(run_folder(), 'configs.yaml'), '--root_dir', root,
+                 '--num_workers', '1')
     assert done.returncode == 2 and f'test.py: error: {path} is not an image' in done.stderr, done.stderr
 
 
@@ -348,7 +393,7 @@ def test_a_broken_image_is_left_out_on_request(command, data, tmp_path, run_fold
     root, path = broken_copy(data, tmp_path)
     train_program.main(command + ['--root_dir', root, '--skip_broken', '--num_epoch', '1'])
     log = open(os.path.join(run_folder(), 'train_log.txt')).read()
-    assert f'left out: {path} cannot be read' in log and 'epoch 1 left out 2 broken images' in log
+    assert f'skipped: image {path} cannot be read' in log and 'epoch 1: 2 unreadable images skipped' in log
 
 
 def test_every_image_broken_is_an_error_even_when_skipping(command, data, tmp_path):
@@ -358,7 +403,7 @@ def test_every_image_broken_is_an_error_even_when_skipping(command, data, tmp_pa
     for entry in json.load(open(root / 'CUHK-PEDES' / 'reid_raw.json')):
         if entry['split'] == 'train':
             (root / 'CUHK-PEDES' / 'imgs' / entry['file_path']).write_text('no image')
-    with pytest.raises(UserError, match='none of the training images could be read'):
+    with pytest.raises(UserError, match='no training image can be read'):
         train_program.main(command + ['--root_dir', str(root), '--skip_broken'])
 
 
@@ -397,7 +442,7 @@ def test_missing_checkpoint(command, run_folder, tmp_path):
         test_program.main(['--config_file', os.path.join(folder, 'configs.yaml')])
 
 
-# -- other people's scripts ----------------------------------------------------------------------------------------------
+# -- other people's scripts ------------------------------------------------------------------------------------------
 
 def test_irras_own_training_script(command, tmp_path):
     """The logic of IRRA's train.py and test.py on our packages, with the names, arguments and results it uses."""
@@ -422,7 +467,8 @@ def test_irras_own_training_script(command, tmp_path):
     optimizer = build_optimizer(args, model)
     scheduler = build_lr_scheduler(args, optimizer)
     checkpointer = Checkpointer(model, optimizer, scheduler, args.output_dir, get_rank() == 0)
-    do_train(1, args, model, train_loader, Evaluator(val_img_loader, val_txt_loader), optimizer, scheduler, checkpointer)
+    do_train(1, args, model, train_loader, Evaluator(val_img_loader, val_txt_loader), optimizer, scheduler,
+             checkpointer)
 
     args = load_train_configs(os.path.join(args.output_dir, 'configs.yaml'))
     args.training = False

@@ -1,4 +1,4 @@
-"""Learning rates and weight decays of every parameter, and the schedules, as released."""
+"""Learning rates and weight decays of every parameter, and the schedules, as in the reference implementations."""
 import math
 
 import pytest
@@ -12,9 +12,10 @@ from tests.support import golden_files, golden_json, golden_names, options
 from utils.errors import UserError
 
 
-@pytest.mark.parametrize('reference', [pytest.param(reference, id=f'golden-{name}-{number}') for name in golden_names('lr_schedule*')
-                                       for number, reference in enumerate(golden_json(name))])
-def test_schedule_is_the_released_one(reference):
+@pytest.mark.parametrize('reference', [
+    pytest.param(reference, id=f'golden-{name}-{number}') for name in golden_names('lr_schedule*')
+    for number, reference in enumerate(golden_json(name))])
+def test_schedule_is_that_of_the_reference(reference):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=reference['base_lr'])
     schedule = WarmupSchedule(optimizer, **reference['settings'])
     for epoch, lr in enumerate(reference['lr_per_epoch']):
@@ -24,7 +25,7 @@ def test_schedule_is_the_released_one(reference):
 
 
 @pytest.mark.parametrize('mode', ['step', 'exp', 'poly', 'linear', 'cosine'])
-def test_schedule_goes_on_where_it_was(mode):
+def test_a_resumed_schedule_continues(mode):
     def make():
         optimizer = torch.optim.SGD([{'params': [torch.nn.Parameter(torch.zeros(1))], 'lr': lr} for lr in (1e-3, 5e-3)])
         return optimizer, WarmupSchedule(optimizer, milestones=(3, 6), warmup_epochs=2, total_epochs=9, mode=mode)
@@ -45,7 +46,7 @@ def test_schedule_goes_on_where_it_was(mode):
 
 
 @pytest.mark.parametrize('file', golden_files('official_irra_*'))
-def test_parameter_settings_are_the_released_ones(file):
+def test_parameter_settings_are_those_of_the_reference(file):
     official = golden_json(file)
     known = vars(options())
     args = options(**{name: value for name, value in official['settings'].items() if name in known})
@@ -68,12 +69,13 @@ def test_optimizer_has_few_groups_that_cover_every_parameter_once(model, name, k
         assert optimizer.defaults['eps'] == eps and optimizer.defaults['betas'] == (0.5, 0.999)
     held = [id(p) for group in optimizer.param_groups for p in group['params']]
     assert sorted(held) == sorted(id(p) for p in model.parameters())
-    settings = {id(p): (group['lr'], group['weight_decay']) for group in optimizer.param_groups for p in group['params']}
+    settings = {id(p): (group['lr'], group['weight_decay'])
+                for group in optimizer.param_groups for p in group['params']}
     for parameter_name, parameter in model.named_parameters():
         assert settings[id(parameter)] == parameter_settings(parameter_name, args)
 
 
-def test_frozen_parameters_are_left_out(model):
+def test_frozen_parameters_are_not_optimized(model):
     model.base_model.visual.conv1.requires_grad_(False)
     try:
         held = {id(p) for group in build_optimizer(options(), model).param_groups for p in group['params']}
@@ -102,7 +104,7 @@ def test_schedule_by_the_step_is_that_of_tbps_clip():
         for step in range(1, 5):
             schedule.before_step(epoch, step, 4)
             rates.append(optimizer.param_groups[0]['lr'])
-            assert schedule.lr_after(schedule.last_epoch, 1e-4) == rates[-1]
+            assert schedule.compute_lr(schedule.last_epoch, 1e-4) == rates[-1]
             optimizer.step()
         schedule.step()
     assert rates[:4] == pytest.approx([1e-6 + (1e-4 - 1e-6) * k / 3 for k in range(4)])
@@ -114,12 +116,12 @@ def test_schedule_by_the_step_is_that_of_tbps_clip():
 
 def test_schedule_by_the_step_warms_up_linearly():
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
-    with pytest.raises(UserError, match='step_cosine begins with a linear --warmup_method'):
+    with pytest.raises(UserError, match='step_cosine needs --warmup_method linear, but it is .constant'):
         build_lr_scheduler(options(lrscheduler='step_cosine', warmup_method='constant'), optimizer)
 
 
 @pytest.mark.parametrize('losses', ['tal+tse+detail', 'detail+tse+tal', 'tal+detail+tse'])
-def test_a_part_that_heads_share_learns_at_the_highest_of_their_rates(losses):
+def test_a_shared_part_has_the_highest_learning_rate_of_its_heads(losses):
     model = build_model(options(loss_names=losses, pretrain_choice='scratch:tiny', img_size=(96, 48)), 7)
     groups = build_optimizer(options(loss_names=losses), model).param_groups
     rates = {id(parameter): group['lr'] for group in groups for parameter in group['params']}

@@ -1,48 +1,70 @@
 """APTM's schedules by step."""
+import os
+
 import pytest
 import torch
 
 from solver import build_lr_scheduler
 from tests.support import options
 from utils.errors import UserError
+from utils.options import get_args
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
-def schedule_of(**settings):
+def build_schedule(**settings):
     optimizer = torch.optim.SGD([{'params': [torch.zeros(1, requires_grad=True)], 'lr': lr} for lr in (1.0, 2.0)])
     return optimizer, build_lr_scheduler(options(lr=1.0, **settings), optimizer)
 
 
-def rates(epochs, steps, **settings):
-    """The rate of each step of a training."""
-    optimizer, schedule = schedule_of(num_epoch=epochs, **settings)
-    found = []
+def compute_lrs(epochs, steps, **settings):
+    """Compute the learning rate of each step of a training."""
+    optimizer, schedule = build_schedule(num_epoch=epochs, **settings)
+    lrs = []
     for epoch in range(1, epochs + 1):
         for step in range(1, steps + 1):
             schedule.before_step(epoch, step, steps)
-            found.append(optimizer.param_groups[0]['lr'])
-            assert optimizer.param_groups[1]['lr'] == pytest.approx(2 * found[-1])
+            lrs.append(optimizer.param_groups[0]['lr'])
+            assert optimizer.param_groups[1]['lr'] == pytest.approx(2 * lrs[-1])
             optimizer.step()
         schedule.step()
-    return found
+    return lrs
 
 
 def test_linear_with_warmup():
-    assert rates(2, 5, lrscheduler='step_linear', warmup_steps=4) == pytest.approx([0, .25, .5, .75, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6])
+    expected = [0, .25, .5, .75, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]
+    assert compute_lrs(2, 5, lrscheduler='step_linear', warmup_steps=4) == pytest.approx(expected)
 
 
-def test_stairs():
-    expected = [s / 10 for s in range(10)] + [1.0] * 30 + [0.5] * 30 + [0.2] * 30
-    assert rates(4, 25, lrscheduler='step_stairs') == pytest.approx(expected)
-    assert rates(1, 5, lrscheduler='step_stairs') == [1.0] * 5         # too short to warm up
+def test_stairs_decay_linearly():
+    stairs = [1.0] * 30 + [0.5] * 30 + [0.2] * 30
+    expected = [s / 10 for s in range(10)] + [stair * (90 - s) / 90 for s, stair in enumerate(stairs)]
+    assert compute_lrs(4, 25, lrscheduler='step_stairs') == pytest.approx(expected)
+    assert compute_lrs(1, 5, lrscheduler='step_stairs') == pytest.approx([1, .8, .6, .4, .2])   # too short to warm up
 
 
-def test_a_resumed_schedule_goes_on():
-    optimizer, schedule = schedule_of(num_epoch=4, lrscheduler='step_stairs')
+# APTM's own fine-tuning on CUHK-PEDES: {finished steps: learning rate}, 4,260 steps, base learning rate 1e-4.
+REFERENCE = {0: 0.0, 213: 5e-5, 426: 1e-4, 852: 8.89e-5, 1703: 6.67e-5, 2982: 6.67e-6, 3834: 2.22e-6, 4259: 5.2e-9}
+FINE_TUNING = ('cuhk-pedes', 'icfg-pedes', 'rstpreid', 'pa-100k', 'pa-100k-image')
+
+
+@pytest.mark.parametrize('recipe', FINE_TUNING)
+def test_fine_tuning_has_the_rates_of_the_reference(recipe):
+    args = get_args(['--config_file', os.path.join(ROOT, 'configs', 'aptm', f'{recipe}.yaml')])
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=args.lr)
+    schedule, steps = build_lr_scheduler(args, optimizer), 4260 // args.num_epoch
+    for done, rate in REFERENCE.items():
+        schedule.before_step(done // steps + 1, done % steps + 1, steps)
+        assert optimizer.param_groups[0]['lr'] == pytest.approx(rate, rel=5e-3), f'step {done}'
+
+
+def test_a_resumed_schedule_continues():
+    optimizer, schedule = build_schedule(num_epoch=4, lrscheduler='step_stairs')
     schedule.load_state_dict({'last_epoch': 1})
     schedule.before_step(2, 21, 25)
-    assert optimizer.param_groups[0]['lr'] == 0.5
+    assert optimizer.param_groups[0]['lr'] == pytest.approx(0.5 * 55 / 90)
 
 
 def test_a_warmup_longer_than_the_training():
     with pytest.raises(UserError, match='--warmup_steps 50 must be below the 10 steps'):
-        rates(2, 5, lrscheduler='step_linear', warmup_steps=50)
+        compute_lrs(2, 5, lrscheduler='step_linear', warmup_steps=50)

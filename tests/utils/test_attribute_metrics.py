@@ -1,8 +1,8 @@
-"""PA-100K's measures, re-computed plainly."""
+"""Metrics of PA-100K against a plain computation."""
 import pytest
 import torch
 
-from utils.attribute_metrics import attribute_measures
+from utils.attribute_metrics import attribute_metrics
 
 
 def plainly(predicted, labels):
@@ -26,8 +26,8 @@ def test_measures():
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(0, 2, (40, 5), generator=generator)
     predicted = torch.rand(40, 5, generator=generator) < 0.6
-    predicted[0], labels[1] = False, 0                                       # nothing said, nothing there
-    measured = attribute_measures(predicted, labels)
+    predicted[0], labels[1] = False, 0                                       # no prediction, no attribute
+    measured = attribute_metrics(predicted, labels)
     assert list(measured) == ['mA', 'accuracy', 'precision', 'recall', 'F1']
     assert list(measured.values()) == pytest.approx([100 * value for value in plainly(predicted, labels)])
 
@@ -35,10 +35,10 @@ def test_measures():
 def test_unknown_labels_count_nowhere():
     labels = torch.tensor([[1, -1], [0, -1]])
     for value in (True, False):
-        assert attribute_measures(torch.tensor([[True, value], [False, value]]), labels) == dict.fromkeys(
+        assert attribute_metrics(torch.tensor([[True, value], [False, value]]), labels) == dict.fromkeys(
             ('mA', 'accuracy', 'precision', 'recall', 'F1'), pytest.approx(100, abs=60)) | {'mA': 100.0}
 
 
 def test_nothing_recognised_is_zero_and_no_error():
-    measured = attribute_measures(torch.zeros(2, 1, dtype=torch.bool), torch.ones(2, 1))
+    measured = attribute_metrics(torch.zeros(2, 1, dtype=torch.bool), torch.ones(2, 1))
     assert measured['F1'] == measured['recall'] == 0

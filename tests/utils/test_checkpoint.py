@@ -1,4 +1,4 @@
-"""Checkpoints: strict, atomic, without code; ours and published ones."""
+"""Checkpoints of Pedestal and published ones: strict loading, atomic writes, and no code."""
 import os
 import resource
 
@@ -9,7 +9,8 @@ from torch import nn
 
 from solver import build_lr_scheduler, build_optimizer
 from tests.support import options
-from utils.checkpoint import Checkpointer, load_weights, read_checkpoint, sha256_of, start_from
+from utils.checkpoint import Checkpointer, load_weights, read_checkpoint, init_from_checkpoint
+from utils.weight_files import compute_sha256
 from utils.errors import UserError
 
 
@@ -51,7 +52,8 @@ def test_best_holds_the_model_and_what_is_said_of_it(tmp_path):
     model = Model()
     Checkpointer(model, *trained(model), str(tmp_path), True).save('best', epoch=4, metrics={'R1': 50.0})
     content = read_checkpoint(tmp_path / 'best.pth')
-    assert set(content) == {'model', 'epoch', 'metrics'} and content['epoch'] == 4 and equal(content['model'], model.state_dict())
+    assert set(content) == {'model', 'epoch', 'metrics'} and content['epoch'] == 4
+    assert equal(content['model'], model.state_dict())
 
 
 def test_a_resumed_optimizer_goes_on_as_if_never_stopped(tmp_path):
@@ -70,8 +72,12 @@ def test_a_resumed_optimizer_goes_on_as_if_never_stopped(tmp_path):
 
 
 def published_checkpoint(path, model, epoch=5):
-    """As the released code writes it: one optimizer group a parameter, in the model's order, and the epoch it finished."""
-    optimizer = torch.optim.Adam([{'params': [parameter], 'lr': 1e-3} for parameter in model.parameters()], lr=1e-3, eps=1e-3)
+    """Write a checkpoint as IRRA's reference implementation does.
+
+    It has one optimizer group per parameter, in the model's order, and the finished epoch.
+    """
+    optimizer = torch.optim.Adam([{'params': [parameter], 'lr': 1e-3} for parameter in model.parameters()], lr=1e-3,
+                                 eps=1e-3)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 10)
     for step in range(3):
         train_step(model, optimizer, scheduler, step)
@@ -111,7 +117,8 @@ def test_a_published_checkpoint_resumes_after_its_epoch(tmp_path):
 
 def test_data_parallel_names(tmp_path):
     model = Model()
-    torch.save({'model': {f'module.{name}': value for name, value in model.state_dict().items()}}, tmp_path / 'best.pth')
+    torch.save({'model': {f'module.{name}': value for name, value in model.state_dict().items()}},
+               tmp_path / 'best.pth')
     again = Model()
     Checkpointer(again).load(f=str(tmp_path / 'best.pth'))
     assert equal(model.state_dict(), again.state_dict())
@@ -184,23 +191,25 @@ def test_a_full_disk_keeps_the_old_checkpoint(tmp_path):
     assert os.listdir(tmp_path) == ['best.pth']
 
 
-def test_start_from_makes_another_classifier_anew(tmp_path, caplog):
+def test_init_from_checkpoint_keeps_the_initial_weights_of_another_classifier(tmp_path, caplog):
     source, model = Model(classes=3), Model(classes=5)
     torch.save({'model': {**source.state_dict(), 'mlm_head.bias': torch.zeros(1)}, 'epoch': 3}, tmp_path / 'best.pth')
     fresh = model.classifier.weight.clone()
     with caplog.at_level('INFO', logger='Pedestal'):
-        start_from(model, str(tmp_path / 'best.pth'))
-    assert torch.equal(model.base_model.weight, source.base_model.weight) and torch.equal(model.classifier.weight, fresh)
-    assert 'made anew: classifier.weight, classifier.bias' in caplog.text and 'left out: mlm_head.bias' in caplog.text
+        init_from_checkpoint(model, str(tmp_path / 'best.pth'))
+    assert torch.equal(model.base_model.weight, source.base_model.weight)
+    assert torch.equal(model.classifier.weight, fresh)
+    assert 'with initial weights: classifier.weight, classifier.bias' in caplog.text
+    assert 'skipped: mlm_head.bias' in caplog.text
 
 
-def test_start_from_another_encoder_is_refused(tmp_path):
+def test_init_from_another_encoder_is_refused(tmp_path):
     torch.save({'model': Model(width=6).state_dict()}, tmp_path / 'best.pth')
     with pytest.raises(UserError, match='another encoder.*base_model.weight'):
-        start_from(Model(), str(tmp_path / 'best.pth'))
+        init_from_checkpoint(Model(), str(tmp_path / 'best.pth'))
 
 
-# -- damage and entries of other kinds -----------------------------------------------------------------------------------
+# -- damage and entries of other kinds ---------------------------------------------------------------------------------
 
 def test_a_flipped_bit_in_any_weight_is_seen(tmp_path):
     path = tmp_path / 'best.pth'
@@ -212,7 +221,8 @@ def test_a_flipped_bit_in_any_weight_is_seen(tmp_path):
         damaged = bytearray(content)
         damaged[position] ^= 1 << position % 8
         path.write_bytes(damaged)
-        with pytest.raises(UserError, match='best.pth is damaged: its part best/data/0 has not the checksum.*copy or download it again'):
+        with pytest.raises(UserError, match='best.pth is damaged: its part best/data/0 does not have '
+                           'the checksum.*copy or download it again'):
             read_checkpoint(path)
 
 
@@ -232,7 +242,7 @@ def test_files_without_checksums_are_read_and_said_to_have_none(tmp_path, caplog
 
 
 def test_the_checksum_is_of_the_file_that_was_read(tmp_path, monkeypatch):
-    """A run replaces its best.pth while it is being read."""
+    """A run replaces its best.pth while the file is read."""
     old, new, path = Model(), Model(), tmp_path / 'best.pth'
     for model, name in ((old, 'best.pth'), (new, 'new.pth')):
         torch.save({'model': model.state_dict()}, tmp_path / name)
@@ -244,8 +254,8 @@ def test_the_checksum_is_of_the_file_that_was_read(tmp_path, monkeypatch):
             os.replace(tmp_path / 'new.pth', path)
         return content
     monkeypatch.setattr(torch, 'load', replaced_meanwhile)
-    checkpoint = read_checkpoint(path, hashed=True)
-    assert equal(checkpoint['model'], new.state_dict()) and checkpoint['sha256'] == sha256_of(path)
+    checkpoint = read_checkpoint(path, with_sha256=True)
+    assert equal(checkpoint['model'], new.state_dict()) and checkpoint['sha256'] == compute_sha256(path)
 
 
 @pytest.mark.filterwarnings('ignore')
@@ -259,7 +269,8 @@ def test_the_checksum_is_of_the_file_that_was_read(tmp_path, monkeypatch):
 ])
 def test_model_entries_that_are_no_plain_tensors(tmp_path, changed, message):
     weights = Model().state_dict()
-    torch.save({'model': {**weights, 'classifier.weight': changed(weights['classifier.weight'])}}, tmp_path / 'best.pth')
+    torch.save({'model': {**weights, 'classifier.weight': changed(weights['classifier.weight'])}},
+               tmp_path / 'best.pth')
     with pytest.raises(UserError, match=f'entries that are no weights: classifier.weight is .*{message}'):
         read_checkpoint(tmp_path / 'best.pth')
 
@@ -286,7 +297,8 @@ def test_tbps_clips_checkpoint_is_read_by_its_names(tmp_path):
     for name, value in own.items():
         bare = name.removeprefix('base_model.')
         released[name if bare == name else bare if bare.startswith('visual.') else f'encode_text.{bare}'] = value
-    assert {'visual.conv1.weight', 'encode_text.token_embedding.weight', 'logit_scale', 'simclr_mlp.2.bias'} <= set(released)
+    assert {'visual.conv1.weight', 'encode_text.token_embedding.weight', 'logit_scale',
+            'simclr_mlp.2.bias'} <= set(released)
     wrapped = {f'module.{name}': value for name, value in released.items()}
     options = EasyDict({'experiment': {'ss': True, 'ratios': [1, {'citc': 0.1}]}})
     torch.save({'model': wrapped, 'optimizer': {}, 'config': options}, tmp_path / 'best.pth')

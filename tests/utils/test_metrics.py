@@ -1,4 +1,4 @@
-"""Ranking against the released results and a plain loop; ties, NaN, and the check that embeddings stand alone."""
+"""Ranking against reference results and a plain loop; ties, NaN, and the check of independent embeddings."""
 import json
 import tracemalloc
 
@@ -7,13 +7,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
-from processor.evaluation import retrieval_results
+from processor.evaluation import evaluate_embeddings
 from processor.independence import check_independence
 from tests.support import golden, golden_cases
 from utils import ranking
 from utils.errors import UserError
 from processor.evaluation import Evaluator
-from utils.metrics import rank, summary
+from utils.metrics import rank, compute_metrics
 from utils.ranking import rank_embeddings, rank_relevant
 
 
@@ -27,7 +27,7 @@ def test_released_figures(file, case):
 
 
 def plain_rank(similarity, q_pids, g_pids, max_rank):
-    """Rank-k, mAP and mINP in percent, one query after the other."""
+    """Compute Rank-k, mAP and mINP in percent, query by query."""
     cmc, precisions, penalties = [0.0] * max_rank, [], []
     for row, pid in zip(similarity.tolist(), q_pids.tolist()):
         order = sorted(range(len(row)), key=lambda j: (-row[j], j))
@@ -59,9 +59,9 @@ def test_blocks_do_not_change_the_figures(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     similarity, g_pids = torch.rand(50, 20, generator=generator), torch.arange(20) % 5
     q_pids = torch.arange(50) % 5
-    whole = summary(similarity, q_pids, g_pids)
+    whole = compute_metrics(similarity, q_pids, g_pids)
     monkeypatch.setattr(ranking, 'BLOCK', 60)
-    assert summary(similarity, q_pids, g_pids) == whole
+    assert compute_metrics(similarity, q_pids, g_pids) == whole
 
 
 def test_without_map_only_cmc_and_indices_come_back():
@@ -71,7 +71,7 @@ def test_without_map_only_cmc_and_indices_come_back():
 
 def test_ties_are_counted_where_they_decide():
     similarity = torch.tensor([[1.0, 1.0, 0.0],    # the relevant image ties with another: counts
-                               [0.5, 0.2, 0.2],    # two others tie: nothing hangs on it
+                               [0.5, 0.2, 0.2],    # two others tie: does not count
                                [0.1, 0.2, 0.3]])
     assert rank_relevant(similarity, torch.tensor([1, 0, 2]), torch.tensor([0, 1, 2])).ties == 1
 
@@ -88,21 +88,25 @@ def test_query_without_a_match_is_an_error():
         rank(torch.eye(3), torch.tensor([0, 1, 7]), torch.arange(3))
 
 
-# -- ranking embeddings ----------------------------------------------------------------------------------------------------
+# -- ranking embeddings ------------------------------------------------------------------------------------------------
 
 def exact_embeddings(count, generator, width=64):
-    """[count, width] of ones and minus ones: with a width of 4^n, cosine similarities are exact however they are computed."""
+    """Draw ones and minus ones, [count, width].
+
+    With a width of 4^n, all computations of cosine similarities are exact.
+    """
     return torch.randint(0, 2, (count, width), generator=generator) * 2.0 - 1
 
 
 def plain_ranking(similarity, q_pids, g_pids, max_rank=10):
-    """(ranks, counts, top, ties) of a :class:`Ranking` as lists, by sorting each row."""
+    """Compute (ranks, counts, top, ties) of a :class:`Ranking` as lists, by sorting each row."""
     ranks, counts, top, ties = [], [], [], 0
     for row, pid in zip(similarity.tolist(), q_pids.tolist()):
         order = sorted(range(len(row)), key=lambda j: (-row[j], j))
         places = [place for place, j in enumerate(order) if g_pids[j] == pid]
         ranks, counts, top = ranks + places, counts + [len(places)], top + [order[:max_rank]]
-        ties += bool({row[order[place]] for place in places} & {value for value, other in zip(row, g_pids.tolist()) if other != pid})
+        others = {value for value, other in zip(row, g_pids.tolist()) if other != pid}
+        ties += bool({row[order[place]] for place in places} & others)
     return ranks, counts, top, ties
 
 
@@ -112,10 +116,11 @@ def as_lists(ranking):
 
 @pytest.mark.parametrize('slab, block', [(1 << 26, 1 << 20), (700, 1 << 20), (1 << 26, 700), (2000, 700), (1, 1)])
 @pytest.mark.parametrize('queries, gallery, identities, width', [
-    (1, 1, 1, 64), (1, 40, 5, 64), (23, 4, 3, 64), (23, 16, 2, 64), (30, 159, 40, 1024), (30, 160, 160, 64), (31, 161, 4, 64),
+    (1, 1, 1, 64), (1, 40, 5, 64), (23, 4, 3, 64), (23, 16, 2, 64), (30, 159, 40, 1024), (30, 160, 160, 64),
+    (31, 161, 4, 64),
     (31, 333, 60, 4)])
 def test_embeddings_in_slabs_rank_as_a_plain_sort_does(monkeypatch, slab, block, queries, gallery, identities, width):
-    """One or many relevant, doubles in the gallery, and from hardly any ties to almost nothing else; slabs that divide nothing."""
+    """Test one or many relevant items, duplicates, few and many ties, and slabs of any size."""
     generator = torch.Generator().manual_seed(queries + gallery)
     gfeats, g_pids = exact_embeddings(gallery, generator, width), torch.arange(gallery) % identities
     gfeats[gallery // 2:gallery // 2 + gallery // 4] = gfeats[:gallery // 4]
@@ -127,7 +132,8 @@ def test_embeddings_in_slabs_rank_as_a_plain_sort_does(monkeypatch, slab, block,
     expected = plain_ranking(similarity, q_pids, g_pids)
     assert as_lists(rank_embeddings(qfeats, gfeats, q_pids, g_pids)) == expected
     scale = 2.0 ** torch.randint(-4, 5, (gallery, 1), generator=generator)
-    assert as_lists(rank_embeddings(4 * qfeats.double(), scale.half() * gfeats.half(), q_pids.tolist(), g_pids.numpy())) == expected
+    assert as_lists(rank_embeddings(4 * qfeats.double(), scale.half() * gfeats.half(), q_pids.tolist(),
+                                    g_pids.numpy())) == expected
     for given in (similarity, similarity.t().contiguous().t(), similarity.half()):
         assert as_lists(rank_relevant(given, q_pids, g_pids)) == expected
 
@@ -150,13 +156,14 @@ def test_both_directions_from_embeddings():
     qfeats, gfeats = exact_embeddings(50, generator), exact_embeddings(20, generator)
     qids, gids = torch.arange(50) % 10, torch.arange(20) % 10
     similarity = qfeats @ gfeats.t() / 64
-    results = retrieval_results(qfeats, gfeats, qids, gids, True)
-    assert results == {'t2i': summary(similarity, qids, gids), 'i2t': summary(similarity.t(), gids, qids)}
+    results = evaluate_embeddings(qfeats, gfeats, qids, gids, True)
+    assert results == {'t2i': compute_metrics(similarity, qids, gids),
+                       'i2t': compute_metrics(similarity.t(), gids, qids)}
     assert json.loads(json.dumps(results)) == results
 
 
 class Watch(TorchDispatchMode):
-    """Notes the largest tensor that PyTorch makes, and the precision of matrix products."""
+    """Records the largest new tensor, and the precision of matrix products."""
 
     def __init__(self):
         super().__init__()
@@ -172,7 +179,7 @@ class Watch(TorchDispatchMode):
 
 
 def test_a_large_gallery_is_ranked_without_a_similarity_matrix(monkeypatch):
-    """32 MB of similarities, in slabs of 4 MB; nothing is larger than the embeddings."""
+    """There are 32 MB of similarities, in slabs of 4 MB. No tensor is larger than the embeddings."""
     monkeypatch.setattr(ranking, 'SLAB', 1 << 20)
     generator = torch.Generator().manual_seed(0)
     gfeats, g_pids = exact_embeddings(200_000, generator, width=16), torch.arange(200_000) // 2
@@ -242,10 +249,10 @@ def test_embeddings_and_identities_of_other_numbers():
         rank_relevant(torch.eye(4)[:3], torch.arange(3), torch.arange(3))
 
 
-# -- evaluation ------------------------------------------------------------------------------------------------------------
+# -- evaluation --------------------------------------------------------------------------------------------------------
 
 class Toy(torch.nn.Module):
-    """Embeds vectors as themselves, or, if ``leaks``, mixed with their batch."""
+    """Returns vectors as their embeddings, mixed with their batch if ``leaks``."""
 
     def __init__(self, leaks=False):
         super().__init__()
@@ -282,7 +289,8 @@ def test_evaluator():
     assert evaluator.eval(Toy().train(), i2t_metric=True) == 100.0
     assert set(evaluator.results) == {'t2i', 'i2t'} and evaluator.results['i2t']['R1'] == 100.0
     qfeats, gfeats, qids, gids = evaluator._compute_embedding(Toy())
-    assert torch.equal(gfeats, images.dataset.vectors) and torch.equal(qids, gids) and qids.tolist() == images.dataset.pids
+    assert torch.equal(gfeats, images.dataset.vectors)
+    assert torch.equal(qids, gids) and qids.tolist() == images.dataset.pids
 
 
 def test_evaluation_leaves_the_model_in_its_mode():
@@ -301,13 +309,13 @@ def test_broken_embeddings_are_an_error():
 @pytest.mark.parametrize('leaks', [False, True])
 def test_independence_of_the_batch(leaks):
     found = check_independence(Toy(leaks), *loaders())
-    assert found.holds is not leaks
+    assert found.is_independent is not leaks
     assert ('DEPEND ON THE BATCH' in str(found)) is leaks
 
 
 def test_a_leak_is_found_from_the_evaluations_own_embeddings():
-    """The sample alone could look clean in a batch of its own; the evaluation's embeddings are what must be reproduced."""
+    """The sample alone might pass in its own batch, so the embeddings of the evaluation are compared."""
     images, texts = loaders()
     evaluator = Evaluator(images, texts)
     qfeats, gfeats, _, _ = evaluator._compute_embedding(Toy(leaks=True))
-    assert not check_independence(Toy(leaks=False), images, texts, (qfeats, gfeats)).holds
+    assert not check_independence(Toy(leaks=False), images, texts, (qfeats, gfeats)).is_independent

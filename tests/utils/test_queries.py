@@ -1,15 +1,16 @@
-"""The file of what each query reaches."""
+"""The file of the queries' results."""
 import csv
 
 import numpy as np
 import pytest
 
 from utils.errors import UserError
-from utils.queries import COLUMNS, Queries, read_queries, write_queries
+from utils.queries import COLUMNS, QueryResults, read_queries, write_queries
 
 
 def queries(names=('a man, "tall"', 'déjà vu\nin two lines', '红衣')):
-    return Queries(np.array([7, 7, 9]), np.array([1, 12, 3]), np.array([100.0, 8.123456, 40]), np.array([50.0, 1, 40]), list(names))
+    return QueryResults(np.array([7, 7, 9]), np.array([1, 12, 3]), np.array([100.0, 8.123456, 40]),
+                        np.array([50.0, 1, 40]), list(names))
 
 
 def test_what_is_written_is_read_again(tmp_path):
@@ -34,15 +35,18 @@ def test_any_program_reads_it(tmp_path):
 
 def test_figures_are_means_of_what_queries_reach():
     one = queries()
-    assert one.reaches('R1').tolist() == [100, 0, 0] and one.reaches('R5').tolist() == [100, 0, 100]
-    assert one.reaches('R10').tolist() == [100, 0, 100]
-    assert one.reaches('mAP').tolist() == one.AP.tolist() and one.reaches('mINP').tolist() == one.INP.tolist()
+    assert one.metric_values('R1').tolist() == [100, 0, 0] and one.metric_values('R5').tolist() == [100, 0, 100]
+    assert one.metric_values('R10').tolist() == [100, 0, 100]
+    assert one.metric_values('mAP').tolist() == one.AP.tolist()
+    assert one.metric_values('mINP').tolist() == one.INP.tolist()
 
 
 @pytest.mark.parametrize('content, sentence', [
     ('', "holds no queries' results"), ('pid,rank\n1,2\n', 'its columns must be how,task,pid'),
-    (','.join(COLUMNS) + '\nas loaded,t2i,3,1\n', 'is damaged'), (','.join(COLUMNS) + '\nas loaded,t2i,three,1,2,3,x\n', 'is damaged'),
-    (','.join(COLUMNS) + '\nas loaded\n', 'is damaged'), (','.join(COLUMNS) + '\nas loaded,t2i,3,1,2,3,\xff', 'is damaged')])
+    (','.join(COLUMNS) + '\nas loaded,t2i,3,1\n', 'is damaged'),
+    (','.join(COLUMNS) + '\nas loaded,t2i,three,1,2,3,x\n', 'is damaged'),
+    (','.join(COLUMNS) + '\nas loaded\n', 'is damaged'),
+    (','.join(COLUMNS) + '\nas loaded,t2i,3,1,2,3,\xff', 'is damaged')])
 def test_other_files_are_refused_in_a_sentence(tmp_path, content, sentence):
     path = tmp_path / 'queries.csv'
     path.write_bytes(content.encode('latin-1'))

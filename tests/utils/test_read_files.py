@@ -1,14 +1,28 @@
+import contextlib
 import errno
 import io
+import json
+import multiprocessing
 import os
+import stat
 import struct
+import time
 import zlib
 
 import pytest
+import torch
 from PIL import Image
 
+from datasets.array_cache import read_cached_arrays
+from datasets.table_files import read_rows
+from model.backbones.open_clip import read_description
+from processor.history import read_metrics_log
+from processor.image_index import read_lines
+from processor.progress import MetricsLog
+from utils.checkpoint import Checkpointer
 from utils.errors import UserError
-from utils.iotools import atomic_write, read_image, read_json
+from utils.iotools import atomic_write, parse_json, read_image, read_json
+from utils.safe_yaml import read_yaml
 
 
 @pytest.fixture
@@ -53,7 +67,8 @@ def test_an_image_that_claims_an_enormous_size(tmp_path):
     path = tmp_path / 'a.png'
     for side in (8000, 100_000):
         header = struct.pack('>IIBBBBB', side, side, 8, 2, 0, 0, 0)
-        path.write_bytes(b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', zlib.compress(b'')) + chunk(b'IEND', b''))
+        path.write_bytes(b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', zlib.compress(b''))
+                         + chunk(b'IEND', b''))
         with pytest.raises(UserError, match=f'^image {path} cannot be read: .*(pixels|limit)'):
             read_image(path)
 
@@ -61,7 +76,7 @@ def test_an_image_that_claims_an_enormous_size(tmp_path):
 def test_a_json_file_that_is_too_large(tmp_path):
     path = tmp_path / 'a.json'
     with open(path, 'wb') as file:
-        file.truncate(3 * 1024 ** 3)   # takes no room on the disk
+        file.truncate(3 * 1024 ** 3)   # needs no disk space
     with pytest.raises(UserError, match=f'^{path} has 3,221,225,472 bytes; at most'):
         read_json(path)
 
@@ -71,6 +86,43 @@ def test_equal_keys_in_one_mapping(tmp_path, text):
     (tmp_path / 'a.json').write_text(text)
     with pytest.raises(UserError, match="a.json is not JSON: a mapping has the key 'a' more than once$"):
         read_json(tmp_path / 'a.json')
+
+
+@pytest.mark.parametrize('depth', [101, 900, 5000, 200_000])
+@pytest.mark.parametrize('opening, closing', [('[', ']'), ('{"a":', '}'), ('[{"a": [0, ', ']}]')])
+def test_json_that_is_nested_too_deep(tmp_path, opening, closing, depth):
+    (tmp_path / 'a.json').write_text(f'{opening * depth}1{closing * depth}')
+    with pytest.raises(UserError, match='a.json is not JSON: it has lists or mappings nested more than 100 deep$'):
+        read_json(tmp_path / 'a.json')
+
+
+def test_json_that_is_nested_as_deep_as_may_be():
+    assert json.dumps(parse_json('[' * 99 + '{}' + ']' * 99)) == '[' * 99 + '{}' + ']' * 99
+
+
+def photos_at(path):
+    read_lines(path)
+
+
+def history_at(path):
+    assert read_metrics_log(os.path.dirname(path)) == []       # like a truncated line
+
+
+def journal_at(path):
+    MetricsLog(os.path.dirname(path)).close()
+
+
+@pytest.mark.parametrize('read, name', [
+    (photos_at, 'index.jsonl'), (read_description, 'open_clip.json'), (history_at, 'metrics.jsonl'),
+    (journal_at, 'metrics.jsonl'),
+    (read_rows, 'people.jsonl'), (read_rows, 'people.json'), (read_cached_arrays, 'whole.json'),
+    (read_yaml, 'configs.yaml')])
+@pytest.mark.parametrize('depth', [980, 100_000])
+def test_no_reader_of_our_own_files_raises_on_deep_nesting(tmp_path, read, name, depth):
+    """A RecursionError would print a traceback."""
+    (tmp_path / name).write_text(f'{{"a": {"[" * depth}{"]" * depth}}}\n')
+    with contextlib.suppress(UserError):
+        read(str(tmp_path if read is read_cached_arrays else tmp_path / name))
 
 
 def test_not_an_image(tmp_path):
@@ -178,21 +230,44 @@ def test_full_disk_says_that_the_old_file_is_kept(tmp_path):
         with atomic_write(path):
             raise full
     path.write_text('old')
-    with pytest.raises(UserError, match=f'^cannot write {path}: No space left on device; what was there is kept$'):
+    with pytest.raises(UserError, match=f'^cannot write {path}: No space left on device; the old file is unchanged$'):
         with atomic_write(path):
             raise full
     assert path.read_text() == 'old' and os.listdir(tmp_path) == ['a']
 
 
-@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='needs /dev/full')
-def test_a_disk_that_is_full_at_the_last_moment(tmp_path):
+@pytest.mark.parametrize('there', [False, True])
+def test_a_checkpoint_that_cannot_be_written_says_what_is_kept(tmp_path, monkeypatch, there):
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def save(content, file):
+        try:
+            raise full
+        except OSError:
+            raise RuntimeError('unexpected pos')     # noqa: B904  as in torch's writer
+    monkeypatch.setattr(torch, 'save', save)
+    if there:
+        (tmp_path / 'last.pth').write_text('old')
+    with pytest.raises(UserError, match='No space left on device' + ('; the old file is unchanged$' if there else '$')):
+        Checkpointer(torch.nn.Linear(1, 1), save_dir=str(tmp_path), save_to_disk=True).save('last', epoch=1)
+    assert os.listdir(tmp_path) == ['last.pth'] * there
+
+
+def test_a_disk_that_is_full_at_the_last_moment(tmp_path, file_size_limit):
     path = tmp_path / 'a'
     path.write_text('old')
-    os.symlink('/dev/full', tmp_path / 'a.tmp')  # what is written fails once it is flushed
-    with pytest.raises(UserError, match='No space left on device; what was there is kept'):
+    file_size_limit(10)
+    with pytest.raises(UserError, match=f'^cannot write {path}: File too large; the old file is unchanged$'):
         with atomic_write(path) as file:
-            file.write('new')
+            file.write('new' * 10)                     # fails once it is flushed
     assert path.read_text() == 'old' and os.listdir(tmp_path) == ['a']
+
+
+def test_a_full_disk_that_torch_meets(tmp_path, file_size_limit):
+    file_size_limit(1000)
+    with pytest.raises(UserError, match=f'^cannot write {tmp_path}/a.pth: File too large$'):
+        Checkpointer(torch.nn.Linear(100, 100), save_dir=str(tmp_path), save_to_disk=True).save('a')
+    assert os.listdir(tmp_path) == []
 
 
 def test_folder_that_is_not_there_or_no_folder(tmp_path):
@@ -216,8 +291,72 @@ def test_folder_that_is_not_writable(tmp_path):
         tmp_path.chmod(0o700)
 
 
-def test_what_a_killed_process_left_is_overwritten(tmp_path):
-    (tmp_path / 'a.tmp').write_text('half a file, longer than the next')
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    left, fresh = tmp_path / 'a.0123abcd.pedestal.tmp', tmp_path / 'b.0123abcd.pedestal.tmp'
+    other = tmp_path / 'a.0123abcd.tmp'
+    for path in (left, fresh, other):
+        path.write_text('half a file')
+    for path in (left, other):
+        os.utime(path, ns=(1, 1))
     with atomic_write(tmp_path / 'a') as file:
         file.write('new')
-    assert (tmp_path / 'a').read_text() == 'new' and os.listdir(tmp_path) == ['a']
+    # another process may be about to lock the new file
+    assert sorted(os.listdir(tmp_path)) == ['a', other.name, fresh.name]
+
+
+def test_a_writer_that_is_slow_keeps_its_temporary_file(tmp_path):
+    with atomic_write(tmp_path / 'a') as file:
+        file.write('first')
+        name, = os.listdir(tmp_path)
+        os.utime(tmp_path / name, ns=(1, 1))
+        with atomic_write(tmp_path / 'a') as other:
+            other.write('second')
+        assert (tmp_path / 'a').read_text() == 'second' and (tmp_path / name).exists()
+    assert (tmp_path / 'a').read_text() == 'first' and os.listdir(tmp_path) == ['a']
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch):
+    """Without locks the age decides: one day."""
+    monkeypatch.setattr('utils.temporary.is_locked', lambda path: None)
+    for name, age in (('hour.0123abcd.pedestal.tmp', 3600), ('days.0123abcd.pedestal.tmp', 90000)):
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    with atomic_write(tmp_path / 'a'):
+        pass
+    assert sorted(os.listdir(tmp_path)) == ['a', 'hour.0123abcd.pedestal.tmp']
+
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
+def test_two_writers_and_a_reader(tmp_path):
+    """Every write succeeds, and a reader sees the complete file of one writer."""
+    path, context = tmp_path / 'a', multiprocessing.get_context('fork')
+    contents, failures = ('a' * 50_000, 'b' * 80_000), context.Queue()
+    path.write_text(contents[0])
+
+    def write(content):
+        failed = 0
+        for _ in range(60):
+            try:
+                with atomic_write(path) as file:
+                    file.write(content)
+            except UserError:
+                failed += 1
+        failures.put(failed)
+    writers = [context.Process(target=write, args=(content,)) for content in contents]
+    for writer in writers:
+        writer.start()
+    while any(writer.is_alive() for writer in writers):
+        assert path.read_text() in contents
+    assert [failures.get(timeout=30) for _ in writers] == [0, 0]
+    assert path.read_text() in contents and os.listdir(tmp_path) == ['a']
+
+
+@pytest.mark.skipif(os.name != 'posix', reason='needs a umask')
+def test_a_written_file_has_the_usual_mode(tmp_path):
+    before = os.umask(0o027)
+    try:
+        with atomic_write(tmp_path / 'a'):
+            pass
+        assert stat.S_IMODE(os.stat(tmp_path / 'a').st_mode) == 0o640
+    finally:
+        os.umask(before)

@@ -1,4 +1,4 @@
-"""Released runs resumed: the moments of each parameter, entry by entry, for the layouts of all five codebases."""
+"""Runs of five reference implementations that resume: the moments of each parameter, entry by entry."""
 import pytest
 import torch
 
@@ -6,10 +6,10 @@ from solver import build_lr_scheduler, build_optimizer
 from tests.support import golden_json, golden_model, golden_weight, options
 from utils.checkpoint import Checkpointer
 from utils.errors import UserError
-from utils.resumption import BUFFERS, released_pairs
+from utils.training_state import BUFFERS, pair_reference_groups
 
 TINY = {'IRRA': 'irra_tiny', 'AGM': 'agm_tiny', 'A2TE': 'a2te_tiny512', 'SEN': 'sen_tiny', 'PHP': 'php_tiny'}
-# Without moments in the released runs: what no loss reaches, and what was frozen after the optimizer was made.
+# Parameters without moments in these runs: no loss reaches them, or they were frozen after the optimizer was made.
 UNUSED = ('base_model_m.', 'cross_attn_TextImage.', 'cross_attn_Image.', 'norm_3.', 'norm_5.', 'safl.pos_embeding')
 
 
@@ -19,15 +19,21 @@ def moment(kind, name, shape):
 
 
 def released_run(name, keys, path, change=lambda checkpoint: None):
-    """A best.pth as the released code writes it: a group for each parameter, in the order in which the model registered them.
-    SEN's fixed positions have no group; A2TE's copy of the encoders and its frozen convolution do, and no moments."""
+    """Write a best.pth as the reference implementations do.
+
+    It has one group per parameter, in the order of the model. SEN's fixed positions have no group. A2TE's copy of the
+    encoders and its frozen convolution have a group without moments.
+    """
     names = [key for key in keys if not any(part in key for part in BUFFERS) and key != 'decoder_pos_embed']
     idle = UNUSED + (('base_model.visual.conv1.',) if name == 'A2TE' else ())
-    state = {number: {'step': torch.tensor(7.0), **{kind: moment(kind, key, keys[key][0]) for kind in ('exp_avg', 'exp_avg_sq')}}
+    state = {number: {'step': torch.tensor(7.0),
+                      **{kind: moment(kind, key, keys[key][0]) for kind in ('exp_avg', 'exp_avg_sq')}}
              for number, key in enumerate(names) if not key.startswith(idle)}
-    groups = [{'params': [number], 'lr': 1e-5, 'weight_decay': 4e-5, 'betas': (0.9, 0.999), 'eps': 1e-3, 'amsgrad': False}
+    groups = [{'params': [number], 'lr': 1e-5, 'weight_decay': 4e-5, 'betas': (0.9, 0.999), 'eps': 1e-3,
+               'amsgrad': False}
               for number in range(len(names))]
-    weights = {key: golden_weight(key, tuple(shape)) if dtype.startswith('float') else torch.zeros(shape, dtype=getattr(torch, dtype))
+    weights = {key: golden_weight(key, tuple(shape)) if dtype.startswith('float')
+               else torch.zeros(shape, dtype=getattr(torch, dtype))
                for key, (shape, dtype) in keys.items()}
     checkpoint = {'model': weights, 'optimizer': {'state': state, 'param_groups': groups}, 'epoch': 4,
                   'scheduler': {'last_epoch': 4, 'milestones': (20, 50)}}
@@ -36,7 +42,7 @@ def released_run(name, keys, path, change=lambda checkpoint: None):
 
 
 def resumed(name, tmp_path, change=lambda checkpoint: None):
-    """(our model, its optimizer) gone on from a released run of the method ``name``."""
+    """Resume a published run of the method ``name``: (model, optimizer)."""
     model, _, description = golden_model(TINY[name], tmp_path, **({'freeze_conv1': True} if name == 'A2TE' else {}))
     released_run(name, description['official_keys'], tmp_path / 'best.pth', change)
     args = options()
@@ -64,14 +70,14 @@ def test_each_parameter_gets_its_own_moments(name, tmp_path):
 
 @pytest.mark.parametrize('name', ['irra', 'a2te', 'sen', 'php'])
 def test_layouts_of_published_size(name):
-    """Shapes alone, of the checkpoints of ViT-B/16."""
+    """Tensors without values, with the shapes of the checkpoints of ViT-B/16."""
     layout = golden_json(f'official_{name}_vitb16')
     shapes = {key: torch.empty(shape, device='meta') for key, (shape, _) in layout['state_dict'].items()}
     numbers = {key: number for number, key in enumerate(layout['optimizer_groups'])}
     idle = UNUSED + (('base_model.visual.conv1.',) if name == 'a2te' else ())
     state = {number: {'exp_avg': shapes[key]} for key, number in numbers.items() if not key.startswith(idle)}
     learned = [key for key in numbers if not key.startswith(('base_model_m.',) + idle[-1:])]
-    pairs = released_pairs(list(numbers.values()), {'state': state}, shapes, learned, 'best.pth')
+    pairs = pair_reference_groups(list(numbers.values()), {'state': state}, shapes, learned, 'best.pth')
     assert pairs == {key: numbers[key] for key in learned}
 
 

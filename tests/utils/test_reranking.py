@@ -1,9 +1,9 @@
-"""The second stage's scores."""
+"""Scores of re-ranking."""
 import pytest
 import torch
 
 from utils.errors import UserError
-from utils.reranking import bounds_of, rescored, score_best
+from utils.reranking import global_bounds, combine_scores, score_candidates
 
 
 def first_stage():
@@ -11,9 +11,10 @@ def first_stage():
 
 
 def rerank(similarity, match, score='caption', rows=1):
-    """The scores [Q, G] of a second stage over the two best, in slabs of ``rows`` captions."""
-    best, scores = score_best(similarity.split(rows), 2, similarity.shape[1], match, progress=False)
-    return torch.cat(list(rescored(similarity.split(rows), best, scores, score, bounds_of(similarity.split(rows)))))
+    """Compute re-ranked scores [Q, G] for the two best images, in slabs of ``rows`` captions."""
+    best, scores = score_candidates(similarity.split(rows), 2, similarity.shape[1], match, progress=False)
+    return torch.cat(list(combine_scores(similarity.split(rows), best, scores, score,
+                                         global_bounds(similarity.split(rows)))))
 
 
 def test_only_the_best_are_scored_and_lead():
@@ -57,4 +58,4 @@ def test_equal_scores_are_no_nan():
 @pytest.mark.parametrize('count', [0, 5, -1])
 def test_a_count_outside_the_gallery(count):
     with pytest.raises(UserError, match='the gallery holds 4 images'):
-        score_best([first_stage()], count, 4, None)
+        score_candidates([first_stage()], count, 4, None)

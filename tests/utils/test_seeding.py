@@ -1,10 +1,10 @@
-"""Seeds follow from their keys alone, and random states survive a checkpoint."""
+"""Seeds depend only on their keys, and a checkpoint restores random states."""
 import random
 
 import numpy as np
 import torch
 
-from utils.seeding import derive_seed, random_states, restore_random_states, seed_all
+from utils.seeding import derive_seed, get_random_states, restore_random_states, seed_all
 
 
 def test_different_keys_give_different_seeds():
@@ -24,7 +24,7 @@ def draw():
 def test_states_go_through_a_checkpoint(tmp_path):
     seed_all(5)
     draw()
-    torch.save(random_states(), tmp_path / 'states.pth')
+    torch.save(get_random_states(), tmp_path / 'states.pth')
     expected = draw()
     seed_all(9)
     restore_random_states(torch.load(tmp_path / 'states.pth', weights_only=True))

@@ -14,7 +14,8 @@ def tokenizer():
     return SimpleTokenizer()
 
 
-@pytest.mark.parametrize('case', [pytest.param(case, id=f'golden-{name}-{number}') for name in golden_names('tokenizer*')
+@pytest.mark.parametrize('case', [pytest.param(case, id=f'golden-{name}-{number}')
+                                  for name in golden_names('tokenizer*')
                                   for number, case in enumerate(golden_json(name))])
 def test_ids_are_the_reference_ones(tokenizer, case):
     assert tokenizer.encode(case['caption']) == case['encoded']
@@ -67,4 +68,4 @@ def test_all_captions_at_once_are_those_one_by_one(tokenizer):
 
 def test_a_caption_that_is_not_cut():
     tokenizer = SimpleTokenizer()
-    assert tokenizer.framed(range(100), None) == [tokenizer.start, *range(100), tokenizer.end]
+    assert tokenizer.add_special_tokens(range(100), None) == [tokenizer.start_id, *range(100), tokenizer.end_id]

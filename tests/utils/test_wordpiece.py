@@ -7,7 +7,8 @@ import pytest
 from utils.errors import UserError
 from utils.wordpiece import WordPiece, make_vocabulary, read_vocabulary
 
-CAPTIONS = ['A man wears a white shirt.', 'The woman has a red backpack and white shoes', 'He wears dark-blue jeans, white shirt']
+CAPTIONS = ['A man wears a white shirt.', 'The woman has a red backpack and white shoes',
+            'He wears dark-blue jeans, white shirt']
 
 
 def test_a_vocabulary_made_of_captions_is_written_and_read(tmp_path):
@@ -15,17 +16,17 @@ def test_a_vocabulary_made_of_captions_is_written_and_read(tmp_path):
     made.save(tmp_path / 'vocab.txt')
     for again in (read_vocabulary(tmp_path / 'vocab.txt'), read_vocabulary(tmp_path), pickle.loads(pickle.dumps(made)),
                   *(make_vocabulary(CAPTIONS[::-1], 200) for _ in range(5))):
-        assert again.words == made.words
+        assert again.pieces == made.pieces
         assert again.encode('a WHITE shirt.') == made.encode('a white shirt.')
-    assert made.words[:5] == ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]'] and made.vocab_size <= 200
+    assert made.pieces[:5] == ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]'] and made.vocab_size <= 200
     assert made.decode(made.encode(CAPTIONS[0])) == 'a man wears a white shirt.'
     assert made.encode_all(CAPTIONS) == [made.encode(caption) for caption in CAPTIONS]
 
 
 def test_pieces_that_continue_words():
     words = WordPiece(['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', 'back', '##pack', 'man'])
-    assert words.encode('Backpack man child') == [5, 6, 7, 1] and words.continues == {6}
-    assert (words.pad, words.start, words.end, words.mask) == (0, 2, 3, 4)
+    assert words.encode('Backpack man child') == [5, 6, 7, 1] and words.continuation_ids == {6}
+    assert (words.pad_id, words.start_id, words.end_id, words.mask_id) == (0, 2, 3, 4)
 
 
 def test_what_is_no_vocabulary(tmp_path):

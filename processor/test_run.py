@@ -1,0 +1,25 @@
+"""The evaluation of a run on one dataset, for test.py."""
+from processor.head_reports import requested_heads, write_report
+from processor.report import compute_baselines, evaluate, result_path, save_results
+from processor.runs import Split, load_run
+from utils import comm
+
+EXIT_DEPENDENT = 3  # exit status if embeddings depend on their neighbors in the batch
+
+
+def evaluate_dataset(args):
+    """Evaluate a run on one dataset and return the exit status, the same on all ranks."""
+    run = load_run(args)
+    heads = requested_heads(args, run.model)
+    report = evaluate(args, run.model, run.images, run.captions, run.checkpoint)
+    comm.run_on_main_process(lambda: save_and_print(report, args, run, heads))
+    return 0 if report.is_independent else EXIT_DEPENDENT
+
+
+def save_and_print(report, args, run, heads):
+    """Save and print the report, and the reports of some heads."""
+    report.baselines = compute_baselines(args, run.images.dataset, run.captions.dataset)
+    save_results(report, args)
+    print(report.text)
+    for head in heads:
+        print(write_report(head, Split(args, run), result_path(args, head.report_flag)))

@@ -1,0 +1,142 @@
+"""A training run: its folder, its model and data, and the training loop. train.py calls :func:`run_training`."""
+import contextlib
+import logging
+import os
+import shutil
+import time
+
+from datasets.build import build_training_loaders
+from model import build_model
+from processor.evaluators import build_evaluator
+from processor.processor import do_train
+from processor.progress import format_log_line
+from solver import build_lr_scheduler, build_optimizer
+from utils import comm
+from utils.checkpoint import Checkpointer, init_from_checkpoint, is_reference_checkpoint, read_checkpoint
+from utils.comm import pick_device
+from utils.errors import UserError
+from utils.iotools import lock_folder, save_train_configs
+from utils.logger import setup_logger
+from utils.seeding import seed_all
+
+logger = logging.getLogger('Pedestal.train')
+
+FOLDER_KEY = 'run folder'   # key in torchrun's store
+
+
+def run_training(args):
+    """Start or resume the run that the options describe.
+
+    If torchrun restarts the processes after a failure (``--max_restarts``), resume the run that failed.
+    """
+    device = pick_device(args.device)
+    checkpoint, restarted_folder = None, comm.store_get(FOLDER_KEY)
+    if restarted_folder and os.path.isfile(os.path.join(restarted_folder, 'last.pth')):
+        args.resume, args.resume_ckpt_file = True, os.path.join(restarted_folder, 'last.pth')
+    if args.resume:
+        folder = os.path.dirname(os.path.abspath(args.resume_ckpt_file))
+        checkpoint = read_checkpoint(args.resume_ckpt_file)
+        if not is_reference_checkpoint(checkpoint):
+            args.output_dir = folder
+            return train_in_folder(args, device, checkpoint)
+        args.notes.append(f'{folder} is a run of a reference implementation and is not changed: the run continues in a '
+                          'new folder')
+    parent = os.path.join(args.output_dir, args.dataset_name)
+    folder = get_run_folder(restarted_folder, parent, args.name) if comm.is_main_process() else None
+    args.output_dir = comm.broadcast_object(folder)
+    try:
+        train_in_folder(args, device, checkpoint)
+    finally:
+        if comm.is_main_process() and not os.path.exists(os.path.join(args.output_dir, 'last.pth')):
+            setup_logger('Pedestal', save_dir='', if_train=True)    # close the log, because Windows keeps open files
+            remove_run_folder(args.output_dir)
+
+
+def get_run_folder(restarted_folder, parent, name):
+    """Return the folder that the run had before a restart of torchrun, else a new one."""
+    if restarted_folder and os.path.isdir(restarted_folder):
+        return restarted_folder
+    folder = make_run_folder(parent, name)
+    comm.store_set(FOLDER_KEY, folder)
+    return folder
+
+
+def make_run_folder(parent, name):
+    """Make ``<parent>/<time>_<name>``, with a number at the end if another run started in the same second."""
+    stem = os.path.join(parent, f"{time.strftime('%Y%m%d_%H%M%S')}_{name}")
+    for number in range(1000):
+        folder = f'{stem}_{number}' if number else stem
+        try:
+            os.makedirs(folder)
+            return folder
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UserError(f'cannot make the output folder {folder}: {error.strerror}; '
+                            'choose another --output_dir') from None
+    raise UserError(f'cannot make the output folder {stem}: it exists, and so do {stem}_1 to {stem}_999; '
+                    'choose another --name or --output_dir')
+
+
+def remove_run_folder(folder):
+    """Remove a run's folder, and its parents if they become empty."""
+    shutil.rmtree(folder)
+    for parent in (os.path.dirname(folder), os.path.dirname(os.path.dirname(folder))):
+        try:
+            os.rmdir(parent or '.')
+        except OSError:  # it has other runs
+            return
+
+
+def train_in_folder(args, device, checkpoint=None):
+    """Lock the run's folder ``args.output_dir`` and train.
+
+    Args:
+        args: the options.
+        device: the device of the model.
+        checkpoint: the content of ``args.resume_ckpt_file``, if the run is resumed.
+    """
+    lock = contextlib.nullcontext()
+    if comm.is_main_process():
+        lock = lock_folder(args.output_dir, 'if the run is still going on there, wait for it or stop it')
+    with lock:
+        train(args, device, checkpoint)
+
+
+def train(args, device, checkpoint):
+    setup_logger('Pedestal', args.output_dir, if_train=True, distributed_rank=comm.get_rank())
+    world_size = comm.get_world_size()
+    processes = [f'{world_size} processes'] if world_size > 1 else []
+    logger.info(format_log_line(f'run folder {args.output_dir}', f'device {device}', *processes))
+    for note in args.notes:
+        logger.info('note: %s', note)
+    seed_all(args.seed)
+
+    with comm.main_process_first('data'):     # it writes caches that the other ranks read
+        loaders = build_training_loaders(args)
+    logger.info(format_log_line(f'data {args.dataset_name}', f'{len(loaders.train.dataset)} training pairs',
+                                f'{loaders.num_classes} identities', f'{len(loaders.train)} steps per epoch'))
+    initial_weights = read_checkpoint(args.init_from)['model'] if args.init_from and not args.resume else None
+    replaced_by = checkpoint['model'] if args.resume else initial_weights
+    model = build_model(args, loaders.num_classes, replaced_by=replaced_by)
+    if initial_weights is not None:
+        init_from_checkpoint(model, args.init_from, initial_weights)
+    model.to(device)
+    logger.info(format_log_line(f'model {parameter_count(model) / 1e6:.1f}M parameters', f'losses {args.loss_names}'))
+
+    optimizer = build_optimizer(args, model)
+    scheduler = build_lr_scheduler(args, optimizer)
+    checkpointer = Checkpointer(model, optimizer, scheduler, args.output_dir, save_to_disk=comm.is_main_process())
+    evaluator = build_evaluator(loaders.evaluations)
+    start_epoch = 1
+    if args.resume:
+        start_epoch = checkpointer.resume(args.resume_ckpt_file, checkpoint)['epoch']
+    has_config = os.path.exists(os.path.join(args.output_dir, 'configs.yaml'))
+    if comm.is_main_process() and (start_epoch <= args.num_epoch or not has_config):
+        save_train_configs(args.output_dir, args)
+    do_train(start_epoch, args, model, loaders.train, evaluator, optimizer, scheduler, checkpointer)
+
+
+def parameter_count(model):
+    """Count the model's parameters, without those that only training needs, such as a momentum encoder's."""
+    return sum(parameter.numel() for name, parameter in model.named_parameters() if name not in model.training_only)

@@ -1,0 +1,108 @@
+"""Export a run's encoders as ONNX, for run_scripts/export.py."""
+import json
+import os
+
+import torch
+import torch.nn.functional as F
+
+from run_scripts.exports.tokenizer import write_tokenizer
+from utils.errors import UserError, write_error_reason
+from utils.iotools import atomic_write
+
+MAX_DISTANCE = 1e-4   # largest cosine distance between an exported and an original embedding
+TEST_SENTENCES = (
+    'a woman in a red coat',
+    'The man wears black trousers, white sneakers and a grey hooded jacket. He carries a backpack.',
+    'a child',
+    'an elderly person with short white hair looks into a shop window, an umbrella in the left hand')
+
+
+class NormalizedEncoder(torch.nn.Module):
+    """One side of a model: inputs -> embeddings [B, D] of length 1."""
+
+    def __init__(self, model, encode):
+        super().__init__()
+        self.model, self.encode = model, encode
+
+    def forward(self, inputs):
+        return F.normalize(self.encode(inputs), dim=1)
+
+
+def import_onnx():
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    except ImportError:
+        raise UserError('--to onnx needs the ONNX packages: pip install onnx onnxruntime onnxscript') from None
+    return onnxruntime
+
+
+def export_encoders(people, folder):
+    """Write both encoders, the tokenizer's files and config.json into a folder.
+
+    Args:
+        people: the :class:`pedestal.People` of a run.
+        folder: an existing folder.
+
+    Returns:
+        A sentence about the largest difference to PyTorch's embeddings.
+
+    Raises:
+        UserError: PyTorch cannot export an encoder, or the exported embeddings differ.
+    """
+    runtime, model = import_onnx(), people.model
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(len(TEST_SENTENCES), 3, *people.args.img_size, generator=generator) * 4 - 2
+    ids = people.tokenize(TEST_SENTENCES)
+    distances = []
+    for name, encode, inputs, input_name in (('image', model.encode_image, images, 'images'),
+                                             ('text', model.encode_text, ids, 'ids')):
+        path, encoder = os.path.join(folder, f'{name}_encoder.onnx'), NormalizedEncoder(model, encode).eval()
+        try:
+            torch.onnx.export(encoder, (inputs,), path, input_names=[input_name], output_names=['embeddings'],
+                              dynamo=True, verbose=False, external_data=False,
+                              dynamic_shapes={'inputs': {0: torch.export.Dim('batch', min=1)}})
+        except Exception as error:   # its errors have no common type
+            if write_error_reason(error):
+                raise
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f'PyTorch cannot export the {name} encoder of this run: {reason}') from None
+        session = runtime.InferenceSession(path, providers=['CPUExecutionProvider'])
+        distances.append(cosine_distance(session, input_name, encoder, inputs))
+    largest, (image_distance, text_distance) = max(distances), distances
+    if not largest <= MAX_DISTANCE:
+        raise UserError("the exported encoders do not give the model's embeddings: the largest cosine distance is "
+                        f'{largest:.1e} (images {image_distance:.1e}, captions {text_distance:.1e}), above '
+                        f'{MAX_DISTANCE:g}; nothing is written')
+    with atomic_write(os.path.join(folder, 'config.json')) as file:
+        json.dump(describe_inputs(people, write_tokenizer(people.tokenizer, folder)), file, indent=1)
+    return (f"onnxruntime's embeddings equal the model's: largest cosine distance {image_distance:.1e} of images, "
+            f'{text_distance:.1e} of captions')
+
+
+@torch.no_grad()
+def cosine_distance(session, input_name, encoder, inputs):
+    """The largest cosine distance between ONNX's embeddings, in batches of all, three and one, and PyTorch's."""
+    expected = torch.cat([encoder(row[None]) for row in inputs])
+    distances = []
+    for size in (len(inputs), 3, 1):
+        outputs = [torch.from_numpy(session.run(None, {input_name: batch.numpy()})[0]) for batch in inputs.split(size)]
+        similarities = (expected.double() * torch.cat(outputs).double()).sum(dim=1)
+        distances.append((1 - similarities).abs().max().item())
+    return max(distances)
+
+
+def describe_inputs(people, tokenizer_files):
+    """The content of config.json: how to prepare inputs for the encoders."""
+    args, stats, tokenizer = people.args, people.model.image_stats, people.tokenizer
+    tokens = {name: getattr(tokenizer, name, None) for name in ('start', 'end', 'pad')}
+    return {
+        'image': {'height': args.img_size[0], 'width': args.img_size[1], 'resize': stats.interpolation,
+                  'scale': '1/255', 'mean': list(stats.mean), 'std': list(stats.std),
+                  'input': 'images float32 [batch, 3, height, width], RGB'},
+        'text': {'length': args.text_length, **tokens, 'input': 'ids int64 [batch, length]',
+                 'tokenizer': tokenizer_files or f'that of open_clip for {args.pretrain_choice}'},
+        'embedding': {'width': people.embedding_dim,
+                      'normalised': 'once, at the end of both graphs: inner products are cosine similarities'},
+        'checkpoint_sha256': people.checkpoint['sha256'], 'loss_names': args.loss_names}

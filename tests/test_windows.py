@@ -1,0 +1,106 @@
+"""What of Windows can be known without it: nothing needs the modules and functions that Python lacks there."""
+import os
+import subprocess
+import sys
+
+from datasets.synthpedes import generate
+from tests.support import small_archive
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+WITHOUT = '''
+import glob, importlib, os, signal, sys, warnings
+from types import SimpleNamespace
+for name in ('SIGHUP', 'SIGKILL', 'SIGALRM', 'SIGUSR1', 'SIGUSR2', 'sigtimedwait', 'sigwait', 'pthread_sigmask',
+             'setitimer', 'alarm'):
+    if hasattr(signal, name):
+        delattr(signal, name)
+import torch, torchvision, torch.utils.tensorboard, yaml, PIL.Image     # these know Windows by themselves
+
+for name in ('fcntl', 'resource', 'termios', 'pwd', 'grp'):
+    sys.modules[name] = None
+for name in ('fork', 'getuid', 'geteuid', 'getgid', 'O_DIRECTORY', 'O_NOFOLLOW', 'O_CLOEXEC', 'O_NONBLOCK',
+             'sched_getaffinity', 'sysconf', 'killpg', 'setsid', 'getpgid', 'posix_fallocate', 'uname', 'mkfifo',
+             'chown', 'fchmod', 'getloadavg', 'sync'):
+    if hasattr(os, name):
+        delattr(os, name)
+# Windows reads text in its own encoding where none is given.
+ours = '(datasets|model|processor|solver|utils|run_scripts|train|test|pedestal)'
+warnings.filterwarnings('error', category=EncodingWarning, module=ours)
+sys.path.insert(0, {root!r})
+
+
+def main():
+    for path in sorted(glob.glob('**/*.py', root_dir={root!r}, recursive=True)):
+        name = path.removesuffix('.py').removesuffix(os.sep + '__init__').replace(os.sep, '.')
+        if not name.startswith(('tests', 'conftest', '.')) and not name.endswith('__main__'):
+            importlib.import_module(name)
+    import test
+    import train
+    from run_scripts import ablate, cost, search
+    train.main({train!r})
+    run = glob.glob(os.path.join({logs!r}, '*', '*'))[0]
+    assert test.main(['--config_file', os.path.join(run, 'configs.yaml')]) == 0
+    train.main(['--resume', run, '--num_epoch', '2'])
+    with ablate.StopSignals(), ablate.lock_cell(SimpleNamespace(folder=run, path=lambda name: os.path.join(run, name)))
+        as held: assert held
+    search.main(['--config_file', os.path.join(run, 'configs.yaml'), '--images', {photos!r}, '--caption', 'a man'])
+    from utils.errors import UserError
+    import multiprocessing
+    multiprocessing.get_all_start_methods = lambda: ['spawn']
+    try:
+        cost.main([])
+    except UserError as error:
+        assert 'not on Windows' in str(error)
+    else:
+        raise AssertionError('cost.py ran')
+    print('done')
+
+
+if __name__ == '__main__':
+    import multiprocessing
+    multiprocessing.set_start_method('spawn')
+    main()
+'''
+
+
+def test_programs_without_what_windows_lacks(tmp_path):
+    """All modules are imported; a run is trained with a spawned worker, tested, resumed and searched with."""
+    generate(
+        str(tmp_path / 'data'), 12, images_per_id=2, size=(64, 32), test_ids=4, val_ids=0, workers=1, progress=False
+    )
+    train = [
+        '--loss_names',
+        'sdm+id',
+        '--dataset_name',
+        'synthpedes',
+        '--root_dir',
+        str(tmp_path / 'data'),
+        '--num_epoch',
+        '1',
+        '--pretrain_choice',
+        small_archive(tmp_path / 'clip.pt'),
+        '--img_size',
+        '64',
+        '32',
+        '--batch_size',
+        '8',
+        '--num_workers',
+        '1',
+        '--image_cache',
+        str(tmp_path / 'cache'),
+        '--device',
+        'cpu',
+        '--output_dir',
+        str(tmp_path / 'logs'),
+    ]
+    script = tmp_path / 'without.py'
+    script.write_text(WITHOUT.format(root=ROOT, train=train, logs=str(tmp_path / 'logs'),
+                                     photos=str(tmp_path / 'data' / 'synthpedes' / 'imgs' / 'test')))
+    done = subprocess.run(
+        [sys.executable, '-X', 'warn_default_encoding', str(script)],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0 and done.stdout.endswith('done\n'), done.stdout[-2000:] + done.stderr[-4000:]
