@@ -117,7 +117,8 @@ HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_p
 
 def is_plain(layer, kind):
     """Whether calling the layer only computes with its parameters: it has no other class, hooks or forward method."""
-    return type(layer) is kind and 'forward' not in vars(layer) and not any(getattr(layer, hooks) for hooks in HOOKS)
+    # PyTorch 2.6 cannot compile vars(layer)
+    return type(layer) is kind and 'forward' not in layer.__dict__ and not any(getattr(layer, hooks) for hooks in HOOKS)
 
 
 class Attention(nn.Module):

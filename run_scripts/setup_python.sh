@@ -1,6 +1,6 @@
 # Set $PYTHON to an interpreter with the packages of the requirements file $1. Other scripts source this file. It takes
 # the active Python if that has all packages, else the virtual environment .venv in the repository. It makes .venv on
-# first use, completes one whose installation was interrupted, and removes nothing.
+# first use and completes one whose installation was interrupted. It never replaces a .venv that does not work.
 requirements=$1
 
 stop() {
@@ -56,8 +56,14 @@ if ! has_everything "$PYTHON"; then
     fi
     PYTHON=.venv/bin/python
     if ! has_everything "$PYTHON"; then
+        # An interrupted pip leaves a .dist-info without METADATA, and pip 24 takes that for an installed package.
+        for package in .venv/lib/python3*/site-packages/*.dist-info; do
+            [ -e "$package/METADATA" ] || rm -rf "$package"
+        done
         echo "Installing the packages of $requirements into .venv (PyTorch is several GB) ..."
         "$PYTHON" -m pip install --quiet --disable-pip-version-check -r "$requirements" ||
             stop "pip failed (see above); solve that and start again: the installation continues in .venv"
+        has_everything "$PYTHON" ||
+            stop ".venv still lacks packages of $requirements: remove the folder $PWD/.venv and start again"
     fi
 fi

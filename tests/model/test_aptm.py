@@ -70,10 +70,13 @@ def test_head_overfits_a_fixed_batch(loss_names, monkeypatch):
 
 
 def test_matching_learns_a_fixed_batch_with_random_negatives():
-    """As in training: new negatives in each step, dropout and drop path. A constant output has an accuracy of 2/3."""
+    """As in training: new negatives in each step, dropout and drop path. A constant output has an accuracy of 2/3.
+
+    PyTorch 2.6 and 2.14 draw other numbers from one seed: with four seeds each, they need 41 to 221 steps.
+    """
     model, samples, accuracies = tiny('itm').train(), batch(8), []
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    while len(accuracies) < 120 and sum(accuracies[-8:]) < 8 * 0.9:
+    while len(accuracies) < 400 and sum(accuracies[-8:]) < 8 * 0.9:
         results = model(samples)
         optimizer.zero_grad()
         total_loss(results).backward()

@@ -102,7 +102,8 @@ def test_host_reads_are_found():
                  lambda: bool(labels.any()), lambda: torch.tensor([1.0]), lambda: torch.tensor(1.0),
                  lambda: labels.new_tensor([1]), lambda: labels[[0, 1]], lambda: labels.__setitem__([0, 1], 5),
                  lambda: labels.__setitem__(0, torch.tensor(5)),
-                 lambda: labels.__setitem__(0, labels[1].item()), lambda: labels.__setitem__(labels > 0, 5)):
+                 lambda: labels.__setitem__(0, labels[1].item()),
+                 lambda: labels.__setitem__(labels > -1, labels.clone())):
         with HostReads() as reads:
             read()
         assert reads.found

@@ -45,12 +45,16 @@ def repository(tmp_path):
     return root
 
 
-def probe(repository, python=sys.executable):
+def run_offline(*command, **variables):
+    """Run a command without the network and without the machine's settings of pip."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith('PIP_')}
-    environment.update(PYTHON=python, PIP_NO_INDEX='1', PIP_FIND_LINKS=str(repository.parent),
-                       PIP_CONFIG_FILE=os.devnull)
-    return subprocess.run(['bash', 'run_scripts/probe.sh'], cwd=repository, env=environment, capture_output=True,
-                          text=True, timeout=HANG_TIMEOUT)
+    environment.update(PIP_NO_INDEX='1', PIP_CONFIG_FILE=os.devnull, **variables)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANG_TIMEOUT)
+
+
+def probe(repository, python=sys.executable):
+    return run_offline('bash', '-c', f'cd "{repository}" && exec bash run_scripts/probe.sh', PYTHON=python,
+                       PIP_FIND_LINKS=str(repository.parent))
 
 
 def made_without_pip(root):
@@ -136,10 +140,8 @@ def test_pip_that_fails_is_said_and_the_next_run_continues(repository, tmp_path)
 
 def run_versions(folder, *arguments):
     """``test_versions.sh`` with the Pythons of ``folder/bin``, without the network."""
-    environment = {**os.environ, 'PEDESTAL_VERSIONS_DIR': str(folder / 'versions'), 'PIP_NO_INDEX': '1',
-                   'PATH': f"{folder}/bin:{os.environ['PATH']}"}
-    return subprocess.run(['bash', os.path.join(ROOT, 'run_scripts', 'test_versions.sh'), *arguments], env=environment,
-                          capture_output=True, text=True, timeout=HANG_TIMEOUT)
+    return run_offline('bash', os.path.join(ROOT, 'run_scripts', 'test_versions.sh'), *arguments,
+                       PEDESTAL_VERSIONS_DIR=str(folder / 'versions'), PATH=f"{folder}/bin:{os.environ['PATH']}")
 
 
 @pytest.fixture
