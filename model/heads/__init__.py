@@ -65,7 +65,8 @@ def skip_file(file, error):
     """Report a broken file once. The losses of all other files still work.
 
     Raises:
-        ImportNeededError: if only the declarations were read (:mod:`utils.declarations`). The file itself may be correct.
+        ImportNeededError: if only the declarations were read (:mod:`utils.declarations`). The file itself may be
+            correct.
     """
     if not is_pytorch_loaded():
         raise ImportNeededError(f'{file}: {error}') from error

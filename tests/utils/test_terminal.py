@@ -75,4 +75,6 @@ def test_check_names_a_file_with_an_escape_sequence_harmlessly(tmp_path):
     result = subprocess.run([sys.executable, '-m', 'datasets.check', '--root_dir', str(tmp_path), '--workers', '1'],
                           cwd=ROOT,
                           capture_output=True, text=True, timeout=300)
-    assert result.returncode == 1 and 'stray\\x1b[2J.png' in result.stdout and '\x1b' not in result.stdout + result.stderr
+    assert (
+        result.returncode == 1 and 'stray\\x1b[2J.png' in result.stdout and '\x1b' not in result.stdout + result.stderr
+    )
