@@ -33,7 +33,7 @@ from utils.simple_tokenizer import END, MASK, START, SimpleTokenizer, clean_text
 logger = logging.getLogger('Pedestal.dataset')
 
 SPLITS = ('train', 'val', 'test')
-IMAGE_FIELDS = 'second_images', 'simclr_images'   # that heads can request; datasets.fields has the text fields
+IMAGE_FIELDS = 'second_images', 'simclr_images'   # image fields for heads; datasets.fields has the text fields
 SECOND_VIEW_KEY, SIMCLR_VIEW_KEYS = 1, (2, 3)     # the views' seeds derive from the sample's seed and these keys
 
 
@@ -190,7 +190,7 @@ class BaseDataset:
                            'the first of them in entry %d (counted from 0)', path, len(special), token, number)
         repeated = repeated_images(entries, cls.image_key)
         if repeated:
-            logger.warning('%s: %d images are listed more than once, the first of them %s; each time counts',
+            logger.warning('%s: %d images are listed more than once, the first of them %s; each entry counts',
                            path, len(repeated), next(iter(repeated)))
         return entries
 
@@ -214,7 +214,7 @@ class BaseDataset:
         problem = (f'{len(missing)} of {len(entries)} {split} images are missing, the first of them: '
                    f'{", ".join(missing[:3])}')
         if '\\' in missing[0] and not missing_files([missing[0].replace('\\', '/')]):
-            problem += f'; they exist with / instead of \\: write the paths in {self.anno_path} so'
+            problem += f'; they exist with / instead of \\: write the paths in {self.anno_path} with /'
         if split != 'train' or not skip_broken:
             hint = '; --skip_broken leaves them out' if split == 'train' else ''
             raise UserError(f'{problem} (python -m datasets.check --dataset_name {self.name} lists all){hint}')
@@ -334,7 +334,7 @@ def path_problem(path, image_key, folder='imgs/'):
     Args:
         path: the path below ``folder``.
         image_key: the field or column of the path.
-        folder: the images' folder, for the sentence.
+        folder: the images' folder, for the error message.
     """
     if not path.strip() or '\0' in path or not is_encodable(path):
         return f"has an empty or impossible '{image_key}': {path!r}"
@@ -539,7 +539,7 @@ class ImageTextDataset(Dataset):
         text_length, truncate: see :func:`tokenize`.
         fields: names of further fields that the active heads read, from :data:`datasets.fields.FIELDS` and
             :data:`IMAGE_FIELDS`.
-        caption_masking: 'inplace': ``caption_ids`` themselves are masked, as IRRA trains, and ``mlm_ids`` is the same.
+        caption_masking: 'inplace': ``caption_ids`` are masked, as in IRRA's training, and ``mlm_ids`` equals them.
             'clean': ``caption_ids`` are not masked, and ``mlm_ids`` comes with ``mlm_labels``.
         masked_token_rate, masked_token_unchanged_rate: see :func:`datasets.masking.mask_tokens`.
         skip_broken: whether a sample whose image cannot be read becomes ``{'skipped': path}``, which :func:`collate`

@@ -132,7 +132,7 @@ def token_folder(dataset):
 def backbone_family(args):
     """The class of the backbone that ``args`` name, which provides the tokenizer and the image statistics.
 
-    It is found through the option registry, because datasets do not import models.
+    The option registry provides it, because datasets do not import models.
     """
     return options.option_provider('model.backbones').selected_class(args)
 
@@ -228,7 +228,7 @@ def empty_split_error(dataset, split):
     """The error for a split without entries, with a hint if there is one."""
     hint = '; choose the best epoch by the test split: --val_dataset test' if split == 'val' else ''
     if split == 'test' and dataset.published.get(split, (1,))[0] == 0:
-        hint = '; name a dataset that has a test split by --eval_dataset'
+        hint = '; name a dataset that has a test split with --eval_dataset'
     return UserError(f"{dataset.anno_path} has no entries in the split '{split}'{hint}")
 
 

@@ -1,4 +1,4 @@
-"""The retrieval model: encoders, an embedding, and the heads that ``--loss_names`` asks for."""
+"""The retrieval model: encoders, embeddings, and the heads that ``--loss_names`` names."""
 import logging
 from dataclasses import dataclass, field
 from typing import NamedTuple, Optional
@@ -29,7 +29,7 @@ SHARED_EMBEDDING = 'BGE'    # RDE's name of the embedding that all heads share, 
 class EncodedBatch:
     """Embeddings and tokens of a batch, for the heads.
 
-    Embeddings are float32; tokens have the precision of the forward pass. Tokens and attention are there if a head's
+    Embeddings are float32; tokens have the precision of the forward pass. Tokens and attention are None unless a head's
     ``needs`` name them.
 
     Attributes:
@@ -41,8 +41,8 @@ class EncodedBatch:
         image_attention: [B, N, N] of the last block, averaged over its heads.
         text_attention: [B, L, L] of the last block, averaged over its heads.
         encoder: the encoders, for a head with a forward pass of its own.
-        embed_image: images -> [B, D], to embed further images as the batch's.
-        embed_text: token ids -> [B, D].
+        embed_image: images -> [B, D], embeds further images in the same way as those of the batch.
+        embed_text: token ids -> [B, D], the same for captions.
         extra_embeddings: {name: (images [B, E], captions [B, E])} of embeddings that heads add.
         image_extras: what :meth:`Head.refine` stored when it refined the images' embeddings.
         text_extras: the same for the captions.
@@ -216,7 +216,7 @@ class RetrievalModel(nn.Module):
                                 f'out{alternative}')
 
     def train(self, mode=True):
-        """Set the mode of the heads, too: they are not submodules."""
+        """Set the mode of the heads also, because they are not submodules."""
         for part in [*self.heads, *(part for _, part in self._shared.values())]:
             part.training = mode
         return super().train(mode)
@@ -295,7 +295,7 @@ class RetrievalModel(nn.Module):
     def trim_padding(self, caption_ids):
         """Trim captions [B, L] on the CPU to the longest one, rounded up to a multiple of 8.
 
-        Captions stay as they are if a head reads padding in training, or if an embedding that is refined does in
+        Captions are not trimmed if a head reads padding in training, or if the computation of an embedding reads it in
         evaluation. Otherwise trimming changes no result, because no word attends to padding.
         """
         if self.reads_padding if self.training else self.refines_embeddings:
@@ -379,7 +379,7 @@ def add_results(results, head, new):
     """Add a head's results to those of the step.
 
     Raises:
-        UserError: a name is there already, or a head of ``--loss_names`` returns no loss.
+        UserError: another result has the same name, or a head of ``--loss_names`` returns no loss.
     """
     repeated = sorted(results.keys() & new.keys())
     if repeated:
@@ -456,7 +456,7 @@ def build_model(args, num_classes, state_dict=None, replaced_by=None):
         args: the options. For training, the encoders start from ``--pretrain_choice``. For testing
             (``args.training`` false) a checkpoint replaces them, so only their shape is looked up.
         num_classes: number of training identities.
-        state_dict: a trained model's. The shape follows from it, and its weights are loaded, strictly.
+        state_dict: the state dict of a trained model. It determines the shape, and its weights are loaded strictly.
         replaced_by: the weights of ``--init_from`` or ``--resume``, which the caller loads next. The files of
             ``--pretrain_choice`` are read only if the model needs something that these weights lack.
     """

@@ -44,13 +44,13 @@ def do_train(start_epoch, args, model, train_loader, evaluator, optimizer, sched
 
     Raises:
         UserError: a loss is not finite, or a checkpoint cannot be written.
-        SystemExit: with status 130 after Ctrl-C or 143 after SIGTERM, when the state is saved.
+        SystemExit: with status 130 after Ctrl-C or 143 after SIGTERM, after the state is saved.
     """
     Trainer(args, model, train_loader, evaluator, optimizer, scheduler, checkpointer).run(start_epoch)
 
 
 class Trainer:
-    """One call of :func:`do_train`. Every rank has one and calls its methods together; the main process writes files.
+    """One call of :func:`do_train`. All ranks call the same methods at the same time; the main process writes files.
 
     Attributes:
         epoch, step, total_steps: the current epoch, its finished steps, and the finished steps of the run.
@@ -123,7 +123,7 @@ class Trainer:
         raise SystemExit(status)
 
     def resume_hint(self):
-        """Return the end of a sentence, which says how to resume the run."""
+        """Return the end of a message that says how to resume the run."""
         path = self.checkpointer.path('last')
         if not os.path.isfile(path):
             return ' before the first checkpoint'
@@ -358,7 +358,7 @@ class Trainer:
         logger.info(format_log_line(f'resumed at epoch {self.epoch} step {self.step}/{len(self.loader)}', best))
 
     def handle_missing_best(self):
-        """Search the best epoch again if best.pth is gone: its weights cannot be restored."""
+        """Restart the search for the best epoch if best.pth is missing, because its weights cannot be restored."""
         path = self.checkpointer.path('best')
         if not self.best['epoch'] or comm.broadcast_object(os.path.isfile(path)):
             return

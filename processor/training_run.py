@@ -48,7 +48,7 @@ def run_training(args):
         train_in_folder(args, device, checkpoint)
     finally:
         if comm.is_main_process() and not os.path.exists(os.path.join(args.output_dir, 'last.pth')):
-            setup_logger('Pedestal', save_dir='', if_train=True)    # close the log, because Windows keeps open files
+            setup_logger('Pedestal', save_dir='', if_train=True)    # close the log: Windows cannot remove open files
             remove_run_folder(args.output_dir)
 
 
@@ -98,7 +98,7 @@ def train_in_folder(args, device, checkpoint=None):
     """
     lock = contextlib.nullcontext()
     if comm.is_main_process():
-        lock = lock_folder(args.output_dir, 'if the run is still going on there, wait for it or stop it')
+        lock = lock_folder(args.output_dir, 'if the run is still active there, wait for it or stop it')
     with lock:
         train(args, device, checkpoint)
 

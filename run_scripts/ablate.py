@@ -119,7 +119,7 @@ class Cell:
     """One run of the grid.
 
     Attributes:
-        setting: texts: the loss string and the values of the varied flags.
+        setting: the loss string and the values of the varied flags, as strings.
         label: the setting and the seed in words.
         argv: the command line of train.py without --output_dir.
         args: the options of the run.
@@ -513,7 +513,7 @@ class Table:
         return [metrics for metrics, _ in evaluations if metrics]
 
     def note(self, setting):
-        """Why a setting has a -: 'seeds 1, 2: there is no file x', or a single seed."""
+        """Why a row has a '-': 'seeds 1, 2: there is no file x', or the setting has a single seed."""
         seeds = {}
         for cell in self.settings[setting]:
             reason = shorten(missing_reason(cell), 200, placeholder=' ...')
@@ -523,9 +523,9 @@ class Table:
         return '; '.join(notes) or 'one seed has no deviation' * (len(self.metrics(setting)) == 1)
 
     def csv_rows(self):
-        """Yield rows in full precision of the kinds mean, run and baseline.
+        """Yield the CSV file's rows in full precision. The kind of a row is mean, run or baseline.
 
-        A mean has standard deviations. A run has its seed, its epochs and its folder.
+        A mean's row has standard deviations. A run's row has its seed, its epochs and its folder.
         """
         std_names = [f'{metric}_std' for metric in METRICS]
         yield ['kind', *self.names, 'seed', 'n', *METRICS, *std_names, 'epoch', 'folder', 'note']
@@ -602,10 +602,10 @@ def compute_baseline_rows(args):
     try:
         dataset = build_dataset_from_args(args, verbose=False, splits=(args.val_dataset,))
         split = Namespace(**getattr(dataset, args.val_dataset))
-        return [(f'colour words, {name}', metrics, note)
+        return [(f'color words, {name}', metrics, note)
                 for name, metrics in compute_baselines(args, split, split).items()]
     except UserError as error:
-        return [('colour words', {}, str(error))]
+        return [('color words', {}, str(error))]
 
 
 if __name__ == '__main__':

@@ -35,7 +35,7 @@ def main(argv=None):
     rankers = {'model': rank_by_model(run)}
     if is_synthetic(os.path.join(args.root_dir, args.dataset_name)):
         for name, similarity in baseline_similarities(captions.captions, images.img_paths).items():
-            rankers[f'colour words, {name}'] = rank_by_similarity(torch.as_tensor(similarity), q_pids, g_pids)
+            rankers[f'color words, {name}'] = rank_by_similarity(torch.as_tensor(similarity), q_pids, g_pids)
     groups = sample_galleries(sorted(set(g_pids.tolist())), args.galleries, args.ids_per_gallery, args.gallery_seed)
     print(f'{args.galleries} galleries of {args.ids_per_gallery} identities, mean (standard deviation); '
           f'chance: Rank-1 {100 / args.ids_per_gallery:.1f}')

@@ -145,7 +145,7 @@ class AllGather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
-        total = BatchShard.all_reduce_sum(gradient.float().contiguous())      # in float32, whatever dtype is trained
+        total = BatchShard.all_reduce_sum(gradient.float().contiguous())      # in float32, for any gradient dtype
         local = total[ctx.shard.local_slice].to(gradient.dtype)
         placeholders = ctx.count - len(local)
         if placeholders:

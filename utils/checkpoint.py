@@ -1,4 +1,4 @@
-"""Checkpoints: reference parameter names on disk, strict loading, atomic writes, and no code from the file is run."""
+"""Checkpoints: official parameter names in files, strict loading, atomic writes, no execution of code in a file."""
 import logging
 import math
 import os
@@ -22,7 +22,7 @@ def read_checkpoint(path, with_sha256=False):
         with_sha256: whether to add ``'sha256'``, the checksum of the file.
 
     Returns:
-        The file's dict, with the trained weights under ``'model'``, by Pedestal's names (:func:`to_own_names`).
+        The file's dict, with the trained weights under ``'model'``, named as in Pedestal (:func:`to_own_names`).
 
     Raises:
         UserError: the file is no checkpoint, or its weights are no plain tensors.
@@ -30,7 +30,7 @@ def read_checkpoint(path, with_sha256=False):
     checkpoint, sha256 = read_torch_file(path, with_sha256=True) if with_sha256 else (read_torch_file(path), None)
     if not isinstance(checkpoint, dict):
         raise UserError(f'{path} is not a checkpoint: it holds a {type(checkpoint).__name__}')
-    if 'model' not in checkpoint and isinstance(checkpoint.get('state_dict'), dict):   # open_clip's name and others'
+    if 'model' not in checkpoint and isinstance(checkpoint.get('state_dict'), dict):   # as open_clip names it
         checkpoint['model'] = checkpoint.pop('state_dict')
     if 'model' not in checkpoint:
         is_state_dict = bool(checkpoint) and all(isinstance(value, torch.Tensor) for value in checkpoint.values())
@@ -223,7 +223,7 @@ class Checkpointer:
         non_finite = find_non_finite(content)
         if non_finite:
             in_model = any(name.startswith('model: ') for name in non_finite)
-            what = 'weights are' if in_model else "the optimizer's state or the run's is"
+            what = 'weights are' if in_model else "the optimizer's state or the run's progress is"
             when = ''.join(f'{key} {content[key]}, ' for key in ('epoch', 'step') if key in content)
             raise UserError(f'at {when}{what} not finite any more ({abbreviate(non_finite, 2)}): lower --lr; '
                             f'{self.describe_last_checkpoint()}')

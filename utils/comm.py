@@ -134,9 +134,10 @@ def store_get(name):
 
 
 def embedding_group():
-    """Return a process group for the rows of a batch.
+    """Return the process group that exchanges the rows of a batch.
 
-    They are exchanged in the backward pass, and must not be mixed up with the gradients of the parameters.
+    The backward pass exchanges rows, and the default group averages the gradients of the parameters. With separate
+    groups, no operation of one kind is matched with one of the other.
     """
     return _state['embedding_group']
 
@@ -192,7 +193,7 @@ def raise_on_all_ranks():
 def run_on_main_process(compute):
     """Return the value of ``compute()`` of rank 0 on all ranks; the others wait meanwhile.
 
-    The value must be an object that pickles. A :class:`~utils.errors.UserError` is raised on all ranks.
+    The value must be picklable. A :class:`~utils.errors.UserError` is raised on all ranks.
     """
     with raise_on_all_ranks():
         value = compute() if is_main_process() else None
@@ -200,7 +201,7 @@ def run_on_main_process(compute):
 
 
 def broadcast_object(value, src=0):
-    """Return the ``value`` of rank ``src``, an object that pickles, on all ranks."""
+    """Return the ``value`` of rank ``src``, a picklable object, on all ranks."""
     if get_world_size() == 1:
         return value
     values = [value]

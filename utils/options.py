@@ -114,7 +114,7 @@ def build_parser():
 
 
 def build_core_parser():
-    """Build a parser with the options of this file only. A provider sees in it which names are taken."""
+    """Build a parser with the options of this file only, so that a provider can avoid their names."""
     parser = Parser()
     for add_options in (*CORE_OPTIONS, add_ignored_options):
         add_options(parser)
@@ -308,8 +308,8 @@ CORE_OPTIONS = (add_run_options, add_data_options, add_model_options, add_solver
 
 
 def add_ignored_options(parser):
-    ignored = parser.add_argument_group('without effect', 'Flags of published commands whose reference implementation '
-                                        'never reads them, or fails with them.')
+    ignored = parser.add_argument_group('without effect', 'Flags of published commands that the reference '
+                                        'implementation never reads, or that make it fail.')
     add_boolean_option(ignored, '--distributed', False, 'IRRA', effect=IGNORED | INVOCATION)
     ignored.add_argument('--img_res', type=positive_int, default=16, effect=IGNORED, help='A2TE')
     ignored.add_argument('--queue_size', type=positive_int, default=65536, effect=IGNORED, help='A2TE')
@@ -433,7 +433,7 @@ def check_run_options(args):
 
 
 def refuse_changes(args, resumed_args, parser):
-    """Raise UserError if options of a resumed run differ that change its result."""
+    """Raise UserError if the command changes an option of the resumed run that affects its result."""
     fixed = parser.options_with(RESULT) & parser.options_without(RUN | INVOCATION | CHANGEABLE_ON_RESUME)
     changed = [f'{name} {new} (run: {old})' for name, old, new in changed_values(resumed_args, args, fixed)]
     if changed:
@@ -474,7 +474,7 @@ def complete(args):
 def option_notes(args, parser, flag_names, chosen):
     """Lines for the start of the log.
 
-    They name options that nothing reads, options that a reference implementation sets otherwise, and differences from
+    They name options that nothing reads, options that a reference implementation sets differently, and differences from
     the method's published recipe.
 
     Args:
@@ -729,8 +729,8 @@ def find_best_checkpoint(folders, datasets):
 
     Args:
         folders: folders to search, in this order.
-        datasets: of FMFA's checkpoints, the one of the first of these datasets is chosen. If there is none, it is
-            best0.pth, as in FMFA's own test.py.
+        datasets: dataset names, the preferred one first. They select among FMFA's three checkpoints. If none of them
+            fits, best0.pth is selected, as in FMFA's own test.py.
 
     Returns:
         A path, or None.

@@ -65,7 +65,7 @@ class Backbone(nn.Module):
 
         Returns:
             An object with ``encode(text)``, ``add_special_tokens(ids, length)``, ``lengths(ids)`` and the ids
-            ``start``, ``mask`` and ``pad``.
+            ``start_id``, ``mask_id`` and ``pad_id``.
         """
         raise NotImplementedError
 

@@ -235,8 +235,8 @@ class Head(nn.Module):
         It can if the head reads embeddings only, or has a :attr:`micro_batch_weight`.
         """
         if type(self).refine is not Head.refine:
-            return ('it refines embeddings, and does not declare (micro_batch_unsupported) that its losses do not read '
-                    'the extras of refine')
+            return ('it refines embeddings, and its losses may read the extras of refine: if they do not, override '
+                    'micro_batch_unsupported')
         if self.embedding and self.micro_batch_weight is None:
             return 'it adds an embedding and defines no micro_batch_weight(micro_batch, batch)'
         if self.needs and self.micro_batch_weight is None:

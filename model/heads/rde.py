@@ -113,7 +113,7 @@ class TSE(Head):
 
     @staticmethod
     def learning_rate(name, lr, weight_decay, args):
-        is_detail_layer = name.startswith(('visul_emb_layer', 'texual_emb_layer'))
+        is_detail_layer = name.startswith(('visul_emb_layer', 'texual_emb_layer'))   # spelled as in RDE's checkpoints
         return (LEARNING_RATE, weight_decay) if is_detail_layer else (lr, weight_decay)
 
     @staticmethod
@@ -158,8 +158,8 @@ class TSE(Head):
 class CCD(Head):
     """Confident consensus division of the training pairs (RDE, CVPR 2024).
 
-    Before each epoch, pairs that all similarities call noisy are excluded from the losses of the epoch. The method is
-    in model/noise_mixture.py.
+    Before each epoch, the losses of each similarity classify the pairs as clean or noisy. Pairs that all similarities
+    classify as noisy do not count in the epoch. The method is in model/noise_mixture.py.
     """
     shared_options = ('noisy_rate', 'dataset_name')
 

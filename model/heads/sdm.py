@@ -6,7 +6,8 @@ from model.heads import Head
 class SDM(Head):
     """Similarity distribution matching (IRRA, CVPR 2023).
 
-    The softmax of the similarities should be the distribution of the identities. The loss is objectives.sdm.
+    The loss compares the softmax of the similarities with the distribution of the pairs of equal identity. It is
+    objectives.sdm.
     """
     names = ('sdm',)
     shared_options = ('temperature',)

@@ -62,7 +62,7 @@ def test_an_image_that_is_listed_twice_is_said(make_dataset, tmp_path, caplog, s
         entries.append({**entries[0], 'file_path': spelling.format(entries[0]['file_path'])})
     make_dataset(change=twice)
     CUHKPEDES(str(tmp_path), verbose=False)
-    sentence = '1 images are listed more than once, the first of them train/0001_0.jpg; each time counts'
+    sentence = '1 images are listed more than once, the first of them train/0001_0.jpg; each entry counts'
     assert sentence in caplog.text
 
 
@@ -71,7 +71,7 @@ def test_paths_of_windows_end_with_a_remedy(make_dataset, tmp_path):
         for entry in entries:
             entry['file_path'] = entry['file_path'].replace('/', '\\')
     make_dataset(change=windows)
-    with pytest.raises(UserError, match=r'they exist with / instead of \\: write the paths in .*reid_raw.json so'):
+    with pytest.raises(UserError, match=r'they exist with / instead of \\: write the paths in .*reid_raw.json with /'):
         CUHKPEDES(str(tmp_path))
 
 

@@ -111,7 +111,7 @@ def test_the_table_holds_mean_and_sample_deviation(grid, capsys, monkeypatch):
         assert line_of(markdown, losses)[2:-1] == expected
         latex_row = ' & '.join([losses, '2', *expected]).replace('±', r'$\pm$')
         assert latex_row in (grid['folder'] / 'table.tex').read_text()
-    assert 'colour words, garment bands' in before and 'on the test split' in before
+    assert 'color words, garment bands' in before and 'on the test split' in before
     assert not list(grid['folder'].glob('*.tmp'))
 
 

@@ -30,9 +30,9 @@ def test_galleries_of_a_run(trained, capsys):
     assert '2 galleries of 4 identities, mean (standard deviation); chance: Rank-1 25.0' in printed
     rows = {cells[1].strip(): cells[2:7] for cells in (line.split('|') for line in printed.splitlines())
             if len(cells) == 8}
-    assert set(rows) == {'', 'model', 'colour words, whole image', 'colour words, garment bands'}
-    # colours tell people apart without learning
-    assert float(rows['colour words, garment bands'][0].split()[0]) > 25
+    assert set(rows) == {'', 'model', 'color words, whole image', 'color words, garment bands'}
+    # colors distinguish people without learning
+    assert float(rows['color words, garment bands'][0].split()[0]) > 25
     galleries.main(['--config_file', trained, '--galleries', '2', '--ids_per_gallery', '4', '--gallery_seed', '0'])
     assert capsys.readouterr().out.endswith(printed[-400:])                    # the same identities come together
 

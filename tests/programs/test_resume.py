@@ -116,7 +116,7 @@ def test_a_run_that_goes_on_elsewhere_is_left_alone(trained, monkeypatch):
         raise BlockingIOError(11, 'held by another process')
     before = {name: os.path.getmtime(os.path.join(trained, name)) for name in os.listdir(trained) if name != '.lock'}
     monkeypatch.setattr(fcntl, 'lockf', held)
-    message = f'another program is working in {trained}: if the run is still going on there, wait for it or stop it'
+    message = f'another program is working in {trained}: if the run is still active there, wait for it or stop it'
     with pytest.raises(UserError, match=message):
         train_program.main(['--resume', trained, '--num_epoch', '2'])
     assert before == {name: os.path.getmtime(os.path.join(trained, name)) for name in os.listdir(trained)
