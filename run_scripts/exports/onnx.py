@@ -96,7 +96,7 @@ def cosine_distance(session, input_name, encoder, inputs):
 def describe_inputs(people, tokenizer_files):
     """The content of config.json: how to prepare inputs for the encoders."""
     args, stats, tokenizer = people.args, people.model.image_stats, people.tokenizer
-    tokens = {name: getattr(tokenizer, name, None) for name in ('start', 'end', 'pad')}
+    tokens = {name: getattr(tokenizer, f'{name}_id', None) for name in ('start', 'end', 'pad')}
     return {
         'image': {'height': args.img_size[0], 'width': args.img_size[1], 'resize': stats.interpolation,
                   'scale': '1/255', 'mean': list(stats.mean), 'std': list(stats.std),

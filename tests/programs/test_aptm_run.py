@@ -89,8 +89,8 @@ def test_a_second_row_re_ranked(run, tmp_path, capsys, monkeypatch):
     assert content['independence']['second_stage'][0] < 1e-3
     assert evaluated(run, '--rerank', '5',
                      '--rerank_score', 'released')[1]['results'].keys() != content['results'].keys()
-    match = ITM.match
-    monkeypatch.setattr(ITM, 'match', lambda *pairs: -match(*pairs))
+    score_pairs = ITM.score_pairs
+    monkeypatch.setattr(ITM, 'score_pairs', lambda *pairs: -score_pairs(*pairs))
     backwards = evaluated(run, '--rerank', '5')[1]['results'][second]['t2i']
     assert backwards != again and backwards['R5'] == again['R5']
 
@@ -142,7 +142,7 @@ def test_attributes_are_learned_and_recognised(data, tmp_path, capsys):
                                '--lr_rule', 'pretrain'))
     status, content = evaluated(only(tmp_path / 'logs' / 'synthpedes'))
     assert status == 0 and list(content['attributes']) == ['mA', 'accuracy', 'precision', 'recall', 'F1']
-    assert 'recognised by their prompts' in capsys.readouterr().out
+    assert 'recognized by their prompts' in capsys.readouterr().out
 
 
 def test_a_dataset_of_attributes_alone(tmp_path, capsys):

@@ -62,7 +62,7 @@ def test_a_recipe_of_own_data_has_no_sizes():
 
 def test_a_row_in_units(row):
     cells = format_row({'recipe': 'x', **row})
-    assert format_row({'recipe': 'x', **row, 'others': 0.75})[-1].startswith('other programs took 75% of the cores')
+    assert format_row({'recipe': 'x', **row, 'others': 0.75})[-1].startswith('other programs used 75% of the cores')
     assert format_row({'recipe': 'x', **row, 'others': 0.01})[-1] == ''
     assert format_row({'recipe': 'x', 'error': 'why'})[-1] == 'why'
     assert cells[2] == f"{row['parameters'] / 1e6:.2f}" and cells[6] == f"{1000 * row['step_seconds']:.2f}"

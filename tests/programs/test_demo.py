@@ -136,7 +136,7 @@ def test_what_the_command_line_refuses(trained, monkeypatch):
     monkeypatch.setitem(sys.modules, 'gradio', sys)
     for words, sentence in ((['--token', 'short'], 'a token of 5 characters: it must have 8 to 200 letters'),
                             (['--token', 'with space'], 'letters, digits'),
-                            (['--host', '203.0.113.1'], 'cannot listen at 203.0.113.1, port')):
+                            (['--host', '203.0.113.1'], 'cannot listen at --host 203.0.113.1 --port')):
         with pytest.raises(UserError, match=sentence):
             demo.main(['--config_file', trained, *words])
     message = 'another program uses the port.*try another --port'
