@@ -48,7 +48,7 @@ class HostReads(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.found, self.assignments = [], NumberAssignments()
+        self.operations, self.assignments = [], NumberAssignments()
 
     def __enter__(self):
         self.assignments.__enter__()
@@ -64,7 +64,7 @@ class HostReads(TorchDispatchMode):
         by_mask = operation.overloadpacket in (aten.index, aten.index_put_, aten._index_put_impl_) and any(
             index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
         if operation.overloadpacket in HOST_READS or by_mask:
-            self.found.append(str(operation))
+            self.operations.append(str(operation))
         return operation(*args, **(kwargs or {}))
 
 
@@ -85,7 +85,7 @@ def test_no_step_reads_from_the_device(archive, loss_names, micro_batch, monkeyp
         monkeypatch.setattr(step.model, name, without_recording(getattr(step.model, name)))
     with HostReads() as reads:
         step(batch)
-    assert reads.found == []
+    assert reads.operations == []
 
 
 def without_recording(function):
@@ -106,7 +106,7 @@ def test_host_reads_are_found():
                  lambda: labels.__setitem__(labels > -1, labels.clone())):
         with HostReads() as reads:
             read()
-        assert reads.found
+        assert reads.operations
 
 
 def test_a_number_assigned_is_no_host_read():
@@ -114,7 +114,7 @@ def test_a_number_assigned_is_no_host_read():
     with HostReads() as reads:
         labels[0] = 7
         labels[1:] = 8
-    assert reads.found == [] and labels.tolist() == [7, 8, 8]
+    assert reads.operations == [] and labels.tolist() == [7, 8, 8]
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_a_read_in_a_head_is_found(archive, read):
     head.forward = lambda encoded, fields: {name: loss * read(loss) for name, loss in forward(encoded, fields).items()}
     with HostReads() as reads:
         step(batch)
-    assert reads.found
+    assert reads.operations
 
 
 def test_draws_without_a_host_read_are_the_same():
