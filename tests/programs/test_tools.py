@@ -42,6 +42,24 @@ def test_a_tool_runs_as_a_file_and_as_a_module(tool, tmp_path):
     assert as_module.returncode == 0 and as_module.stdout == as_file.stdout, as_module.stderr
 
 
+LIGHT_TOOLS = sorted(set(TOOLS) - {'benchmark', 'cost'})     # these two measure PyTorch and import it first
+
+
+def test_help_and_wrong_flags_do_not_import_pytorch():
+    code = '''
+import contextlib, importlib, io, sys
+from utils.errors import UserError
+for tool in sys.argv[1:]:
+    for flag in ('--help', '--no_such_flag'):
+        with contextlib.suppress(SystemExit, UserError), contextlib.redirect_stdout(io.StringIO()):
+            importlib.import_module(f'run_scripts.{tool}').main([flag])
+            raise AssertionError(f'{tool} {flag} did not exit')
+        assert 'torch' not in sys.modules, tool
+'''
+    process = program('-c', code, *LIGHT_TOOLS)
+    assert process.returncode == 0, process.stderr
+
+
 def test_an_error_is_a_sentence():
     output = program('run_scripts/retrieve.py', '--config_fiel', 'x')
     assert output.returncode == 2 and 'did you mean --config_file' in output.stderr and 'Traceback' not in output.stderr
