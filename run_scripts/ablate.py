@@ -491,7 +491,7 @@ class Table:
 
     def setting_row(self, setting):
         metrics = self.metrics(setting)
-        return [*setting, str(len(metrics)), *format_means(metrics), self.note(setting)]
+        return [*setting, str(len(metrics)), *format_means(metrics), self.format_note(setting)]
 
     def other_dataset_rows(self, setting):
         """Yield a row for each other dataset on which test.py has evaluated the setting's best.pth."""
@@ -512,7 +512,7 @@ class Table:
         evaluations = [cell.evaluation(self.epoch) for cell in self.settings[setting]]
         return [metrics for metrics, _ in evaluations if metrics]
 
-    def note(self, setting):
+    def format_note(self, setting):
         """Why a row has a '-': 'seeds 1, 2: there is no file x', or the setting has a single seed."""
         seeds = {}
         for cell in self.settings[setting]:
@@ -533,7 +533,7 @@ class Table:
             columns = [[metrics[metric] for metrics in self.metrics(setting)] for metric in METRICS]
             means = [statistics.mean(column) if column else '' for column in columns]
             deviations = [statistics.stdev(column) if len(column) > 1 else '' for column in columns]
-            yield ['mean', *setting, '', len(columns[0]), *means, *deviations, '', '', self.note(setting)]
+            yield ['mean', *setting, '', len(columns[0]), *means, *deviations, '', '', self.format_note(setting)]
         for cell in self.cells:
             metrics, epochs = cell.evaluation(self.epoch)
             values = [(metrics or {}).get(metric, '') for metric in METRICS]

@@ -16,9 +16,9 @@ def count_memory(variant, setting):
         setting: a :class:`~run_scripts.benchmark.workload.Setting`.
 
     Returns:
-        ``{name: bytes}``: 'state_bytes' of weights, gradients and the optimizer's state; 'once_bytes' and
-        'sample_bytes' that the forward pass saves for the gradient, per batch and per sample; 'held', the number of
-        samples whose activations exist at a time; 'total_bytes'.
+        A dict. 'state_bytes' is the memory of weights, gradients and the optimizer's state. 'once_bytes' and
+        'sample_bytes' are what the forward pass saves for the gradient, per batch and per sample. 'held' is the
+        number of samples whose activations exist at a time. 'total_bytes' is the sum.
     """
     setting = replace(setting, device='cpu', amp='bf16', batches=1)
     args = recipe_options(setting, *variant.flags)
