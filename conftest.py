@@ -13,7 +13,8 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 def file_size_limit(capsys):
     """Return a function that limits the size of files, in bytes, until the test ends.
 
-    Larger writes fail as on a full disk. ``capsys`` keeps the output in memory: pytest's own file would be limited, too.
+    Larger writes fail as on a full disk. ``capsys`` keeps the output in memory, because pytest's own file would also be
+    limited.
     """
     resource = pytest.importorskip('resource', reason='needs POSIX limits')
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
