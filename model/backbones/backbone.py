@@ -64,8 +64,8 @@ class Backbone(nn.Module):
             captions: a function that returns the training captions, for a vocabulary that is built from them.
 
         Returns:
-            An object with ``encode(text)``, ``encode_all(texts)``, ``add_special_tokens(ids, length)``, ``lengths(ids)``
-            and the ids ``start_id``, ``mask_id`` and ``pad_id``.
+            An object with ``encode(text)``, ``encode_all(texts)``, ``add_special_tokens(ids, length)``,
+            ``lengths(ids)`` and the ids ``start_id``, ``mask_id`` and ``pad_id``.
         """
         raise NotImplementedError
 
