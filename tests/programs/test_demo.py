@@ -113,7 +113,8 @@ def test_what_is_shown_lies_in_a_private_folder_that_is_removed():
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGHUP])
 def test_the_folder_is_removed_at_a_signal(number, tmp_path):
-    code = ('import time; from run_scripts import demo\n'
+    # nohup, which may run the tests, ignores SIGHUP
+    code = (f'import signal, time; from run_scripts import demo; signal.signal({int(number)}, signal.SIG_DFL)\n'
             'with demo.temporary_folder() as folder: print(folder, flush=True); time.sleep(600)')
     with subprocess.Popen([sys.executable, '-c', code], cwd=ROOT, stdout=subprocess.PIPE, text=True,
                           env={**os.environ, 'TMPDIR': str(tmp_path)}) as process:
