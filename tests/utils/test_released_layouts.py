@@ -196,6 +196,6 @@ def test_ours_at_the_published_size_holds_the_official_names_and_shapes(name):
 
 def test_every_method_of_the_table_is_tested_here():
     with open(os.path.join(ROOT, 'docs', 'checkpoints.md'), encoding='utf-8') as file:
-        table = file.read().split('## Released checkpoints, method by method')[1].split('\n## ')[0]
+        table = file.read().split('## Published checkpoints, method by method')[1].split('\n## ')[0]
     rows = re.findall(r'^\| ([A-Z][^|]*) \|', table, re.MULTILINE)
     assert {method for row in rows for method in row.split(', ')} == set(LAYOUTS)
