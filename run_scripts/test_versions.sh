@@ -42,7 +42,7 @@ find_python() {
 # there. An environment without this file is made again. One with other requirements gets the missing packages.
 install() {
     local torch=${1%@*} python=${1#*@} interpreter wanted
-    wanted=$(cat requirements.txt requirements-test.txt)
+    wanted=$(cat requirements.txt requirements-docs.txt requirements-test.txt)
     if [ ! -e "$2/complete" ] || ! "$2/bin/python" -c '' 2>/dev/null; then
         interpreter=$(find_python "$python") || return 3
         rm -rf "$2"

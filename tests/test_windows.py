@@ -32,7 +32,7 @@ sys.path.insert(0, {root!r})
 def main():
     for path in sorted(glob.glob('**/*.py', root_dir={root!r}, recursive=True)):
         name = path.removesuffix('.py').removesuffix(os.sep + '__init__').replace(os.sep, '.')
-        if not name.startswith(('tests', 'conftest', '.')) and not name.endswith('__main__'):
+        if not name.startswith(('tests', 'docs', 'conftest', '.')) and not name.endswith('__main__'):
             importlib.import_module(name)
     import test
     import train

@@ -159,7 +159,7 @@ echo "$3" >>"{tmp_path}/made"
 @pytest.fixture
 def row():
     """This Python and its torch, if all that the tests need is installed."""
-    for name in ('requirements.txt', 'requirements-test.txt'):
+    for name in ('requirements.txt', 'requirements-docs.txt', 'requirements-test.txt'):
         with open(os.path.join(ROOT, name)) as file:
             for package in re.findall(r'^\w[\w-]*', file.read(), flags=re.MULTILINE):
                 try:
