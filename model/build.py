@@ -15,7 +15,7 @@ from utils import precision
 from utils.checkpoint import add_run_prefix
 from utils.comm import get_world_size, pick_device
 from utils.errors import UserError, abbreviate
-from utils.batch_shard import WHOLE_BATCH, WholeBatch
+from utils.batch_shard import WHOLE_BATCH, GlobalBatch, WholeBatch
 
 logger = logging.getLogger('Pedestal.model')
 
@@ -304,8 +304,22 @@ class RetrievalModel(nn.Module):
         return caption_ids[:, :min(-(-longest // 8) * 8, caption_ids.shape[1])]
 
     def prepare_on_host(self, batch):
-        """Collect the tensors of :meth:`Head.prepare_on_host` of all heads, while the batch is on the CPU."""
-        return {name: value for head in self.heads for name, value in head.prepare_on_host(batch).items()}
+        """Collect the tensors of :meth:`Head.prepare_on_host` of all heads, while the batch is on the CPU.
+
+        Returns:
+            {'host_...': tensor}. Such fields describe this rank's rows and are not gathered.
+
+        Raises:
+            UserError: another name.
+        """
+        inputs = {}
+        for head in self.heads:
+            for name, value in head.prepare_on_host(batch).items():
+                if not name.startswith('host_'):
+                    raise UserError(f"{describe_head(head)}: prepare_on_host returns '{name}': let the name begin with "
+                                    f"host_, such as 'host_{name}'")
+                inputs[name] = value
+        return inputs
 
     def encode_image(self, images):
         """Embed normalized images [B, 3, H, W] for ranking: [B, D] float32, not of unit length."""
@@ -353,14 +367,85 @@ class RetrievalModel(nn.Module):
             batch = head.transform_batch(batch, self, shard)
         return batch
 
-    def forward(self, batch):
-        """Compute a batch's losses and metrics: ``{'sdm_loss': ..., 'img_acc': ..., 'temperature': ...}``, scalars."""
-        batch = self.transform_batch(batch)
+    def forward(self, batch, shard=WHOLE_BATCH):
+        """Compute the losses and metrics of a batch.
+
+        With several processes, heads that read only embeddings get those of the global batch. The other heads get this
+        rank's rows; their results are weighted and summed over ranks.
+
+        Args:
+            batch: ``{name: tensor}`` on the model's device, with normalized images; this rank's rows.
+            shard: where these rows are in the global batch (:mod:`utils.batch_shard`).
+
+        Returns:
+            ``{'temperature': ..., 'sdm_loss': ..., 'img_acc': ...}``, scalars of the global batch.
+        """
+        batch = self.transform_batch(batch, shard)
         with self.autocast():
-            encoded = self.encode(batch)
-            results = {'temperature': torch.full((), self.temperature)}
-            for head in self.heads:
-                add_results(results, head, head(encoded, batch))
+            with shard.per_rank_rng(0):
+                encoded = self.encode(batch)
+            encoded.shard = shard
+            global_batch = shard.global_batch(batch)
+            results = self.compute_embedding_losses(self.gather_embeddings(encoded), global_batch)
+            results.update(self.compute_token_losses(encoded, batch, global_batch, shard))
+        return self.collect_results(results, shard)
+
+    def gather_embeddings(self, encoded):
+        """Return the embeddings of the global batch, given those of this rank. Tokens are not gathered."""
+        if encoded.shard is WHOLE_BATCH:
+            return encoded
+        return self.encoded_embeddings(*map(encoded.shard.all_gather, (encoded.image, encoded.text)), encoded.shard)
+
+    def encoded_embeddings(self, image, text, shard):
+        """Return an :class:`EncodedBatch` of embeddings [B, D], without tokens."""
+        return EncodedBatch(image, text, encoder=self.backbone.encoder, embed_image=self.embed_image,
+                            embed_text=self.embed_text, shard=shard)
+
+    def compute_embedding_losses(self, encoded, batch):
+        """Run the heads that read only embeddings: ``{head: results}``.
+
+        Args:
+            encoded: the embeddings of the global batch.
+            batch: the fields of the global batch.
+        """
+        results = {}
+        for head in self.heads:
+            if not head.uses_tokens:
+                is_sharded = isinstance(batch, GlobalBatch)
+                fields = batch.for_head(describe_head(head), head.uses_all_gather) if is_sharded else batch
+                results[head] = head(encoded, fields)
+        return results
+
+    def compute_token_losses(self, encoded, batch, global_batch, shard):
+        """Run the heads that read tokens, on a part of the global batch: ``{head: results}``.
+
+        The results are weighted, so that those of all parts add up to the results of the global batch.
+
+        Args:
+            encoded: the encoded rows of the part.
+            batch: the fields of the part.
+            global_batch: the fields of the global batch.
+            shard: the rows of this rank.
+        """
+        results, is_placeholder = {}, not shard.local_size(batch)
+        for head in self.heads:
+            if head.uses_tokens:
+                results[head] = head(encoded, batch)
+                if batch is not global_batch and results[head]:
+                    weight = 0 if is_placeholder else head.compute_micro_batch_weight(batch, global_batch)
+                    results[head] = {name: weight * value for name, value in results[head].items()}
+        return results
+
+    def collect_results(self, results_by_head, shard=WHOLE_BATCH):
+        """Collect the results of all heads in the order of ``--loss_names``, summed over ranks where they are parts."""
+        heads = [head for head in self.heads if head.uses_tokens and results_by_head[head]]
+        if shard is not WHOLE_BATCH and heads:
+            parts = [value.float() for head in heads for value in results_by_head[head].values()]
+            sums = iter(shard.all_reduce_sum(torch.stack(parts)).unbind())
+            results_by_head = {**results_by_head, **{head: dict(zip(results_by_head[head], sums)) for head in heads}}
+        results = {'temperature': torch.full((), self.temperature)}
+        for head in self.heads:
+            add_results(results, head, results_by_head[head])
         return results
 
 

@@ -5,7 +5,7 @@ import torch
 
 from model.build import EncodedBatch
 from processor.progress import ProgressBar, format_log_line
-from processor.step import split_into_micro_batches
+from processor.step import augment, prepare_on_host, to_device
 from utils import comm
 from utils.batch_shard import WHOLE_BATCH, sync_batch_shards
 from utils.seeding import derive_seed, seed_all
@@ -96,13 +96,15 @@ def compute_pair_losses(model, batch, shard=WHOLE_BATCH):
         batch: this rank's rows of a loader's batch.
         shard: this rank's rows of the global batch (:mod:`utils.batch_shard`).
     """
-    global_batch, (local,) = split_into_micro_batches(model, batch, None, shard)
+    batch = prepare_on_host(batch, model)
+    batch = augment(to_device(batch, next(model.parameters()).device), model.image_stats)
+    batch = model.transform_batch(batch, shard)
     with model.autocast():
-        encoded = model.encode(local)
+        encoded = model.encode(batch)
         if shard is not WHOLE_BATCH:
             extra_embeddings = {name: tuple(map(shard.all_gather, image_and_text))
                                 for name, image_and_text in encoded.extra_embeddings.items()}
             encoded = EncodedBatch(image=shard.all_gather(encoded.image), text=shard.all_gather(encoded.text),
                                    extra_embeddings=extra_embeddings)
         return {name: losses.float() for head in model.heads
-                for name, losses in head.pair_losses(encoded, global_batch).items()}
+                for name, losses in head.pair_losses(encoded, shard.global_batch(batch)).items()}

@@ -12,7 +12,7 @@ from processor.evaluation import Evaluator
 from processor.history import format_summary, read_evaluations, summarize_evaluations
 from processor.interrupt import Interrupted, InterruptHandler
 from processor.progress import MetricsLog, NullMetricsLog, ProgressBar, RunningMeans, format_log_line
-from processor.step import Step
+from processor.step import build_step
 from utils import comm
 from utils.batch_shard import sync_batch_shards
 from utils.checkpoint import is_reference_checkpoint
@@ -64,7 +64,7 @@ class Trainer:
     def __init__(self, args, model, train_loader, evaluator, optimizer, scheduler, checkpointer):
         self.args, self.model, self.loader, self.evaluator = args, model, train_loader, evaluator
         self.optimizer, self.scheduler, self.checkpointer = optimizer, scheduler, checkpointer
-        self.training_step = Step(model, optimizer, args.micro_batch, getattr(args, 'shard', False))
+        self.training_step = build_step(model, optimizer, args.micro_batch, getattr(args, 'shard', False))
         self.clean_pairs = CleanPairs(model, train_loader, args.seed)
         self.flush_period = FLUSH_PERIOD if next(model.parameters()).device.type != 'cpu' else 1
         self.epoch, self.step, self.total_steps, self.pending_evaluation = 1, 0, 0, None

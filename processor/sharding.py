@@ -11,31 +11,28 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 
 from model.heads import Head
-from processor.parallel import FunctionRunner
 from processor.progress import format_log_line
+from processor.step import Step
 from utils import comm, precision
 from utils.errors import UserError
 
 logger = logging.getLogger('Pedestal.train')
 
 
-class ShardedRunner:
-    """A runner of forward passes (:func:`processor.parallel.build_ddp_runner`) with sharded parameters.
+class ShardedStep(Step):
+    """A training step with sharded parameters. See :class:`processor.step.Step` for its arguments and results.
 
     FSDP2 (Zhao et al. 2023, arXiv 2304.11277) gathers a transformer block's parameters while the block computes. It
-    gathers the other parameters for the whole forward pass. The optimizer updates the shards, and its state is sharded
-    in the same way. Scalar parameters, such as a temperature, are replicated. All ranks must make the same calls, also
-    without rows of their own.
-
-    Args:
-        model: a :class:`~model.build.RetrievalModel` on its device, with equal parameters on all ranks.
-        optimizer: the optimizer of the model's parameters; it gets the shards instead.
+    gathers the other parameters for the whole forward pass. The optimizer gets the shards, and its state is sharded in
+    the same way. Scalar parameters, such as a temperature, are replicated. All ranks must make the same calls, also
+    without rows of their own. The parameters must be equal on all ranks.
 
     Raises:
         UserError: the model cannot be sharded (:func:`validate_sharding`).
     """
 
-    def __init__(self, model, optimizer):
+    def wrap_model(self):
+        model, optimizer = self.model, self.optimizer
         validate_sharding(model)
         parameters = dict(model.named_parameters())
         names = {id(parameter): name for name, parameter in parameters.items()}
@@ -44,11 +41,9 @@ class ShardedRunner:
         scalars = {name: parameter for name, parameter in parameters.items() if not parameter.dim()}
         ignored = {'ignored_params': set(scalars.values())} if scalars else {}
         self.blocks = [fully_shard(block, mesh=self.mesh, **ignored) for block, _ in model.blocks()]
-        module = FunctionRunner(model)
-        module.heads = nn.ModuleList(model.heads)    # to shard the parameters of the heads also
-        self.root = fully_shard(module, mesh=self.mesh, **ignored)
-        self.root(lambda: None)    # FSDP2's root is the module that is called first
-        self.root.reshard()
+        root = fully_shard(ModelAndHeads(model), mesh=self.mesh, **ignored)
+        root(None, None)    # FSDP2's root is the module that is called first
+        root.reshard()
         self.scalars = [(scalar, nn.Parameter(self.replicate(scalar.detach()))) for scalar in scalars.values()]
         shards = {**dict(model.named_parameters()), **dict(zip(scalars, (replica for _, replica in self.scalars)))}
         optimizer.register_step_pre_hook(self.average_scalar_gradients)
@@ -61,9 +56,7 @@ class ShardedRunner:
         local = sum(shard.to_local().numel() for shard in shards.values())
         total = sum(map(torch.numel, shards.values()))
         logger.info(format_log_line('sharded', f'{local / 1e6:.1f}M of {total / 1e6:.1f}M parameters on this rank'))
-
-    def __call__(self, compute, is_last=False):
-        return self.root(compute)
+        return root
 
     def replicate(self, value):
         """Wrap a tensor that all ranks have, so that the optimizer updates it with the shards. The memory is shared."""
@@ -82,7 +75,7 @@ class ShardedRunner:
     @contextlib.contextmanager
     def unsharded(self):
         """Gather all parameters on every rank inside the ``with`` block."""
-        modules = (self.root, *self.blocks)
+        modules = (self.module, *self.blocks)
         for module in modules:
             module.set_reshard_after_forward(False, recurse=False)
             module.unshard()
@@ -90,8 +83,19 @@ class ShardedRunner:
             yield
         finally:
             for module in modules:
-                module.set_reshard_after_forward(module is not self.root, recurse=False)
+                module.set_reshard_after_forward(module is not self.module, recurse=False)
                 module.reshard()
+
+
+class ModelAndHeads(nn.Module):
+    """A model whose heads are submodules, so that their references to parameters are also sharded."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.heads = model, nn.ModuleList(model.heads)
+
+    def forward(self, batch, shard):
+        return None if batch is None else self.model(batch, shard)
 
 
 def shard_like(value, shard):

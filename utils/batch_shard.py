@@ -1,13 +1,20 @@
-"""The local rows of a batch that is sharded across ranks, and collective operations on the global batch.
+"""The rows of a batch that is sharded across ranks, and operations on the global batch.
+
+Every rank computes the loss of the global batch. The operations below therefore have one rule for gradients: the
+gradient of a result is summed over the losses of all ranks. DistributedDataParallel then averages the gradients of the
+parameters over ranks, which gives the gradient of one process with the global batch.
 
 Shapes: ``b`` is the number of local rows, ``B`` the number of rows of the global batch.
 """
 import contextlib
+import copy
+from collections.abc import Mapping
 
 import torch
 import torch.distributed as dist
 
 from utils import comm
+from utils.errors import UserError
 from utils.seeding import derive_seed
 
 LOCAL_SEED_KEY = 2 ** 21    # part of the seeds of BatchShard.per_rank_rng; differs from the keys of other seeds
@@ -23,6 +30,11 @@ class WholeBatch:
         return rows
 
     @staticmethod
+    def all_reduce_sum(values):
+        """Sum a tensor over all ranks, with gradient."""
+        return values
+
+    @staticmethod
     def local_rows(rows):
         """Select this rank's rows of the global batch: [B, ...] -> [b, ...].
 
@@ -36,25 +48,23 @@ class WholeBatch:
         return len(rows)
 
     @staticmethod
-    def all_gather_fields(batch):
-        """Gather the fields of all ranks, without gradient: ``{name: [b, ...]}`` -> ``{name: [B, ...]}``."""
-        return batch
-
-    @staticmethod
-    def all_reduce_sum(values):
-        """Sum a tensor over all ranks, without gradient."""
-        return values
-
-    @staticmethod
-    def micro_batch_size(batch):
+    def local_size(batch):
         """Count the rows of a local (micro) batch, without a placeholder row."""
         return count_rows(batch)
 
     @staticmethod
-    def per_rank_rng():
+    def global_batch(batch):
+        """Return the fields of the global batch, given this rank's rows."""
+        return batch
+
+    @staticmethod
+    def per_rank_rng(*keys):
         """Seed PyTorch differently on each rank inside the ``with`` block, such as for dropout in local rows.
 
         After the block, the random state is the same on all ranks again.
+
+        Args:
+            keys: numbers that tell this block from the others of the step; by default, the blocks are counted.
         """
         return contextlib.nullcontext()
 
@@ -64,10 +74,6 @@ WHOLE_BATCH = WholeBatch()
 
 class BatchShard(WholeBatch):
     """This rank's rows of a global batch that is sharded across ranks.
-
-    Every rank computes a part of the loss, and the gradients of the parameters are summed over ranks. The rows that
-    :meth:`all_gather` returns may therefore enter the loss of every rank: a row's gradient is the sum over the losses
-    of all ranks.
 
     Args:
         counts: the number of rows of each rank. A rank with 0 rows has a placeholder row, which is never gathered.
@@ -80,7 +86,11 @@ class BatchShard(WholeBatch):
         self.local_slice = slice(start, start + counts[self.rank])
 
     def all_gather(self, rows):
-        return AllGather.apply(rows, self) if rows.is_floating_point() else all_gather_any_dtype(rows, self)
+        return AllGather.apply(rows, self) if rows.is_floating_point() else all_gather_rows(rows, self)
+
+    @staticmethod
+    def all_reduce_sum(values):
+        return AllReduceSum.apply(values)
 
     def local_rows(self, rows):
         return rows[self.local_slice] if self.counts[self.rank] else rows[:1]
@@ -88,51 +98,89 @@ class BatchShard(WholeBatch):
     def global_size(self, rows):
         return sum(self.counts)
 
-    def all_gather_fields(self, batch):
-        """Gather all fields in one call, as bytes."""
-        names = list(batch)
-        matrices = [batch[name].contiguous().flatten(1) if batch[name].dim() > 1 else batch[name].contiguous()[:, None]
-                    for name in names]
-        byte_columns = [matrix.view(torch.uint8) for matrix in matrices]
-        rows = torch.cat(byte_columns, dim=1)                                               # [b, bytes]
-        gathered = all_gather_rows(rows, self).split([column.shape[1] for column in byte_columns], dim=1)
-        # Copy: a view as another dtype needs an aligned start.
-        aligned = [column.clone(memory_format=torch.contiguous_format).flatten() for column in gathered]
-        return {name: column.view(batch[name].dtype).reshape(-1, *batch[name].shape[1:])
-                for name, column in zip(names, aligned)}
-
-    @staticmethod
-    def all_reduce_sum(values):
-        values = values.clone()
-        dist.all_reduce(values, group=comm.embedding_group())
-        return values
-
-    def micro_batch_size(self, batch):
+    def local_size(self, batch):
         return min(count_rows(batch), self.counts[self.rank])
 
+    def global_batch(self, batch):
+        return GlobalBatch(batch, self)
+
     @contextlib.contextmanager
-    def per_rank_rng(self):
-        self.per_rank_rng_count += 1
+    def per_rank_rng(self, *keys):
+        if not keys:
+            self.per_rank_rng_count += 1
+            keys = LOCAL_SEED_KEY, self.per_rank_rng_count
         with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
-            seed = derive_seed(torch.initial_seed(), LOCAL_SEED_KEY, self.per_rank_rng_count, self.rank)
-            torch.manual_seed(seed)
+            torch.manual_seed(derive_seed(torch.initial_seed(), *keys, self.rank))
             yield
 
 
-def all_gather_any_dtype(rows, shard):
-    """Gather rows of any dtype without gradient, as bytes, because gloo does not support every dtype."""
-    return shard.all_gather_fields({'': rows})['']
+class GlobalBatch(Mapping):
+    """The fields of a global batch that is sharded across ranks. A field is gathered when it is read.
+
+    All ranks must read the same fields in the same order. Images are not gathered, because they are large. Fields that
+    heads computed on the host (``host_...``) are left out, because they describe this rank's rows.
+
+    Args:
+        batch: ``{name: [b, ...]}``, this rank's rows.
+        shard: the :class:`BatchShard` of these rows.
+    """
+
+    def __init__(self, batch, shard):
+        self.local = {name: value for name, value in batch.items() if not name.startswith('host_')}
+        self.shard, self.gathered = shard, {}
+        self.reader, self.has_local_images = 'the head', False
+
+    def for_head(self, description, has_local_images):
+        """Return a view for a head.
+
+        Args:
+            description: the head's file and class, for the error message.
+            has_local_images: whether the head gets this rank's images, because it gathers what it computes from them.
+        """
+        view = copy.copy(self)
+        view.reader, view.has_local_images = description, has_local_images
+        return view
+
+    def __getitem__(self, name):
+        rows = self.local[name]
+        if is_shared_field(name) or is_image_field(name) and self.has_local_images:
+            return rows
+        if is_image_field(name):
+            raise UserError(f"{self.reader} reads batch['{name}'], but each of several processes holds only its own "
+                            'rows of it: call encoded.shard.all_gather on what the head computes from them, and set '
+                            'uses_all_gather = True in the head')
+        if name not in self.gathered:
+            self.gathered[name] = self.shard.all_gather(rows)
+        return self.gathered[name]
+
+    def __iter__(self):
+        return iter(self.local)
+
+    def __len__(self):
+        return len(self.local)
+
+
+def is_shared_field(name):
+    """Whether a field belongs to the whole batch instead of to its samples. Every rank has all of it."""
+    return name.startswith('prompt_')
+
+
+def is_image_field(name):
+    return name.endswith('images')
 
 
 def all_gather_rows(rows, shard):
-    """Gather rows without gradient: [b, ...] of each rank -> [B, ...]. The number of rows may differ between ranks."""
-    largest = max(shard.counts)
-    padded = rows.new_zeros((largest, *rows.shape[1:]))
-    count = shard.counts[shard.rank]
-    padded[:count] = rows[:count]
+    """Gather rows without gradient: [b, ...] of each rank -> [B, ...].
+
+    The number of rows may differ between ranks. Rows are sent as bytes, because gloo does not support every dtype.
+    """
+    count, size = shard.counts[shard.rank], rows[0].numel() * rows.element_size()
+    padded = torch.zeros((max(shard.counts), size), dtype=torch.uint8, device=rows.device)      # [largest b, bytes]
+    padded[:count] = rows[:count].contiguous().flatten().view(torch.uint8).reshape(count, size)
     gathered = [torch.empty_like(padded) for _ in shard.counts]
     dist.all_gather(gathered, padded, group=comm.embedding_group())
-    return torch.cat([rows_of_rank[:count] for rows_of_rank, count in zip(gathered, shard.counts)])
+    all_rows = torch.cat([rows_of_rank[:count] for rows_of_rank, count in zip(gathered, shard.counts)])
+    return all_rows.flatten().view(rows.dtype).reshape(-1, *rows.shape[1:])
 
 
 class AllGather(torch.autograd.Function):
@@ -141,16 +189,35 @@ class AllGather(torch.autograd.Function):
     @staticmethod
     def forward(ctx, rows, shard):
         ctx.shard, ctx.count = shard, len(rows)
-        return all_gather_any_dtype(rows, shard)
+        return all_gather_rows(rows, shard)
 
     @staticmethod
     def backward(ctx, gradient):
-        total = BatchShard.all_reduce_sum(gradient.float().contiguous())      # in float32, for any gradient dtype
+        total = sum_over_ranks(gradient.float().contiguous())      # in float32, for any gradient dtype
         local = total[ctx.shard.local_slice].to(gradient.dtype)
         placeholders = ctx.count - len(local)
         if placeholders:
             local = torch.cat([local, local.new_zeros((placeholders, *local.shape[1:]))])
         return local, None
+
+
+class AllReduceSum(torch.autograd.Function):
+    """The sum over ranks, with a gradient: the sum of the gradients of all ranks."""
+
+    @staticmethod
+    def forward(ctx, values):
+        return sum_over_ranks(values)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return sum_over_ranks(gradient.contiguous())
+
+
+def sum_over_ranks(values):
+    """Sum a tensor over all ranks, without gradient."""
+    values = values.clone()
+    dist.all_reduce(values, group=comm.embedding_group())
+    return values
 
 
 def sync_batch_shards(batch):
@@ -178,7 +245,7 @@ def sync_batch_shards(batch):
         source = next(rank for rank, count in enumerate(counts) if count)
         source_batch = comm.broadcast_object(batch, src=source)
         if not count_rows(batch):
-            batch = {name: value if name.startswith('prompt_') else value[:1] for name, value in source_batch.items()}
+            batch = {name: value if is_shared_field(name) else value[:1] for name, value in source_batch.items()}
     return BatchShard(counts), batch
 
 

@@ -92,7 +92,7 @@ class MLM(Head):
     def forward(self, encoded, batch):
         text_tokens, labels = self.masked_captions(encoded, batch)              # [b, L, D], [b, L], 0 if not masked
         tokens = self.cross(text_tokens, encoded.image_tokens)                  # [b, L, D]
-        positions = batch['mlm_positions'] if 'mlm_positions' in batch else masked_positions(labels)    # [M] of b*L
+        positions = batch['host_mlm_positions'] if 'host_mlm_positions' in batch else masked_positions(labels)    # [M]
         all_labels, labels = labels, labels.flatten().index_select(0, positions)
         logits = self.mlm_head(tokens.flatten(0, 1).index_select(0, positions))    # [M, V]
         fraction = word_fraction(labels, encoded.shard.all_gather(all_labels)) if self.masks_in_forward else 1
@@ -101,7 +101,7 @@ class MLM(Head):
 
     def prepare_on_host(self, batch):
         is_masked = 'mlm_labels' in batch and not self.by_attention
-        return {'mlm_positions': masked_positions(batch['mlm_labels'])} if is_masked else {}
+        return {'host_mlm_positions': masked_positions(batch['mlm_labels'])} if is_masked else {}
 
     def micro_batch_unsupported(self):
         return ('with --mlm_masking attention and --caption_masking clean it masks words during the step '

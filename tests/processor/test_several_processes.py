@@ -9,7 +9,7 @@ from torchvision.ops import StochasticDepth
 from datasets.sampler import shard_slice
 from model.heads.sdm import SDM
 from processor.clean_pairs import CleanPairs
-from processor.step import Step, is_shared_field
+from processor.step import build_step
 from tests.model.test_aptm import batch as aptm_batch
 from tests.model.test_aptm import tiny as aptm_model
 from tests.model.test_documented_hooks import registered_examples
@@ -17,7 +17,7 @@ from tests.several import Processes
 from tests.support import golden_archive, golden_json, small_batch, small_model
 from utils import comm
 from utils.errors import UserError
-from utils.batch_shard import sync_batch_shards
+from utils.batch_shard import is_shared_field, sync_batch_shards
 from utils.seeding import seed_all
 
 RATE = 1e-3
@@ -103,7 +103,7 @@ def train_in_default_precision(archive, settings, sizes=(6,), micro_batch=None, 
     """
     model = model_of(archive, **settings)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, eps=eps)
-    step, results, gradients = Step(model, optimizer, micro_batch), [], None
+    step, results, gradients = build_step(model, optimizer, micro_batch), [], None
     for number, size in enumerate(sizes):
         batch = samples(settings.get('backbone'), max(size, 6), seed=number)
         if last_bit:
