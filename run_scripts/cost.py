@@ -31,7 +31,7 @@ from datasets.build import dataset_class
 from datasets.synthpedes import generate
 from model import build_model
 from model.build import total_loss
-from processor.step import Step
+from processor.step import build_step
 from run_scripts.ablate import split_at_dashes
 from run_scripts.benchmark.child import measure_in_child
 from run_scripts.benchmark.machine import describe_machine, measure_time, peak_bytes
@@ -196,7 +196,7 @@ def measure_query(model, options, gallery_size, repeats):
 def measure_step(model, options, batch, repeats):
     """A training step as in train.py: from a batch in memory to updated weights and a loss on the host."""
     model.train()
-    step = Step(model, build_optimizer(options, model), options.micro_batch)
+    step = build_step(model, build_optimizer(options, model), options.micro_batch)
     timing, _ = measure_time(lambda: total_loss(step(dict(batch))).item(), next(model.parameters()).device, repeats,
                       patience=120)
     return {'step_seconds': statistics.median(timing['seconds']), 'others': timing['others']}

@@ -145,6 +145,12 @@ def small_model(archive, loss_names, seed=0, **changes):
     return build_model(options(**{**settings, **changes}), 6)
 
 
+def compute_gradients(model, batch, micro_batch=None):
+    """Return the results of a training step that changes no parameter. The parameters have the step's gradients."""
+    from processor.step import build_step
+    return build_step(model, torch.optim.SGD(model.parameters(), lr=0.0), micro_batch)(batch)
+
+
 def small_batch(size=6, seed=0):
     """Build a batch for :func:`small_model` with the fields of every head."""
     generator = torch.Generator().manual_seed(seed)

@@ -332,7 +332,7 @@ def prompt_word_loss(encoded, batch, mask, is_true):
         return encoded.image.new_zeros(())
     first_row = encoded.shard.local_slice.start or 0
     images = torch.multinomial(is_true.t()[prompts].float(), 1).squeeze(1) - first_row               # [P] local rows
-    is_local = (images >= 0) & (images < encoded.shard.micro_batch_size(batch))
+    is_local = (images >= 0) & (images < encoded.shard.local_size(batch))
     local = is_local.nonzero().squeeze(1)                                                            # [p] of P
     local_count, total = ((batch['prompt_mlm_labels'][rows] != IGNORE_INDEX).sum()
                           for rows in (prompts[local], prompts))

@@ -8,7 +8,6 @@ import torch
 import torch.multiprocessing
 
 from datasets.sampler import shard_slice
-from processor.parallel import run_locally
 from run_scripts.benchmark.machine import core_count, synchronize
 from run_scripts.benchmark.workload import TrainingSteps, recipe_options, synthetic_batches
 from utils import comm
@@ -53,7 +52,7 @@ def run_process(rank, count, port, is_distributed, setting, results):
         device = comm.pick_device('cuda' if setting.on_gpu else 'cpu')
         training = TrainingSteps(recipe_options(setting, '--device', str(device)))
         if not is_distributed:
-            training.step.runner = run_locally
+            training.step.module = training.model
         batches = itertools.cycle([local_rows(batch, setting.batch_size) for batch in synthetic_batches(setting)])
         seconds = []
         for _ in range(WARM_UP + setting.repeats):

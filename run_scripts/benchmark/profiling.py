@@ -5,7 +5,7 @@ import time
 
 import torch
 
-from processor import step
+from processor import step as training_step
 from run_scripts.benchmark.machine import synchronize
 from run_scripts.benchmark.workload import TrainingSteps, recipe_options, synthetic_batches
 
@@ -48,8 +48,9 @@ class PartTimer:
         self.on_gpu, self.spans, self.wrapped = torch.device(training.args.device).type == 'cuda', {}, []
         model = training.model
         self.wrap('step', TrainingSteps, '__call__')
-        self.wrap('preparation', step, 'split_into_micro_batches')
-        self.wrap('passes', step.GradientComputation, 'run')
+        for function in ('prepare_on_host', 'to_device', 'augment'):
+            self.wrap('preparation', training_step, function)
+        self.wrap('passes', model, 'forward')
         self.wrap('image encoder', model.base_model, 'encode_image')
         self.wrap('text encoder', model.base_model, 'encode_text')
         self.wrap('cross encoder', next(head.cross for head in model.heads if hasattr(head, 'cross')), 'forward')
@@ -95,7 +96,7 @@ class PartTimer:
         """``{part: seconds}``, which add up to the seconds of the steps."""
         encoders = {name: self.seconds(name) for name in ('image encoder', 'text encoder', 'cross encoder')}
         backward = self.seconds('backward')
-        heads = self.seconds('passes') - sum(encoders.values()) - backward
+        heads = self.seconds('passes') - sum(encoders.values())
         parts = {'preparing and moving the batch': self.seconds('preparation'), **encoders, 'heads and losses': heads,
                  'backward': backward, 'optimizer': self.seconds('optimizer')}
         return {**parts, 'the rest': self.seconds('step') - sum(parts.values())}

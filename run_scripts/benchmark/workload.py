@@ -12,7 +12,7 @@ from datasets.transforms import sample_augmentation
 from model import build_model
 from model.build import total_loss
 from processor.processor import FLUSH_PERIOD
-from processor.step import Step
+from processor.step import build_step
 from run_scripts import ROOT
 from run_scripts.benchmark import reference
 from solver import build_optimizer
@@ -116,7 +116,7 @@ class TrainingSteps:
 
     def __init__(self, args, switch=None):
         self.args, self.model = args, build_training_model(args).train()
-        self.step = Step(self.model, build_optimizer(args, self.model), args.micro_batch)
+        self.step = build_step(self.model, build_optimizer(args, self.model), args.micro_batch)
         self.flush_period = FLUSH_PERIOD if torch.device(args.device).type == 'cuda' else 1
         self.step_count, self.pending_metrics = 0, []
         if switch:

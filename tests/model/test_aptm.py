@@ -11,8 +11,7 @@ from model import build_model
 from model.backbones.aptm import Aptm, read_shape, shape_of
 from model.build import RetrievalModel, total_loss
 from solver.build import parameter_settings
-from processor.step import compute_gradients
-from tests.support import options, small_archive
+from tests.support import compute_gradients, options, small_archive
 from utils.checkpoint import load_weights, init_from_checkpoint
 from utils.errors import UserError
 from utils.wordpiece import SPECIAL, WordPiece

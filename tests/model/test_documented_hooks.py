@@ -12,7 +12,7 @@ from model import heads as heads_package
 from model import objectives
 from model.build import total_loss
 from processor.clean_pairs import CleanPairs
-from processor.step import Step
+from processor.step import build_step
 from tests.support import golden_archive, golden_json, small_batch, small_model
 from utils.checkpoint import Checkpointer, load_weights, init_from_checkpoint
 from utils.errors import UserError
@@ -57,7 +57,7 @@ def registered_examples(folder):
 
 
 def make_step(model, lr=1e-3):
-    return Step(model, torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=lr))
+    return build_step(model, torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=lr))
 
 
 def test_there_is_a_short_example_for_each_hook():

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from model import objectives
-from processor.step import Step
+from processor.step import build_step
 from solver.build import parameter_groups
 from tests.support import golden_archive, golden_json, options, small_batch, small_model
 
@@ -81,6 +81,6 @@ def test_micro_batches_are_unsupported_with_further_views(archive, changes, spli
     assert all(head.micro_batch_unsupported() is None for head in model.heads) is split
     if split:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-        expected, results = (Step(model.eval(), optimizer, size)(small_batch()) for size in (None, 2))
+        expected, results = (build_step(model.eval(), optimizer, size)(small_batch()) for size in (None, 2))
         for name in expected:
             torch.testing.assert_close(results[name], expected[name], rtol=1e-4, atol=1e-5)

@@ -9,9 +9,8 @@ from model.build import total_loss
 from model.clip_model import MLP
 from model.heads import Head, registry
 from model.heads.mlm import CrossEncoder
-from processor.step import compute_gradients
 from solver.build import parameter_groups, parameter_settings
-from tests.support import golden_archive, golden_json, options, small_batch, small_model
+from tests.support import compute_gradients, golden_archive, golden_json, options, small_batch, small_model
 from utils.errors import UserError
 
 

@@ -11,7 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from processor.step import Step, to_device
+from processor.step import build_step, to_device
 from solver import build_optimizer
 from tests.support import golden_archive, golden_json, options, small_batch, small_model
 
@@ -45,7 +45,7 @@ def step_on_meta(archive, loss_names, **changes):
     model = small_model(archive, loss_names, **changes).train().to('meta')
     # SGD, because PyTorch's fused optimizers do not support the meta device.
     args = options(loss_names=loss_names, text_length=20, optimizer='SGD', **changes)
-    step = Step(model, build_optimizer(args, model), args.micro_batch)
+    step = build_step(model, build_optimizer(args, model), args.micro_batch)
     batch = small_batch()
     batch['caption_ids'] = model.trim_padding(batch['caption_ids'])
     on_host = model.prepare_on_host(batch)

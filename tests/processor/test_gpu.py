@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from model.build import total_loss
-from processor.step import Step
+from processor.step import build_step
 from solver import build_optimizer
 from tests.support import golden_archive, golden_json, options, small_batch, small_model
 from datasets.device_augmentation import augment_on_device
@@ -21,7 +21,7 @@ def archive(tmp_path_factory):
 def new_step(archive, loss_names, device='cuda', **changes):
     model = small_model(archive, loss_names, **changes).train().to(device)
     args = options(loss_names=loss_names, text_length=20, **changes)
-    return Step(model, build_optimizer(args, model), args.micro_batch)
+    return build_step(model, build_optimizer(args, model), args.micro_batch)
 
 
 @pytest.mark.parametrize('amp', ['bf16', 'fp16'])

@@ -4,8 +4,8 @@ import torch
 
 from model.build import total_loss
 from model.heads import Head, registry
-from processor.step import compute_gradients
-from tests.support import golden_archive, golden_json, small_batch, small_model
+from processor.step import build_step
+from tests.support import compute_gradients, golden_archive, golden_json, small_batch, small_model
 from utils.errors import UserError
 
 
@@ -25,9 +25,8 @@ def whole_batch_gradients(model, batch):
     return results, gradients(model)
 
 
-def micro_batch_gradients(model, batch, size, **settings):
-    model.zero_grad()
-    return compute_gradients(model, batch, size, **settings), gradients(model)
+def micro_batch_gradients(model, batch, size):
+    return compute_gradients(model, batch, size), gradients(model)
 
 
 def assert_same(one, other):
@@ -105,8 +104,10 @@ def test_dropout_in_the_embedding_is_drawn_once(archive):
 
 def test_the_scalers_factor_is_applied_once(archive):
     model, batch = small_model(archive, 'sdm+mlm+id'), uneven(small_batch())
-    results, grads = micro_batch_gradients(model, batch, 2, scale_loss=lambda loss: 1024 * loss)
-    assert_same((results, {name: grad / 1024 for name, grad in grads.items()}), whole_batch_gradients(model, batch))
+    step = build_step(model, torch.optim.SGD(model.parameters(), lr=0.0), 2)
+    step.scaler = torch.amp.GradScaler('cpu', init_scale=1024.0)    # its step divides the gradients by the scale
+    results = step(batch)
+    assert_same((results, gradients(model)), whole_batch_gradients(model, batch))
 
 
 def test_a_micro_batch_without_masked_words(archive):

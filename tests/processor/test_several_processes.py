@@ -184,7 +184,7 @@ def negatives_and_prompts():
         shard, rows = sync_batch_shards({name: value if is_shared_field(name) else value[own]
                                          for name, value in batch.items()})
         seed_all(1)
-        Step(model, torch.optim.AdamW(model.parameters()))(rows, shard)
+        build_step(model, torch.optim.AdamW(model.parameters()))(rows, shard)
     return drawn
 
 
@@ -249,7 +249,7 @@ def read_all_images(archive):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SDM, 'forward', forward)
         with pytest.raises(UserError) as error:
-            Step(model, torch.optim.AdamW(model.parameters()))(rows, shard)
+            build_step(model, torch.optim.AdamW(model.parameters()))(rows, shard)
     return str(error.value)
 
 
@@ -280,6 +280,6 @@ def test_the_loss_of_local_rows_only_differs(processes, archive):
 def train_on_local_rows(archive):
     model = small_model(archive, 'sdm').train()
     batch, own = samples('clip', 6, 0), shard_slice(6, comm.get_rank(), comm.get_world_size())
-    step = Step(model, torch.optim.AdamW(model.parameters()))
+    step = build_step(model, torch.optim.AdamW(model.parameters()))
     step.runner = lambda compute, is_last=False: compute()
     return [{name: value.item() for name, value in step({name: value[own] for name, value in batch.items()}).items()}]

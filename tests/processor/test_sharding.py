@@ -6,7 +6,7 @@ from datasets.sampler import shard_slice
 from model import build
 from model.heads.sdm import SDM
 from processor.sharding import supports_cpu_sharding
-from processor.step import Step
+from processor.step import build_step
 from solver import build_lr_scheduler, build_optimizer
 from tests.several import Processes
 from tests.support import golden_archive, golden_json, options, small_batch, small_model
@@ -44,7 +44,7 @@ class Run:
         self.checkpoints = Checkpointer(self.model, self.optimizer, scheduler, str(folder), comm.is_main_process())
         if resumed:
             self.checkpoints.resume(str(resumed))
-        self.step = Step(self.model, self.optimizer, micro_batch, shard)
+        self.step = build_step(self.model, self.optimizer, micro_batch, shard)
 
     def train(self, numbers):
         """Train steps and return the results of each."""

@@ -9,11 +9,11 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from model import build_model
 from model.build import total_loss
 from model.heads.a2te import exponential_race
-from processor.step import Step, compute_gradients
+from processor.step import build_step
 from run_scripts.benchmark.memory import saved_bytes
 from solver import build_optimizer
 from solver.build import parameter_settings
-from tests.support import golden_archive, golden_json, options, small_batch, small_model
+from tests.support import compute_gradients, golden_archive, golden_json, options, small_batch, small_model
 
 aten = torch.ops.aten
 # Operations for which the host waits for a GPU: they read a value, have a shape that depends on values, or copy numbers
@@ -71,7 +71,7 @@ class HostReads(TorchDispatchMode):
 def new_step(archive, loss_names, **changes):
     model = small_model(archive, loss_names, **changes).train()
     args = options(loss_names=loss_names, text_length=20, **changes)
-    return Step(model, build_optimizer(args, model), args.micro_batch)
+    return build_step(model, build_optimizer(args, model), args.micro_batch)
 
 
 @pytest.mark.parametrize('loss_names, micro_batch', [
@@ -146,9 +146,8 @@ def losses_and_gradients(model, batch):
 
 
 def step_and_gradients(model, batch):
-    """Compute the same with the function that a training step calls."""
+    """Compute the same with a training step."""
     torch.manual_seed(1)
-    model.zero_grad()
     return compute_gradients(model, batch), clone_gradients(model)
 
 
@@ -189,7 +188,7 @@ def test_scores_at_masked_positions_only(archive):
     expected = losses_and_gradients(model, batch)
     assert_close(step_and_gradients(model, batch), expected)
     assert shapes == [(6, 512)] * 2
-    assert set(model.prepare_on_host(batch)) == {'mlm_positions'}
+    assert set(model.prepare_on_host(batch)) == {'host_mlm_positions'}
 
 
 @pytest.mark.parametrize('masking', ['clean', 'inplace'])

@@ -20,7 +20,6 @@ from model.build import RetrievalModel, total_loss
 from model.clip_model import SiLULinear
 from model.clip_weights import shape_named
 from processor.evaluation import embed
-from processor.step import compute_gradients
 from run_scripts.benchmark import __main__ as program
 from run_scripts.benchmark import (
     encoding, machine, memory, processes, profiling, ranking, reference, report, rows, step, switches)
@@ -30,6 +29,7 @@ from run_scripts.benchmark.ranking import synthetic_embeddings
 from run_scripts.benchmark.rows import REFERENCE, find_disagreement, training_variants
 from run_scripts.benchmark.workload import (
     TrainingSteps, Variant, build_reference_model, build_training_model, recipe_options, synthetic_batches)
+from tests.support import compute_gradients
 from utils.errors import UserError
 
 SMALL = replace(QUICK, batch_size=3, batches=1, repeats=2, images=3, captions=5, ids=3,
@@ -175,7 +175,7 @@ def run_and_observe(way, batch, monkeypatch):
             return real(*arguments, **settings)
         return wrapper
     trainer.model.base_model.encode_text = wrap(encode_text, **{'text passes': 1})
-    mlm.forward = wrap(mlm.forward, **{'places known': lambda encoded, batch: 'mlm_positions' in batch})
+    mlm.forward = wrap(mlm.forward, **{'places known': lambda encoded, batch: 'host_mlm_positions' in batch})
     trainer.model.mlm_head.fc.register_forward_pre_hook(lambda _, inputs: seen.update(scored=inputs[0][..., 0].numel()))
     with monkeypatch.context() as patched:
         patched.setattr(F, 'scaled_dot_product_attention', wrap(sdpa, **{'kernels of attention': lambda *_: True}))
