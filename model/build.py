@@ -432,7 +432,8 @@ class RetrievalModel(nn.Module):
             if head.uses_tokens:
                 results[head] = head(encoded, batch)
                 if batch is not global_batch and results[head]:
-                    weight = 0 if is_placeholder else head.compute_micro_batch_weight(batch, global_batch)
+                    # A rank with a placeholder row also computes the weight, because that may gather fields.
+                    weight = head.compute_micro_batch_weight(batch, global_batch) * (not is_placeholder)
                     results[head] = {name: weight * value for name, value in results[head].items()}
         return results
 
