@@ -7,6 +7,7 @@ import contextlib
 import warnings
 
 import torch
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from datasets.device_augmentation import augment_on_device
@@ -103,10 +104,23 @@ def build_step(model, optimizer, micro_batch=None, shard_parameters=False):
 
 
 def wrap_in_ddp(model):
-    """Wrap a model in DistributedDataParallel. Some parameters may be unused, such as those of a frozen part."""
+    """Wrap a model in DistributedDataParallel. A step may use only a part of the parameters."""
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', FutureWarning)    # newer PyTorch versions rename broadcast_buffers
-        return DistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=True)
+        return DistributedDataParallel(ModelWithUnusedParameter(model), broadcast_buffers=False,
+                                       find_unused_parameters=True)
+
+
+class ModelWithUnusedParameter(nn.Module):
+    """A model for DistributedDataParallel, which warns if all parameters are used after all."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+        self.unused = nn.Parameter(torch.zeros((), device=next(model.parameters()).device))
+
+    def forward(self, batch, shard):
+        return self.model(batch, shard)
 
 
 def prepare_on_host(batch, model):
