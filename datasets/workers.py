@@ -1,6 +1,6 @@
 """Data loader workers that ignore signals to their process group and always exit with their parent process."""
 import contextlib
-import multiprocessing
+import multiprocessing.connection
 import multiprocessing.queues
 import os
 import signal
@@ -8,11 +8,13 @@ import threading
 
 from torch._utils import ExceptionWrapper
 from torch.utils.data import DataLoader
+from torch.utils.data._utils.signal_handling import _remove_worker_pids
 
 from utils.errors import UserError, explain_worker_error
 
 SIGNALS = {signal.SIGINT, signal.SIGTERM}
 PARENT_POLL_SECONDS = 1.0   # between a worker's checks that its parent is alive
+EXIT_SECONDS = 5            # until a worker that has disconnected has exited
 POLL_SECONDS = 1            # between calls of on_wait while the loader waits for a batch
 # Until a batch counts as lost. Known causes are reported at once, so this limit is for a worker that hangs. A network
 # file system can hang for minutes and recover; other ranks wait for an hour (utils.comm.COLLECTIVE_TIMEOUT).
@@ -54,14 +56,15 @@ class BatchIterator:
             return next(self.iterator)
         self.iterator._timeout = POLL_SECONDS
         try:
-            return self.wait_for_batch()
+            with explain_loader_errors():
+                return self.wait_for_batch()
         finally:
             self.iterator._timeout = self.loader.timeout    # the start of the next epoch also waits for workers
 
     def wait_for_batch(self):
         for _ in range(MAX_WAIT_SECONDS // POLL_SECONDS):
-            with contextlib.suppress(BatchNotReadyError), explain_loader_errors():
-                return next(self.iterator)
+            with contextlib.suppress(BatchNotReadyError):
+                return self.get_batch()
             try:
                 self.loader.on_wait()
             except BaseException:
@@ -71,6 +74,30 @@ class BatchIterator:
         raise UserError(f'the {self.loader.num_workers} data loader workers sent no batch for {MAX_WAIT_SECONDS} s: '
                         'the disk or network file system of --root_dir may hang; --num_workers 0 reads without workers '
                         'and shows the path')
+
+    def get_batch(self):
+        """Return the next batch. If a worker died, raise PyTorch's error with the signal that killed the worker."""
+        try:
+            return next(self.iterator)
+        except (RuntimeError, OSError, EOFError) as error:
+            if str(error).startswith('DataLoader timed out'):
+                raise BatchNotReadyError from None
+            self.ignore_further_exits()
+            workers = self.iterator._workers
+            if isinstance(error, (EOFError, ConnectionError)):      # a dying worker disconnects before it has exited
+                multiprocessing.connection.wait([worker.sentinel for worker in workers], EXIT_SECONDS)
+            killed = [worker for worker in workers if (worker.exitcode or 0) < 0]
+            if not killed:
+                raise
+            self.terminate_workers()
+            raise RuntimeError(f'DataLoader worker (pid {killed[0].pid}) is killed by signal: '
+                               f'{signal.strsignal(-killed[0].exitcode)}') from None
+
+    def ignore_further_exits(self):
+        """Stop PyTorch's SIGCHLD handler. If another worker died, it would raise in whatever this process does then."""
+        if self.iterator._worker_pids_set:
+            _remove_worker_pids(id(self.iterator))
+            self.iterator._worker_pids_set = False
 
     def terminate_workers(self):
         """Terminate workers that may hang. PyTorch would wait five seconds for each."""
@@ -84,12 +111,10 @@ class BatchNotReadyError(Exception):
 
 @contextlib.contextmanager
 def explain_loader_errors():
-    """Convert PyTorch's errors about workers to :class:`UserError`, and its timeout to :class:`BatchNotReadyError`."""
+    """Convert PyTorch's errors about workers to :class:`UserError`."""
     try:
         yield
     except (RuntimeError, OSError) as error:
-        if str(error).startswith('DataLoader timed out'):
-            raise BatchNotReadyError from None
         sentence = explain_worker_error(error)
         if sentence:
             raise UserError(sentence) from None

@@ -138,7 +138,7 @@ def test_a_worker_that_the_system_kills_is_a_sentence(start):
 LOADER = '''
 import sys
 sys.path.insert(0, {root!r})
-import numpy as np, os, time, torch
+import numpy as np, os, signal, time, torch
 from datasets import workers
 from utils.errors import run
 
@@ -163,6 +163,7 @@ IN_THE_BATCH = 'collate(samples): return torch.utils.data.default_collate(sample
 ON_SENDING = 'collate(samples): return torch.stack(samples)'
 MANY_TENSORS = 'collate(samples): return [torch.stack(samples[:2]) for _ in range(40)]'
 HANGING = 'collate(samples): time.sleep(1000)'
+KILLED = 'collate(samples): os.kill(os.getpid(), signal.{name})'
 
 
 def printed_by_loader(collate, before='pass', shell='exec "$@"'):
@@ -186,6 +187,14 @@ def test_too_little_shared_memory_is_a_sentence(collate):
     assert status == 2 and 'Traceback' not in printed, printed
     assert 'no shared memory left (/dev/shm has 8 MB)' in printed and '--shm-size' in printed
     assert 'lower --num_workers' in printed
+
+
+@pytest.mark.parametrize('name, sentence', [('SIGKILL', 'was killed, most likely by the system because memory ran out'),
+                                            ('SIGBUS', 'had no shared memory left')])
+def test_workers_that_die_while_the_loader_waits_are_a_sentence(name, sentence):
+    status, printed = printed_by_loader(KILLED.format(name=name))
+    assert status == 2 and 'Traceback' not in printed, printed
+    assert printed.count(': error: ') == 1 and sentence in printed, printed
 
 
 @needs_proc
