@@ -1,13 +1,30 @@
-"""Reports of heads about a trained model (:meth:`model.heads.Head.report`), requested by flags of test.py."""
+"""Reports of heads about a trained model (:meth:`model.heads.Head.report`), requested by flags of test.py.
+
+The value of a flag is False, True, or the file of the figure.
+"""
 import json
 import logging
 
-from model.heads import heads_with_report
+from model.heads import active_heads, heads_with_report
 from utils.errors import UserError
-from utils.figures import save_figure
+from utils.figures import check_figure_path, save_figure
 from utils.iotools import atomic_write
 
 logger = logging.getLogger('Pedestal.test')
+
+
+def check_requested_reports(args):
+    """Check the report flags before the run is loaded.
+
+    Raises:
+        UserError: the run has no head for a report, or its figure cannot be written.
+    """
+    for cls in heads_with_report():
+        requested = getattr(args, cls.report_flag)
+        if requested and not any(issubclass(head, cls) for head in active_heads(args)):
+            raise no_report_error(cls)
+        if isinstance(requested, str):
+            check_figure_path(requested)
 
 
 def requested_heads(args, model):
@@ -28,25 +45,36 @@ def get_reporting_head(model, cls):
     for head in model.heads:
         if isinstance(head, cls) and head.has_report():
             return head
-    raise UserError(f'--{cls.report_flag}: this run has no {cls.report_needs}')
+    raise no_report_error(cls)
 
 
-def write_report(head, split, path):
-    """Create a head's report and write ``<path>.json`` and ``<path>.png``. A warning is logged if writing fails.
+def no_report_error(cls):
+    """The error for a run without the head of a report."""
+    return UserError(f'--{cls.report_flag}: this run has no {cls.report_needs}')
+
+
+def write_report(head, split, path, figure_path=None):
+    """Create a head's report and write its JSON file and its figure. A warning is logged if writing fails.
 
     Args:
         head: a head with a report.
         split: the :class:`processor.runs.Split` to report on.
         path: the path of the files, without extension.
+        figure_path: the file of the figure; by default ``<path>.png``.
 
     Returns:
         The report as text.
     """
     report = head.report(split)
-    try:
-        with atomic_write(f'{path}.json') as file:
-            json.dump(report.content, file, indent=1)
-        save_figure(report.draw(), f'{path}.png', dpi=100)
-    except UserError as error:
-        logger.warning('the report of --%s is not saved: %s', head.report_flag, error)
+    for write in (lambda: write_json(report.content, f'{path}.json'),
+                  lambda: save_figure(report.draw(), figure_path or f'{path}.png', dpi=100)):
+        try:
+            write()
+        except UserError as error:
+            logger.warning('the report of --%s is not saved: %s', head.report_flag, error)
     return report.text
+
+
+def write_json(content, path):
+    with atomic_write(path) as file:
+        json.dump(content, file, indent=1)

@@ -1,5 +1,5 @@
 """The evaluation of a run on one dataset, for test.py."""
-from processor.head_reports import requested_heads, write_report
+from processor.head_reports import check_requested_reports, requested_heads, write_report
 from processor.report import compute_baselines, evaluate, result_path, save_results
 from processor.runs import Split, load_run
 from utils import comm
@@ -9,6 +9,7 @@ EXIT_DEPENDENT = 3  # exit status if embeddings depend on their neighbors in the
 
 def evaluate_dataset(args):
     """Evaluate a run on one dataset and return the exit status, the same on all ranks."""
+    check_requested_reports(args)
     run = load_run(args)
     heads = requested_heads(args, run.model)
     report = evaluate(args, run.model, run.images, run.captions, run.checkpoint)
@@ -22,4 +23,6 @@ def save_and_print(report, args, run, heads):
     save_results(report, args)
     print(report.text)
     for head in heads:
-        print(write_report(head, Split(args, run), result_path(args, head.report_flag)))
+        figure = getattr(args, head.report_flag)
+        print(write_report(head, Split(args, run), result_path(args, head.report_flag),
+                           figure if isinstance(figure, str) else None))

@@ -1,4 +1,4 @@
-"""Command-line tools and the shell recipes of published methods.
+"""Command-line tools.
 
 A tool runs as a module and as a file: ``python -m run_scripts.retrieve`` and ``python run_scripts/retrieve.py``. To
 make both work, a tool imports ``run_scripts`` before any other package of this repository.

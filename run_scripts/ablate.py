@@ -1,7 +1,7 @@
 """Train a grid of ablations and print their table with means and standard deviations.
 
-    python -m run_scripts.ablate --config_file configs/irra/rstpreid.yaml \\
-        --loss_names sdm sdm+id+mlm --seeds 1 2 3
+    python -m run_scripts.ablate --config_file configs/irra.yaml \\
+        --loss_names sdm sdm+id+mlm --seeds 1 2 3 -- --dataset_name RSTPReid
     python -m run_scripts.ablate --config_file ... --vary lr 1e-5 3e-5 \\
         --vary temperature 0.02 0.05 -- --num_epoch 20
 
@@ -99,7 +99,7 @@ def build_ablation_parser():
     parser.add_argument('--vary', nargs='+', action='append', default=[], metavar=('FLAG', 'VALUE'),
                         help="flag of train.py without its dashes, and its values: '384 128' if the flag takes two, "
                              'true or false if it takes none; repeat the option for several flags')
-    parser.add_argument('--output_dir', help='folder of the grid (default: logs/ablation/<recipe>)')
+    parser.add_argument('--output_dir', help='folder of the grid (default: named for the recipe, in logs/ablation)')
     parser.add_argument('--keep', choices=['none', 'best', 'all'], default='best',
                         help='checkpoints of finished runs to keep')
     parser.add_argument('--epoch', choices=list(EPOCH_HEADINGS), default='best',
@@ -198,7 +198,6 @@ def build_grid(args, train_words):
     check_common_words(train_words, varied, parser)
     common = ['--config_file', args.config_file] * bool(args.config_file) + train_words
     losses = args.loss_names or [get_args(common).loss_names]
-    args.output_dir = args.output_dir or os.path.join('logs', 'ablation', recipe_name(args.config_file))
     cells = []
     for seed, loss_names, *values in itertools.product(args.seeds, losses, *varied.values()):
         varied_words = [word for name, value in zip(varied, values)
@@ -209,6 +208,8 @@ def build_grid(args, train_words):
             cell_args = get_args(cell_argv)
         except UserError as error:
             raise UserError(f'{label}: {error}') from None
+        if not args.output_dir:
+            args.output_dir = os.path.join('logs', 'ablation', grid_name(args.config_file, cell_args.dataset_name))
         folder = os.path.join(args.output_dir, cell_folder_name(cell_args, parser))
         cells.append(Cell((loss_names, *values), label, cell_argv, cell_args, folder))
     by_folder = {}
@@ -219,10 +220,15 @@ def build_grid(args, train_words):
     return ('losses', *varied), cells
 
 
-def recipe_name(config_file):
-    """configs/irra/rstpreid.yaml -> irra_rstpreid."""
+def grid_name(config_file, dataset_name):
+    """The name of a grid's folder: irra_rstpreid for configs/irra.yaml on RSTPReid, mine_quick for mine/quick.yaml."""
+    if not config_file:
+        return 'defaults'
     folder, name = os.path.split(os.path.splitext(os.path.abspath(config_file))[0])
-    return f'{os.path.basename(folder)}_{name}' if config_file else 'defaults'
+    if os.path.basename(folder) != 'configs':
+        return f'{os.path.basename(folder)}_{name}'
+    dataset = dataset_name.lower()
+    return f"{name.removesuffix(f'-{dataset}')}_{dataset}"
 
 
 def parse_varied_flags(groups, parser):

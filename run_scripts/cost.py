@@ -1,8 +1,8 @@
 """Measure the cost of recipes: parameters, FLOPs, time and memory.
 
-    python -m run_scripts.cost --recipes configs/irra/cuhk-pedes.yaml configs/rde/cuhk-pedes.yaml
+    python -m run_scripts.cost --recipes configs/irra.yaml configs/rde.yaml
 
-The default is all recipes of CUHK-PEDES. For each recipe the tool prints:
+The default is every method's recipe for CUHK-PEDES. For each recipe the tool prints:
 
     - the number of parameters, and of those that are trained;
     - GFLOPs to embed an image and a caption;
@@ -14,7 +14,6 @@ FLOPs of matrix products and convolutions. It counts a multiplication and an add
 multiply-adds print half. Each recipe is measured in its own process. Its memory is the peak including the weights; on a
 CPU without the memory that the process held before it made the model. All options after -- go to every recipe.
 """
-import glob
 import io
 import os
 import statistics
@@ -25,7 +24,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from run_scripts import ROOT, start
+from run_scripts import start
 from datasets import build_dataloader
 from datasets.build import dataset_class
 from datasets.synthpedes import generate
@@ -41,6 +40,7 @@ from utils.errors import UserError
 from utils.iotools import atomic_write
 from utils.option_types import positive_int
 from utils.options import Parser, get_args
+from utils.recipes import find_recipes
 from utils.seeding import seed_all
 from utils.tables import FORMATS
 
@@ -81,10 +81,9 @@ def main(argv=None):
 def build_cost_parser():
     parser = Parser(prog='cost.py', description=__doc__,
                     usage='%(prog)s [--<option> VALUE ...] [-- <options of train.py>]')
-    paths = glob.glob(os.path.join(ROOT, 'configs', '*', 'cuhk-pedes.yaml'))
-    recipes = sorted(os.path.relpath(path) for path in paths if os.path.basename(os.path.dirname(path)) != 'published')
+    recipes = [os.path.relpath(path) for path in find_recipes('CUHK-PEDES')]
     parser.add_argument('--recipes', nargs='+', default=recipes, metavar='RECIPE',
-                        help='recipes to measure (default: configs/*/cuhk-pedes.yaml)')
+                        help="recipes to measure (default: every method's for CUHK-PEDES)")
     parser.add_argument('--batch_size', type=positive_int,
                         help=f"captions per training step (default: the recipe's; {CPU_BATCH_SIZE} on a CPU)")
     parser.add_argument('--repeats', type=positive_int, default=5,

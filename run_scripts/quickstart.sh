@@ -11,5 +11,5 @@ export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}   # waiting threads leave the
 "$PYTHON" train.py --config_file configs/synthpedes/quickstart.yaml --root_dir "$data"
 run=$(ls -dt logs/synthpedes/*_quickstart | head -n 1)
 "$PYTHON" test.py --config_file "$run/configs.yaml"
-"$PYTHON" run_scripts/galleries.py --config_file "$run/configs.yaml"
-"$PYTHON" run_scripts/retrieve.py --config_file "$run/configs.yaml" --out "$run/retrieval.png"
+"$PYTHON" -m run_scripts.galleries --config_file "$run/configs.yaml"
+"$PYTHON" -m run_scripts.retrieve --config_file "$run/configs.yaml" --out "$run/retrieval.png"

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Train on two nodes with four GPUs each:  sbatch run_scripts/slurm.sh --config_file configs/irra/cuhk-pedes.yaml
+# Train on two nodes with four GPUs each:  sbatch run_scripts/slurm.sh --config_file configs/irra.yaml
 # The run saves its state before its time is up. Resume it:  sbatch run_scripts/slurm.sh --resume logs/CUHK-PEDES/<run>
 #SBATCH --job-name=pedestal
 #SBATCH --nodes=2

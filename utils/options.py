@@ -17,9 +17,9 @@ from utils.option_types import (Effect, add_boolean_option, bounded_number, frac
                                 non_negative_float, non_negative_int, positive_float, positive_int, positive_int_up_to,
                                 split_dataset_path)
 from utils.parser import Parser
-from utils.recipes import (FORKS, apply_need_mae, as_dict, drop_command_line_options, find_unknown_keys, format_recipe,
-                           rde_notes, read_options, read_recipe, reference_defaults, refuse_other_interface,
-                           to_plain_value, translate_rde_losses, unknown_key_notes)
+from utils.recipes import (FORKS, apply_need_mae, as_dict, drop_command_line_options, find_recipes, find_unknown_keys,
+                           format_recipe, rde_notes, read_options, read_recipe, reference_defaults,
+                           refuse_other_interface, to_plain_value, translate_rde_losses, unknown_key_notes)
 from utils.safe_yaml import read_yaml
 
 __all__ = ['Effect', 'OptionProvider', 'Parser', 'as_dict', 'build_parser', 'build_test_parser', 'complete', 'get_args',
@@ -536,24 +536,22 @@ def recipe_differences(args, parser):
     """Compare a run with the published recipe that has its losses and its dataset.
 
     Returns:
-        ``(path of configs/<method>/<dataset>.yaml, {option: the difference in words})``; ``(None, {})`` without one.
+        ``(path below the repository, {option: the difference in words})``; ``(None, {})`` without one.
     """
-    folder = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'configs')
-    dataset = f'{args.dataset_name.lower()}.yaml'
     # method_keys compares the losses; MLM and need_MAE are compared by the options that they stand for.
     compared = (parser.options_with(RESULT) & parser.options_without(RUN | INVOCATION | NOT_IN_RECIPE)
                 - {'loss_names', 'MLM', 'need_MAE'})
-    for name in sorted(set(os.listdir(folder)) - {'published'}):
-        path = os.path.join(folder, name, dataset)
+    for path in find_recipes(args.dataset_name):
         try:
-            recipe = argparse.Namespace(**{**parser.defaults_in_code, **read_recipe(path, parser)[0]})
-        except UserError:   # no recipe for this dataset, or the head that brings its options is broken
+            recipe = argparse.Namespace(**{**parser.defaults_in_code, **read_recipe(path, parser)[0],
+                                           'dataset_name': args.dataset_name})
+        except UserError:   # the head that brings its options is broken
             continue
         if method_keys(recipe) != method_keys(args):
             continue
         differences = {name: f'{name} {new} (recipe {old})'
                        for name, old, new in changed_values(complete(recipe), args, compared)}
-        return f'configs/{name}/{dataset}', differences
+        return f'configs/{os.path.basename(path)}', differences
     return None, {}
 
 
@@ -668,7 +666,9 @@ def parse_test_options(parser, argv=None):
         delattr(flags, name)
     args = run_options(flags.config_file)
     args.training = False
-    args.trained_on = args.dataset_name
+    # A recipe that names no dataset is for the dataset of the command line.
+    names_dataset = 'dataset_name' in read_options(flags.config_file)
+    args.trained_on = args.dataset_name if names_dataset else flags.dataset_name or args.dataset_name
     override_options(args, flags)
     # If a run trained on several datasets, the first is evaluated here, and test.py continues with the others.
     name, args.root_dir = split_dataset_path(args.dataset_name, args.root_dir)

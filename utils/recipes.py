@@ -1,7 +1,10 @@
 """Recipes and configs of runs: read Pedestal's files and those of reference implementations, and write Pedestal's.
 
-The content of a file decides how it is read, not its name.
+The content of a file decides how it is read, not its name. ``configs/<method>.yaml`` is the recipe of a method's paper,
+``configs/<method>-<dataset>.yaml`` replaces it on a dataset that needs other values, and another
+``configs/<method>-<variant>.yaml`` is a variant of the method.
 """
+import os
 from dataclasses import dataclass, field
 
 import yaml
@@ -9,6 +12,9 @@ import yaml
 from utils.errors import UserError
 from utils.option_types import Effect
 from utils.safe_yaml import read_yaml
+
+CONFIGS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'configs')
+BENCHMARKS = ('CUHK-PEDES', 'ICFG-PEDES', 'RSTPReid')     # the datasets of a recipe configs/<method>.yaml
 
 
 @dataclass
@@ -64,13 +70,13 @@ class OtherInterface:
 
 OTHER_INTERFACES = (
     OtherInterface('APTM', {'--task', '--epo'}, {'vision_config', 'train_file'},
-                   'python train.py --config_file configs/aptm/<dataset>.yaml --pretrain_choice <checkpoint of MALS>, '
-                   'or to evaluate python test.py --backbone aptm --checkpoint <file> --dataset_name <dataset> '
-                   '--rerank 128 --rerank_score released'),
+                   'python train.py --config_file configs/aptm.yaml --dataset_name <dataset> --pretrain_choice '
+                   '<checkpoint of MALS>, or to evaluate python test.py --backbone aptm --checkpoint <file> '
+                   '--dataset_name <dataset> --rerank 128 --rerank_score released'),
     OtherInterface('TBPS-CLIP', {'--simplified'}, {'experiment', 'schedule'},
-                   'python train.py --config_file configs/tbps-clip/<dataset>.yaml, for the simplified one with '
-                   '--loss_names nitc+ritc --no-mvs_image, or to evaluate python test.py --config_file '
-                   'configs/tbps-clip/<dataset>.yaml --checkpoint <file>'),
+                   'python train.py --config_file configs/tbps-clip.yaml --dataset_name <dataset>, for the simplified '
+                   'one with --loss_names nitc+ritc --no-mvs_image, or to evaluate python test.py --config_file '
+                   'configs/tbps-clip.yaml --dataset_name <dataset> --checkpoint <file>'),
 )
 
 
@@ -150,12 +156,58 @@ def is_reference_config(content):
     return is_run_config(content) and 'caption_masking' not in content
 
 
+def find_recipes(dataset_name):
+    """Find the recipes of all methods for a dataset.
+
+    Returns:
+        The paths, sorted by method. A method without a recipe for the dataset is left out.
+
+    Example:
+        >>> [os.path.basename(path) for path in find_recipes('RSTPReid')][:3]
+        ['a2te-rstpreid.yaml', 'agm.yaml', 'aptm.yaml']
+    """
+    stems = sorted(name.removesuffix('.yaml') for name in os.listdir(CONFIGS) if name.endswith('.yaml'))
+    paths = []
+    for method in stems:
+        if any(method.startswith(f'{other}-') for other in stems):
+            continue    # a variant of another method
+        own = f'{method}-{dataset_name.lower()}'
+        if own in stems or dataset_name in BENCHMARKS:
+            paths.append(os.path.join(CONFIGS, f'{own if own in stems else method}.yaml'))
+    return paths
+
+
+def moved_recipe(path):
+    """Find today's recipe for a former ``configs/<method>/<dataset>.yaml`` or ``<dataset>-<variant>.yaml``.
+
+    Returns:
+        The options that name it, such as '--config_file configs/sen-xl.yaml --dataset_name RSTPReid', or None.
+    """
+    folder, stem = os.path.split(os.path.splitext(path)[0])
+    configs, method = os.path.split(folder)
+    if os.path.basename(os.path.abspath(configs)) != 'configs':
+        return None
+    candidates = {f'{method}-{stem.removeprefix("pretrain-")}': ''}
+    for dataset in BENCHMARKS:
+        if stem.startswith(dataset.lower()):
+            candidates[method + stem.removeprefix(dataset.lower())] = f' --dataset_name {dataset}'
+    for name, dataset_option in candidates.items():
+        recipe = os.path.join(configs, f'{name}.yaml')
+        if os.path.isfile(recipe):
+            return f'--config_file {recipe}{dataset_option}'
+    return None
+
+
 def read_options(path):
     """Read a recipe or a run's config as {key: value}.
 
     Raises:
-        UserError: no YAML mapping, or a file of a reference implementation with another interface.
+        UserError: no YAML mapping, a file of a reference implementation with another interface, or the former path of
+            a recipe.
     """
+    command = None if os.path.exists(path) else moved_recipe(path)
+    if command:
+        raise UserError(f'no config file {path}: the recipe has moved; give {command}')
     content = read_yaml(path)
     if not is_run_config(content):
         refuse_other_interface(content, path)

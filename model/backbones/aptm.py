@@ -19,7 +19,7 @@ from utils.wordpiece import make_vocabulary, read_vocabulary
 logger = logging.getLogger('Pedestal.model')
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-SHAPES_FOLDER = os.path.join(ROOT, 'configs', 'aptm', 'shapes')
+SHAPES_FOLDER = os.path.join(ROOT, 'configs', 'aptm')
 PUBLISHED = 'aptm-base'
 VOCABULARY = 'vocab.txt'     # next to a run's configs.yaml, if it was built from the captions
 
@@ -42,7 +42,7 @@ TOKENS = frozenset({'image_tokens', 'text_tokens', 'masked_text_tokens', 'fusion
 
 @dataclass
 class AptmShape:
-    """The sizes of an APTM; ``configs/aptm/shapes`` holds them by name."""
+    """The sizes of an APTM; ``configs/aptm`` holds them by name."""
     patch_size: int
     vision_width: int
     depths: tuple
@@ -71,7 +71,7 @@ class AptmShape:
 
 
 def read_shape(name):
-    """Read the shape in ``configs/aptm/shapes/<name>.yaml``."""
+    """Read the shape in ``configs/aptm/<name>.yaml``."""
     known = [os.path.splitext(file)[0] for file in os.listdir(SHAPES_FOLDER) if file.endswith('.yaml')]
     if name not in known:
         raise unknown_name_error('APTM shape', name, known)
@@ -361,5 +361,5 @@ def existing_file(choice):
     path = os.path.expanduser(choice)
     if not os.path.isfile(path):
         raise UserError(f'--pretrain_choice: there is no file {choice}; the backbone aptm takes a checkpoint, '
-                        f'<Swin file>+<BERT folder>, {PUBLISHED}, or scratch:<shape> of configs/aptm/shapes')
+                        f'<Swin file>+<BERT folder>, {PUBLISHED}, or scratch:<shape> of configs/aptm')
     return path

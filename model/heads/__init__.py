@@ -177,9 +177,12 @@ def heads_with_report():
 
 
 def add_report_flags(parser):
-    """Add the report flags of all heads, whether a run uses the head or not."""
+    """Add the report flags of all heads, whether a run uses the head or not, and the options of their reports."""
     for head in heads_with_report():
-        parser.add_argument(f'--{head.report_flag}', action='store_true', help=head.report_help)
+        parser.add_argument(f'--{head.report_flag}', nargs='?', const=True, default=False, metavar='FIGURE',
+                            help=f'{head.report_help}; FIGURE is the file of the figure (default: '
+                                 f'{head.report_flag}.png next to the checkpoint)')
+        head.add_report_options(parser)
 
 
 def heads_for_backbone(backbone):

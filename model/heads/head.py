@@ -15,7 +15,7 @@ class HeadReport(NamedTuple):
     Attributes:
         text: what test.py prints.
         content: the content of ``<report_flag>.json``.
-        draw: function without arguments that returns the matplotlib figure for ``<report_flag>.png``.
+        draw: function without arguments that returns the matplotlib figure.
     """
     text: str
     content: dict
@@ -281,6 +281,10 @@ class Head(nn.Module):
             {title: weights}, [B, N] for the patches of images or [B, L] for the tokens of captions.
         """
         return {}
+
+    @staticmethod
+    def add_report_options(parser):
+        """Add options of :meth:`report` to test.py; ``report`` reads them from ``split.args``."""
 
     def has_report(self):
         """Whether the head, as it was built, supports :meth:`report`."""

@@ -8,7 +8,7 @@ from model.heads import Head, HeadReport
 from model.heads.mlm import output_std
 from utils.errors import UserError
 from utils.figures import import_pyplot, wrap_text
-from utils.option_types import non_negative_float, open_fraction
+from utils.option_types import non_negative_float, open_fraction, positive_int
 
 GRAY_WEIGHTS = (0.2989, 0.5870, 0.1140)   # of red, green and blue (ITU-R 601)
 
@@ -123,9 +123,14 @@ class MAE(Head):
         x, _ = self.cross_modal_transformer_mae(self.norm_6(x))
         return self.decoder_pred(self.norm_7(x))[:, 1:]
 
-    def report(self, split, number=6):
-        """Restore ``number`` images of the split, each with its own caption and with one of another identity."""
-        entries = pick_evenly(split.entries, number)
+    @staticmethod
+    def add_report_options(parser):
+        parser.add_argument('--images', type=positive_int, default=6,
+                            help='number of images for --restoration, at even distances in the test split')
+
+    def report(self, split):
+        """Restore images of the split, each with its own caption and with one of another identity."""
+        entries = pick_evenly(split.entries, split.args.images)
         captions = [entry['captions'][0] for entry in entries]
         wrong_captions = [caption_of_another_identity(entry, split.entries) for entry in entries]
         token_ids = [split.tokenize(captions), split.tokenize(wrong_captions)]

@@ -5,7 +5,7 @@
     python -m run_scripts.benchmark --parts step profile --batch_size 32
 
 The reference is the published code of IRRA, as run_scripts/benchmark/reference.py implements it. The training step is
-IRRA's (configs/irra/cuhk-pedes.yaml) with random weights on synthetic batches. Each row is measured in its own process
+IRRA's (configs/irra.yaml) with random weights on synthetic batches. Each row is measured in its own process
 after a warm-up. A table shows the median of the repeats, and the JSON has all of them. If a row fails, its note says
 why, and the other rows are measured. If other programs used the cores meanwhile, the note says so.
 

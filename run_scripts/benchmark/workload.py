@@ -21,7 +21,7 @@ from utils.options import get_args
 from utils.seeding import derive_seed, seed_all
 from utils.simple_tokenizer import MASK
 
-RECIPE = os.path.join(ROOT, 'configs', 'irra', 'cuhk-pedes.yaml')
+RECIPE = os.path.join(ROOT, 'configs', 'irra.yaml')
 IDENTITIES = 11003      # of CUHK-PEDES' training split
 WORDS = ('a the man woman is wearing with and of in his her has black white red blue grey green short long hair shirt '
          'jacket coat dress jeans trousers shorts shoes sneakers boots bag backpack carrying walking forward hand over '

@@ -348,10 +348,12 @@ def test_resnets_have_no_patches(loss):
 
 
 @pytest.mark.parametrize('dataset, weights', [
-    ('cuhk-pedes', (1.0, 0.1)), ('icfg-pedes', (1.0, 0.01)), ('rstpreid', (0.5, 0.1))])
+    ('CUHK-PEDES', (1.0, 0.1)), ('ICFG-PEDES', (1.0, 0.01)), ('RSTPReid', (0.5, 0.1))])
 def test_recipes(dataset, weights):
     from utils.options import get_args
-    args = get_args(['--config_file', f'configs/a2te/{dataset}.yaml'])
+    ending = '' if dataset == 'CUHK-PEDES' else f'-{dataset.lower()}'
+    args = get_args(['--config_file', f'configs/a2te{ending}.yaml'])
+    assert args.dataset_name == dataset
     assert (args.attribute_weight, args.detail_loss_weight) == weights
     assert (args.temperature, args.alpha, args.pool_ratio) == (0.01, 0.5, 0.3)
     assert args.freeze_conv1 and args.caption_masking == 'inplace'

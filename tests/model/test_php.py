@@ -304,7 +304,8 @@ def test_incompatible_options(folder, changes, message):
 
 @pytest.mark.parametrize('dataset, aux_factor', [('CUHK-PEDES', 3.0), ('ICFG-PEDES', 0.5), ('RSTPReid', 0.5)])
 def test_recipes(dataset, aux_factor):
-    recipe = ['--config_file', f'configs/php/{dataset.lower()}.yaml']
+    ending = '' if dataset == 'CUHK-PEDES' else f'-{dataset.lower()}'
+    recipe = ['--config_file', f'configs/php{ending}.yaml']
     args = get_args(recipe)
     assert (args.dataset_name, args.loss_names) == (dataset, 'sdm+itc+aux')
     assert (args.php_parts, args.php_attention) == ('crfm+efp', 'slots')

@@ -251,17 +251,17 @@ def test_the_papers_command():
     assert get_args(['--loss_names', 'sdm+mae']).mask_ratio == 0.8
 
 
-@pytest.mark.parametrize('dataset', ['cuhk-pedes', 'icfg-pedes', 'rstpreid'])
+@pytest.mark.parametrize('dataset', ['CUHK-PEDES', 'ICFG-PEDES', 'RSTPReid'])
 @pytest.mark.parametrize('size', ['', '-xl'])
 def test_recipes(dataset, size):
-    recipe = os.path.join(os.path.dirname(OWN), '..', 'configs', 'sen', f'{dataset}{size}.yaml')
-    args = get_args(['--config_file', recipe])
+    recipe = os.path.join(os.path.dirname(OWN), '..', 'configs', f'sen{size}.yaml')
+    args = get_args(['--config_file', recipe, '--dataset_name', dataset])
     assert (args.batch_size, args.sampler, args.num_instance, args.seed) == (128, 'idrannum', 2, 42)
     assert (args.mae_loss_weight, args.tri_loss_weight, args.mask_ratio, args.temperature) == (10, 10, 0.7, 0.02)
     assert (args.caption_masking, args.mlm_masking, args.caption_filter) == ('inplace', 'noun', 0.2)
     assert (args.img_size, args.stride_size) == (((378, 126), 14) if size else ((384, 128), 16))
     assert args.pretrain_choice == ('ViT-L/14' if size else 'ViT-B/16')
-    assert args.dataset_name.lower() == dataset
+    assert args.dataset_name == dataset
     sen.check_tiling(args.img_size, args.stride_size, args.stride_size)
 
 

@@ -288,15 +288,25 @@ def test_places_follow_from_what_is_trained(common, tmp_path):
 
 
 def test_every_combination_with_values_of_all_kinds(tmp_path):
-    names, cells = cells_of(['--config_file', os.path.join(ROOT, 'configs/irra/rstpreid.yaml'), '--seeds', '1', '2',
+    names, cells = cells_of(['--config_file', os.path.join(ROOT, 'configs/irra.yaml'), '--seeds', '1', '2',
                              '--vary', 'MLM', 'true', 'false', '--vary', 'img_size', '384 128', '256 128',
-                              '--vary', 'lr', '1e-5', '3e-5', '1e-4'])
+                              '--vary', 'lr', '1e-5', '3e-5', '1e-4', '--', '--dataset_name', 'RSTPReid'])
     assert names == ('losses', 'MLM', 'img_size', 'lr') and len(cells) == len({cell.folder for cell in cells}) == 24
     # an interrupted grid has every setting
     assert [cell.seed for cell in cells] == [1] * 12 + [2] * 12
     of_one = {(c.args.MLM, c.args.img_size, c.args.lr) for c in cells if c.setting[1:] == ('false', '256 128', '3e-5')}
     assert of_one == {(False, (256, 128), 3e-5)} and cells[0].args.dataset_name == 'RSTPReid'
     assert cells[0].folder.startswith(os.path.join('logs', 'ablation', 'irra_rstpreid', ''))
+
+
+@pytest.mark.parametrize('recipe, dataset, folder', [
+    ('irra', 'CUHK-PEDES', 'irra_cuhk-pedes'), ('a2te-icfg-pedes', 'ICFG-PEDES', 'a2te_icfg-pedes'),
+    ('tbps-clip', 'CUHK-PEDES+RSTPReid', 'tbps-clip_cuhk-pedes+rstpreid'),
+    ('synthpedes/quickstart', 'synthpedes', 'synthpedes_quickstart'), ('', 'RSTPReid', 'defaults')])
+def test_the_folder_of_a_grid_is_named_for_recipe_and_dataset(recipe, dataset, folder):
+    words = ['--config_file', os.path.join(ROOT, 'configs', f'{recipe}.yaml')] if recipe else []
+    _, cells = cells_of([*words, '--', '--dataset_name', dataset])
+    assert {os.path.dirname(cell.folder) for cell in cells} == {os.path.join('logs', 'ablation', folder)}
 
 
 @pytest.mark.parametrize('words, after, sentence', [

@@ -9,7 +9,7 @@ from run_scripts.cost import build_cost_parser, format_row, main, measure_recipe
 from utils.errors import UserError
 from utils.options import get_args
 
-IRRA, A2TE = 'configs/irra/cuhk-pedes.yaml', 'configs/a2te/icfg-pedes.yaml'
+IRRA, A2TE = 'configs/irra.yaml', 'configs/a2te-icfg-pedes.yaml'
 TINY = ['--pretrain_choice', 'scratch:tiny', '--img_size', '96', '48', '--cmt_depth', '1']
 
 

@@ -93,7 +93,7 @@ def test_rde_has_a_row_for_each_similarity_and_says_what_noise_it_was_trained_wi
 
 @pytest.mark.parametrize('cache', [[], ['--image_cache']])
 def test_tbps_clip_trains_with_its_recipe_and_repeats_itself(command, run_folder, tmp_path, clip, data, cache):
-    recipe = os.path.join(os.path.dirname(PAGE), '..', 'configs', 'tbps-clip', 'cuhk-pedes.yaml')
+    recipe = os.path.join(os.path.dirname(PAGE), '..', 'configs', 'tbps-clip.yaml')
     options = ['--config_file', recipe, '--root_dir', data, '--pretrain_choice', clip, '--img_size', '64', '32',
                '--batch_size', '16', '--num_workers', '0', '--device', 'cpu', '--num_epoch', '2', *cache]
     for run in ('one', 'other'):
@@ -107,7 +107,7 @@ def test_tbps_clip_trains_with_its_recipe_and_repeats_itself(command, run_folder
 
 
 def test_fmfa_trains_with_its_recipe(command, run_folder, clip, data, tmp_path):
-    recipe = os.path.join(os.path.dirname(PAGE), '..', 'configs', 'fmfa', 'cuhk-pedes.yaml')
+    recipe = os.path.join(os.path.dirname(PAGE), '..', 'configs', 'fmfa.yaml')
     train_program.main(['--config_file', recipe, '--root_dir', data, '--pretrain_choice', clip, '--img_size', '64',
                         '32', '--batch_size', '8', '--num_workers', '0', '--device', 'cpu', '--num_epoch', '1',
                         '--cmt_depth', '1', '--output_dir', str(tmp_path / 'logs')])

@@ -1,4 +1,4 @@
-"""SEN's report of restored images, by run_scripts/restoration.py and by test.py: the figure, its content, errors."""
+"""SEN's report of restored images, by test.py --restoration: the figure, its content, errors."""
 import json
 import os
 
@@ -11,7 +11,6 @@ from datasets.bases import default_tokenizer, tokenize
 from model import build_model
 from model.heads import sen
 from model.heads.sen import to_gray
-from run_scripts import restoration
 from tests.support import options
 from utils.errors import UserError
 from utils.figures import import_pyplot
@@ -26,26 +25,46 @@ def sen_command(command):
 
 def test_a_picture_of_a_run(sen_command, run_folder, tmp_path, capsys):
     train_program.main(sen_command)
-    out = str(tmp_path / 'restoration.png')
-    restoration.main(['--config_file', os.path.join(run_folder(), 'configs.yaml'), '--out', out, '--images', '2'])
-    assert open(out, 'rb').read(8) == b'\x89PNG\r\n\x1a\n'
-    printed = capsys.readouterr().out
-    assert f'wrote {out}' in printed and 'with a wrong one' in printed
-    assert test_program.main(['--config_file', os.path.join(run_folder(), 'configs.yaml'), '--restoration']) == 0
-    assert 'mean squared error of hidden patches' in capsys.readouterr().out
-    with open(os.path.join(run_folder(), 'restoration.json')) as file:
-        assert json.load(file)['own_caption'] > 0
-    assert os.path.getsize(os.path.join(run_folder(), 'restoration.png')) > 1000
-    with pytest.raises(UserError, match='cannot write the figure'):
-        restoration.main(['--config_file', os.path.join(run_folder(), 'configs.yaml'),
-                          '--out', str(tmp_path / 'no' / 'x.png')])
+    folder, out = run_folder(), str(tmp_path / 'figure.svg')
+    words = ['--config_file', os.path.join(folder, 'configs.yaml'), '--restoration']
+
+    def images_in_report():
+        assert 'mean squared error of hidden patches' in capsys.readouterr().out
+        with open(os.path.join(folder, 'restoration.json')) as file:
+            content = json.load(file)
+        assert content['own_caption'] > 0 and content['wrong_caption'] > 0
+        return content['images']
+
+    assert test_program.main(words) == 0 and images_in_report() == 6
+    figure = os.path.join(folder, 'restoration.png')
+    assert open(figure, 'rb').read(8) == b'\x89PNG\r\n\x1a\n' and os.path.getsize(figure) > 1000
+    os.remove(figure)
+    assert test_program.main([*words, out, '--images', '2']) == 0 and images_in_report() == 2
+    assert '<svg' in open(out, encoding='utf-8').read() and not os.path.exists(figure)
 
 
-def test_a_run_without_mae(tmp_path):
+def test_a_figure_that_cannot_be_written_is_an_error_before_the_evaluation(tmp_path):
+    (tmp_path / 'configs.yaml').write_text('loss_names: sdm+mae\n')
+    (tmp_path / 'best.pth').write_bytes(b'')
+    for path in (str(tmp_path / 'no' / 'x.png'), str(tmp_path / 'x.yaml'), str(tmp_path)):
+        with pytest.raises(UserError, match=f'cannot write the figure {path}: '):
+            test_program.main(['--config_file', str(tmp_path / 'configs.yaml'), '--restoration', path])
+
+
+@pytest.mark.parametrize('flag, message', [
+    ('--restoration', r"--restoration: this run has no restoration; SEN has it \(the loss 'mae'\)"),
+    ('--moe_report', '--moe_report: this run has no experts; PHP has them')])
+def test_a_run_without_the_head_of_a_report(tmp_path, flag, message):
     (tmp_path / 'configs.yaml').write_text('loss_names: sdm+id\n')
     (tmp_path / 'best.pth').write_bytes(b'')
-    with pytest.raises(UserError, match="only a run with the loss 'mae' restores images"):
-        restoration.main(['--config_file', str(tmp_path / 'configs.yaml')])
+    with pytest.raises(UserError, match=message):
+        test_program.main(['--config_file', str(tmp_path / 'configs.yaml'), flag])
+
+
+@pytest.mark.parametrize('number', ['0', '-1', 'many'])
+def test_the_number_of_images_is_positive(tmp_path, number):
+    with pytest.raises(UserError, match='--images'):
+        test_program.main(['--config_file', str(tmp_path / 'configs.yaml'), '--restoration', '--images', number])
 
 
 def test_what_is_in_the_picture(clip):

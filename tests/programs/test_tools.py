@@ -8,7 +8,6 @@ import pytest
 
 from run_scripts import ROOT
 from tests.support import HANG_TIMEOUT
-from utils.options import get_args
 
 TOOLS = sorted(name.removesuffix('.py') for name in os.listdir(os.path.join(ROOT, 'run_scripts'))
                if name.endswith('.py') and name not in ('__init__.py', 'run_scripts.py'))
@@ -19,7 +18,7 @@ def program(*words, cwd=ROOT):
 
 
 def test_every_tool_that_is_told_of_is_there():
-    assert {'ablate', 'benchmark', 'galleries', 'kill_and_resume', 'reproduce_tables', 'restoration',
+    assert {'ablate', 'benchmark', 'galleries', 'kill_and_resume', 'reproduce_tables',
             'retrieve'} <= set(TOOLS)
 
 
@@ -63,46 +62,3 @@ for tool in sys.argv[1:]:
 def test_an_error_is_a_sentence():
     output = program('run_scripts/retrieve.py', '--config_fiel', 'x')
     assert output.returncode == 2 and 'did you mean --config_file' in output.stderr and 'Traceback' not in output.stderr
-
-
-# -- the methods' shell lines ----------------------------------------------------------------------------------------
-
-@pytest.fixture
-def words(tmp_path):
-    """What a shell recipe would call Python with."""
-    stand_in = tmp_path / 'python'
-    stand_in.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
-    stand_in.chmod(0o755)
-
-    def call(method, *arguments):
-        done = subprocess.run(['bash', os.path.join(ROOT, 'run_scripts', f'{method}.sh'), *arguments], cwd=tmp_path,
-                              text=True, env={**os.environ, 'PYTHON': str(stand_in)}, capture_output=True)
-        assert done.returncode == 0, done.stderr
-        program, *flags = done.stdout.splitlines()
-        assert program == 'train.py'
-        return flags
-    return call
-
-
-def shell_methods():
-    return sorted(name for name in os.listdir(os.path.join(ROOT, 'configs')) if
-                  os.path.exists(os.path.join(ROOT, 'run_scripts', f'{name}.sh')))
-
-
-def test_every_method_of_the_paper_tables_has_a_shell_line():
-    assert {'a2te', 'agm', 'irra', 'php', 'sen'} <= set(shell_methods())
-
-
-@pytest.mark.parametrize('dataset', ['CUHK-PEDES', 'ICFG-PEDES', 'RSTPReid'])
-@pytest.mark.parametrize('method', shell_methods())
-def test_a_shell_line_trains_as_the_recipe(method, dataset, words):
-    args = get_args(words(method, dataset))
-    recipe = get_args(['--config_file', os.path.join(ROOT, 'configs', method, f'{dataset.lower()}.yaml')])
-    differing = {name for name, value in vars(args).items() if value != getattr(recipe, name)}
-    assert differing <= {'config_file', 'notes'} and not any('differs from' in line
-                                                             for line in args.notes), (differing, args.notes)
-    assert words(method) == words(method, 'CUHK-PEDES')
-
-
-def test_further_flags_come_last(words):
-    assert get_args(words('irra', 'RSTPReid', '--batch_size', '32')).batch_size == 32

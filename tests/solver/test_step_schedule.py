@@ -45,12 +45,12 @@ def test_stairs_decay_linearly():
 
 # APTM's own fine-tuning on CUHK-PEDES: {finished steps: learning rate}, 4,260 steps, base learning rate 1e-4.
 REFERENCE = {0: 0.0, 213: 5e-5, 426: 1e-4, 852: 8.89e-5, 1703: 6.67e-5, 2982: 6.67e-6, 3834: 2.22e-6, 4259: 5.2e-9}
-FINE_TUNING = ('cuhk-pedes', 'icfg-pedes', 'rstpreid', 'pa-100k', 'pa-100k-image')
+FINE_TUNING = ('aptm', 'aptm-pa-100k', 'aptm-pa-100k-image')
 
 
 @pytest.mark.parametrize('recipe', FINE_TUNING)
 def test_fine_tuning_has_the_rates_of_the_reference(recipe):
-    args = get_args(['--config_file', os.path.join(ROOT, 'configs', 'aptm', f'{recipe}.yaml')])
+    args = get_args(['--config_file', os.path.join(ROOT, 'configs', f'{recipe}.yaml')])
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=args.lr)
     schedule, steps = build_lr_scheduler(args, optimizer), 4260 // args.num_epoch
     for done, rate in REFERENCE.items():

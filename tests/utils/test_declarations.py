@@ -36,8 +36,8 @@ sys.exit(77 if {{'torch', 'numpy', 'PIL', 'matplotlib'}} & set(sys.modules) else
 @pytest.mark.parametrize('program, words, printed', [
     ('train', ['--help'], 'everyday options'), ('train', ['--help', 'all'], 'without effect'),
     ('train', ['--help', 'sdm'], '--temperature'),
-    ('train', ['--config_file', 'configs/irra/cuhk-pedes.yaml', '--print_config'], 'loss_names'),
-    ('train', ['--config_file', 'configs/php/cuhk-pedes.yaml', '--print_config'], 'php_parts'),
+    ('train', ['--config_file', 'configs/irra.yaml', '--print_config'], 'loss_names'),
+    ('train', ['--config_file', 'configs/php.yaml', '--print_config'], 'php_parts'),
     ('train', ['--loss_names', 'tal+tse', '--ccd', '--print_config'], 'ccd: true'),
     ('train', ['--lerning_rate', '1'], 'did you mean --lr?'),
     ('train', ['--dataset_name', 'CUHK'], 'did you mean CUHK-PEDES?'),
@@ -71,7 +71,7 @@ def test_declarations_equal_the_imported_files():
 
 
 @pytest.mark.parametrize('recipe', [
-    'a2te/cuhk-pedes', 'aptm/cuhk-pedes', 'sen/rstpreid', 'tbps-clip/cuhk-pedes', 'rde/icfg-pedes'])
+    'a2te', 'aptm', 'sen', 'tbps-clip', 'rde'])
 def test_a_recipe_means_the_same_before_and_after_importing_pytorch(recipe):
     words = ['--config_file', os.path.join(ROOT, 'configs', f'{recipe}.yaml')]
     code = ('import json, sys, train; args = train.read_options(sys.argv[1:]); '

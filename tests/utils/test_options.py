@@ -116,7 +116,7 @@ def test_yaml_that_carries_code_does_not_run(tmp_path):
 
 
 def test_print_config_is_a_recipe(tmp_path, capsys):
-    argv = ['--config_file', os.path.join(ROOT, 'configs/irra/cuhk-pedes.yaml'), '--batch_size', '32']
+    argv = ['--config_file', os.path.join(ROOT, 'configs/irra.yaml'), '--batch_size', '32']
     with pytest.raises(SystemExit) as exit_info:
         get_args(argv + ['--print_config'])
     assert exit_info.value.code == 0
@@ -130,7 +130,7 @@ def test_print_config_is_a_recipe(tmp_path, capsys):
 @pytest.mark.parametrize('method, losses', [('irra', {'sdm', 'mlm', 'id'}), ('agm', {'sdm', 'mlm', 'id', 'cmt'})])
 @pytest.mark.parametrize('dataset', ['CUHK-PEDES', 'ICFG-PEDES', 'RSTPReid'])
 def test_recipes(method, losses, dataset):
-    args = get_args(['--config_file', os.path.join(ROOT, f'configs/{method}/{dataset.lower()}.yaml')])
+    args = get_args(['--config_file', os.path.join(ROOT, f'configs/{method}.yaml'), '--dataset_name', dataset])
     assert args.dataset_name == dataset and set(args.loss_names.split('+')) == losses
     assert (args.batch_size, args.lr, args.num_epoch) == (64, 1e-5, 60)
     assert (args.caption_masking, args.img_aug) == ('inplace', True)
@@ -140,7 +140,7 @@ def test_recipes(method, losses, dataset):
 def test_differences_from_the_published_recipe_are_noted():
     notes = get_args(IRRA_COMMAND + ['--batch_size', '32', '--lr', '1e-4']).notes
     assert len(notes) == 1
-    assert 'configs/irra/cuhk-pedes.yaml' in notes[0]
+    assert 'configs/irra.yaml' in notes[0]
     assert 'batch_size 32 (recipe 64)' in notes[0] and 'lr 0.0001 (recipe 1e-05)' in notes[0]
 
 
@@ -185,7 +185,7 @@ def test_a_printed_recipe_has_no_notes(tmp_path, capsys):
 
 
 def test_an_embedding_that_no_loss_names_is_noted():
-    config = os.path.join(ROOT, 'configs/php/cuhk-pedes.yaml')
+    config = os.path.join(ROOT, 'configs/php.yaml')
     notes = get_args(['--config_file', config, '--loss_names', 'sdm+id']).notes
     assert any("the head 'aux' is part of the model because its options are given" in note for note in notes)
 
@@ -325,7 +325,7 @@ def test_given_options_are_no_difference():
     argv = [*PHP_COMMAND, '--dataset_name', 'RSTPReid', '--php_attention', 'slots', '--test_batch_size', '512',
             '--itc_loss_weight', '5']
     assert not [note for note in get_args(argv).notes if 'implementation of PHP' in note]
-    assert get_args(['--config_file', os.path.join(ROOT, 'configs/php/rstpreid.yaml')]).notes == []
+    assert get_args(['--config_file', os.path.join(ROOT, 'configs/php-rstpreid.yaml')]).notes == []
     # Other losses than its recipe's, but an option that only PHP has:
     ablation = get_args(['--loss_names', 'sdm+aux', '--num_experts', '4']).notes
     assert any('implementation of PHP trains with php_attention batch' in note for note in ablation)
@@ -348,7 +348,7 @@ def test_sens_command_trains_on_its_captions_and_notes_it():
     assert any(note.startswith('--need_MAE: as in SEN') and 'caption_filter 0.2' in note for note in args.notes)
     assert any('the reference implementation of SEN trains with seed 42 (here 1)' in note for note in args.notes)
     assert get_args(SEN_COMMAND + ['--caption_filter', '0', '--MLM']).caption_filter == 0
-    recipe_of_it = get_args(['--config_file', os.path.join(ROOT, 'configs/sen/rstpreid.yaml')])
+    recipe_of_it = get_args(['--config_file', os.path.join(ROOT, 'configs/sen.yaml'), '--dataset_name', 'RSTPReid'])
     differing = {name for name in vars(args) if getattr(args, name) != getattr(recipe_of_it, name)}
     assert differing == {'seed', 'need_MAE', 'config_file', 'notes'}
 

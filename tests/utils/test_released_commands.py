@@ -143,7 +143,7 @@ OTHERS = [('APTM', ['--task', 'itr_cuhk', '--dist', 'f4', '--checkpoint', 'x.pth
 @pytest.mark.parametrize('name, flags, config, recipes', OTHERS)
 def test_error_for_another_interface_names_the_command(tmp_path, name, flags, config, recipes):
     message = (f'is an option of the reference implementation of {name}, which has another interface; '
-               f'type python train.py --config_file configs/{recipes}/.*test.py')
+               f'type python train.py --config_file configs/{recipes}.yaml .*test.py')
     path = tmp_path / 'config.yaml'
     path.write_text(config)
     for argv in (flags, ['--config_file', str(path)]):

@@ -1,0 +1,98 @@
+"""Recipes in configs/: the file of each method and dataset, and former paths."""
+import os
+
+import pytest
+
+from utils.errors import UserError
+from utils.options import build_test_parser, get_args, parse_test_options, run_options
+from utils.recipes import BENCHMARKS, CONFIGS, find_recipes
+
+METHODS = ('a2te', 'agm', 'aptm', 'fmfa', 'irra', 'php', 'rde', 'sen', 'tbps-clip')
+WITH_OWN_FILES = ('a2te', 'php')      # other values on ICFG-PEDES and RSTPReid
+
+
+def recipe_of(method, dataset):
+    """Options that name the recipe of a method for a dataset."""
+    if method in WITH_OWN_FILES and dataset != 'CUHK-PEDES':
+        return f'--config_file configs/{method}-{dataset.lower()}.yaml'
+    return f'--config_file configs/{method}.yaml --dataset_name {dataset}'
+
+
+FORMER_PATHS = {
+    **{f'configs/{method}/{dataset.lower()}.yaml': recipe_of(method, dataset)
+       for method in METHODS for dataset in BENCHMARKS},
+    **{f'configs/{method}/{dataset.lower()}-{variant}.yaml':
+       f'--config_file configs/{method}-{variant}.yaml --dataset_name {dataset}'
+       for method, variant in (('irra', 'ham'), ('sen', 'xl')) for dataset in BENCHMARKS},
+    'configs/aptm/pretrain-mals.yaml': '--config_file configs/aptm-mals.yaml',
+    'configs/aptm/pa-100k.yaml': '--config_file configs/aptm-pa-100k.yaml',
+    'configs/aptm/pa-100k-image.yaml': '--config_file configs/aptm-pa-100k-image.yaml',
+    'configs/aptm/synthpedes.yaml': '--config_file configs/aptm-synthpedes.yaml'}
+
+
+def test_every_recipe_had_a_former_path():
+    recipes = {f'configs/{name}' for name in os.listdir(CONFIGS) if name.endswith('.yaml')}
+    assert recipes == {command.split()[1] for command in FORMER_PATHS.values()}
+
+
+@pytest.mark.parametrize('path, command', FORMER_PATHS.items())
+def test_a_former_path_is_answered_with_the_command(path, command, monkeypatch):
+    monkeypatch.chdir(os.path.dirname(CONFIGS))
+    sentence = f'^no config file {path}: the recipe has moved; give {command}$'
+    with pytest.raises(UserError, match=sentence):
+        get_args(['--config_file', path])
+    with pytest.raises(UserError, match=sentence):
+        parse_test_options(build_test_parser('', ''), ['--config_file', path])
+    method, dataset = path.split('/')[1], get_args(command.split()).dataset_name
+    assert os.path.splitext(os.path.basename(path))[0].removeprefix('pretrain-').startswith(dataset.lower())
+    assert get_args(command.split()).name.startswith(method)
+
+
+def test_a_former_path_from_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"give --config_file {os.path.join(CONFIGS, 'irra.yaml')} --dataset_name RSTP"):
+        run_options(os.path.join(CONFIGS, 'irra', 'rstpreid.yaml'))
+    for missing in ('irra/cuhk-pedes.yaml', 'configs/irra/cuhk-pedes.yaml', 'configs/irra/x.yaml', 'x.yaml', 'configs'):
+        with pytest.raises(UserError, match=f'^no config file {missing}$'):
+            run_options(missing)
+    (tmp_path / 'configs' / 'irra').mkdir(parents=True)
+    (tmp_path / 'configs' / 'irra' / 'cuhk-pedes.yaml').write_text('batch_size: 7')      # somebody's own copy
+    assert get_args(['--config_file', 'configs/irra/cuhk-pedes.yaml']).batch_size == 7
+
+
+@pytest.mark.parametrize('dataset, expected', [
+    ('CUHK-PEDES', {f'{method}.yaml' for method in METHODS}),
+    *((dataset, {f'{method}-{dataset.lower()}.yaml' if method in WITH_OWN_FILES else f'{method}.yaml'
+                 for method in METHODS}) for dataset in ('ICFG-PEDES', 'RSTPReid')),
+    ('MALS', {'aptm-mals.yaml'}), ('PA-100K', {'aptm-pa-100k.yaml'}), ('synthpedes', {'aptm-synthpedes.yaml'}),
+    ('people.csv', set())])
+def test_recipes_of_a_dataset(dataset, expected):
+    paths = find_recipes(dataset)
+    assert len(paths) == len(set(paths)) and {os.path.basename(path) for path in paths} == expected
+    assert all(os.path.dirname(path) == CONFIGS for path in paths)
+
+
+@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('dataset', BENCHMARKS)
+def test_a_recipe_differs_from_no_recipe(method, dataset):
+    args = get_args(recipe_of(method, dataset).split())
+    assert args.dataset_name == dataset and args.name == method and not args.notes
+
+
+@pytest.mark.parametrize('dataset, notes', [
+    ('CUHK-PEDES', []), ('RSTPReid', ['differs from configs/php-rstpreid.yaml: aux_factor 3.0 (recipe 0.5)'])])
+def test_a_recipe_on_a_dataset_that_has_its_own_is_noted(dataset, notes):
+    assert get_args(['--config_file', 'configs/php.yaml', '--dataset_name', dataset]).notes == notes
+
+
+def test_a_recipe_is_tested_for_the_dataset_of_the_command_line(tmp_path):
+    checkpoint = tmp_path / 'checkpoint_best.pth'
+    checkpoint.write_bytes(b'')
+
+    def trained_on(recipe):
+        words = ['--config_file', recipe, '--dataset_name', 'RSTPReid', '--checkpoint', str(checkpoint)]
+        args = parse_test_options(build_test_parser('', ''), words)
+        assert args.dataset_name == 'RSTPReid'
+        return args.trained_on
+    assert trained_on('configs/tbps-clip.yaml') == 'RSTPReid'
+    assert trained_on('configs/php.yaml') == 'CUHK-PEDES'      # the recipe names its dataset
