@@ -1,4 +1,4 @@
-"""Reports of heads about a trained model (:meth:`model.heads.Head.report`), requested by flags of test.py."""
+"""Reports of heads about a trained model (:class:`model.heads.HasReport`), requested by flags of test.py."""
 import json
 import logging
 

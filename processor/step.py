@@ -11,7 +11,7 @@ import torch
 
 from datasets.device_augmentation import augment_on_device
 from model.build import EncodedBatch, add_results, total_loss
-from model.heads import describe_head
+from model.heads import HasTrainingOnlyParts, UsesAllGather, describe_head
 from processor.parallel import build_ddp_runner, run_locally
 from utils import comm, precision
 from utils.batch_shard import WHOLE_BATCH
@@ -56,7 +56,7 @@ class Step:
         results = compute_gradients(self.model, batch, self.micro_batch, self.scaler.scale, shard, self.runner)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        for head in self.model.heads:
+        for head in self.model.heads_with(HasTrainingOnlyParts):
             head.after_step(self.model)
         return results
 
@@ -116,7 +116,7 @@ def compute_gradients(model, batch, micro_batch_size=None, scale_loss=lambda los
     2. Give the embeddings of the global batch to the heads that read only embeddings. Their losses have a gradient with
        respect to these embeddings.
     3. For each micro batch, backpropagate its rows of that gradient through the encoders. Add its weighted part of the
-       losses of heads that read tokens (:meth:`~model.heads.Head.compute_micro_batch_weight`).
+       losses of heads that read tokens (:class:`~model.heads.TrainsInMicroBatches`).
 
     One micro batch passes the encoders once. Several micro batches pass them twice, first without gradient, so that the
     activations of only one are in memory. Random numbers of a micro batch (dropout, hidden patches) follow from
@@ -246,14 +246,14 @@ class GlobalBatch(dict):
 
     def view_for_head(self, head):
         """Return the batch for a head that reads only embeddings; without images unless it gathers rows itself."""
-        return {**self, **self.images} if head.uses_all_gather else GlobalBatch(self, self.images, head)
+        return {**self, **self.images} if isinstance(head, UsesAllGather) else GlobalBatch(self, self.images, head)
 
     def __missing__(self, name):
         if name not in self.images:
             raise KeyError(name)
         raise UserError(f"{describe_head(self.head)} reads batch['{name}'], but each of several processes holds only "
                         'its own rows of it: call encoded.shard.all_gather on what the head computes from them, and '
-                        'set uses_all_gather = True in the head')
+                        'add UsesAllGather to the base classes of the head')
 
 
 def embed_micro_batch(model, micro_batch, seed, number, shard):
@@ -322,7 +322,7 @@ def compute_micro_batch_loss(model, encoded, micro_batch, global_batch, gradient
             if head.uses_tokens:
                 head_results = head(encoded, micro_batch)
                 if micro_batch is not global_batch and head_results:
-                    weight = 0 if is_placeholder else head.compute_micro_batch_weight(micro_batch, global_batch)
+                    weight = 0 if is_placeholder else head.micro_batch_weight(micro_batch, global_batch)
                     head_results = {name: weight * value for name, value in head_results.items()}
                 loss = loss + shard.world_size * total_loss(head_results)
                 sums = results.setdefault(head, {})

@@ -13,7 +13,9 @@ from torch import nn
 
 from model import objectives
 from model.clip_model import MLP, Attention, LayerNorm
-from model.heads import Head, HeadReport
+from model.heads import (
+    DrawsAttentionMaps, EnabledByOptions, HasReport, Head, HeadReport, RefinesEmbedding, UsesAllGather,
+)
 from utils.errors import UserError
 from utils.figures import import_pyplot
 from utils.option_types import non_negative_float, positive_int_up_to
@@ -180,13 +182,12 @@ def total_load_balance(gates):
                for block_gates in gates.unbind(1))
 
 
-class PHP(Head):
+class PHP(RefinesEmbedding, UsesAllGather, EnabledByOptions, DrawsAttentionMaps, HasReport, Head):
     """Even use of the experts in hierarchical parsing (PHP, 2025-26).
 
     With this loss, the embedding includes the mean of parsed slots (--php_parts). The loss is objectives.load_balance.
     """
     names = ('aux',)
-    uses_all_gather = True
     report_flag = 'moe_report'
     report_help = "report of how often PHP's experts are used: a table, a JSON file and a figure"
     report_needs = 'experts; PHP has them (--php_parts efp or crfm+efp)'

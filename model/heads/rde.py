@@ -5,7 +5,9 @@ CCD is confident consensus division: before each epoch, it divides the training 
 from functools import partial
 
 from model import noise_mixture, objectives
-from model.heads import Head
+from model.heads import (
+    AddsEmbedding, DrawsAttentionMaps, EnabledByOptions, HasPairLosses, Head, SelectsCleanPairs, UsesAllGather,
+)
 from model.heads.a2te import DetailLayers, count_pooled_tokens, selection_map
 from utils.errors import UserError
 from utils.option_types import add_boolean_option, non_negative_float, positive_float, positive_fraction
@@ -39,7 +41,7 @@ def selected_pair_losses(args):
     return {name: function for name, function in pair_loss_functions(args).items() if name in names}
 
 
-class PairLoss(Head):
+class PairLoss(HasPairLosses, Head):
     """Base class of losses with one number per pair, in which noisy pairs do not count."""
 
     def __init__(self, args, model):
@@ -87,7 +89,7 @@ class InfoNCE(PairLoss):
     shared_options = ('temperature',)
 
 
-class TSE(Head):
+class TSE(AddsEmbedding, HasPairLosses, UsesAllGather, DrawsAttentionMaps, Head):
     """Token selection embedding, a second embedding (RDE, CVPR 2024).
 
     The patches and words that the first embedding attends to most are pooled into a second one. Each of the losses
@@ -99,7 +101,6 @@ class TSE(Head):
     embedding_needs_attention = True
     embedding_reads_padding = False
     needs = ('image_tokens', 'text_tokens', 'image_attention', 'text_attention')
-    uses_all_gather = True
     shared_options = ('tau', 'margin', 'temperature')
 
     @staticmethod
@@ -155,7 +156,7 @@ class TSE(Head):
             'with --tse_mode train it normalizes tokens over the whole batch (--tse_mode eval does not)')
 
 
-class CCD(Head):
+class CCD(EnabledByOptions, SelectsCleanPairs, Head):
     """Confident consensus division of the training pairs (RDE, CVPR 2024).
 
     Before each epoch, the losses of each similarity classify the pairs as clean or noisy. Pairs that all similarities

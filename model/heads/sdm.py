@@ -1,9 +1,9 @@
 """IRRA (Jiang and Ye, CVPR 2023): similarity distribution matching."""
 from model import objectives
-from model.heads import Head
+from model.heads import HasPairLosses, Head
 
 
-class SDM(Head):
+class SDM(HasPairLosses, Head):
     """Similarity distribution matching (IRRA, CVPR 2023).
 
     The loss compares the softmax of the similarities with the distribution of the pairs of equal identity. It is

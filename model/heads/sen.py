@@ -4,7 +4,7 @@ from torch import nn
 
 from model import objectives
 from model.clip_model import Attention, LayerNorm, Transformer
-from model.heads import Head, HeadReport
+from model.heads import HasReport, Head, HeadReport, TrainsInMicroBatches
 from model.heads.mlm import output_std
 from utils.errors import UserError
 from utils.figures import import_pyplot, wrap_text
@@ -13,7 +13,7 @@ from utils.option_types import non_negative_float, open_fraction
 GRAY_WEIGHTS = (0.2989, 0.5870, 0.1140)   # of red, green and blue (ITU-R 601)
 
 
-class MAE(Head):
+class MAE(TrainsInMicroBatches, HasReport, Head):
     """Text-guided image restoration, a masked autoencoder (SEN, 2024).
 
     The head restores the colors of an image from its caption and a few of its patches in gray (MAE: He et al., CVPR
@@ -77,9 +77,6 @@ class MAE(Head):
         mask = self.scored_patches(order)
         loss = objectives.restoration(restored, patchify(images, self.patch_size), mask)
         return {'mae_loss': self.weight * loss}
-
-    def micro_batch_weight(self, micro_batch, batch):
-        return len(micro_batch['pids']) / len(batch['pids'])   # each image has the same number of scored patches
 
     def sample_order(self, images):
         """Draw an order of each image's tokens: positions [B, N], class token first.

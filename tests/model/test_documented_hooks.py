@@ -198,6 +198,7 @@ def test_filip_compares_words_and_patches_one_by_one(archive):
 
 # -- Heads with mistakes
 
+# {line of __init__: error}, for a head of the class AddsEmbedding if the line names the embedding
 WRONG = {
     'self.own_encoder = model.base_model': 'is the model itself or its encoder',
     'self.wrapped = model': 'is the model itself or its encoder',
@@ -212,12 +213,13 @@ WRONG = {
 
 @pytest.mark.parametrize('line', WRONG)
 def test_a_mistake_is_reported_in_one_line_with_the_heads_file(archive, tmp_path, monkeypatch, line):
+    bases = 'AddsEmbedding, Head' if 'self.embedding' in line else 'Head'
     (tmp_path / 'wrong.py').write_text(f"""
 import torch
 from torch import nn
-from model.heads import Head
+from model.heads import AddsEmbedding, Head
 
-class Wrong(Head):
+class Wrong({bases}):
     names = ('wrong',)
 
     def __init__(self, args, model):
@@ -240,11 +242,10 @@ class Wrong(Head):
 
 
 def test_a_refined_embedding_keeps_its_width(archive, monkeypatch):
-    head = heads_package.registry()['sdm']
-
-    def refine(self, embedding, tokens, extras):
-        return torch.cat([embedding, embedding], dim=1)
-    monkeypatch.setattr(head, 'refine', refine)
-    message = r'model/heads/sdm.py: SDM: refine turns embeddings \[6, 128\] into \[6, 256\].*embed'
+    class Widening(heads_package.RefinesEmbedding, heads_package.registry()['sdm']):
+        def refine(self, embedding, tokens, extras):
+            return torch.cat([embedding, embedding], dim=1)
+    monkeypatch.setitem(heads_package.registry(), 'sdm', Widening)
+    message = r'test_documented_hooks.py: Widening: refine turns embeddings \[6, 128\] into \[6, 256\].*embed'
     with pytest.raises(UserError, match=message):
         small_model(archive, 'sdm+id')(small_batch())
