@@ -23,16 +23,14 @@ LEARNING_RATE = 1e-3   # of the TSE layers, for any --lr
 
 
 def pair_loss_functions(args):
-    """All losses per pair: {loss name: (function of (image, text, pids) to [B], whether the batch loss is a mean)}.
-
-    The batch loss is a sum otherwise.
-    """
-    scale = 1 / args.temperature
+    """All losses per pair: {loss name: (function of (image, text, pids) to [B], reduction of the batch loss)}."""
+    triplet = {'tau': args.tau, 'margin': args.margin, 'reduction': 'none'}
+    softmax = {'scale': 1 / args.temperature, 'reduction': 'none'}
     return {
-        'tal': (partial(objectives.tal, tau=args.tau, margin=args.margin), False),
-        'trl': (partial(objectives.trl, tau=args.tau, margin=args.margin), False),
-        'infonce': (lambda image, text, pids: objectives.infonce_per_pair(image, text, scale=scale), True),
-        'sdm': (partial(objectives.sdm_per_pair, scale=scale), True)}
+        'tal': (partial(objectives.tal, **triplet), 'sum'),
+        'trl': (partial(objectives.trl, **triplet), 'sum'),
+        'infonce': (lambda image, text, pids: objectives.itc(image, text, **softmax), 'mean'),
+        'sdm': (partial(objectives.sdm, **softmax), 'mean')}
 
 
 def selected_pair_losses(args):
@@ -46,14 +44,14 @@ class PairLoss(HasPairLosses, Head):
 
     def __init__(self, args, model):
         super().__init__()
-        self.loss_function, self.is_mean = pair_loss_functions(args)[self.names[0]]
+        self.loss_function, self.reduction = pair_loss_functions(args)[self.names[0]]
 
     def pair_losses(self, encoded, batch):
         return {self.names[0]: self.loss_function(encoded.image, encoded.text, batch['pids'])}
 
     def forward(self, encoded, batch):
         losses = self.pair_losses(encoded, batch)[self.names[0]]
-        return {f'{self.names[0]}_loss': objectives.reduce_clean_pairs(losses, batch.get('clean'), self.is_mean)}
+        return {f'{self.names[0]}_loss': objectives.reduce_clean_pairs(losses, batch.get('clean'), self.reduction)}
 
 
 class TAL(PairLoss):
@@ -83,7 +81,7 @@ class TRL(PairLoss):
 class InfoNCE(PairLoss):
     """Image-text contrast with one loss per pair (RDE, CVPR 2024).
 
-    It equals itc, and supports --ccd and tse. The loss is objectives.infonce_per_pair.
+    It equals itc, and supports --ccd and tse. The loss is objectives.itc.
     """
     names = ('infonce',)
     shared_options = ('temperature',)
@@ -145,8 +143,8 @@ class TSE(AddsEmbedding, HasPairLosses, UsesAllGather, DrawsAttentionMaps, Head)
     def forward(self, encoded, batch):
         losses = self.pair_losses(encoded, batch)
         clean = encoded.shard.all_gather(batch['clean']) if 'clean' in batch else None
-        return {'tse_loss': sum(objectives.reduce_clean_pairs(losses[f'tse {name}'], clean, is_mean)
-                                for name, (_, is_mean) in self.loss_functions.items())}
+        return {'tse_loss': sum(objectives.reduce_clean_pairs(losses[f'tse {name}'], clean, reduction)
+                                for name, (_, reduction) in self.loss_functions.items())}
 
     def micro_batch_unsupported(self):
         return 'it compares the second embeddings of the whole batch'

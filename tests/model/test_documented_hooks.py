@@ -112,7 +112,7 @@ def test_clean_pairs_are_selected_from_the_losses_of_all_pairs(archive):
     clean_pairs.select(1, 1)
     with torch.no_grad():
         pairs = [(model.encode_image(batch['images']), model.encode_text(batch['caption_ids'])) for batch in loader]
-        losses = torch.cat([objectives.infonce_per_pair(*pair, scale=50.0) for pair in pairs])
+        losses = torch.cat([objectives.itc(*pair, scale=50.0, reduction='none') for pair in pairs])
     assert model.training and torch.equal(clean_pairs.weights, (losses <= losses.median()).float())
     marked = clean_pairs.add_weights(loader[1])
     assert torch.equal(marked['clean'], clean_pairs.weights[6:])
