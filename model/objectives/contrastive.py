@@ -126,6 +126,26 @@ def itc_by_identity(image_embedding, text_embedding, pids, *, temperature):
 
 
 @full_precision
+def momentum_contrast(embedding, keys, queue, *, scale):
+    """InfoNCE of one side's embeddings against those of a momentum encoder (MoCo: He et al., CVPR 2020, eq. 1).
+
+    Other keys of the batch are negatives also, as in ALBEF (Li et al., NeurIPS 2021, eq. 1).
+
+    Args:
+        embedding: [B, D].
+        keys: [B, D] of the other side by the momentum encoder; row i is the positive of sample i.
+        queue: [Q, D] of earlier batches, the negatives.
+        scale: 1 / temperature.
+
+    Example:
+        >>> round(momentum_contrast(torch.eye(3), torch.eye(3), -torch.eye(3), scale=5).item(), 4)
+        0.0266
+    """
+    logits = scale * cosine_similarity(embedding, torch.cat([keys, queue]))                 # [B, B + Q]
+    return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
+
+
+@full_precision
 def nitc(image_embedding, text_embedding, soft_image, soft_text, pids, *, scale, alpha):
     """Normalized image-text contrast with soft targets (TBPS-CLIP, AAAI 2024, eq. 3-6), mean of both directions.
 
