@@ -3,6 +3,7 @@ import json
 import logging
 
 from model.heads import heads_with_report
+from processor.head_figures import draw_figure
 from utils.errors import UserError
 from utils.figures import save_figure
 from utils.iotools import atomic_write
@@ -46,7 +47,7 @@ def write_report(head, split, path):
     try:
         with atomic_write(f'{path}.json') as file:
             json.dump(report.content, file, indent=1)
-        save_figure(report.draw(), f'{path}.png', dpi=100)
+        save_figure(draw_figure(report.figure), f'{path}.png', dpi=100)
     except UserError as error:
         logger.warning('the report of --%s is not saved: %s', head.report_flag, error)
     return report.text

@@ -19,6 +19,7 @@ def main(argv=None):
     args = read_options(argv)
     from model.heads import active_heads
     from model.heads.sen import MAE
+    from processor.head_figures import draw_figure
     from processor.head_reports import get_reporting_head
     from processor.runs import Split, load_run
     if MAE not in active_heads(args):
@@ -27,7 +28,7 @@ def main(argv=None):
     check_figure_path(args.out)
     run = load_run(args)
     report = get_reporting_head(run.model, MAE).report(Split(args, run), args.images)
-    save_figure(report.draw(), args.out)
+    save_figure(draw_figure(report.figure), args.out)
     print(report.text)
     print(f'wrote {args.out}')
 

@@ -8,31 +8,17 @@ import importlib
 import pkgutil
 import sys
 
+from model.heads.mixins import (  # noqa: F401
+    AddsEmbedding, BarPanels, DrawsAttentionMaps, EnabledByOptions, HasPairLosses, HasReferenceNames, HasReport,
+    HasSchedule, HasTrainingOnlyParts, HeadReport, ImageTable, PredictsAttributes, PreparesOnHost, RefinesEmbedding,
+    ScoresPairs, SelectsCleanPairs, TrainsInMicroBatches, TransformsBatch, UsesAllGather,
+)
 from utils import options
 from utils.declarations import ImportNeededError, is_pytorch_loaded, load_plugin
 from utils.errors import UserError, suggest_name
 from utils.help_pages import Topic, first_sentence, own_docstring
 
-EXPORTED = {
-    **dict.fromkeys(('Head', 'head_error_context', 'describe_head'), 'model.heads.head'),
-    'AddsEmbedding': 'model.heads.mixins.adds_embedding',
-    'DrawsAttentionMaps': 'model.heads.mixins.draws_attention_maps',
-    'EnabledByOptions': 'model.heads.mixins.enabled_by_options',
-    'HasPairLosses': 'model.heads.mixins.has_pair_losses',
-    'HasReferenceNames': 'model.heads.mixins.has_reference_names',
-    'HasReport': 'model.heads.mixins.has_report',
-    'HasSchedule': 'model.heads.mixins.has_schedule',
-    'HasTrainingOnlyParts': 'model.heads.mixins.has_training_only_parts',
-    'HeadReport': 'model.heads.mixins.has_report',
-    'PredictsAttributes': 'model.heads.mixins.predicts_attributes',
-    'PreparesOnHost': 'model.heads.mixins.prepares_on_host',
-    'RefinesEmbedding': 'model.heads.mixins.refines_embedding',
-    'ScoresPairs': 'model.heads.mixins.scores_pairs',
-    'SelectsCleanPairs': 'model.heads.mixins.selects_clean_pairs',
-    'TrainsInMicroBatches': 'model.heads.mixins.trains_in_micro_batches',
-    'TransformsBatch': 'model.heads.mixins.transforms_batch',
-    'UsesAllGather': 'model.heads.mixins.uses_all_gather',
-}
+EXPORTED = dict.fromkeys(('Head', 'head_error_context', 'describe_head'), 'model.heads.head')
 
 
 def __getattr__(name):
@@ -42,9 +28,9 @@ def __getattr__(name):
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
 
-def base_class(name):
-    """Return :class:`Head` or a mixin, or its declaration before PyTorch is imported."""
-    return getattr(load_plugin(EXPORTED[name]), name)
+def head_base():
+    """Return :class:`Head`, or its declaration before PyTorch is imported."""
+    return load_plugin('model.heads.head').Head
 
 
 def reference_loss_names():
@@ -72,7 +58,7 @@ BACKBONE_HEADS = {}     # {backbone: {loss name: Head class}} of heads that supp
 def load_head_modules():
     """Load the modules of this folder. A module that raises is skipped and reported once."""
     modules = []
-    for name in sorted(m.name for m in pkgutil.iter_modules(__path__)):
+    for name in sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.ispkg):
         try:
             modules.append(load_plugin(f'{__name__}.{name}'))
         except (Exception, SystemExit) as error:  # a user's file can raise anything
@@ -137,7 +123,7 @@ def collect_module_heads(module, known_heads, parser):
     Raises:
         Exception: the file conflicts with others, for example by adding an option that exists.
     """
-    heads, file_parser, base = {}, options.Parser(prog=module.__name__), base_class('Head')
+    heads, file_parser, base = {}, options.Parser(prog=module.__name__), head_base()
     for head in vars(module).values():
         if not (isinstance(head, type) and issubclass(head, base) and head.names) or head.__module__ != module.__name__:
             continue    # no head, or imported from another file
@@ -183,21 +169,16 @@ def head_classes():
     """All Head classes in a fixed order: those with loss names, then those that only options enable."""
     named = list(dict.fromkeys([*registry().values(),
                                 *(head for heads in BACKBONE_HEADS.values() for head in heads.values())]))
-    modules = dict.fromkeys(load_plugin(head.__module__) for head in named)
+    modules, base = dict.fromkeys(load_plugin(head.__module__) for head in named), head_base()
     classes = [(module, value) for module in modules for value in vars(module).values()
-               if isinstance(value, type) and issubclass(value, base_class('Head'))]
+               if isinstance(value, type) and issubclass(value, base)]
     return named + [head for module, head in classes if head.__module__ == module.__name__
-                    and not head.names and is_enabled_by_options(head)]
-
-
-def is_enabled_by_options(head):
-    """Whether options can enable a Head class without ``--loss_names``."""
-    return issubclass(head, base_class('EnabledByOptions'))
+                    and not head.names and issubclass(head, EnabledByOptions)]
 
 
 def heads_with_report():
     """The Head classes that have a report for test.py."""
-    return [head for head in head_classes() if issubclass(head, base_class('HasReport'))]
+    return [head for head in head_classes() if issubclass(head, HasReport)]
 
 
 def add_report_flags(parser):
@@ -217,7 +198,7 @@ def active_heads(args):
     named = parse_loss_names(args.loss_names, backbone)
     return named + [head for head in head_classes()
                     if head not in named and head.backbone in ('', backbone)
-                    and is_enabled_by_options(head) and head.is_enabled(args)]
+                    and issubclass(head, EnabledByOptions) and head.is_enabled(args)]
 
 
 def parse_loss_names(loss_names, backbone='clip'):

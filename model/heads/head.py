@@ -4,10 +4,7 @@ import re
 
 from torch import nn
 
-from model.heads.mixins.adds_embedding import AddsEmbedding
-from model.heads.mixins.refines_embedding import RefinesEmbedding
-from model.heads.mixins.trains_in_micro_batches import TrainsInMicroBatches
-from model.heads.mixins.uses_all_gather import UsesAllGather
+from model.heads.mixins import MIXINS, AddsEmbedding, RefinesEmbedding, TrainsInMicroBatches, UsesAllGather
 from utils.errors import UserError
 
 
@@ -41,6 +38,10 @@ class Head(nn.Module):
     shared_options = ()
     accepts_any_width = False
     reads_padding = False
+
+    def __init_subclass__(cls):
+        super().__init_subclass__()
+        check_mixins(cls)
 
     def __init__(self, args=None, model=None):
         super().__init__()
@@ -89,6 +90,16 @@ class Head(nn.Module):
     def distributed_unsupported(self):
         """Why several processes cannot train the head together; None if they can."""
         return None if isinstance(self, UsesAllGather) else self.micro_batch_unsupported()
+
+
+def check_mixins(head):
+    """Raise UserError if a Head class defines something of a mixin that is not one of its base classes."""
+    for name in vars(head):
+        owners = tuple(mixin for mixin in MIXINS if name in vars(mixin) and not name.startswith('_'))
+        if owners and not issubclass(head, owners):
+            classes = ' or '.join(owner.__name__ for owner in owners)
+            raise UserError(f'{head.__name__} defines {name}, which nothing calls: add {classes} to its base classes, '
+                            'before Head')
 
 
 def describe_head(head):

@@ -1,6 +1,37 @@
-"""Heads with an analysis of the trained model."""
-from collections.abc import Callable
-from typing import NamedTuple
+"""Heads with an analysis of the trained model. ``processor/head_figures.py`` draws the figures."""
+from typing import Any, NamedTuple
+
+
+class BarPanels(NamedTuple):
+    """A figure of bars, one panel per title.
+
+    Attributes:
+        titles: the titles of the panels.
+        series: {label: the heights of its bars in each panel, [panels][bars]}.
+        x_label: what the bars are; they are numbered from 0.
+        y_label: the unit of the heights.
+        reference: ``(label, height)`` of a dotted line.
+    """
+    titles: list
+    series: dict
+    x_label: str
+    y_label: str
+    reference: tuple
+
+
+class ImageTable(NamedTuple):
+    """A figure of images, one row per sample, between two texts.
+
+    Attributes:
+        images: [rows, columns, 3, H, W], colors from 0 to 1.
+        titles: the titles of the columns.
+        left: a text for each row, left of its images.
+        right: a text for each row, right of its images.
+    """
+    images: Any     # a tensor, without importing PyTorch here
+    titles: list
+    left: list
+    right: list
 
 
 class HeadReport(NamedTuple):
@@ -9,11 +40,11 @@ class HeadReport(NamedTuple):
     Attributes:
         text: what test.py prints.
         content: the content of ``<report_flag>.json``.
-        draw: function without arguments that returns the matplotlib figure for ``<report_flag>.png``.
+        figure: the data of the figure ``<report_flag>.png``.
     """
     text: str
     content: dict
-    draw: Callable
+    figure: BarPanels | ImageTable
 
 
 class HasReport:
