@@ -10,7 +10,10 @@ from torch import nn
 
 from model.backbones import backbone_class, refuse_other_family
 from model.clip_model import MLP, ResidualAttentionBlock, Transformer
-from model.heads import Head, active_heads, parse_loss_names, describe_head, head_error_context
+from model.heads import (
+    AddsEmbedding, HasReferenceNames, HasTrainingOnlyParts, Head, PreparesOnHost, RefinesEmbedding, TransformsBatch,
+    UsesAllGather, active_heads, describe_head, head_error_context, parse_loss_names,
+)
 from utils import precision
 from utils.checkpoint import add_run_prefix
 from utils.comm import get_world_size, pick_device
@@ -44,7 +47,7 @@ class EncodedBatch:
         embed_image: images -> [B, D], embeds further images in the same way as those of the batch.
         embed_text: token ids -> [B, D], the same for captions.
         extra_embeddings: {name: (images [B, E], captions [B, E])} of embeddings that heads add.
-        image_extras: what :meth:`Head.refine` stored when it refined the images' embeddings.
+        image_extras: what :meth:`RefinesEmbedding.refine` stored when it refined the images' embeddings.
         text_extras: the same for the captions.
         shard: the ranks that hold the other rows of the batch (utils/batch_shard.py).
     """
@@ -107,12 +110,14 @@ class RetrievalModel(nn.Module):
             head.is_named = type(head) in named
             self._register(head)
         self.needs = {need for head in self.heads for need in head.needs}
-        self.reference_copies = {copy: name for head in self.heads for copy, name in head.reference_copies.items()}
-        self.reference_names = {ours: theirs for head in self.heads for ours, theirs in head.reference_names.items()}
-        self.embedding_heads = tuple(head for head in self.heads if head.embedding)
+        self.reference_copies, self.reference_names = {}, {}
+        for head in self.heads_with(HasReferenceNames):
+            self.reference_copies.update(head.reference_copies)
+            self.reference_names.update(head.reference_names)
+        self.embedding_heads = self.heads_with(AddsEmbedding)
         self.embedding_parts = self._embedding_parts()
-        self.refines_embeddings = any(type(head).refine is not Head.refine
-                                      or head.embedding and head.embedding_reads_padding for head in self.heads)
+        self.refines_embeddings = bool(self.heads_with(RefinesEmbedding)) or any(
+            head.embedding_reads_padding for head in self.embedding_heads)
         self.needs_attention = any(head.embedding_needs_attention for head in self.embedding_heads)
         self.reads_padding = self.refines_embeddings or any(head.reads_padding for head in self.heads) or bool(
             self.needs & {'text_tokens', 'masked_text_tokens', 'text_attention'})
@@ -169,14 +174,18 @@ class RetrievalModel(nn.Module):
 
     @property
     def training_only(self):
-        """The names in the state dict that only training needs (:attr:`~model.heads.Head.training_only_parts`)."""
-        parts = tuple(f'{part}.' for head in self.heads for part in head.training_only_parts)
+        """The names in the state dict that only training needs (:class:`~model.heads.HasTrainingOnlyParts`)."""
+        parts = tuple(f'{part}.' for head in self.heads_with(HasTrainingOnlyParts) for part in head.training_only_parts)
         return {name for name in self.state_dict() if parts and f'{name}.'.startswith(parts)}
 
     def after_weights_loaded(self):
         """Call the heads' hooks after the weights of a new run are loaded."""
-        for head in self.heads:
+        for head in self.heads_with(HasTrainingOnlyParts):
             head.after_weights_loaded(self)
+
+    def heads_with(self, mixin):
+        """Return the heads of a mixin class, such as :class:`~model.heads.AddsEmbedding`."""
+        return tuple(head for head in self.heads if isinstance(head, mixin))
 
     def heads_with_parameter(self, name):
         """Return the heads that own or share the parameter ``name``; none for parameters of the encoders."""
@@ -192,7 +201,7 @@ class RetrievalModel(nn.Module):
             need = missing[0].replace('_', ' ')
             raise UserError(f'{loss} reads {need} and {why}: leave it out of --loss_names or use '
                             f'{self.backbone.alternative}')
-        reads_tokens = bool(head.needs) or head.refine is not Head.refine
+        reads_tokens = bool(head.needs) or issubclass(head, RefinesEmbedding)
         if reads_tokens and not head.accepts_any_width and {self.image_width, self.text_width} != {self.embed_dim}:
             raise UserError(f"{loss} reads tokens in the embeddings' space and the backbone {name} has image tokens "
                             f'{self.image_width}, text tokens {self.text_width} and embeddings {self.embed_dim} wide: '
@@ -251,7 +260,7 @@ class RetrievalModel(nn.Module):
         return self._refined(self.backbone.text_embedding(tokens, caption_ids), tokens, extras)
 
     def _refined(self, embedding, tokens, extras):
-        for head in self.heads:
+        for head in self.heads_with(RefinesEmbedding):
             refined = head.refine(embedding, tokens, {} if extras is None else extras)
             if refined.shape != embedding.shape:
                 raise UserError(f'{describe_head(head)}: refine turns embeddings {list(embedding.shape)} into '
@@ -304,7 +313,7 @@ class RetrievalModel(nn.Module):
         return caption_ids[:, :min(-(-longest // 8) * 8, caption_ids.shape[1])]
 
     def prepare_on_host(self, batch):
-        """Collect the tensors of :meth:`Head.prepare_on_host` of all heads, while the batch is on the CPU.
+        """Collect the tensors of :class:`PreparesOnHost` heads, while the batch is on the CPU.
 
         Returns:
             {'host_...': tensor}. Such fields describe this rank's rows and are not gathered.
@@ -313,7 +322,7 @@ class RetrievalModel(nn.Module):
             UserError: another name.
         """
         inputs = {}
-        for head in self.heads:
+        for head in self.heads_with(PreparesOnHost):
             for name, value in head.prepare_on_host(batch).items():
                 if not name.startswith('host_'):
                     raise UserError(f"{describe_head(head)}: prepare_on_host returns '{name}': let the name begin with "
@@ -362,8 +371,8 @@ class RetrievalModel(nn.Module):
             extra_embeddings={name: (image_extra[name], text_extra[name]) for name in image_extra})
 
     def transform_batch(self, batch, shard=WHOLE_BATCH):
-        """Return the batch after :meth:`Head.transform_batch` of all heads."""
-        for head in self.heads:
+        """Return the batch after the changes of :class:`TransformsBatch` heads."""
+        for head in self.heads_with(TransformsBatch):
             batch = head.transform_batch(batch, self, shard)
         return batch
 
@@ -412,7 +421,7 @@ class RetrievalModel(nn.Module):
         for head in self.heads:
             if not head.uses_tokens:
                 is_sharded = isinstance(batch, GlobalBatch)
-                fields = batch.for_head(describe_head(head), head.uses_all_gather) if is_sharded else batch
+                fields = batch.for_head(describe_head(head), isinstance(head, UsesAllGather)) if is_sharded else batch
                 results[head] = head(encoded, fields)
         return results
 
@@ -433,7 +442,7 @@ class RetrievalModel(nn.Module):
                 results[head] = head(encoded, batch)
                 if batch is not global_batch and results[head]:
                     # A rank with a placeholder row also computes the weight, because that may gather fields.
-                    weight = head.compute_micro_batch_weight(batch, global_batch) * (not is_placeholder)
+                    weight = head.micro_batch_weight(batch, global_batch) * (not is_placeholder)
                     results[head] = {name: weight * value for name, value in results[head].items()}
         return results
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from model.heads import DrawsAttentionMaps
 from processor.runs import embed_queries
 
 OCCLUSION_GRID = 24, 8   # rows and columns of the occlusion map: IRRA's patches of a 384x128 image
@@ -22,7 +23,7 @@ class Explanation(NamedTuple):
         maps: ``[(title, [rows, columns])]`` over the image:
 
             - the attention of the class token in the last block;
-            - what heads read (:meth:`model.heads.Head.attention_maps`), each with the words of largest weight;
+            - what heads read (:class:`model.heads.DrawsAttentionMaps`), each with the words of largest weight;
             - how much the similarity drops if a part of the image is hidden.
         words: ``[(word, [rows, columns] or None, drop)]`` for each token of the caption. The map over the image is the
             token's attention in the cross encoder. Without a cross encoder it holds the cosine similarities of the
@@ -100,7 +101,7 @@ class ImageCaptionPair:
             return []
         (patches, image_attention), (tokens, text_attention) = self.encoded
         maps = []
-        for head in self.model.heads:
+        for head in self.model.heads_with(DrawsAttentionMaps):
             with self.model.autocast():
                 image_maps = head.attention_maps('image', patches, None, image_attention)
                 word_weights = head.attention_maps('text', tokens, self.ids.to(tokens.device), text_attention)

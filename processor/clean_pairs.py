@@ -4,6 +4,7 @@ import logging
 import torch
 
 from model.build import EncodedBatch
+from model.heads import HasPairLosses, SelectsCleanPairs
 from processor.progress import ProgressBar, format_log_line
 from processor.step import augment, prepare_on_host, to_device
 from utils import comm
@@ -16,7 +17,7 @@ SEED_KEY = 2 ** 20   # added to the epoch, so that this pass has other random nu
 
 
 class CleanPairs:
-    """Weights of the training pairs, if a head selects clean pairs (:attr:`~model.heads.Head.select_clean_pairs`).
+    """Weights of the training pairs, if a head selects clean pairs (:class:`~model.heads.SelectsCleanPairs`).
 
     Args:
         model: a :class:`~model.build.RetrievalModel`.
@@ -31,7 +32,7 @@ class CleanPairs:
     def __init__(self, model, loader, seed):
         self.model, self.loader, self.seed, self.weights = model, loader, seed, None
         heads = getattr(model, 'heads', ())
-        self.head = next((head for head in heads if head.select_clean_pairs is not None), None)
+        self.head = next((head for head in heads if isinstance(head, SelectsCleanPairs)), None)
 
     def select(self, epoch, epochs, check_interrupt=lambda: None):
         """Select the clean pairs for an epoch.
@@ -106,5 +107,5 @@ def compute_pair_losses(model, batch, shard=WHOLE_BATCH):
                                 for name, image_and_text in encoded.extra_embeddings.items()}
             encoded = EncodedBatch(image=shard.all_gather(encoded.image), text=shard.all_gather(encoded.text),
                                    extra_embeddings=extra_embeddings)
-        return {name: losses.float() for head in model.heads
+        return {name: losses.float() for head in model.heads_with(HasPairLosses)
                 for name, losses in head.pair_losses(encoded, shard.global_batch(batch)).items()}

@@ -1,4 +1,4 @@
-"""Reports of heads about a trained model (:meth:`model.heads.Head.report`), requested by flags of test.py.
+"""Reports of heads about a trained model (:class:`model.heads.HasReport`), requested by flags of test.py.
 
 The value of a flag is False, True, or the file of the figure.
 """
@@ -6,6 +6,7 @@ import json
 import logging
 
 from model.heads import active_heads, heads_with_report
+from processor.head_figures import draw_figure
 from utils.errors import UserError
 from utils.figures import check_figure_path, save_figure
 from utils.iotools import atomic_write
@@ -67,7 +68,7 @@ def write_report(head, split, path, figure_path=None):
     """
     report = head.report(split)
     for write in (lambda: write_json(report.content, f'{path}.json'),
-                  lambda: save_figure(report.draw(), figure_path or f'{path}.png', dpi=100)):
+                  lambda: save_figure(draw_figure(report.figure), figure_path or f'{path}.png', dpi=100)):
         try:
             write()
         except UserError as error:

@@ -7,6 +7,7 @@ import time
 import torch
 
 from model.build import total_loss
+from model.heads import HasSchedule
 from processor.clean_pairs import CleanPairs
 from processor.evaluation import Evaluator
 from processor.history import format_summary, read_evaluations, summarize_evaluations
@@ -161,7 +162,7 @@ class Trainer:
         # The seed depends only on the position in the run, so that a resumed run repeats the step.
         seed_all(derive_seed(self.args.seed, self.epoch, self.step))
         self.scheduler.before_step(self.epoch, self.step, len(self.loader))
-        for head in self.model.heads:
+        for head in self.model.heads_with(HasSchedule):
             head.before_step(self.epoch, self.step, len(self.loader))
         results = self.training_step(self.clean_pairs.add_weights(batch), shard)
         metrics = {name: value for name, value in results.items() if name != 'temperature'}

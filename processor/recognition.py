@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from prettytable import PrettyTable
 
+from model.heads import PredictsAttributes
 from processor.evaluation import embed
 from utils.attribute_metrics import attribute_metrics
 from utils.errors import UserError
@@ -47,7 +48,7 @@ def recognize_attributes(model, loader, image_embeddings=None):
 
 def find_attribute_head(model):
     """Return the head that predicts attributes without prompts; None if the model has none."""
-    return next((head for head in getattr(model, 'heads', ()) if head.predict_attributes is not None), None)
+    return next((head for head in getattr(model, 'heads', ()) if isinstance(head, PredictsAttributes)), None)
 
 
 def encode_image_tokens(model, images):

@@ -1,6 +1,7 @@
 """``--rerank K``: an image-text matching head scores the K best images of each caption again, pair by pair."""
 import torch
 
+from model.heads import ScoresPairs
 from processor.independence import BatchDependence
 from processor.step import get_image_stats, prepare_batch
 from utils import comm
@@ -21,7 +22,7 @@ def get_itm_head(model):
         UserError: the model has none.
     """
     for head in model.heads:
-        if head.score_pairs is not None:
+        if isinstance(head, ScoresPairs):
             return head
     losses = ', '.join(head.names[0] for head in model.heads if head.names)
     raise UserError("--rerank needs a loss whose head scores pairs of a caption and an image, such as 'itm' of the "

@@ -58,7 +58,7 @@ def embed_queries(model, ids):
 
 
 class Split:
-    """The test split of a run, for reports of heads (:meth:`model.heads.Head.report`) and for tools.
+    """The test split of a run, for reports of heads (:class:`model.heads.HasReport`) and for tools.
 
     Attributes:
         entries: the annotated images, dicts with ``id`` and ``captions``, in the annotation's order.

@@ -10,7 +10,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 
-from model.heads import Head
+from model.heads import HasTrainingOnlyParts
 from processor.progress import format_log_line
 from processor.step import Step
 from utils import comm, precision
@@ -122,7 +122,7 @@ def validate_sharding(model):
         raise UserError('--shard cannot be combined with --compile, because compiled blocks do not gather their '
                         'parameters: leave out one of them')
     for head in model.heads:
-        if type(head).after_step is not Head.after_step:
+        if isinstance(head, HasTrainingOnlyParts):
             raise UserError(f"--shard does not support the loss '{head.names[0]}', which changes parameters after a "
                             'step: leave out one of them')
     scalars = [name for name, parameter in model.named_parameters() if not parameter.dim()]

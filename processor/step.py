@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from datasets.device_augmentation import augment_on_device
 from model.build import total_loss
+from model.heads import HasTrainingOnlyParts
 from utils import comm, precision
 from utils.batch_shard import WHOLE_BATCH, is_shared_field
 from utils.errors import UserError
@@ -60,7 +61,7 @@ class Step:
         results = self.forward_backward(batch, shard)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        for head in self.model.heads:
+        for head in self.model.heads_with(HasTrainingOnlyParts):
             head.after_step(self.model)
         return results
 

@@ -147,8 +147,8 @@ class GlobalBatch(Mapping):
             return rows
         if is_image_field(name):
             raise UserError(f"{self.reader} reads batch['{name}'], but each of several processes holds only its own "
-                            'rows of it: call encoded.shard.all_gather on what the head computes from them, and set '
-                            'uses_all_gather = True in the head')
+                            'rows of it: call encoded.shard.all_gather on what the head computes from them, and add '
+                            'UsesAllGather to the base classes of the head')
         if name not in self.gathered:
             self.gathered[name] = self.shard.all_gather(rows)
         return self.gathered[name]

@@ -14,8 +14,8 @@ import sys
 import types
 
 # Packages and modules that take little time to import, in addition to Python's standard library.
-LIGHT_MODULES = ('utils.declarations', 'utils.errors', 'utils.option_types', 'utils.options', 'utils.recipes',
-                 'utils.safe_yaml', 'yaml')
+LIGHT_MODULES = ('model.heads.mixins', 'utils.declarations', 'utils.errors', 'utils.option_types', 'utils.options',
+                 'utils.recipes', 'utils.safe_yaml', 'yaml')
 PLUGIN_PACKAGES = ('model', 'model.heads', 'model.backbones', 'datasets')
 
 
@@ -154,11 +154,17 @@ def is_light(module_name):
 
 
 def find_declaration(module_name, name):
-    """Return what ``from module import name`` binds: a declaration of another plug-in file, or :class:`Unavailable`."""
+    """Return what ``from module import name`` binds.
+
+    It is what the package has without importing PyTorch, a declaration of another plug-in file, or
+    :class:`Unavailable`.
+    """
     unavailable = Unavailable(f'{module_name}.{name}')
     if module_name.split('.')[0] not in PLUGIN_PACKAGES:
         return unavailable
     package = importlib.import_module(module_name) if module_name in PLUGIN_PACKAGES else None
+    if name in getattr(package, '__dict__', {}):
+        return vars(package)[name]
     defining_module = getattr(package, 'EXPORTED', {}).get(name, module_name)
     return getattr(load_declarations(defining_module), name, unavailable)
 

@@ -1,11 +1,11 @@
 """Which losses run on which backbone, as a table for docs/backbones.md: ``python -m model.backbones``."""
 from model.backbones import registry
-from model.heads import Head, heads_for_backbone
+from model.heads import RefinesEmbedding, heads_for_backbone
 
 
 def runs(head, backbone):
     """Whether a head runs on a backbone with all that it can give."""
-    reads_tokens = bool(head.needs) or head.refine is not Head.refine
+    reads_tokens = bool(head.needs) or issubclass(head, RefinesEmbedding)
     fits_width = backbone.joint_tokens or head.accepts_any_width or not reads_tokens
     return fits_width and set(head.needs) <= backbone.provides
 

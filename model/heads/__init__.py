@@ -8,12 +8,17 @@ import importlib
 import pkgutil
 import sys
 
+from model.heads.mixins import (  # noqa: F401
+    AddsEmbedding, BarPanels, DrawsAttentionMaps, EnabledByOptions, HasPairLosses, HasReferenceNames, HasReport,
+    HasSchedule, HasTrainingOnlyParts, HeadReport, ImageTable, PredictsAttributes, PreparesOnHost, RefinesEmbedding,
+    ScoresPairs, SelectsCleanPairs, TrainsInMicroBatches, TransformsBatch, UsesAllGather,
+)
 from utils import options
 from utils.declarations import ImportNeededError, is_pytorch_loaded, load_plugin
 from utils.errors import UserError, suggest_name
 from utils.help_pages import Topic, first_sentence, own_docstring
 
-EXPORTED = dict.fromkeys(('Head', 'HeadReport', 'head_error_context', 'describe_head'), 'model.heads.head')
+EXPORTED = dict.fromkeys(('Head', 'head_error_context', 'describe_head'), 'model.heads.head')
 
 
 def __getattr__(name):
@@ -53,7 +58,7 @@ BACKBONE_HEADS = {}     # {backbone: {loss name: Head class}} of heads that supp
 def load_head_modules():
     """Load the modules of this folder. A module that raises is skipped and reported once."""
     modules = []
-    for name in sorted(m.name for m in pkgutil.iter_modules(__path__)):
+    for name in sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.ispkg):
         try:
             modules.append(load_plugin(f'{__name__}.{name}'))
         except (Exception, SystemExit) as error:  # a user's file can raise anything
@@ -168,12 +173,12 @@ def head_classes():
     classes = [(module, value) for module in modules for value in vars(module).values()
                if isinstance(value, type) and issubclass(value, base)]
     return named + [head for module, head in classes if head.__module__ == module.__name__
-                    and not head.names and head.is_enabled is not base.is_enabled]
+                    and not head.names and issubclass(head, EnabledByOptions)]
 
 
 def heads_with_report():
     """The Head classes that have a report for test.py."""
-    return [head for head in head_classes() if head.report_flag]
+    return [head for head in head_classes() if issubclass(head, HasReport)]
 
 
 def add_report_flags(parser):
@@ -195,7 +200,8 @@ def active_heads(args):
     backbone = getattr(args, 'backbone', 'clip')
     named = parse_loss_names(args.loss_names, backbone)
     return named + [head for head in head_classes()
-                    if head not in named and head.backbone in ('', backbone) and head.is_enabled(args)]
+                    if head not in named and head.backbone in ('', backbone)
+                    and issubclass(head, EnabledByOptions) and head.is_enabled(args)]
 
 
 def parse_loss_names(loss_names, backbone='clip'):

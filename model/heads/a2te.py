@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from model import objectives
-from model.heads import Head
+from model.heads import DrawsAttentionMaps, HasReferenceNames, Head, UsesAllGather
 from model.heads.mlm import CrossEncoder
 from utils.batch_shard import WHOLE_BATCH
 from utils.errors import UserError
@@ -16,7 +16,7 @@ ALIASES = {'amm': 'mlm+attribute'}
 A2TE_COPIES = {'base_model_m.': 'base_model.'}
 
 
-class Attribute(Head):
+class Attribute(UsesAllGather, HasReferenceNames, Head):
     """Matching of a caption's attributes with images, A2M (A2TE, 2025).
 
     For its own caption and for a similar caption of the batch, the head predicts whether an image shows each of the
@@ -27,7 +27,6 @@ class Attribute(Head):
     fields = ('attributes_mask',)
     shared_options = ('cmt_depth', 'attribute_tagger')
     reference_copies = A2TE_COPIES
-    uses_all_gather = True
 
     @staticmethod
     def add_options(parser):
@@ -63,7 +62,7 @@ class Attribute(Head):
         return {'attr_loss': self.weight * loss}
 
     def micro_batch_weight(self, micro_batch, batch):
-        return 1    # for distributed training: each rank's loss is a sum, divided by the count of the global batch
+        return 1    # each rank's loss is a sum, divided by the count of the global batch
 
     def micro_batch_unsupported(self):
         return 'it draws a caption of the whole batch for each image'
@@ -117,7 +116,7 @@ def count_captions_with_groups(groups):
     return ((groups > 0) & (groups <= groups.shape[1] // 2)).any(dim=1).sum()
 
 
-class Detail(Head):
+class Detail(UsesAllGather, DrawsAttentionMaps, HasReferenceNames, Head):
     """Alignment of the most attended patches and words, DAL (A2TE, 2025).
 
     The patches and words that the embedding attends to most are pooled into one vector per image and caption. The loss
@@ -125,7 +124,6 @@ class Detail(Head):
     """
     names = ('detail',)
     needs = ('image_tokens', 'text_tokens', 'image_attention', 'text_attention')
-    uses_all_gather = True
     reference_copies = A2TE_COPIES
     shared_options = ('temperature',)
 

@@ -6,7 +6,7 @@ Attention-Guided Mask (arXiv 2412.15106). All random numbers are drawn on the te
 import torch
 
 from model import objectives
-from model.heads import Head
+from model.heads import EnabledByOptions, Head, TransformsBatch
 from utils.batch_shard import WHOLE_BATCH
 from utils.errors import UserError
 
@@ -30,7 +30,7 @@ class CMT(Head):
         return {'cmt_loss': objectives.cmt(encoded.image, encoded.text, scale=self.scale)}
 
 
-class InPlaceMasking(Head):
+class InPlaceMasking(EnabledByOptions, TransformsBatch, Head):
     """Attention-guided masking of captions for all losses (AGM, 2025).
 
     ``--mlm_masking attention --caption_masking inplace`` enables it.

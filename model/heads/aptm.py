@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from model import objectives
-from model.heads import Head
+from model.heads import Head, PredictsAttributes, ScoresPairs, TrainsInMicroBatches, UsesAllGather
 from utils.errors import UserError
 from utils.option_types import fraction, non_negative_float, positive_float, positive_int
 
@@ -63,7 +63,7 @@ class SoftITC(AptmHead):
         return {'itc_loss': self.weight * loss, 'temp': temperature.detach()}
 
 
-class ITM(AptmHead):
+class ITM(UsesAllGather, ScoresPairs, AptmHead):
     """Image-text matching with hard negatives (APTM, after ALBEF).
 
     Each of the B pairs is compared with a similar caption and a similar image of other identities. A layer on the fused
@@ -72,7 +72,6 @@ class ITM(AptmHead):
     names = ('itm',)
     needs = ('image_tokens', 'text_tokens', 'fusion')
     shared_options = ('start_temperature',)
-    uses_all_gather = True
 
     @staticmethod
     def add_options(parser):
@@ -94,7 +93,6 @@ class ITM(AptmHead):
         return 'it draws negatives from the whole batch and reads their tokens'
 
     def score_pairs(self, encoder, caption_ids, text_tokens, image_tokens):
-        """Scores for re-ranking: [P, L], [P, L, D], [P, N, K] -> [P]."""
         return self.matching(encoder, text_tokens, encoder.text_mask(caption_ids), image_tokens)[:, 1].float()
 
 
@@ -131,7 +129,7 @@ def matching_loss(matching, encoded, text, text_tokens, mask, pids, temperature)
     return objectives.image_text_matching(logits, matches), objectives.accuracy(logits, matches)
 
 
-class BertMLM(AptmHead):
+class BertMLM(TrainsInMicroBatches, AptmHead):
     """On the backbone aptm: masked language modeling with the image (APTM).
 
     All layers of BERT read the masked caption, and its fusion layers read the image also.
@@ -181,7 +179,7 @@ def masked_word_loss(encoder, ids, mask, positions, labels, image_tokens):
     return objectives.masked_language_modeling(logits, labels), objectives.accuracy(logits, labels)
 
 
-class EDA(AptmHead):
+class EDA(UsesAllGather, AptmHead):
     """The losses itc and itm with randomly edited captions (APTM).
 
     The edits are those of EDA (Wei and Zou, EMNLP 2019). itm is included if --loss_names contains it.
@@ -190,7 +188,6 @@ class EDA(AptmHead):
     needs = ('image_tokens', 'fusion')
     fields = ('eda_ids',)
     shared_options = ('start_temperature',)
-    uses_all_gather = True
 
     @staticmethod
     def add_options(parser):
@@ -219,7 +216,7 @@ class EDA(AptmHead):
         return 'it compares the whole batch and reads its tokens'
 
 
-class Attributes(AptmHead):
+class Attributes(UsesAllGather, AptmHead):
     """Contrast, matching and masked words of attribute prompts (APTM).
 
     Each attribute has two prompts, one for each of its labels. The loss is the mean of objectives.attribute_contrast,
@@ -229,7 +226,6 @@ class Attributes(AptmHead):
     needs = ('image_tokens', 'fusion')
     fields = ('attribute_labels', 'prompt_seed')     # with these fields, the batch also has prompts
     shared_options = ('start_temperature',)
-    uses_all_gather = True
 
     @staticmethod
     def add_options(parser):
@@ -252,7 +248,7 @@ class Attributes(AptmHead):
         return {'attr_loss': self.weight * (contrast + matching + words) / 3}
 
     def micro_batch_weight(self, micro_batch, batch):
-        return 1    # for distributed training: each rank's losses are sums, divided by counts of the global batch
+        return 1    # each rank's losses are sums, divided by counts of the global batch
 
     def micro_batch_unsupported(self):
         return 'it matches prompts with images of the whole batch'
@@ -345,7 +341,7 @@ def prompt_word_loss(encoded, batch, mask, is_true):
     return loss * (local_count / total.clamp(min=1))
 
 
-class ImageAttributes(AptmHead):
+class ImageAttributes(UsesAllGather, PredictsAttributes, AptmHead):
     """Attribute classification of images, without prompts (APTM).
 
     A classifier of the image's first token predicts all attributes. The loss is
@@ -354,7 +350,6 @@ class ImageAttributes(AptmHead):
     names = ('img_cls',)
     needs = ('image_tokens',)
     fields = ('attribute_labels',)
-    uses_all_gather = True
 
     @staticmethod
     def add_options(parser):

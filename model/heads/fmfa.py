@@ -1,6 +1,6 @@
 """FMFA (ACM TOMM 2026): adaptive similarity distribution matching, and explicit alignment of words with patches."""
 from model import objectives
-from model.heads import Head
+from model.heads import Head, UsesAllGather
 from utils.option_types import non_negative_float, positive_int
 
 
@@ -20,7 +20,7 @@ class AdaptiveSDM(Head):
         return {'a-sdm_loss': objectives.a_sdm(encoded.image, encoded.text, batch['pids'], scale=self.scale)}
 
 
-class ExplicitAlignment(Head):
+class ExplicitAlignment(UsesAllGather, Head):
     """Explicit fine-grained alignment of words and patches (FMFA).
 
     Each word selects patches. Words and patches of every sample are compared with the selected patches of every other
@@ -28,7 +28,6 @@ class ExplicitAlignment(Head):
     """
     names = ('efa',)
     needs = ('image_tokens', 'text_tokens')
-    uses_all_gather = True
 
     @staticmethod
     def add_options(parser):

@@ -5,7 +5,7 @@ from torch import nn
 
 from model import objectives
 from model.clip_model import Attention, LayerNorm, QuickGELU, Transformer
-from model.heads import Head
+from model.heads import Head, PreparesOnHost, TrainsInMicroBatches, UsesAllGather
 from model.heads.agm import mask_attended_tokens
 from utils.errors import UserError
 from utils.option_types import non_negative_float, positive_int_up_to
@@ -50,7 +50,7 @@ def output_std(width, depth):
     return width ** -0.5 * (2 * depth) ** -0.5
 
 
-class MLM(Head):
+class MLM(TrainsInMicroBatches, UsesAllGather, PreparesOnHost, Head):
     """Masked language modeling with image tokens (IRRA, CVPR 2023).
 
     A cross-modal encoder reads the masked caption and the image, and predicts the masked words: IRRA's implicit
@@ -59,7 +59,6 @@ class MLM(Head):
     names = ('mlm',)
     needs = ('image_tokens', 'masked_text_tokens')
     fields = ('mlm_labels',)
-    uses_all_gather = True
     shared_options = ('MLM', 'mlm_masking', 'masked_token_rate', 'masked_token_unchanged_rate')
 
     @staticmethod

@@ -13,9 +13,10 @@ from torch import nn
 
 from model import objectives
 from model.clip_model import MLP, Attention, LayerNorm
-from model.heads import Head, HeadReport
+from model.heads import (
+    BarPanels, DrawsAttentionMaps, EnabledByOptions, HasReport, Head, HeadReport, RefinesEmbedding, UsesAllGather,
+)
 from utils.errors import UserError
-from utils.figures import import_pyplot
 from utils.option_types import non_negative_float, positive_int_up_to
 
 PARTS = ('base', 'crfm', 'efp', 'crfm+efp')
@@ -180,13 +181,12 @@ def total_load_balance(gates):
                for block_gates in gates.unbind(1))
 
 
-class PHP(Head):
+class PHP(RefinesEmbedding, UsesAllGather, EnabledByOptions, DrawsAttentionMaps, HasReport, Head):
     """Even use of the experts in hierarchical parsing (PHP, 2025-26).
 
     With this loss, the embedding includes the mean of parsed slots (--php_parts). The loss is objectives.load_balance.
     """
     names = ('aux',)
-    uses_all_gather = True
     report_flag = 'moe_report'
     report_help = "report of how often PHP's experts are used: a table, a JSON file and a figure"
     report_needs = 'experts; PHP has them (--php_parts efp or crfm+efp)'
@@ -299,7 +299,7 @@ class PHP(Head):
         text = f'experts: percent of all selections, entropy in bits (at most {largest:.3f})\n{usage_table(blocks)}'
         content = {'usage_is': "each expert's fraction of all selections", 'entropy_is': 'bits',
                    'largest_entropy': largest, **blocks}
-        return HeadReport(text, content, lambda: draw_usage(usage))
+        return HeadReport(text, content, usage_figure(usage))
 
 
 def check_compatibility(args, model):
@@ -357,35 +357,14 @@ def usage_table(blocks):
     return table.get_string()
 
 
-def draw_usage(usage):
-    """Draw bars for each block: how often images and captions use each expert, with a line at even use.
+def usage_figure(usage):
+    """The figure of :meth:`PHP.report`: a panel for each block, with a line at even use.
 
     Args:
         usage: {'image': [[E] per block], 'text': [[E] per block]} of fractions.
-
-    Returns:
-        A matplotlib figure.
     """
-    blocks, experts = len(usage['image']), len(usage['image'][0])
-    columns = min(blocks, 4)
-    rows = -(-blocks // columns)
-    width = max(3.2, 0.45 * experts)
-    size = max(width * columns, 4), 2.6 * rows + 0.4
-    figure, axes = import_pyplot().subplots(rows, columns, figsize=size, squeeze=False, sharey=True)
-    for number, axis in enumerate(axes.flat):
-        if number >= blocks:
-            axis.axis('off')
-            continue
-        for offset, side, label in ((-0.2, 'image', 'images'), (0.2, 'text', 'captions')):
-            positions = [expert + offset for expert in range(experts)]
-            axis.bar(positions, (100 * usage[side][number]).tolist(), width=0.4, label=label)
-        axis.axhline(100 / experts, color='grey', linestyle=':', label='even use')
-        axis.set_xticks(range(experts))
-        axis.set_xlabel('expert', fontsize=8)
-        axis.set_title(f'block {number}', fontsize=9)
-    for axis in axes[:, 0]:
-        axis.set_ylabel('% of selections', fontsize=8)
-    handles, labels = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc='lower center', ncols=3, fontsize=8)
-    figure.tight_layout(rect=(0, 0.12 / rows, 1, 1))
-    return figure
+    percents = {side: [(100 * fractions).tolist() for fractions in blocks] for side, blocks in usage.items()}
+    experts = len(usage['image'][0])
+    return BarPanels(titles=[f'block {number}' for number in range(len(usage['image']))],
+                     series={'images': percents['image'], 'captions': percents['text']},
+                     x_label='expert', y_label='% of selections', reference=('even use', 100 / experts))

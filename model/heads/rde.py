@@ -5,7 +5,9 @@ CCD is confident consensus division: before each epoch, it divides the training 
 from functools import partial
 
 from model import noise_mixture, objectives
-from model.heads import Head
+from model.heads import (
+    AddsEmbedding, DrawsAttentionMaps, EnabledByOptions, HasPairLosses, Head, SelectsCleanPairs, UsesAllGather,
+)
 from model.heads.a2te import DetailLayers, count_pooled_tokens, selection_map
 from utils.errors import UserError
 from utils.option_types import add_boolean_option, non_negative_float, positive_float, positive_fraction
@@ -21,16 +23,14 @@ LEARNING_RATE = 1e-3   # of the TSE layers, for any --lr
 
 
 def pair_loss_functions(args):
-    """All losses per pair: {loss name: (function of (image, text, pids) to [B], whether the batch loss is a mean)}.
-
-    The batch loss is a sum otherwise.
-    """
-    scale = 1 / args.temperature
+    """All losses per pair: {loss name: (function of (image, text, pids) to [B], reduction of the batch loss)}."""
+    triplet = {'tau': args.tau, 'margin': args.margin, 'reduction': 'none'}
+    softmax = {'scale': 1 / args.temperature, 'reduction': 'none'}
     return {
-        'tal': (partial(objectives.tal, tau=args.tau, margin=args.margin), False),
-        'trl': (partial(objectives.trl, tau=args.tau, margin=args.margin), False),
-        'infonce': (lambda image, text, pids: objectives.infonce_per_pair(image, text, scale=scale), True),
-        'sdm': (partial(objectives.sdm_per_pair, scale=scale), True)}
+        'tal': (partial(objectives.tal, **triplet), 'sum'),
+        'trl': (partial(objectives.trl, **triplet), 'sum'),
+        'infonce': (lambda image, text, pids: objectives.itc(image, text, **softmax), 'mean'),
+        'sdm': (partial(objectives.sdm, **softmax), 'mean')}
 
 
 def selected_pair_losses(args):
@@ -39,19 +39,19 @@ def selected_pair_losses(args):
     return {name: function for name, function in pair_loss_functions(args).items() if name in names}
 
 
-class PairLoss(Head):
+class PairLoss(HasPairLosses, Head):
     """Base class of losses with one number per pair, in which noisy pairs do not count."""
 
     def __init__(self, args, model):
         super().__init__()
-        self.loss_function, self.is_mean = pair_loss_functions(args)[self.names[0]]
+        self.loss_function, self.reduction = pair_loss_functions(args)[self.names[0]]
 
     def pair_losses(self, encoded, batch):
         return {self.names[0]: self.loss_function(encoded.image, encoded.text, batch['pids'])}
 
     def forward(self, encoded, batch):
         losses = self.pair_losses(encoded, batch)[self.names[0]]
-        return {f'{self.names[0]}_loss': objectives.reduce_clean_pairs(losses, batch.get('clean'), self.is_mean)}
+        return {f'{self.names[0]}_loss': objectives.reduce_clean_pairs(losses, batch.get('clean'), self.reduction)}
 
 
 class TAL(PairLoss):
@@ -81,13 +81,13 @@ class TRL(PairLoss):
 class InfoNCE(PairLoss):
     """Image-text contrast with one loss per pair (RDE, CVPR 2024).
 
-    It equals itc, and supports --ccd and tse. The loss is objectives.infonce_per_pair.
+    It equals itc, and supports --ccd and tse. The loss is objectives.itc.
     """
     names = ('infonce',)
     shared_options = ('temperature',)
 
 
-class TSE(Head):
+class TSE(AddsEmbedding, HasPairLosses, UsesAllGather, DrawsAttentionMaps, Head):
     """Token selection embedding, a second embedding (RDE, CVPR 2024).
 
     The patches and words that the first embedding attends to most are pooled into a second one. Each of the losses
@@ -99,7 +99,6 @@ class TSE(Head):
     embedding_needs_attention = True
     embedding_reads_padding = False
     needs = ('image_tokens', 'text_tokens', 'image_attention', 'text_attention')
-    uses_all_gather = True
     shared_options = ('tau', 'margin', 'temperature')
 
     @staticmethod
@@ -144,8 +143,8 @@ class TSE(Head):
     def forward(self, encoded, batch):
         losses = self.pair_losses(encoded, batch)
         clean = encoded.shard.all_gather(batch['clean']) if 'clean' in batch else None
-        return {'tse_loss': sum(objectives.reduce_clean_pairs(losses[f'tse {name}'], clean, is_mean)
-                                for name, (_, is_mean) in self.loss_functions.items())}
+        return {'tse_loss': sum(objectives.reduce_clean_pairs(losses[f'tse {name}'], clean, reduction)
+                                for name, (_, reduction) in self.loss_functions.items())}
 
     def micro_batch_unsupported(self):
         return 'it compares the second embeddings of the whole batch'
@@ -155,7 +154,7 @@ class TSE(Head):
             'with --tse_mode train it normalizes tokens over the whole batch (--tse_mode eval does not)')
 
 
-class CCD(Head):
+class CCD(EnabledByOptions, SelectsCleanPairs, Head):
     """Confident consensus division of the training pairs (RDE, CVPR 2024).
 
     Before each epoch, the losses of each similarity classify the pairs as clean or noisy. Pairs that all similarities

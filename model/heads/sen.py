@@ -4,16 +4,15 @@ from torch import nn
 
 from model import objectives
 from model.clip_model import Attention, LayerNorm, Transformer
-from model.heads import Head, HeadReport
+from model.heads import HasReport, Head, HeadReport, ImageTable, TrainsInMicroBatches
 from model.heads.mlm import output_std
 from utils.errors import UserError
-from utils.figures import import_pyplot, wrap_text
 from utils.option_types import non_negative_float, open_fraction, positive_int
 
 GRAY_WEIGHTS = (0.2989, 0.5870, 0.1140)   # of red, green and blue (ITU-R 601)
 
 
-class MAE(Head):
+class MAE(TrainsInMicroBatches, HasReport, Head):
     """Text-guided image restoration, a masked autoencoder (SEN, 2024).
 
     The head restores the colors of an image from its caption and a few of its patches in gray (MAE: He et al., CVPR
@@ -78,9 +77,6 @@ class MAE(Head):
         loss = objectives.restoration(restored, patchify(images, self.patch_size), mask)
         return {'mae_loss': self.weight * loss}
 
-    def micro_batch_weight(self, micro_batch, batch):
-        return len(micro_batch['pids']) / len(batch['pids'])   # each image has the same number of scored patches
-
     def sample_order(self, images):
         """Draw an order of each image's tokens: positions [B, N], class token first.
 
@@ -140,7 +136,7 @@ class MAE(Head):
                 f'{errors[1]:.4f} with a wrong one')
         content = {'error_is': 'mean squared error of hidden patches, in normalized colors', 'own_caption': errors[0],
                    'wrong_caption': errors[1], 'images': len(entries)}
-        return HeadReport(text, content, lambda: draw_restorations(split.denormalize(panels), captions, wrong_captions))
+        return HeadReport(text, content, ImageTable(split.denormalize(panels), COLUMNS, captions, wrong_captions))
 
 
 class Tri(Head):
@@ -275,32 +271,3 @@ def restore_with_captions(head, model, images, captions, seed):
         errors.append(objectives.restoration(restored, patchify(images, size), mask).item())
         panels.append(torch.where(hidden > 0, unpatchify(restored, size, grid), to_gray(images)))
     return torch.stack(panels, dim=1), errors
-
-
-def draw_restorations(panels, captions, wrong_captions):
-    """Draw a row for each image: its caption, its panels, and the wrong caption.
-
-    Args:
-        panels: [K, 4, 3, H, W] of :func:`restore_with_captions`, with colors from 0 to 1.
-        captions: K texts.
-        wrong_captions: K texts.
-
-    Returns:
-        A matplotlib figure.
-    """
-    rows, columns = panels.shape[:2]
-    size = 6 + 1.3 * columns, 2.9 * rows + 0.5
-    figure, axes = import_pyplot().subplots(rows, columns + 2, figsize=size, squeeze=False,
-                                     width_ratios=[2.4] + [1] * columns + [2.4])
-    for row, images, caption, wrong_caption in zip(axes, panels, captions, wrong_captions):
-        for axis, text in ((row[0], caption), (row[-1], wrong_caption)):
-            axis.text(0.02, 0.5, wrap_text(text, 34), va='center', ha='left', fontsize=8, transform=axis.transAxes,
-                      parse_math=False)
-        for axis in row:
-            axis.axis('off')
-        for axis, image in zip(row[1:-1], images):
-            axis.imshow(image.permute(1, 2, 0).numpy())
-    for axis, title in zip(axes[0][1:-1], COLUMNS):
-        axis.set_title(title, fontsize=8)
-    figure.tight_layout(pad=0.3)
-    return figure

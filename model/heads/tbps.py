@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from model import objectives
-from model.heads import Head
+from model.heads import HasReferenceNames, HasSchedule, Head, UsesAllGather
 from utils.option_types import add_boolean_option, fraction, non_negative_float, positive_float
 
 # Prefixes of parameter names here and in TBPS-CLIP's implementation, which ignores entries that it does not know.
@@ -28,7 +28,7 @@ class LearnedScale(nn.Module):
         return objectives.clamped_scale(self.logit_scale.float())
 
 
-class ContrastHead(Head):
+class ContrastHead(HasReferenceNames, Head):
     """Base class of ``nitc`` and ``ritc``, which share the learned temperature."""
     reference_names = TBPS_NAMES
 
@@ -38,14 +38,13 @@ class ContrastHead(Head):
         self.weight = getattr(args, f'{self.names[0]}_loss_weight')
 
 
-class NITC(ContrastHead):
+class NITC(HasSchedule, UsesAllGather, ContrastHead):
     """Image-text contrast with soft targets (TBPS-CLIP, AAAI 2024).
 
     A second forward pass of the model gives soft targets, which are averaged with targets by identity. The temperature
     is learned. The loss is objectives.nitc.
     """
     names = ('nitc',)
-    uses_all_gather = True
 
     @staticmethod
     def add_options(parser):
@@ -106,7 +105,7 @@ class RITC(ContrastHead):
         return {'ritc_loss': self.weight * loss}
 
 
-class CITC(Head):
+class CITC(HasReferenceNames, Head):
     """Cyclic image-text contrast (TBPS-CLIP, AAAI 2024).
 
     Similarities between images should equal those between their captions. The loss is objectives.citc.
@@ -127,7 +126,7 @@ class CITC(Head):
         return {'citc_loss': self.weight * objectives.citc(encoded.image, encoded.text)}
 
 
-class SS(Head):
+class SS(UsesAllGather, HasReferenceNames, Head):
     """Self-supervision of images, SimCLR (TBPS-CLIP, AAAI 2024).
 
     Two strongly augmented views of an image should have similar projections. The loss is objectives.simclr.
@@ -135,7 +134,6 @@ class SS(Head):
     names = ('ss',)
     reference_names = TBPS_NAMES
     fields = ('simclr_images',)
-    uses_all_gather = True
 
     @staticmethod
     def add_options(parser):

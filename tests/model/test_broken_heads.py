@@ -48,6 +48,10 @@ def add_files(tmp_path, monkeypatch):
     (8, SOUND.replace('--sound_weight', '--batch_size'), 'conflicting option string'),
     (9, SOUND.replace('--sound_weight', '--id_loss_weight'), 'conflicting option string'),
     (10, SOUND.replace('weight of sound', '5% of sound'), 'TypeError'),
+    (12, SOUND + '\n    def refine(self, embedding, tokens, extras):\n        return embedding',
+     'Sound defines refine, which nothing calls: add RefinesEmbedding to its base classes'),
+    (13, SOUND + '\n    def micro_batch_weight(self, micro_batch, batch):\n        return 1',
+     'add TrainsInMicroBatches or UsesAllGather to its base classes'),
     (11, SOUND + '\nALIASES = {"loud": 3}', 'ALIASES must be a dict of texts'),
 ])
 def test_a_broken_file_is_reported_once_and_the_others_work(add_files, capsys, number, text, why):

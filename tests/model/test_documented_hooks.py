@@ -14,7 +14,6 @@ from model.build import total_loss
 from processor.clean_pairs import CleanPairs
 from processor.step import build_step
 from tests.support import golden_archive, golden_json, small_batch, small_model
-from utils.checkpoint import Checkpointer, load_weights, init_from_checkpoint
 from utils.errors import UserError
 
 DOCS = os.path.join(os.path.dirname(__file__), '..', '..', 'docs')
@@ -61,18 +60,17 @@ def make_step(model, lr=1e-3):
 
 
 def test_there_is_a_short_example_for_each_hook():
-    assert set(EXAMPLES) == {'averages', 'trimmed', 'moco', 'views', 'learned-itc', 'filip'}
+    assert set(EXAMPLES) == {'averages', 'trimmed', 'views', 'learned-itc', 'filip'}
     assert all(len(code.splitlines()) < 60 for code in EXAMPLES.values())
 
 
 @pytest.mark.parametrize('name', sorted(EXAMPLES))
 def test_an_example_overfits_a_batch_alone_and_with_other_losses(archive, name):
     for loss_names in (name, f'sdm+id+{name}'):
-        model = small_model(archive, loss_names, temperature=0.1, moco_queue=3, moco_momentum=0.5).train()
+        model = small_model(archive, loss_names, temperature=0.1).train()
         step, batch = make_step(model), small_batch()
         history = [float(total_loss(step(batch))) for _ in range(60)]
-        # moco's queue holds the samples of the last step as negatives, so its loss stays above 0.
-        assert history[-1] < (0.5 * history[0] if name == 'moco' else 0.1 * history[0] + 0.02), history[::10]
+        assert history[-1] < 0.1 * history[0] + 0.02, history[::10]
 
 
 def test_an_added_embedding_is_part_of_the_score_and_does_not_change_the_others(archive):
@@ -112,56 +110,12 @@ def test_clean_pairs_are_selected_from_the_losses_of_all_pairs(archive):
     clean_pairs.select(1, 1)
     with torch.no_grad():
         pairs = [(model.encode_image(batch['images']), model.encode_text(batch['caption_ids'])) for batch in loader]
-        losses = torch.cat([objectives.infonce_per_pair(*pair, scale=50.0) for pair in pairs])
+        losses = torch.cat([objectives.itc(*pair, scale=50.0, reduction='none') for pair in pairs])
     assert model.training and torch.equal(clean_pairs.weights, (losses <= losses.median()).float())
     marked = clean_pairs.add_weights(loader[1])
     assert torch.equal(marked['clean'], clean_pairs.weights[6:])
     expected = (losses[6:] * marked['clean']).sum() / marked['clean'].sum()
     torch.testing.assert_close(model(marked)['trimmed_loss'].detach(), expected)
-
-
-def test_a_momentum_encoder_starts_from_loaded_weights_and_follows_them(archive, tmp_path):
-    model, other = small_model(archive, 'moco', moco_momentum=0.75), small_model(archive, 'sdm')
-    with torch.no_grad():
-        for parameter in other.parameters():
-            parameter.add_(0.01)
-    Checkpointer(other, save_dir=str(tmp_path), save_to_disk=True).save('best', epoch=1)
-    init_from_checkpoint(model, str(tmp_path / 'best.pth'))
-    before = {name: value.clone() for name, value in other.base_model.state_dict().items()}
-    assert all(torch.equal(value, before[name]) for name, value in model.momentum.state_dict().items())
-    make_step(model)(small_batch())
-    for name, slow in model.momentum.named_parameters():
-        fast = dict(model.base_model.named_parameters())[name]
-        torch.testing.assert_close(slow, 0.75 * before[name] + 0.25 * fast, rtol=1e-5, atol=1e-7)
-
-
-def test_a_queue_holds_the_newest_samples_first(archive):
-    model, batch = small_model(archive, 'moco', moco_queue=8).train(), small_batch()
-    with torch.no_grad():
-        expected = F.normalize(model.momentum.encode_image(batch['images'])[0][:, 0], dim=1)
-    before = model.queue.images.clone()
-    make_step(model)(batch)
-    torch.testing.assert_close(model.queue.images, torch.cat([expected, before])[:8])
-
-
-def test_training_only_parts_are_in_last_and_not_in_best(archive, tmp_path):
-    model, batch = small_model(archive, 'moco', moco_queue=8).train(), small_batch()
-    step = make_step(model)
-    step(batch)
-    schedule = torch.optim.lr_scheduler.ConstantLR(step.optimizer)
-    checkpointer = Checkpointer(model, step.optimizer, schedule, str(tmp_path), True)
-    checkpointer.save('best', epoch=1)
-    checkpointer.save('last', training_state=True, epoch=1, step=1)
-    best, last = (torch.load(tmp_path / f'{name}.pth')['model'] for name in ('best', 'last'))
-    assert {'queue.images', 'queue.texts', 'momentum.ln_final.weight'} <= set(last)
-    assert last.keys() - best.keys() == model.training_only
-    assert not any(name.startswith(('queue', 'momentum')) for name in best)
-    load_weights(small_model(archive, 'moco', moco_queue=8), best)
-    again = small_model(archive, 'moco', seed=1, moco_queue=8)
-    load_weights(again, last, resumed=True)
-    assert all(torch.equal(value, model.state_dict()[name]) for name, value in again.state_dict().items())
-    with pytest.raises(UserError, match='entries are missing .*(momentum|queue)'):
-        load_weights(again, best, resumed=True)
 
 
 def test_a_learned_temperature_has_its_official_name_and_is_shared(archive):
@@ -198,6 +152,7 @@ def test_filip_compares_words_and_patches_one_by_one(archive):
 
 # -- Heads with mistakes
 
+# {line of __init__: error}, for a head of the class AddsEmbedding if the line names the embedding
 WRONG = {
     'self.own_encoder = model.base_model': 'is the model itself or its encoder',
     'self.wrapped = model': 'is the model itself or its encoder',
@@ -212,19 +167,20 @@ WRONG = {
 
 @pytest.mark.parametrize('line', WRONG)
 def test_a_mistake_is_reported_in_one_line_with_the_heads_file(archive, tmp_path, monkeypatch, line):
+    bases, method = ('AddsEmbedding, Head', 'embed') if 'self.embedding' in line else ('Head', 'unused')
     (tmp_path / 'wrong.py').write_text(f"""
 import torch
 from torch import nn
-from model.heads import Head
+from model.heads import AddsEmbedding, Head
 
-class Wrong(Head):
+class Wrong({bases}):
     names = ('wrong',)
 
     def __init__(self, args, model):
         super().__init__()
         {line}
 
-    def embed(self, side, tokens, caption_ids, attention):
+    def {method}(self, side, tokens, caption_ids, attention):
         return tokens[:, 0]
 
     def forward(self, encoded, batch):
@@ -240,11 +196,10 @@ class Wrong(Head):
 
 
 def test_a_refined_embedding_keeps_its_width(archive, monkeypatch):
-    head = heads_package.registry()['sdm']
-
-    def refine(self, embedding, tokens, extras):
-        return torch.cat([embedding, embedding], dim=1)
-    monkeypatch.setattr(head, 'refine', refine)
-    message = r'model/heads/sdm.py: SDM: refine turns embeddings \[6, 128\] into \[6, 256\].*embed'
+    class Widening(heads_package.RefinesEmbedding, heads_package.registry()['sdm']):
+        def refine(self, embedding, tokens, extras):
+            return torch.cat([embedding, embedding], dim=1)
+    monkeypatch.setitem(heads_package.registry(), 'sdm', Widening)
+    message = r'test_documented_hooks.py: Widening: refine turns embeddings \[6, 128\] into \[6, 256\].*embed'
     with pytest.raises(UserError, match=message):
         small_model(archive, 'sdm+id')(small_batch())

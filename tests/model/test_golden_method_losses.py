@@ -14,11 +14,11 @@ def inverse_temperature(case):
 
 
 RDE = {
-    'TAL': lambda image, text, case: objectives.tal(image, text, case['pids'], **triplets(case)),
-    'TRL': lambda image, text, case: objectives.trl(image, text, case['pids'], **triplets(case)),
-    'InfoNCE': lambda image, text, case: objectives.infonce_per_pair(image, text, scale=inverse_temperature(case)),
-    'SDM': lambda image, text, case: objectives.sdm_per_pair(image, text, case['pids'],
-                                                             scale=inverse_temperature(case)),
+    'TAL': lambda image, text, case: objectives.tal(image, text, case['pids'], **triplets(case), reduction='none'),
+    'TRL': lambda image, text, case: objectives.trl(image, text, case['pids'], **triplets(case), reduction='none'),
+    'InfoNCE': lambda image, text, case: objectives.itc(image, text, scale=inverse_temperature(case), reduction='none'),
+    'SDM': lambda image, text, case: objectives.sdm(image, text, case['pids'], reduction='none',
+                                                    scale=inverse_temperature(case)),
 }
 
 
@@ -50,7 +50,7 @@ def test_rde(file, name, loss):
     per_pair = RDE[loss](image, text, case)
     total = 0
     for part, ours in (('bge', per_pair), ('tse', RDE[loss](image_tse, text_tse, case))):
-        summed = objectives.reduce_clean_pairs(ours, case['label_hat'], mean=loss in ('InfoNCE', 'SDM'))
+        summed = objectives.reduce_clean_pairs(ours, case['label_hat'], 'mean' if loss in ('InfoNCE', 'SDM') else 'sum')
         assert_close(summed, case[f'{loss}/{part}_loss'])
         total = total + summed
     assert_close(per_pair, case[f'{loss}/bge_per_sample'])

@@ -1,5 +1,6 @@
 """The losses against values and gradients of the reference implementations, and against plain loops."""
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -163,12 +164,23 @@ def plain_tal(image, text, pids, tau, margin):
 def test_per_pair_losses_agree_with_loops_and_with_the_batch_losses(seed):
     image, text, pids = batch(seed)
     expected = plain_tal(image.tolist(), text.tolist(), pids.tolist(), 0.1, 0.2)
-    losses = objectives.tal(image, text, pids, tau=0.1, margin=0.2)
+    losses = objectives.tal(image, text, pids, tau=0.1, margin=0.2, reduction='none')
     assert losses.tolist() == pytest.approx(expected, rel=1e-5, abs=1e-6)
-    assert objectives.sdm_per_pair(image, text, pids, scale=4.0).mean().item() == pytest.approx(
+    assert objectives.sdm(image, text, pids, scale=4.0, reduction='none').mean().item() == pytest.approx(
         objectives.sdm(image, text, pids, scale=4.0).item(), rel=1e-5)
-    assert objectives.infonce_per_pair(image, text, scale=4.0).mean().item() == pytest.approx(
+    assert objectives.itc(image, text, scale=4.0, reduction='none').mean().item() == pytest.approx(
         objectives.itc(image, text, scale=4.0).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize('loss', [
+    partial(objectives.sdm, scale=4.0), partial(objectives.tal, tau=0.1, margin=0.2), objectives.trl,
+    lambda image, text, pids, **settings: objectives.itc(image, text, scale=4.0, **settings)])
+def test_reductions_are_those_of_pytorch(loss):
+    image, text, pids = batch()
+    each = loss(image, text, pids, reduction='none')
+    assert each.shape == (len(pids),)
+    torch.testing.assert_close(loss(image, text, pids, reduction='mean'), each.mean())
+    torch.testing.assert_close(loss(image, text, pids, reduction='sum'), each.sum())
 
 
 @pytest.mark.parametrize('loss', [objectives.tal, objectives.trl])
@@ -182,8 +194,9 @@ def test_a_batch_of_one_identity(loss):
 
 def test_a_hardest_negative_below_zero_counts_as_zero():
     image = torch.tensor([[1.0, 0.0], [-1.0, 0.1]])
-    assert objectives.trl(image, image, torch.tensor([0, 1]), margin=0.3).tolist() == [0.0, 0.0]
-    assert objectives.trl(image, image, torch.tensor([0, 1]), margin=1.3).tolist() == pytest.approx([0.6, 0.6])
+    small, large = (objectives.trl(image, image, torch.tensor([0, 1]), margin=margin, reduction='none').tolist()
+                    for margin in (0.3, 1.3))
+    assert small == [0.0, 0.0] and large == pytest.approx([0.6, 0.6])
 
 
 def test_a_small_temperature_does_not_overflow():
@@ -194,9 +207,9 @@ def test_a_small_temperature_does_not_overflow():
 
 def test_noisy_pairs_do_not_count():
     losses = torch.tensor([1.0, 2.0, 4.0])
-    assert objectives.reduce_clean_pairs(losses, torch.tensor([1.0, 0.0, 1.0]), mean=False) == 5
-    assert objectives.reduce_clean_pairs(losses, torch.tensor([1.0, 0.0, 1.0]), mean=True) == 2.5
-    assert all(objectives.reduce_clean_pairs(losses, torch.zeros(3), mean=mean) == 0 for mean in (True, False))
+    assert objectives.reduce_clean_pairs(losses, torch.tensor([1.0, 0.0, 1.0]), 'sum') == 5
+    assert objectives.reduce_clean_pairs(losses, torch.tensor([1.0, 0.0, 1.0]), 'mean') == 2.5
+    assert all(objectives.reduce_clean_pairs(losses, torch.zeros(3), reduction) == 0 for reduction in ('mean', 'sum'))
 
 
 def test_scale_is_clamped_and_keeps_its_gradient():

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from model.build import total_loss
-from model.heads import Head, registry
+from model.heads import Head, RefinesEmbedding, TrainsInMicroBatches, registry
 from processor.step import build_step
 from tests.support import compute_gradients, golden_archive, golden_json, small_batch, small_model
 from utils.errors import UserError
@@ -126,7 +126,7 @@ def test_activations_of_one_micro_batch_at_a_time(archive):
 
 
 def test_a_head_that_refines_embeddings_must_say_that_it_can_be_split(archive, monkeypatch):
-    class Refiner(Head):
+    class Refiner(RefinesEmbedding, Head):
         names = ('refiner',)
 
         def __init__(self, args, model):
@@ -172,10 +172,11 @@ def test_a_head_that_reads_tokens_must_say_how_it_adds_up(archive, monkeypatch):
         def forward(self, encoded, batch):
             return {'reader_loss': encoded.text_tokens.square().mean()}
     monkeypatch.setitem(registry(), 'reader', Reader)
-    message = r"'reader': it reads tokens and defines no micro_batch_weight\(micro_batch, batch\)"
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match="'reader': it reads tokens and is not a TrainsInMicroBatches head"):
         small_model(archive, 'sdm+reader', micro_batch=2)
-    monkeypatch.setattr(Reader, 'micro_batch_weight',
-                        lambda self, micro_batch, batch: len(micro_batch['pids']) / len(batch['pids']))
+
+    class SplitReader(TrainsInMicroBatches, Reader):
+        pass
+    monkeypatch.setitem(registry(), 'reader', SplitReader)
     model = small_model(archive, 'sdm+reader', micro_batch=2)
     assert_same(micro_batch_gradients(model, small_batch(), 4), whole_batch_gradients(model, small_batch()))

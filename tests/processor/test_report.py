@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from model import build_model
-from model.heads.php import draw_usage, entropy
+from model.heads.php import entropy, usage_figure
+from processor.head_figures import draw_figure
 from processor.head_reports import requested_heads, write_report
 from processor.report import ONE_BY_ONE, evaluate, describe_selection, read_results
 from processor.runs import TrainedRun, Split
@@ -253,7 +254,7 @@ def test_moe_report_without_experts(archive, tmp_path):
 def test_four_experts_have_a_bar_each(experts):
     """A radar chart would hide the two experts that are hardly used."""
     usage = {side: [torch.tensor([0.5, 0.5] + [0.0] * (experts - 2))] * 5 for side in ('image', 'text')}
-    figure = draw_usage(usage)
+    figure = draw_figure(usage_figure(usage))
     shown = [axis for axis in figure.axes if axis.axison]
     assert [axis.get_title() for axis in shown] == [f'block {number}' for number in range(5)]
     for axis in shown:

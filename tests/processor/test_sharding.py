@@ -4,6 +4,7 @@ import torch
 
 from datasets.sampler import shard_slice
 from model import build
+from model.heads import HasTrainingOnlyParts
 from model.heads.sdm import SDM
 from processor.sharding import supports_cpu_sharding
 from processor.step import build_step
@@ -127,9 +128,8 @@ def test_a_sharded_run_equals_that_of_one_process(processes, archive, tmp_path, 
         assert_close(results, expected_last)
 
 
-class Momentum(SDM):
-    def after_step(self, model):
-        pass
+class Momentum(HasTrainingOnlyParts, SDM):
+    pass
 
 
 def error_messages(archive):

@@ -9,26 +9,11 @@ import torch
 
 import test as test_program
 import train as train_program
-from model import heads as heads_package
 from processor import clean_pairs
 from processor.processor import Trainer
 from utils.checkpoint import read_checkpoint
 
-PAGE = os.path.join(os.path.dirname(__file__), '..', '..', 'docs', 'adding_a_momentum_encoder.md')
-
-
-@pytest.fixture
-def moco(tmp_path, monkeypatch):
-    """The documented MoCo beside the heads."""
-    with open(PAGE, encoding='utf-8') as file:
-        code, = re.findall(r'```python\n("""MoCo.*?)```', file.read(), flags=re.DOTALL)
-    (tmp_path / 'documented_moco.py').write_text(code)
-    monkeypatch.setattr(heads_package, '__path__', [*heads_package.__path__, str(tmp_path)])
-    for cache in (heads_package.registry, heads_package.aliases):
-        cache.cache_clear()
-    yield
-    for cache in (heads_package.registry, heads_package.aliases):
-        cache.cache_clear()
+CONFIGS = os.path.join(os.path.dirname(__file__), '..', '..', 'configs')
 
 
 class Killed(Exception):
@@ -52,7 +37,7 @@ def last(folder):
 
 @pytest.mark.parametrize('step', [2, 4, 5])    # of three an epoch: within, and after one that is not saved
 def test_killed_and_resumed_with_a_division_a_queue_and_a_momentum_encoder(command, run_folder, tmp_path, monkeypatch,
-                                                                           moco, step):
+                                                                           step):
     options = command + ['--loss_names', 'tal+tse+moco', '--ccd', '--noisy_rate', '0.5',
                          '--txt_aug', '--tse_mode', 'train', '--moco_queue', '8', '--limit_train', '24',
                          '--save_steps', '2']
@@ -64,7 +49,7 @@ def test_killed_and_resumed_with_a_division_a_queue_and_a_momentum_encoder(comma
     folder = run_folder()
     train_program.main(['--resume', '--resume_ckpt_file', os.path.join(folder, 'last.pth')])
     expected, resumed = last(run_folder(root=tmp_path / 'whole')), last(folder)
-    assert {'queue.images', 'momentum.ln_final.weight',
+    assert {'queue.images', 'momentum.base_model.ln_final.weight',
             'visul_emb_layer.mlp.bns.0.running_mean'} <= set(expected['model'])
     assert all(torch.equal(value, resumed['model'][name]) for name, value in expected['model'].items())
     assert torch.equal(expected['clean'], resumed['clean']) and 0 < expected['clean'].sum() < 24
@@ -93,7 +78,7 @@ def test_rde_has_a_row_for_each_similarity_and_says_what_noise_it_was_trained_wi
 
 @pytest.mark.parametrize('cache', [[], ['--image_cache']])
 def test_tbps_clip_trains_with_its_recipe_and_repeats_itself(command, run_folder, tmp_path, clip, data, cache):
-    recipe = os.path.join(os.path.dirname(PAGE), '..', 'configs', 'tbps-clip.yaml')
+    recipe = os.path.join(CONFIGS, 'tbps-clip.yaml')
     options = ['--config_file', recipe, '--root_dir', data, '--pretrain_choice', clip, '--img_size', '64', '32',
                '--batch_size', '16', '--num_workers', '0', '--device', 'cpu', '--num_epoch', '2', *cache]
     for run in ('one', 'other'):
@@ -107,7 +92,7 @@ def test_tbps_clip_trains_with_its_recipe_and_repeats_itself(command, run_folder
 
 
 def test_fmfa_trains_with_its_recipe(command, run_folder, clip, data, tmp_path):
-    recipe = os.path.join(os.path.dirname(PAGE), '..', 'configs', 'fmfa.yaml')
+    recipe = os.path.join(CONFIGS, 'fmfa.yaml')
     train_program.main(['--config_file', recipe, '--root_dir', data, '--pretrain_choice', clip, '--img_size', '64',
                         '32', '--batch_size', '8', '--num_workers', '0', '--device', 'cpu', '--num_epoch', '1',
                         '--cmt_depth', '1', '--output_dir', str(tmp_path / 'logs')])

@@ -9,8 +9,9 @@ import test as test_program
 import train as train_program
 from datasets.bases import default_tokenizer, tokenize
 from model import build_model
-from model.heads import sen
+from model.heads import ImageTable, sen
 from model.heads.sen import to_gray
+from processor.head_figures import draw_figure
 from tests.support import options
 from utils.errors import UserError
 from utils.figures import import_pyplot
@@ -85,7 +86,7 @@ def test_what_is_in_the_picture(clip):
 
 
 def test_the_picture_says_that_sen_sees_grey():
-    figure = sen.draw_restorations(torch.rand(1, 4, 3, 64, 32), ['a red coat'], ['blue jeans'])
+    figure = draw_figure(ImageTable(torch.rand(1, 4, 3, 64, 32), sen.COLUMNS, ['a red coat'], ['blue jeans']))
     titles = [axis.get_title() for axis in figure.axes]
     assert 'input of SEN' in titles[2] and 'gray' in titles[2]
     import_pyplot().close(figure)

@@ -16,6 +16,7 @@ import train as train_program
 from datasets.bases import TextDataset
 from datasets.sampler import CaptionSampler, SplitSampler
 from datasets.synthpedes import generate
+from model.heads import Head, PredictsAttributes
 from processor.evaluation import Evaluator, embed
 from processor.recognition import recognize_attributes
 from tests.several import Processes
@@ -86,12 +87,17 @@ def test_each_embeds_its_batches_and_all_have_the_results(processes, tmp_path, s
         assert same == [True] * 4 and results == alone
 
 
+class FirstToken(PredictsAttributes, Head):
+    def predict_attributes(self, image_tokens):
+        return image_tokens[:, 0, :3]
+
+
 def recognised(archive):
     """(this process's share of the batches, the measures of attributes that a head tells of 7 images)."""
     model, evaluator = small(archive)
     images, sizes, encode = evaluator(2).img_loader, [], model.backbone.encode_image
     images.dataset.attributes = torch.arange(21).view(7, 3) % 2, None
-    model.heads[0].predict_attributes = lambda tokens: tokens[:, 0, :3]
+    model.heads = (FirstToken(),)
     model.backbone.encode_image = lambda images, *rest: sizes.append(len(images)) or encode(images, *rest)
     return recognize_attributes(model, images), sizes
 
