@@ -113,12 +113,12 @@ class Split:
                 for query_indices, query_scores in zip(indices.tolist(), scores.tolist())]
 
     def embed_images(self, encode=None):
-        """Embed all images of the split with the model's ``encode_image``, or with another method of it."""
-        return embed(encode or self.run.model.encode_image, self.run.images, self.run.model)
+        """Embed all images of the split with the model's ``encode_image``, or with another function."""
+        return embed(self.run.model, self.run.images, 'image', encode)
 
     def embed_captions(self):
         """Embed all captions of the split."""
-        return embed(self.run.model.encode_text, self.run.captions, self.run.model)
+        return embed(self.run.model, self.run.captions, 'text')
 
     @property
     def image_stats(self):

@@ -51,8 +51,8 @@ def made(trained, tmp_path_factory):
 def test_what_is_on_the_page(made, opened):
     """The model's own ranking, and nothing from anywhere else."""
     data, run = data_of(made), data_of(made)['runs'][0]
-    queries, q_pids = embed(opened.model.encode_text, opened.captions, opened.model)
-    gallery, g_pids = embed(opened.model.encode_image, opened.images, opened.model)
+    queries, q_pids = embed(opened.model, opened.captions, 'text')
+    gallery, g_pids = embed(opened.model, opened.images, 'image')
     ranking = rank_embeddings(queries, gallery, q_pids, g_pids, max_rank=3)
     files = [os.path.basename(path) for path in opened.images.dataset.img_paths]
     assert run['ranks'] == (ranking.first + 1).tolist() and data['captions'] == opened.captions.dataset.captions
