@@ -39,10 +39,8 @@ class Evaluator:
         self.results, self.metrics = {}, {}
 
     def _compute_embedding(self, model):
-        """Return ``(qfeats [Q, D], gfeats [G, D], qids [Q], gids [G])`` on the CPU, float32, not normalized."""
-        qfeats, qids = embed(model, self.txt_loader, 'text', distributed=True)
-        gfeats, gids = embed(model, self.img_loader, 'image', distributed=True)
-        return qfeats, gfeats, qids, gids
+        """IRRA's name of :func:`embed_split`."""
+        return embed_split(model, self.img_loader, self.txt_loader)
 
     def eval(self, model, i2t_metric=False):
         """Log the table of metrics and return text-to-image Rank-1 in percent.
@@ -95,6 +93,17 @@ def compute_rankings(qfeats, gfeats, qids, gids, i2t_metric=False, parts=()):
     if i2t_metric:
         rankings['i2t'] = rank_embeddings(gfeats, qfeats, gids, qids)
     return rankings
+
+
+def embed_split(model, img_loader, txt_loader):
+    """Embed a split; all ranks share the batches.
+
+    Returns:
+        ``(qfeats [Q, D], gfeats [G, D], qids [Q], gids [G])`` on the CPU, float32, not normalized.
+    """
+    qfeats, qids = embed(model, txt_loader, 'text', distributed=True)
+    gfeats, gids = embed(model, img_loader, 'image', distributed=True)
+    return qfeats, gfeats, qids, gids
 
 
 @torch.no_grad()

@@ -9,9 +9,10 @@ import torch
 from model.build import total_loss
 from processor.clean_pairs import CleanPairs
 from processor.evaluation import Evaluator
-from processor.history import format_summary, read_evaluations, summarize_evaluations
+from processor.history import format_summary, summarize_evaluations
 from processor.interrupt import Interrupted, InterruptHandler
 from processor.progress import MetricsLog, NullMetricsLog, ProgressBar, RunningMeans, format_log_line
+from processor.results import read_evaluations
 from processor.step import Step
 from utils import comm
 from utils.batch_shard import sync_batch_shards
