@@ -1,10 +1,8 @@
 """The result files of a run. Only this module reads and writes them.
 
-=================  ==============  ==================================================================================
-``metrics.jsonl``  by train.py     losses and evaluations: :class:`Record`
-``metrics.json``   by test.py      the tables of an evaluation and what produced them: :class:`Results`
-``queries.csv``    by test.py      the rank of each query's first match: :func:`write_queries`
-=================  ==============  ==================================================================================
+- ``metrics.jsonl``, by train.py: losses and evaluations, one :class:`Record` per line
+- ``metrics.json``, by test.py: the tables of an evaluation and what produced them, :class:`Results`
+- ``queries.csv``, by test.py: the rank of each query's first match, :func:`write_queries`
 """
 import csv
 import glob

@@ -130,6 +130,8 @@ def evaluate_cell(name, dataset, options):
     if results.tables and not results.is_independent:
         cell.metrics, cell.intervals = results.one_by_one, results.metric_intervals(ONE_BY_ONE)
         cell.note = 'embeddings depend on the batch: these are one by one'
+    if 'R1' not in cell.metrics:
+        cell.note = '; '.join(filter(None, [f"it has other metrics: --metrics {' '.join(cell.metrics)}", cell.note]))
     cell.split_note = results.split_note
     return cell
 
