@@ -22,8 +22,7 @@ from datasets.transforms import build_preprocessing
 from datasets.truncation import describe_truncation
 from processor.attention import explain
 from processor.image_index import ImageIndex
-from processor.report import load_trained
-from processor.runs import Split, TrainedRun, embed_queries
+from processor.runs import Split, TrainedRun, embed_queries, load_trained
 from utils.errors import UserError
 from utils.image_stats import CLIP_STATS
 from utils.images import READER_VERSION, to_rgb

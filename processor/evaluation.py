@@ -8,6 +8,7 @@ from datasets.sampler import split_into_batches
 from processor.step import get_image_stats, prepare_batch
 from utils import comm
 from utils.errors import UserError
+from utils.measures import RANK1
 from utils.metrics import retrieval_metrics, format_table
 from utils.ranking import rank_embeddings
 
@@ -25,21 +26,21 @@ class Evaluator:
         txt_loader: a loader of ``(pids, caption_ids)``.
 
     Attributes:
+        measure: the metric that :meth:`eval` returns and that selects the best epoch, a
+            :class:`~utils.measures.Measure`.
         results: ``{task: metrics}`` after :meth:`eval`.
-        metric_label, metric_key: the metric that :meth:`eval` returns: its name in texts, and its key in ``results``.
+        metrics: the metrics of text-to-image retrieval after :meth:`eval`.
     """
 
-    metric_label, metric_key = 'Rank-1', 'R1'
+    measure = RANK1
 
     def __init__(self, img_loader, txt_loader):
         self.img_loader, self.txt_loader = img_loader, txt_loader
-        self.results = {}
+        self.results, self.metrics = {}, {}
 
     def _compute_embedding(self, model):
-        """Return ``(qfeats [Q, D], gfeats [G, D], qids [Q], gids [G])`` on the CPU, float32, not normalized."""
-        qfeats, qids = embed(model.encode_text, self.txt_loader, model, distributed=True)
-        gfeats, gids = embed(model.encode_image, self.img_loader, model, distributed=True)
-        return qfeats, gfeats, qids, gids
+        """IRRA's name of :func:`embed_split`."""
+        return embed_split(model, self.img_loader, self.txt_loader)
 
     def eval(self, model, i2t_metric=False):
         """Log the table of metrics and return text-to-image Rank-1 in percent.
@@ -51,10 +52,11 @@ class Evaluator:
         embeddings, parts = self._compute_embedding(model), getattr(model, 'embedding_parts', ())
         self.results = comm.run_on_main_process(lambda: evaluate_embeddings(*embeddings, i2t_metric, parts))
         logger.info('\n%s', format_table(self.results))
-        ties = self.results['t2i']['ties']
-        if ties:
-            logger.warning('ties decide the ranking of %d queries: equal similarities keep the gallery order', ties)
-        return self.results['t2i']['R1']
+        self.metrics = self.results['t2i']
+        if self.metrics['ties']:
+            logger.warning('ties decide the ranking of %d queries: equal similarities keep the gallery order',
+                           self.metrics['ties'])
+        return self.metrics[self.measure.key]
 
 
 def evaluate_embeddings(qfeats, gfeats, qids, gids, i2t_metric=False, parts=()):
@@ -93,17 +95,30 @@ def compute_rankings(qfeats, gfeats, qids, gids, i2t_metric=False, parts=()):
     return rankings
 
 
+def embed_split(model, img_loader, txt_loader):
+    """Embed a split; all ranks share the batches.
+
+    Returns:
+        ``(qfeats [Q, D], gfeats [G, D], qids [Q], gids [G])`` on the CPU, float32, not normalized.
+    """
+    qfeats, qids = embed(model, txt_loader, 'text', distributed=True)
+    gfeats, gids = embed(model, img_loader, 'image', distributed=True)
+    return qfeats, gfeats, qids, gids
+
+
 @torch.no_grad()
-def embed(encode, loader, model, distributed=False):
+def embed(model, loader, modality, encode=None, distributed=False):
     """Embed all samples of a loader, with the model in evaluation mode.
 
     If a caption's embedding does not depend on its batch, captions are embedded in order of decreasing length. The
     loader's sampler must support it (:class:`datasets.sampler.CaptionSampler`).
 
     Args:
-        encode: the model's method that encodes a batch, such as ``model.encode_text``.
-        loader: a loader of ``(pids, samples)``.
         model: a :class:`~model.build.RetrievalModel`.
+        loader: a loader of ``(pids, samples)``.
+        modality: ``'image'`` or ``'text'``: how the samples are prepared.
+        encode: a function that encodes a batch of prepared samples; by default ``model.encode_image`` or
+            ``model.encode_text``.
         distributed: whether all ranks call this function and share the batches. The loader's sampler must support it
             (:class:`datasets.sampler.SplitSampler`). The batches are those of a single process, and so are the
             embeddings, to the last digit.
@@ -115,7 +130,10 @@ def embed(encode, loader, model, distributed=False):
         UserError: the loader has no samples.
     """
     device, was_training = next(model.parameters()).device, model.training
-    is_text = encode == model.encode_text
+    if modality not in ('image', 'text'):
+        raise ValueError(f"modality must be 'image' or 'text', not {modality!r}")
+    is_text = modality == 'text'
+    encode = encode or (model.encode_text if is_text else model.encode_image)
     trim_padding = getattr(model, 'trim_padding', None) if is_text else None
     sorts_captions = trim_padding is not None and not model.refines_embeddings
     field, image_stats = 'caption_ids' if is_text else 'images', get_image_stats(loader, model)

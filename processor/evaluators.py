@@ -25,22 +25,22 @@ class MultiDatasetEvaluator:
         evaluators: ``{dataset: evaluator}``.
 
     Attributes:
-        results: the first dataset's results after :meth:`eval`.
-        other_results: ``{dataset: metrics}`` of the other datasets after :meth:`eval`.
+        measure: the first dataset's measure, whose label also names the dataset.
+        metrics: the first dataset's metrics after :meth:`eval`.
+        other_metrics: ``{dataset: metrics}`` of the other datasets after :meth:`eval`.
     """
 
     def __init__(self, evaluators):
-        self.evaluators, self.results, self.other_results = evaluators, {}, {}
+        self.evaluators, self.metrics, self.other_metrics = evaluators, {}, {}
         name, evaluator = next(iter(evaluators.items()))
-        self.metric_label, self.metric_key = f'{evaluator.metric_label} on {name}', evaluator.metric_key
+        self.measure = evaluator.measure._replace(label=f'{evaluator.measure.label} on {name}')
 
     def eval(self, model):
-        """Evaluate a model and return the first dataset's metric in percent."""
-        figures = []
+        """Evaluate a model and return the first dataset's measure in percent."""
         for name, evaluator in self.evaluators.items():
             logger.info('evaluation on %s', name)
-            figures.append(evaluator.eval(model))
-        results = {name: evaluator.results for name, evaluator in self.evaluators.items()}
-        first, *others = results
-        self.results, self.other_results = results[first], {name: results[name]['t2i'] for name in others}
-        return figures[0]
+            evaluator.eval(model)
+        metrics = {name: evaluator.metrics for name, evaluator in self.evaluators.items()}
+        first = next(iter(metrics))
+        self.metrics, self.other_metrics = metrics.pop(first), metrics
+        return self.metrics[self.measure.key]

@@ -1,10 +1,15 @@
-"""Check that each embedding depends on its own sample only, not on its neighbors in the batch."""
+"""Check that each embedding depends on its own sample only, not on its neighbors in the batch.
+
+:func:`reorder` shows how much the neighbors matter: it returns a loader of the same samples in other batches.
+"""
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
+from datasets.sampler import SplitSampler
+from datasets.workers import Loader
 from processor.step import get_image_stats, prepare_batch
 from utils import precision
 
@@ -147,3 +152,28 @@ def measure_distances(encode, inputs, evaluated):
 def largest_distance(a, b):
     """Return the largest cosine distance between the rows of [S, D] and [S, D]."""
     return (1 - F.cosine_similarity(a.double(), b.double())).clamp(min=0).max().item()
+
+
+class ShuffledSampler(SplitSampler):
+    """Sample a split in random order.
+
+    Attributes:
+        order: the order of the latest iteration.
+    """
+
+    def __init__(self, count, generator):
+        super().__init__(count)
+        self.generator = generator
+
+    def samples(self):
+        self.order = torch.randperm(self.count, generator=self.generator).tolist()
+        return self.order
+
+
+def reorder(loader, seed, shuffle=False, **settings):
+    """Return a loader of the same samples that is shuffled, or has other settings such as ``batch_size``."""
+    generator, count = torch.Generator().manual_seed(seed), len(loader.dataset)
+    return Loader(loader.dataset, **{
+        'batch_size': loader.batch_size, 'num_workers': loader.num_workers, 'pin_memory': loader.pin_memory,
+        'worker_init_fn': loader.worker_init_fn, 'generator': generator,
+        'sampler': ShuffledSampler(count, generator) if shuffle else SplitSampler(count), **settings})

@@ -10,15 +10,17 @@ from model.build import total_loss
 from model.heads import HasSchedule
 from processor.clean_pairs import CleanPairs
 from processor.evaluation import Evaluator
-from processor.history import format_summary, read_evaluations, summarize_evaluations
+from processor.history import format_summary, summarize_evaluations
 from processor.interrupt import Interrupted, InterruptHandler
 from processor.progress import MetricsLog, NullMetricsLog, ProgressBar, RunningMeans, format_log_line
+from processor.results import read_evaluations
 from processor.step import build_step
 from utils import comm
 from utils.batch_shard import sync_batch_shards
 from utils.checkpoint import is_reference_checkpoint
 from utils.errors import UserError
 from utils.failures import SIGNAL_STATUSES, is_connection_error
+from utils.measures import RANK1
 from utils.seeding import derive_seed, get_random_states, restore_random_states, seed_all
 from utils.training_state import RUN_ENTRIES
 
@@ -56,7 +58,8 @@ class Trainer:
     Attributes:
         epoch, step, total_steps: the current epoch, its finished steps, and the finished steps of the run.
         pending_evaluation: the epoch that is evaluated next; None if no evaluation is due.
-        best: ``{metric key: value, 'epoch': number}`` of the best evaluation.
+        measure: the :class:`~utils.measures.Measure` that selects the best epoch.
+        best: ``{measure's key: value, 'epoch': number}`` of the best evaluation.
         pending_metrics: ``(step, image ids, sample count, names, values)`` of steps whose results are still on
             the device.
         skipped_images: the number of unreadable images of the current epoch.
@@ -69,9 +72,7 @@ class Trainer:
         self.clean_pairs = CleanPairs(model, train_loader, args.seed)
         self.flush_period = FLUSH_PERIOD if next(model.parameters()).device.type != 'cpu' else 1
         self.epoch, self.step, self.total_steps, self.pending_evaluation = 1, 0, 0, None
-        # An evaluator of a user's own script may lack these attributes.
-        self.metric_label = getattr(evaluator, 'metric_label', 'Rank-1')
-        self.metric_key = getattr(evaluator, 'metric_key', 'R1')
+        self.measure = getattr(evaluator, 'measure', RANK1)   # an evaluator of a user's own script may lack it
         self.best = self.initial_best()
         self.means = RunningMeans()
         self.pending_metrics = []
@@ -80,10 +81,10 @@ class Trainer:
 
     def initial_best(self):
         """Return the value of ``best`` before the first evaluation."""
-        return {self.metric_key: -1.0, 'epoch': 0}
+        return {self.measure.key: -1.0, 'epoch': 0}
 
     def format_best(self):
-        return f'best {self.metric_label} {self.best[self.metric_key]:.3f} at epoch {self.best["epoch"]}'
+        return f'best {self.measure.label} {self.best[self.measure.key]:.3f} at epoch {self.best["epoch"]}'
 
     # -- the run -------------------------------------------------------------------------------------------------------
 
@@ -207,17 +208,17 @@ class Trainer:
             figure = self.evaluator.eval(self.model)
         self.seconds_per_evaluation = time.perf_counter() - start
         self.interrupt.raise_immediately = False
-        metrics = dict(getattr(self.evaluator, 'results', {}).get('t2i', {self.metric_key: float(figure)}))
+        metrics = dict(getattr(self.evaluator, 'metrics', None) or {self.measure.key: float(figure)})
         split = {'split': self.args.val_dataset}
         self.metrics_log.write('evaluation', epoch, self.total_steps, {**metrics, **split})
-        for name, other_metrics in getattr(self.evaluator, 'other_results', {}).items():
+        for name, other_metrics in getattr(self.evaluator, 'other_metrics', {}).items():
             self.metrics_log.write(f'evaluation/{name}', epoch, self.total_steps, {**other_metrics, **split})
-        if figure > self.best[self.metric_key]:
-            self.best = {self.metric_key: float(figure), 'epoch': epoch}
+        if figure > self.best[self.measure.key]:
+            self.best = {self.measure.key: float(figure), 'epoch': epoch}
             self.checkpointer.save('best', epoch=epoch, metrics=metrics, val_dataset=self.args.val_dataset,
                                    noise=getattr(self.loader.dataset, 'noise', None))
-        best = f'best {self.best[self.metric_key]:.3f} at epoch {self.best["epoch"]}'
-        logger.info(format_log_line(f'epoch {epoch}', f'{self.metric_label} {figure:.3f}', best))
+        best = f'best {self.best[self.measure.key]:.3f} at epoch {self.best["epoch"]}'
+        logger.info(format_log_line(f'epoch {epoch}', f'{self.measure.label} {figure:.3f}', best))
         self.pending_evaluation = None
         self.save_last()
 
@@ -347,8 +348,7 @@ class Trainer:
                             f'{len(self.loader)} steps: resume with the dataset and the batch size of the run')
         self.step, self.total_steps = state['step'], state['total_steps']
         self.pending_evaluation, best = state['unevaluated'], state['best']
-        # Older versions wrote R1 as the key of every metric.
-        self.best = {self.metric_key: best.get(self.metric_key, best.get('R1', -1.0)), 'epoch': best['epoch']}
+        self.best = {self.measure.key: self.measure.value_in(best, -1.0), 'epoch': best['epoch']}
         self.skipped_images, self.clean_pairs.weights = state.get('skipped', 0), state.get('clean')
         self.means.load_state_dict(state['means'])
         if state.get('scaler'):
@@ -364,7 +364,7 @@ class Trainer:
         if not self.best['epoch'] or comm.broadcast_object(os.path.isfile(path)):
             return
         logger.warning('%s is missing (epoch %d, %s %.3f): the best of the next evaluations becomes best.pth',
-                       path, self.best['epoch'], self.metric_label, self.best[self.metric_key])
+                       path, self.best['epoch'], self.measure.label, self.best[self.measure.key])
         self.best = self.initial_best()
         if not self.step:
             self.pending_evaluation = self.epoch - 1 or None

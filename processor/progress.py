@@ -1,16 +1,14 @@
 """Reports of a training run: log lines, ``metrics.jsonl``, TensorBoard, and a progress bar."""
-import json
 import logging
-import os
 import threading
 import time
 
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from processor.results import Record, append_record, discard_records_after, metrics_log_path
 from utils import comm
 from utils.errors import UserError
-from utils.iotools import atomic_write, parse_json
 
 logger = logging.getLogger('Pedestal.train')
 
@@ -96,48 +94,19 @@ class MetricsLog:
     """
 
     def __init__(self, folder, step=0, pending_evaluation=None):
-        self.path = os.path.join(folder, 'metrics.jsonl')
-        self._discard_after(step, pending_evaluation)
+        self.folder = folder
+        foreign_count = discard_records_after(folder, step, pending_evaluation)
+        if foreign_count:
+            logger.warning('%s: %d lines that this program did not write are removed', metrics_log_path(folder),
+                           foreign_count)
         try:
             self.writer = TensorBoardWriter(folder, purge_step=step + 1 if step else None)
         except OSError as error:
             raise UserError(f'cannot write into {folder}: {error.strerror}') from None
 
-    def _discard_after(self, step, pending_evaluation):
-        if not os.path.exists(self.path):
-            return
-        if not os.path.isfile(self.path):
-            raise UserError(f'{self.path} is not a file, but the run writes its metrics there; move it away')
-        lines, foreign_count = [], 0
-        with open(self.path, 'rb') as file:
-            for line in file:
-                record = parse_record(line)
-                if record is None:
-                    foreign_count += line.endswith(b'\n')  # a line that a kill cut off has no newline
-                    continue
-                is_evaluation = str(record['kind']).startswith('evaluation')
-                if record['step'] <= step and not (is_evaluation and record['epoch'] == pending_evaluation):
-                    lines.append(line)
-        if foreign_count:
-            logger.warning('%s: %d lines that this program did not write are removed', self.path, foreign_count)
-        with atomic_write(self.path, 'wb') as file:
-            file.writelines(lines)
-
     def write(self, kind, epoch, step, values):
-        """Write one line: ``{"kind": ..., "epoch": ..., "step": ..., **values}``.
-
-        Args:
-            kind: ``train``, ``epoch``, ``evaluation``, or ``evaluation/<dataset>``.
-            epoch: the epoch, from 1.
-            step: the number of training steps of the run so far.
-            values: ``{name: number or text}``.
-        """
-        line = json.dumps({'kind': kind, 'epoch': epoch, 'step': step, **values})
-        try:
-            with open(self.path, 'a', encoding='utf-8') as file:
-                file.write(line + '\n')
-        except OSError as error:
-            raise UserError(f'cannot write {self.path}: {error.strerror}') from None
+        """Write a :class:`~processor.results.Record` of these fields."""
+        append_record(self.folder, Record(kind, epoch, step, values))
         self.writer.write(kind, values, step)
 
     def close(self):
@@ -202,17 +171,6 @@ class TensorBoardWriter:
             self.writer = None
             if threading.excepthook == self._handle_thread_error:
                 threading.excepthook = self.excepthook
-
-
-def parse_record(line):
-    """Parse a line of ``metrics.jsonl``; None if another program wrote the line or it is incomplete."""
-    try:
-        record = parse_json(line)
-    except ValueError:
-        return None
-    if not isinstance(record, dict) or 'kind' not in record:
-        return None
-    return record if all(type(record.get(name)) is int for name in ('epoch', 'step')) else None
 
 
 class ProgressBar:

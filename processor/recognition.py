@@ -9,6 +9,7 @@ from model.heads import PredictsAttributes
 from processor.evaluation import embed
 from utils.attribute_metrics import attribute_metrics
 from utils.errors import UserError
+from utils.measures import MEAN_ACCURACY
 
 logger = logging.getLogger('Pedestal.eval')
 
@@ -30,13 +31,13 @@ def recognize_attributes(model, loader, image_embeddings=None):
     if head is not None:
         def predict(images):
             return head.predict_attributes(encode_image_tokens(model, images))
-        scores = embed(predict, loader, model, distributed=True)[0]   # [N, A]
+        scores, _ = embed(model, loader, 'image', predict, distributed=True)   # [N, A]
         if scores.shape != labels.shape:
             raise UserError(f'the run predicts {scores.shape[1]} attributes, but the images have {labels.shape[1]} '
                             'labels: test it on a dataset with the attributes of its training')
         return attribute_metrics(scores > 0, labels)
     if image_embeddings is None:
-        image_embeddings = embed(model.encode_image, loader, model, distributed=True)[0]
+        image_embeddings, _ = embed(model, loader, 'image', distributed=True)
     device, was_training = next(model.parameters()).device, model.training
     model.eval()
     prompt_embeddings = model.encode_text(prompts.to(device)).float().cpu()       # [2A, D]
@@ -66,14 +67,13 @@ def format_attribute_table(metrics):
 class AttributeEvaluator:
     """An evaluator of attributes, like :class:`processor.evaluation.Evaluator`. mA selects the best epoch."""
 
-    metric_label = metric_key = 'mA'
+    measure = MEAN_ACCURACY
 
     def __init__(self, img_loader):
-        self.img_loader, self.results = img_loader, {}
+        self.img_loader, self.metrics = img_loader, {}
 
     def eval(self, model):
         """Log the table of attribute metrics and return mA in percent."""
-        metrics = recognize_attributes(model, self.img_loader)
-        logger.info('\n%s', format_attribute_table(metrics))
-        self.results = {'t2i': metrics}
-        return metrics['mA']
+        self.metrics = recognize_attributes(model, self.img_loader)
+        logger.info('\n%s', format_attribute_table(self.metrics))
+        return self.metrics[self.measure.key]

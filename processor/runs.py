@@ -1,5 +1,8 @@
 """Load a trained run and its test split, for test.py and the tools."""
+import argparse
 import functools
+import logging
+import os
 from typing import NamedTuple
 
 import torch
@@ -11,12 +14,19 @@ from datasets import build_dataloader
 from datasets.bases import tokenize
 from datasets.build import build_dataset_from_args
 from datasets.transforms import build_transforms
+from model import build_model
+from model.clip_weights import OPENAI_SHA256, shape_named
 from processor.evaluation import embed
-from processor.report import load_trained
 from processor.step import get_image_stats
 from utils import comm
+from utils.checkpoint import read_checkpoint
+from utils.comm import pick_device
 from utils.iotools import read_image
+from utils.seeding import seed_all
 from utils.top_k import top_k
+from utils.weight_files import compute_sha256
+
+logger = logging.getLogger('Pedestal.test')
 
 
 class TrainedRun(NamedTuple):
@@ -44,6 +54,37 @@ def load_run(args):
         images, captions, num_classes = build_dataloader(args)
     model, checkpoint = load_trained(args, num_classes)
     return TrainedRun(model, images, captions, checkpoint)
+
+
+def load_trained(args, num_classes):
+    """Load the model of ``args.checkpoint``, else a pretrained CLIP. Log the notes on the options, once.
+
+    Returns:
+        ``(model on its device, rest of the checkpoint)``.
+    """
+    while args.notes:
+        logger.info('note: %s', args.notes.pop(0))
+    if args.checkpoint is None:
+        return load_untrained(args)
+    checkpoint = read_checkpoint(args.checkpoint, with_sha256=True)
+    classifier = checkpoint['model'].get('classifier.weight')
+    if classifier is not None:  # it has the identities of the training set, not those of the tested one
+        num_classes = len(classifier)
+    model = build_model(args, num_classes, checkpoint.pop('model'))
+    return model.to(pick_device(args.device)), checkpoint
+
+
+def load_untrained(args):
+    """Load the CLIP of ``args.pretrain_choice``: ``(model on its device, {'sha256': checksum of its file})``."""
+    if args.stride_size is None:
+        args.stride_size = shape_named(args.pretrain_choice, args.trust_archive).vision_patch_size or 16
+    seed_all(args.seed)   # for scratch:<shape>, whose weights are random
+    training_args = argparse.Namespace(**{**vars(args), 'training': True})
+    model = build_model(training_args, 1)
+    args.activation = training_args.activation
+    path = os.path.expanduser(args.pretrain_choice)
+    checksum = compute_sha256(path) if os.path.isfile(path) else OPENAI_SHA256.get(args.pretrain_choice)
+    return model.to(pick_device(args.device)), {'sha256': checksum}
 
 
 def embed_queries(model, ids):
@@ -113,12 +154,12 @@ class Split:
                 for query_indices, query_scores in zip(indices.tolist(), scores.tolist())]
 
     def embed_images(self, encode=None):
-        """Embed all images of the split with the model's ``encode_image``, or with another method of it."""
-        return embed(encode or self.run.model.encode_image, self.run.images, self.run.model)
+        """Embed all images of the split with the model's ``encode_image``, or with another function."""
+        return embed(self.run.model, self.run.images, 'image', encode)
 
     def embed_captions(self):
         """Embed all captions of the split."""
-        return embed(self.run.model.encode_text, self.run.captions, self.run.model)
+        return embed(self.run.model, self.run.captions, 'text')
 
     @property
     def image_stats(self):

@@ -1,6 +1,7 @@
 """The evaluation of a run on one dataset, for test.py."""
 from processor.head_reports import check_requested_reports, requested_heads, write_report
-from processor.report import compute_baselines, evaluate, result_path, save_results
+from processor.report import evaluate_and_save
+from processor.results import result_path
 from processor.runs import Split, load_run
 from utils import comm
 
@@ -12,15 +13,13 @@ def evaluate_dataset(args):
     check_requested_reports(args)
     run = load_run(args)
     heads = requested_heads(args, run.model)
-    report = evaluate(args, run.model, run.images, run.captions, run.checkpoint)
-    comm.run_on_main_process(lambda: save_and_print(report, args, run, heads))
+    report = evaluate_and_save(args, run)
+    comm.run_on_main_process(lambda: print_reports(report, args, run, heads))
     return 0 if report.is_independent else EXIT_DEPENDENT
 
 
-def save_and_print(report, args, run, heads):
-    """Save and print the report, and the reports of some heads."""
-    report.baselines = compute_baselines(args, run.images.dataset, run.captions.dataset)
-    save_results(report, args)
+def print_reports(report, args, run, heads):
+    """Print the report, and write and print the reports of some heads."""
     print(report.text)
     for head in heads:
         figure = getattr(args, head.report_flag)

@@ -38,14 +38,15 @@ from utils.declarations import retry_with_pytorch
 from utils.errors import UserError, unknown_name_error
 from utils.file_lock import try_lock
 from utils.iotools import atomic_write, read_json
+from utils.measures import MEASURES, find_measure, has_all_metrics, metric_columns
 from utils.option_types import non_negative_int
 from utils.options import Effect, Parser, as_dict, build_parser, get_args, to_plain_value
-from utils.tables import METRICS, format_latex, format_markdown, format_text
+from utils.tables import format_latex, format_markdown, format_text
 
-# The heading of a table for each --epoch, with a place for the name of the split.
-EPOCH_HEADINGS = {'best': 'each run at the epoch with its best Rank-1 on the {} split, whose metrics these are',
-                  'last': 'each run after its last epoch, on the {} split',
-                  'mean': "the mean of each run's evaluations in its last five epochs, on the {} split"}
+# The heading of a table for each --epoch, with places for the names of the measure and the split.
+EPOCH_HEADINGS = {'best': 'each run at the epoch with its best {measure} on the {split} split, whose metrics these are',
+                  'last': 'each run after its last epoch, on the {split} split',
+                  'mean': "the mean of each run's evaluations in its last five epochs, on the {split} split"}
 STOP_SIGNALS = [getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP') if hasattr(signal, name)]
 # Options of train.py that ablate.py sets, and the options of ablate.py that control them.
 GRID_OPTIONS = {'loss_names': '--loss_names', 'seed': '--seeds', 'config_file': '--config_file',
@@ -142,8 +143,7 @@ class Cell:
             content = read_json(self.path('result.json'))
         except UserError:
             return {}
-        is_valid = isinstance(content, dict) and (
-            'error' in content or set(METRICS) <= set(content.get('metrics') or ()))
+        is_valid = isinstance(content, dict) and ('error' in content or has_all_metrics(content.get('metrics')))
         return content if is_valid else {}
 
     @property
@@ -159,7 +159,8 @@ class Cell:
         Returns:
             ``(metrics, [epoch, ...])``; ``(None, [])`` if the run is not finished or its evaluations are gone.
         """
-        from processor.history import read_evaluations, summarize_evaluations
+        from processor.history import summarize_evaluations
+        from processor.results import read_evaluations
         if not self.is_finished or epoch == 'best':
             return self.result.get('metrics'), [self.result['epoch']] if self.is_finished else []
         folder = os.path.dirname(self.newest('metrics.jsonl') or '')
@@ -358,11 +359,10 @@ def train_all(cells, table, stop, keep):
 
 
 def format_result(result):
-    from processor.history import METRIC_LABELS, get_selection_metric
     if 'error' in result:
         return f"failed: {result['error']}"
-    metric = get_selection_metric(result['metrics'])
-    return f"finished, {METRIC_LABELS[metric]} {result['metrics'][metric]:.2f} at epoch {result['epoch']}"
+    measure = find_measure(result['metrics'])
+    return f"finished, {measure.label} {result['metrics'][measure.key]:.2f} at epoch {result['epoch']}"
 
 
 def format_duration(seconds):
@@ -420,7 +420,8 @@ def run_folder(cell):
 
 def read_best_evaluation(folder):
     """The evaluation of a run's best epoch, whose weights best.pth holds."""
-    from processor.history import read_evaluations, summarize_evaluations
+    from processor.history import summarize_evaluations
+    from processor.results import read_evaluations
     summary = summarize_evaluations(read_evaluations(folder))
     if not summary:
         return {'error': f"{os.path.join(folder, 'metrics.jsonl')} has no evaluations"}
@@ -464,6 +465,11 @@ class Table:
         self.split_notes = list(filter(None, dict.fromkeys(map(evaluated_split_note, datasets))))
 
     @property
+    def columns(self):
+        """The names of the metrics in the table."""
+        return metric_columns(metrics for setting in self.settings for metrics in self.metrics(setting))
+
+    @property
     def is_complete(self):
         return all(cell.is_finished for cell in self.cells)
 
@@ -472,13 +478,14 @@ class Table:
         all_args = args_of_each_dataset(self.cells)
         datasets, splits = (' and '.join(sorted({getattr(args, name) for args in all_args}))
                             for name in ('dataset_name', 'val_dataset'))
+        measures = ' or '.join(measure.label for measure in MEASURES if measure.key in self.columns)
         heading = (f'{datasets}: mean ± standard deviation over n seeds, in percent; '
-                   f'{EPOCH_HEADINGS[self.epoch].format(splits)}')
+                   f'{EPOCH_HEADINGS[self.epoch].format(measure=measures, split=splits)}')
         return '; '.join([heading, *self.split_notes])
 
     def write(self):
         """Write the four files, and return the table as text."""
-        header = [*self.names, 'n', *METRICS, 'note']
+        header = [*self.names, 'n', *self.columns, 'note']
         other_rows = [row for setting in self.settings for row in self.other_dataset_rows(setting)]
         rows = [*map(self.setting_row, self.settings), *other_rows, *map(self.baseline_row, self.baselines)]
         writers = {'txt': format_text, 'md': format_markdown, 'tex': format_latex}
@@ -497,7 +504,7 @@ class Table:
 
     def setting_row(self, setting):
         metrics = self.metrics(setting)
-        return [*setting, str(len(metrics)), *format_means(metrics), self.format_note(setting)]
+        return [*setting, str(len(metrics)), *format_means(metrics, self.columns), self.format_note(setting)]
 
     def other_dataset_rows(self, setting):
         """Yield a row for each other dataset on which test.py has evaluated the setting's best.pth."""
@@ -505,12 +512,15 @@ class Table:
         for cell in self.settings[setting] if self.epoch == 'best' else ():
             for dataset, metrics in read_other_results(cell).items():
                 by_dataset.setdefault(dataset, []).append(metrics)
+        columns = self.columns
         for dataset, metrics in sorted(by_dataset.items()):
-            yield [*setting, str(len(metrics)), *format_means(metrics), f'tested on {dataset}, test split']
+            if columns[0] in metrics[0]:    # attributes are no columns of a table of retrieval
+                note = f'tested on {dataset}, test split'
+                yield [*setting, str(len(metrics)), *format_means(metrics, columns), note]
 
     def baseline_row(self, baseline):
         name, metrics, note = baseline
-        columns = [f'{metrics[metric]:.2f}' if metrics else '-' for metric in METRICS]
+        columns = [f'{metrics[metric]:.2f}' if metric in metrics else '-' for metric in self.columns]
         return [name, *[''] * len(self.names), *columns, note]
 
     def metrics(self, setting):
@@ -533,35 +543,31 @@ class Table:
 
         A mean's row has standard deviations. A run's row has its seed, its epochs and its folder.
         """
-        std_names = [f'{metric}_std' for metric in METRICS]
-        yield ['kind', *self.names, 'seed', 'n', *METRICS, *std_names, 'epoch', 'folder', 'note']
+        names = self.columns
+        std_names = [f'{metric}_std' for metric in names]
+        yield ['kind', *self.names, 'seed', 'n', *names, *std_names, 'epoch', 'folder', 'note']
         for setting in self.settings:
-            columns = [[metrics[metric] for metrics in self.metrics(setting)] for metric in METRICS]
+            seeds = self.metrics(setting)
+            columns = [[metrics[metric] for metrics in seeds if metric in metrics] for metric in names]
             means = [statistics.mean(column) if column else '' for column in columns]
             deviations = [statistics.stdev(column) if len(column) > 1 else '' for column in columns]
-            yield ['mean', *setting, '', len(columns[0]), *means, *deviations, '', '', self.format_note(setting)]
+            yield ['mean', *setting, '', len(seeds), *means, *deviations, '', '', self.format_note(setting)]
         for cell in self.cells:
             metrics, epochs = cell.evaluation(self.epoch)
-            values = [(metrics or {}).get(metric, '') for metric in METRICS]
-            yield ['run', *cell.setting, cell.seed, '', *values, *[''] * len(METRICS), ' '.join(map(str, epochs)),
+            values = [(metrics or {}).get(metric, '') for metric in names]
+            yield ['run', *cell.setting, cell.seed, '', *values, *[''] * len(names), ' '.join(map(str, epochs)),
                    cell.folder, missing_reason(cell)]
         for name, metrics, note in self.baselines:
-            values = [metrics.get(metric, '') for metric in METRICS]
-            yield ['baseline', name, *[''] * (len(self.names) - 1), '', '', *values, *[''] * len(METRICS), '', '', note]
+            values = [metrics.get(metric, '') for metric in names]
+            yield ['baseline', name, *[''] * (len(self.names) - 1), '', '', *values, *[''] * len(names), '', '', note]
 
 
 def read_other_results(cell):
     """``{dataset: metrics}`` that test.py has written next to the best.pth of a finished run, for other datasets."""
-    from processor.report import read_results
-    from utils.weight_files import compute_sha256
-    by_dataset = {}
-    pattern = os.path.join(glob.escape(cell.folder), '*', '*', 'metrics_*.json')
-    for path in sorted(glob.glob(pattern)) if cell.is_finished else ():
-        checkpoint = os.path.join(os.path.dirname(path), 'best.pth')
-        results = read_results(path, compute_sha256(checkpoint)) if os.path.exists(checkpoint) else None
-        if results and results.dataset != cell.args.dataset_name:
-            by_dataset[results.dataset] = next(iter(results.tables.values()))['t2i']
-    return by_dataset
+    from processor.results import find_other_results
+    checkpoint = cell.newest('best.pth') if cell.is_finished else None
+    others = find_other_results(checkpoint, cell.args.dataset_name) if checkpoint else []
+    return {results.dataset: results.metrics for results in others}
 
 
 def evaluated_split_note(args):
@@ -578,9 +584,9 @@ def evaluated_split_note(args):
         return ''
 
 
-def format_means(metrics):
-    """The means of each metric over a list of metrics, as texts."""
-    return [format_mean([values[metric] for values in metrics]) for metric in METRICS]
+def format_means(metrics, columns):
+    """The mean of each column's metric over a list of metrics, as texts."""
+    return [format_mean([values[metric] for values in metrics if metric in values]) for metric in columns]
 
 
 def format_mean(values):

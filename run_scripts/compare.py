@@ -25,7 +25,7 @@ from run_scripts import start
 from datasets.registry import published_split_note
 from utils.csv_files import write_csv
 from utils.errors import UserError, unknown_name_error
-from utils.iotools import atomic_write, read_json, walk_folders
+from utils.iotools import atomic_write, walk_folders
 from utils.option_types import non_negative_int
 from utils.options import Effect, Parser, build_parser
 from utils.statistics import compare_means, holm_correction, bootstrap_interval
@@ -160,22 +160,20 @@ def find_results(pattern, name):
 
 def read_run(path, how, task):
     """The :class:`Run` of a metrics.json. Raises :class:`~utils.errors.UserError`."""
+    from processor.results import read_queries, read_results
     from utils.weight_files import compute_sha256
-    from utils.queries import read_queries
-    content = read_json(path)
-    try:
-        file, checksum = content['queries']['file'], content['queries']['sha256']
-        produced_by, independent = content['produced_by'], content['independence']['holds']
-        produced_by['split_sha256']
-    except (KeyError, TypeError):
-        raise UserError(f'{path} has no results per caption: run test.py again, which writes them next to it') from None
-    queries = os.path.join(os.path.dirname(path), file)
-    if not os.path.isfile(queries) or compute_sha256(queries) != checksum:
+    results = read_results(path)
+    if results.attributes and not results.tables:
+        raise UserError(f'{path} has attribute metrics and no results per caption: name runs that retrieve')
+    if not {'file', 'sha256'} <= results.queries.keys() or 'split_sha256' not in results.provenance:
+        raise UserError(f'{path} has no results per caption: run test.py again, which writes them next to it')
+    queries = os.path.join(os.path.dirname(path), results.queries['file'])
+    if not os.path.isfile(queries) or compute_sha256(queries) != results.queries['sha256']:
         raise UserError(f'{queries} is missing or belongs to another evaluation than {path}: run test.py again')
     rankings = read_queries(queries)
     if (how, task) not in rankings:
         raise unknown_name_error(f'ranking in {queries}:', f'{how}, {task}', [', '.join(key) for key in rankings])
-    return Run(path, produced_by, rankings[how, task], independent)
+    return Run(path, results.provenance, rankings[how, task], results.is_independent)
 
 
 def require_same_split(runs):
@@ -237,7 +235,7 @@ def format_p(p):
 
 def format_notes(models):
     """Limits of the comparison as one text, in a list; an empty list if there are none."""
-    from processor.report import split_counts
+    from processor.provenance import split_counts
     single = [model.name for model in models if len(model.runs) == 1]
     dependent = [run.path for model in models for run in model.runs if not run.independent]
     splits = {str(run.produced_by.get('chosen_by_split')) for model in models for run in model.runs}

@@ -56,8 +56,8 @@ def read_options(argv):
 def rank_by_model(run):
     """A function of two masks, of queries [Q] and of gallery images [G], that returns the model's metrics for them."""
     from processor.evaluation import embed, evaluate_embeddings
-    qfeats, qids = embed(run.model.encode_text, run.captions, run.model)
-    gfeats, gids = embed(run.model.encode_image, run.images, run.model)
+    qfeats, qids = embed(run.model, run.captions, 'text')
+    gfeats, gids = embed(run.model, run.images, 'image')
     return lambda queries, gallery: evaluate_embeddings(
         qfeats[queries], gfeats[gallery], qids[queries], gids[gallery])['t2i']
 

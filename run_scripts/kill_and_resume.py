@@ -14,7 +14,6 @@ number of processes. Then weights and losses may differ by 1e-4, because the ord
 """
 import contextlib
 import glob
-import json
 import os
 import random
 import signal
@@ -179,7 +178,7 @@ def resume_flags(output):
 def read_last_step(output):
     """The last step in the metrics of the run in ``output``, or 0."""
     folders = map(os.path.dirname, glob.glob(os.path.join(output, '*', '*', 'last.pth')))
-    return max((line['step'] for folder in folders for line in read_metrics(folder)), default=0)
+    return max((record.step for folder in folders for record in read_metrics(folder)), default=0)
 
 
 def has_written_since(moment, output):
@@ -196,13 +195,10 @@ def find_run_folder(output):
 
 
 def read_metrics(folder):
-    """The lines of metrics.jsonl without the speed."""
-    path = os.path.join(folder, 'metrics.jsonl')
-    if not os.path.exists(path):
-        return []
-    with open(path, encoding='utf-8') as file:
-        lines = [json.loads(line) for line in file if line.endswith('\n')]
-    return [{name: value for name, value in line.items() if name != 'samples_per_second'} for line in lines]
+    """The records of metrics.jsonl without the speed."""
+    from processor.results import read_metrics_log
+    return [record._replace(values={name: value for name, value in record.values.items()
+                                    if name != 'samples_per_second'}) for record in read_metrics_log(folder)]
 
 
 # -- comparison ------------------------------------------------------------------------------------------------------
@@ -230,7 +226,7 @@ def compare_approximately(folder, other_folder):
         x, y = a[name].float(), b[name].float()
         if not torch.allclose(x, y, rtol=TOLERANCE, atol=TOLERANCE):
             yield f'last.pth: {name} differs by up to {(x - y).abs().max():.2g}'
-    a, b = ([(line['step'], line['loss']) for line in read_metrics(path) if 'loss' in line]
+    a, b = ([(record.step, record.values['loss']) for record in read_metrics(path) if 'loss' in record.values]
             for path in (folder, other_folder))
     if [step for step, _ in a] != [step for step, _ in b]:
         yield f'metrics.jsonl: {len(a)} and {len(b)} lines'

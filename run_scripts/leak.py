@@ -75,18 +75,16 @@ def build_leak_parser():
 
 def evaluate_cell(cell):
     """``{order: QueryResults}`` of a trained cell; three orders if its embeddings depend on the batch."""
-    from processor.report import evaluate, result_path, save_results
-    from processor.runs import load_run
-    from utils.queries import read_queries
+    from processor.report import evaluate_and_save
+    from processor.results import read_queries, result_path
     configs = glob.glob(os.path.join(glob.escape(cell.folder), '*', '*', 'configs.yaml'))
     if len(configs) != 1:
         raise UserError(f'{cell.folder} has {len(configs)} runs, expected 1: remove it and start again')
     options = parse_test_options(build_test_parser('leak.py', ''), ['--config_file', configs[0]])
-    path = f"{result_path(options, 'queries')}.csv"
+    path = result_path(options, 'queries.csv')
     if not os.path.exists(path):
         print(f'testing {options.checkpoint}', file=sys.stderr)
-        run = load_run(options)
-        save_results(evaluate(options, run.model, run.images, run.captions, run.checkpoint), options)
+        evaluate_and_save(options)
     return {order: queries for (order, task), queries in read_queries(path).items() if task == 't2i'}
 
 

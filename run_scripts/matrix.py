@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 
 from run_scripts import start
 from run_scripts.reproduce_tables import find_run_folders
-from datasets.registry import published_split_note
 from utils.csv_files import write_csv
 from utils.declarations import retry_with_pytorch
 from utils.errors import UserError
-from utils.iotools import atomic_write, read_json
+from utils.iotools import atomic_write
 from utils.options import Parser, build_test_parser, parse_test_options
-from utils.tables import FORMATS, METRICS
+from utils.measures import metric_columns
+from utils.tables import ATTRIBUTE_METRICS, FORMATS, METRICS
 
 
 @dataclass
@@ -46,7 +46,7 @@ class Cell:
 
     def text(self, metric):
         """'61.20 [59.10, 63.30]', with a star if there is a note."""
-        if not self.metrics:
+        if metric not in self.metrics:
             return '-'
         star = '*' if self.note else ''
         interval = ' [{:.2f}, {:.2f}]'.format(*self.intervals[metric]) if metric in self.intervals else ''
@@ -79,7 +79,7 @@ def build_matrix_parser():
     parser.add_argument('--datasets', nargs='+', required=True, help='names of the datasets to test on')
     parser.add_argument('--root_dir', help="folder with the datasets' folders (default: as in the runs' configs.yaml)")
     parser.add_argument('--device', help="auto, cpu, mps, cuda or cuda:<n> (default: as in the runs' configs.yaml)")
-    parser.add_argument('--metrics', nargs='+', choices=METRICS, default=['R1', 'mAP'],
+    parser.add_argument('--metrics', nargs='+', choices=[*METRICS, *ATTRIBUTE_METRICS], default=['R1', 'mAP'],
                         help='metrics to print, a table for each')
     parser.add_argument('--format', nargs='+', choices=[*FORMATS, 'csv'], default=['text'],
                         help='formats of the printed tables')
@@ -116,51 +116,24 @@ def evaluate_cell(name, dataset, options):
         dataset: the name of the test dataset.
         options: what :func:`read_options` returns; a text becomes the note of a cell without metrics.
     """
-    from processor.report import ONE_BY_ONE, split_counts
+    from processor.report import find_or_compute_results
+    from processor.results import ONE_BY_ONE
     if isinstance(options, str):
         return Cell(name, '?', dataset, note=options)
     cell = Cell(name, options.trained_on, dataset)
     try:
-        content = read_stored_results(options) or evaluate_and_store(options)
+        results = find_or_compute_results(options, with_intervals=True)
     except UserError as error:
         cell.note = str(error)
         return cell
-    how = next(iter(content['results']))
-    if not content['independence']['holds']:
-        how, cell.note = ONE_BY_ONE, 'embeddings depend on the batch: these are one by one'
-    cell.split_note = published_split_note(dataset, split_counts(content['produced_by']))
-    cell.metrics, cell.intervals = content['results'][how]['t2i'], content['intervals'][how]['t2i']
+    cell.metrics, cell.intervals = results.metrics, results.metric_intervals()
+    if results.tables and not results.is_independent:
+        cell.metrics, cell.intervals = results.one_by_one, results.metric_intervals(ONE_BY_ONE)
+        cell.note = 'embeddings depend on the batch: these are one by one'
+    if 'R1' not in cell.metrics:
+        cell.note = '; '.join(filter(None, [f"it has other metrics: --metrics {' '.join(cell.metrics)}", cell.note]))
+    cell.split_note = results.split_note
     return cell
-
-
-def read_stored_results(options):
-    """The stored results of this checkpoint and dataset; None if there are none or if they are incomplete."""
-    from processor.report import ONE_BY_ONE, result_path
-    from utils.weight_files import compute_sha256
-    try:
-        content = read_json(f"{result_path(options, 'metrics')}.json")
-        by, results = content['produced_by'], content['results']
-        is_complete = (content['intervals'].keys() == results.keys()
-                       and all(metric in tasks['t2i'] for tasks in results.values() for metric in METRICS)
-                       and (content['independence']['holds'] or ONE_BY_ONE in results))
-        expected = compute_sha256(options.checkpoint), options.dataset_name
-        return content if is_complete and (by['checkpoint_sha256'], by['dataset']) == expected else None
-    except (UserError, KeyError, TypeError, AttributeError):
-        return None
-
-
-def evaluate_and_store(options):
-    """Evaluate a run as test.py does, store the results next to the checkpoint, and return them."""
-    from processor import report
-    from processor.runs import load_run
-    print(f'evaluating {options.checkpoint} on {options.dataset_name}', file=sys.stderr)
-    run = load_run(options)
-    results = report.evaluate(options, run.model, run.images, run.captions, run.checkpoint)
-    report.save_results(results, options)
-    content = read_stored_results(options)
-    if not content:
-        raise UserError(f'the results of {options.checkpoint} cannot be stored next to it')
-    return content
 
 
 # -- the tables ------------------------------------------------------------------------------------------------------
@@ -183,10 +156,11 @@ def format_tables(cells, metrics, write):
 def format_csv(cells):
     """A line for each cell, in full precision."""
     text = io.StringIO()
-    write_csv(text, [['run', 'trained_on', 'tested_on', *METRICS, 'R1_low', 'R1_high', 'mAP_low', 'mAP_high', 'note']])
+    columns, bounds = metric_columns(cell.metrics for cell in cells), ['R1_low', 'R1_high', 'mAP_low', 'mAP_high']
+    write_csv(text, [['run', 'trained_on', 'tested_on', *columns, *bounds, 'note']])
     for cell in cells:
         bounds = [bound for metric in ('R1', 'mAP') for bound in cell.intervals.get(metric, ('', ''))]
-        metrics = [cell.metrics.get(metric, '') for metric in METRICS]
+        metrics = [cell.metrics.get(metric, '') for metric in columns]
         note = '; '.join(filter(None, [cell.note, cell.split_note]))
         write_csv(text, [[cell.run, cell.trained_on, cell.tested_on, *metrics, *bounds, note]])
     return text.getvalue().rstrip('\n')

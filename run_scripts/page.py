@@ -18,6 +18,7 @@ from run_scripts import start
 from utils.errors import UserError
 from utils.figures import to_label, import_pyplot, write_figure
 from utils.iotools import atomic_write, read_image
+from utils.measures import find_measure
 from utils.option_types import positive_int
 from utils.options import Parser
 
@@ -97,7 +98,9 @@ class RunResults:
         """The table of metrics as text, and the rank of the first right image of each caption."""
         from datasets.registry import published_split_note
         from processor.evaluation import compute_rankings
-        from processor.report import Report, describe_selection, read_reranked
+        from processor.provenance import describe_selection
+        from processor.report import Report
+        from processor.results import read_reranked
         from utils.metrics import format_table
         report, names = Report(), (self.q_pids, self.captions)
         ranked = compute_rankings(queries, gallery, self.q_pids, self.g_pids, parts=people.model.embedding_parts)
@@ -155,24 +158,28 @@ def page_content(runs):
 
 
 def draw_curves(runs):
-    """A figure of losses and Rank-1 by epoch, as SVG in base64; '' if no run has a metrics.jsonl."""
-    from processor.history import further_datasets, read_evaluations, read_metrics_log
+    """A figure of losses and Rank-1 (or mA) by epoch, as SVG in base64; '' if no run has a metrics.jsonl."""
+    from processor.results import further_datasets, read_evaluations, read_metrics_log
     plt = import_pyplot()
-    figure, (loss_axis, rank_axis) = plt.subplots(1, 2, figsize=(11, 2.8), layout='constrained')
-    epochs = [[entry for entry in read_metrics_log(run.folder) if entry['kind'] == 'epoch'] for run in runs]
-    names = sorted({name for entries in epochs for entry in entries for name in entry
+    figure, (loss_axis, measure_axis) = plt.subplots(1, 2, figsize=(11, 2.8), layout='constrained')
+    epochs = [[record for record in read_metrics_log(run.folder) if record.kind == 'epoch'] for run in runs]
+    names = sorted({name for records in epochs for record in records for name in record.values
                     if name == 'loss' or name.endswith('_loss')})
-    for number, (run, entries) in enumerate(zip(runs, epochs)):
+    measures = {}
+    for number, (run, records) in enumerate(zip(runs, epochs)):
         for style, name in zip(('-', '--', ':', '-.') * len(names), names):
-            points = [(entry['epoch'], entry[name]) for entry in entries if name in entry]
+            points = [(record.epoch, record.values[name]) for record in records if name in record.values]
             draw_curve(loss_axis, points, style, number, f'{run.name} {name}')
         for style, dataset in zip(('o-', 's--', 'd:', '^-.') * 9, ['', *further_datasets(run.folder)]):
-            points = [(entry['epoch'], entry['R1']) for entry in read_evaluations(run.folder, dataset) if 'R1' in entry]
-            draw_curve(rank_axis, points, style, number, f'{run.name} {dataset}'.strip())
-    if not (loss_axis.lines or rank_axis.lines):
+            evaluations = [(record, find_measure(record.metrics)) for record in read_evaluations(run.folder, dataset)]
+            points = [(record.epoch, record.metrics[measure.key]) for record, measure in evaluations]
+            draw_curve(measure_axis, points, style, number, f'{run.name} {dataset}'.strip())
+            measures.update((measure.label, None) for _, measure in evaluations)
+    if not (loss_axis.lines or measure_axis.lines):
         plt.close(figure)
         return ''
-    for axis, title in ((loss_axis, 'losses'), (rank_axis, 'Rank-1 during training, percent')):
+    measure_title = f"{' and '.join(measures) or 'Rank-1'} during training, percent"
+    for axis, title in ((loss_axis, 'losses'), (measure_axis, measure_title)):
         axis.set(title=title, xlabel='epoch')
         axis.xaxis.get_major_locator().set_params(integer=True)
         if axis.lines:

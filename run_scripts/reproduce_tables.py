@@ -13,7 +13,6 @@ test.py --dataset_name on other datasets are rows in the tables of those dataset
 The test split selects the best epoch, as in the papers. The best of 60 noisy evaluations is above the run's usual
 level, so the table also has Rank-1 of the last epoch and the mean of the last five.
 """
-import glob
 import os
 import re
 import sys
@@ -24,12 +23,12 @@ from model.heads import parse_loss_names
 from utils.declarations import retry_with_pytorch
 from utils.errors import UserError
 from utils.iotools import walk_folders
+from utils.measures import metric_columns
 from utils.options import Parser, build_test_parser, parse_test_options, read_yaml
 from utils.tables import FORMATS, METRICS
 
 PUBLISHED = os.path.join(ROOT, 'configs', 'published')
 BATCH_DEPENDENT = 'EMBEDDINGS DEPEND ON THE BATCH'
-HEADER = ['run', 'method', 'losses', *METRICS, 'R1 last', 'R1 mean of last 5', 'note']
 
 
 @dataclass
@@ -64,9 +63,12 @@ class Row:
             return f'{measured:.2f}'
         return f'{measured:.2f} / {published:.2f} ({measured - published:+.2f})'
 
-    def cells(self):
-        ends = [f"{self.training[which]['R1']:.2f}" if which in self.training else '-' for which in ('last', 'mean')]
-        return [self.run, self.method or '-', self.losses or '-', *map(self.cell, METRICS), *ends, self.note]
+    def cells(self, columns=METRICS):
+        """The texts of the row, for a table with columns of some metrics (:func:`table_header`)."""
+        measure = columns[0]
+        ends = [f'{self.training[which][measure]:.2f}' if measure in self.training.get(which, ()) else '-'
+                for which in ('last', 'mean')]
+        return [self.run, self.method or '-', self.losses or '-', *map(self.cell, columns), *ends, self.note]
 
 
 def main(argv=None):
@@ -78,9 +80,20 @@ def main(argv=None):
     if args.published:
         rows += [row for dataset in datasets for row in published_only_rows(dataset)]
     for name in args.format:
-        print('\n\n'.join(FORMATS[name](f'{dataset}: measured / published (difference), in percent', HEADER,
-                                        [row.cells() for row in rows if row.dataset == dataset])
+        print('\n\n'.join(format_table(dataset, [row for row in rows if row.dataset == dataset], FORMATS[name])
                           for dataset in datasets))
+
+
+def format_table(dataset, rows, write):
+    """The table of a dataset. ``write`` is one of :data:`~utils.tables.FORMATS`."""
+    columns = metric_columns(row.measured for row in rows)
+    return write(f'{dataset}: measured / published (difference), in percent', table_header(columns),
+                 [row.cells(columns) for row in rows])
+
+
+def table_header(columns=METRICS):
+    """The header of a table of metrics, the first of which selects the best epoch."""
+    return ['run', 'method', 'losses', *columns, f'{columns[0]} last', f'{columns[0]} mean of last 5', 'note']
 
 
 def build_reproduction_parser():
@@ -112,6 +125,8 @@ def run_rows(folder, logs, overrides=()):
         one. A row for each other dataset that test.py was run on. If the run cannot be evaluated, only a row with the
         reason.
     """
+    from processor.report import find_or_compute_results
+    from processor.results import find_other_results
     row = Row(os.path.relpath(folder, logs))
     try:
         args = read_run_options(folder, overrides)
@@ -120,25 +135,30 @@ def run_rows(folder, logs, overrides=()):
         row.method = published.get('method', '')
         values = zip(METRICS, published.get('values', ()))
         row.published = {metric: value for metric, value in values if value is not None}
-        results = read_stored_results(args) or evaluate_and_store(args)
-        others = read_other_results(args)
+        results = find_or_compute_results(args)
+        other_rows = [other_dataset_row(row, args, other)
+                      for other in find_other_results(args.checkpoint, args.trained_on)]
     except Exception as error:  # the table of the other runs must not depend on one broken run
         row.note = str(error) if isinstance(error, UserError) else f'{type(error).__name__}: {error}'
         return [row]
-    from processor.report import ONE_BY_ONE
     row.note = results.split_note if row.method else unpublished_reason(args)
     if results.split_note:
         row.published = {}
-    other_rows = [Row(f'{row.run}, trained on {args.trained_on}', dataset, losses=row.losses, measured=tasks['t2i'],
-                      note=note) for dataset, tasks, note in others]
-    row.measured = next(iter(results.tables.values()))['t2i']
-    row.training = read_training_metrics(args)
+    row.measured, row.training = results.metrics, read_training_metrics(args)
     if results.is_independent:
         return [row, *other_rows]
     row.note = '; '.join(filter(None, [BATCH_DEPENDENT, row.note]))
-    one_by_one = Row(f'{row.run}, one by one', row.dataset, row.method, row.losses, results.tables[ONE_BY_ONE]['t2i'],
-                     row.published)
+    if not results.one_by_one:      # attributes are recognized once only
+        return [row, *other_rows]
+    one_by_one = Row(f'{row.run}, one by one', row.dataset, row.method, row.losses, results.one_by_one, row.published)
     return [row, one_by_one, *other_rows]
+
+
+def other_dataset_row(row, args, results):
+    """The row of a run's results on another dataset than the one of its training."""
+    note = 'trained on another dataset; no row is published for that'
+    return Row(f'{row.run}, trained on {args.trained_on}', results.dataset, losses=row.losses, measured=results.metrics,
+               note=note if results.is_independent else f'{BATCH_DEPENDENT}; {note}')
 
 
 @retry_with_pytorch
@@ -149,50 +169,12 @@ def read_run_options(folder, overrides):
 
 def read_training_metrics(args):
     """Metrics of the best, the last and the mean of the last epochs; {} if they are of another split or dataset."""
-    from processor.history import summarize_evaluations, read_evaluations
+    from processor.history import summarize_evaluations
+    from processor.results import read_evaluations
     evaluations = read_evaluations(os.path.dirname(args.checkpoint))
     is_test_split = args.dataset_name == args.trained_on and all(
-        evaluation.get('split') == 'test' for evaluation in evaluations)
+        evaluation.values.get('split') == 'test' for evaluation in evaluations)
     return summarize_evaluations(evaluations) if is_test_split else {}
-
-
-def read_stored_results(args):
-    """The :class:`~processor.report.SavedResults` of this checkpoint and dataset; None if there are none."""
-    from processor.report import read_results, result_path
-    from utils.weight_files import compute_sha256
-    results = read_results(f"{result_path(args, 'metrics')}.json", compute_sha256(args.checkpoint))
-    return results if results and results.dataset == args.dataset_name else None
-
-
-def read_other_results(args):
-    """``[(dataset, {task: metrics}, note), ...]`` of the checkpoint on other datasets, from earlier runs of test.py."""
-    from processor.report import read_results
-    from utils.weight_files import compute_sha256
-    folder = glob.escape(os.path.dirname(args.checkpoint))
-    paths = sorted(glob.glob(os.path.join(folder, 'metrics_*.json')))
-    checksum = compute_sha256(args.checkpoint) if paths else None
-    note = 'trained on another dataset; no row is published for that'
-    others = []
-    for results in filter(None, (read_results(path, checksum) for path in paths)):
-        if results.dataset != args.trained_on:
-            notes = [note] if results.is_independent else [BATCH_DEPENDENT, note]
-            others.append((results.dataset, next(iter(results.tables.values())), '; '.join(notes)))
-    return others
-
-
-def evaluate_and_store(args):
-    """Evaluate a checkpoint on the test split and write metrics.json.
-
-    Returns:
-        :class:`~processor.report.SavedResults`
-    """
-    from processor.report import SavedResults, evaluate, save_results, split_counts
-    from processor.runs import load_run
-    print(f'evaluating {args.checkpoint} on {args.dataset_name}', file=sys.stderr)
-    run = load_run(args)
-    report = evaluate(args, run.model, run.images, run.captions, run.checkpoint)
-    save_results(report, args)
-    return SavedResults(args.dataset_name, report.tables, report.is_independent, split_counts(report.provenance))
 
 
 # -- published rows --------------------------------------------------------------------------------------------------
@@ -207,7 +189,7 @@ def published_row(args):
     """The published row with a run's dataset, initial weights, backbone, PHP parts and losses; {} if there is none."""
     rows = read_published_rows(args.dataset_name)
     initial = initial_clip(args, {row['start'] for row in rows if 'start' in row})
-    losses = set(parse_loss_names(args.loss_names))
+    losses = set(parse_loss_names(args.loss_names, args.backbone))
     backbones = ['ViT-B/16'] * bool(initial) + [backbone_name(args.pretrain_choice)]
     for row in rows:
         loss_names = [row[key] for key in ('loss_names', 'also') if key in row]

@@ -1,6 +1,8 @@
 """Metrics of attribute recognition, as for PA-100K (Liu et al., ICCV 2017)."""
 import torch
 
+from utils.tables import ATTRIBUTE_METRICS
+
 
 def attribute_metrics(predicted, labels):
     """Compute the metrics of attribute recognition in percent.
@@ -40,8 +42,7 @@ def attribute_metrics(predicted, labels):
                                    for total in (either, predicted.sum(dim=1), truth.sum(dim=1)))
     f1 = 2 * precision * recall / (precision + recall) if precision + recall else torch.zeros(())
     values = mean_accuracy.double(), accuracy, precision, recall, f1
-    return {name: 100 * value.item()
-            for name, value in zip(('mA', 'accuracy', 'precision', 'recall', 'F1'), values)}
+    return {name: 100 * value.item() for name, value in zip(ATTRIBUTE_METRICS, values)}
 
 
 def column_ratio(selected, total):

@@ -1,7 +1,8 @@
 """Tables as text, Markdown and LaTeX, each from a heading, a header and rows of texts."""
 from prettytable import PrettyTable
 
-METRICS = ('R1', 'R5', 'R10', 'mAP', 'mINP')
+METRICS = ('R1', 'R5', 'R10', 'mAP', 'mINP')                          # of retrieval
+ATTRIBUTE_METRICS = ('mA', 'accuracy', 'precision', 'recall', 'F1')   # of attribute recognition
 
 
 def format_text(heading, header, rows):
@@ -18,7 +19,7 @@ def format_markdown(heading, header, rows):
 def format_latex(heading, header, rows):
     lines = [' & '.join(map(escape_latex, cells)) + r' \\' for cells in [header, *rows]]
     lines[0] += r' \hline'
-    columns = ''.join('r' if name in ('n', *METRICS) else 'l' for name in header)
+    columns = ''.join('r' if name in ('n', *METRICS, *ATTRIBUTE_METRICS) else 'l' for name in header)
     body = '\n'.join([f'\\begin{{tabular}}{{{columns}}}', *lines, r'\end{tabular}'])
     return f'% {heading}\n{body}'
 

@@ -43,11 +43,11 @@ def is_number(value):
 
 
 def is_best_result(value):
-    """Whether a value is ``{'R1' or 'mA': number, 'epoch': integer}``."""
+    """Whether a value is ``{key of a measure: number, 'epoch': integer}``."""
     if not isinstance(value, dict) or not is_integer(value.get('epoch')):
         return False
-    metrics = [value[metric] for metric in ('R1', 'mA') if metric in value]
-    return bool(metrics) and all(map(is_number, metrics))
+    numbers = [number for name, number in value.items() if name != 'epoch']
+    return bool(numbers) and all(map(is_number, numbers))
 
 
 def is_running_means(value):
@@ -105,7 +105,7 @@ RULES = {
     'skipped': ('a whole number', is_integer),
     'unevaluated': ('an epoch or None', lambda value: value is None or is_integer(value, 1)),
     'moments': ('a whole number', is_integer),
-    'best': ("{'R1' or 'mA': a number, 'epoch': a whole number}", is_best_result),
+    'best': ("{a measure such as 'R1': a number, 'epoch': a whole number}", is_best_result),
     'means': ("{'sums': {name: number}, 'count': a whole number}", is_running_means),
     'scaler': ('the state of a gradient scaler', is_scaler_state),
     'random_states': ('the states of the random generators', is_random_states),

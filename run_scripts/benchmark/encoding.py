@@ -26,18 +26,19 @@ def measure_encoding(side, kind, setting):
     args = recipe_options(setting, *(['--amp', 'off'] if kind == '--amp off' else []))
     model = (build_reference_model(args) if kind == 'reference' else build_training_model(args)).eval()
     if side == 'images':
-        encode, loader = model.encode_image, image_batches(args, setting, from_cache=kind == 'cache')
+        modality, loader = 'image', image_batches(args, setting, from_cache=kind == 'cache')
     else:
-        encode, loader = model.encode_text, build_caption_loader(args, setting)
+        modality, loader = 'text', build_caption_loader(args, setting)
     if kind == 'order':
         loader = DataLoader(loader.dataset, loader.batch_size)
     if kind == 'whole':
         model.trim_padding = lambda caption_ids: caption_ids
     if kind == 'reference':
         batches = [pin_memory(batch, setting) for _, batch in loader]
+        encode = model.encode_image if side == 'images' else model.encode_text
         timing, _ = measure_time(lambda: reference.embed(encode, batches, setting.device), *setting.pace)
     else:
-        timing, _ = measure_time(lambda: embed(encode, loader, model), *setting.pace)
+        timing, _ = measure_time(lambda: embed(model, loader, modality), *setting.pace)
     return {**timing, 'samples': getattr(setting, side)}
 
 

@@ -12,7 +12,7 @@ from model import build_model
 from model.activation import read_activation
 from model.aptm_weights import refuse_other_activation
 from model.clip_model import QuickGELU
-from processor.report import load_trained
+from processor.runs import load_trained
 from tests.support import options, small_archive
 from utils.errors import UserError
 from utils.options import build_test_parser, parse_test_options

@@ -41,7 +41,7 @@ def encoded(monkeypatch):
             batches.append(ids)
             return encode(ids, *rest)
         monkeypatch.setattr(model.base_model, 'encode_text', record)
-        feats, pids = embed(model.encode_text, loader, model)
+        feats, pids = embed(model, loader, 'text')
         monkeypatch.undo()
         return feats, pids, batches
     return embed_and_record
@@ -144,7 +144,25 @@ def test_refined_embeddings_keep_order_and_padding(archive, encoded):
 
 def test_an_empty_split_is_an_error(plain_model):
     with pytest.raises(UserError, match='nothing to evaluate'):
-        embed(plain_model.encode_text, DataLoader(TextDataset([], []), 4), plain_model)
+        embed(plain_model, DataLoader(TextDataset([], []), 4), 'text')
+
+
+def test_a_wrapped_encoder_gets_inputs_of_the_modality(plain_model):
+    """The modality decides what is prepared, not the identity of the function that encodes it."""
+    loader, batches = evaluation_loader(TextDataset(PIDS, CAPTIONS)), []
+
+    def encode_text(ids):
+        batches.append(ids)
+        return plain_model.encode_text(ids)
+    feats, pids = embed(plain_model, loader, 'text', encode_text)
+    expected, _ = embed(plain_model, loader, 'text')
+    assert torch.equal(feats, expected) and pids.tolist() == PIDS
+    assert all(ids.dtype == torch.int64 for ids in batches) and lengths(batches) == sorted(lengths(batches))[::-1]
+
+
+def test_another_modality_is_an_error(plain_model):
+    with pytest.raises(ValueError, match="modality must be 'image' or 'text', not 'video'"):
+        embed(plain_model, [], 'video')
 
 
 class BagOfTokens(torch.nn.Module):

@@ -5,7 +5,8 @@ import json
 import pytest
 
 import processor.history
-from processor.history import format_summary, read_evaluations, summarize_evaluations
+from processor.history import format_summary, summarize_evaluations
+from processor.results import Record, read_evaluations
 
 
 def write(folder, evaluations, more=''):
@@ -35,12 +36,13 @@ def test_best_last_and_mean(tmp_path):
 def test_epochs_without_an_evaluation_are_not_in_the_mean(tmp_path):
     summary = summarize_evaluations(read_evaluations(write(tmp_path, [(3, 20.0), (6, 30.0), (9, 40.0)])))
     assert summary['mean']['epochs'] == [6, 9] and summary['mean']['R1'] == 35
-    assert 'mean' not in format_summary(summarize_evaluations([{'epoch': 7, 'split': 'val', 'R1': 3.0}]))
+    one = Record('evaluation', 7, 7, {'split': 'val', 'R1': 3.0})
+    assert 'mean' not in format_summary(summarize_evaluations([one]))
 
 
 def test_an_epoch_that_was_evaluated_again_after_resuming_counts_once(tmp_path):
     folder = write(tmp_path, [(1, 10.0), (2, 99.0), (2, 20.0)])
-    rank1 = [(evaluation['epoch'], evaluation['R1']) for evaluation in read_evaluations(folder)]
+    rank1 = [(evaluation.epoch, evaluation.values['R1']) for evaluation in read_evaluations(folder)]
     assert rank1 == [(1, 10.0), (2, 20.0)]
 
 

@@ -12,7 +12,9 @@ from model import build_model
 from model.heads.php import entropy, usage_figure
 from processor.head_figures import draw_figure
 from processor.head_reports import requested_heads, write_report
-from processor.report import ONE_BY_ONE, evaluate, describe_selection, read_results
+from processor.provenance import describe_selection
+from processor.report import evaluate
+from processor.results import ONE_BY_ONE, find_results
 from processor.runs import TrainedRun, Split
 from tests.support import golden_archive, golden_json, options
 from utils import precision
@@ -172,7 +174,7 @@ def report_on(archive, tmp_path, batch_size=8, one_by_one=False, **changes):
     args.i2t, args.one_by_one, args.checkpoint, args.trained_on = True, one_by_one, str(tmp_path / 'best.pth'), 'toy'
     (tmp_path / 'best.pth').write_bytes(b'weights')
     model = make(archive, **changes)
-    return evaluate(args, model, *loaders(batch_size), {'epoch': 3}), model
+    return evaluate(args, TrainedRun(model, *loaders(batch_size), {'epoch': 3})), model
 
 
 def test_a_dependent_evaluation_is_reported_three_ways(archive, tmp_path):
@@ -269,4 +271,4 @@ def test_results_whose_figures_are_no_numbers_are_not_taken(tmp_path, figure, is
     content = {'produced_by': {'checkpoint_sha256': 'abc', 'dataset': 'CUHK-PEDES'},
                'results': {'as loaded': {'t2i': metrics}}, 'independence': {'holds': True}}
     (tmp_path / 'metrics.json').write_text(json.dumps(content))
-    assert (read_results(tmp_path / 'metrics.json', 'abc') is not None) is is_valid
+    assert (find_results(tmp_path / 'metrics.json', 'abc') is not None) is is_valid

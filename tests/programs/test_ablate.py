@@ -10,13 +10,15 @@ import time
 
 import pytest
 
+from processor.results import Record, append_record
 from run_scripts import ablate
 from run_scripts.ablate import (
-    METRICS, ROOT, build_ablation_parser, build_grid, failure_reason, format_mean, split_at_dashes)
+    ROOT, build_ablation_parser, build_grid, failure_reason, format_mean, split_at_dashes)
 from tests.support import HANG_TIMEOUT
 from utils.checkpoint import read_checkpoint
 from utils.weight_files import compute_sha256
 from utils.errors import UserError
+from utils.tables import ATTRIBUTE_METRICS, METRICS
 
 
 @pytest.fixture(scope='module')
@@ -268,6 +270,27 @@ def test_a_result_cut_short_is_none(common, tmp_path):
         with open(cell.path('result.json'), 'w') as file:
             file.write(content)
         assert cell.result == {} and not cell.is_finished
+
+
+def test_a_table_of_attribute_recognition(common, tmp_path):
+    """PA-100K has mA and no Rank-1."""
+    _, cells = cells_of(['--loss_names', 'sdm', '--seeds', '1', '2', '--output_dir', str(tmp_path), *common])
+    for cell, value in zip(cells, (70.0, 80.0)):
+        folder = os.path.join(cell.folder, 'PA-100K', 'run')
+        os.makedirs(folder)
+        for epoch in (1, 2):
+            metrics = {**dict.fromkeys(ATTRIBUTE_METRICS, 60.0), 'mA': value - epoch, 'split': 'test'}
+            append_record(folder, Record('evaluation', epoch, epoch, metrics))
+        with open(cell.path('result.json'), 'w') as file:
+            json.dump(ablate.read_best_evaluation(folder), file)
+    table = ablate.Table(str(tmp_path), ('losses',), cells)
+    assert table.columns == ATTRIBUTE_METRICS and table.is_complete
+    assert line_of(table.write(), 'sdm') == ['sdm', '2', '74.00 ± 7.07', *['60.00 ± 0.00'] * 4, '']
+    assert 'at the epoch with its best mA on the test split' in table.heading
+    with open(tmp_path / 'table.csv', newline='') as file:
+        mean, *runs = (row for row in csv.DictReader(file) if row['kind'] != 'baseline')
+    assert (float(mean['mA']), mean['n']) == (74.0, '2') and [float(run['mA']) for run in runs] == [69.0, 79.0]
+    assert [cell.evaluation('last')[0]['mA'] for cell in cells] == [68.0, 78.0]
 
 
 # -- the grid's settings ---------------------------------------------------------------------------------------------

@@ -111,12 +111,12 @@ def test_the_picture(trained, photo, tmp_path):
 
 
 def test_noise_lowers_retrieval_and_none_changes_nothing(trained, opened, tmp_path, capsys):
-    plain, _ = embed(opened.model.encode_image, opened.images, opened.model)
+    plain, _ = embed(opened.model, opened.images, 'image')
     def encode(std):
         return program.encode_with_noise(opened.model, std, 1, opened.model.image_stats)
-    same, _ = embed(encode(0.0), opened.images, opened.model)
-    other, _ = embed(encode(0.3), opened.images, opened.model)
-    again, _ = embed(encode(0.3), opened.images, opened.model)
+    same, _ = embed(opened.model, opened.images, 'image', encode(0.0))
+    other, _ = embed(opened.model, opened.images, 'image', encode(0.3))
+    again, _ = embed(opened.model, opened.images, 'image', encode(0.3))
     assert torch.allclose(plain, same, atol=1e-6) and torch.equal(other, again)
     assert not torch.allclose(plain, other, atol=1e-2)
     out = str(tmp_path / 'x.png')

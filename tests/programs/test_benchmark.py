@@ -107,7 +107,7 @@ def test_same_embeddings():
                'encode_image': encoding.image_batches(args, SMALL, from_cache=False)}
     for side, loader in loaders.items():
         results = reference.embed(getattr(released, side), [batch for _, batch in loader], 'cpu')
-        assert is_close(results, embed(getattr(model, side), loader, model)[0])
+        assert is_close(results, embed(model, loader, side.removeprefix('encode_'))[0])
 
 
 @pytest.mark.parametrize('kind, by_length, cut', [('ours', True, True), ('order', False, True), ('whole', True, False)])
@@ -123,7 +123,7 @@ def test_ways_to_encode_captions(kind, by_length, cut, monkeypatch):
 def test_images_of_the_cache_embed_as_the_same_images_in_floats():
     args = recipe_options(SMALL)
     model = build_training_model(args).eval()
-    floats, cached = (embed(model.encode_image, encoding.image_batches(args, SMALL, cached), model)[0]
+    floats, cached = (embed(model, encoding.image_batches(args, SMALL, cached), 'image')[0]
                       for cached in (False, True))
     assert torch.equal(floats, cached)
 

@@ -6,10 +6,11 @@ import os
 import numpy as np
 import pytest
 
+from processor.results import write_queries
 from run_scripts.compare import main
 from utils.weight_files import compute_sha256
 from utils.errors import UserError
-from utils.queries import QueryResults, write_queries
+from utils.queries import QueryResults
 from utils.statistics import compare_means, bootstrap_interval
 
 IDENTITIES, EACH = 40, 6

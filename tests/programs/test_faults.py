@@ -289,7 +289,7 @@ def test_runs_of_other_numbers_of_processes_are_compared(tmp_path, weight, loss,
     for name, value, output in (('whole', 1.0, 2.0), ('killed', weight, loss)):
         (tmp_path / name).mkdir()
         torch.save({'model': {'w': torch.full((2,), value)}}, tmp_path / name / 'last.pth')
-        (tmp_path / name / 'metrics.jsonl').write_text(json.dumps({'kind': 'train', 'step': 1, 'loss': output,
-                                                                   'img_acc': output}) + '\n')
+        line = json.dumps({'kind': 'train', 'epoch': 1, 'step': 1, 'loss': output, 'img_acc': output})
+        (tmp_path / name / 'metrics.jsonl').write_text(f'{line}\n')
     results = list(compare_approximately(tmp_path / 'whole', tmp_path / 'killed'))
     assert [problem in line for line in results] == [True] if problem else not results

@@ -13,10 +13,10 @@ from datasets import build_dataloader
 from model.clip_weights import build_clip
 from processor.evaluation import evaluate_embeddings
 from processor import report as report_module
+from processor.results import read_queries
 from run_scripts import ablate, compare, matrix, page
 from utils.errors import UserError
 from utils.options import build_test_parser, parse_test_options
-from utils.queries import read_queries
 from utils.statistics import bootstrap_interval
 
 

@@ -14,8 +14,8 @@ import torch
 
 import pedestal
 from processor.evaluation import embed
-from processor.history import further_datasets, read_evaluations
-from processor.report import RERANKED, collect_provenance, sample_names
+from processor.provenance import collect_provenance
+from processor.results import RERANKED, further_datasets, read_evaluations
 from run_scripts import page
 from tests.support import HANG_TIMEOUT
 from utils.errors import UserError
@@ -51,8 +51,8 @@ def made(trained, tmp_path_factory):
 def test_what_is_on_the_page(made, opened):
     """The model's own ranking, and nothing from anywhere else."""
     data, run = data_of(made), data_of(made)['runs'][0]
-    queries, q_pids = embed(opened.model.encode_text, opened.captions, opened.model)
-    gallery, g_pids = embed(opened.model.encode_image, opened.images, opened.model)
+    queries, q_pids = embed(opened.model, opened.captions, 'text')
+    gallery, g_pids = embed(opened.model, opened.images, 'image')
     ranking = rank_embeddings(queries, gallery, q_pids, g_pids, max_rank=3)
     files = [os.path.basename(path) for path in opened.images.dataset.img_paths]
     assert run['ranks'] == (ranking.first + 1).tolist() and data['captions'] == opened.captions.dataset.captions
@@ -72,9 +72,8 @@ def test_what_a_second_stage_reached_is_in_the_table(trained, tmp_path):
     folder, out = str(tmp_path / 'run'), str(tmp_path / 'page.html')
     shutil.copytree(os.path.dirname(trained), folder)
     people = pedestal.load(folder)
-    images, captions = people.split.run.images.dataset, people.split.run.captions.dataset
-    row, names = dict.fromkeys(METRICS, 12.3456), sample_names(people.args, images, captions)
-    made = collect_provenance(people.args, people.checkpoint, images, captions, names)
+    row = dict.fromkeys(METRICS, 12.3456)
+    made = collect_provenance(people.args, people.split.run)
 
     def shown_with(**changes):
         with open(os.path.join(folder, 'metrics.json'), 'w') as file:

@@ -10,11 +10,15 @@ import pytest
 import test as test_program
 import train as train_program
 from datasets.rstpreid import RSTPReid
+from processor import report
+from processor.results import Record, Results, append_record, save_results
 from processor.test_run import EXIT_DEPENDENT
 from run_scripts import reproduce_tables
 from run_scripts.reproduce_tables import METRICS, Row, backbone_name, main, published_row, run_rows
 from utils.errors import UserError
 from utils.options import read_yaml
+from utils.tables import ATTRIBUTE_METRICS
+from utils.weight_files import compute_sha256
 
 PHP = ['--loss_names', 'sdm+itc+aux', '--num_experts', '3', '--topk', '2', '--moe_layers', '1', '--moe_heads', '2',
        '--cnum', '3', '--reduction', '4', '--num_epoch', '1']
@@ -140,8 +144,8 @@ def test_results_of_the_same_checkpoint_are_taken_and_others_are_not(runs, data,
     overrides = ['--root_dir', data]
     first, = run_rows(folder, runs, overrides)
     calls = []
-    evaluated = reproduce_tables.evaluate_and_store
-    monkeypatch.setattr(reproduce_tables, 'evaluate_and_store', lambda args: calls.append(args) or evaluated(args))
+    evaluated = report.evaluate
+    monkeypatch.setattr(report, 'evaluate', lambda args, run: calls.append(args) or evaluated(args, run))
     again, = run_rows(folder, runs, overrides)
     assert not calls and again == first
     content = metrics_of(folder)
@@ -189,7 +193,7 @@ def row():
 def test_formats():
     assert row().cell('R1') == '60.65 / 60.20 (+0.45)' and row().cell('R5') == '80.00 / 81.30 (-1.30)'
     assert row().cell('mINP') == '25.00'
-    text, markdown, latex = (write('RSTPReid', reproduce_tables.HEADER, [row().cells()])
+    text, markdown, latex = (write('RSTPReid', reproduce_tables.table_header(), [row().cells()])
                              for write in reproduce_tables.FORMATS.values())
     assert '60.65 / 60.20 (+0.45)' in text
     header, rule, line = markdown.splitlines()[2:]
@@ -206,11 +210,30 @@ def test_the_program_prints_each_format(runs, data, monkeypatch, capsys):
     assert '| run | method | losses |' in printed and r'\begin{tabular}' in printed and '+---' in printed
 
 
+def test_a_run_of_attribute_recognition_is_a_row_with_ma(tmp_path, monkeypatch):
+    """PA-100K has mA and no Rank-1."""
+    (tmp_path / 'best.pth').write_bytes(b'weights')
+    args = argparse.Namespace(**vars(run_of('attr', 'PA-100K', backbone='aptm')), trained_on='PA-100K',
+                              checkpoint=str(tmp_path / 'best.pth'))
+    monkeypatch.setattr(reproduce_tables, 'read_run_options', lambda folder, overrides: args)
+    metrics = dict.fromkeys(ATTRIBUTE_METRICS, 60.0)
+    by = {'dataset': 'PA-100K', 'checkpoint_sha256': compute_sha256(args.checkpoint)}
+    save_results(args, Results(attributes=metrics, independence={'holds': True}, provenance=by), {})
+    for epoch in (1, 2):
+        values = {**metrics, 'mA': 60.0 + epoch, 'split': 'test'}
+        append_record(str(tmp_path), Record('evaluation', epoch, epoch, values))
+    row, = run_rows(str(tmp_path), tmp_path)
+    assert (row.note, row.measured) == ('nothing is published on PA-100K', metrics)
+    text = reproduce_tables.format_table('PA-100K', [row], reproduce_tables.FORMATS['markdown'])
+    assert '| mA | accuracy | precision | recall | F1 | mA last | mA mean of last 5 | note |' in text
+    assert '| 60.00 | 60.00 | 60.00 | 60.00 | 60.00 | 62.00 | 61.50 | nothing' in text
+
+
 # -- published rows --------------------------------------------------------------------------------------------------
 
-def run_of(loss_names, dataset='CUHK-PEDES', pretrain_choice='ViT-B/16', php_parts=None, init_from=''):
+def run_of(loss_names, dataset='CUHK-PEDES', pretrain_choice='ViT-B/16', php_parts=None, init_from='', backbone='clip'):
     return argparse.Namespace(loss_names=loss_names, dataset_name=dataset, pretrain_choice=pretrain_choice,
-                              php_parts=php_parts, init_from=init_from)
+                              php_parts=php_parts, init_from=init_from, backbone=backbone)
 
 
 @pytest.mark.parametrize('run, method', [(run_of('id+sdm+mlm'), 'IRRA'), (run_of('itc'), 'CLIP (itc)'),
@@ -273,8 +296,8 @@ def test_last_and_mean_stand_beside_the_best(runs, data):
     with open(os.path.join(folder, 'metrics.jsonl'), 'a') as file:
         file.writelines(json.dumps(line) + '\n' for line in more)
     row, = run_rows(folder, runs, ['--root_dir', data])
-    assert dict(zip(reproduce_tables.HEADER, row.cells()))['R1 last'] == '20.00'
-    assert dict(zip(reproduce_tables.HEADER, row.cells()))['R1 mean of last 5'] == '16.00'
+    assert dict(zip(reproduce_tables.table_header(), row.cells()))['R1 last'] == '20.00'
+    assert dict(zip(reproduce_tables.table_header(), row.cells()))['R1 mean of last 5'] == '16.00'
     with open(os.path.join(folder, 'metrics.jsonl'), 'a') as file:
         file.write(json.dumps({**last, 'epoch': 8, 'split': 'val'}) + '\n')
     row, = run_rows(folder, runs, ['--root_dir', data])

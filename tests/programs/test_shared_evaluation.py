@@ -67,13 +67,10 @@ def evaluated(archive, size):
     model.base_model.encode_image = lambda images, *rest: sizes.append(len(images)) or encode(images, *rest)
     evaluator.eval(model)
     share = list(sizes)
-    same = [torch.equal(one, other) for one, other in zip(embed(model.encode_image, evaluator.img_loader,
-                                                                model) + embed(model.encode_text, evaluator.txt_loader,
-                                                                               model),
-                                                          embed(model.encode_image, evaluator.img_loader, model,
-                                                                distributed=True)
-                                                          + embed(model.encode_text, evaluator.txt_loader, model,
-                                                                  distributed=True))]
+    alone, shared = ([*embed(model, evaluator.img_loader, 'image', distributed=distributed),
+                      *embed(model, evaluator.txt_loader, 'text', distributed=distributed)]
+                     for distributed in (False, True))
+    same = [torch.equal(one, other) for one, other in zip(alone, shared)]
     return share, same, evaluator.results
 
 

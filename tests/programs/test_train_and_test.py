@@ -442,6 +442,40 @@ def test_missing_checkpoint(command, run_folder, tmp_path):
         test_program.main(['--config_file', os.path.join(folder, 'configs.yaml')])
 
 
+def test_an_evaluator_of_a_users_own_declares_its_measure(command, tmp_path):
+    """The log, metrics.jsonl, best.pth and last.pth have the measure's name."""
+    from datasets import build_dataloader
+    from model import build_model
+    from processor.processor import do_train
+    from processor.results import read_evaluations
+    from solver import build_lr_scheduler, build_optimizer
+    from utils.checkpoint import Checkpointer
+    from utils.logger import setup_logger
+    from utils.measures import Measure
+    from utils.options import get_args
+
+    class OwnEvaluator:
+        measure = Measure('recall', 'Recall')
+
+        def eval(self, model):
+            return 12.5
+    args = get_args(command + ['--num_epoch', '1'])
+    args.output_dir = str(tmp_path / 'own')
+    setup_logger('Pedestal', args.output_dir, if_train=True)
+    loader, _, _, num_classes = build_dataloader(args)
+    model = build_model(args, num_classes)
+    optimizer = build_optimizer(args, model)
+    scheduler = build_lr_scheduler(args, optimizer)
+    do_train(1, args, model, loader, OwnEvaluator(), optimizer, scheduler,
+             Checkpointer(model, optimizer, scheduler, args.output_dir, True))
+    setup_logger('Pedestal', '', if_train=True)
+    assert [record.metrics for record in read_evaluations(args.output_dir)] == [{'recall': 12.5}]
+    assert read_checkpoint(os.path.join(args.output_dir, 'best.pth'))['metrics'] == {'recall': 12.5}
+    assert read_checkpoint(os.path.join(args.output_dir, 'last.pth'))['best'] == {'recall': 12.5, 'epoch': 1}
+    log = (tmp_path / 'own' / 'train_log.txt').read_text()
+    assert 'epoch 1 | Recall 12.500' in log and 'best recall 12.500 at epoch 1' in log and 'Rank-1' not in log
+
+
 # -- other people's scripts ------------------------------------------------------------------------------------------
 
 def test_irras_own_training_script(command, tmp_path):

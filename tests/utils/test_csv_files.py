@@ -11,7 +11,8 @@ import pytest
 
 from run_scripts import compare, matrix
 from utils.csv_files import neutralize, read_csv, restore, write_csv
-from utils.queries import QueryResults, read_queries, write_queries
+from processor.results import read_queries, write_queries
+from utils.queries import QueryResults
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 FORMULAS = ['=HYPERLINK("http://x","y")', "+cmd|' /C calc'!A0", '-2+3', '@SUM(A1)', '\tx', '\rx', '\nx', '\uff1dx', '=',

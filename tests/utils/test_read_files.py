@@ -16,9 +16,9 @@ from PIL import Image
 from datasets.array_cache import read_cached_arrays
 from datasets.table_files import read_rows
 from model.backbones.open_clip import read_description
-from processor.history import read_metrics_log
 from processor.image_index import read_lines
 from processor.progress import MetricsLog
+from processor.results import read_metrics_log
 from utils.checkpoint import Checkpointer
 from utils.errors import UserError
 from utils.iotools import atomic_write, parse_json, read_image, read_json

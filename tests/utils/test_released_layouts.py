@@ -14,7 +14,7 @@ import torch
 from easydict import EasyDict
 
 from model import build_model
-from processor.report import load_trained
+from processor.runs import load_trained
 from tests.model.test_golden_aptm import reference_model
 from tests.support import golden_json, golden_options, golden_weight, options, small_archive
 from utils.checkpoint import load_weights, read_checkpoint, reference_state_dict, write_checkpoint

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from processor.progress import MetricsLog, parse_record
+from processor.progress import MetricsLog
+from processor.results import Record
 from solver import build_lr_scheduler, build_optimizer
 from tests.support import HANG_TIMEOUT, options
 from utils.checkpoint import Checkpointer, read_checkpoint
@@ -170,7 +171,7 @@ def test_a_resumed_metrics_log_holds_each_line_once(tmp_path, caplog):
     MetricsLog(str(tmp_path), 4, pending_evaluation=1).close()
     assert (tmp_path / 'metrics.jsonl').read_bytes().split() == b'\n'.join(expected).split()
     assert '7 lines that this program did not write are removed' in caplog.text
-    assert all(parse_record(line) is None for line in foreign)
+    assert all(Record.parse(line) is None for line in foreign)
 
 
 def test_a_finished_evaluation_stays_in_the_log(tmp_path):
