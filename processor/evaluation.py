@@ -8,7 +8,7 @@ from datasets.sampler import split_into_batches
 from processor.step import get_image_stats, prepare_batch
 from utils import comm
 from utils.errors import UserError
-from utils.metrics import retrieval_metrics, format_table
+from utils.retrieval_metrics import retrieval_metrics, format_table
 from utils.ranking import rank_embeddings
 
 logger = logging.getLogger('Pedestal.eval')

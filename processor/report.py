@@ -28,7 +28,7 @@ from utils.checkpoint import read_checkpoint
 from utils.comm import pick_device
 from utils.errors import UserError
 from utils.iotools import atomic_write, read_json
-from utils.metrics import retrieval_metrics, compute_metrics, format_table
+from utils.retrieval_metrics import retrieval_metrics, compute_metrics, format_table
 from utils.options import as_dict
 from utils.queries import QueryResults, write_queries
 from utils.seeding import seed_all

@@ -91,7 +91,7 @@ def draw_noise(args):
     """A figure with a row of retrieved images for each amount of noise. Prints Rank-1 and mAP of each."""
     import pedestal
     from processor.evaluation import compute_rankings
-    from utils.metrics import retrieval_metrics
+    from utils.retrieval_metrics import retrieval_metrics
     people, rows = pedestal.People(args), []
     split = people.split
     (caption, pid), = [(args.caption, None)] if args.caption else sample_queries(split, 1)

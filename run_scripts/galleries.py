@@ -64,7 +64,7 @@ def rank_by_model(run):
 
 def rank_by_similarity(similarity, q_pids, g_pids):
     """As :func:`rank_by_model`, from similarities [Q, G]."""
-    from utils.metrics import compute_metrics
+    from utils.retrieval_metrics import compute_metrics
     return lambda queries, gallery: compute_metrics(similarity[queries][:, gallery], q_pids[queries], g_pids[gallery])
 
 

@@ -98,7 +98,7 @@ class RunResults:
         from datasets.registry import published_split_note
         from processor.evaluation import compute_rankings
         from processor.report import Report, describe_selection, read_reranked
-        from utils.metrics import format_table
+        from utils.retrieval_metrics import format_table
         report, names = Report(), (self.q_pids, self.captions)
         ranked = compute_rankings(queries, gallery, self.q_pids, self.g_pids, parts=people.model.embedding_parts)
         report.add_table(self.name, 'as loaded', ranked, (names, names))

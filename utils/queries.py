@@ -21,7 +21,7 @@ import torch
 from utils.csv_files import read_csv, write_csv
 from utils.errors import UserError
 from utils.iotools import atomic_write
-from utils.metrics import average_precision, inverse_negative_penalty
+from utils.retrieval_metrics import average_precision, inverse_negative_penalty
 
 COLUMNS = ('how', 'task', 'pid', 'first_rank', 'AP', 'INP', 'query')
 
