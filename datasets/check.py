@@ -21,7 +21,7 @@ from datasets.bases import (SPLITS, entry_problem, missing_files, repeated_image
 from datasets.published_splits import KINDS, differing_counts
 from datasets.registry import add_table_options, dataset_class, describe_names
 from datasets.table import is_table
-from utils.errors import UserError, run
+from utils.errors import UserError, run_program
 from utils.images import SkippedFiles, find_images
 from utils.option_types import split_dataset_path
 from utils.iotools import read_image, read_json, check_regular_file
@@ -166,4 +166,4 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-    run(main)
+    run_program(main)

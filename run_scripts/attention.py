@@ -17,10 +17,15 @@ The figure shows these maps over the photo:
 With --noise the figure shows retrieval on the test split instead, with Gaussian noise added to the images. The unit of
 its standard deviation is the range of a pixel: 0 is no noise, 1 is the difference between black and white.
 """
-from run_scripts import start
-from run_scripts.retrieve import draw_results, sample_queries
+import os
+import sys
+
+if __name__ == '__main__':      # python run_scripts/<tool>.py searches its own folder
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+from processor.search_results import draw_results, sample_queries
 from utils.declarations import retry_with_pytorch
-from utils.errors import UserError
+from utils.errors import UserError, run_program
 from utils.figures import check_figure_path, import_pyplot, save_figure, wrap_text
 from utils.iotools import read_image
 from utils.option_types import fraction
@@ -118,4 +123,4 @@ def encode_with_noise(model, std, seed, image_stats):
 
 
 if __name__ == '__main__':
-    start(main)
+    run_program(main)

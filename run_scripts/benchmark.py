@@ -1,6 +1,12 @@
 """Run the benchmark as a file: ``python run_scripts/benchmark.py`` equals ``python -m run_scripts.benchmark``."""
-from run_scripts import start
+import os
+import sys
+
+if __name__ == '__main__':      # python run_scripts/<tool>.py searches its own folder
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
 from run_scripts.benchmark.__main__ import main
+from utils.errors import run_program
 
 if __name__ == '__main__':
-    start(main)
+    run_program(main)

@@ -13,12 +13,14 @@ import os
 import sys
 from dataclasses import dataclass, field
 
-from run_scripts import start
-from run_scripts.reproduce_tables import find_run_folders
+if __name__ == '__main__':      # python run_scripts/<tool>.py searches its own folder
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
 from datasets.registry import published_split_note
+from processor.run_folders import find_run_folders
 from utils.csv_files import write_csv
 from utils.declarations import retry_with_pytorch
-from utils.errors import UserError
+from utils.errors import UserError, run_program
 from utils.iotools import atomic_write, read_json
 from utils.options import Parser, build_test_parser, parse_test_options
 from utils.tables import FORMATS, METRICS
@@ -193,4 +195,4 @@ def format_csv(cells):
 
 
 if __name__ == '__main__':
-    start(main)
+    run_program(main)

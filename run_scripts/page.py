@@ -14,8 +14,10 @@ import json
 import os
 import sys
 
-from run_scripts import start
-from utils.errors import UserError
+if __name__ == '__main__':      # python run_scripts/<tool>.py searches its own folder
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+from utils.errors import UserError, run_program
 from utils.figures import to_label, import_pyplot, write_figure
 from utils.iotools import atomic_write, read_image
 from utils.option_types import positive_int
@@ -197,4 +199,4 @@ def make_thumbnail(path):
 
 
 if __name__ == '__main__':
-    start(main)
+    run_program(main)

@@ -7,9 +7,14 @@ are gray), its restoration with the image's own caption, and its restoration wit
 prints the mean squared errors of the hidden patches. If captions guide the restoration, the error with the own caption
 is lower. ``test.py --restoration`` writes the same report next to the checkpoint.
 """
-from run_scripts import start
+import os
+import sys
+
+if __name__ == '__main__':      # python run_scripts/<tool>.py searches its own folder
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
 from utils.declarations import retry_with_pytorch
-from utils.errors import UserError
+from utils.errors import UserError, run_program
 from utils.figures import check_figure_path, save_figure
 from utils.option_types import positive_int
 from utils.options import build_test_parser, parse_test_options
@@ -42,4 +47,4 @@ def read_options(argv):
 
 
 if __name__ == '__main__':
-    start(main)
+    run_program(main)

@@ -251,7 +251,7 @@ def restart_in_utf8_mode():
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
-def run(main):
+def run_program(main):
     """Run a program's ``main()`` and exit with its status. A :class:`UserError` is printed in one line (status 2)."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     restart_in_utf8_mode()

@@ -158,7 +158,7 @@ def is_connection_error(error):
 
 
 def exit_status(error):
-    """Return the status that a program exits with after ``error`` (:func:`utils.errors.run`)."""
+    """Return the status that a program exits with after ``error`` (:func:`utils.errors.run_program`)."""
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
     if isinstance(error, KeyboardInterrupt):

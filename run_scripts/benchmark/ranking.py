@@ -17,7 +17,7 @@ def measure_ranking(kind, sizes, setting):
     Args:
         kind: 'ours'; 'matrix', which computes all similarities at once; or 'reference'.
         sizes: the numbers of queries, gallery images and identities.
-        setting: a :class:`~run_scripts.benchmark.workload.Setting`.
+        setting: a :class:`~run_scripts.benchmark.settings.Setting`.
 
     Returns:
         The times, the peak memory without the embeddings, and the metrics.
