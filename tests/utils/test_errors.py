@@ -6,7 +6,7 @@ import signal
 import pytest
 import torch
 
-from utils.errors import UserError, run_program
+from utils.errors import OUT_OF_FILES, UserError, run_program
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -80,7 +80,8 @@ def test_importing_a_program_leaves_ctrl_c_alone(program):
                                              'choose another folder'),
     (OSError(122, 'Disk quota exceeded', 'x'),
      'cannot write x: Disk quota exceeded; free some space, or choose another folder'),
-    (PermissionError(13, 'Permission denied', 'out'), 'cannot open out: Permission denied')])
+    (PermissionError(13, 'Permission denied', 'out'), 'cannot open out: Permission denied'),
+    (OSError(24, 'Too many open files', 'photo.jpg'), OUT_OF_FILES)])
 def test_a_full_disk_that_nobody_expected_is_one_sentence(error, sentence, capsys):
     def main():
         raise error
