@@ -18,7 +18,7 @@ import os
 import shlex
 import sys
 
-if __name__ == '__main__':      # python run_scripts/<tool>.py searches its own folder
+if __name__ == '__main__':      # if the tool runs as a file, search the repository instead of this folder
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 from run_scripts.ablation.grid import build_ablation_parser

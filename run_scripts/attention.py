@@ -20,7 +20,7 @@ its standard deviation is the range of a pixel: 0 is no noise, 1 is the differen
 import os
 import sys
 
-if __name__ == '__main__':      # python run_scripts/<tool>.py searches its own folder
+if __name__ == '__main__':      # if the tool runs as a file, search the repository instead of this folder
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 from processor.search_results import draw_results, sample_queries

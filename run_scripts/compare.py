@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-if __name__ == '__main__':      # python run_scripts/<tool>.py searches its own folder
+if __name__ == '__main__':      # if the tool runs as a file, search the repository instead of this folder
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 from datasets.registry import published_split_note

@@ -10,7 +10,7 @@ caption is your own. The tool also prints the files of the images with their sim
 import os
 import sys
 
-if __name__ == '__main__':      # python run_scripts/<tool>.py searches its own folder
+if __name__ == '__main__':      # if the tool runs as a file, search the repository instead of this folder
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 from processor.search_results import draw_results, format_results, sample_queries

@@ -102,6 +102,8 @@ def test_sound_code_breaks_no_rule(write_code):
                  ['upwards: datasets.b imports model.heads by a string'], id='sideways by a string'),
     pytest.param({'utils/metrics.py': 'import processor.loop\n', 'processor/a.py': 'from utils.metrics import rank\n'},
                  ['upwards: processor.a imports utils.metrics at the top'], id="a path of IRRA's by our own code"),
+    pytest.param({'utils/metrics.py': 'import processor.loop\n', 'pedestal.py': 'from utils.metrics import rank\n'}, [],
+                 id="a path of IRRA's by an entry point"),
     pytest.param({'pedestal.py': 'import train\n'}, ['upwards: pedestal imports train at the top'],
                  id='a program by the library'),
     pytest.param({'utils/a.py': 'from .errors import UserError\n'},

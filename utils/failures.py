@@ -81,6 +81,11 @@ class FailureMonitor:
             return None
         return None if int(rank) == self.rank else int(status)
 
+    def stop_status(self, error):
+        """Return the exit status of a process that a signal stopped if ``error`` follows from this, else None."""
+        status = self.peer_exit_status() if is_connection_error(error) else None
+        return status if status in SIGNAL_STATUSES else None
+
     def exited_peers(self, timeout=0.0):
         """List the ranks on this machine that exited without a record.
 
