@@ -18,6 +18,7 @@ as plug-ins (``pkgutil.iter_modules``) does not count, because it knows none of 
 """
 import argparse
 import ast
+import functools
 import os
 import sys
 from collections import defaultdict
@@ -72,8 +73,9 @@ class Code:
                     with open(path, encoding='utf-8') as file:
                         self.trees[module_name(root, path)] = ast.parse(file.read(), path)
 
+    @functools.cached_property
     def imports(self):
-        """List every :class:`Import`, sorted, each once."""
+        """Every :class:`Import`, sorted, each once."""
         found = {imported for name, tree in self.trees.items() for imported in self.imports_of(name, tree)}
         return sorted(found, key=str)
 
@@ -137,35 +139,41 @@ def docstrings(tree):
 def find_circles(code):
     """The shortest circle of each group of modules that import each other."""
     targets = defaultdict(set)
-    for imported in code.imports():
+    for imported in code.imports:
         targets[imported.source].add(imported.target)
-    remaining = [name for name in sorted(code.trees) if shortest_circle(name, targets)]
+    remaining = sorted(code.trees)
     while remaining:
-        group = [name for name in remaining if shortest_path(remaining[0], name, targets)
-                 and shortest_path(name, remaining[0], targets)]
-        yield f'circle: {" -> ".join(min((shortest_circle(name, targets) for name in group), key=len))}'
-        remaining = [name for name in remaining if name not in group]
+        after = reachable(remaining[0], targets)
+        group = [name for name in remaining if name in after and remaining[0] in reachable(name, targets)]
+        if group:
+            circles = (shortest_circle(name, targets) for name in group)
+            yield f'circle: {" -> ".join(min(circles, key=len))}'
+        remaining = [name for name in remaining[1:] if name not in group]
 
 
-def shortest_circle(name, targets):
-    paths = [path for target in sorted(targets[name]) if (path := shortest_path(target, name, targets))]
-    return [name, *min(paths, key=len)] if paths else None
+def reachable(start, targets):
+    """Return the modules that ``start`` imports, directly or not."""
+    found, new = set(), set(targets[start])
+    while new:
+        found |= new
+        new = {target for name in new for target in targets[name]} - found
+    return found
 
 
-def shortest_path(start, end, targets):
-    """Return the modules from ``start`` to ``end``; None if there is no path."""
-    paths, seen = [[start]], {start}
+def shortest_circle(start, targets):
+    """Return the names on a shortest path from a module back to itself; None if there is none."""
+    paths, seen = [[start]], set()
     for path in paths:
-        if path[-1] == end:
-            return path
-        new = sorted(targets[path[-1]] - seen)
-        seen.update(new)
-        paths += [[*path, name] for name in new]
+        for name in sorted(targets[path[-1]] - seen):
+            if name == start:
+                return [*path, start]
+            seen.add(name)
+            paths.append([*path, name])
     return None
 
 
 def find_upward_imports(code):
-    for imported in code.imports():
+    for imported in code.imports:
         source, target = imported.source.split('.')[0], imported.target.split('.')[0]
         allowed = ALLOWED_IMPORTS['pedestal'] if imported.source in IRRA_PATHS else {source, *ALLOWED_IMPORTS[source]}
         if target not in allowed or imported.target in IRRA_PATHS and source not in ENTRY_POINTS:
@@ -182,7 +190,7 @@ def find_tools_as_libraries(code):
     """Imports of a tool: a file directly in run_scripts that runs as a program."""
     tools = {name for name, tree in code.trees.items() if name.count('.') == 1 and name.startswith('run_scripts.')
              and any(isinstance(node, ast.If) and '__main__' in ast.unparse(node.test) for node in tree.body)}
-    for imported in code.imports():
+    for imported in code.imports:
         if imported.target in tools:
             yield f'tool: {imported}'
 
@@ -231,10 +239,10 @@ def main(argv=None):
     args = parser.parse_args(argv)
     code = Code(ROOT)
     if args.graph:
-        print(*code.imports(), sep='\n')
+        print(*code.imports, sep='\n')
         return 0
     violations = find_violations(code)
-    print(*violations, f'{len(code.trees)} modules, {len(code.imports())} imports between them, '
+    print(*violations, f'{len(code.trees)} modules, {len(code.imports)} imports between them, '
           f'{len(violations)} broken rules', sep='\n')
     return 1 if violations else 0
 
