@@ -10,7 +10,7 @@ if __name__ == '__main__':  # Ctrl-C while PyTorch loads ends the program withou
 
 from model.heads import add_report_flags
 from utils.declarations import retry_with_pytorch
-from utils.errors import run
+from utils.errors import run_program
 from utils.options import build_test_parser, is_launched_by_torchrun, parse_test_options
 
 
@@ -38,4 +38,4 @@ def read_options(argv):
 
 
 if __name__ == '__main__':
-    run(main)
+    run_program(main)

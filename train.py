@@ -10,7 +10,7 @@ if __name__ == '__main__':  # Ctrl-C while PyTorch loads ends the program withou
 
 from datasets.registry import dataset_class
 from utils.declarations import retry_with_pytorch
-from utils.errors import UserError, run
+from utils.errors import UserError, run_program
 from utils.options import get_args, is_launched_by_torchrun
 
 
@@ -35,4 +35,4 @@ def read_options(argv):
 
 
 if __name__ == '__main__':
-    run(main)
+    run_program(main)

@@ -21,7 +21,7 @@ from datasets.bases import (SPLITS, entry_problem, missing_files, repeated_image
 from datasets.published_splits import KINDS, differing_counts
 from datasets.registry import add_table_options, dataset_class, describe_names
 from datasets.table import is_table
-from utils.errors import UserError, run
+from utils.errors import UserError, is_out_of_files, run_program
 from utils.images import SkippedFiles, find_images
 from utils.option_types import split_dataset_path
 from utils.iotools import read_image, read_json, check_regular_file
@@ -66,6 +66,8 @@ def examine(path):
             while block := file.read(2 ** 20):
                 digest.update(block)
     except OSError as error:
+        if is_out_of_files(error):
+            raise
         return None, f'{path} cannot be read: {error.strerror}', notes
     except UserError as error:
         return None, str(error), notes
@@ -166,4 +168,4 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-    run(main)
+    run_program(main)

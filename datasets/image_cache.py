@@ -15,9 +15,10 @@ import torch
 from tqdm import tqdm
 
 from datasets.transforms import build_resize
-from utils.errors import UserError
+from utils.errors import UserError, is_out_of_files
 from utils.images import READER_VERSION
 from utils.iotools import RandomReader, atomic_write, read_image, read_json
+from utils.paths import relative_path
 from utils.temporary import remove_abandoned, temporary_sibling
 
 logger = logging.getLogger('Pedestal.dataset')
@@ -189,7 +190,7 @@ def open_store(folder, name, paths, root, img_size, workers=1, skip_broken=False
 
 def cache_key(paths, root, img_size, interpolation='bilinear'):
     """16 hexadecimal digits that identify the images and how they are resized."""
-    images = [(os.path.relpath(path, root), *size_and_time(path)) for path in paths]
+    images = [(relative_path(path, root), *size_and_time(path)) for path in paths]
     interpolations = [] if interpolation == 'bilinear' else [interpolation]
     content = json.dumps([VERSION, READER_VERSION, *img_size, *interpolations, images])
     return hashlib.sha256(content.encode()).hexdigest()[:16]
@@ -240,6 +241,8 @@ def write_store(file, paths, img_size, workers, skip_broken, interpolation='bili
         if not broken and os.path.exists(broken_rows_file(file)):
             os.remove(broken_rows_file(file))
     except OSError as error:
+        if is_out_of_files(error):
+            raise
         raise UserError(f'cannot write the image cache into {folder}: {error.strerror or error}; '
                         'choose another folder with --image_cache <folder>') from None
     seconds = time.perf_counter() - start

@@ -15,6 +15,7 @@ from datasets.identities import JUNK, canonical_identity, number_identities, spe
 from datasets.released_lists import report_oddities
 from datasets.table_files import read_rows
 from utils.errors import UserError, suggest_name
+from utils.paths import relative_path
 
 logger = logging.getLogger('Pedestal.dataset')
 
@@ -177,7 +178,7 @@ def relative_image_path(path, images):
         path = path.replace('\\', '/')
     if not os.path.isabs(path):
         return path
-    relative = os.path.relpath(path, os.path.abspath(images))
+    relative = relative_path(path, os.path.abspath(images))
     return path if relative.split(os.sep)[0] == os.pardir else relative
 
 

@@ -9,7 +9,7 @@ from processor.step import get_image_stats, prepare_batch
 from utils import comm
 from utils.errors import UserError
 from utils.measures import RANK1
-from utils.metrics import retrieval_metrics, format_table
+from utils.retrieval_metrics import retrieval_metrics, format_table
 from utils.ranking import rank_embeddings
 
 logger = logging.getLogger('Pedestal.eval')

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from utils.errors import UserError
+from utils.errors import UserError, is_out_of_files
 from utils.images import find_images
 from utils.iotools import RandomReader, atomic_write, check_regular_file, lock_folder, parse_json
 from utils.top_k import BLOCK, top_k
@@ -206,6 +206,8 @@ class ImageIndex:
         self.load()
 
     def write_error(self, error):
+        if is_out_of_files(error):      # the image that could not be opened is not broken, and the index is writable
+            return error
         return UserError(f'cannot write the index into {self.index_dir}: {error.strerror or error}; '
                          'keep it elsewhere with --index')
 

@@ -14,12 +14,11 @@ from processor.history import format_summary, summarize_evaluations
 from processor.interrupt import Interrupted, InterruptHandler
 from processor.progress import MetricsLog, NullMetricsLog, ProgressBar, RunningMeans, format_log_line
 from processor.results import read_evaluations
-from processor.step import build_step
+from processor.build import build_step
 from utils import comm
 from utils.batch_shard import sync_batch_shards
 from utils.checkpoint import is_reference_checkpoint
 from utils.errors import UserError
-from utils.failures import SIGNAL_STATUSES, is_connection_error
 from utils.measures import RANK1
 from utils.seeding import derive_seed, get_random_states, restore_random_states, seed_all
 from utils.training_state import RUN_ENTRIES
@@ -114,9 +113,10 @@ class Trainer:
         except Interrupted:
             self.exit(128 + (self.interrupt.signal_number or 2))
         except RuntimeError as error:
-            if not is_connection_error(error) or comm.failure_monitor().peer_exit_status() not in SIGNAL_STATUSES:
+            status = comm.failure_monitor() and comm.failure_monitor().stop_status(error)
+            if status is None:
                 raise
-            self.exit(comm.failure_monitor().peer_exit_status())
+            self.exit(status)
         finally:
             self.metrics_log.close()
 

@@ -19,8 +19,8 @@ from processor.results import (
 from processor.runs import load_run
 from utils import comm
 from utils.errors import UserError
-from utils.metrics import compute_metrics, format_table, retrieval_metrics
 from utils.queries import QueryResults
+from utils.retrieval_metrics import compute_metrics, format_table, retrieval_metrics
 from utils.statistics import bootstrap_interval
 from utils.weight_files import compute_sha256
 

@@ -17,10 +17,15 @@ The figure shows these maps over the photo:
 With --noise the figure shows retrieval on the test split instead, with Gaussian noise added to the images. The unit of
 its standard deviation is the range of a pixel: 0 is no noise, 1 is the difference between black and white.
 """
-from run_scripts import start
-from run_scripts.retrieve import draw_results, sample_queries
+import os
+import sys
+
+if __name__ == '__main__':      # if the tool runs as a file, search the repository instead of this folder
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+from processor.search_results import draw_results, sample_queries
 from utils.declarations import retry_with_pytorch
-from utils.errors import UserError
+from utils.errors import UserError, run_program
 from utils.figures import check_figure_path, import_pyplot, save_figure, wrap_text
 from utils.iotools import read_image
 from utils.option_types import fraction
@@ -91,7 +96,7 @@ def draw_noise(args):
     """A figure with a row of retrieved images for each amount of noise. Prints Rank-1 and mAP of each."""
     import pedestal
     from processor.evaluation import compute_rankings
-    from utils.metrics import retrieval_metrics
+    from utils.retrieval_metrics import retrieval_metrics
     people, rows = pedestal.People(args), []
     split = people.split
     (caption, pid), = [(args.caption, None)] if args.caption else sample_queries(split, 1)
@@ -118,4 +123,4 @@ def encode_with_noise(model, std, seed, image_stats):
 
 
 if __name__ == '__main__':
-    start(main)
+    run_program(main)

@@ -21,10 +21,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from run_scripts import start
+if __name__ == '__main__':      # if the tool runs as a file, search the repository instead of this folder
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
 from datasets.registry import published_split_note
 from utils.csv_files import write_csv
-from utils.errors import UserError, unknown_name_error
+from utils.errors import UserError, run_program, unknown_name_error
 from utils.iotools import atomic_write, walk_folders
 from utils.option_types import non_negative_int
 from utils.options import Effect, Parser, build_parser
@@ -272,4 +274,4 @@ def write_captions(path, models, queries):
 
 
 if __name__ == '__main__':
-    start(main)
+    run_program(main)

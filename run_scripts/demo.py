@@ -18,9 +18,11 @@ import socket
 import sys
 import tempfile
 
-from run_scripts import start
+if __name__ == '__main__':      # if the tool runs as a file, search the repository instead of this folder
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
 from utils.declarations import retry_with_pytorch
-from utils.errors import UserError
+from utils.errors import UserError, run_program
 from utils.iotools import read_image
 from utils.option_types import positive_int, positive_int_up_to
 from utils.options import build_test_parser, parse_test_options
@@ -93,7 +95,7 @@ def import_gradio(folder=None):
 def build_search(people, args):
     """Embed the photos or the test split, and return a function ``(description, top) -> [(path, similarity), ...]``."""
     if args.images:
-        from run_scripts.search import report_skipped
+        from processor.search_results import report_skipped
         photos = people.index_images(args.images)
         report_skipped(photos)
         return lambda text, top: people.search(text, photos, top)
@@ -206,4 +208,4 @@ def page_address(host, listener, token):
 
 
 if __name__ == '__main__':
-    start(main)
+    run_program(main)

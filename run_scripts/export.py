@@ -13,10 +13,13 @@ writes a checkpoint that the reference implementation of the method loads.
 import contextlib
 import os
 import signal
+import sys
 
-from run_scripts import start
+if __name__ == '__main__':      # if the tool runs as a file, search the repository instead of this folder
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
 from utils.declarations import retry_with_pytorch
-from utils.errors import UserError
+from utils.errors import UserError, run_program
 from utils.iotools import report_write_errors
 from utils.options import build_test_parser, parse_test_options
 from utils.temporary import temporary_sibling
@@ -75,4 +78,4 @@ def exit_on_sigterm():
 
 
 if __name__ == '__main__':
-    start(main)
+    run_program(main)

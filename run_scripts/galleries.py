@@ -9,12 +9,15 @@ words with the colors of the images.
 """
 import os
 import statistics
+import sys
 
 from prettytable import PrettyTable
 
-from run_scripts import start
+if __name__ == '__main__':      # if the tool runs as a file, search the repository instead of this folder
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
 from utils.declarations import retry_with_pytorch
-from utils.errors import UserError
+from utils.errors import UserError, run_program
 from utils.option_types import non_negative_int, positive_int
 from utils.options import build_test_parser, parse_test_options
 from utils.tables import METRICS
@@ -64,7 +67,7 @@ def rank_by_model(run):
 
 def rank_by_similarity(similarity, q_pids, g_pids):
     """As :func:`rank_by_model`, from similarities [Q, G]."""
-    from utils.metrics import compute_metrics
+    from utils.retrieval_metrics import compute_metrics
     return lambda queries, gallery: compute_metrics(similarity[queries][:, gallery], q_pids[queries], g_pids[gallery])
 
 
@@ -86,4 +89,4 @@ def format_table(results):
 
 
 if __name__ == '__main__':
-    start(main)
+    run_program(main)

@@ -22,11 +22,14 @@ import sys
 import tempfile
 import time
 
-from run_scripts import ROOT, start
-from run_scripts.ablate import split_at_dashes
-from utils.errors import UserError
+if __name__ == '__main__':      # if the tool runs as a file, search the repository instead of this folder
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+from run_scripts import ROOT
+from utils.errors import UserError, run_program
 from utils.option_types import non_negative_int, positive_int
 from utils.options import Parser
+from utils.parser import split_at_dashes
 
 DEFAULTS = ['--dataset_name', 'synthpedes', '--loss_names', 'sdm+mlm+id', '--pretrain_choice', 'scratch:tiny',
             '--img_size', '96', '48', '--img_aug', '--MLM', '--batch_size', '16', '--num_epoch', '3',
@@ -248,4 +251,4 @@ def is_equal(a, b):
 
 
 if __name__ == '__main__':
-    start(main)
+    run_program(main)

@@ -13,16 +13,24 @@ All options after -- go to every train.py. After an interruption, the same comma
 """
 import glob
 import os
+import shlex
 import sys
 
 import numpy as np
 
-from run_scripts import ROOT, ablate, start
-from utils.errors import UserError
+if __name__ == '__main__':      # if the tool runs as a file, search the repository instead of this folder
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+from run_scripts import ROOT
+from run_scripts.ablation.grid import build_ablation_parser, build_grid
+from run_scripts.ablation.training import run_grid
+from utils.errors import UserError, run_program
 from utils.figures import import_pyplot, save_figure
 from utils.iotools import atomic_write
 from utils.option_types import non_negative_int
 from utils.options import Parser, build_test_parser, parse_test_options
+from utils.parser import split_at_dashes
+from utils.paths import relative_path
 from utils.statistics import compare_means, bootstrap_interval
 from utils.tables import format_markdown
 
@@ -39,18 +47,20 @@ ORDERS = ('as loaded', 'shuffled', 'one by one')
 
 
 def main(argv=None):
-    tool_words, train_words = ablate.split_at_dashes(list(sys.argv[1:] if argv is None else argv))
+    argv = list(sys.argv[1:] if argv is None else argv)
+    tool_words, train_words = split_at_dashes(argv)
     args = build_leak_parser().parse(tool_words)
     init_from = ['--init_from', args.init_from] if args.init_from else []
     common = ['--root_dir', args.root_dir, *init_from, *PHP_OPTIONS, *train_words]
     cells = {}
     for name, settings in GRIDS.items():
-        command = ['--config_file', RECIPE, *settings, '--seeds', *map(str, args.seeds), '--output_dir',
-                   os.path.join(args.out, name)]
-        status = ablate.main([*command, '--', *common])
+        grid_args = build_ablation_parser().parse([
+            '--config_file', RECIPE, *settings, '--seeds', *map(str, args.seeds),
+            '--output_dir', os.path.join(args.out, name)])
+        status = run_grid(grid_args, common, f'python {shlex.join([relative_path(__file__), *argv])}')
         if status:
             return status
-        cells[name] = ablate.build_grid(ablate.build_ablation_parser().parse(command), common)[1]
+        cells[name] = build_grid(grid_args, common)[1]
     runs = {name: [evaluate_cell(cell) for cell in cells[grid] if cell.setting == setting]
             for name, (grid, setting) in MODELS.items()}
     text = format_report(runs)
@@ -164,4 +174,4 @@ def draw_metrics(runs):
 
 
 if __name__ == '__main__':
-    start(main)
+    run_program(main)

@@ -13,11 +13,10 @@ import os
 import sys
 from dataclasses import dataclass, field
 
-from run_scripts import start
-from run_scripts.reproduce_tables import find_run_folders
+from processor.run_folders import find_run_folders
 from utils.csv_files import write_csv
 from utils.declarations import retry_with_pytorch
-from utils.errors import UserError
+from utils.errors import UserError, run_program
 from utils.iotools import atomic_write
 from utils.options import Parser, build_test_parser, parse_test_options
 from utils.measures import metric_columns
@@ -167,4 +166,4 @@ def format_csv(cells):
 
 
 if __name__ == '__main__':
-    start(main)
+    run_program(main)

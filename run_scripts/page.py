@@ -14,8 +14,10 @@ import json
 import os
 import sys
 
-from run_scripts import start
-from utils.errors import UserError
+if __name__ == '__main__':      # if the tool runs as a file, search the repository instead of this folder
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+from utils.errors import UserError, run_program
 from utils.figures import to_label, import_pyplot, write_figure
 from utils.iotools import atomic_write, read_image
 from utils.measures import find_measure
@@ -101,7 +103,7 @@ class RunResults:
         from processor.provenance import describe_selection
         from processor.report import Report
         from processor.results import read_reranked
-        from utils.metrics import format_table
+        from utils.retrieval_metrics import format_table
         report, names = Report(), (self.q_pids, self.captions)
         ranked = compute_rankings(queries, gallery, self.q_pids, self.g_pids, parts=people.model.embedding_parts)
         report.add_table(self.name, 'as loaded', ranked, (names, names))
@@ -204,4 +206,4 @@ def make_thumbnail(path):
 
 
 if __name__ == '__main__':
-    start(main)
+    run_program(main)

@@ -18,11 +18,14 @@ import re
 import sys
 from dataclasses import dataclass, field
 
-from run_scripts import ROOT, start
+if __name__ == '__main__':      # if the tool runs as a file, search the repository instead of this folder
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+from run_scripts import ROOT
 from model.heads import parse_loss_names
+from processor.run_folders import find_run_folders
 from utils.declarations import retry_with_pytorch
-from utils.errors import UserError
-from utils.iotools import walk_folders
+from utils.errors import UserError, run_program
 from utils.measures import metric_columns
 from utils.options import Parser, build_test_parser, parse_test_options, read_yaml
 from utils.tables import FORMATS, METRICS
@@ -105,16 +108,6 @@ def build_reproduction_parser():
                         help='also print all published results on the datasets of the runs')
     parser.add_argument('--format', nargs='+', choices=FORMATS, default=['text'], help='formats of the printed tables')
     return parser
-
-
-def find_run_folders(logs):
-    """The folders with a configs.yaml, sorted. Raises :class:`~utils.errors.UserError` if there are none."""
-    if not os.path.isdir(logs):
-        raise UserError(f'no folder {logs}: name the folder that holds the runs')
-    folders = sorted(folder for folder, _, files in walk_folders(logs) if 'configs.yaml' in files)
-    if not folders:
-        raise UserError(f'no run below {logs}: a run is a folder with a configs.yaml and a best.pth')
-    return folders
 
 
 def run_rows(folder, logs, overrides=()):
@@ -239,4 +232,4 @@ def backbone_name(pretrain_choice):
 
 
 if __name__ == '__main__':
-    start(main)
+    run_program(main)

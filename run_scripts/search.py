@@ -8,17 +8,20 @@ photos. An interrupted search continues from its last stored photo. The tool nam
 them. The search is exact. With --faiss it is approximate, and the tool prints its recall.
 """
 import json
+import os
+import sys
 import time
 
-from run_scripts import start
-from run_scripts.retrieve import draw_results, format_results
+if __name__ == '__main__':      # if the tool runs as a file, search the repository instead of this folder
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+from processor.search_results import draw_results, format_results, report_skipped
 from utils.declarations import retry_with_pytorch
-from utils.errors import UserError
+from utils.errors import run_program
 from utils.figures import check_figure_path, save_figure
 from utils.iotools import atomic_write
 from utils.option_types import positive_int
 from utils.options import build_test_parser, parse_test_options
-from utils.terminal import escape_line
 
 
 def main(argv=None):
@@ -63,26 +66,6 @@ def read_options(argv):
     return parse_test_options(parser, argv)
 
 
-def report_skipped(photos):
-    """Print which photos of a :class:`~processor.image_index.ImageIndex` the search skips.
-
-    Raises:
-        UserError: no photo can be read.
-    """
-    for reason in list(photos.broken.values())[:10]:
-        print(f'skipped: {escape_line(reason)}')
-    if len(photos.broken) > 10:
-        print(f'and {len(photos.broken) - 10} more; {photos.entries_path} lists all')
-    for line in photos.skipped:
-        print(f'skipped: {escape_line(line)}')
-    if photos.other_keys:
-        others = len(photos.other_keys)
-        models = 'model' if others == 1 else 'models'
-        print(f'{photos.index_dir} also holds embeddings of {others} other {models}, which are not used')
-    if not photos.paths:
-        raise UserError(f'--images {photos.folder}: none of the {len(photos.broken)} photos can be read')
-
-
 def compute_recall(results, exact_results):
     """The fraction of the exact results that an approximate search finds."""
     pairs = [({path for path, _ in approximate}, {path for path, _ in exact})
@@ -91,7 +74,7 @@ def compute_recall(results, exact_results):
 
 
 def write_results(path, rows):
-    """Write the rows of :func:`~run_scripts.retrieve.format_results` as JSON or as a figure."""
+    """Write the rows of :func:`~processor.search_results.format_results` as JSON or as a figure."""
     if not path.endswith('.json'):
         save_figure(draw_results(rows), path)
         return
@@ -102,4 +85,4 @@ def write_results(path, rows):
 
 
 if __name__ == '__main__':
-    start(main)
+    run_program(main)

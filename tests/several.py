@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from tests.support import HANG_TIMEOUT
-from utils.errors import run
+from utils.errors import run_program
 
 
 class Processes:
@@ -124,4 +124,4 @@ def run_as_program(main, argv, environment, path):
     multiprocessing.set_start_method('fork', force=True)    # for data loader workers, as in a program of its own
     sys.argv = ['train.py', *argv]
     torch.set_num_threads(1)
-    run(main)
+    run_program(main)

@@ -147,7 +147,7 @@ def small_model(archive, loss_names, seed=0, **changes):
 
 def compute_gradients(model, batch, micro_batch=None):
     """Return the results of a training step that changes no parameter. The parameters have the step's gradients."""
-    from processor.step import build_step
+    from processor.build import build_step
     return build_step(model, torch.optim.SGD(model.parameters(), lr=0.0), micro_batch)(batch)
 
 

@@ -22,7 +22,7 @@ PUBLIC = [
     'model.objectives.tri',
     'utils.errors.suggest_name',
     'utils.iotools.atomic_write',
-    'utils.metrics.rank',
+    'utils.retrieval_metrics.rank',
     'utils.top_k.top_k',
     'utils.ranking.rank_embeddings',
     'utils.options.get_args',

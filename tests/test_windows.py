@@ -36,13 +36,14 @@ def main():
             importlib.import_module(name)
     import test
     import train
-    from run_scripts import ablate, cost, search
+    from run_scripts import cost, search
+    from run_scripts.ablation.training import StopSignals, lock_cell
     train.main({train!r})
     run = glob.glob(os.path.join({logs!r}, '*', '*'))[0]
     assert test.main(['--config_file', os.path.join(run, 'configs.yaml')]) == 0
     train.main(['--resume', run, '--num_epoch', '2'])
     cell = SimpleNamespace(folder=run, path=lambda name: os.path.join(run, name))
-    with ablate.StopSignals(), ablate.lock_cell(cell) as held: assert held
+    with StopSignals(), lock_cell(cell) as held: assert held
     search.main(['--config_file', os.path.join(run, 'configs.yaml'), '--images', {photos!r}, '--caption', 'a man'])
     from utils.errors import UserError
     import multiprocessing

@@ -99,6 +99,11 @@ def abbreviate(names, limit=5):
     return ', '.join(names[:limit]) + (f' and {len(names) - limit:,} more' if len(names) > limit else '')
 
 
+def is_out_of_files(error):
+    """Whether the system refused to open a file because too many are open, so that the file itself may be sound."""
+    return isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)
+
+
 def explain_worker_error(error):
     """Explain PyTorch's error for a data loader worker that died or cannot send its batch.
 
@@ -109,7 +114,7 @@ def explain_worker_error(error):
     for pattern, cause in TRANSFER_FAILURES.items():
         if re.search(pattern, message, re.DOTALL):
             return cause.format(shared_memory=describe_shared_memory())
-    if getattr(error, 'errno', None) in (errno.EMFILE, errno.ENFILE):
+    if is_out_of_files(error):
         return OUT_OF_FILES
     match = re.search(r'DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) '
                       r'(?:is killed by signal: ([^.]*)|exited unexpectedly)', message)
@@ -251,7 +256,7 @@ def restart_in_utf8_mode():
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
-def run(main):
+def run_program(main):
     """Run a program's ``main()`` and exit with its status. A :class:`UserError` is printed in one line (status 2)."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     restart_in_utf8_mode()
@@ -278,7 +283,7 @@ def run(main):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 141
     except OSError as error:
-        sentence = describe_disk_error(error)
+        sentence = explain_worker_error(error) or describe_disk_error(error)
         if sentence is None:
             raise
         print_error(sentence)

@@ -81,6 +81,11 @@ class FailureMonitor:
             return None
         return None if int(rank) == self.rank else int(status)
 
+    def stop_status(self, error):
+        """Return the exit status of a process that a signal stopped if ``error`` follows from this, else None."""
+        status = self.peer_exit_status() if is_connection_error(error) else None
+        return status if status in SIGNAL_STATUSES else None
+
     def exited_peers(self, timeout=0.0):
         """List the ranks on this machine that exited without a record.
 
@@ -158,7 +163,7 @@ def is_connection_error(error):
 
 
 def exit_status(error):
-    """Return the status that a program exits with after ``error`` (:func:`utils.errors.run`)."""
+    """Return the status that a program exits with after ``error`` (:func:`utils.errors.run_program`)."""
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
     if isinstance(error, KeyboardInterrupt):

@@ -21,7 +21,7 @@ import os
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from utils.errors import abbreviate
+from utils.errors import abbreviate, is_out_of_files
 
 READER_VERSION = 2   # version of the rules; caches of pixels and embeddings from another version are not used
 
@@ -99,7 +99,9 @@ def is_image_file(path):
     try:
         with open_image(path) as image:
             return image.format in MAGIC_BYTES_FORMATS
-    except Exception:  # damaged headers make PIL raise nearly anything
+    except Exception as error:  # damaged headers make PIL raise nearly anything
+        if is_out_of_files(error):
+            raise
         return False
 
 
@@ -108,7 +110,9 @@ def describe_unknown_format(path):
     try:
         with open(path, 'rb') as file:
             start = file.read(16)
-    except OSError:
+    except OSError as error:
+        if is_out_of_files(error):
+            raise
         start = b''
     if start[4:12] in (b'ftypheic', b'ftypheix', b'ftypmif1', b'ftyphevc', b'ftypmsf1'):
         return (f'{path} is a HEIC photo, which Pillow alone does not read: pip install pillow-heif, '
@@ -160,6 +164,8 @@ class SkippedFiles:
         self.folders, self.hidden, self.others = list(folders), list(hidden), list(others)
 
     def add_folder(self, error):
+        if is_out_of_files(error):
+            raise error
         self.folders.append(f'{error.filename} cannot be read: {error.strerror or error}')
 
     def summary(self, limit=3):

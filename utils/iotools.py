@@ -11,7 +11,7 @@ from easydict import EasyDict
 from PIL import UnidentifiedImageError
 
 from utils import options
-from utils.errors import UserError, write_error_reason
+from utils.errors import UserError, is_out_of_files, write_error_reason
 from utils.file_lock import try_lock
 from utils.images import describe_unknown_format, open_image, to_rgb
 from utils.temporary import temporary_sibling
@@ -48,6 +48,7 @@ def read_image(path, notes=None):
 
     Raises:
         UserError: the file is missing, truncated, too large or no image, or its pixels have no defined meaning.
+        OSError: too many files are open. This is no property of the image, so nobody may skip it.
     """
     check_regular_file(path)
     try:
@@ -63,6 +64,8 @@ def read_image(path, notes=None):
     except MemoryError:
         raise
     except Exception as error:  # damaged files make PIL's decoders raise nearly anything
+        if is_out_of_files(error):
+            raise
         raise UserError(f'image {path} cannot be read: {getattr(error, "strerror", None) or error}') from None
 
 
@@ -245,6 +248,8 @@ def lock_folder(folder, advice):
 def walk_folders(folder):
     """Walk a folder like ``os.walk``, but log the folders that cannot be listed."""
     def warn(error):
+        if is_out_of_files(error):
+            raise error
         logger.warning('skipped: folder %s cannot be read: %s', error.filename, error.strerror or error)
     return os.walk(folder, onerror=warn)
 

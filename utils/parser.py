@@ -260,3 +260,9 @@ def completer_of_joined_names(known):
         before, plus, _ = prefix.rpartition('+')
         return [before + plus + name for name in sorted(known)]
     return complete
+
+
+def split_at_dashes(argv):
+    """Return the words before and after the first ``--``: a tool's own options, and those of the program it starts."""
+    index = argv.index('--') if '--' in argv else len(argv)
+    return argv[:index], argv[index + 1:]

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from utils.metrics import average_precision, inverse_negative_penalty
+from utils.retrieval_metrics import average_precision, inverse_negative_penalty
 
 
 @dataclass

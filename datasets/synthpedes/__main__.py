@@ -5,7 +5,7 @@ import signal
 from datasets.synthpedes.baselines import baseline_scores
 from datasets.synthpedes.contact_sheet import save_contact_sheet
 from datasets.synthpedes.writing import DIFFICULTY_OPTIONS, formats, generate, validate_settings
-from utils.errors import UserError, run
+from utils.errors import UserError, run_program
 
 
 class _Parser(argparse.ArgumentParser):
@@ -82,4 +82,4 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-    run(main)
+    run_program(main)

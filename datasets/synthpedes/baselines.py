@@ -10,7 +10,7 @@ from datasets.registry import datasets
 from datasets.synthpedes import people
 from utils.errors import UserError
 from utils.iotools import read_image
-from utils.metrics import compute_metrics
+from utils.retrieval_metrics import compute_metrics
 from utils.seeding import derive_seed
 
 UPPER_NOUNS = frozenset('t-shirt tee shirt top blouse polo sweater pullover jumper hoodie sweatshirt jacket coat '

@@ -15,28 +15,20 @@ metrics; else 1.
 import sys
 from dataclasses import replace
 
-from run_scripts import start
-from run_scripts.benchmark.child import measure_in_child
-from run_scripts.benchmark.machine import describe_machine
-from run_scripts.benchmark.report import Report
-from run_scripts.benchmark.rows import PARTS
-from run_scripts.benchmark.workload import Setting
-from utils.errors import UserError
+from run_scripts.benchmark.child import measure_in_child, preload
+from run_scripts.benchmark.settings import ON_CPU, ON_GPU, PART_NAMES, QUICK
+from utils.errors import UserError, run_program
 from utils.option_types import positive_int
 from utils.options import Parser
-
-RANKINGS = (('CUHK-PEDES', 6156, 3074, 1000), ('ICFG-PEDES', 19848, 19848, 1000), ('RSTPReid', 2000, 1000, 200),
-            ('100k images', 1000, 100_000, 10_000), ('1M images', 1000, 1_000_000, 100_000))
-ON_GPU = Setting('ViT-B/16', batch_size=64, batches=20, steps=20, repeats=5, images=4096, captions=6156, ids=800,
-                 rankings=RANKINGS)
-ON_CPU = Setting('ViT-B/16', batch_size=8, batches=4, steps=1, repeats=5, images=32, captions=128, ids=160,
-                 rankings=RANKINGS)
-QUICK = Setting('tiny', batch_size=8, batches=4, steps=1, repeats=5, images=64, captions=256, ids=40, patience=3,
-                quick=True, rankings=(('RSTPReid', 2000, 1000, 200), ('100k images', 100, 100_000, 10_000)))
 
 
 def main(argv=None):
     args = build_benchmark_parser().parse(sys.argv[1:] if argv is None else argv)
+    # imported here, because they import PyTorch, and wrong options are reported at once
+    from run_scripts.benchmark.machine import describe_machine
+    from run_scripts.benchmark.report import Report
+    from run_scripts.benchmark.rows import PARTS
+    preload('run_scripts.benchmark.rows')
     machine = measure_in_child(describe_machine, args.device, args.amp)
     if 'error' in machine:
         raise UserError(machine['error'])
@@ -52,7 +44,7 @@ def main(argv=None):
 
 def build_benchmark_parser():
     parser = Parser(prog='benchmark.py', description=__doc__, usage='%(prog)s [--<option> VALUE ...]')
-    parser.add_argument('--parts', nargs='+', choices=list(PARTS), default=list(PARTS), help='parts to measure')
+    parser.add_argument('--parts', nargs='+', choices=PART_NAMES, default=PART_NAMES, help='parts to measure')
     parser.add_argument('--quick', action='store_true', help='use a small model, small batches and small galleries')
     parser.add_argument('--batch_size', type=positive_int,
                         help='captions per training step (default: 64 on a GPU, 8 on a CPU)')
@@ -72,4 +64,4 @@ def choose_setting(args, machine):
 
 
 if __name__ == '__main__':
-    start(main)
+    run_program(main)

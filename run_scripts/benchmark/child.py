@@ -5,6 +5,18 @@ import traceback
 
 from utils.errors import UserError
 
+# Modules that the first process imports once for all children.
+_preloaded = ['torch', 'torchvision', 'torch.utils.tensorboard']
+
+
+def preload(module):
+    """Import a module once for all children. Call this before the first measurement.
+
+    Args:
+        module: the dotted name of a module that measures.
+    """
+    _preloaded.append(module)
+
 
 def measure_in_child(measure, *arguments):
     """Call a function in a new process, whose memory no earlier measurement has touched.
@@ -18,8 +30,8 @@ def measure_in_child(measure, *arguments):
     """
     if 'forkserver' not in multiprocessing.get_all_start_methods():
         return {'error': 'time and memory are measured only on Linux and macOS, not on Windows'}
-    context = multiprocessing.get_context('forkserver')   # forks a process that has only imported PyTorch
-    context.set_forkserver_preload(['torch', 'torchvision', 'torch.utils.tensorboard', 'run_scripts.benchmark.rows'])
+    context = multiprocessing.get_context('forkserver')   # forks a process that has only imported modules
+    context.set_forkserver_preload(_preloaded)
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=send_result, args=(sender, measure, arguments))
     process.start()

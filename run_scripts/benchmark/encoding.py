@@ -21,7 +21,7 @@ def measure_encoding(side, kind, setting):
         side: 'images' or 'captions'.
         kind: 'ours', or a variant of it: images from the 'cache', captions in the annotation's 'order' or with the
             'whole' text length, '--amp off'; or 'reference'.
-        setting: a :class:`~run_scripts.benchmark.workload.Setting`.
+        setting: a :class:`~run_scripts.benchmark.settings.Setting`.
     """
     args = recipe_options(setting, *(['--amp', 'off'] if kind == '--amp off' else []))
     model = (build_reference_model(args) if kind == 'reference' else build_training_model(args)).eval()

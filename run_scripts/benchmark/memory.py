@@ -12,8 +12,8 @@ def count_memory(variant, setting):
     """Count the bytes of a training variant in the precision of a GPU, on any device.
 
     Args:
-        variant: a :class:`~run_scripts.benchmark.workload.Variant`.
-        setting: a :class:`~run_scripts.benchmark.workload.Setting`.
+        variant: a :class:`~run_scripts.benchmark.settings.Variant`.
+        setting: a :class:`~run_scripts.benchmark.settings.Setting`.
 
     Returns:
         A dict. 'state_bytes' is the memory of weights, gradients and the optimizer's state. 'once_bytes' and

@@ -28,7 +28,7 @@ def measure_processes(count, is_distributed, setting):
     Args:
         count: the number of processes.
         is_distributed: whether they share a batch; otherwise each trains separately on its rows.
-        setting: a :class:`~run_scripts.benchmark.workload.Setting`.
+        setting: a :class:`~run_scripts.benchmark.settings.Setting`.
     """
     results = torch.multiprocessing.get_context('spawn').SimpleQueue()
     torch.multiprocessing.spawn(run_process, (count, find_free_port(), is_distributed, setting, results), count)

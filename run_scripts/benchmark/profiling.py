@@ -14,7 +14,7 @@ def measure_profile(setting):
     """Profile training steps.
 
     Args:
-        setting: a :class:`~run_scripts.benchmark.workload.Setting`.
+        setting: a :class:`~run_scripts.benchmark.settings.Setting`.
 
     Returns:
         ``{'parts': [...], 'operators': [...]}``: the time of a step by part, on the clock of the device, and the

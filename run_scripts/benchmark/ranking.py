@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from processor.evaluation import evaluate_embeddings
 from run_scripts.benchmark import reference
 from run_scripts.benchmark.machine import measure_time, peak_bytes
-from utils.metrics import compute_metrics
+from utils.retrieval_metrics import compute_metrics
 
 DIMENSIONS = 512        # of the embeddings
 METRICS = ('R1', 'mAP', 'mINP')
@@ -17,7 +17,7 @@ def measure_ranking(kind, sizes, setting):
     Args:
         kind: 'ours'; 'matrix', which computes all similarities at once; or 'reference'.
         sizes: the numbers of queries, gallery images and identities.
-        setting: a :class:`~run_scripts.benchmark.workload.Setting`.
+        setting: a :class:`~run_scripts.benchmark.settings.Setting`.
 
     Returns:
         The times, the peak memory without the embeddings, and the metrics.

@@ -23,7 +23,7 @@ def measure_reading(kind, root, setting):
         kind: 'jpeg' reads image files; 'cache' reads the image cache; 'finished' also augments on the device, from the
             cache; 'reference' reads as the reference implementation.
         root: the folder of the dataset.
-        setting: a :class:`~run_scripts.benchmark.workload.Setting`.
+        setting: a :class:`~run_scripts.benchmark.settings.Setting`.
     """
     uses_cache = kind in ('cache', 'finished')
     args = recipe_options(setting, '--root_dir', root,

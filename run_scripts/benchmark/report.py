@@ -20,7 +20,7 @@ class Report:
     Args:
         args: the options of the benchmark.
         machine: what :func:`~run_scripts.benchmark.machine.describe_machine` returns.
-        setting: a :class:`~run_scripts.benchmark.workload.Setting`.
+        setting: a :class:`~run_scripts.benchmark.settings.Setting`.
     """
 
     def __init__(self, args, machine, setting):

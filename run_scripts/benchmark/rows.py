@@ -11,8 +11,8 @@ from run_scripts.benchmark.profiling import measure_profile
 from run_scripts.benchmark.ranking import DIMENSIONS, measure_ranking
 from run_scripts.benchmark.reading import generate_dataset, measure_reading
 from run_scripts.benchmark.reference import RANKING_BYTES_PER_PAIR
+from run_scripts.benchmark.settings import Variant
 from run_scripts.benchmark.step import measure_step
-from run_scripts.benchmark.workload import Variant
 
 REFERENCE = 'reference implementation'
 

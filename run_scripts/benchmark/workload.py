@@ -1,7 +1,6 @@
 """The workload of the benchmark: IRRA's recipe at several sizes, a model with random weights, and synthetic batches."""
 import os
 import random
-from dataclasses import dataclass
 
 import torch
 
@@ -12,9 +11,10 @@ from datasets.transforms import sample_augmentation
 from model import build_model
 from model.build import total_loss
 from processor.processor import FLUSH_PERIOD
-from processor.step import build_step
+from processor.build import build_step
 from run_scripts import ROOT
 from run_scripts.benchmark import reference
+from run_scripts.benchmark.settings import OURS
 from solver import build_optimizer
 from utils.batch_shard import WHOLE_BATCH
 from utils.options import get_args
@@ -26,67 +26,6 @@ IDENTITIES = 11003      # of CUHK-PEDES' training split
 WORDS = ('a the man woman is wearing with and of in his her has black white red blue grey green short long hair shirt '
          'jacket coat dress jeans trousers shorts shoes sneakers boots bag backpack carrying walking forward hand over '
          'shoulder while looking down').split()
-
-
-@dataclass(frozen=True)
-class Setting:
-    """The sizes, the device and the precision of a benchmark.
-
-    Attributes:
-        shape: the name of a model's shape in configs/clip.
-        batch_size: captions per training step.
-        batches: the number of different batches.
-        steps: the number of steps in a repeat.
-        repeats: the number of repeats of each measurement.
-        images, captions: the numbers of samples to encode.
-        ids: the number of identities in the dataset to read; each has 4 images.
-        rankings: ``((name, queries, gallery images, identities), ...)``.
-        patience: the total seconds of a measurement after which there is no further repeat.
-        quick: whether this is the small setting of --quick.
-        device, amp: as train.py's options.
-    """
-    shape: str
-    batch_size: int
-    batches: int
-    steps: int
-    repeats: int
-    images: int
-    captions: int
-    ids: int
-    rankings: tuple
-    patience: float = 60
-    quick: bool = False
-    device: str = 'cpu'
-    amp: str = 'auto'
-
-    @property
-    def on_gpu(self):
-        return torch.device(self.device).type == 'cuda'
-
-    @property
-    def pace(self):
-        """The last arguments of :func:`~run_scripts.benchmark.machine.measure_time`."""
-        return self.device, self.repeats, self.patience
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A variant of training.
-
-    Attributes:
-        name: its name in the tables.
-        flags: further options of train.py.
-        switch: a function of :mod:`run_scripts.benchmark.switches`; None for the full Pedestal.
-        is_reference: whether the reference implementation trains.
-        uses_image_cache: whether batches are those of the image cache.
-        gpu_only: whether it changes nothing on a CPU.
-    """
-    name: str
-    flags: tuple = ()
-    switch: object = None
-    is_reference: bool = False
-    uses_image_cache: bool = False
-    gpu_only: bool = False
 
 
 def recipe_options(setting, *flags):
@@ -137,7 +76,7 @@ class TrainingSteps:
         self.pending_metrics = []
 
 
-def synthetic_batches(setting, variant=Variant('ours')):
+def synthetic_batches(setting, variant=OURS):
     """Batches as the variant's training loader yields them, with the same content for all variants."""
     args, rng, generator = recipe_options(setting), random.Random(0), torch.Generator().manual_seed(0)
     batches = []

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from model.clip_weights import shape_of
-from run_scripts.exports.onnx import MAX_DISTANCE, TEST_SENTENCES
+from run_scripts.exports import MAX_DISTANCE, TEST_SENTENCES
 from run_scripts.exports.tokenizer import write_tokenizer
 from utils.errors import UserError
 from utils.iotools import atomic_write

@@ -5,16 +5,10 @@ import os
 import torch
 import torch.nn.functional as F
 
+from run_scripts.exports import MAX_DISTANCE, TEST_SENTENCES
 from run_scripts.exports.tokenizer import write_tokenizer
 from utils.errors import UserError, write_error_reason
 from utils.iotools import atomic_write
-
-MAX_DISTANCE = 1e-4   # largest cosine distance between an exported and an original embedding
-TEST_SENTENCES = (
-    'a woman in a red coat',
-    'The man wears black trousers, white sneakers and a grey hooded jacket. He carries a backpack.',
-    'a child',
-    'an elderly person with short white hair looks into a shop window, an umbrella in the left hand')
 
 
 class NormalizedEncoder(torch.nn.Module):

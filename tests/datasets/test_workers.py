@@ -19,7 +19,7 @@ os.sched_getaffinity = lambda process: range(8)
 sys.path.insert(0, {root!r})
 from datasets import build_dataloader
 from tests.support import options
-from utils.errors import run
+from utils.errors import run_program
 
 def main():
     loader, images, _, _ = build_dataloader(options(root_dir={data!r}, img_size=(24, 8), batch_size=6, loss_names='sdm',
@@ -47,14 +47,14 @@ needs_proc = pytest.mark.skipif(not os.path.exists(f'/proc/self/task/{os.getpid(
 def start(make_dataset, tmp_path):
     """A function that starts a script with a loader. The script runs ``end`` after its ``workers`` have started.
 
-    It yields (process, pids of the workers). With ``program`` the script uses utils.errors.run, as the programs do.
+    It yields (process, pids of the workers). With ``program`` the script ends as the programs do.
     """
     make_dataset()
 
     @contextlib.contextmanager
     def started(workers, end, program=False):
         code = SCRIPT.format(root=ROOT, data=str(tmp_path), workers=workers, end=end,
-                             call='run(main)' if program else 'main()')
+                             call='run_program(main)' if program else 'main()')
         process = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                    text=True, start_new_session=True)
         try:
@@ -140,7 +140,7 @@ import sys
 sys.path.insert(0, {root!r})
 import numpy as np, os, signal, time, torch
 from datasets import workers
-from utils.errors import run
+from utils.errors import run_program
 
 class Samples:
     def __len__(self):
@@ -156,7 +156,7 @@ def main():
     loader = workers.Loader(Samples(), 8, num_workers=2, worker_init_fn=workers.start_worker, collate_fn=collate)
     print(sum(len(batch) for batch in loader), flush=True)
 
-run(main)
+run_program(main)
 '''
 # default_collate allocates shared memory for the batch; torch.stack's result is moved there when it is sent.
 IN_THE_BATCH = 'collate(samples): return torch.utils.data.default_collate(samples)'

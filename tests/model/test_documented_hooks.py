@@ -12,7 +12,7 @@ from model import heads as heads_package
 from model import objectives
 from model.build import total_loss
 from processor.clean_pairs import CleanPairs
-from processor.step import build_step
+from processor.build import build_step
 from tests.support import golden_archive, golden_json, small_batch, small_model
 from utils.errors import UserError
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from model import objectives
-from processor.step import build_step
+from processor.build import build_step
 from solver.build import parameter_groups
 from tests.support import golden_archive, golden_json, options, small_batch, small_model
 

@@ -11,7 +11,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from processor.step import build_step, to_device
+from processor.build import build_step
+from processor.step import to_device
 from solver import build_optimizer
 from tests.support import golden_archive, golden_json, options, small_batch, small_model
 

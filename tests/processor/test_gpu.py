@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from model.build import total_loss
-from processor.step import build_step
+from processor.build import build_step
 from solver import build_optimizer
 from tests.support import golden_archive, golden_json, options, small_batch, small_model
 from datasets.device_augmentation import augment_on_device

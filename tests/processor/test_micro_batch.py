@@ -4,7 +4,7 @@ import torch
 
 from model.build import total_loss
 from model.heads import Head, RefinesEmbedding, TrainsInMicroBatches, registry
-from processor.step import build_step
+from processor.build import build_step
 from tests.support import compute_gradients, golden_archive, golden_json, small_batch, small_model
 from utils.errors import UserError
 

@@ -9,7 +9,7 @@ from torchvision.ops import StochasticDepth
 from datasets.sampler import shard_slice
 from model.heads.sdm import SDM
 from processor.clean_pairs import CleanPairs
-from processor.step import build_step
+from processor.build import build_step
 from tests.model.test_aptm import batch as aptm_batch
 from tests.model.test_aptm import tiny as aptm_model
 from tests.model.test_documented_hooks import registered_examples

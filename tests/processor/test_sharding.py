@@ -7,7 +7,7 @@ from model import build
 from model.heads import HasTrainingOnlyParts
 from model.heads.sdm import SDM
 from processor.sharding import supports_cpu_sharding
-from processor.step import build_step
+from processor.build import build_step
 from solver import build_lr_scheduler, build_optimizer
 from tests.several import Processes
 from tests.support import golden_archive, golden_json, options, small_batch, small_model

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from model import build_model
 from model.build import total_loss
 from model.heads.a2te import exponential_race
-from processor.step import build_step
+from processor.build import build_step
 from run_scripts.benchmark.memory import saved_bytes
 from solver import build_optimizer
 from solver.build import parameter_settings

@@ -11,14 +11,17 @@ import time
 import pytest
 
 from processor.results import Record, append_record
-from run_scripts import ablate
-from run_scripts.ablate import (
-    ROOT, build_ablation_parser, build_grid, failure_reason, format_mean, split_at_dashes)
+from run_scripts import ROOT, ablate
+from run_scripts.ablation import training
+from run_scripts.ablation.grid import EPOCHS, build_ablation_parser, build_grid
+from run_scripts.ablation.table import EPOCH_HEADINGS, format_mean
+from run_scripts.ablation.training import failure_reason, format_result, lock_cell
 from tests.support import HANG_TIMEOUT
 from utils.checkpoint import read_checkpoint
-from utils.weight_files import compute_sha256
 from utils.errors import UserError
+from utils.parser import split_at_dashes
 from utils.tables import ATTRIBUTE_METRICS, METRICS
+from utils.weight_files import compute_sha256
 
 
 @pytest.fixture(scope='module')
@@ -51,6 +54,10 @@ def grid(common, tmp_path_factory):
     times = {path: path.stat().st_mtime_ns for path in folder.glob('*/result.json')}
     status = ablate.main(command)
     return dict(folder=folder, command=command, stopped=stopped, runs=runs, times=times, status=status)
+
+
+def test_every_epoch_has_a_heading():
+    assert tuple(EPOCH_HEADINGS) == EPOCHS
 
 
 def cells_of(command):
@@ -118,8 +125,8 @@ def test_the_table_holds_mean_and_sample_deviation(grid, capsys, monkeypatch):
 
 
 def test_a_finished_run_names_its_measure():
-    assert ablate.format_result({'metrics': {'mA': 50.0, 'F1': 1.0}, 'epoch': 2}) == 'finished, mA 50.00 at epoch 2'
-    assert ablate.format_result({'metrics': {'R1': 50.0, 'mAP': 1.0},
+    assert format_result({'metrics': {'mA': 50.0, 'F1': 1.0}, 'epoch': 2}) == 'finished, mA 50.00 at epoch 2'
+    assert format_result({'metrics': {'R1': 50.0, 'mAP': 1.0},
                                  'epoch': 2}) == 'finished, Rank-1 50.00 at epoch 2'
 
 
@@ -177,7 +184,7 @@ def test_a_broken_run_is_a_row_and_others_go_on(grid, clip, capsys):
 def stub(monkeypatch, tmp_path, code):
     """train.py replaced by ``code``."""
     (tmp_path / 'train.py').write_text(code)
-    monkeypatch.setattr(ablate, 'ROOT', str(tmp_path))
+    monkeypatch.setattr(training, 'ROOT', str(tmp_path))
 
 
 FINISHED = '''
@@ -257,7 +264,7 @@ def test_a_run_that_another_process_is_at_is_left_alone(common, tmp_path, monkey
     command = ['--loss_names', 'sdm', '--output_dir', str(tmp_path), *common]
     cell, = cells_of(command)[1]
     without_training(monkeypatch)
-    with ablate.lock_cell(cell) as held:
+    with lock_cell(cell) as held:
         assert held
         assert ablate.main(command) == 1
     assert 'another process trains it' in capsys.readouterr().err

@@ -23,12 +23,12 @@ from processor.evaluation import embed
 from run_scripts.benchmark import __main__ as program
 from run_scripts.benchmark import (
     encoding, machine, memory, processes, profiling, ranking, reference, report, rows, step, switches)
-from run_scripts.benchmark.__main__ import QUICK
 from run_scripts.benchmark.child import measure_in_child
 from run_scripts.benchmark.ranking import synthetic_embeddings
 from run_scripts.benchmark.rows import REFERENCE, find_disagreement, training_variants
+from run_scripts.benchmark.settings import PART_NAMES, QUICK, Variant
 from run_scripts.benchmark.workload import (
-    TrainingSteps, Variant, build_reference_model, build_training_model, recipe_options, synthetic_batches)
+    TrainingSteps, build_reference_model, build_training_model, recipe_options, synthetic_batches)
 from tests.support import compute_gradients
 from utils.errors import UserError
 
@@ -386,11 +386,15 @@ def test_ways_that_rank_differently_are_an_error():
     (['--device', 'cpu', '--json', 'no/such/folder/file.json'], 'cannot write no/such/folder/file.json'),
 ])
 def test_wrong_flags(argv, message, monkeypatch):
-    monkeypatch.setattr(program, 'PARTS',
-                        {name: lambda setting: pytest.fail('something was measured') for name in rows.PARTS})
+    for name in rows.PARTS:
+        monkeypatch.setitem(rows.PARTS, name, lambda setting: pytest.fail('something was measured'))
     monkeypatch.setattr(machine, 'matrix_rate', lambda device: {})
     with pytest.raises(UserError, match=message):
         program.main(argv)
+
+
+def test_every_part_can_be_named():
+    assert list(rows.PARTS) == PART_NAMES
 
 
 # -- the whole -------------------------------------------------------------------------------------------------------

@@ -5,7 +5,8 @@ import pytest
 
 from model import build_model
 from model.clip_weights import shape_named
-from run_scripts.cost import build_cost_parser, format_row, main, measure_recipe
+from run_scripts.benchmark.recipe_cost import measure_recipe
+from run_scripts.cost import build_cost_parser, format_row, main
 from utils.errors import UserError
 from utils.options import get_args
 

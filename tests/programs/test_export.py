@@ -14,7 +14,7 @@ import pedestal
 import train as train_program
 from model import build_model
 from run_scripts import export
-from run_scripts.exports import hugging_face, onnx
+from run_scripts.exports import TEST_SENTENCES, hugging_face, onnx
 from tests.support import options
 from utils.errors import UserError
 
@@ -90,9 +90,9 @@ def test_transformers_loads_a_plain_run(shape, square, trained, tmp_path, capsys
     people = pedestal.load(os.path.dirname(run), device='cpu', amp='off')
     tokenizer = transformers.CLIPTokenizer.from_pretrained(out)
     model = transformers.CLIPModel.from_pretrained(out).eval()
-    ids = tokenizer([SENTENCE, *onnx.TEST_SENTENCES], padding='max_length', truncation=True,
+    ids = tokenizer([SENTENCE, *TEST_SENTENCES], padding='max_length', truncation=True,
                     return_tensors='pt').input_ids
-    assert torch.equal(ids, people.tokenize([SENTENCE, *onnx.TEST_SENTENCES]))
+    assert torch.equal(ids, people.tokenize([SENTENCE, *TEST_SENTENCES]))
     photo = Image.new('RGB', (40, 90), (200, 30, 60))
     photo.paste((0, 100, 0), (10, 20, 30, 60))
     pixels = transformers.CLIPImageProcessor.from_pretrained(out)(photo, return_tensors='pt').pixel_values
@@ -103,7 +103,7 @@ def test_transformers_loads_a_plain_run(shape, square, trained, tmp_path, capsys
                 model(input_ids=ids, pixel_values=pixels)
     # resized by another library
     assert (given.image_embeds * people.encode_images([photo])).sum().item() > 1 - 1e-3
-    assert torch.allclose(given.text_embeds, people.encode_captions([SENTENCE, *onnx.TEST_SENTENCES]), atol=1e-5)
+    assert torch.allclose(given.text_embeds, people.encode_captions([SENTENCE, *TEST_SENTENCES]), atol=1e-5)
 
 
 @pytest.mark.parametrize('grid', [(24, 8), (16, 8), (14, 5), (4, 6)])

@@ -9,7 +9,7 @@ import train as train_program
 from datasets.synthpedes import generate
 from run_scripts import galleries
 from utils.errors import UserError
-from utils.metrics import compute_metrics
+from utils.retrieval_metrics import compute_metrics
 
 
 @pytest.fixture(scope='module')

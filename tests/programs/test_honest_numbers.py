@@ -14,9 +14,12 @@ from model.clip_weights import build_clip
 from processor.evaluation import evaluate_embeddings
 from processor import report as report_module
 from processor.results import read_queries
-from run_scripts import ablate, compare, matrix, page
+from run_scripts import compare, matrix, page
+from run_scripts.ablation.grid import build_ablation_parser, build_grid
+from run_scripts.ablation.table import Table
 from utils.errors import UserError
 from utils.options import build_test_parser, parse_test_options
+from utils.parser import split_at_dashes
 from utils.statistics import bootstrap_interval
 
 
@@ -191,8 +194,8 @@ def test_each_program_says_that_the_split_is_not_the_published_one(run, data, tm
     assert note in page.RunResults(str(run), page.build_page_parser().parse([str(run)])).table
     grid = ['--seeds', '1', '--output_dir', str(tmp_path / 'grid'), '--', '--dataset_name', 'RSTPReid',
             '--root_dir', data]
-    original, after = ablate.split_at_dashes(grid)
-    assert ablate.Table(str(tmp_path / 'grid'), *ablate.build_grid(ablate.build_ablation_parser().parse(original),
+    original, after = split_at_dashes(grid)
+    assert Table(str(tmp_path / 'grid'), *build_grid(build_ablation_parser().parse(original),
                                                                    after)).heading.endswith(note)
 
 

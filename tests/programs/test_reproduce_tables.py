@@ -13,6 +13,7 @@ from datasets.rstpreid import RSTPReid
 from processor import report
 from processor.results import Record, Results, append_record, save_results
 from processor.test_run import EXIT_DEPENDENT
+from processor.run_folders import find_run_folders
 from run_scripts import reproduce_tables
 from run_scripts.reproduce_tables import METRICS, Row, backbone_name, main, published_row, run_rows
 from utils.errors import UserError
@@ -39,7 +40,7 @@ def trained(data, clip, tmp_path_factory):
 @pytest.fixture
 def runs(trained, tmp_path):
     copies = shutil.copytree(trained, tmp_path / 'runs')
-    for folder in reproduce_tables.find_run_folders(copies):
+    for folder in find_run_folders(copies):
         path = os.path.join(folder, 'configs.yaml')
         with open(path) as file:
             config = file.read()

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 import pedestal
 from processor.runs import Split, embed_queries
+from processor.search_results import GRAY, GREEN, RED, draw_results, sample_queries
 from run_scripts import retrieve
 from utils.errors import UserError
 from utils.figures import import_pyplot, save_figure
@@ -25,7 +26,7 @@ def people(trained):
 
 def test_what_is_retrieved(run, people):
     """The images with the largest cosine similarity to the caption, the best first."""
-    queries = retrieve.sample_queries(people.split, 2)
+    queries = sample_queries(people.split, 2)
     rows = retrieve.retrieve(people, queries, top=3)
     assert [(caption, pid) for caption, pid, _ in rows] == queries
     gallery = run.images.dataset
@@ -43,9 +44,9 @@ def test_what_is_retrieved(run, people):
 
 def test_queries_are_spread_over_the_split(run, people):
     dataset = run.captions.dataset
-    chosen = [caption for caption, _ in retrieve.sample_queries(people.split, 3)]
+    chosen = [caption for caption, _ in sample_queries(people.split, 3)]
     assert chosen == [dataset.captions[i] for i in (0, (len(dataset) - 1) // 2, len(dataset) - 1)]
-    assert len(retrieve.sample_queries(people.split, 10_000)) == len(dataset)
+    assert len(sample_queries(people.split, 10_000)) == len(dataset)
 
 
 def test_the_picture_and_what_is_printed(trained, people, tmp_path, capsys):
@@ -54,7 +55,7 @@ def test_the_picture_and_what_is_printed(trained, people, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == f'wrote {out}' and open(out, 'rb').read(8) == b'\x89PNG\r\n\x1a\n'
     output = lines[-11:-1]
-    assert [output[0], output[5]] == [caption for caption, _ in retrieve.sample_queries(people.split, 2)]
+    assert [output[0], output[5]] == [caption for caption, _ in sample_queries(people.split, 2)]
     for images in (output[1:5], output[6:10]):
         results = [re.fullmatch(r'  (-?\d\.\d{4})  (right|wrong)  (.+\.jpg)', line).groups() for line in images]
         scores = [float(score) for score, _, _ in results]
@@ -62,10 +63,10 @@ def test_the_picture_and_what_is_printed(trained, people, tmp_path, capsys):
 
 
 def test_scores_and_frames_are_on_the_picture(run, people):
-    (caption, _), = retrieve.sample_queries(people.split, 1)
-    for pid, colours in ((7, {retrieve.GREEN, retrieve.RED}), (None, {retrieve.GRAY})):
+    (caption, _), = sample_queries(people.split, 1)
+    for pid, colours in ((7, {GREEN, RED}), (None, {GRAY})):
         path = run.images.dataset.img_paths[0]
-        figure = retrieve.draw_results([(caption, pid, [(path, 7, 0.5125), (path, 8, -0.25)])])
+        figure = draw_results([(caption, pid, [(path, 7, 0.5125), (path, 8, -0.25)])])
         text, *images = figure.axes
         assert [axis.get_title() for axis in images] == ['0.512', '-0.250']
         assert {axis.patches[0].get_edgecolor()

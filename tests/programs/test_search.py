@@ -17,6 +17,7 @@ from PIL import Image
 import pedestal
 from processor import image_index as image_index
 from processor.image_index import ImageIndex
+from processor.search_results import report_skipped
 from run_scripts import search
 from utils.errors import UserError
 from utils.top_k import top_k
@@ -145,7 +146,7 @@ def test_files_that_are_not_searched_are_counted_and_named(people, folder, capsy
             file.write('no photo')
     os.rename(f'{folder}/2.jpg', f'{folder}/2.jfif')
     photos = people.index_images(folder)
-    search.report_skipped(photos)
+    report_skipped(photos)
     output = capsys.readouterr().out
     assert len(photos.paths) == count and '2.jfif' in photos.paths
     assert output == ('skipped: 2 files that Pillow does not read as an image '

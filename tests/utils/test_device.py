@@ -4,7 +4,7 @@ import torch
 
 from utils import comm, precision
 from utils.comm import pick_device
-from utils.errors import UserError, run
+from utils.errors import UserError, run_program
 
 
 @pytest.mark.parametrize('name', ['xpu', 'meta', 'hpu', 'gpu', 'cuda:x', 'cuda:-1', 'cpu:1', 'mps:1', '7', '', 'Cuda',
@@ -48,7 +48,7 @@ def test_an_operator_that_an_apple_gpu_lacks_is_a_sentence(capsys):
         raise NotImplementedError("The operator 'aten::linalg_qr' is not currently implemented for the MPS device. "
                                   'If you want this op ...')
     with pytest.raises(SystemExit) as left:
-        run(main)
+        run_program(main)
     assert left.value.code == 2
     line, = capsys.readouterr().err.splitlines()
     assert 'PyTorch has no aten::linalg_qr for --device mps: set PYTORCH_ENABLE_MPS_FALLBACK=1' in line

@@ -6,7 +6,7 @@ import signal
 import pytest
 import torch
 
-from utils.errors import UserError, run
+from utils.errors import OUT_OF_FILES, UserError, run_program
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -15,7 +15,7 @@ def printed_by(message, capsys):
     def main():
         raise UserError(message)
     with pytest.raises(SystemExit) as left:
-        run(main)
+        run_program(main)
     assert left.value.code == 2
     line, = capsys.readouterr().err.split('error: ', 1)[1].splitlines()
     return line
@@ -47,7 +47,7 @@ def test_errors_that_only_speak_of_memory_keep_their_traceback(message):
     def main():
         raise RuntimeError(message)
     with pytest.raises(RuntimeError, match=message):
-        run(main)
+        run_program(main)
 
 
 @pytest.mark.parametrize('allocate', [
@@ -57,7 +57,7 @@ def test_errors_that_only_speak_of_memory_keep_their_traceback(message):
                                                'CUDA kernel errors might be reported later'))])
 def test_what_an_allocator_raises_is_out_of_memory(allocate, capsys):
     with pytest.raises(SystemExit) as left:
-        run(allocate)
+        run_program(allocate)
     assert left.value.code == 2
     line, = capsys.readouterr().err.splitlines()
     assert 'out of memory' in line and 'lower --batch_size' in line
@@ -80,12 +80,13 @@ def test_importing_a_program_leaves_ctrl_c_alone(program):
                                              'choose another folder'),
     (OSError(122, 'Disk quota exceeded', 'x'),
      'cannot write x: Disk quota exceeded; free some space, or choose another folder'),
-    (PermissionError(13, 'Permission denied', 'out'), 'cannot open out: Permission denied')])
+    (PermissionError(13, 'Permission denied', 'out'), 'cannot open out: Permission denied'),
+    (OSError(24, 'Too many open files', 'photo.jpg'), OUT_OF_FILES)])
 def test_a_full_disk_that_nobody_expected_is_one_sentence(error, sentence, capsys):
     def main():
         raise error
     with pytest.raises(SystemExit) as left:
-        run(main)
+        run_program(main)
     assert left.value.code == 2 and capsys.readouterr().err.strip().endswith(f'error: {sentence}')
 
 
@@ -93,4 +94,4 @@ def test_other_errors_of_the_system_stay_tracebacks():
     def main():
         raise ConnectionRefusedError(111, 'Connection refused')
     with pytest.raises(ConnectionRefusedError):
-        run(main)
+        run_program(main)

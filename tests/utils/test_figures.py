@@ -84,7 +84,7 @@ def test_wrapped_lines_of_wide_characters():
 PROGRAM = """
 import sys
 sys.path.insert(0, {root!r})
-from utils.errors import run
+from utils.errors import run_program
 from utils.iotools import atomic_write, read_image
 from utils.option_types import valid_text
 
@@ -96,7 +96,7 @@ def main():
     print(caption)
 
 if __name__ == '__main__':
-    run(main)
+    run_program(main)
 """
 
 

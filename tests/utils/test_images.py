@@ -1,3 +1,4 @@
+import errno
 import io
 import os
 import re
@@ -10,8 +11,9 @@ from PIL import EpsImagePlugin, Image, ImageCms, ImageOps
 
 import pedestal
 from datasets import image_cache
+from processor.image_index import ImageIndex
 from utils.errors import UserError
-from utils.images import SkippedFiles, find_images, is_image_file
+from utils.images import SkippedFiles, describe_unknown_format, find_images, is_image_file
 from utils.iotools import read_image, walk_folders
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -327,3 +329,46 @@ def test_programs_that_look_for_runs_say_which_folders_they_cannot_list(tmp_path
     without_access(monkeypatch, tmp_path / 'closed')
     assert [place for place, _, _ in walk_folders(str(tmp_path))] == [str(tmp_path)]
     assert f'skipped: folder {tmp_path}/closed cannot be read: Permission denied' in caplog.text
+
+
+# -- too many open files ---------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def photo(tmp_path):
+    path = str(tmp_path / 'photo')      # without an ending, so that its first bytes tell that it is an image
+    Image.new('RGB', (4, 8)).save(path, format='PNG')
+    read_image(path)                    # imports what Pillow needs
+    return path
+
+
+@pytest.fixture
+def no_free_descriptor():
+    """Let every further open() of this process fail, until the test ends."""
+    resource = pytest.importorskip('resource', reason='needs POSIX limits')
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.open(os.devnull, os.O_RDONLY)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+@pytest.mark.parametrize('read', [read_image, is_image_file, describe_unknown_format,
+                                  lambda path: find_images(os.path.dirname(path)),
+                                  lambda path: list(walk_folders(os.path.dirname(path)))],
+                         ids=['read_image', 'is_image_file', 'describe_unknown_format', 'find_images', 'walk_folders'])
+def test_a_sound_image_is_not_broken_if_too_many_files_are_open(read, photo, no_free_descriptor):
+    with pytest.raises(OSError) as caught:
+        read(photo)
+    assert caught.value.errno == errno.EMFILE
+
+
+def test_an_index_does_not_skip_an_image_if_too_many_files_are_open(photo):
+    def read(path):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), path)
+    folder, model = os.path.dirname(photo), {'sha256': '0'}
+    with pytest.raises(OSError) as caught:
+        ImageIndex(folder, model, 'key', 2).update(read, None, progress=False)
+    assert caught.value.errno == errno.EMFILE
+    index = ImageIndex(folder, model, 'key', 2)
+    assert index.new_paths == ['photo'] and not index.broken

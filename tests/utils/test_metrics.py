@@ -1,5 +1,7 @@
 """Ranking against reference results and a plain loop; ties, NaN, and the check of independent embeddings."""
 import json
+import subprocess
+import sys
 import tracemalloc
 
 import pytest
@@ -9,11 +11,12 @@ from torch.utils.data import DataLoader
 
 from processor.evaluation import evaluate_embeddings
 from processor.independence import check_independence
-from tests.support import golden, golden_cases
+from tests.support import HANG_TIMEOUT, ROOT, golden, golden_cases
 from utils import ranking
 from utils.errors import UserError
 from processor.evaluation import Evaluator
-from utils.metrics import rank, compute_metrics
+from utils.metrics import rank
+from utils.retrieval_metrics import compute_metrics
 from utils.ranking import rank_embeddings, rank_relevant
 
 
@@ -319,3 +322,10 @@ def test_a_leak_is_found_from_the_evaluations_own_embeddings():
     evaluator = Evaluator(images, texts)
     qfeats, gfeats, _, _ = evaluator._compute_embedding(Toy(leaks=True))
     assert not check_independence(Toy(leaks=False), images, texts, (qfeats, gfeats)).is_independent
+
+
+def test_irras_path_of_the_evaluator_needs_no_other_import_before_it():
+    code = 'from utils.metrics import Evaluator; import utils.metrics; print(Evaluator.__module__, utils.metrics.rank)'
+    process = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True,
+                             timeout=HANG_TIMEOUT)
+    assert process.stdout.startswith('processor.evaluation <function rank'), process.stderr

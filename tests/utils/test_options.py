@@ -463,7 +463,7 @@ def sharpness(monkeypatch):
     ({}, True, False), ({'effect': options.Effect.RESULT | options.Effect.CHANGEABLE_ON_RESUME}, True, True),
     ({'effect': options.Effect.NONE}, False, True), ({'effect': options.Effect.RUN}, False, True)])
 def test_an_option_is_declared_in_one_place(sharpness, tmp_path, settings, changes_grid, changes_on_resume):
-    from run_scripts.ablate import cell_folder_name
+    from run_scripts.ablation.grid import cell_folder_name
     sharpness(**settings)
     changed = get_args(['--sharpness', '2'])
     assert changed.sharpness == get_args(['--config_file', write_recipe(tmp_path, 'sharpness: 2')]).sharpness == 2.0

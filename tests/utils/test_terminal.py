@@ -10,8 +10,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from datasets.synthpedes import generate
-from run_scripts.retrieve import format_results
-from utils.errors import run
+from processor.search_results import format_results
+from utils.errors import run_program
 from utils.logger import setup_logger
 from utils.terminal import ProtectedStream, escape_controls, escape_line
 
@@ -38,7 +38,7 @@ def test_a_program_prints_no_escape_sequence(capsys):
         print('left out \x1b[31m.jpg\rx', file=sys.stderr)
         logging.getLogger('Pedestal.some').warning('odd \x9b2J')
     with pytest.raises(SystemExit):
-        run(main)
+        run_program(main)
     printed = capsys.readouterr()
     assert printed.out.startswith('found \\x1b[31m.jpg\n') and '\\x1b[31m.jpg\\rx' in printed.err
     text = printed.out + printed.err        # with the log's line, if another test has set the log up
