@@ -13,6 +13,7 @@ import os
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 
+import torch   # noqa: F401  (datasets.registry then imports the datasets, instead of reading their declarations)
 from prettytable import PrettyTable
 from tqdm import tqdm
 
