@@ -1,5 +1,6 @@
 """Image transforms from a PIL image to the model's input."""
 import torch
+# The first version of torchvision's transforms, as in IRRA: v2 rounds 0..255 to 0..1 differently and lacks get_params.
 from torchvision import transforms as T
 
 from datasets.device_augmentation import CROP_PADDING

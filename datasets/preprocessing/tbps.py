@@ -3,6 +3,7 @@ import functools
 import logging
 
 import torch
+# The first version of torchvision's transforms: v2 computes the color jitter of float tensors with other last bits.
 from torchvision import transforms as T
 
 from datasets.preprocessing.base import Preprocessing
