@@ -15,11 +15,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from datasets.bases import tokenize
-from datasets.build import backbone_family, build_dataloader
+from datasets.build import build_dataloader
 from datasets.captions import caption_problem
-from datasets.transforms import build_preprocessing
+from datasets.preprocessing import build_preprocessing
+from datasets.text import tokenize
 from datasets.truncation import describe_truncation
+from model.backbones import backbone_class
 from processor.attention import explain
 from processor.image_index import ImageIndex
 from processor.runs import Split, TrainedRun, embed_queries, load_trained
@@ -107,8 +108,10 @@ class People:
         self.args = args
         self.model, self.checkpoint = load_trained(args, 0)
         self.model.eval()
-        self.transform = build_preprocessing(args, self.model.image_stats, is_train=False)
-        self.tokenizer = backbone_family(args).tokenizer(args, None)
+        preprocessing = build_preprocessing(args, backbone_class(args))
+        self.model.image_stats = preprocessing.image_stats()
+        self.transform = preprocessing.test_transform(self.model.image_stats)
+        self.tokenizer = preprocessing.tokenizer()
 
     @property
     def device(self):
@@ -235,7 +238,7 @@ class People:
     @functools.cached_property
     def split(self):
         """The test split of the run with its embeddings, a :class:`~processor.runs.Split`."""
-        images, captions, _ = build_dataloader(self.args)
+        images, captions, _ = build_dataloader(self.args, backbone_class(self.args))
         return Split(self.args, TrainedRun(self.model, images, captions, self.checkpoint))
 
     @functools.cached_property

@@ -20,6 +20,7 @@ from utils.temporary import temporary_sibling
 
 logger = logging.getLogger('Pedestal.dataset')
 
+MIN_CACHED_CAPTIONS = 50_000   # the smallest number of captions whose entries and tokens are cached
 VERSION = 2           # of the file format and of how annotations are read; files of other versions are not used
 MANIFEST = 'whole.json'  # written last: the arrays' names, sizes and checksums
 CHECKSUM_BLOCK = 2 ** 20   # bytes that are read at a time for a checksum

@@ -144,7 +144,7 @@ def attribute_groups(words):
 
 
 def annotate(caption, tokenizer, tagger, text_length=77):
-    """Tag the tokens of a caption (:func:`datasets.bases.tokenize`).
+    """Tag the tokens of a caption (:func:`datasets.text.tokenize`).
 
     A word of several tokens gives each of them its values. If truncation removes an attribute's adjective or noun, the
     attribute is dropped. Start, end and padding are 0.

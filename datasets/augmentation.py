@@ -1,4 +1,4 @@
-"""Augmentations beyond IRRA's: captions of RDE and TBPS-CLIP, images of TBPS-CLIP, and the views of SimCLR.
+"""Augmentations for heads and options of several families: captions as in RDE, and the views of SimCLR.
 
 Caption augmentations draw from a ``random.Random``. Image augmentations draw from torch's default generator, which the
 caller seeds (:func:`apply_seeded`).
@@ -6,9 +6,7 @@ caller seeds (:func:`apply_seeded`).
 import torch
 from torchvision import transforms as T
 
-from utils.image_stats import TBPS_STATS
 from utils.seeding import derive_seed
-from utils.simple_tokenizer import remove_punctuation
 
 # -- captions ----------------------------------------------------------------------------------------------------------
 
@@ -42,57 +40,14 @@ def perturb_tokens(ids, rng, mask_id):
     return remaining + [0] * (len(ids) - len(remaining)), positions
 
 
-def augment_tbps_caption(caption, rng, back_translation='', translation_probability=0.1, deletion_probability=0.05):
-    """Augment a training caption as TBPS-CLIP does (Cao et al., AAAI 2024).
-
-    The caption is replaced by its back-translation with probability ``translation_probability``, if there is one. Then
-    each word is deleted with probability ``deletion_probability``. At least one word stays, and a caption of one word
-    never changes.
-    """
-    use_translation = rng.random() < translation_probability
-    use_translation = use_translation and remove_punctuation(back_translation)
-    words = remove_punctuation(back_translation if use_translation else caption).split()
-    if len(words) < 2:
-        return ' '.join(words)
-    remaining = [word for word in words if rng.random() >= deletion_probability]
-    return ' '.join(remaining or [rng.choice(words)])
+def perturb_caption(sample):
+    """Apply :func:`perturb_tokens` to a :class:`datasets.fields.CaptionSample`: ``(ids [L], token positions)``."""
+    ids, remaining = perturb_tokens(sample.ids.tolist(), sample.rng, sample.transform.mask_id)
+    positions = range(len(ids)) if sample.token_positions == slice(None) else sample.token_positions
+    return torch.tensor(ids), [positions[position] for position in remaining if position < len(positions)]
 
 
 # -- images ------------------------------------------------------------------------------------------------------------
-
-IMAGENET = TBPS_STATS.mean, TBPS_STATS.std
-
-
-class RandomChoices(torch.nn.Module):
-    """Apply ``count`` of the transforms, drawn with replacement, in the drawn order."""
-
-    def __init__(self, choices, count=2):
-        super().__init__()
-        self.choices, self.count = torch.nn.ModuleList(choices), count
-
-    def forward(self, image):
-        for choice in torch.randint(len(self.choices), (self.count,)).tolist():
-            image = self.choices[choice](image)
-        return image
-
-
-def tbps_transforms(img_size, aug=False, is_train=True):
-    """Build TBPS-CLIP's ``Compose`` from a PIL image to a float tensor [3, H, W] with ImageNet's normalization.
-
-    Training resizes bilinearly. With ``aug`` it draws two of six augmentations with replacement; pixels outside the
-    image are black. Evaluation resizes bicubically.
-    """
-    img_size = tuple(img_size)
-    if not is_train:
-        resize = T.Resize(img_size, T.InterpolationMode.BICUBIC, antialias=True)
-        return T.Compose([resize, T.ToTensor(), T.Normalize(*IMAGENET)])
-    augmentation = RandomChoices([
-        T.ColorJitter(0.1, 0.1, 0.1, 0), T.RandomRotation(15),
-        T.RandomResizedCrop(img_size, (0.9, 1.0), antialias=True), T.RandomGrayscale(0.1),
-        T.RandomHorizontalFlip(0.5), T.RandomErasing(0.5, scale=(0.1, 0.2), value=0)])
-    augmentations = [augmentation] if aug else []
-    return T.Compose([T.Resize(img_size), T.ToTensor(), *augmentations, T.Normalize(*IMAGENET)])
-
 
 class RandomGaussianBlur(torch.nn.Module):
     """PIL's Gaussian blur with a radius drawn uniformly from ``min_radius`` to ``max_radius`` pixels."""
@@ -106,7 +61,7 @@ class RandomGaussianBlur(torch.nn.Module):
         return image.filter(ImageFilter.GaussianBlur(float(torch.empty(()).uniform_(*self.bounds))))
 
 
-def simclr_transforms(img_size, mean_and_std=IMAGENET):
+def simclr_transforms(img_size, mean_and_std):
     """Build SimCLR's augmentation (Chen et al., ICML 2020) with TBPS-CLIP's settings.
 
     It maps a PIL image in its original size to a normalized float tensor [3, H, W].

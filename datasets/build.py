@@ -7,18 +7,22 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from datasets.annotation_checks import SPLITS
 from datasets.array_cache import get_captions, get_image_ids, get_pids
-from datasets.bases import SPLITS, ImageDataset, ImageTextDataset, TextDataset, collate, limit_training_samples
 from datasets.image_cache import open_store
+from datasets.images import ImageComponent, ImageDataset, ImageTransform
 from datasets.noise import add_caption_noise
+from datasets.pairs import PairDataset, collate, split_fields
+from datasets.preprocessing import build_preprocessing
 from datasets.prompts import PromptCollator, read_prompts, tokenize_prompts
 from datasets.registry import dataset_class
 from datasets.sampler import CaptionSampler, SplitSampler, build_batch_sampler
-from datasets.transforms import build_preprocessing, build_resize
+from datasets.samples import limit_training_samples
+from datasets.text import CaptionMasking, CaptionTransform, TextDataset, tokenize_samples
 from datasets.workers import Loader, start_worker
 from utils import comm
-from utils import options
 from utils.errors import UserError, unknown_name_error
+from utils.option_types import split_dataset_path
 
 logger = logging.getLogger('Pedestal.dataset')
 
@@ -26,40 +30,47 @@ logger = logging.getLogger('Pedestal.dataset')
 def build_dataset(name, root, verbose=True, splits=SPLITS, skip_broken=False, columns=None, split_seed=1):
     """Build a dataset by its name.
 
-    The arguments are those of :class:`datasets.bases.BaseDataset`; ``columns`` and ``split_seed`` are for
+    The arguments are those of :class:`datasets.annotation.BaseDataset`; ``columns`` and ``split_seed`` are for
     :mod:`datasets.table`.
     """
-    name, root = options.split_dataset_path(name, root)
+    name, root = split_dataset_path(name, root)
     return dataset_class(name, columns, split_seed)(root, verbose=verbose, splits=splits, skip_broken=skip_broken)
 
 
 def build_dataset_from_args(args, **settings):
     """Build the dataset that the options name."""
-    return build_dataset(args.dataset_name, args.root_dir, columns=getattr(args, 'columns', None),
-                         split_seed=getattr(args, 'split_seed', 1), **settings)
+    return build_dataset(args.dataset_name, args.root_dir, columns=args.columns, split_seed=args.split_seed,
+                         **settings)
 
 
-def build_dataloader(args):
+def build_dataloader(args, backbone=None):
     """Build the data loaders that ``args`` describe.
+
+    Args:
+        args: the options.
+        backbone: the class of the backbone that ``args`` name (:func:`model.backbones.backbone_class`), which brings
+            tokenizer and image statistics. None: CLIP's.
 
     Returns:
         ``(train_loader, val_img_loader, val_txt_loader, num_classes)`` if ``args.training``, else
         ``(test_img_loader, test_txt_loader, num_classes)``. The training loader yields dicts
-        (:class:`datasets.bases.ImageTextDataset`); its ``batch_sampler.set_epoch(epoch, first_step)`` selects the next
+        (:class:`datasets.pairs.PairDataset`); its ``batch_sampler.set_epoch(epoch, first_step)`` selects the next
         batches. The others yield ``(pids [B], images [B, 3, H, W])`` and ``(pids [B], caption_ids [B, L])`` in the
         annotation's order. ``num_classes`` is the number of training identities; a test needs none. With
         ``args.image_cache``, images are uint8, for :func:`datasets.device_augmentation.augment_on_device`.
 
     Raises:
         UserError: the dataset or sampler is unknown, data is missing or invalid, a split is empty, the batch is too
-            large, or the image cache cannot be written.
+            large, the image cache cannot be written, or ``args`` name another backbone than CLIP and ``backbone`` is
+            None.
     """
     if args.training:
-        loaders = build_training_loaders(args)
+        loaders = build_training_loaders(args, backbone)
         return (loaders.train, *next(iter(loaders.evaluations.values())), loaders.num_classes)
     dataset = build_dataset_from_args(args, splits=('test',), skip_broken=args.skip_broken)
-    tokenizer = backbone_family(args).tokenizer(args, None)
-    images, captions = build_evaluation_loaders(args, dataset, 'test', args.test_batch_size, tokenizer)
+    preprocessing = build_preprocessing(args, backbone)
+    images, captions = build_evaluation_loaders(args, preprocessing, dataset, 'test', args.test_batch_size,
+                                                preprocessing.tokenizer())
     return images, captions, len(select_training_samples(args, dataset)[1])
 
 
@@ -76,18 +87,18 @@ class TrainingLoaders(NamedTuple):
     num_classes: int
 
 
-def build_training_loaders(args):
+def build_training_loaders(args, backbone=None):
     """Build the :class:`TrainingLoaders` that ``args`` describe (:func:`build_dataloader`).
 
     A run on joined datasets is evaluated on each of them.
     """
     dataset = build_dataset_from_args(args, splits=('train', args.val_dataset), skip_broken=args.skip_broken)
-    needs_attributes = 'attribute_labels' in getattr(args, 'batch_fields', ())
-    if not dataset.has_captions and not needs_attributes:
+    if not dataset.has_captions and not needs_attributes(args):
         raise UserError(f'{dataset.name} has no captions to train on: give --loss_names attr or img_cls, which learn '
                         'attributes (--backbone aptm)')
     samples, pids = select_training_samples(args, dataset)
-    tokenizer = backbone_family(args).tokenizer(args, lambda: get_captions(samples))
+    preprocessing = build_preprocessing(args, backbone)
+    tokenizer = preprocessing.tokenizer(lambda: get_captions(samples))
     if not samples:
         raise empty_split_error(dataset, 'train')
     samples, noise = add_caption_noise(samples, args.noisy_rate, args.noisy_file)
@@ -95,12 +106,10 @@ def build_training_loaders(args):
         logger.info('of %d training pairs %d exchange captions, and %d stay clean', len(samples), noise['noisy'],
                     noise['clean'])
     evaluations = {
-        evaluated.name: build_evaluation_loaders(args, evaluated, args.val_dataset, args.batch_size, tokenizer)
+        evaluated.name: build_evaluation_loaders(args, preprocessing, evaluated, args.val_dataset, args.batch_size,
+                                                 tokenizer)
         for evaluated in evaluation_datasets(args, dataset)}
-    # All training images are cached, even if --limit_train selects only some.
-    store = open_image_store(args, dataset, 'train', (sample[2] for sample in dataset.train), args.skip_broken)
-    attributes = get_attributes(args, dataset, 'train', samples) if needs_attributes else None
-    train = build_training_loader(args, samples, store, tokenizer, attributes, dataset)
+    train = build_training_loader(args, preprocessing, dataset, samples, tokenizer)
     train.dataset.noise = noise
     return TrainingLoaders(train, evaluations, len(pids))
 
@@ -115,7 +124,7 @@ def select_training_samples(args, dataset):
 
 def evaluation_datasets(args, dataset):
     """The datasets on which a run is evaluated while it trains on ``dataset``."""
-    if getattr(args, 'eval_dataset', ''):
+    if args.eval_dataset:
         return [build_dataset(args.eval_dataset, args.root_dir, splits=(args.val_dataset,))]
     first, *others = getattr(dataset, 'components', [dataset])
     without_split = [other for other in others if not getattr(other, args.val_dataset)['captions']]
@@ -129,68 +138,65 @@ def token_folder(dataset):
     return os.path.join(os.path.dirname(dataset.anno_path), 'token_cache')
 
 
-def backbone_family(args):
-    """The class of the backbone that ``args`` name, which provides the tokenizer and the image statistics.
-
-    The option registry provides it, because datasets do not import models.
-    """
-    return options.option_provider('model.backbones').selected_class(args)
+def needs_attributes(args):
+    """Whether a head reads the attributes of images."""
+    return 'attribute_labels' in getattr(args, 'batch_fields', ())
 
 
-def build_training_loader(args, samples, store=None, tokenizer=None, attributes=None, dataset=None):
+def build_training_loader(args, preprocessing, dataset, samples, tokenizer):
     """Build the loader of training batches.
 
     Args:
         args: the options.
-        samples: training pairs ``(pid, image_id, image path, caption)``.
-        store: the :class:`datasets.image_cache.ImageStore` of the images, if they are cached.
-        tokenizer: the backbone's tokenizer.
-        attributes: ``(labels int8 [S, A], pairs of prompts)`` of the samples' images, if a head reads them.
+        preprocessing: the :class:`datasets.preprocessing.base.Preprocessing`.
         dataset: the dataset of the samples.
+        samples: training pairs ``(pid, image_id, image path, caption)``.
+        tokenizer: the backbone's tokenizer.
     """
-    components = [(first, build_preprocessing(args, image_stats, is_train=True), image_stats)
-                  for first, image_stats in component_image_stats(args, dataset)]
-    (_, transform, image_stats), *_ = components
-    rand_aug = build_resize(args.img_size, image_stats.interpolation) if args.rand_aug else None
-    pairs = ImageTextDataset(
-        samples, transform, args.text_length,
-        fields=getattr(args, 'batch_fields', ()), caption_masking=args.caption_masking,
-        masked_token_rate=args.masked_token_rate, masked_token_unchanged_rate=args.masked_token_unchanged_rate,
-        skip_broken=args.skip_broken, attribute_tagger=getattr(args, 'attribute_tagger', 'textblob'),
-        mlm_masking=getattr(args, 'mlm_masking', 'random'), caption_filter=getattr(args, 'caption_filter', 0.0),
-        store=store, img_aug=args.img_aug, tokenizer=tokenizer, rand_aug=rand_aug,
-        labels=attributes and attributes[0], token_folder=dataset and token_folder(dataset),
-        txt_aug=getattr(args, 'txt_aug', False), preprocessing=getattr(args, 'preparation', 'irra'),
-        image_stats=image_stats, back_translations=dataset and dataset.back_translations(), components=components)
+    # All training images are cached, even if --limit_train selects only some.
+    store = open_image_store(args, preprocessing, dataset, 'train', (sample[2] for sample in dataset.train),
+                             args.skip_broken)
+    labels = prompts = None
+    if needs_attributes(args):
+        labels, prompts = get_attributes(args, dataset, 'train', samples)
+    image_fields, text_fields = split_fields(getattr(args, 'batch_fields', ()))
+    components = [ImageComponent(first_id, preprocessing.build_view(image_stats, store is not None), image_stats)
+                  for first_id, image_stats in component_image_stats(preprocessing, dataset)]
+    images = ImageTransform(components, image_fields, store, args.img_size)
+    masking = CaptionMasking.from_options(args)
+    augment = preprocessing.caption_augmentation(dataset.back_translations())
+    tokens = tokenize_samples(samples, tokenizer, args.text_length, folder=token_folder(dataset))
+    if masking.needs_tags(text_fields):
+        preprocessing.validate_tagging()
+    captions = CaptionTransform(samples, tokens, tokenizer, text_fields, masking, augment, labels)
+    pairs = PairDataset(samples, images, captions, args.skip_broken)
     sampler = build_batch_sampler(args, get_pids(samples), getattr(dataset, 'sizes', None))
-    collator = PromptCollator(attributes[1], pairs.tokenizer) if attributes else collate
+    collator = PromptCollator(prompts, tokenizer) if prompts else collate
     return Loader(pairs, batch_sampler=sampler, collate_fn=collator, **loader_settings(args))
 
 
-def component_image_stats(args, dataset):
+def component_image_stats(preprocessing, dataset):
     """``[(smallest image id, ImageStats)]`` of joined datasets, or one item if all images have the same statistics."""
     components = getattr(dataset, 'components', [dataset])
-    stats = [backbone_family(args).image_stats(args, component and component.name) for component in components]
+    stats = [preprocessing.image_stats(component.name) for component in components]
     return list(zip(dataset.first_image_ids, stats)) if len(set(stats)) > 1 else [(0, stats[0])]
 
 
-def build_evaluation_loaders(args, dataset, split, batch_size, tokenizer=None):
+def build_evaluation_loaders(args, preprocessing, dataset, split, batch_size, tokenizer):
     """Build ``(image loader, caption loader)`` of a split, neither augmented nor shuffled."""
     if split not in SPLITS:
         raise unknown_name_error('split', split, SPLITS)
     content = getattr(dataset, split)
     if not content['captions']:
         raise empty_split_error(dataset, split)
-    family = backbone_family(args)
-    image_stats = family.image_stats(args, dataset.name)
-    transform = build_preprocessing(args, image_stats, is_train=False)
-    store = open_image_store(args, dataset, split, content['img_paths'])
-    images = ImageDataset(content['image_pids'], content['img_paths'], transform, store, image_stats)
-    texts = [family.test_caption(dataset.name, caption) for caption in content['captions']]
+    image_stats = preprocessing.image_stats(dataset.name)
+    store = open_image_store(args, preprocessing, dataset, split, content['img_paths'])
+    images = ImageDataset(content['image_pids'], content['img_paths'], preprocessing.test_transform(image_stats), store,
+                          image_stats)
+    texts = [preprocessing.test_caption(dataset.name, caption) for caption in content['captions']]
     captions = TextDataset(content['caption_pids'], texts, args.text_length, tokenizer=tokenizer,
                            token_folder=token_folder(dataset))
-    needs_attributes = 'attribute_labels' in getattr(args, 'batch_fields', ())
-    if dataset.evaluates_attributes or needs_attributes and dataset.attributes(split) is not None:
+    if dataset.evaluates_attributes or needs_attributes(args) and dataset.attributes(split) is not None:
         labels, prompts = get_attributes(args, dataset, split)
         images.attributes = labels, tokenize_prompts(prompts, tokenizer)
         images.evaluates_attributes = dataset.evaluates_attributes
@@ -199,15 +205,13 @@ def build_evaluation_loaders(args, dataset, split, batch_size, tokenizer=None):
             DataLoader(captions, batch_size, sampler=CaptionSampler(captions.lengths), generator=torch.Generator()))
 
 
-def open_image_store(args, dataset, split, paths, skip_broken=False):
+def open_image_store(args, preprocessing, dataset, split, paths, skip_broken=False):
     """Open the image cache of a split in the folder of ``--image_cache``; None without this option."""
-    folder = getattr(args, 'image_cache', '')
+    folder = args.image_cache
     if not folder:
         return None
     folder = os.path.join(dataset.dataset_dir, 'image_cache') if folder == 'auto' else folder
-    interpolation = backbone_family(args).image_stats(args).interpolation
-    if split == 'train' and getattr(args, 'preparation', 'irra') == 'tbps':
-        interpolation = 'bilinear'   # TBPS-CLIP resizes training images with another interpolation
+    interpolation = preprocessing.cache_interpolation(is_train=split == 'train')
     return open_store(folder, f'{dataset.name}_{split}', paths, dataset.img_dir, args.img_size, worker_count(args),
                       skip_broken, interpolation)
 
@@ -241,7 +245,7 @@ def worker_count(args):
 def loader_settings(args):
     """The settings of ``DataLoader`` that do not change its batches."""
     count = worker_count(args)
-    pin_memory = torch.cuda.is_available() and not str(getattr(args, 'device', 'auto')).startswith('cpu')
+    pin_memory = torch.cuda.is_available() and not args.device.startswith('cpu')
     # A generator of its own, because the loader draws a number from its generator in each epoch.
     return {'num_workers': count, 'persistent_workers': count > 0, 'pin_memory': pin_memory,
             'worker_init_fn': start_worker, 'generator': torch.Generator()}

@@ -13,11 +13,12 @@ import os
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 
+import torch   # noqa: F401  (datasets.registry then imports the datasets, instead of reading their declarations)
 from prettytable import PrettyTable
 from tqdm import tqdm
 
-from datasets.bases import (SPLITS, entry_problem, missing_files, repeated_images, shared_identities, special_captions,
-                            count_entries)
+from datasets.annotation_checks import (SPLITS, count_entries, entry_problem, missing_files, repeated_images,
+                                        shared_identities, special_captions)
 from datasets.published_splits import KINDS, differing_counts
 from datasets.registry import add_table_options, dataset_class, describe_names
 from datasets.table import is_table

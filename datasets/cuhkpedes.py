@@ -3,7 +3,7 @@ import os
 
 import torch
 
-from datasets.bases import BaseDataset
+from datasets.annotation import BaseDataset
 from datasets.synthpedes.attributes import PROMPTS, labels_by_pid
 from utils.errors import UserError
 from utils.iotools import read_json

@@ -16,7 +16,8 @@ from utils.iotools import check_regular_file
 logger = logging.getLogger('Pedestal.dataset')
 
 TEXT_ARRAYS = 'paths', 'captions', 'rest'
-CHECKING_MODULES = 'datasets.entries', 'datasets.released_lists'   # they check annotations, as datasets do
+# They check annotations, as datasets do.
+CHECKING_MODULES = 'datasets.annotation_checks', 'datasets.entries', 'datasets.released_lists'
 HASH_BLOCK = 2 ** 20    # bytes of an annotation that are hashed at a time
 
 
@@ -134,7 +135,7 @@ def open_entries(dataset, path, splits, min_cached_captions):
     annotation's files, the dataset's settings or the code that reads them change.
 
     Args:
-        dataset: a subclass of :class:`datasets.bases.BaseDataset`.
+        dataset: a subclass of :class:`datasets.annotation.BaseDataset`.
         path: the annotation's path.
         splits: the names of the splits.
         min_cached_captions: the smallest number of captions, in all splits together, that is cached.

@@ -3,7 +3,6 @@ import functools
 
 import torch
 
-from datasets.augmentation import augment_tbps_caption, perturb_tokens
 from datasets.eda import augment_caption, load_synonyms
 from datasets.masking import descriptive_positions, mask_tokens, noun_mask_probabilities
 from datasets.whole_word_masking import mask_whole_words
@@ -18,7 +17,7 @@ def field(function=None, *, uses_masking=False, uses_tags=False):
         function: from a :class:`CaptionSample` to a tensor.
         uses_masking: whether it reads ``sample.masked``. With ``--mlm_masking attention`` the model computes such a
             field, and samples do not have it.
-        uses_tags: whether it reads ``sample.dataset.attribute_groups`` or ``.parts_of_speech``. All captions are
+        uses_tags: whether it reads ``sample.transform.attribute_groups`` or ``.parts_of_speech``. All captions are
             tagged at the start then.
     """
     if function is None:
@@ -32,7 +31,7 @@ class CaptionSample:
     """A training pair's caption in one epoch.
 
     Attributes:
-        dataset: the :class:`datasets.bases.ImageTextDataset`, with its settings.
+        transform: the :class:`datasets.text.CaptionTransform`, with its settings.
         index: the pair's index in it.
         rng: a ``random.Random``. A field that draws random numbers belongs at the end of this file, so that the fields
             before it do not depend on it.
@@ -40,27 +39,25 @@ class CaptionSample:
         token_positions: the positions in the original caption of the tokens in ``ids``, a list or a slice of all.
     """
 
-    def __init__(self, dataset, index, rng):
-        self.dataset, self.index, self.rng = dataset, index, rng
-        self.ids, self.token_positions = dataset.tokens[index].long(), slice(None)
-        if dataset.caption_filter and rng.random() < dataset.caption_filter:
-            self.token_positions = descriptive_positions(self.ids.tolist(), dataset.parts_of_speech[index].tolist(),
-                                                         dataset.mask_id)
+    def __init__(self, transform, index, rng):
+        self.transform, self.index, self.rng = transform, index, rng
+        self.ids, self.token_positions = transform.tokens[index].long(), slice(None)
+        filter_rate = transform.masking.caption_filter
+        if filter_rate and rng.random() < filter_rate:
+            self.token_positions = descriptive_positions(self.ids.tolist(), transform.parts_of_speech[index].tolist(),
+                                                         transform.mask_id)
             self.ids = self.select_tokens(self.ids)
-        if dataset.txt_aug and dataset.preprocessing == 'tbps':
-            _, image_id, _, caption = dataset.dataset[index]
-            back_translation = dataset.back_translations.get((image_id, caption), '')
-            self.ids = dataset.tokenize_caption(augment_tbps_caption(caption, rng, back_translation))
-        elif dataset.txt_aug:
-            ids, remaining = perturb_tokens(self.ids.tolist(), rng, dataset.mask_id)
-            positions = range(len(self.ids)) if self.token_positions == slice(None) else self.token_positions
-            self.ids = torch.tensor(ids)
-            self.token_positions = [positions[position] for position in remaining if position < len(positions)]
+        if transform.augment is not None:
+            self.ids, self.token_positions = transform.augment(self)
+
+    @property
+    def image_id(self):
+        return self.transform.samples[self.index][1]
 
     @property
     def caption(self):
         """The caption as text."""
-        return self.dataset.dataset[self.index][3]
+        return self.transform.samples[self.index][3]
 
     def select_tokens(self, values):
         """Select the values of the tokens in ``ids`` from the original caption's values [L], padded with zeros."""
@@ -72,17 +69,19 @@ class CaptionSample:
     @functools.cached_property
     def masked(self):
         """``(masked ids [L], labels [L])`` of :func:`datasets.masking.mask_tokens`."""
-        dataset, probabilities = self.dataset, None
-        if dataset.mlm_masking == 'noun':
-            parts_of_speech = self.select_tokens(dataset.parts_of_speech[self.index])
+        transform, probabilities = self.transform, None
+        masking = transform.masking
+        if masking.mlm_masking == 'noun':
+            parts_of_speech = self.select_tokens(transform.parts_of_speech[self.index])
             probabilities = noun_mask_probabilities(parts_of_speech.tolist())
-        masked = mask_tokens(self.ids.tolist(), self.rng, dataset.mask_id, *dataset.mask_rates, probabilities)
+        masked = mask_tokens(self.ids.tolist(), self.rng, transform.mask_id, masking.masked_token_rate,
+                             masking.masked_token_unchanged_rate, probabilities)
         return tuple(map(torch.tensor, masked))
 
     @functools.cached_property
     def masked_words(self):
         """``(masked ids [L], positions [M], labels [M])`` of :func:`datasets.whole_word_masking.mask_whole_words`."""
-        tokenizer = self.dataset.tokenizer
+        tokenizer = self.transform.tokenizer
         masked = mask_whole_words(self.ids.tolist(), self.rng, tokenizer.mask_id, tokenizer.continuation_ids,
                                   tokenizer.vocab_size)
         return tuple(map(torch.tensor, masked))
@@ -90,7 +89,8 @@ class CaptionSample:
 
 @field
 def caption_ids(sample):
-    return sample.masked[0] if sample.dataset.masks_captions and sample.dataset.masks_in_place else sample.ids
+    transform = sample.transform
+    return sample.masked[0] if transform.masks_captions and transform.masking.masks_in_place else sample.ids
 
 
 @field(uses_masking=True)
@@ -105,7 +105,7 @@ def mlm_labels(sample):
 
 @field(uses_tags=True)
 def attributes_mask(sample):
-    return sample.select_tokens(sample.dataset.attribute_groups[sample.index]).long()
+    return sample.select_tokens(sample.transform.attribute_groups[sample.index]).long()
 
 
 @field
@@ -126,13 +126,13 @@ def bert_mlm_labels(sample):
 @field
 def eda_ids(sample):
     """Token ids of the caption after easy data augmentation (:mod:`datasets.eda`), int64 [L]."""
-    return sample.dataset.tokenize_caption(augment_caption(sample.caption, sample.rng, load_synonyms()))
+    return sample.transform.tokenize(augment_caption(sample.caption, sample.rng, load_synonyms()))
 
 
 @field
 def attribute_labels(sample):
     """The image's attributes, int64 [A]: 1, 0, or -1 for unknown."""
-    return sample.dataset.labels[sample.index].long()
+    return sample.transform.labels[sample.index].long()
 
 
 @field

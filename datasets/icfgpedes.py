@@ -1,5 +1,5 @@
 """The ICFG-PEDES dataset."""
-from datasets.bases import BaseDataset
+from datasets.annotation import BaseDataset
 
 
 class ICFGPEDES(BaseDataset):

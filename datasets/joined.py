@@ -1,5 +1,6 @@
 """Join several datasets: ``--dataset_name CUHK-PEDES+ICFG-PEDES``."""
-from datasets.bases import SPLITS, BaseDataset
+from datasets.annotation import BaseDataset
+from datasets.annotation_checks import SPLITS
 from utils.errors import UserError
 
 

@@ -3,7 +3,7 @@ import os
 
 import torch
 
-from datasets.bases import BaseDataset
+from datasets.annotation import BaseDataset
 from datasets.prompts import MALS as MALS_PROMPTS
 from datasets.prompts import PA100K as PA100K_PROMPTS
 from datasets.prompts import flatten_prompts

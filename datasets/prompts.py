@@ -7,8 +7,9 @@ import random
 
 import torch
 
-from datasets.bases import collate, tokenize
 from datasets.captions import is_empty_caption
+from datasets.pairs import collate
+from datasets.text import tokenize
 from datasets.whole_word_masking import mask_whole_words
 from utils.errors import UserError
 from utils.iotools import read_json

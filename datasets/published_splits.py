@@ -20,7 +20,7 @@ def split_note(dataset, split, counts):
     """Describe how ``counts`` differ from the published split; '' if they are equal or nothing is published.
 
     Args:
-        dataset: a :class:`datasets.bases.BaseDataset`.
+        dataset: a :class:`datasets.annotation.BaseDataset`.
         split: train, val or test.
         counts: (identities, images, captions). None is not compared.
 

@@ -9,6 +9,9 @@ import torch
 from torchvision.transforms import functional as F
 from torchvision.transforms.functional import InterpolationMode
 
+from datasets.device_augmentation import CROP_PADDING
+from datasets.transforms import FLIP_PROBABILITY
+
 OPERATION_COUNT, OPERATION_PROBABILITY = 2, 0.5   # operations drawn with replacement; each is applied with this chance
 FACTOR, SHEAR, SHIFT, ANGLE = 1.36, 0.21, 7, 21.0
 GRAY_FILL = [128.0]                               # color outside the moved or rotated image
@@ -70,3 +73,28 @@ def sample_erased_rectangle(height, width):
             top, left = torch.randint(height - rows + 1, ()).item(), torch.randint(width - columns + 1, ()).item()
             return top, left, rows, columns
     return 0, 0, 0, 0
+
+
+def rand_augment_view(image, seed, resize):
+    """Make a view of a training image as APTM does: mirror and augment it, and sample a rectangle that is erased later.
+
+    torch's global generator does not change.
+
+    Args:
+        image: a PIL image, or a resized image, uint8 [3, H, W].
+        seed: the seed of all random numbers.
+        resize: a function that resizes a PIL image.
+
+    Returns:
+        ``{'images', 'augmentation_params'}``: uint8 [3, H, W], and int32 [7] as of
+        :func:`datasets.transforms.sample_augmentation`, in which only the erased rectangle is set.
+    """
+    image = image if isinstance(image, torch.Tensor) else F.pil_to_tensor(resize(image))
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)   # torch.manual_seed would also reseed the GPU
+        if torch.rand(1) < FLIP_PROBABILITY:
+            image = image.flip(-1)
+        image = rand_augment(image)
+        rectangle = sample_erased_rectangle(*image.shape[1:])
+    params = torch.tensor([0, CROP_PADDING, CROP_PADDING, *rectangle], dtype=torch.int32)
+    return {'images': image, 'augmentation_params': params}

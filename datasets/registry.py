@@ -1,10 +1,11 @@
-"""Registry of datasets: every file of this folder that defines a :class:`~datasets.bases.BaseDataset`."""
+"""Registry of datasets: every file of this folder that defines a :class:`~datasets.annotation.BaseDataset`."""
 import argparse
 import functools
 import logging
 import os
 import pkgutil
 
+from datasets.preprocessing import preprocessing_names
 from datasets.published_splits import split_note
 from utils import options
 from utils.declarations import is_pytorch_loaded, load_plugin
@@ -26,7 +27,7 @@ def datasets():
 @functools.lru_cache(maxsize=1)
 def collect_datasets(imported):
     """Collect the classes of :func:`datasets`. ``imported`` is the cache's key for declarations or imported classes."""
-    classes, base = [], load_plugin('datasets.bases').BaseDataset
+    classes, base = [], load_plugin('datasets.annotation').BaseDataset
     for module in pkgutil.iter_modules([os.path.dirname(__file__)], 'datasets.'):
         if module.ispkg or module.name == __name__:   # synthpedes writes datasets and defines none
             continue
@@ -81,6 +82,7 @@ class DatasetOptions(options.OptionProvider):
 
     def add_options(self, parser):
         parser.actions()['dataset_name'].help = describe_names()
+        parser.actions()['preparation'].choices = preprocessing_names()
         group = parser.add_argument_group('several datasets', 'For --dataset_name <one>+<another>.')
         group.add_argument('--dataset_shares', type=positive_float, nargs='+', default=None,
                            help='weight of each dataset in an epoch, in the order of --dataset_name (default: its '

@@ -1,5 +1,5 @@
 """The RSTPReid dataset."""
-from datasets.bases import BaseDataset
+from datasets.annotation import BaseDataset
 
 
 class RSTPReid(BaseDataset):

@@ -192,12 +192,12 @@ def build_batch_sampler(args, pids, sizes=None):
 def create_batch_sampler(args, pids, sizes):
     if args.sampler not in SAMPLERS:
         raise unknown_name_error('sampler', args.sampler, SAMPLERS)
-    drop_last = getattr(args, 'drop_last', False)
-    if getattr(args, 'dataset_shares', None):
+    if args.dataset_shares:
         validate_dataset_shares(args.dataset_shares, sizes, args)
-        return WeightedBatches(pids, args.batch_size, args.seed, sizes, args.dataset_shares, drop_last)
+        return WeightedBatches(pids, args.batch_size, args.seed, sizes, args.dataset_shares,
+                               args.drop_last)
     if args.sampler == 'random':
-        return RandomBatches(pids, args.batch_size, args.seed, drop_last)
+        return RandomBatches(pids, args.batch_size, args.seed, args.drop_last)
     return SAMPLERS[args.sampler](pids, args.batch_size, args.num_instance, args.seed)
 
 

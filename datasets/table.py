@@ -9,7 +9,8 @@ import os
 import random
 import re
 
-from datasets.bases import SPLITS, BaseDataset, path_problem
+from datasets.annotation import BaseDataset
+from datasets.annotation_checks import SPLITS, path_problem
 from datasets.captions import caption_problem, looks_like_list, parse_caption_list
 from datasets.identities import JUNK, canonical_identity, number_identities, spelling_variants
 from datasets.released_lists import report_oddities
@@ -52,7 +53,7 @@ def is_table(name):
 
 
 def table_class(name, columns=None, split_seed=1):
-    """Build the :class:`~datasets.bases.BaseDataset` of a table.
+    """Build the :class:`~datasets.annotation.BaseDataset` of a table.
 
     Args:
         name: the table's file name in ``--root_dir``.

@@ -5,7 +5,7 @@ import logging
 import os
 import re
 
-from datasets.bases import read_entries
+from datasets.annotation import read_entries
 from utils.errors import UserError
 from utils.iotools import MAX_JSON_BYTES, parse_json, check_regular_file
 

@@ -1,10 +1,9 @@
 """Image transforms from a PIL image to the model's input."""
 import torch
+# The first version of torchvision's transforms, as in IRRA: v2 rounds 0..255 to 0..1 differently and lacks get_params.
 from torchvision import transforms as T
 
-from datasets.augmentation import tbps_transforms
 from datasets.device_augmentation import CROP_PADDING
-from datasets.rand_augment import rand_augment, sample_erased_rectangle
 from utils.image_stats import CLIP_STATS
 
 MEAN, STD = CLIP_STATS.mean, CLIP_STATS.std   # IRRA's names
@@ -38,13 +37,6 @@ def build_transforms(img_size=(384, 128), aug=False, is_train=True, image_stats=
     return T.Compose(steps)
 
 
-def build_preprocessing(args, image_stats, is_train):
-    """Build the ``Compose`` that ``--preparation`` names."""
-    if getattr(args, 'preparation', 'irra') == 'tbps':
-        return tbps_transforms(args.img_size, args.img_aug, is_train)
-    return build_transforms(args.img_size, is_train and args.img_aug, is_train, image_stats)
-
-
 def build_resize(img_size, interpolation):
     """Build a transform that resizes to (H, W)."""
     return T.Resize(tuple(img_size), T.InterpolationMode(interpolation))
@@ -74,31 +66,11 @@ def sample_augmentation(img_size, aug, seed):
     return torch.tensor([is_mirrored, *corner, *rectangle], dtype=torch.int32)
 
 
-def to_uint8_tensor(image):
-    """Convert a PIL image to uint8 [3, H, W]."""
-    return T.functional.pil_to_tensor(image)
-
-
-def apply_rand_augment(image, seed):
-    """Flip and augment a resized image as APTM does, and sample the rectangle that is erased later.
-
-    torch's global generator does not change.
-
-    Args:
-        image: uint8 [3, H, W].
-        seed: the seed of all random numbers.
-
-    Returns:
-        ``(image, augmentation_params)``: uint8 [3, H, W], and int32 [7] as of :func:`sample_augmentation`, in which
-        only the erased rectangle is set.
-    """
+def apply_transform(image, seed, transform):
+    """Transform an image with random numbers of ``seed``. torch's global generator does not change."""
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        if torch.rand(1) < FLIP_PROBABILITY:
-            image = image.flip(-1)
-        image = rand_augment(image)
-        rectangle = sample_erased_rectangle(*image.shape[1:])
-        return image, torch.tensor([0, CROP_PADDING, CROP_PADDING, *rectangle], dtype=torch.int32)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reseed the GPU
+        return transform(image)
 
 
 def blank_image(height, width):

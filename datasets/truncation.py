@@ -31,7 +31,7 @@ def describe_truncation(captions, tokens, tokenizer, kind='captions'):
         kind: the name of the captions in the sentence: 'training captions', 'queries'.
 
     Example:
-        >>> from datasets.bases import tokenize
+        >>> from datasets.text import tokenize
         >>> from utils.simple_tokenizer import SimpleTokenizer
         >>> tokenizer, caption = SimpleTokenizer(), 'red coat'
         >>> print(describe_truncation([caption], tokenize(caption, tokenizer, 3)[None], tokenizer).split(';')[0])

@@ -11,10 +11,12 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from datasets import build_dataloader
-from datasets.bases import tokenize
 from datasets.build import build_dataset_from_args
+from datasets.preprocessing import build_preprocessing
+from datasets.text import tokenize
 from datasets.transforms import build_transforms
 from model import build_model
+from model.backbones import backbone_class
 from model.clip_weights import OPENAI_SHA256, shape_named
 from processor.evaluation import embed
 from processor.step import get_image_stats
@@ -50,9 +52,11 @@ def load_run(args):
     Raises:
         UserError: the dataset or the checkpoint cannot be read.
     """
+    backbone = backbone_class(args)
     with comm.main_process_first(f'test data of {args.dataset_name}'):   # it writes caches that the other ranks read
-        images, captions, num_classes = build_dataloader(args)
+        images, captions, num_classes = build_dataloader(args, backbone)
     model, checkpoint = load_trained(args, num_classes)
+    model.image_stats = build_preprocessing(args, backbone).image_stats()
     return TrainedRun(model, images, captions, checkpoint)
 
 

@@ -7,6 +7,7 @@ import time
 
 from datasets.build import build_training_loaders
 from model import build_model
+from model.backbones import backbone_class
 from processor.evaluators import build_evaluator
 from processor.processor import do_train
 from processor.progress import format_log_line
@@ -113,7 +114,7 @@ def train(args, device, checkpoint):
     seed_all(args.seed)
 
     with comm.main_process_first('data'):     # it writes caches that the other ranks read
-        loaders = build_training_loaders(args)
+        loaders = build_training_loaders(args, backbone_class(args))
     logger.info(format_log_line(f'data {args.dataset_name}', f'{len(loaders.train.dataset)} training pairs',
                                 f'{loaders.num_classes} identities', f'{len(loaders.train)} steps per epoch'))
     initial_weights = read_checkpoint(args.init_from)['model'] if args.init_from and not args.resume else None
@@ -121,6 +122,7 @@ def train(args, device, checkpoint):
     model = build_model(args, loaders.num_classes, replaced_by=replaced_by)
     if initial_weights is not None:
         init_from_checkpoint(model, args.init_from, initial_weights)
+    model.image_stats = loaders.train.dataset.image_stats    # a preprocessing can have other ones than the backbone
     model.to(device)
     logger.info(format_log_line(f'model {parameter_count(model) / 1e6:.1f}M parameters', f'losses {args.loss_names}'))
 

@@ -22,6 +22,3 @@ class ImageStats(NamedTuple):
 # IRRA's reference implementation erases with the mean's values, but after normalization: they show as light gray.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STATS = ImageStats(CLIP_MEAN, (0.26862954, 0.26130258, 0.27577711), CLIP_MEAN)
-# TBPS-CLIP uses ImageNet's statistics. It resizes training images bilinearly, and erases them with black before it
-# normalizes them.
-TBPS_STATS = ImageStats((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), (0.485, 0.456, 0.406), 'bicubic')

@@ -176,7 +176,7 @@ def add_data_options(parser):
                        '--preparation tbps: two of its six augmentations per image')
     add_boolean_option(data, '--txt_aug', False, 'mask, replace or remove a fifth of the tokens of training captions '
                        '(RDE). With --preparation tbps: use back-translations, and delete words (TBPS-CLIP)')
-    data.add_argument('--preparation', default='irra', choices=['irra', 'tbps'],
+    data.add_argument('--preparation', default='irra',     # datasets.registry sets its choices
                       help='preprocessing and augmentation of images and captions: as in IRRA and its forks, or as in '
                            "TBPS-CLIP (normalization with ImageNet's statistics, captions without punctuation)")
     data.add_argument('--noisy_rate', type=fraction, default=0.0,

@@ -189,3 +189,9 @@ class CleaningTokenizer(SimpleTokenizer):
 
     def encode_with_offsets(self, text):
         return super().encode_with_offsets(remove_punctuation(text))
+
+
+@functools.lru_cache(maxsize=None)
+def default_tokenizer():
+    """CLIP's tokenizer, loaded once."""
+    return SimpleTokenizer()

@@ -66,17 +66,15 @@ def main(argv=None):
     if args.baselines:
         _print_baselines(args)
         return 0
-    difficulty = {name: getattr(args, name) for name in DIFFICULTY_OPTIONS}
+    names = 'images_per_id', 'captions_per_image', 'size', 'seed', 'format', *DIFFICULTY_OPTIONS
+    settings = {name: getattr(args, name) for name in names}
     if args.contact_sheet:
-        ids = 60 if args.ids is None else args.ids
-        settings = validate_settings(ids, args.images_per_id, args.captions_per_image, args.size, args.seed,
-                                     args.format, None, None, difficulty)
-        save_contact_sheet(args.contact_sheet, settings)
+        save_contact_sheet(args.contact_sheet, validate_settings(60 if args.ids is None else args.ids, **settings))
         return 0
     if args.out is None or args.ids is None:
         raise UserError('--out and --ids are needed (or --baselines, or --contact_sheet)')
-    folder = generate(args.out, args.ids, args.images_per_id, args.captions_per_image, tuple(args.size), args.seed,
-                      args.format, args.val_ids, args.test_ids, args.workers, args.overwrite, **difficulty)
+    folder = generate(args.out, args.ids, workers=args.workers, overwrite=args.overwrite, val_ids=args.val_ids,
+                      test_ids=args.test_ids, **settings)
     print(f'synthpedes: {folder}')
     return 0
 

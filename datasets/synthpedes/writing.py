@@ -117,8 +117,24 @@ def formats():
     return [name for name, format_class in datasets().items() if format_class.annotations]
 
 
-def validate_settings(ids, images_per_id, captions_per_image, size, seed, format, val_ids, test_ids, difficulty):
-    """Validate the arguments of :func:`generate` and fill in defaults: the settings that synthpedes.json holds."""
+def validate_settings(ids, images_per_id=4, captions_per_image=None, size=(384, 128), seed=0, format='synthpedes',
+                      val_ids=None, test_ids=None, **difficulty):
+    """Validate the settings of a dataset and fill in defaults: the settings that synthpedes.json holds.
+
+    Args:
+        ids: the number of identities of all splits.
+        images_per_id: the number of images of each identity.
+        captions_per_image: the number of captions of each image, by default the format's: 1 for ICFG-PEDES, else 2.
+        size: (height, width) of the images in pixels.
+        seed: the seed of all random numbers.
+        format: 'synthpedes' (CUHK-PEDES's layout), 'CUHK-PEDES', 'ICFG-PEDES' or 'RSTPReid'.
+        val_ids: the number of identities of the val split, by default a tenth (none for ICFG-PEDES).
+        test_ids: the number of identities of the test split, by default a fifth.
+        difficulty: values of DIFFICULTY_OPTIONS: omission, shades, tint, clutter, occlusion, colours, twins.
+
+    Raises:
+        UserError: a setting is invalid.
+    """
     if format not in formats():
         raise unknown_name_error('format', format, formats())
     format_class = dataset_class(format)
@@ -246,24 +262,17 @@ def _write_dataset(folder, settings, workers, progress):
                                                'settings': settings, 'counts': counts})
 
 
-def generate(out, ids, images_per_id=4, captions_per_image=None, size=(384, 128), seed=0, format='synthpedes',
-             val_ids=None, test_ids=None, workers=None, overwrite=False, progress=True, **difficulty):
+def generate(out, ids, images_per_id=4, workers=None, overwrite=False, progress=True, **settings):
     """Write a dataset of ``ids`` procedural pedestrians to ``<out>/<format>/`` and return that folder's path.
 
     Args:
         out: the root folder (``--root_dir`` of a training); it is created if necessary.
         ids: the number of identities of all splits.
         images_per_id: the number of images of each identity.
-        captions_per_image: the number of captions of each image, by default the format's: 1 for ICFG-PEDES, else 2.
-        size: (height, width) of the images in pixels.
-        seed: the seed of all random numbers.
-        format: 'synthpedes' (CUHK-PEDES's layout), 'CUHK-PEDES', 'ICFG-PEDES' or 'RSTPReid'.
-        val_ids: the number of identities of the val split, by default a tenth (none for ICFG-PEDES).
-        test_ids: the number of identities of the test split, by default a fifth.
         workers: the number of processes, by default one per core. It does not change the result.
         overwrite: whether to replace a folder that synthpedes wrote. Other folders are never replaced.
         progress: whether to show a progress bar.
-        difficulty: values of DIFFICULTY_OPTIONS: omission, shades, tint, clutter, occlusion, colours, twins.
+        settings: the other settings of the dataset (:func:`validate_settings`).
 
     Next to the annotation the function writes ``attributes.json``, a list of each identity's labels, and
     ``synthpedes.json``, the settings and counts. ``twin_of`` in the labels is the id of the identity from which the
@@ -273,16 +282,15 @@ def generate(out, ids, images_per_id=4, captions_per_image=None, size=(384, 128)
     Raises:
         UserError: an argument is invalid, or the folder exists with other content or settings.
     """
-    settings = validate_settings(ids, images_per_id, captions_per_image, size, seed, format, val_ids, test_ids,
-                                 difficulty)
+    settings = validate_settings(ids, images_per_id, **settings)
     workers = os.cpu_count() if workers is None else _require_integer('workers', workers, 0, 1024)
-    folder = os.path.join(out, format)
+    folder = os.path.join(out, settings['format'])
     if not _needs_writing(folder, settings, overwrite):
         print(f'{folder} exists with these settings: nothing to do')
         return folder
     creates_out = not os.path.isdir(out)
     try:
-        with _working_folder(out, format) as (new, old):
+        with _working_folder(out, settings['format']) as (new, old):
             _restore_folder(old, folder)
             if not _needs_writing(folder, settings, overwrite):   # another run may have written it
                 print(f'{folder} exists with these settings: nothing to do')

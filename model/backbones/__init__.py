@@ -100,9 +100,5 @@ class BackboneOptions(options.OptionProvider):
                             'run')
         return {'backbone': name, **released}
 
-    def selected_class(self, args):
-        """Return the class that ``args`` name, for tokenizer and image statistics."""
-        return backbone_class(args)
-
 
 options.register_options(__name__, BackboneOptions())

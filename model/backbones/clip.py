@@ -1,23 +1,16 @@
 """CLIP (Radford et al., ICML 2021), as IRRA and the methods that follow it use it."""
-import functools
-
 import torch
 
 from model.activation import ACTIVATIONS, resolve_activation, source_of_weights
 from model.backbones import Backbone
 from model.clip_model import ResidualAttentionBlock, Transformer
 from model.clip_weights import build_clip, clip_without_values, empty_clip, shape_named, shape_of
-from utils.image_stats import CLIP_STATS, TBPS_STATS
+from utils.image_stats import CLIP_STATS
 from utils.option_types import Effect, open_fraction
-from utils.simple_tokenizer import CleaningTokenizer, SimpleTokenizer
+from utils.simple_tokenizer import default_tokenizer
 
 TOKENS = frozenset({'image_tokens', 'text_tokens', 'masked_text_tokens', 'image_attention', 'text_attention',
                     "CLIP's image encoder"})
-
-
-@functools.lru_cache(maxsize=None)
-def clip_tokenizer(cleaning=False):
-    return CleaningTokenizer() if cleaning else SimpleTokenizer()
 
 
 def dropout_rate(text):
@@ -77,11 +70,11 @@ class Clip(Backbone):
 
     @staticmethod
     def tokenizer(args, captions=None):
-        return clip_tokenizer(args.preparation == 'tbps')
+        return default_tokenizer()
 
     @staticmethod
     def image_stats(args, dataset=None):
-        return TBPS_STATS if args.preparation == 'tbps' else CLIP_STATS
+        return CLIP_STATS
 
     @staticmethod
     def matches_state_dict(state_dict):

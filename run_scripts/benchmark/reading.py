@@ -5,6 +5,7 @@ from datasets import build_dataloader
 from datasets.build import worker_count
 from datasets.device_augmentation import augment_on_device
 from datasets.synthpedes import generate
+from model.backbones import backbone_class
 from run_scripts.benchmark import reference
 from run_scripts.benchmark.machine import measure_time
 from run_scripts.benchmark.workload import recipe_options
@@ -28,8 +29,8 @@ def measure_reading(kind, root, setting):
     uses_cache = kind in ('cache', 'finished')
     args = recipe_options(setting, '--root_dir', root,
                           *(['--image_cache', os.path.join(root, 'cache')] if uses_cache else []))
-    loader = build_dataloader(args)[0]
-    samples = loader.dataset.dataset
+    loader = build_dataloader(args, backbone_class(args))[0]
+    samples = loader.dataset.samples
     if uses_cache:
         stored_bytes = 3 * args.img_size[0] * args.img_size[1]
     else:

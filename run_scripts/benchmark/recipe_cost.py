@@ -11,6 +11,7 @@ from datasets import build_dataloader
 from datasets.build import dataset_class
 from datasets.synthpedes import generate
 from model import build_model
+from model.backbones import backbone_class
 from model.build import total_loss
 from processor.build import build_step
 from run_scripts.benchmark.machine import measure_time, peak_bytes
@@ -44,7 +45,7 @@ def measure_recipe(path, recipe_words, args, device):
         options = get_args(['--config_file', path, *recipe_words, '--root_dir', folder, '--batch_size', str(size),
                             '--device', device, '--amp', args.amp, '--num_workers', '0',
                             '--pretrain_choice', random_weights_choice(recipe.pretrain_choice)])
-        batch = next(iter(build_dataloader(options)[0]))
+        batch = next(iter(build_dataloader(options, backbone_class(options))[0]))
     seed_all(options.seed)
     initial_bytes = 0 if device.startswith('cuda') else peak_bytes()
     model = build_model(options, identities).to(device)

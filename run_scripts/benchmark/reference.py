@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from datasets.bases import default_tokenizer, tokenize
+from datasets.bases import tokenize
 from datasets.masking import mask_tokens
 from datasets.transforms import build_transforms
 from model import objectives
@@ -30,7 +30,7 @@ from model.build import total_loss
 from model.clip_weights import shape_named
 from solver.build import parameter_settings
 from utils.iotools import read_image
-from utils.simple_tokenizer import MASK
+from utils.simple_tokenizer import MASK, default_tokenizer
 
 # -- the model -------------------------------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ import random
 
 import torch
 
-from datasets.bases import TextDataset, default_tokenizer
+from datasets.bases import TextDataset
 from datasets.device_augmentation import augment_on_device
 from datasets.masking import mask_tokens
 from datasets.transforms import sample_augmentation
@@ -19,7 +19,7 @@ from solver import build_optimizer
 from utils.batch_shard import WHOLE_BATCH
 from utils.options import get_args
 from utils.seeding import derive_seed, seed_all
-from utils.simple_tokenizer import MASK
+from utils.simple_tokenizer import MASK, default_tokenizer
 
 RECIPE = os.path.join(ROOT, 'configs', 'irra.yaml')
 IDENTITIES = 11003      # of CUHK-PEDES' training split

@@ -6,10 +6,10 @@ import os
 import runpy
 import sys
 
-from datasets import bases
+from datasets import array_cache
 
 if __name__ == '__main__':
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    bases.MIN_CACHED_CAPTIONS = 8
+    array_cache.MIN_CACHED_CAPTIONS = 8
     sys.argv = sys.argv[1:]
     runpy.run_path(os.path.join(root, sys.argv[0]), run_name='__main__')

@@ -5,11 +5,12 @@ import re
 
 import pytest
 
-from datasets.registry import datasets as known_datasets
+from datasets.annotation_checks import missing_files
 from datasets.build import build_dataset
-from datasets.bases import limit_training_samples, missing_files, renumber_samples
 from datasets.cuhkpedes import CUHKPEDES
 from datasets.icfgpedes import ICFGPEDES
+from datasets.registry import datasets as known_datasets
+from datasets.samples import limit_training_samples, renumber_samples
 from utils.errors import UserError
 
 NAMES = ['CUHK-PEDES', 'ICFG-PEDES', 'RSTPReid', 'synthpedes']

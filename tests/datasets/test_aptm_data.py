@@ -11,6 +11,7 @@ from datasets.build import build_dataset
 from datasets.prompts import MALS, PA100K
 from datasets.synthpedes import generate
 from datasets.synthpedes.attributes import PROMPTS
+from model.backbones.aptm import Aptm
 from tests.support import options
 from utils.errors import UserError
 
@@ -84,7 +85,7 @@ def loader_of(root, tmp_path, **changes):
     settings = dict(backbone='aptm', pretrain_choice='scratch:aptm-tiny', loss_names='itc+attr',
                     dataset_name='synthpedes', root_dir=root, img_size=(96, 32), text_length=20, batch_size=4,
                     num_workers=0, output_dir=str(tmp_path))
-    return build_dataloader(options(**{**settings, **changes}))
+    return build_dataloader(options(**{**settings, **changes}), Aptm)
 
 
 def test_batches_carry_labels_and_prompts_masked_by_their_seed(synthetic, tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from datasets import bases
+from datasets import array_cache, text
 from datasets.array_cache import Samples, Strings, compute_key, load_or_make_arrays
 
 TEXTS = ['a man', '', 'Grüße 👋', 'x' * 1000]
@@ -154,32 +154,32 @@ def test_a_folder_that_cannot_be_written(tmp_path, made, caplog):
 
 
 def test_tokens_of_many_captions_are_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(bases, 'MIN_CACHED_CAPTIONS', 3)
-    made, tokenize = [], bases.tokenize
+    monkeypatch.setattr(array_cache, 'MIN_CACHED_CAPTIONS', 3)
+    made, tokenize = [], text.tokenize
 
     def recording_tokenize(caption, *settings):
         made.append(caption)
         return tokenize(caption, *settings)
-    monkeypatch.setattr(bases, 'tokenize', recording_tokenize)
+    monkeypatch.setattr(text, 'tokenize', recording_tokenize)
     captions, folder = ['a man', 'a woman in red', 'somebody'], str(tmp_path / 'token_cache')
-    plain = bases.tokenize_all(captions, 20)
+    plain = text.tokenize_all(captions, 20)
     for _ in range(2):
-        cached = bases.tokenize_all(captions, 20, folder=folder)
+        cached = text.tokenize_all(captions, 20, folder=folder)
         assert torch.equal(plain, cached) and cached.dtype == torch.int32
     assert len(made) == 6 and torch.equal(pickle.loads(pickle.dumps(cached)), plain)
-    bases.tokenize_all(captions[:2], 20, folder=folder)                 # few captions are not cached
+    text.tokenize_all(captions[:2], 20, folder=folder)                 # few captions are not cached
     assert len(os.listdir(folder)) == 1
-    assert bases.tokenize_all(captions, 10, folder=folder).shape == (3, 10)
-    assert bases.tokenize_all(['another', *captions[1:]], 20, folder=folder)[0].tolist() != plain[0].tolist()
+    assert text.tokenize_all(captions, 10, folder=folder).shape == (3, 10)
+    assert text.tokenize_all(['another', *captions[1:]], 20, folder=folder)[0].tolist() != plain[0].tolist()
     assert len(os.listdir(folder)) == 3
 
 
 def test_a_flipped_bit_never_gives_another_token(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(bases, 'MIN_CACHED_CAPTIONS', 3)
+    monkeypatch.setattr(array_cache, 'MIN_CACHED_CAPTIONS', 3)
     captions, folder = ['a man', 'a woman in red', 'somebody'], tmp_path / 'token_cache'
-    plain = bases.tokenize_all(captions, 20, folder=str(folder)).clone()      # it is a map of the file
+    plain = text.tokenize_all(captions, 20, folder=str(folder)).clone()      # it is a map of the file
     flip(next(folder.glob('*/tokens.npy')), 128 + 4)
-    assert torch.equal(bases.tokenize_all(captions, 20, folder=str(folder)), plain)
+    assert torch.equal(text.tokenize_all(captions, 20, folder=str(folder)), plain)
     assert caplog.text.count('is damaged (tokens.npy has another checksum) and is written again') == 1
 
 

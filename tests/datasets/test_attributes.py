@@ -10,8 +10,10 @@ import torch
 from datasets.attributes import (ADJECTIVE, NOUN, OTHER, PRONOUN, Word, annotate, annotate_all, attribute_groups,
                                  is_adjective, is_noun, is_pronoun, load_tagger, locate_words, spacy_tagger,
                                  textblob_tagger)
-from datasets.bases import ImageTextDataset, default_tokenizer, tokenize
+from datasets.bases import tokenize
+from tests.datasets.pairs import build_pairs
 from utils.errors import UserError
+from utils.simple_tokenizer import default_tokenizer
 
 AWKWARD = ["smile :) : ) she's “quoted” and (!) naïve 上衣 😀 <|mask|> word!?. \"x\". wait...ok",
            "He isn't U.S. T-shirt/coat, 3.5 &amp; 2-tone",
@@ -245,7 +247,7 @@ def samples(tmp_path):
 
 @pytest.mark.parametrize('masking', ('clean', 'inplace'))
 def test_samples_carry_their_attributes(samples, masking):
-    pairs = ImageTextDataset(samples, fields=('attributes_mask',), caption_masking=masking)
+    pairs = build_pairs(samples, fields=('attributes_mask',), caption_masking=masking)
     mask = pairs[0]['attributes_mask']
     assert mask.dtype == torch.int64 and mask.tolist() == [0] * 5 + [1, 1, 1] + [0] * 69
     assert pairs[1]['attributes_mask'].sum() == 0
@@ -259,10 +261,10 @@ def test_tagged_once_and_only_when_asked_for(samples, monkeypatch):
             calls.append(text)
             return []
         return tag
-    monkeypatch.setattr('datasets.bases.load_tagger', counted)
-    assert 'attributes_mask' not in ImageTextDataset(samples, fields=('mlm_labels',))[0]
+    monkeypatch.setattr('datasets.text.load_tagger', counted)
+    assert 'attributes_mask' not in build_pairs(samples, fields=('mlm_labels',))[0]
     assert not calls
-    pairs = ImageTextDataset(samples, fields=('attributes_mask',))
+    pairs = build_pairs(samples, fields=('attributes_mask',))
     for _ in range(3):
         pairs[0], pairs[1]
     assert len(calls) == 2
@@ -270,4 +272,4 @@ def test_tagged_once_and_only_when_asked_for(samples, monkeypatch):
 
 def test_the_tagger_is_a_choice(samples):
     with pytest.raises(UserError, match='unknown tagger'):
-        ImageTextDataset(samples, fields=('attributes_mask',), attribute_tagger='nltk')
+        build_pairs(samples, fields=('attributes_mask',), attribute_tagger='nltk')

@@ -6,8 +6,10 @@ import torch
 from PIL import Image
 from torchvision import transforms as T
 
-from datasets.augmentation import (IMAGENET, RandomChoices, apply_seeded, augment_tbps_caption, perturb_tokens,
-                                   simclr_transforms, tbps_transforms)
+from datasets.augmentation import apply_seeded, perturb_tokens, simclr_transforms
+from datasets.preprocessing import build_preprocessing
+from datasets.preprocessing.tbps import IMAGENET, RandomChoices, augment_caption, tbps_transforms
+from tests.support import options
 from utils.simple_tokenizer import remove_punctuation
 
 MASK = 49405
@@ -52,7 +54,7 @@ def test_captions_are_cleaned():
 def test_words_are_deleted_and_captions_exchanged_for_their_back_translations():
     rng, words, translated = random.Random(0), 0, 0
     for _ in range(4000):
-        drawn = augment_tbps_caption('a b c d e f g h i j', rng, 'k l m n o p q r s t').split()
+        drawn = augment_caption('a b c d e f g h i j', rng, 'k l m n o p q r s t').split()
         translated += drawn[0] >= 'k'
         words += len(drawn)
     assert translated / 4000 == pytest.approx(0.1, abs=0.015) and words / 40000 == pytest.approx(0.95, abs=0.005)
@@ -60,11 +62,11 @@ def test_words_are_deleted_and_captions_exchanged_for_their_back_translations():
 
 def test_something_always_stays_of_a_caption():
     seeds = [random.Random(seed) for seed in range(100)]
-    assert {augment_tbps_caption('Coat.', rng, deletion_probability=1.0) for rng in seeds} == {'coat'}
-    assert {augment_tbps_caption('red coat', rng, deletion_probability=1.0) for rng in seeds} == {'red', 'coat'}
-    assert {augment_tbps_caption('red coat', rng, back_translation=' . ', translation_probability=1.0,
+    assert {augment_caption('Coat.', rng, deletion_probability=1.0) for rng in seeds} == {'coat'}
+    assert {augment_caption('red coat', rng, deletion_probability=1.0) for rng in seeds} == {'red', 'coat'}
+    assert {augment_caption('red coat', rng, back_translation=' . ', translation_probability=1.0,
                                  deletion_probability=0.0) for rng in seeds} == {'red coat'}
-    assert augment_tbps_caption('', seeds[0]) == ''
+    assert augment_caption('', seeds[0]) == ''
 
 
 def test_two_are_drawn_with_replacement_in_any_order():
@@ -80,7 +82,8 @@ def test_two_are_drawn_with_replacement_in_any_order():
     assert drawn == {x + y for x in 'abc' for y in 'abc'}
 
 
-@pytest.mark.parametrize('make', [lambda: tbps_transforms((64, 48), aug=True), lambda: simclr_transforms((64, 48))])
+@pytest.mark.parametrize('make', [lambda: tbps_transforms((64, 48), aug=True),
+                                  lambda: simclr_transforms((64, 48), IMAGENET)])
 def test_a_seed_repeats_an_image_and_leaves_the_generator_alone(make):
     torch.manual_seed(0)
     expected = torch.rand(3)
@@ -94,7 +97,8 @@ def test_without_augmentation_an_image_is_resized_and_normalised():
     plain = T.functional.to_tensor(image().resize((48, 64), Image.BILINEAR))
     torch.testing.assert_close(tbps_transforms((64, 48))(image()), T.functional.normalize(plain, *IMAGENET))
     bicubic = T.functional.to_tensor(image().resize((48, 64), Image.BICUBIC))
-    torch.testing.assert_close(tbps_transforms((64, 48), is_train=False)(image()),
+    preprocessing = build_preprocessing(options(preparation='tbps', img_size=(64, 48)))
+    torch.testing.assert_close(preprocessing.test_transform(preprocessing.image_stats())(image()),
                                T.functional.normalize(bicubic, *IMAGENET))
 
 

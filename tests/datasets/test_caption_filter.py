@@ -5,13 +5,15 @@ from collections import Counter
 import pytest
 import torch
 
-from datasets import attributes, bases
+from datasets import attributes, images, text
 from datasets.attributes import ADJECTIVE, NOUN, OTHER, PRONOUN
-from datasets.bases import ImageTextDataset, default_tokenizer, tokenize
-from datasets.build import build_training_loader
+from datasets.bases import tokenize
+from datasets.build import build_dataloader
 from datasets.masking import descriptive_positions, mask_tokens, noun_mask_probabilities
+from tests.datasets.pairs import build_pairs
 from tests.support import options
 from utils.errors import UserError
+from utils.simple_tokenizer import default_tokenizer
 
 MASK, START, END = 49405, 49406, 49407
 CAPTION = 'She wears a bright turquoise windbreaker and is slowly walking with a black backpack.'
@@ -37,13 +39,13 @@ def tagged(monkeypatch):
     def tagger(text):
         calls[text] += 1
         return hand_tagger(text)
-    monkeypatch.setattr(bases, 'load_tagger', lambda name: tagger)
-    monkeypatch.setattr(bases, 'read_image', lambda path: torch.zeros(1))
+    monkeypatch.setattr(text, 'load_tagger', lambda name: tagger)
+    monkeypatch.setattr(images, 'read_image', lambda path: torch.zeros(1))
     return calls
 
 
 def pairs(captions=(CAPTION,), **settings):
-    return ImageTextDataset([(i, i, f'{i}.png', caption) for i, caption in enumerate(captions)], **settings)
+    return build_pairs([(i, i, f'{i}.png', caption) for i, caption in enumerate(captions)], **settings)
 
 
 def words_of(ids):
@@ -197,22 +199,22 @@ def test_wrong_masking():
         pairs(mlm_masking='nouns')
 
 
-def test_options_reach_the_dataset(tagged):
-    samples = [(0, 0, '0.png', CAPTION)] * 4
+def test_options_reach_the_dataset(tagged, make_dataset, tmp_path):
+    make_dataset()
     args = options(loss_names='sdm+mae', mask_ratio=0.7, mlm_masking='noun', caption_masking='inplace',
-                   caption_filter=0.3, batch_size=2, num_workers=0)
-    dataset = build_training_loader(args, samples).dataset
-    assert (dataset.mlm_masking, dataset.caption_filter) == ('noun', 0.3)
-    assert dataset.masks_in_place and dataset.masks_captions
+                   caption_filter=0.3, batch_size=2, num_workers=0, root_dir=str(tmp_path))
+    masking = build_dataloader(args)[0].dataset.text_transform.masking
+    assert (masking.mlm_masking, masking.caption_filter) == ('noun', 0.3)
+    assert masking.masks_in_place and masking.masks_captions([])
     for name in ('mlm_masking', 'caption_filter', 'attribute_tagger'):    # a caller's options without these
         delattr(args, name)
     args.caption_masking = 'clean'
-    assert build_training_loader(args, samples).dataset.caption_filter == 0
+    assert build_dataloader(args)[0].dataset.text_transform.masking.caption_filter == 0
 
 
 def test_the_tagger_that_comes_along():
     """TextBlob's tags of a natural caption."""
     pytest.importorskip('textblob')
-    dataset = ImageTextDataset([(0, 0, '0.png', 'The man is wearing a red shirt and blue jeans.')], caption_filter=1.0)
-    words = words_of(dataset.text_fields(0, random.Random(0))['caption_ids'])
+    dataset = build_pairs([(0, 0, '0.png', 'The man is wearing a red shirt and blue jeans.')], caption_filter=1.0)
+    words = words_of(dataset.text_transform(0, 0)['caption_ids'])
     assert {'man', 'red', 'shirt', 'blue', 'jeans'} <= set(words) and not {'the', 'is', 'a', 'and', '.'} & set(words)

@@ -7,8 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from datasets import bases, build_dataloader, entries
-from datasets.bases import BaseDataset
+from datasets import annotation, array_cache, build_dataloader, entries
+from datasets.annotation import BaseDataset
+from datasets.annotation_checks import SPLITS
 from datasets.build import get_attributes, build_dataset
 from datasets.entries import Entries
 from tests.support import options
@@ -17,7 +18,7 @@ from utils.errors import UserError
 
 @pytest.fixture(autouse=True)
 def few_are_many(monkeypatch):
-    monkeypatch.setattr(bases, 'MIN_CACHED_CAPTIONS', 3)
+    monkeypatch.setattr(array_cache, 'MIN_CACHED_CAPTIONS', 3)
 
 
 def image(root, *path):
@@ -75,11 +76,11 @@ MADE = {'MALS': make_mals, 'CUHK-PEDES': make_lists, 'PA-100K': make_pa100k, 'pe
 
 
 def content(dataset):
-    labels = [dataset.attributes(split)[0].tolist() for split in bases.SPLITS] if dataset.attributes('train') else None
+    labels = [dataset.attributes(split)[0].tolist() for split in SPLITS] if dataset.attributes('train') else None
     return (
         [list(dataset.train), dataset.val, dataset.test, dataset.format_counts(), labels, dataset.back_translations()],
-        [[*getattr(dataset, f'{split}_annos')] for split in bases.SPLITS],
-        [getattr(dataset, f'{split}_id_container') for split in bases.SPLITS],
+        [[*getattr(dataset, f'{split}_annos')] for split in SPLITS],
+        [getattr(dataset, f'{split}_id_container') for split in SPLITS],
     )
 
 
@@ -87,10 +88,10 @@ def content(dataset):
 def test_a_second_start_has_the_same_without_reading(tmp_path, monkeypatch, name):
     root = str(tmp_path)
     folder = os.path.join(root, MADE[name](root), 'listing_cache')
-    monkeypatch.setattr(bases, 'MIN_CACHED_CAPTIONS', 10 ** 6)
+    monkeypatch.setattr(array_cache, 'MIN_CACHED_CAPTIONS', 10 ** 6)
     plain = build_dataset(name, root)
     assert isinstance(plain.train, list) and isinstance(plain.train_annos, list) and not os.path.exists(folder)
-    monkeypatch.setattr(bases, 'MIN_CACHED_CAPTIONS', 3)
+    monkeypatch.setattr(array_cache, 'MIN_CACHED_CAPTIONS', 3)
     first = build_dataset(name, root)
     assert [file.startswith(f'{name}_') for file in os.listdir(folder)] == [True]
     monkeypatch.setattr(BaseDataset, 'load_entries', None)    # reads
@@ -162,10 +163,10 @@ def test_other_checks_read_the_annotation_again(annotated, monkeypatch):
     """The cached annotation passed the checks of older code only."""
     path, folder = annotated
     captions(path)
-    monkeypatch.setattr('datasets.entries.hash_file', lambda file: 'x' if file.endswith('bases.py') else file)
-    first = entries.annotation_key(bases.BaseDataset, str(path))
-    monkeypatch.setattr('datasets.entries.hash_file', lambda file: 'y' if file.endswith('bases.py') else file)
-    assert entries.annotation_key(bases.BaseDataset, str(path)) != first
+    monkeypatch.setattr('datasets.entries.hash_file', lambda file: 'x' if file.endswith('annotation.py') else file)
+    first = entries.annotation_key(annotation.BaseDataset, str(path))
+    monkeypatch.setattr('datasets.entries.hash_file', lambda file: 'y' if file.endswith('annotation.py') else file)
+    assert entries.annotation_key(annotation.BaseDataset, str(path)) != first
 
 
 def test_a_folder_that_cannot_be_written_is_said_once_a_start(annotated, caplog):
@@ -247,7 +248,7 @@ def test_batches_are_those_of_a_start_without_it(annotated, tmp_path, monkeypatc
     args = options(dataset_name='CUHK-PEDES', root_dir=str(tmp_path), img_size=(32, 16), batch_size=4, num_workers=0,
                    training=True, batch_fields=('mlm_ids', 'mlm_labels'), **changes)
     cached = [batch_of(args) for _ in range(2)]
-    monkeypatch.setattr(bases, 'MIN_CACHED_CAPTIONS', 10 ** 6)
+    monkeypatch.setattr(array_cache, 'MIN_CACHED_CAPTIONS', 10 ** 6)
     plain = batch_of(args)
     assert cached[0].keys() == plain.keys()
     assert all(torch.equal(batch[name], plain[name]) for batch in cached for name in plain)

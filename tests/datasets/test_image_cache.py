@@ -400,7 +400,7 @@ def test_another_record_of_broken_images_is_seen(store_of, images, log):
 
 def test_a_batch_never_holds_damaged_pixels(args):
     plain = epoch(build_dataloader(args())[0])
-    store = build_dataloader(args(image_cache='auto'))[0].dataset.store
+    store = build_dataloader(args(image_cache='auto'))[0].dataset.image_transform.store
     for offset in range(128, os.path.getsize(store.file) - 100, 2304):
         flip(store.file, offset + 11, 64)
     cached = build_dataloader(args(image_cache='auto'))[0]
@@ -549,12 +549,12 @@ def test_a_cache_does_not_depend_on_limit_train(args, tmp_path, monkeypatch):
     one = build_dataloader(args(image_cache='auto', limit_train=6))[0]
     no_reading(monkeypatch)
     other = build_dataloader(args(image_cache='auto'))[0]
-    assert one.dataset.store.file == other.dataset.store.file
+    assert one.dataset.image_transform.store.file == other.dataset.image_transform.store.file
     assert len(epoch(other)) == 3
 
 
 def test_broken_images_are_skipped_as_without_a_cache(args):
-    paths = [build_dataloader(args())[0].dataset.dataset[index][2] for index in (0, 9)]
+    paths = [build_dataloader(args())[0].dataset.samples[index][2] for index in (0, 9)]
     for path in paths:
         os.truncate(path, 200)
     with pytest.raises(UserError, match=f'^image {paths[0]} cannot be read'):

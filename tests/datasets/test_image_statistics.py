@@ -11,6 +11,7 @@ from torchvision.transforms.functional import resize, to_tensor, InterpolationMo
 from datasets import build_dataloader
 from datasets.build import build_training_loaders
 from datasets.synthpedes import generate
+from model.backbones import backbone_class
 from model.backbones.aptm import Aptm
 from processor.evaluation import embed
 from processor.step import prepare_batch
@@ -52,6 +53,11 @@ def settings(root, output, **changes):
                              batch_fields=[]), **changes})
 
 
+def training_loaders(*given, **changes):
+    args = settings(*given, **changes)
+    return build_training_loaders(args, backbone_class(args))
+
+
 def normalized(path, dataset):
     """The image as the reference implementation reads it."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in PUBLISHED[dataset])
@@ -82,9 +88,9 @@ def test_whose_statistics(trained_on, dataset, expected):
 
 
 def test_validation_of_pretraining_has_its_own_statistics(root, tmp_path):
-    loaders = build_training_loaders(settings(root, tmp_path, dataset_name='MALS', eval_dataset='CUHK-PEDES'))
+    loaders = training_loaders(root, tmp_path, dataset_name='MALS', eval_dataset='CUHK-PEDES')
     assert_normalized(loaders.evaluations['CUHK-PEDES'][0], 'CUHK-PEDES')
-    own = torch.stack([normalized(sample[2], 'MALS') for sample in loaders.train.dataset.dataset])
+    own = torch.stack([normalized(sample[2], 'MALS') for sample in loaders.train.dataset.samples])
     for sample in map(loaders.train.dataset.__getitem__, range(4)):
         assert min((sample['images'] - other).abs().max() for image in own for other in (image, image.flip(-1))) < 1e-6
 
@@ -92,8 +98,8 @@ def test_validation_of_pretraining_has_its_own_statistics(root, tmp_path):
 @pytest.mark.parametrize('trained_on', ['CUHK-PEDES', 'MALS', 'CUHK-PEDES+ICFG-PEDES'])
 def test_another_dataset_is_tested_with_its_own_statistics(root, tmp_path, trained_on):
     (tmp_path / 'vocab.txt').write_text('\n'.join(['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', 'a']))
-    images, _, _ = build_dataloader(settings(root, tmp_path, dataset_name='RSTPReid', trained_on=trained_on,
-                                             training=False))
+    args = settings(root, tmp_path, dataset_name='RSTPReid', trained_on=trained_on, training=False)
+    images, _, _ = build_dataloader(args, Aptm)
     assert_normalized(images, 'RSTPReid')
 
 
@@ -119,11 +125,11 @@ class Images:
 def test_joined_datasets_keep_their_own_statistics(root, tmp_path, cached):
     """In training and in evaluation. The image cache holds colors, so that statistics are no part of its key."""
     cache = {'image_cache': str(tmp_path / 'cache')} if cached else {}
-    loaders = build_training_loaders(settings(root, tmp_path, dataset_name='ICFG-PEDES+CUHK-PEDES', **cache))
+    loaders = training_loaders(root, tmp_path, dataset_name='ICFG-PEDES+CUHK-PEDES', **cache)
     for name, (images, _) in loaders.evaluations.items():
         expected = torch.stack([normalized(path, name) for path in images.dataset.img_paths])
         torch.testing.assert_close(embed(Images(), images, 'image')[0], expected.flatten(1), rtol=0, atol=1e-6)
-    samples, seen = loaders.train.dataset.dataset, set()
+    samples, seen = loaders.train.dataset.samples, set()
     for batch in loaders.train:
         for index, image in zip(batch['index'].tolist(),
                                 prepare_batch(batch, 'cpu', image_stats=loaders.train.dataset.image_stats)['images']):
@@ -134,8 +140,8 @@ def test_joined_datasets_keep_their_own_statistics(root, tmp_path, cached):
 
 
 def test_one_dataset_needs_no_statistics_in_its_batches(root, tmp_path):
-    loaders = build_training_loaders(settings(root, tmp_path, dataset_name='ICFG-PEDES', rand_aug=True))
+    loaders = training_loaders(root, tmp_path, dataset_name='ICFG-PEDES', rand_aug=True)
     assert 'image_stats' not in next(iter(loaders.train))
-    joined = build_training_loaders(settings(root, tmp_path, dataset_name='ICFG-PEDES+CUHK-PEDES', backbone='clip',
-                                             image_cache=str(tmp_path)))
+    joined = training_loaders(root, tmp_path, dataset_name='ICFG-PEDES+CUHK-PEDES', backbone='clip',
+                              image_cache=str(tmp_path))
     assert 'image_stats' not in next(iter(joined.train))      # CLIP's are the same for all

@@ -5,10 +5,10 @@ from collections import Counter
 
 import pytest
 
-from datasets.bases import proportional_counts
 from datasets.check import check
 from datasets.build import build_dataloader, build_dataset, build_training_loaders
 from datasets.sampler import WeightedBatches
+from datasets.samples import proportional_counts
 from datasets.synthpedes import generate
 from tests.support import options
 from utils.errors import UserError
@@ -65,7 +65,7 @@ def test_limit_train_takes_captions_of_each(root, caplog):
     one, other = (build_dataset(name, root).train for name in ('CUHK-PEDES', 'RSTPReid'))
     with caplog.at_level(logging.INFO, 'Pedestal.dataset'):
         loaders = training(root, dataset_name='CUHK-PEDES+RSTPReid', limit_train=10)
-    captions = [caption for *_, caption in loaders.train.dataset.dataset]
+    captions = [caption for *_, caption in loaders.train.dataset.samples]
     first = round(10 * len(one) / (len(one) + len(other)))
     assert captions == [caption for *_, caption in [*one[:first], *other[:10 - first]]] and 0 < first < 10
     sentence = f'the first 10 of {len(one) + len(other)} training captions ({first} + {10 - first} of the datasets)'

@@ -8,15 +8,18 @@ import pytest
 import torch
 
 from datasets import build_dataloader
-from datasets.bases import (ImageDataset, ImageTextDataset, ImageTextMLMDataset, TextDataset, collate,
-                            default_tokenizer, tokenize)
+from datasets.augmentation import perturb_caption
+from datasets.bases import ImageDataset, ImageTextDataset, ImageTextMLMDataset, TextDataset, tokenize
 from datasets.masking import mask_tokens
+from datasets.pairs import collate
 from datasets.synthpedes import generate
 from datasets.transforms import build_transforms
+from tests.datasets.pairs import build_pairs
 from tests.support import options
 from utils.errors import UserError
 from utils.iotools import read_image
 from utils.seeding import derive_seed
+from utils.simple_tokenizer import default_tokenizer
 
 MASK = 49405
 
@@ -89,7 +92,7 @@ def expected_masking(caption, seed, *rates):
 
 def test_clean_captions_and_a_masked_copy(pairs):
     for fields in (['mlm_labels'], ['mlm_labels', 'mlm_ids']):
-        sample = ImageTextDataset(pairs, None, fields=fields)[4, 11]
+        sample = build_pairs(pairs, fields=fields)[4, 11]
         masked, labels = expected_masking(pairs[4][3], 11)
         assert torch.equal(sample['caption_ids'], tokenize(pairs[4][3], default_tokenizer()))
         assert torch.equal(sample['mlm_ids'], masked) and torch.equal(sample['mlm_labels'], labels)
@@ -99,16 +102,16 @@ def test_clean_captions_and_a_masked_copy(pairs):
 
 def test_masking_in_place(pairs):
     masked, labels = expected_masking(pairs[4][3], 11)
-    sample = ImageTextDataset(pairs, None, fields=['mlm_labels'], caption_masking='inplace')[4, 11]
+    sample = build_pairs(pairs, fields=['mlm_labels'], caption_masking='inplace')[4, 11]
     assert torch.equal(sample['caption_ids'], masked) and torch.equal(sample['mlm_labels'], labels)
     assert 'mlm_ids' not in sample
-    sample = ImageTextDataset(pairs, None, caption_masking='inplace')[4, 11]  # masked even if no head wants the labels
+    sample = build_pairs(pairs, caption_masking='inplace')[4, 11]  # masked even if no head wants the labels
     assert torch.equal(sample['caption_ids'], masked) and 'mlm_labels' not in sample
 
 
 def test_masking_rates_reach_the_captions(pairs):
     rates = dict(masked_token_rate=0.0, masked_token_unchanged_rate=1.0)
-    sample = ImageTextDataset(pairs, None, fields=['mlm_labels'], **rates)[4, 12]
+    sample = build_pairs(pairs, fields=['mlm_labels'], **rates)[4, 12]
     masked, labels = expected_masking(pairs[4][3], 12, 0.0, 1.0)
     assert torch.equal(sample['mlm_ids'], masked) and torch.equal(sample['mlm_labels'], labels)
 
@@ -121,7 +124,8 @@ def test_irras_name_for_masked_pairs(pairs):
 
 
 def test_a_sample_follows_from_its_seed(pairs):
-    dataset = ImageTextDataset(pairs, build_transforms((24, 8), aug=True), fields=['mlm_labels'])
+    transform = build_transforms((24, 8), aug=True)
+    dataset = build_pairs(pairs, transform, fields=['mlm_labels'])
     torch.manual_seed(1)
     random.seed(1)
     states = torch.get_rng_state(), random.getstate()
@@ -134,11 +138,11 @@ def test_a_sample_follows_from_its_seed(pairs):
     assert not torch.equal(dataset[4, 12]['images'], one['images'])
     assert not torch.equal(dataset[4, 12]['mlm_labels'], one['mlm_labels'])
     torch.manual_seed(11)
-    assert torch.equal(one['images'], dataset.transform(read_image(pairs[4][2])))
+    assert torch.equal(one['images'], transform(read_image(pairs[4][2])))
 
 
 def test_plain_indices_have_a_seed_of_their_own(pairs):
-    dataset = ImageTextDataset(pairs, build_transforms((24, 8), aug=True), fields=['mlm_labels'])
+    dataset = build_pairs(pairs, build_transforms((24, 8), aug=True), fields=['mlm_labels'])
     assert torch.equal(dataset[4]['images'], dataset[4, derive_seed(4)]['images'])
     assert torch.equal(dataset[4]['images'], dataset[4]['images'])
 
@@ -147,12 +151,12 @@ def test_field_that_nobody_makes(pairs):
     with pytest.raises(UserError, match='^unknown batch field, requested by a head and made by no dataset: '
                                         "'mlm_label'; "
                                         'did you mean mlm_labels.$'):
-        ImageTextDataset(pairs, None, fields=['mlm_label'])
+        build_pairs(pairs, fields=['mlm_label'])
 
 
 def test_unknown_caption_masking(pairs):
     with pytest.raises(UserError, match="^unknown caption masking 'in_place'; did you mean inplace.$"):
-        ImageTextDataset(pairs, None, caption_masking='in_place')
+        build_pairs(pairs, caption_masking='in_place')
 
 
 def test_collate():
@@ -266,8 +270,8 @@ def test_workers_leave_ctrl_c_to_the_main_process():
 
 def test_each_caption_is_tokenised_once(args, monkeypatch):
     calls = []
-    import datasets.bases
-    monkeypatch.setattr(datasets.bases, 'tokenize', lambda *given: calls.append(given[0]) or tokenize(*given))
+    from datasets import text
+    monkeypatch.setattr(text, 'tokenize', lambda *given: calls.append(given[0]) or tokenize(*given))
     train, _, captions, _ = build_dataloader(args(loss_names='sdm+mlm'))
     epoch(train, 1), epoch(train, 2), list(captions), list(captions)
     assert len(calls) == 16 + 8
@@ -280,10 +284,9 @@ def test_captions_beyond_any_sentence():
     assert tokenize('x' * 10_000, default_tokenizer())[-1] == 49407
 
 
-def test_a_new_batch_field_is_one_function(args, monkeypatch):
+def test_a_new_batch_field_is_one_function(args, request):
     from datasets import fields
-    monkeypatch.setattr(fields, 'FIELDS', dict(fields.FIELDS))
-    monkeypatch.setattr('datasets.bases.FIELDS', fields.FIELDS)
+    request.addfinalizer(lambda: fields.FIELDS.pop('words'))
 
     @fields.field
     def words(sample):
@@ -347,7 +350,7 @@ def test_field_that_no_dataset_makes(args):
 # -- broken images -----------------------------------------------------------------------------------------------------
 
 def damage(loader, *indices):
-    paths = [loader.dataset.dataset[index][2] for index in indices]
+    paths = [loader.dataset.samples[index][2] for index in indices]
     for path in paths:
         with open(path, 'r+b') as file:
             file.truncate(200)
@@ -430,9 +433,9 @@ def test_second_views_follow_from_the_sample_and_come_from_the_image_cache_too(t
 def test_what_is_said_of_a_word_stays_with_it_where_others_are_removed():
     caption = 'a tall man wears a red jacket, blue jeans and white shoes with a big black backpack on his back'
     pairs = [(0, 0, 'image', caption)]
-    plain, perturbed = (ImageTextDataset(pairs, fields=('attributes_mask',), text_length=40, txt_aug=wanted)
-                        for wanted in (False, True))
-    plain.image_fields = perturbed.image_fields = lambda path, seed, part: {}
+    plain, perturbed = (build_pairs(pairs, fields=('attributes_mask',), text_length=40, augment=augment)
+                        for augment in (None, perturb_caption))
+    plain.image_transform = perturbed.image_transform = lambda path, image_id, seed: {}
     sample = plain[0]
     groups = dict(zip(sample['caption_ids'].tolist(), sample['attributes_mask'].tolist()))
     shorter = 0

@@ -1,4 +1,3 @@
-import argparse
 import collections
 import random
 
@@ -6,6 +5,7 @@ import pytest
 
 from datasets.sampler import (BatchSampler, IdentityBatches, RandomSizeIdentityBatches, RandomBatches,
                               build_batch_sampler)
+from tests.support import options
 from utils.errors import UserError
 from utils.seeding import derive_seed
 
@@ -19,7 +19,7 @@ def pids():
 
 
 def make(name, pids, batch_size=12, num_instance=3, seed=7):
-    args = argparse.Namespace(sampler=name, batch_size=batch_size, num_instance=num_instance, seed=seed)
+    args = options(sampler=name, batch_size=batch_size, num_instance=num_instance, seed=seed)
     return build_batch_sampler(args, pids)
 
 

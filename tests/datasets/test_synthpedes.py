@@ -274,7 +274,7 @@ def test_twins_differ_in_exactly_one_label(tmp_path):
 
 
 def test_twins_is_a_fraction_of_pairs():
-    settings = writing.validate_settings(2000, 1, 1, (48, 24), 0, 'synthpedes', 0, 400, {'twins': 0.3})
+    settings = writing.validate_settings(2000, 1, 1, (48, 24), 0, 'synthpedes', 0, 400, twins=0.3)
     twins = sum(writing._sample_identity(settings, i, 0, 1600)[2] is not None for i in range(1600))
     assert 190 < twins < 290  # 0.15 x 1600 pairs
     settings['twins'] = 0.0
@@ -282,7 +282,7 @@ def test_twins_is_a_fraction_of_pairs():
 
 
 def test_a_twin_looks_the_same_but_for_its_change():
-    settings = writing.validate_settings(40, 1, 1, (48, 24), 0, 'synthpedes', 0, 1, {'twins': 1.0})
+    settings = writing.validate_settings(40, 1, 1, (48, 24), 0, 'synthpedes', 0, 1, twins=1.0)
     (one, look, _), (two, same_look, leader) = (writing._sample_identity(settings, i, 0, 39) for i in (4, 5))
     assert leader == 4 and look == same_look and one != two
 

@@ -4,8 +4,8 @@ import logging
 import pytest
 import torch
 
-from datasets import bases
-from datasets.bases import ImageTextDataset, TextDataset, tokenize
+from datasets import array_cache
+from datasets.bases import TextDataset, tokenize
 from datasets.build import build_dataloader
 from datasets.truncation import describe_truncation, find_truncated
 from tests.support import options
@@ -43,7 +43,7 @@ def test_an_exclamation_mark_is_no_padding():
 
 
 def test_tokens_out_of_the_cache_are_counted_too(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(bases, 'MIN_CACHED_CAPTIONS', 2)
+    monkeypatch.setattr(array_cache, 'MIN_CACHED_CAPTIONS', 2)
     for _ in range(2):
         caplog.clear()
         TextDataset([0, 1, 2], CAPTIONS, 6, token_folder=str(tmp_path))
@@ -59,4 +59,3 @@ def test_a_run_says_it_once_of_its_training_captions(make_dataset, tmp_path, cap
         list(train), list(train)
     assert caplog.text.count('16 of 16 training captions have more than 12 tokens') == 1
     assert caplog.text.count('8 of 8 queries have more than 12 tokens') == 1
-    assert isinstance(train.dataset, ImageTextDataset)

@@ -148,7 +148,7 @@ def test_released_loader_yields_what_ours_does(data):
     args = recipe_options(SMALL, '--root_dir', data, '--img_size', '64', '32', '--num_workers', '0')
     loader = build_dataloader(args)[0]
     batch = next(iter(loader))
-    released = next(iter(reference.build_training_loader(loader.dataset.dataset, args.img_size, args.batch_size, 0)))
+    released = next(iter(reference.build_training_loader(loader.dataset.samples, args.img_size, args.batch_size, 0)))
     del batch['index']      # of the pair, which the released loader does not know
     assert set(released) == set(batch) | {'mlm_ids'}
     assert all(released[name].shape == value.shape and released[name].dtype == value.dtype

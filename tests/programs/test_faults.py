@@ -14,7 +14,7 @@ import torch
 
 import processor.processor
 import train as train_program
-from datasets.bases import ImageTextDataset
+from datasets.pairs import PairDataset
 from datasets.build import build_dataset
 from datasets.sampler import RandomBatches
 from processor import training_run
@@ -107,7 +107,7 @@ def test_a_signal_while_one_process_evaluates(several, run_folder):
 
 
 def with_a_worker_that_hangs():
-    read = ImageTextDataset.__getitem__
+    read = PairDataset.__getitem__
 
     def hang_after_the_first_batch(self, index):
         if comm.get_rank() == 1 and torch.utils.data.get_worker_info().id == 1:
@@ -115,7 +115,7 @@ def with_a_worker_that_hangs():
         return read(self, index)
 
     os.sched_getaffinity = lambda process: range(8)
-    ImageTextDataset.__getitem__, processor.processor.MAX_BATCH_WAIT = hang_after_the_first_batch, 2
+    PairDataset.__getitem__, processor.processor.MAX_BATCH_WAIT = hang_after_the_first_batch, 2
     train_program.main()
 
 

@@ -7,7 +7,7 @@ import torch
 
 import test as test_program
 import train as train_program
-from datasets.bases import default_tokenizer, tokenize
+from datasets.bases import tokenize
 from model import build_model
 from model.heads import ImageTable, sen
 from model.heads.sen import to_gray
@@ -15,6 +15,7 @@ from processor.head_figures import draw_figure
 from tests.support import options
 from utils.errors import UserError
 from utils.figures import import_pyplot
+from utils.simple_tokenizer import default_tokenizer
 
 
 @pytest.fixture

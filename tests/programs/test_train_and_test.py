@@ -14,7 +14,7 @@ import yaml
 
 import test as test_program
 import train as train_program
-from datasets.bases import ImageTextDataset
+from datasets.pairs import PairDataset
 from tests.support import HANG_TIMEOUT
 from utils.checkpoint import read_checkpoint
 from utils.errors import UserError
@@ -230,7 +230,7 @@ def test_sigterm_while_workers_start(command, tmp_path):
 def test_the_first_signal_saves_and_leaves_while_workers_hang(command, run_folder, monkeypatch, tmp_path):
     """The second worker reads the second batch, which never comes."""
     command = command + ['--num_workers', '2', '--log_period', '1']
-    read = ImageTextDataset.__getitem__
+    read = PairDataset.__getitem__
 
     def hang_in_the_second_worker(self, index):
         worker = torch.utils.data.get_worker_info()
@@ -244,7 +244,7 @@ def test_the_first_signal_saves_and_leaves_while_workers_hang(command, run_folde
 
     with monkeypatch.context() as patched, pytest.raises(SystemExit) as left:
         patched.setattr(os, 'sched_getaffinity', lambda process: range(8), raising=False)
-        patched.setattr(ImageTextDataset, '__getitem__', hang_in_the_second_worker)
+        patched.setattr(PairDataset, '__getitem__', hang_in_the_second_worker)
         threading.Thread(target=signal_after_the_first_step, daemon=True).start()
         train_program.main(command)
     assert left.value.code == 143

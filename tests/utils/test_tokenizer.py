@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from datasets.bases import tokenize, tokenize_all
+from datasets.text import tokenize, tokenize_all
 from tests.support import golden_json, golden_names
 from utils.errors import UserError
 from utils.simple_tokenizer import SimpleTokenizer
