@@ -35,8 +35,8 @@ def build_dataset(name, root, verbose=True, splits=SPLITS, skip_broken=False, co
 
 def build_dataset_from_args(args, **settings):
     """Build the dataset that the options name."""
-    return build_dataset(args.dataset_name, args.root_dir, columns=getattr(args, 'columns', None),
-                         split_seed=getattr(args, 'split_seed', 1), **settings)
+    return build_dataset(args.dataset_name, args.root_dir, columns=args.columns,
+                         split_seed=args.split_seed, **settings)
 
 
 def build_dataloader(args):
@@ -54,6 +54,7 @@ def build_dataloader(args):
         UserError: the dataset or sampler is unknown, data is missing or invalid, a split is empty, the batch is too
             large, or the image cache cannot be written.
     """
+    args = options.complete(args)
     if args.training:
         loaders = build_training_loaders(args)
         return (loaders.train, *next(iter(loaders.evaluations.values())), loaders.num_classes)
@@ -82,7 +83,7 @@ def build_training_loaders(args):
     A run on joined datasets is evaluated on each of them.
     """
     dataset = build_dataset_from_args(args, splits=('train', args.val_dataset), skip_broken=args.skip_broken)
-    needs_attributes = 'attribute_labels' in getattr(args, 'batch_fields', ())
+    needs_attributes = 'attribute_labels' in args.config.data.batch_fields
     if not dataset.has_captions and not needs_attributes:
         raise UserError(f'{dataset.name} has no captions to train on: give --loss_names attr or img_cls, which learn '
                         'attributes (--backbone aptm)')
@@ -115,7 +116,7 @@ def select_training_samples(args, dataset):
 
 def evaluation_datasets(args, dataset):
     """The datasets on which a run is evaluated while it trains on ``dataset``."""
-    if getattr(args, 'eval_dataset', ''):
+    if args.eval_dataset:
         return [build_dataset(args.eval_dataset, args.root_dir, splits=(args.val_dataset,))]
     first, *others = getattr(dataset, 'components', [dataset])
     without_split = [other for other in others if not getattr(other, args.val_dataset)['captions']]
@@ -154,13 +155,13 @@ def build_training_loader(args, samples, store=None, tokenizer=None, attributes=
     rand_aug = build_resize(args.img_size, image_stats.interpolation) if args.rand_aug else None
     pairs = ImageTextDataset(
         samples, transform, args.text_length,
-        fields=getattr(args, 'batch_fields', ()), caption_masking=args.caption_masking,
+        fields=args.config.data.batch_fields, caption_masking=args.caption_masking,
         masked_token_rate=args.masked_token_rate, masked_token_unchanged_rate=args.masked_token_unchanged_rate,
-        skip_broken=args.skip_broken, attribute_tagger=getattr(args, 'attribute_tagger', 'textblob'),
-        mlm_masking=getattr(args, 'mlm_masking', 'random'), caption_filter=getattr(args, 'caption_filter', 0.0),
+        skip_broken=args.skip_broken, attribute_tagger=args.attribute_tagger,
+        mlm_masking=args.mlm_masking, caption_filter=args.caption_filter,
         store=store, img_aug=args.img_aug, tokenizer=tokenizer, rand_aug=rand_aug,
         labels=attributes and attributes[0], token_folder=dataset and token_folder(dataset),
-        txt_aug=getattr(args, 'txt_aug', False), preprocessing=getattr(args, 'preparation', 'irra'),
+        txt_aug=args.txt_aug, preprocessing=args.preparation,
         image_stats=image_stats, back_translations=dataset and dataset.back_translations(), components=components)
     sampler = build_batch_sampler(args, get_pids(samples), getattr(dataset, 'sizes', None))
     collator = PromptCollator(attributes[1], pairs.tokenizer) if attributes else collate
@@ -189,7 +190,7 @@ def build_evaluation_loaders(args, dataset, split, batch_size, tokenizer=None):
     texts = [family.test_caption(dataset.name, caption) for caption in content['captions']]
     captions = TextDataset(content['caption_pids'], texts, args.text_length, tokenizer=tokenizer,
                            token_folder=token_folder(dataset))
-    needs_attributes = 'attribute_labels' in getattr(args, 'batch_fields', ())
+    needs_attributes = 'attribute_labels' in args.config.data.batch_fields
     if dataset.evaluates_attributes or needs_attributes and dataset.attributes(split) is not None:
         labels, prompts = get_attributes(args, dataset, split)
         images.attributes = labels, tokenize_prompts(prompts, tokenizer)
@@ -201,12 +202,12 @@ def build_evaluation_loaders(args, dataset, split, batch_size, tokenizer=None):
 
 def open_image_store(args, dataset, split, paths, skip_broken=False):
     """Open the image cache of a split in the folder of ``--image_cache``; None without this option."""
-    folder = getattr(args, 'image_cache', '')
+    folder = args.image_cache
     if not folder:
         return None
     folder = os.path.join(dataset.dataset_dir, 'image_cache') if folder == 'auto' else folder
     interpolation = backbone_family(args).image_stats(args).interpolation
-    if split == 'train' and getattr(args, 'preparation', 'irra') == 'tbps':
+    if split == 'train' and args.preparation == 'tbps':
         interpolation = 'bilinear'   # TBPS-CLIP resizes training images with another interpolation
     return open_store(folder, f'{dataset.name}_{split}', paths, dataset.img_dir, args.img_size, worker_count(args),
                       skip_broken, interpolation)
@@ -241,7 +242,7 @@ def worker_count(args):
 def loader_settings(args):
     """The settings of ``DataLoader`` that do not change its batches."""
     count = worker_count(args)
-    pin_memory = torch.cuda.is_available() and not str(getattr(args, 'device', 'auto')).startswith('cpu')
+    pin_memory = torch.cuda.is_available() and not args.device.startswith('cpu')
     # A generator of its own, because the loader draws a number from its generator in each epoch.
     return {'num_workers': count, 'persistent_workers': count > 0, 'pin_memory': pin_memory,
             'worker_init_fn': start_worker, 'generator': torch.Generator()}

@@ -192,8 +192,8 @@ def build_batch_sampler(args, pids, sizes=None):
 def create_batch_sampler(args, pids, sizes):
     if args.sampler not in SAMPLERS:
         raise unknown_name_error('sampler', args.sampler, SAMPLERS)
-    drop_last = getattr(args, 'drop_last', False)
-    if getattr(args, 'dataset_shares', None):
+    drop_last = args.drop_last
+    if args.dataset_shares:
         validate_dataset_shares(args.dataset_shares, sizes, args)
         return WeightedBatches(pids, args.batch_size, args.seed, sizes, args.dataset_shares, drop_last)
     if args.sampler == 'random':

@@ -40,7 +40,7 @@ def build_transforms(img_size=(384, 128), aug=False, is_train=True, image_stats=
 
 def build_preprocessing(args, image_stats, is_train):
     """Build the ``Compose`` that ``--preparation`` names."""
-    if getattr(args, 'preparation', 'irra') == 'tbps':
+    if args.preparation == 'tbps':
         return tbps_transforms(args.img_size, args.img_aug, is_train)
     return build_transforms(args.img_size, is_train and args.img_aug, is_train, image_stats)
 

@@ -1,5 +1,4 @@
 """The report of test.py: tables of metrics, the independence check, and result files with their provenance."""
-import argparse
 import hashlib
 import json
 import logging
@@ -29,7 +28,7 @@ from utils.comm import pick_device
 from utils.errors import UserError
 from utils.iotools import atomic_write, read_json
 from utils.metrics import retrieval_metrics, compute_metrics, format_table
-from utils.options import as_dict
+from utils.options import as_dict, replace_options
 from utils.queries import QueryResults, write_queries
 from utils.seeding import seed_all
 from utils.statistics import bootstrap_interval
@@ -117,8 +116,8 @@ def load_trained(args, num_classes):
     Returns:
         ``(model on its device, rest of the checkpoint)``.
     """
-    while args.notes:
-        logger.info('note: %s', args.notes.pop(0))
+    for note in args.config.notes:
+        logger.info('note: %s', note)
     if args.checkpoint is None:
         return load_untrained(args)
     checkpoint = read_checkpoint(args.checkpoint, with_sha256=True)
@@ -131,12 +130,9 @@ def load_trained(args, num_classes):
 
 def load_untrained(args):
     """Load the CLIP of ``args.pretrain_choice``: ``(model on its device, {'sha256': checksum of its file})``."""
-    if args.stride_size is None:
-        args.stride_size = shape_named(args.pretrain_choice, args.trust_archive).vision_patch_size or 16
+    stride = args.stride_size or shape_named(args.pretrain_choice, args.trust_archive).vision_patch_size or 16
     seed_all(args.seed)   # for scratch:<shape>, whose weights are random
-    training_args = argparse.Namespace(**{**vars(args), 'training': True})
-    model = build_model(training_args, 1)
-    args.activation = training_args.activation
+    model = build_model(replace_options(args, training=True, stride_size=stride), 1)
     path = os.path.expanduser(args.pretrain_choice)
     checksum = compute_sha256(path) if os.path.isfile(path) else OPENAI_SHA256.get(args.pretrain_choice)
     return model.to(pick_device(args.device)), {'sha256': checksum}
@@ -162,7 +158,8 @@ def evaluate(args, model, img_loader, txt_loader, checkpoint):
     Returns:
         A :class:`Report`, on all ranks.
     """
-    report, rerank_count = Report(), getattr(args, 'rerank', None)
+    args = replace_options(args, **model.backbone.resolved_options)
+    report, rerank_count = Report(), args.rerank
     if getattr(img_loader.dataset, 'evaluates_attributes', False):
         return evaluate_attributes(args, model, img_loader, txt_loader, checkpoint)
     if rerank_count:
@@ -202,7 +199,7 @@ def evaluate(args, model, img_loader, txt_loader, checkpoint):
 
 def evaluate_attributes(args, model, img_loader, txt_loader, checkpoint):
     """Return the :class:`Report` of a dataset that evaluates attribute recognition instead of retrieval."""
-    if getattr(args, 'rerank', None):
+    if args.rerank:
         raise UserError(f'--rerank orders images for captions, and {args.dataset_name} has none: leave --rerank out')
     report, names = Report(), sample_names(args, img_loader.dataset, txt_loader.dataset)
     report.add_attributes(model, img_loader)
@@ -282,7 +279,7 @@ def selection_split(args, checkpoint):
 
 def selection_dataset(args):
     """Return the dataset whose split selected the best epoch."""
-    return getattr(args, 'eval_dataset', '') or first_dataset_name(args.trained_on)
+    return args.eval_dataset or first_dataset_name(args.config.data.trained_on)
 
 
 def checkpoint_epoch(args, checkpoint):
@@ -341,7 +338,7 @@ def collect_provenance(args, checkpoint, images, captions, names):
         'trained_for': checkpoint_epoch(args, checkpoint),
         'chosen_by_split': selection_split(args, checkpoint),
         'noise': checkpoint.get('noise'),
-        'trained_on': args.trained_on,
+        'trained_on': args.config.data.trained_on,
         'dataset': args.dataset_name,
         'images': len(images),
         'captions': len(captions),
@@ -379,7 +376,8 @@ def result_path(args, name):
         stem = os.path.splitext(os.path.basename(weights))[0] if is_file else file_stem(weights.replace(':', '-'))
         return os.path.join(args.output_dir, args.dataset_name, f'zero-shot_{stem}', name)
     stem = os.path.splitext(os.path.basename(args.checkpoint))[0]
-    parts = [name] + [stem] * (stem != 'best') + [args.dataset_name] * (args.dataset_name != args.trained_on)
+    is_other = args.dataset_name != args.config.data.trained_on
+    parts = [name] + [stem] * (stem != 'best') + [args.dataset_name] * is_other
     return os.path.join(os.path.dirname(args.checkpoint), '_'.join(parts))
 
 

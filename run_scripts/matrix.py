@@ -119,7 +119,7 @@ def evaluate_cell(name, dataset, options):
     from processor.report import ONE_BY_ONE, split_counts
     if isinstance(options, str):
         return Cell(name, '?', dataset, note=options)
-    cell = Cell(name, options.trained_on, dataset)
+    cell = Cell(name, options.config.data.trained_on, dataset)
     try:
         content = read_stored_results(options) or evaluate_and_store(options)
     except UserError as error:

@@ -129,8 +129,8 @@ def run_rows(folder, logs, overrides=()):
     row.note = results.split_note if row.method else unpublished_reason(args)
     if results.split_note:
         row.published = {}
-    other_rows = [Row(f'{row.run}, trained on {args.trained_on}', dataset, losses=row.losses, measured=tasks['t2i'],
-                      note=note) for dataset, tasks, note in others]
+    other_rows = [Row(f'{row.run}, trained on {args.config.data.trained_on}', dataset, losses=row.losses,
+                      measured=tasks['t2i'], note=note) for dataset, tasks, note in others]
     row.measured = next(iter(results.tables.values()))['t2i']
     row.training = read_training_metrics(args)
     if results.is_independent:
@@ -151,7 +151,7 @@ def read_training_metrics(args):
     """Metrics of the best, the last and the mean of the last epochs; {} if they are of another split or dataset."""
     from processor.history import summarize_evaluations, read_evaluations
     evaluations = read_evaluations(os.path.dirname(args.checkpoint))
-    is_test_split = args.dataset_name == args.trained_on and all(
+    is_test_split = args.dataset_name == args.config.data.trained_on and all(
         evaluation.get('split') == 'test' for evaluation in evaluations)
     return summarize_evaluations(evaluations) if is_test_split else {}
 
@@ -174,7 +174,7 @@ def read_other_results(args):
     note = 'trained on another dataset; no row is published for that'
     others = []
     for results in filter(None, (read_results(path, checksum) for path in paths)):
-        if results.dataset != args.trained_on:
+        if results.dataset != args.config.data.trained_on:
             notes = [note] if results.is_independent else [BATCH_DEPENDENT, note]
             others.append((results.dataset, next(iter(results.tables.values())), '; '.join(notes)))
     return others
@@ -213,7 +213,7 @@ def published_row(args):
         loss_names = [row[key] for key in ('loss_names', 'also') if key in row]
         has_losses = any(set(parse_loss_names(names)) == losses for names in loss_names)
         is_php_ablation = not loss_names and row['key'] == 'php'     # an ablation of PHP's parts has no losses
-        if (row.get('start') == initial and row.get('noisy_rate', 0) == getattr(args, 'noisy_rate', 0)
+        if (row.get('start') == initial and row.get('noisy_rate', 0) == args.noisy_rate
                 and php_parts(row) == args.php_parts and row['backbone'] in backbones
                 and (has_losses or is_php_ablation)):
             return row

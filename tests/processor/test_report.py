@@ -13,7 +13,7 @@ from model.heads.php import draw_usage, entropy
 from processor.head_reports import requested_heads, write_report
 from processor.report import ONE_BY_ONE, evaluate, describe_selection, read_results
 from processor.runs import TrainedRun, Split
-from tests.support import golden_archive, golden_json, options
+from tests.support import evaluation_options, golden_archive, golden_json, options
 from utils import precision
 from utils.errors import UserError
 from utils.figures import import_pyplot
@@ -35,9 +35,8 @@ def fp16_on_the_cpu(monkeypatch):
 
 def test_which_dataset_chose_the_epoch():
     """The first of several datasets, or the one that --eval_dataset names."""
-    def describe(**settings):
-        args = argparse.Namespace(checkpoint='best.pth', val_dataset='test', **settings)
-        return describe_selection(args, {'epoch': 3})
+    def describe(trained_on, **settings):
+        return describe_selection(evaluation_options(trained_on, checkpoint='best.pth', **settings), {'epoch': 3})
     expected = 'best.pth: epoch 3, chosen by the test split of A, the split it is tested on'
     assert describe(trained_on='A+B', dataset_name='A') == expected
     assert describe(trained_on='A+B', dataset_name='B').endswith('of A')
@@ -167,8 +166,8 @@ def test_the_sample_is_neighbours_spread_over_the_split():
 # -- three tables ------------------------------------------------------------------------------------------------------
 
 def report_on(archive, tmp_path, batch_size=8, one_by_one=False, **changes):
-    args = settings(archive, **changes)
-    args.i2t, args.one_by_one, args.checkpoint, args.trained_on = True, one_by_one, str(tmp_path / 'best.pth'), 'toy'
+    args = evaluation_options('toy', i2t=True, one_by_one=one_by_one, checkpoint=str(tmp_path / 'best.pth'),
+                              **vars(settings(archive, **changes)))
     (tmp_path / 'best.pth').write_bytes(b'weights')
     model = make(archive, **changes)
     return evaluate(args, model, *loaders(batch_size), {'epoch': 3}), model
