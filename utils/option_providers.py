@@ -1,4 +1,4 @@
-"""What other packages bring: options, checks and notes of heads, backbones and datasets (:class:`OptionProvider`)."""
+"""Options of other packages: heads, backbones and datasets declare, check and explain theirs in a provider."""
 import importlib
 
 

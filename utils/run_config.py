@@ -16,7 +16,7 @@ from utils.recipes import to_plain_value
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What the options imply for the data.
+    """The derived values of the data.
 
     Attributes:
         batch_fields: names of the batch's fields that the active heads read, sorted.
@@ -32,7 +32,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What the options imply for the model.
+    """The derived values of the model.
 
     Attributes:
         weights: the file or the name that the encoders' weights come from.
