@@ -54,15 +54,19 @@ def parse_test_options(parser, argv=None):
     argv = sys.argv[1:] if argv is None else argv
     refuse_other_interface(argv, 'the command line')
     flags = parser.parse(argv)
-    if not flags.config_file and flags.backbone and flags.checkpoint:
+    if flags.config_file:
+        return trained_run_options(flags)
+    if flags.backbone and flags.checkpoint:
         return published_checkpoint_options(flags)
-    if not flags.config_file:
-        return pretrained_model_options(flags)
+    return pretrained_model_options(flags)
+
+
+def trained_run_options(flags):
+    """The options of a run's configs.yaml, with those that the command line gives instead."""
     for name in UNTRAINED_OPTIONS:
         if getattr(flags, name) is not None:
             raise UserError(f'--{name} is in the configs.yaml of --config_file: remove --{name}, or remove '
                             '--config_file to evaluate a pretrained CLIP without training')
-        delattr(flags, name)
     run = run_options(flags.config_file)
     options = override_options({**vars(run), 'training': False}, flags)
     # If a run trained on several datasets, the first is evaluated here, and test.py continues with the others.
