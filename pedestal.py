@@ -28,7 +28,7 @@ from utils.errors import UserError
 from utils.image_stats import CLIP_STATS
 from utils.images import READER_VERSION, to_rgb
 from utils.iotools import read_image
-from utils.options import Effect, build_parser, build_test_parser, parse_test_options, to_plain_value
+from utils.options import Effect, build_parser, build_test_parser, parse_test_options, replace_options, to_plain_value
 
 logger = logging.getLogger('Pedestal.search')
 
@@ -105,8 +105,8 @@ class People:
     """
 
     def __init__(self, args):
-        self.args = args
         self.model, self.checkpoint = load_trained(args, 0)
+        self.args = args = replace_options(args, **self.model.backbone.resolved_options)
         self.model.eval()
         preprocessing = build_preprocessing(args, backbone_class(args))
         self.model.image_stats = preprocessing.image_stats()

@@ -2,7 +2,7 @@
 # PYTHON_ARGCOMPLETE_OK (the tab key completes options; see README.md)
 import signal
 
-from utils.launcher import watch_launcher
+from utils.launcher import is_launched_by_torchrun, watch_launcher
 
 if __name__ == '__main__':  # Ctrl-C while PyTorch loads ends the program without a traceback; run() handles it later
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -11,7 +11,7 @@ if __name__ == '__main__':  # Ctrl-C while PyTorch loads ends the program withou
 from model.heads import add_report_flags
 from utils.declarations import retry_with_pytorch
 from utils.errors import run_program
-from utils.options import build_test_parser, is_launched_by_torchrun, parse_test_options
+from utils.options import build_test_parser, parse_test_options, replace_options, with_notes
 
 
 def main(argv=None):
@@ -23,9 +23,10 @@ def main(argv=None):
         args = args or read_options(argv)
         setup_logger('Pedestal', save_dir='', if_train=False, distributed_rank=comm.get_rank())
         statuses = []
-        for name in (*args.dataset_name.split('+'), *getattr(args, 'further_datasets', ())):
-            args.dataset_name = name
+        for name in (*args.dataset_name.split('+'), *args.config.data.further_datasets):
+            args = replace_options(args, dataset_name=name)
             statuses.append(evaluate_dataset(args))
+            args = with_notes(args, ())     # they are logged once
         return max(statuses)
 
 

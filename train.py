@@ -2,7 +2,7 @@
 # PYTHON_ARGCOMPLETE_OK (the tab key completes options; see README.md)
 import signal
 
-from utils.launcher import watch_launcher
+from utils.launcher import is_launched_by_torchrun, watch_launcher
 
 if __name__ == '__main__':  # Ctrl-C while PyTorch loads ends the program without a traceback; run() handles it later
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -11,7 +11,7 @@ if __name__ == '__main__':  # Ctrl-C while PyTorch loads ends the program withou
 from datasets.registry import dataset_class
 from utils.declarations import retry_with_pytorch
 from utils.errors import UserError, run_program
-from utils.options import get_args, is_launched_by_torchrun
+from utils.options import get_args
 
 
 def main(argv=None):

@@ -23,6 +23,7 @@ from datasets.workers import Loader, start_worker
 from utils import comm
 from utils.errors import UserError, unknown_name_error
 from utils.option_types import split_dataset_path
+from utils.run_config import complete
 
 logger = logging.getLogger('Pedestal.dataset')
 
@@ -39,8 +40,7 @@ def build_dataset(name, root, verbose=True, splits=SPLITS, skip_broken=False, co
 
 def build_dataset_from_args(args, **settings):
     """Build the dataset that the options name."""
-    return build_dataset(args.dataset_name, args.root_dir, columns=args.columns, split_seed=args.split_seed,
-                         **settings)
+    return build_dataset(args.dataset_name, args.root_dir, columns=args.columns, split_seed=args.split_seed, **settings)
 
 
 def build_dataloader(args, backbone=None):
@@ -64,6 +64,7 @@ def build_dataloader(args, backbone=None):
             large, the image cache cannot be written, or ``args`` name another backbone than CLIP and ``backbone`` is
             None.
     """
+    args = complete(args)
     if args.training:
         loaders = build_training_loaders(args, backbone)
         return (loaders.train, *next(iter(loaders.evaluations.values())), loaders.num_classes)
@@ -140,7 +141,7 @@ def token_folder(dataset):
 
 def needs_attributes(args):
     """Whether a head reads the attributes of images."""
-    return 'attribute_labels' in getattr(args, 'batch_fields', ())
+    return 'attribute_labels' in args.config.data.batch_fields
 
 
 def build_training_loader(args, preprocessing, dataset, samples, tokenizer):
@@ -159,7 +160,7 @@ def build_training_loader(args, preprocessing, dataset, samples, tokenizer):
     labels = prompts = None
     if needs_attributes(args):
         labels, prompts = get_attributes(args, dataset, 'train', samples)
-    image_fields, text_fields = split_fields(getattr(args, 'batch_fields', ()))
+    image_fields, text_fields = split_fields(args.config.data.batch_fields)
     components = [ImageComponent(first_id, preprocessing.build_view(image_stats, store is not None), image_stats)
                   for first_id, image_stats in component_image_stats(preprocessing, dataset)]
     images = ImageTransform(components, image_fields, store, args.img_size)

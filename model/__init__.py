@@ -1,8 +1,8 @@
 """``from model import build_model``, as IRRA's scripts have it. Importing the package alone does not import PyTorch."""
-import importlib
+from utils.options import complete
 
 
-def __getattr__(name):
-    if name == 'build_model':
-        return importlib.import_module('model.build').build_model
-    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+def build_model(args, num_classes, state_dict=None, replaced_by=None):
+    """Complete the options and build the model that they describe (:func:`model.build.build_model`)."""
+    from model import build
+    return build.build_model(complete(args), num_classes, state_dict, replaced_by)

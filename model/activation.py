@@ -76,29 +76,19 @@ def read_description(file):
 
 
 def resolve_activation(args):
-    """Replace ``args.activation`` by ``'quick_gelu'`` or ``'gelu'``, and log which one it is and why."""
-    source = source_of_weights(args)
-    activation, file = read_activation(source) if args.activation == 'auto' or is_resumed(args) else (None, None)
+    """Return ``'quick_gelu'`` or ``'gelu'`` for ``args.activation``, and log which one it is and why."""
+    source, is_resumed = args.config.model.weights, args.training and args.resume
+    found, file = read_activation(source) if args.activation == 'auto' or is_resumed else (None, None)
+    activation = found or DEFAULT if args.activation == 'auto' else args.activation
     if args.activation == 'auto':
-        args.activation = activation or DEFAULT
-        reason = f'{file} says so' if activation else f'assumed: {explain_assumption(source)}'
-    elif is_resumed(args) and args.activation != (activation or DEFAULT):
-        raise UserError(f'--activation {args.activation}: the run of {source} has {activation or DEFAULT}; leave the '
+        reason = f'{file} says so' if found else f'assumed: {explain_assumption(source)}'
+    elif is_resumed and activation != (found or DEFAULT):
+        raise UserError(f'--activation {activation}: the run of {source} has {found or DEFAULT}; leave the '
                         'option out, or start a new run with --init_from')
     else:
         reason = 'the option activation says so'
-    log.info('activation of the encoders: %s (%s)', args.activation, reason)
-
-
-def source_of_weights(args):
-    """Return the file or the name that the encoders' weights come from."""
-    if not args.training:
-        return vars(args).get('checkpoint') or args.pretrain_choice
-    return args.resume_ckpt_file if args.resume else args.init_from or args.pretrain_choice
-
-
-def is_resumed(args):
-    return args.training and args.resume
+    log.info('activation of the encoders: %s (%s)', activation, reason)
+    return activation
 
 
 def explain_assumption(source):

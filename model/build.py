@@ -557,7 +557,7 @@ def build_model(args, num_classes, state_dict=None, replaced_by=None):
     """
     backbone, model = backbone_class(args), None
     if state_dict is not None:
-        refuse_other_family(backbone, state_dict, getattr(args, 'checkpoint', None) or 'the checkpoint')
+        refuse_other_family(backbone, state_dict, args.config.model.weights)
     elif replaced_by is not None:
         replaced_by = add_run_prefix(replaced_by)
         refuse_other_family(backbone, replaced_by, args.resume_ckpt_file if args.resume else args.init_from)

@@ -20,6 +20,7 @@ from utils.batch_shard import sync_batch_shards
 from utils.checkpoint import is_reference_checkpoint
 from utils.errors import UserError
 from utils.measures import RANK1
+from utils.run_config import complete
 from utils.seeding import derive_seed, get_random_states, restore_random_states, seed_all
 from utils.training_state import RUN_ENTRIES
 
@@ -48,7 +49,7 @@ def do_train(start_epoch, args, model, train_loader, evaluator, optimizer, sched
         UserError: a loss is not finite, or a checkpoint cannot be written.
         SystemExit: with status 130 after Ctrl-C or 143 after SIGTERM, after the state is saved.
     """
-    Trainer(args, model, train_loader, evaluator, optimizer, scheduler, checkpointer).run(start_epoch)
+    Trainer(complete(args), model, train_loader, evaluator, optimizer, scheduler, checkpointer).run(start_epoch)
 
 
 class Trainer:
@@ -67,7 +68,7 @@ class Trainer:
     def __init__(self, args, model, train_loader, evaluator, optimizer, scheduler, checkpointer):
         self.args, self.model, self.loader, self.evaluator = args, model, train_loader, evaluator
         self.optimizer, self.scheduler, self.checkpointer = optimizer, scheduler, checkpointer
-        self.training_step = build_step(model, optimizer, args.micro_batch, getattr(args, 'shard', False))
+        self.training_step = build_step(model, optimizer, args.micro_batch, args.shard)
         self.clean_pairs = CleanPairs(model, train_loader, args.seed)
         self.flush_period = FLUSH_PERIOD if next(model.parameters()).device.type != 'cpu' else 1
         self.epoch, self.step, self.total_steps, self.pending_evaluation = 1, 0, 0, None

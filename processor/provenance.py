@@ -28,7 +28,7 @@ def collect_provenance(args, run):
         'trained_for': checkpoint_epoch(args, checkpoint),
         'chosen_by_split': selection_split(args, checkpoint),
         'noise': checkpoint.get('noise'),
-        'trained_on': args.trained_on,
+        'trained_on': args.config.data.trained_on,
         'dataset': args.dataset_name,
         'images': len(images),
         'captions': len(captions),
@@ -86,7 +86,7 @@ def selection_split(args, checkpoint):
 
 def selection_dataset(args):
     """Return the dataset whose split selected the best epoch."""
-    return getattr(args, 'eval_dataset', '') or first_dataset_name(args.trained_on)
+    return args.eval_dataset or first_dataset_name(args.config.data.trained_on)
 
 
 def checkpoint_epoch(args, checkpoint):

@@ -175,7 +175,7 @@ def evaluate(args, run):
     """
     if getattr(run.images.dataset, 'evaluates_attributes', False):
         return evaluate_attributes(args, run)
-    report, rerank_count = Report(), getattr(args, 'rerank', None)
+    report, rerank_count = Report(), args.rerank
     if rerank_count:
         validate_rerank(run.model, rerank_count, len(run.images.dataset))
     names = sample_names(args, run.images.dataset, run.captions.dataset)
@@ -205,7 +205,7 @@ def evaluate(args, run):
 
 def evaluate_attributes(args, run):
     """Return the :class:`Report` of a dataset that evaluates attribute recognition instead of retrieval."""
-    if getattr(args, 'rerank', None):
+    if args.rerank:
         raise UserError(f'--rerank orders images for captions, and {args.dataset_name} has none: leave --rerank out')
     report = Report()
     report.add_attributes(run.model, run.images)

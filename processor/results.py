@@ -251,7 +251,8 @@ def result_path(args, name):
         return os.path.join(args.output_dir, args.dataset_name, f'zero-shot_{stem}', name)
     name, extension = os.path.splitext(name)
     stem = os.path.splitext(os.path.basename(args.checkpoint))[0]
-    parts = [name] + [stem] * (stem != 'best') + [args.dataset_name] * (args.dataset_name != args.trained_on)
+    is_other = args.dataset_name != args.config.data.trained_on
+    parts = [name] + [stem] * (stem != 'best') + [args.dataset_name] * is_other
     return os.path.join(os.path.dirname(args.checkpoint), '_'.join(parts) + extension)
 
 

@@ -66,8 +66,8 @@ def load_trained(args, num_classes):
     Returns:
         ``(model on its device, rest of the checkpoint)``.
     """
-    while args.notes:
-        logger.info('note: %s', args.notes.pop(0))
+    for note in args.config.notes:
+        logger.info('note: %s', note)
     if args.checkpoint is None:
         return load_untrained(args)
     checkpoint = read_checkpoint(args.checkpoint, with_sha256=True)

@@ -18,6 +18,7 @@ from utils.comm import pick_device
 from utils.errors import UserError
 from utils.iotools import lock_folder, save_train_configs
 from utils.logger import setup_logger
+from utils.options import replace_options, with_notes
 from utils.seeding import seed_all
 
 logger = logging.getLogger('Pedestal.train')
@@ -33,18 +34,17 @@ def run_training(args):
     device = pick_device(args.device)
     checkpoint, restarted_folder = None, comm.store_get(FOLDER_KEY)
     if restarted_folder and os.path.isfile(os.path.join(restarted_folder, 'last.pth')):
-        args.resume, args.resume_ckpt_file = True, os.path.join(restarted_folder, 'last.pth')
+        args = replace_options(args, resume=True, resume_ckpt_file=os.path.join(restarted_folder, 'last.pth'))
     if args.resume:
         folder = os.path.dirname(os.path.abspath(args.resume_ckpt_file))
         checkpoint = read_checkpoint(args.resume_ckpt_file)
         if not is_reference_checkpoint(checkpoint):
-            args.output_dir = folder
-            return train_in_folder(args, device, checkpoint)
-        args.notes.append(f'{folder} is a run of a reference implementation and is not changed: the run continues in a '
-                          'new folder')
+            return train_in_folder(replace_options(args, output_dir=folder), device, checkpoint)
+        args = with_notes(args, [*args.config.notes, f'{folder} is a run of a reference implementation and is not '
+                                 'changed: the run continues in a new folder'])
     parent = os.path.join(args.output_dir, args.dataset_name)
     folder = get_run_folder(restarted_folder, parent, args.name) if comm.is_main_process() else None
-    args.output_dir = comm.broadcast_object(folder)
+    args = replace_options(args, output_dir=comm.broadcast_object(folder))
     try:
         train_in_folder(args, device, checkpoint)
     finally:
@@ -109,7 +109,7 @@ def train(args, device, checkpoint):
     world_size = comm.get_world_size()
     processes = [f'{world_size} processes'] if world_size > 1 else []
     logger.info(format_log_line(f'run folder {args.output_dir}', f'device {device}', *processes))
-    for note in args.notes:
+    for note in args.config.notes:
         logger.info('note: %s', note)
     seed_all(args.seed)
 
@@ -135,7 +135,7 @@ def train(args, device, checkpoint):
         start_epoch = checkpointer.resume(args.resume_ckpt_file, checkpoint)['epoch']
     has_config = os.path.exists(os.path.join(args.output_dir, 'configs.yaml'))
     if comm.is_main_process() and (start_epoch <= args.num_epoch or not has_config):
-        save_train_configs(args.output_dir, args)
+        save_train_configs(args.output_dir, replace_options(args, **model.backbone.resolved_options))
     do_train(start_epoch, args, model, loaders.train, evaluator, optimizer, scheduler, checkpointer)
 
 

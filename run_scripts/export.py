@@ -21,13 +21,12 @@ if __name__ == '__main__':      # if the tool runs as a file, search the reposit
 from utils.declarations import retry_with_pytorch
 from utils.errors import UserError, run_program
 from utils.iotools import report_write_errors
-from utils.options import build_test_parser, parse_test_options
+from utils.options import build_test_parser, parse_test_options, replace_options
 from utils.temporary import temporary_sibling
 
 
 def main(argv=None):
-    args = read_options(argv)
-    args.device, args.amp = 'cpu', 'off'
+    args = replace_options(read_options(argv), device='cpu', amp='off')
     if os.path.exists(args.out):
         raise UserError(f'--out {args.out} already exists: choose another name, or remove it')
     import pedestal

@@ -119,7 +119,7 @@ def evaluate_cell(name, dataset, options):
     from processor.results import ONE_BY_ONE
     if isinstance(options, str):
         return Cell(name, '?', dataset, note=options)
-    cell = Cell(name, options.trained_on, dataset)
+    cell = Cell(name, options.config.data.trained_on, dataset)
     try:
         results = find_or_compute_results(options, with_intervals=True)
     except UserError as error:

@@ -130,7 +130,7 @@ def run_rows(folder, logs, overrides=()):
         row.published = {metric: value for metric, value in values if value is not None}
         results = find_or_compute_results(args)
         other_rows = [other_dataset_row(row, args, other)
-                      for other in find_other_results(args.checkpoint, args.trained_on)]
+                      for other in find_other_results(args.checkpoint, args.config.data.trained_on)]
     except Exception as error:  # the table of the other runs must not depend on one broken run
         row.note = str(error) if isinstance(error, UserError) else f'{type(error).__name__}: {error}'
         return [row]
@@ -150,8 +150,8 @@ def run_rows(folder, logs, overrides=()):
 def other_dataset_row(row, args, results):
     """The row of a run's results on another dataset than the one of its training."""
     note = 'trained on another dataset; no row is published for that'
-    return Row(f'{row.run}, trained on {args.trained_on}', results.dataset, losses=row.losses, measured=results.metrics,
-               note=note if results.is_independent else f'{BATCH_DEPENDENT}; {note}')
+    return Row(f'{row.run}, trained on {args.config.data.trained_on}', results.dataset, losses=row.losses,
+               measured=results.metrics, note=note if results.is_independent else f'{BATCH_DEPENDENT}; {note}')
 
 
 @retry_with_pytorch
@@ -165,7 +165,7 @@ def read_training_metrics(args):
     from processor.history import summarize_evaluations
     from processor.results import read_evaluations
     evaluations = read_evaluations(os.path.dirname(args.checkpoint))
-    is_test_split = args.dataset_name == args.trained_on and all(
+    is_test_split = args.dataset_name == args.config.data.trained_on and all(
         evaluation.values.get('split') == 'test' for evaluation in evaluations)
     return summarize_evaluations(evaluations) if is_test_split else {}
 
@@ -188,7 +188,7 @@ def published_row(args):
         loss_names = [row[key] for key in ('loss_names', 'also') if key in row]
         has_losses = any(set(parse_loss_names(names)) == losses for names in loss_names)
         is_php_ablation = not loss_names and row['key'] == 'php'     # an ablation of PHP's parts has no losses
-        if (row.get('start') == initial and row.get('noisy_rate', 0) == getattr(args, 'noisy_rate', 0)
+        if (row.get('start') == initial and row.get('noisy_rate', 0) == args.noisy_rate
                 and php_parts(row) == args.php_parts and row['backbone'] in backbones
                 and (has_losses or is_php_ablation)):
             return row

@@ -4,6 +4,7 @@ import torch
 from model.backbones.clip import Clip
 from model.heads import active_heads
 from utils.errors import unknown_name_error
+from utils.options import complete
 
 OPTIMIZERS = ('Adam', 'AdamW', 'SGD')
 
@@ -53,6 +54,7 @@ def build_optimizer(args, model):
     Raises:
         UserError: the optimizer is unknown.
     """
+    args = complete(args)
     groups = parameter_groups(args, model)
     name = args.optimizer.lower()
     if name == 'adam':

@@ -1,14 +1,53 @@
 """Learning rate schedules: IRRA's by epoch, with warm-up, and those of TBPS-CLIP and APTM by step."""
-import functools
 import math
 from bisect import bisect_right
+from dataclasses import dataclass
 
 from torch.optim.lr_scheduler import LRScheduler
 
 from utils.errors import UserError, unknown_name_error
+from utils.options import complete
 
 SCHEDULES = ('step', 'exp', 'poly', 'cosine', 'linear', 'step_cosine', 'step_linear', 'step_stairs')
 WARMUPS = ('linear', 'constant')
+
+
+@dataclass(frozen=True)
+class ScheduleSettings:
+    """The settings of a schedule; :class:`WarmupSchedule` has the formulas that use them.
+
+    Attributes:
+        mode: one of :data:`SCHEDULES`.
+        total_epochs: the number of epochs of the training.
+        warmup_epochs: the number of warm-up epochs.
+        warmup_steps: the number of warm-up steps, for ``step_linear``.
+        warmup_method: one of :data:`WARMUPS`.
+        warmup_factor: factor on the learning rate at the start of the warm-up epochs.
+        milestones: epochs after which ``gamma`` multiplies the learning rate, for ``step``.
+        gamma: factor on the learning rate at each milestone.
+        target_lr: learning rate at the end, for ``poly`` and the cosines.
+        power: base of the exponential, for ``exp`` and ``poly``.
+    """
+    mode: str = 'cosine'
+    total_epochs: int = 60
+    warmup_epochs: int = 5
+    warmup_steps: int = 0
+    warmup_method: str = 'linear'
+    warmup_factor: float = 0.1
+    milestones: tuple = (20, 50)
+    gamma: float = 0.1
+    target_lr: float = 0.0
+    power: float = 0.9
+
+    def __post_init__(self):
+        if self.mode not in SCHEDULES:
+            raise unknown_name_error('--lrscheduler', self.mode, SCHEDULES)
+        if self.warmup_method not in WARMUPS:
+            raise unknown_name_error('--warmup_method', self.warmup_method, WARMUPS)
+        if self.mode == 'step' and list(self.milestones) != sorted(self.milestones):
+            raise UserError(f'--milestones must be in increasing order, but they are {list(self.milestones)}')
+        if self.mode.startswith('step_') and self.warmup_method != 'linear':
+            raise UserError(f"--lrscheduler {self.mode} needs --warmup_method linear, but it is '{self.warmup_method}'")
 
 
 class WarmupSchedule(LRScheduler):
@@ -35,18 +74,9 @@ class WarmupSchedule(LRScheduler):
     - ``cosine``: target + (base - target) (1 + cos(pi r)) / 2
     """
 
-    def __init__(self, optimizer, milestones=(20, 50), gamma=0.1, warmup_factor=0.1, warmup_epochs=5,
-                 warmup_method='linear', total_epochs=60, target_lr=0.0, power=0.9, mode='cosine', last_epoch=-1):
-        if mode not in SCHEDULES:
-            raise unknown_name_error('--lrscheduler', mode, SCHEDULES)
-        if warmup_method not in WARMUPS:
-            raise unknown_name_error('--warmup_method', warmup_method, WARMUPS)
-        if mode == 'step' and list(milestones) != sorted(milestones):
-            raise UserError(f'--milestones must be in increasing order, but they are {list(milestones)}')
-        self.milestones, self.gamma, self.mode = list(milestones), gamma, mode
-        self.warmup_factor, self.warmup_epochs, self.warmup_method = warmup_factor, warmup_epochs, warmup_method
-        self.total_epochs, self.target_lr, self.power = total_epochs, target_lr, power
-        super().__init__(optimizer, last_epoch)
+    def __init__(self, optimizer, settings):
+        self.settings = settings
+        super().__init__(optimizer)
 
     def before_step(self, epoch, step, steps):
         """Do nothing: the learning rates change with the epoch."""
@@ -56,21 +86,21 @@ class WarmupSchedule(LRScheduler):
 
     def compute_lr(self, epochs, base):
         """Return the learning rate after a number of finished epochs, for a group's base learning rate."""
-        i, warmup = epochs, self.warmup_epochs
+        s, i, warmup = self.settings, epochs, self.settings.warmup_epochs
         if i < warmup:
-            if self.warmup_method == 'constant':
-                return base * self.warmup_factor
-            return base * (self.warmup_factor * (1 - i / warmup) + i / warmup)
-        if self.mode == 'step':
-            return base * self.gamma ** bisect_right(self.milestones, i)
-        r = (i - warmup) / (self.total_epochs - warmup) if self.total_epochs > warmup else 1.0
-        if self.mode == 'exp':
-            return base * self.power ** r
-        if self.mode == 'linear':
+            if s.warmup_method == 'constant':
+                return base * s.warmup_factor
+            return base * (s.warmup_factor * (1 - i / warmup) + i / warmup)
+        if s.mode == 'step':
+            return base * s.gamma ** bisect_right(s.milestones, i)
+        r = (i - warmup) / (s.total_epochs - warmup) if s.total_epochs > warmup else 1.0
+        if s.mode == 'exp':
+            return base * s.power ** r
+        if s.mode == 'linear':
             return base * (1 - r)
-        if self.mode == 'poly':
-            return self.target_lr + (base - self.target_lr) * self.power ** (1 - r)
-        return self.target_lr + (base - self.target_lr) * (1 + math.cos(math.pi * r)) / 2
+        if s.mode == 'poly':
+            return s.target_lr + (base - s.target_lr) * s.power ** (1 - r)
+        return s.target_lr + (base - s.target_lr) * (1 + math.cos(math.pi * r)) / 2
 
     def apply(self):
         """Set the current learning rates of the optimizer's parameter groups."""
@@ -101,11 +131,9 @@ class StepSchedule(WarmupSchedule):
         position: the number of finished steps, and the number of steps of an epoch.
     """
 
-    def __init__(self, optimizer, *settings, **named_settings):
+    def __init__(self, optimizer, settings):
         self.position = 0, 1
-        super().__init__(optimizer, *settings, **named_settings)
-        if self.warmup_method != 'linear':
-            raise UserError(f"--lrscheduler {self.mode} needs --warmup_method linear, but it is '{self.warmup_method}'")
+        super().__init__(optimizer, settings)
 
     def before_step(self, epoch, step, steps):
         """Set the learning rates of a step.
@@ -119,12 +147,12 @@ class StepSchedule(WarmupSchedule):
         self.apply()
 
     def compute_lr(self, epochs, base):
-        done, steps = self.position
-        warmup, total = round(self.warmup_epochs * steps), round(self.total_epochs * steps)
+        s, (done, steps) = self.settings, self.position
+        warmup, total = round(s.warmup_epochs * steps), round(s.total_epochs * steps)
         if done < warmup:
-            return base * (self.warmup_factor + (1 - self.warmup_factor) * done / max(warmup - 1, 1))
+            return base * (s.warmup_factor + (1 - s.warmup_factor) * done / max(warmup - 1, 1))
         r = (done - warmup) / max(total - warmup, 1)
-        return self.target_lr + (base - self.target_lr) * (1 + math.cos(math.pi * r)) / 2
+        return s.target_lr + (base - s.target_lr) * (1 + math.cos(math.pi * r)) / 2
 
 
 WARMUP_FRACTION = 0.1                       # of all steps, for 'step_stairs'
@@ -141,32 +169,29 @@ class AptmSchedule(StepSchedule):
     - ``step_stairs`` (W = int(0.1 T)) multiplies it by the same and by 1, by 0.5 from step 4 W, by 0.2 from step 7 W.
     """
 
-    def __init__(self, optimizer, *settings, warmup_steps=0, **named_settings):
-        self.warmup_steps = warmup_steps
-        super().__init__(optimizer, *settings, **named_settings)
-
     def before_step(self, epoch, step, steps):
-        total = self.total_epochs * steps
-        if self.mode == 'step_linear' and self.warmup_steps >= total:
-            raise UserError(f'--warmup_steps {self.warmup_steps} must be below the {total} steps of the whole training')
+        warmup, total = self.settings.warmup_steps, self.settings.total_epochs * steps
+        if self.settings.mode == 'step_linear' and warmup >= total:
+            raise UserError(f'--warmup_steps {warmup} must be below the {total} steps of the whole training')
         super().before_step(epoch, step, steps)
 
     def compute_lr(self, epochs, base):
-        done, steps = self.position
-        total = self.total_epochs * steps
-        warmup = int(WARMUP_FRACTION * total) if self.mode == 'step_stairs' else self.warmup_steps
+        s, (done, steps) = self.settings, self.position
+        total = s.total_epochs * steps
+        warmup = int(WARMUP_FRACTION * total) if s.mode == 'step_stairs' else s.warmup_steps
         if done < warmup:
             return base * done / warmup
         stair = 1.0
-        if self.mode == 'step_stairs':
+        if s.mode == 'step_stairs':
             stair = next((factor for warmups, factor in STAIRS if warmup and done >= warmups * warmup), 1.0)
         return base * stair * max(total - done, 0) / max(total - warmup, 1)
 
 
 def build_lr_scheduler(args, optimizer):
     """Build the learning rate schedule of the options, at the first epoch."""
-    schedule = StepSchedule if args.lrscheduler == 'step_cosine' else WarmupSchedule
-    if args.lrscheduler in ('step_linear', 'step_stairs'):
-        schedule = functools.partial(AptmSchedule, warmup_steps=args.warmup_steps)
-    return schedule(optimizer, args.milestones, args.gamma, args.warmup_factor, args.warmup_epochs, args.warmup_method,
-                    args.num_epoch, args.target_lr, args.power, args.lrscheduler)
+    args = complete(args)
+    settings = ScheduleSettings(args.lrscheduler, args.num_epoch, args.warmup_epochs, args.warmup_steps,
+                                args.warmup_method, args.warmup_factor, tuple(args.milestones), args.gamma,
+                                args.target_lr, args.power)
+    by_step = {'step_cosine': StepSchedule, 'step_linear': AptmSchedule, 'step_stairs': AptmSchedule}
+    return by_step.get(args.lrscheduler, WarmupSchedule)(optimizer, settings)

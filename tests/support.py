@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from utils.options import build_parser, complete
+from utils.run_config import build_run_config
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 HANG_TIMEOUT = 600      # seconds after which a program counts as hung; long, because other programs may use all cores
@@ -21,8 +22,13 @@ GOLDEN = os.environ.get('PEDESTAL_GOLDEN') or OWN
 def options(**changes):
     """Return the default options with some changed, as get_args returns them."""
     settings = {**build_parser().defaults_in_code, **changes}
-    args = complete(argparse.Namespace(**settings))
-    args.notes = []
+    return complete(argparse.Namespace(**settings))
+
+
+def evaluation_options(trained_on, **changes):
+    """Return :func:`options` of a run on the dataset ``trained_on``, as parse_test_options returns them."""
+    args = options(**{**changes, 'training': False})
+    args.config = build_run_config(args, trained_on=trained_on)
     return args
 
 

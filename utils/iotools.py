@@ -7,13 +7,13 @@ import os
 import stat
 
 import yaml
-from easydict import EasyDict
 from PIL import UnidentifiedImageError
 
-from utils import options
+from utils.compat import load_train_configs  # noqa: F401 (for IRRA's scripts)
 from utils.errors import UserError, is_out_of_files, write_error_reason
 from utils.file_lock import try_lock
 from utils.images import describe_unknown_format, open_image, to_rgb
+from utils.run_config import as_dict
 from utils.temporary import temporary_sibling
 
 logger = logging.getLogger('Pedestal.files')
@@ -257,14 +257,4 @@ def walk_folders(folder):
 def save_train_configs(path, args):
     """Write the options as ``configs.yaml`` into the folder ``path``."""
     with atomic_write(os.path.join(path, 'configs.yaml')) as file:
-        yaml.safe_dump(options.as_dict(args), file, default_flow_style=None, sort_keys=True)
-
-
-def load_train_configs(path):
-    """Read a run's ``configs.yaml`` as options: ``args.lr`` and ``args['lr']``.
-
-    The run may be of Pedestal or of a reference implementation. An option that the file lacks gets the value that the
-    run's code used. A key that is no option of Pedestal stays, for other code that reads it.
-    """
-    known = vars(options.run_options(path))
-    return EasyDict({**{name: value for name, value in options.read_yaml(path).items() if name not in known}, **known})
+        yaml.safe_dump(as_dict(args), file, default_flow_style=None, sort_keys=True)

@@ -10,6 +10,11 @@ CHECK_INTERVAL = 1.0    # seconds between checks of the parent
 GRACE = 20.0            # seconds after SIGTERM to finish a step and save
 
 
+def is_launched_by_torchrun():
+    """Whether a launcher started several processes, according to the environment."""
+    return os.environ.get('WORLD_SIZE', '1') != '1'
+
+
 @functools.cache    # once in a process
 def watch_launcher():
     """Send this process SIGTERM after the torchrun that launched it has ended, and end it 20 s later if it still runs.

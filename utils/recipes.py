@@ -295,14 +295,8 @@ def to_plain_value(value):
     return list(value) if isinstance(value, (tuple, list)) else value
 
 
-def as_dict(args):
-    """The options as plain values, without those that only describe this call of the program."""
-    skipped = ('notes', 'config_file', 'print_config')
-    return {name: to_plain_value(value) for name, value in sorted(vars(args).items()) if name not in skipped}
-
-
 def format_recipe(args, parser):
     """The options as the text of a recipe."""
-    skipped = parser.options_with(Effect.INVOCATION | Effect.COMMAND_LINE_ONLY) | {'batch_fields'}
-    options = {name: value for name, value in as_dict(args).items() if name not in skipped}
+    skipped = parser.options_with(Effect.INVOCATION | Effect.COMMAND_LINE_ONLY)
+    options = {name: to_plain_value(value) for name, value in vars(args).items() if name not in skipped}
     return yaml.safe_dump(options, default_flow_style=None, sort_keys=True)

@@ -46,11 +46,10 @@ registry.cache_clear = collect_backbones.cache_clear
 
 
 def backbone_class(args):
-    """Return the class that ``--backbone`` names. Options without it, such as those of older runs, mean CLIP."""
-    name = getattr(args, 'backbone', 'clip')
-    if name not in registry():
-        raise unknown_name_error('--backbone', name, registry())
-    return registry()[name]
+    """Return the class that ``--backbone`` names."""
+    if args.backbone not in registry():
+        raise unknown_name_error('--backbone', args.backbone, registry())
+    return registry()[args.backbone]
 
 
 def refuse_other_family(backbone, state_dict, source):

@@ -229,7 +229,7 @@ class Aptm(Backbone):
         """
         if args.vocab_file:
             return read_vocabulary(os.path.expanduser(args.vocab_file))
-        sources = getattr(args, 'checkpoint', ''), getattr(args, 'init_from', ''), args.pretrain_choice
+        sources = '' if args.training else args.checkpoint, args.init_from, args.pretrain_choice
         files = [file for file in sources if file and os.path.isfile(os.path.expanduser(file))]
         folders = [args.output_dir, *(os.path.dirname(os.path.expanduser(file)) for file in files)]
         for path in (os.path.join(folder, VOCABULARY) for folder in folders):
@@ -255,7 +255,7 @@ class Aptm(Backbone):
         Photos and datasets without published statistics get those of the first dataset that the run trains on, or
         those of CUHK-PEDES if that one has none either.
         """
-        trained_on = (getattr(args, 'trained_on', None) or args.dataset_name).split('+')[0]
+        trained_on = (args.config.data.trained_on or args.dataset_name).split('+')[0]
         name = next((name for name in (dataset, trained_on) if name in STATISTICS), 'CUHK-PEDES')
         return ImageStats(*STATISTICS[name], fill=(0.0, 0.0, 0.0), interpolation='bicubic')
 

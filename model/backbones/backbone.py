@@ -20,6 +20,7 @@ class Backbone(nn.Module):
         alternative: what to use instead, for error messages.
         joint_tokens: whether tokens lie in the space of the embeddings, and so have their width.
         head_weights: parameters of heads in the checkpoint of a whole model that training starts from.
+        resolved_options: {option: value} of options that the weights decide. A run records these values.
     """
 
     name = ''
@@ -28,6 +29,7 @@ class Backbone(nn.Module):
     alternative = 'another --backbone'
     joint_tokens = False
     head_weights = {}
+    resolved_options = {}
 
     # -- before a model exists ---------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """CLIP (Radford et al., ICML 2021), as IRRA and the methods that follow it use it."""
 import torch
 
-from model.activation import ACTIVATIONS, resolve_activation, source_of_weights
+from model.activation import ACTIVATIONS, resolve_activation
 from model.backbones import Backbone
 from model.clip_model import ResidualAttentionBlock, Transformer
 from model.clip_weights import build_clip, clip_without_values, empty_clip, shape_named, shape_of
@@ -50,23 +50,29 @@ class Clip(Backbone):
 
     @classmethod
     def build(cls, args, state_dict=None):
-        resolve_activation(args)
-        sizes, activation = (args.img_size, args.stride_size, args.text_length), args.activation
+        activation = resolve_activation(args)
+        backbone = cls(cls.build_encoders(args, state_dict, activation))
+        backbone.resolved_options = {'activation': activation, 'stride_size': args.stride_size}
+        return backbone
+
+    @staticmethod
+    def build_encoders(args, state_dict, activation):
+        """Build the :class:`~model.clip_model.CLIP` of :meth:`build`."""
+        sizes = args.img_size, args.stride_size, args.text_length
         if state_dict is not None and not args.training:
             prefix = 'base_model.'
             clip = {name[len(prefix):]: value for name, value in state_dict.items() if name.startswith(prefix)}
-            return cls(empty_clip(shape_of(clip), *sizes, activation))
-        if args.training:
-            if state_dict is not None:
-                source = source_of_weights(args)
-                clip = clip_without_values(args.pretrain_choice, state_dict, source, *sizes, activation)
-            else:
-                clip = build_clip(args.pretrain_choice, *sizes, args.trust_archive, text_positions=args.text_positions,
-                                  activation=activation)
-            for block in clip.transformer.resblocks:
-                block.attn.dropout = args.text_dropout
-            return cls(clip)
-        return cls(empty_clip(shape_named(args.pretrain_choice, args.trust_archive), *sizes, activation))
+            return empty_clip(shape_of(clip), *sizes, activation)
+        if not args.training:
+            return empty_clip(shape_named(args.pretrain_choice, args.trust_archive), *sizes, activation)
+        if state_dict is not None:
+            clip = clip_without_values(args.pretrain_choice, state_dict, args.config.model.weights, *sizes, activation)
+        else:
+            clip = build_clip(args.pretrain_choice, *sizes, args.trust_archive, text_positions=args.text_positions,
+                              activation=activation)
+        for block in clip.transformer.resblocks:
+            block.attn.dropout = args.text_dropout
+        return clip
 
     @staticmethod
     def tokenizer(args, captions=None):

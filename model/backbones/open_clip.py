@@ -50,8 +50,8 @@ def describe(args):
     Raises:
         UserError: the library does not know the model.
     """
-    checkpoint = getattr(args, 'checkpoint', None)
-    for folder in [*([os.path.dirname(checkpoint)] if checkpoint else []), args.output_dir]:
+    is_trained = not args.training and args.checkpoint
+    for folder in [*([os.path.dirname(args.checkpoint)] if is_trained else []), args.output_dir]:
         path = os.path.join(folder, DESCRIPTION)
         if os.path.isfile(path):
             return read_description(path)
@@ -353,7 +353,7 @@ class OpenClip(Backbone):
         else:
             tokenizer = HuggingFace(text['hf_tokenizer_name'], **settings)
             for name, default in (('caption_masking', 'clean'), ('mlm_masking', 'random'), ('caption_filter', 0.0)):
-                if getattr(args, name, default) != default:
+                if getattr(args, name) != default:
                     raise UserError(f"--{name} {getattr(args, name)} is for captions in CLIP's ids, and those of "
                                     f'{parse(args.pretrain_choice)[0]} have others: leave it out')
         if captions is not None:

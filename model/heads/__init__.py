@@ -197,10 +197,9 @@ def heads_for_backbone(backbone):
 
 def active_heads(args):
     """The Head classes that ``args`` select: those of ``--loss_names`` in its order, then those that options enable."""
-    backbone = getattr(args, 'backbone', 'clip')
-    named = parse_loss_names(args.loss_names, backbone)
+    named = parse_loss_names(args.loss_names, args.backbone)
     return named + [head for head in head_classes()
-                    if head not in named and head.backbone in ('', backbone)
+                    if head not in named and head.backbone in ('', args.backbone)
                     and issubclass(head, EnabledByOptions) and head.is_enabled(args)]
 
 
@@ -292,7 +291,9 @@ class HeadOptions(options.OptionProvider):
         heads = active_heads(args)
         for head in head_classes():
             head.validate_options(args, head in heads)
-        args.batch_fields = tuple(sorted({field for head in heads for field in head.get_fields(args)}))
+
+    def batch_fields(self, args):
+        return {field for head in active_heads(args) for field in head.get_fields(args)}
 
     def method_key(self, args):
         """The losses as a set, without looking them up: a loss whose file is broken is included."""
@@ -304,7 +305,7 @@ class HeadOptions(options.OptionProvider):
         return {*registry(), *aliases(), *(name for by_name in BACKBONE_HEADS.values() for name in by_name)}
 
     def log_notes(self, args):
-        named = parse_loss_names(args.loss_names, getattr(args, 'backbone', 'clip'))
+        named = parse_loss_names(args.loss_names, args.backbone)
         return [f"the head '{head.names[0]}' is part of the model because its options are given, although --loss_names "
                 'does not name it' for head in active_heads(args) if head.names and head not in named]
 

@@ -246,7 +246,7 @@ def batch_of(args):
                                      {'sampler': 'identity', 'num_instance': 2}])
 def test_batches_are_those_of_a_start_without_it(annotated, tmp_path, monkeypatch, changes):
     args = options(dataset_name='CUHK-PEDES', root_dir=str(tmp_path), img_size=(32, 16), batch_size=4, num_workers=0,
-                   training=True, batch_fields=('mlm_ids', 'mlm_labels'), **changes)
+                   training=True, **changes)
     cached = [batch_of(args) for _ in range(2)]
     monkeypatch.setattr(array_cache, 'MIN_CACHED_CAPTIONS', 10 ** 6)
     plain = batch_of(args)

@@ -1,5 +1,4 @@
 """APTM's image statistics: each split is normalized by those of its own dataset, with all digits."""
-import argparse
 import json
 import os
 
@@ -15,7 +14,7 @@ from model.backbones import backbone_class
 from model.backbones.aptm import Aptm
 from processor.evaluation import embed
 from processor.step import prepare_batch
-from tests.support import options
+from tests.support import evaluation_options, options
 from utils.iotools import read_image
 
 # ../shared/aptm.md, "Images"
@@ -49,8 +48,8 @@ def root(tmp_path_factory):
 
 def settings(root, output, **changes):
     return options(**{**dict(backbone='aptm', pretrain_choice='scratch:aptm-tiny', loss_names='itc', root_dir=root,
-                             img_size=SIZE, text_length=20, batch_size=4, num_workers=0, output_dir=str(output),
-                             batch_fields=[]), **changes})
+                             img_size=SIZE, text_length=20, batch_size=4, num_workers=0, output_dir=str(output)),
+                      **changes})
 
 
 def training_loaders(*given, **changes):
@@ -71,7 +70,7 @@ def assert_normalized(loader, dataset):
 
 @pytest.mark.parametrize('dataset', PUBLISHED)
 def test_published_statistics_with_all_digits(dataset):
-    image_stats = Aptm.image_stats(argparse.Namespace(dataset_name='CUHK-PEDES'), dataset)
+    image_stats = Aptm.image_stats(options(dataset_name='CUHK-PEDES'), dataset)
     assert (image_stats.mean, image_stats.std, image_stats.interpolation) == (*PUBLISHED[dataset], 'bicubic')
 
 
@@ -82,8 +81,8 @@ def test_published_statistics_with_all_digits(dataset):
     ('ICFG-PEDES+RSTPReid', None, 'ICFG-PEDES'), (None, 'RSTPReid', 'RSTPReid')])
 def test_whose_statistics(trained_on, dataset, expected):
     """Tables, synthpedes and photos (None) have no statistics: they use those of the training set, or CUHK-PEDES'."""
-    image_stats = Aptm.image_stats(argparse.Namespace(dataset_name='PA-100K' if trained_on else dataset,
-                                                      trained_on=trained_on), dataset)
+    args = evaluation_options(trained_on, dataset_name='PA-100K' if trained_on else dataset)
+    image_stats = Aptm.image_stats(args, dataset)
     assert (image_stats.mean, image_stats.std) == PUBLISHED[expected]
 
 
@@ -98,7 +97,7 @@ def test_validation_of_pretraining_has_its_own_statistics(root, tmp_path):
 @pytest.mark.parametrize('trained_on', ['CUHK-PEDES', 'MALS', 'CUHK-PEDES+ICFG-PEDES'])
 def test_another_dataset_is_tested_with_its_own_statistics(root, tmp_path, trained_on):
     (tmp_path / 'vocab.txt').write_text('\n'.join(['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', 'a']))
-    args = settings(root, tmp_path, dataset_name='RSTPReid', trained_on=trained_on, training=False)
+    args = evaluation_options(trained_on, **vars(settings(root, tmp_path, dataset_name='RSTPReid')))
     images, _, _ = build_dataloader(args, Aptm)
     assert_normalized(images, 'RSTPReid')
 

@@ -48,7 +48,7 @@ def test_shares_of_an_epoch():
 
 
 def loaders(root, build=build_dataloader, **changes):
-    return build(options(root_dir=root, batch_size=4, num_workers=0, img_size=(32, 16), batch_fields=[], **changes))
+    return build(options(root_dir=root, batch_size=4, num_workers=0, img_size=(32, 16), **changes))
 
 
 def training(root, **changes):

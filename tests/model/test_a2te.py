@@ -315,8 +315,8 @@ def test_wrong_names(names, message):
 def test_shared_cross_encoder_and_fields(tmp_path):
     model, *_ = golden_model('a2te_tiny512', tmp_path, loss_names='mlm+attribute')
     assert model.heads[0].cross is model.heads[1].cross
-    assert set(options(loss_names='amm').batch_fields) == {'mlm_labels', 'attributes_mask'}
-    assert options(loss_names='attribute').batch_fields == ('attributes_mask',)
+    assert set(options(loss_names='amm').config.data.batch_fields) == {'mlm_labels', 'attributes_mask'}
+    assert options(loss_names='attribute').config.data.batch_fields == ('attributes_mask',)
 
 
 @pytest.mark.parametrize('ratio, message', [
@@ -357,4 +357,4 @@ def test_recipes(dataset, weights):
     assert (args.attribute_weight, args.detail_loss_weight) == weights
     assert (args.temperature, args.alpha, args.pool_ratio) == (0.01, 0.5, 0.3)
     assert args.freeze_conv1 and args.caption_masking == 'inplace'
-    assert not args.notes
+    assert not args.config.notes

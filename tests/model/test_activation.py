@@ -39,12 +39,13 @@ def clip(tmp_path, caplog):
 
 
 def built(choice, **changes):
-    """(the classes of the activations of both encoders, the settled option)."""
+    """(the classes of the activations of both encoders, the option that a run records)."""
     args = options(**{'loss_names': 'itc', 'pretrain_choice': choice, 'img_size': (64, 64), **changes})
-    clip = build_model(args, 2).base_model
+    model = build_model(args, 2)
+    clip, activation = model.base_model, model.backbone.resolved_options['activation']
     blocks = [*clip.transformer.resblocks, *clip.visual.transformer.resblocks]
-    assert clip.activation == args.activation
-    return {type(block.mlp.gelu) for block in blocks}, args.activation
+    assert clip.activation == activation
+    return {type(block.mlp.gelu) for block in blocks}, activation
 
 
 DESCRIBED = [
@@ -122,7 +123,7 @@ def test_a_clip_before_any_training_is_tested_with_it(clip, tmp_path):
             build_test_parser('test.py', ''), ['--pretrain_choice', clip, '--device', 'cpu', *words]
         )
         model, _ = load_trained(args, 1)
-        assert model.base_model.activation == args.activation == activation
+        assert model.base_model.activation == model.backbone.resolved_options['activation'] == activation
     with pytest.raises(UserError, match='--activation is in the configs.yaml of --config_file'):
         parse_test_options(build_test_parser('test.py', ''), ['--config_file', 'configs.yaml', '--activation', 'gelu'])
 

@@ -92,6 +92,6 @@ def test_recipes_of_a_broken_head_do_not_affect_other_runs(monkeypatch, names):
     for name in names:
         monkeypatch.delitem(registry(), name)
     args = get_args(['--loss_names', 'sdm+itc'])
-    assert args.notes == [] and 'losses: ' + names[0] not in build_parser().format_help()
+    assert args.config.notes == () and 'losses: ' + names[0] not in build_parser().format_help()
     with pytest.raises(UserError, match=f"unknown loss '{names[0]}'"):
         get_args(['--loss_names', f'sdm+{names[0]}'])

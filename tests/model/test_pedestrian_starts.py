@@ -94,5 +94,5 @@ def test_a_clip_of_another_resolution_is_for_pretrain_choice(clip):
 def test_the_recipe_changes_what_hams_readme_does(dataset):
     plain, ham = (vars(get_args(['--config_file', f'configs/irra{ending}.yaml', '--dataset_name', dataset]))
                   for ending in ('', '-ham'))
-    differing = {name for name in plain if plain[name] != ham[name]} - {'notes', 'config_file', 'name'}
+    differing = {name for name in plain if plain[name] != ham[name]} - {'config_file', 'name'}
     assert differing == {'lr', 'batch_size'} and (ham['lr'], ham['batch_size']) == (5e-6, 128)

@@ -278,9 +278,9 @@ def test_defaults():
     assert (args.moe_lr_factor, args.transformer_lr_factor) == (10.0, 2.0)
     without = get_args(['--loss_names', 'sdm'])
     assert without.php_parts is None and without.php_attention is None
-    notes = get_args(['--loss_names', 'sdm', '--php_parts', 'base']).notes
+    notes = get_args(['--loss_names', 'sdm', '--php_parts', 'base']).config.notes
     assert not [note for note in notes if 'no active head' in note]
-    assert 'num_experts' in get_args(['--loss_names', 'sdm', '--num_experts', '4']).notes[0]
+    assert 'num_experts' in get_args(['--loss_names', 'sdm', '--num_experts', '4']).config.notes[0]
 
 
 @pytest.mark.parametrize('argv, message', [
@@ -314,5 +314,5 @@ def test_recipes(dataset, aux_factor):
     assert (args.lr, args.transformer_lr_factor, args.moe_lr_factor, args.itc_loss_weight) == (3e-6, 1.0, 2.0, 5.0)
     assert (args.batch_size, args.test_batch_size) == (64, 64)
     assert (args.aux_factor, args.caption_masking) == (aux_factor, 'clean')
-    assert args.notes == []
+    assert args.config.notes == ()
     assert get_args([*recipe, '--loss_names', 'sdm+itc']).php_parts == 'crfm+efp'

@@ -16,7 +16,7 @@ from processor.provenance import describe_selection
 from processor.report import evaluate
 from processor.results import ONE_BY_ONE, find_results
 from processor.runs import TrainedRun, Split
-from tests.support import golden_archive, golden_json, options
+from tests.support import evaluation_options, golden_archive, golden_json, options
 from utils import precision
 from utils.errors import UserError
 from utils.figures import import_pyplot
@@ -38,9 +38,8 @@ def fp16_on_the_cpu(monkeypatch):
 
 def test_which_dataset_chose_the_epoch():
     """The first of several datasets, or the one that --eval_dataset names."""
-    def describe(**settings):
-        args = argparse.Namespace(checkpoint='best.pth', val_dataset='test', **settings)
-        return describe_selection(args, {'epoch': 3})
+    def describe(trained_on, **settings):
+        return describe_selection(evaluation_options(trained_on, checkpoint='best.pth', **settings), {'epoch': 3})
     expected = 'best.pth: epoch 3, chosen by the test split of A, the split it is tested on'
     assert describe(trained_on='A+B', dataset_name='A') == expected
     assert describe(trained_on='A+B', dataset_name='B').endswith('of A')
@@ -170,8 +169,8 @@ def test_the_sample_is_neighbours_spread_over_the_split():
 # -- three tables ------------------------------------------------------------------------------------------------------
 
 def report_on(archive, tmp_path, batch_size=8, one_by_one=False, **changes):
-    args = settings(archive, **changes)
-    args.i2t, args.one_by_one, args.checkpoint, args.trained_on = True, one_by_one, str(tmp_path / 'best.pth'), 'toy'
+    args = evaluation_options('toy', i2t=True, one_by_one=one_by_one, checkpoint=str(tmp_path / 'best.pth'),
+                              **vars(settings(archive, **changes)))
     (tmp_path / 'best.pth').write_bytes(b'weights')
     model = make(archive, **changes)
     return evaluate(args, TrainedRun(model, *loaders(batch_size), {'epoch': 3})), model

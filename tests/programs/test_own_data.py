@@ -39,7 +39,7 @@ def test_a_table_trains_and_is_tested(data, clip, tmp_path, run_folder, capsys):
 def test_the_tests_table_is_named_by_its_path(trained):
     words = ['--config_file', trained, '--dataset_name', '/elsewhere/people.csv']
     args = parse_test_options(build_test_parser('', ''), words)
-    assert (args.dataset_name, args.root_dir, args.trained_on) == ('people.csv', '/elsewhere', 'CUHK-PEDES')
+    assert (args.dataset_name, args.root_dir, args.config.data.trained_on) == ('people.csv', '/elsewhere', 'CUHK-PEDES')
 
 
 def test_two_datasets_train_together_and_are_tested_each(data, clip, tmp_path, run_folder, capsys):

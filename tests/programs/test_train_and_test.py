@@ -15,6 +15,8 @@ import yaml
 import test as test_program
 import train as train_program
 from datasets.pairs import PairDataset
+from processor.test_run import evaluate_dataset
+from processor.training_run import run_training
 from tests.support import HANG_TIMEOUT
 from utils.checkpoint import read_checkpoint
 from utils.errors import UserError
@@ -496,6 +498,7 @@ def test_irras_own_training_script(command, tmp_path):
     logger = setup_logger('IRRA', save_dir=args.output_dir, if_train=args.training, distributed_rank=get_rank())
     logger.info(str(args).replace(',', '\n'))
     save_train_configs(args.output_dir, args)
+    before = dict(vars(args))
     train_loader, val_img_loader, val_txt_loader, num_classes = build_dataloader(args)
     model = build_model(args, num_classes)
     optimizer = build_optimizer(args, model)
@@ -503,12 +506,26 @@ def test_irras_own_training_script(command, tmp_path):
     checkpointer = Checkpointer(model, optimizer, scheduler, args.output_dir, get_rank() == 0)
     do_train(1, args, model, train_loader, Evaluator(val_img_loader, val_txt_loader), optimizer, scheduler,
              checkpointer)
+    assert vars(args) == before
 
     args = load_train_configs(os.path.join(args.output_dir, 'configs.yaml'))
     args.training = False
+    before = dict(vars(args))
     test_img_loader, test_txt_loader, num_classes = build_dataloader(args)
     model = build_model(args, num_classes=num_classes)
     checkpointer = Checkpointer(model)
     checkpointer.load(f=os.path.join(args.output_dir, 'best.pth'))
     top1 = do_inference(model, test_img_loader, test_txt_loader)
     assert top1 == pytest.approx(read_checkpoint(os.path.join(args.output_dir, 'best.pth'))['metrics']['R1'])
+    assert vars(args) == before
+
+
+def test_a_run_and_its_evaluation_change_no_option(command, run_folder):
+    args = train_program.read_options([*command, '--num_epoch', '1'])
+    before = dict(vars(args)), args.config
+    run_training(args)
+    assert (vars(args), args.config) == before
+    args = test_program.read_options(['--config_file', os.path.join(run_folder(), 'configs.yaml')])
+    before = dict(vars(args)), args.config
+    evaluate_dataset(args)
+    assert (vars(args), args.config) == before

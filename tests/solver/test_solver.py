@@ -7,7 +7,7 @@ import torch
 from model import build_model
 from solver import build_lr_scheduler, build_optimizer
 from solver.build import parameter_settings
-from solver.lr_scheduler import WarmupSchedule
+from solver.lr_scheduler import ScheduleSettings, WarmupSchedule
 from tests.support import golden_files, golden_json, golden_names, options
 from utils.errors import UserError
 
@@ -17,7 +17,7 @@ from utils.errors import UserError
     for number, reference in enumerate(golden_json(name))])
 def test_schedule_is_that_of_the_reference(reference):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=reference['base_lr'])
-    schedule = WarmupSchedule(optimizer, **reference['settings'])
+    schedule = WarmupSchedule(optimizer, ScheduleSettings(**reference['settings']))
     for epoch, lr in enumerate(reference['lr_per_epoch']):
         assert optimizer.param_groups[0]['lr'] == pytest.approx(lr, rel=1e-9, abs=1e-18), f'epoch {epoch}'
         optimizer.step()
@@ -28,7 +28,8 @@ def test_schedule_is_that_of_the_reference(reference):
 def test_a_resumed_schedule_continues(mode):
     def make():
         optimizer = torch.optim.SGD([{'params': [torch.nn.Parameter(torch.zeros(1))], 'lr': lr} for lr in (1e-3, 5e-3)])
-        return optimizer, WarmupSchedule(optimizer, milestones=(3, 6), warmup_epochs=2, total_epochs=9, mode=mode)
+        settings = ScheduleSettings(milestones=(3, 6), warmup_epochs=2, total_epochs=9, mode=mode)
+        return optimizer, WarmupSchedule(optimizer, settings)
     optimizer, schedule = make()
     lrs = []
     for _ in range(9):

@@ -4,7 +4,7 @@ import os
 import pytest
 import yaml
 
-from utils import iotools, options
+from utils import iotools, option_declarations, options
 from utils.errors import UserError
 from utils.help_pages import help_page
 from utils.options import build_parser, build_test_parser, get_args, run_options
@@ -34,8 +34,8 @@ def test_defaults_are_irras():
 def test_irras_own_command():
     args = get_args(IRRA_COMMAND)
     assert args.img_aug and args.MLM and args.batch_size == 64 and args.caption_masking == 'inplace'
-    assert args.batch_fields == ('mlm_labels',)
-    assert args.notes == []  # the command equals the recipe
+    assert args.config.data.batch_fields == ('mlm_labels',)
+    assert args.config.notes == ()  # the command equals the recipe
 
 
 @pytest.mark.parametrize('argv, masking', [
@@ -123,7 +123,7 @@ def test_print_config_is_a_recipe(tmp_path, capsys):
     printed = capsys.readouterr().out
     path = write_recipe(tmp_path, printed)
     again, direct = vars(get_args(['--config_file', path])), vars(get_args(argv))
-    for name in set(direct) - {'config_file', 'notes'}:
+    for name in set(direct) - {'config_file'}:
         assert again[name] == direct[name], name
 
 
@@ -134,20 +134,20 @@ def test_recipes(method, losses, dataset):
     assert args.dataset_name == dataset and set(args.loss_names.split('+')) == losses
     assert (args.batch_size, args.lr, args.num_epoch) == (64, 1e-5, 60)
     assert (args.caption_masking, args.img_aug) == ('inplace', True)
-    assert args.notes == []
+    assert args.config.notes == ()
 
 
 def test_differences_from_the_published_recipe_are_noted():
-    notes = get_args(IRRA_COMMAND + ['--batch_size', '32', '--lr', '1e-4']).notes
+    notes = get_args(IRRA_COMMAND + ['--batch_size', '32', '--lr', '1e-4']).config.notes
     assert len(notes) == 1
     assert 'configs/irra.yaml' in notes[0]
     assert 'batch_size 32 (recipe 64)' in notes[0] and 'lr 0.0001 (recipe 1e-05)' in notes[0]
 
 
 def test_an_option_that_no_head_reads_is_noted():
-    notes = get_args(['--loss_names', 'sdm', '--mlm_loss_weight', '2']).notes
+    notes = get_args(['--loss_names', 'sdm', '--mlm_loss_weight', '2']).config.notes
     assert len(notes) == 1 and 'no active head reads --mlm_loss_weight' in notes[0]
-    assert get_args(['--loss_names', 'sdm', '--temperature', '0.1']).notes == []
+    assert get_args(['--loss_names', 'sdm', '--temperature', '0.1']).config.notes == ()
 
 
 OFFICIAL_CONFIG = """\
@@ -181,12 +181,12 @@ def test_mlm_on_the_command_line_decides_the_masking_of_a_printed_recipe(tmp_pat
 def test_a_printed_recipe_has_no_notes(tmp_path, capsys):
     with pytest.raises(SystemExit):
         get_args(IRRA_COMMAND + ['--print_config'])
-    assert get_args(['--config_file', write_recipe(tmp_path, capsys.readouterr().out)]).notes == []
+    assert get_args(['--config_file', write_recipe(tmp_path, capsys.readouterr().out)]).config.notes == ()
 
 
 def test_an_embedding_that_no_loss_names_is_noted():
     config = os.path.join(ROOT, 'configs/php.yaml')
-    notes = get_args(['--config_file', config, '--loss_names', 'sdm+id']).notes
+    notes = get_args(['--config_file', config, '--loss_names', 'sdm+id']).config.notes
     assert any("the head 'aux' is part of the model because its options are given" in note for note in notes)
 
 
@@ -204,7 +204,7 @@ def test_a_runs_config_as_a_recipe_does_not_set_its_folder(tmp_path):
     path.write_text(OFFICIAL_CONFIG)
     args = get_args(['--config_file', str(path)])
     assert args.output_dir == 'logs' and args.batch_size == 64
-    for notes in (args.notes, run_options(str(path)).notes):
+    for notes in (args.config.notes, run_options(str(path)).config.notes):
         assert f'{path}: Pedestal has no option attn_implementation_of_a_fork: skipped' in notes
 
 
@@ -315,7 +315,7 @@ SEN_COMMAND = ('--name sen --img_aug --batch_size 128 --loss_names sdm+mae+id+tr
     ('ICFG-PEDES', ''), ('RSTPReid', ''), ('synthpedes', ', itc_loss_weight 5.0 (here 1.0)')])
 def test_phps_command_notes_differences_of_its_reference_implementation(dataset, weight):
     """Also the weight, if there is no recipe with it."""
-    notes = get_args([*PHP_COMMAND, '--dataset_name', dataset]).notes
+    notes = get_args([*PHP_COMMAND, '--dataset_name', dataset]).config.notes
     assert [note for note in notes if 'implementation of PHP' in note] == [
         f'the reference implementation of PHP trains with php_attention batch (here slots){weight}, test_batch_size 64 '
         '(here 512): give these options to train as it does']
@@ -324,18 +324,18 @@ def test_phps_command_notes_differences_of_its_reference_implementation(dataset,
 def test_given_options_are_no_difference():
     argv = [*PHP_COMMAND, '--dataset_name', 'RSTPReid', '--php_attention', 'slots', '--test_batch_size', '512',
             '--itc_loss_weight', '5']
-    assert not [note for note in get_args(argv).notes if 'implementation of PHP' in note]
-    assert get_args(['--config_file', os.path.join(ROOT, 'configs/php-rstpreid.yaml')]).notes == []
+    assert not [note for note in get_args(argv).config.notes if 'implementation of PHP' in note]
+    assert get_args(['--config_file', os.path.join(ROOT, 'configs/php-rstpreid.yaml')]).config.notes == ()
     # Other losses than its recipe's, but an option that only PHP has:
-    ablation = get_args(['--loss_names', 'sdm+aux', '--num_experts', '4']).notes
+    ablation = get_args(['--loss_names', 'sdm+aux', '--num_experts', '4']).config.notes
     assert any('implementation of PHP trains with php_attention batch' in note for note in ablation)
 
 
 def test_a_command_of_several_methods_matches_no_fork():
-    notes = get_args('--loss_names sdm+detail+mae+aux --pool_ratio 0.2 --mask_ratio 0.7 --num_experts 4'.split()).notes
-    assert not any('reference implementation' in note for note in notes)
+    args = get_args('--loss_names sdm+detail+mae+aux --pool_ratio 0.2 --mask_ratio 0.7 --num_experts 4'.split())
+    assert not any('reference implementation' in note for note in args.config.notes)
     command = '--loss_names sdm+mlm+amm+detail --pool_ratio 0.3 --temperature 0.01 --MLM --img_aug'
-    assert get_args(command.split()).notes == [
+    assert list(get_args(command.split()).config.notes) == [
         'the reference implementation of A2TE trains with freeze_conv1 True (here False), alpha 0.5 (here 0.9): give '
         'these options to train as it does']
 
@@ -344,13 +344,13 @@ def test_sens_command_trains_on_its_captions_and_notes_it():
     args = get_args(SEN_COMMAND + ['--dataset', 'RSTPReid'])
     assert (args.dataset_name, args.distributed) == ('RSTPReid', False)
     assert (args.caption_masking, args.mlm_masking, args.caption_filter) == ('inplace', 'noun', 0.2)
-    assert not any('without effect' in note for note in args.notes)
-    assert any(note.startswith('--need_MAE: as in SEN') and 'caption_filter 0.2' in note for note in args.notes)
-    assert any('the reference implementation of SEN trains with seed 42 (here 1)' in note for note in args.notes)
+    assert not any('without effect' in note for note in args.config.notes)
+    assert any(note.startswith('--need_MAE: as in SEN') and 'caption_filter 0.2' in note for note in args.config.notes)
+    assert any('the reference implementation of SEN trains with seed 42 (here 1)' in note for note in args.config.notes)
     assert get_args(SEN_COMMAND + ['--caption_filter', '0', '--MLM']).caption_filter == 0
     recipe_of_it = get_args(['--config_file', os.path.join(ROOT, 'configs/sen.yaml'), '--dataset_name', 'RSTPReid'])
     differing = {name for name in vars(args) if getattr(args, name) != getattr(recipe_of_it, name)}
-    assert differing == {'seed', 'need_MAE', 'config_file', 'notes'}
+    assert differing == {'seed', 'need_MAE', 'config_file'}
 
 
 @pytest.mark.parametrize('argv, expected', [
@@ -455,7 +455,7 @@ def sharpness(monkeypatch):
         def add(parser):
             group = parser.add_argument_group('more')
             group.add_argument('--sharpness', type=float, default=1.0, help='sharpness of the images', **settings)
-        monkeypatch.setattr(options, 'CORE_OPTIONS', (*options.CORE_OPTIONS, add))
+        monkeypatch.setattr(option_declarations, 'CORE_OPTIONS', (*option_declarations.CORE_OPTIONS, add))
     return declare
 
 

@@ -76,7 +76,7 @@ def test_recipes_of_a_dataset(dataset, expected):
 @pytest.mark.parametrize('dataset', BENCHMARKS)
 def test_a_recipe_differs_from_no_recipe(method, dataset):
     args = get_args(recipe_of(method, dataset).split())
-    assert args.dataset_name == dataset and args.name == method and not args.notes
+    assert args.dataset_name == dataset and args.name == method and not args.config.notes
 
 
 @pytest.mark.parametrize('dataset, notes', [
@@ -93,6 +93,6 @@ def test_a_recipe_is_tested_for_the_dataset_of_the_command_line(tmp_path):
         words = ['--config_file', recipe, '--dataset_name', 'RSTPReid', '--checkpoint', str(checkpoint)]
         args = parse_test_options(build_test_parser('', ''), words)
         assert args.dataset_name == 'RSTPReid'
-        return args.trained_on
+        return args.config.data.trained_on
     assert trained_on('configs/tbps-clip.yaml') == 'RSTPReid'
     assert trained_on('configs/php.yaml') == 'CUHK-PEDES'      # the recipe names its dataset

@@ -48,9 +48,9 @@ def test_rdes_loss_names(names, losses, tmp_path):
     test_args = run_options(rde_config(tmp_path, names))
     for args in (command_args, recipe_args, run_args, test_args):
         assert (args.loss_names, args.ccd) == (losses, True)
-        assert any(f"--loss_names '{names}' is RDE's name of {losses} with --ccd" in note for note in args.notes)
-    assert any('--noisy_rate 0.2 by default' in note for note in command_args.notes)
-    assert not any('--noisy_rate 0.2' in note for note in run_args.notes)       # it says which rate it had
+        assert any(f"--loss_names '{names}' is RDE's name of {losses} with --ccd" in note for note in args.config.notes)
+    assert any('--noisy_rate 0.2 by default' in note for note in command_args.config.notes)
+    assert not any('--noisy_rate 0.2' in note for note in run_args.config.notes)       # it says which rate it had
     assert load_train_configs(rde_config(tmp_path, names)).loss_names == losses
 
 
@@ -90,7 +90,7 @@ def test_fmfas_configs_mean_what_its_code_does(tmp_path):
     path = fmfa_config(tmp_path)
     for args in (get_args(['--config_file', path]), run_options(path)):
         assert (args.lr_rules, args.lr, args.caption_masking, args.init_from) == ('flat', 5e-6, 'inplace', '')
-        note, = [note for note in args.notes if 'has no option' in note]
+        note, = [note for note in args.config.notes if 'has no option' in note]
         unknown_keys = 'finetune, nam, pretrain, sdm_loss_use_weight, sdm_loss_weight'
         assert note == f'{path}: Pedestal has no option {unknown_keys}: skipped'
 
@@ -98,7 +98,8 @@ def test_fmfas_configs_mean_what_its_code_does(tmp_path):
 def test_a_key_of_a_forks_own_with_any_value(tmp_path):
     path = write_config(tmp_path, **IRRA, use_ema='[1, {a: b}]', wandb='null')
     for args in (get_args(['--config_file', path]), run_options(path)):
-        assert f'{path}: Pedestal has no option use_ema, wandb: skipped' in args.notes and not hasattr(args, 'wandb')
+        assert f'{path}: Pedestal has no option use_ema, wandb: skipped' in args.config.notes
+        assert not hasattr(args, 'wandb')
 
 
 def test_a_typo_in_our_own_config_is_an_error_to_train_with(tmp_path):
@@ -108,7 +109,7 @@ def test_a_typo_in_our_own_config_is_an_error_to_train_with(tmp_path):
         file.write('batch_sise: 3\n')
     with pytest.raises(UserError, match="unknown option 'batch_sise'; did you mean batch_size"):
         get_args(['--config_file', path])
-    assert run_options(path).notes == [f'{path}: Pedestal has no option batch_sise: skipped']
+    assert list(run_options(path).config.notes) == [f'{path}: Pedestal has no option batch_sise: skipped']
 
 
 @pytest.mark.parametrize('dataset, test_dataset, numbers, expected', [
@@ -125,7 +126,7 @@ def test_the_best_checkpoint_of_an_fmfa_run(tmp_path, dataset, test_dataset, num
     assert os.path.basename(args.checkpoint) == expected
     expected_dataset = {'best0.pth': 'CUHK-PEDES', 'best1.pth': 'ICFG-PEDES', 'best2.pth': 'RSTPReid'}[expected]
     assert args.eval_dataset == expected_dataset
-    assert any(f'{expected} is of the best epoch on {expected_dataset}' in note for note in args.notes)
+    assert any(f'{expected} is of the best epoch on {expected_dataset}' in note for note in args.config.notes)
     named = parse_test_options(build_test_parser('', ''), [*argv, '--checkpoint', str(tmp_path / 'best0.pth')])
     assert named.eval_dataset == 'CUHK-PEDES'
     if not test_dataset:
@@ -155,4 +156,4 @@ def test_error_for_another_interface_names_the_command(tmp_path, name, flags, co
 
 def test_a_forks_config_may_have_such_a_key(tmp_path):
     path = write_config(tmp_path, **IRRA, experiment='mine')
-    assert f'{path}: Pedestal has no option experiment: skipped' in run_options(path).notes
+    assert f'{path}: Pedestal has no option experiment: skipped' in run_options(path).config.notes

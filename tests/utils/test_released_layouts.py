@@ -2,7 +2,6 @@
 
 Pedestal loads them, and its own checkpoints hold all entries that the reference implementations read.
 """
-import argparse
 import os
 import re
 from dataclasses import dataclass, field
@@ -140,8 +139,7 @@ def opened(method, path, folder):
         load_weights(model, read_checkpoint(path)['model'], path)
         return model
     args = LAYOUTS[method].args(folder)
-    return load_trained(argparse.Namespace(**{**vars(args), 'training': False, 'checkpoint': path, 'device': 'cpu'}),
-                        6)[0]
+    return load_trained(options(**{**vars(args), 'training': False, 'checkpoint': path, 'device': 'cpu'}), 6)[0]
 
 
 def as_the_released_code_loads(names, weights):
