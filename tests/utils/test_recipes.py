@@ -80,9 +80,9 @@ def test_a_recipe_differs_from_no_recipe(method, dataset):
 
 
 @pytest.mark.parametrize('dataset, notes', [
-    ('CUHK-PEDES', []), ('RSTPReid', ['differs from configs/php-rstpreid.yaml: aux_factor 3.0 (recipe 0.5)'])])
+    ('CUHK-PEDES', ()), ('RSTPReid', ('differs from configs/php-rstpreid.yaml: aux_factor 3.0 (recipe 0.5)',))])
 def test_a_recipe_on_a_dataset_that_has_its_own_is_noted(dataset, notes):
-    assert get_args(['--config_file', 'configs/php.yaml', '--dataset_name', dataset]).notes == notes
+    assert get_args(['--config_file', 'configs/php.yaml', '--dataset_name', dataset]).config.notes == notes
 
 
 def test_a_recipe_is_tested_for_the_dataset_of_the_command_line(tmp_path):
