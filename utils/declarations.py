@@ -15,7 +15,7 @@ import types
 
 # Packages and modules that take little time to import, in addition to Python's standard library.
 LIGHT_MODULES = ('utils.declarations', 'utils.errors', 'utils.option_types', 'utils.options', 'utils.recipes',
-                 'utils.run_config', 'utils.safe_yaml', 'yaml')
+                 'utils.safe_yaml', 'yaml')
 PLUGIN_PACKAGES = ('model', 'model.heads', 'model.backbones', 'datasets')
 
 
