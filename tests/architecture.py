@@ -6,7 +6,8 @@
 The rules:
 
     - imports form no circle;
-    - a package imports only from packages below it; modules at paths of IRRA's scripts are above them;
+    - a package imports only from packages below it; modules at paths of IRRA's scripts are above them, and so is the
+      list of plug-ins;
     - a tool of run_scripts does not import another tool;
     - losses of model.objectives import only PyTorch, so that a reader can copy one;
     - getattr(args, name, default) is not used, because options have one place for defaults;
@@ -33,6 +34,7 @@ ALLOWED_IMPORTS.update(dict.fromkeys(('pedestal', 'train', 'test'), {'processor'
 ALLOWED_IMPORTS['run_scripts'] = set(ALLOWED_IMPORTS)
 ENTRY_POINTS = {'pedestal', 'train', 'test', 'run_scripts'}
 IRRA_PATHS = {'utils.metrics'}     # modules above the packages, at paths that IRRA's scripts import
+PLUGIN_LIST = 'utils.plugins'      # the only module of utils that may name modules of other packages
 OBJECTIVES, OBJECTIVE_IMPORTS = 'model.objectives', {'torch', 'functools', 'math'}
 IMPORTERS = {'import_module', '__import__', 'load_plugin', 'load_declarations', 'find_spec'}
 
@@ -97,7 +99,8 @@ class Code:
 
     def may_be_imported(self, text, source):
         """Whether a text names a module. Names without a dot are mostly other words, such as the split 'test'."""
-        return '.' in text and text in self.trees and not source.startswith(f'{text}.')     # not its own package
+        is_own_package = source.startswith(f'{text}.')
+        return '.' in text and text in self.trees and not is_own_package and source != PLUGIN_LIST
 
     def containing_module(self, name):
         """Return the module that a dotted name is or belongs to; None if it is not in the repository."""

@@ -13,10 +13,11 @@ import os
 import sys
 import types
 
+from utils.plugins import LIGHT_PLUGIN_MODULES, PLUGIN_PACKAGES
+
 # Packages and modules that take little time to import, in addition to Python's standard library.
-LIGHT_MODULES = ('model.heads.mixins', 'utils.declarations', 'utils.errors', 'utils.option_types', 'utils.options',
-                 'utils.recipes', 'utils.run_config', 'utils.safe_yaml', 'yaml')
-PLUGIN_PACKAGES = ('model', 'model.heads', 'model.backbones', 'datasets')
+LIGHT_MODULES = ('utils.declarations', 'utils.errors', 'utils.option_types', 'utils.options', 'utils.recipes',
+                 'utils.safe_yaml', 'yaml', *LIGHT_PLUGIN_MODULES)
 
 
 class ImportNeededError(Exception):

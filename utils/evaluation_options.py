@@ -5,7 +5,7 @@ import sys
 
 from utils.errors import UserError
 from utils.option_declarations import build_parser
-from utils.option_providers import option_provider
+from utils.option_providers import option_providers
 from utils.option_types import split_dataset_path
 from utils.recipes import (drop_command_line_options, find_unknown_keys, rde_notes, read_options, reference_defaults,
                            refuse_other_interface, translate_rde_losses, unknown_key_notes)
@@ -102,7 +102,8 @@ def published_checkpoint_options(flags):
     if not os.path.isfile(flags.checkpoint):
         raise UserError(f'--checkpoint: there is no file {flags.checkpoint}')
     given = {name: value for name, value in vars(flags).items() if value is not None}
-    published = option_provider('model.backbones').released_options(flags.backbone, flags.checkpoint)
+    options = (provider.released_options(flags.backbone, flags.checkpoint) for provider in option_providers())
+    published = next(filter(None, options))
     defaults = build_parser().defaults_in_code
     args = complete(argparse.Namespace(**{**defaults, **published, 'training': False, **given}))
     # Flags of test.py that are not given, such as those of the heads' reports, have no default in a training run.

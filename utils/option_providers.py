@@ -1,6 +1,8 @@
 """Options of other packages: heads, backbones and datasets declare, check and explain theirs in a provider."""
 import importlib
 
+from utils.plugins import OPTION_MODULES
+
 
 class OptionProvider:
     """Base class of a package's options: heads, backbones, datasets. The package calls :func:`register_options`."""
@@ -26,14 +28,23 @@ class OptionProvider:
     def method_key(self, args):
         """The part of ``args`` that identifies a method. A run is compared with the published recipe of equal keys."""
 
+    def loss_names(self):
+        """The names that ``--loss_names`` accepts, for any backbone."""
+        return set()
+
+    def released_options(self, backbone, checkpoint):
+        """Return {option: value} of a released checkpoint of a backbone; None if the backbone is not the provider's.
+
+        Raises:
+            UserError: the backbone is unknown, or the checkpoint is not one of its released ones.
+        """
+
     def log_notes(self, args):
         """Lines for the start of the log."""
         return []
 
 
-# Modules that register options. They are imported by name, because a script of IRRA's users imports only get_args.
-DEFAULT_PROVIDERS = ('model.backbones', 'model.heads', 'datasets.registry')
-OPTION_PROVIDERS = {}
+OPTION_PROVIDERS = {}       # {name of a module: its provider}
 
 
 def register_options(name, provider):
@@ -41,15 +52,9 @@ def register_options(name, provider):
     OPTION_PROVIDERS[name] = provider
 
 
-def option_provider(name):
-    """The :class:`OptionProvider` of a module; imports the module if necessary."""
-    importlib.import_module(name)
-    return OPTION_PROVIDERS[name]
-
-
 def option_providers():
-    """All providers in a fixed order: the default ones first."""
-    for name in DEFAULT_PROVIDERS:
+    """All providers in a fixed order: those of :data:`~utils.plugins.OPTION_MODULES` first."""
+    for name in OPTION_MODULES:
         importlib.import_module(name)
-    others = sorted(name for name in OPTION_PROVIDERS if name not in DEFAULT_PROVIDERS)
-    return [OPTION_PROVIDERS[name] for name in (*DEFAULT_PROVIDERS, *others)]
+    others = sorted(name for name in OPTION_PROVIDERS if name not in OPTION_MODULES)
+    return [OPTION_PROVIDERS[name] for name in (*OPTION_MODULES, *others)]

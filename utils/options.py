@@ -12,7 +12,7 @@ an error everywhere, because a typo would train another model.
 """
 from utils.evaluation_options import parse_test_options, run_options
 from utils.option_declarations import build_core_parser, build_parser, build_test_parser
-from utils.option_providers import OptionProvider, option_provider, register_options
+from utils.option_providers import OptionProvider, register_options
 from utils.option_types import Effect, split_dataset_path
 from utils.parser import Parser
 from utils.recipes import to_plain_value
@@ -21,5 +21,5 @@ from utils.safe_yaml import read_yaml
 from utils.training_options import get_args
 
 __all__ = ['Effect', 'OptionProvider', 'Options', 'Parser', 'RunConfig', 'as_dict', 'build_core_parser', 'build_parser',
-           'build_test_parser', 'complete', 'get_args', 'option_provider', 'parse_test_options', 'read_yaml',
+           'build_test_parser', 'complete', 'get_args', 'parse_test_options', 'read_yaml',
            'register_options', 'replace_options', 'run_options', 'split_dataset_path', 'to_plain_value', 'with_notes']

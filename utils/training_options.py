@@ -7,7 +7,7 @@ from utils.errors import UserError
 from utils.evaluation_options import find_best_checkpoint
 from utils.option_declarations import build_parser
 from utils.option_notes import changed_values, option_notes
-from utils.option_providers import option_provider
+from utils.option_providers import option_providers
 from utils.option_types import Effect
 from utils.recipes import (apply_need_mae, format_recipe, rde_notes, read_recipe, refuse_other_interface,
                            translate_rde_losses)
@@ -68,7 +68,8 @@ def get_args(argv=None):
 
 def translate_losses(options, prefix=''):
     """Replace RDE's loss names: ``(options, lines for the log)``."""
-    translated = translate_rde_losses(options, option_provider('model.heads').loss_names())
+    known = {name for provider in option_providers() for name in provider.loss_names()}
+    translated = translate_rde_losses(options, known)
     return translated, rde_notes(options, translated, prefix)
 
 
