@@ -316,7 +316,7 @@ class RetrievalModel(nn.Module):
         """Collect the tensors of :class:`PreparesOnHost` heads, while the batch is on the CPU.
 
         Returns:
-            {'host_...': tensor}. Such fields describe this rank's rows and are not gathered.
+            {'host_...': tensor}. These fields describe this rank's rows and are not gathered.
 
         Raises:
             UserError: another name.

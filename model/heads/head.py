@@ -1,4 +1,4 @@
-"""The base class of all heads. What a head can do besides a loss is in :mod:`model.heads.mixins`."""
+"""The base class of all heads. :mod:`model.heads.mixins` has classes for all that a head can do besides a loss."""
 import contextlib
 import re
 
