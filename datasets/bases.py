@@ -1,4 +1,4 @@
-"""The names of IRRA's ``datasets.bases``, with IRRA's arguments. Pedestal's own code uses the modules behind them."""
+"""The names of IRRA's ``datasets.bases``, with IRRA's arguments."""
 import functools
 
 from datasets.annotation import BaseDataset

@@ -276,7 +276,7 @@ class Trainer:
 
     def list_images(self, image_ids):
         """List the image files of a batch."""
-        paths = {image_id: path for _, image_id, path, _ in getattr(self.loader.dataset, 'dataset', [])}
+        paths = {image_id: path for _, image_id, path, _ in getattr(self.loader.dataset, 'samples', [])}
         return ', '.join(str(paths.get(int(image_id), f'image {int(image_id)}')) for image_id in image_ids)
 
     # -- interrupts and checkpoints ------------------------------------------------------------------------------------
