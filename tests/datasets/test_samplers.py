@@ -19,7 +19,8 @@ def pids():
 
 
 def make(name, pids, batch_size=12, num_instance=3, seed=7):
-    args = argparse.Namespace(sampler=name, batch_size=batch_size, num_instance=num_instance, seed=seed)
+    args = argparse.Namespace(sampler=name, batch_size=batch_size, num_instance=num_instance, seed=seed,
+                              drop_last=False, dataset_shares=None)
     return build_batch_sampler(args, pids)
 
 

@@ -210,7 +210,7 @@ def test_the_program_prints_each_format(runs, data, monkeypatch, capsys):
 
 def run_of(loss_names, dataset='CUHK-PEDES', pretrain_choice='ViT-B/16', php_parts=None, init_from=''):
     return argparse.Namespace(loss_names=loss_names, dataset_name=dataset, pretrain_choice=pretrain_choice,
-                              php_parts=php_parts, init_from=init_from)
+                              php_parts=php_parts, init_from=init_from, noisy_rate=0.0)
 
 
 @pytest.mark.parametrize('run, method', [(run_of('id+sdm+mlm'), 'IRRA'), (run_of('itc'), 'CLIP (itc)'),
