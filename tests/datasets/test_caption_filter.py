@@ -1,4 +1,5 @@
 """SEN's captions: filtered to nouns, adjectives and pronouns, and masked by part of speech."""
+import argparse
 import random
 from collections import Counter
 
@@ -12,6 +13,7 @@ from datasets.build import build_training_loader
 from datasets.masking import descriptive_positions, mask_tokens, noun_mask_probabilities
 from tests.support import options
 from utils.errors import UserError
+from utils.options import complete
 
 MASK, START, END = 49405, 49406, 49407
 CAPTION = 'She wears a bright turquoise windbreaker and is slowly walking with a black backpack.'
@@ -204,8 +206,8 @@ def test_options_reach_the_dataset(tagged):
     dataset = build_training_loader(args, samples).dataset
     assert (dataset.mlm_masking, dataset.caption_filter) == ('noun', 0.3)
     assert dataset.masks_in_place and dataset.masks_captions
-    for name in ('mlm_masking', 'caption_filter', 'attribute_tagger'):    # a caller's options without these
-        delattr(args, name)
+    missing = ('mlm_masking', 'caption_filter', 'attribute_tagger')      # as in a caller's options without these
+    args = complete(argparse.Namespace(**{name: value for name, value in vars(args).items() if name not in missing}))
     args.caption_masking = 'clean'
     assert build_training_loader(args, samples).dataset.caption_filter == 0
 
