@@ -128,8 +128,7 @@ class CaptionMasking:
     @classmethod
     def from_options(cls, args):
         """Take the attributes from the options of the same names."""
-        names = {field.name for field in fields(cls)}
-        return cls(**{name: value for name, value in vars(args).items() if name in names})
+        return cls(**{field.name: getattr(args, field.name) for field in fields(cls)})
 
     @property
     def masks_in_place(self):

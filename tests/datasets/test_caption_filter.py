@@ -1,4 +1,5 @@
 """SEN's captions: filtered to nouns, adjectives and pronouns, and masked by part of speech."""
+import argparse
 import random
 from collections import Counter
 
@@ -13,6 +14,7 @@ from datasets.masking import descriptive_positions, mask_tokens, noun_mask_proba
 from tests.datasets.pairs import build_pairs
 from tests.support import options
 from utils.errors import UserError
+from utils.options import complete
 from utils.simple_tokenizer import default_tokenizer
 
 MASK, START, END = 49405, 49406, 49407
@@ -206,8 +208,8 @@ def test_options_reach_the_dataset(tagged, make_dataset, tmp_path):
     masking = build_dataloader(args)[0].dataset.text_transform.masking
     assert (masking.mlm_masking, masking.caption_filter) == ('noun', 0.3)
     assert masking.masks_in_place and masking.masks_captions([])
-    for name in ('mlm_masking', 'caption_filter', 'attribute_tagger'):    # a caller's options without these
-        delattr(args, name)
+    missing = ('mlm_masking', 'caption_filter', 'attribute_tagger')      # as in a caller's options without these
+    args = complete(argparse.Namespace(**{name: value for name, value in vars(args).items() if name not in missing}))
     args.caption_masking = 'clean'
     assert build_dataloader(args)[0].dataset.text_transform.masking.caption_filter == 0
 

@@ -214,7 +214,8 @@ def test_the_program_prints_each_format(runs, data, monkeypatch, capsys):
 def test_a_run_of_attribute_recognition_is_a_row_with_ma(tmp_path, monkeypatch):
     """PA-100K has mA and no Rank-1."""
     (tmp_path / 'best.pth').write_bytes(b'weights')
-    args = argparse.Namespace(**vars(run_of('attr', 'PA-100K', backbone='aptm')), trained_on='PA-100K',
+    config = argparse.Namespace(data=argparse.Namespace(trained_on='PA-100K'))
+    args = argparse.Namespace(**vars(run_of('attr', 'PA-100K', backbone='aptm')), config=config,
                               checkpoint=str(tmp_path / 'best.pth'))
     monkeypatch.setattr(reproduce_tables, 'read_run_options', lambda folder, overrides: args)
     metrics = dict.fromkeys(ATTRIBUTE_METRICS, 60.0)
@@ -234,7 +235,7 @@ def test_a_run_of_attribute_recognition_is_a_row_with_ma(tmp_path, monkeypatch):
 
 def run_of(loss_names, dataset='CUHK-PEDES', pretrain_choice='ViT-B/16', php_parts=None, init_from='', backbone='clip'):
     return argparse.Namespace(loss_names=loss_names, dataset_name=dataset, pretrain_choice=pretrain_choice,
-                              php_parts=php_parts, init_from=init_from, backbone=backbone)
+                              php_parts=php_parts, init_from=init_from, backbone=backbone, noisy_rate=0.0)
 
 
 @pytest.mark.parametrize('run, method', [(run_of('id+sdm+mlm'), 'IRRA'), (run_of('itc'), 'CLIP (itc)'),
