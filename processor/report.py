@@ -19,6 +19,7 @@ from processor.results import (
 from processor.runs import load_run
 from utils import comm
 from utils.errors import UserError
+from utils.options import replace_options
 from utils.queries import QueryResults
 from utils.retrieval_metrics import compute_metrics, format_table, retrieval_metrics
 from utils.statistics import bootstrap_interval
@@ -173,6 +174,7 @@ def evaluate(args, run):
     Returns:
         A :class:`Report`, on all ranks.
     """
+    args = replace_options(args, **run.model.backbone.resolved_options)
     if getattr(run.images.dataset, 'evaluates_attributes', False):
         return evaluate_attributes(args, run)
     report, rerank_count = Report(), args.rerank

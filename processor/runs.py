@@ -1,5 +1,4 @@
 """Load a trained run and its test split, for test.py and the tools."""
-import argparse
 import functools
 import logging
 import os
@@ -24,6 +23,7 @@ from utils import comm
 from utils.checkpoint import read_checkpoint
 from utils.comm import pick_device
 from utils.iotools import read_image
+from utils.options import replace_options
 from utils.seeding import seed_all
 from utils.top_k import top_k
 from utils.weight_files import compute_sha256
@@ -80,12 +80,9 @@ def load_trained(args, num_classes):
 
 def load_untrained(args):
     """Load the CLIP of ``args.pretrain_choice``: ``(model on its device, {'sha256': checksum of its file})``."""
-    if args.stride_size is None:
-        args.stride_size = shape_named(args.pretrain_choice, args.trust_archive).vision_patch_size or 16
+    stride = args.stride_size or shape_named(args.pretrain_choice, args.trust_archive).vision_patch_size or 16
     seed_all(args.seed)   # for scratch:<shape>, whose weights are random
-    training_args = argparse.Namespace(**{**vars(args), 'training': True})
-    model = build_model(training_args, 1)
-    args.activation = training_args.activation
+    model = build_model(replace_options(args, training=True, stride_size=stride), 1)
     path = os.path.expanduser(args.pretrain_choice)
     checksum = compute_sha256(path) if os.path.isfile(path) else OPENAI_SHA256.get(args.pretrain_choice)
     return model.to(pick_device(args.device)), {'sha256': checksum}
