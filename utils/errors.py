@@ -145,8 +145,9 @@ def explain_missing_operator(error):
 OUT_OF_FILES = ('the processes that read images have too many open files: raise the limit (ulimit -n 4096), or lower '
                 '--num_workers (0 needs none)')
 # Workers send batches through shared memory, by file descriptors. PyTorch's messages changed between 2.6 and 2.14.
+# 2.10 gives an unrelated reason for "unable to allocate": posix_fallocate returns its error and sets no errno.
 TRANSFER_FAILURES = {
-    r'(shared memory|/torch_\d).*No space left on device':
+    r'unable to allocate shared memory|(shared memory|/torch_\d).*No space left on device':
         'the processes that read images have no shared memory left{shared_memory}: give a container more '
         '(docker run --shm-size 8g), or lower --num_workers (0 needs none)',
     r'/torch_\d.*Too many open files|^Too many open files\. Communication': OUT_OF_FILES,

@@ -216,6 +216,9 @@ def test_a_loader_does_not_wait_forever():
     ('unable to write to file </torch_12_34_0>: No space left on device (28)', 'no shared memory left'),
     ('unable to allocate shared memory(shm) for file </torch_1_2_0>: No space left on device (28)',
      'no shared memory left'),
+    ('unable to allocate shared memory(shm) for file </torch_1_2_0>: Resource temporarily unavailable (11)',
+     'no shared memory left'),
+    ('unable to allocate shared memory(shm) for file </torch_1_2_0>: Success (0)', 'no shared memory left'),
     ("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers are out of "
      'shared memory.', 'pid 7) had no shared memory left'),
     ('unable to open shared memory object </torch_1_2_3> in read-write mode: Too many open files (24)',
