@@ -164,7 +164,7 @@ class Trainer:
     @property
     def lr(self):
         """The base learning rate of this epoch."""
-        return self.scheduler.compute_lr(self.scheduler.last_epoch, self.args.lr)
+        return self.scheduler.compute_lr(self.args.lr)
 
     def flush_metrics(self):
         """Add the metrics that wait on the device to the means of the epoch, and return those of the latest step."""
