@@ -1,4 +1,5 @@
 """Reports of a training run: log lines, ``metrics.jsonl``, TensorBoard, and a progress bar."""
+import contextlib
 import logging
 import threading
 import time
@@ -53,6 +54,23 @@ def format_duration(seconds):
     if minutes >= 60:
         return f'{minutes // 60} h {minutes % 60:02d} min'
     return f'{minutes} min' if seconds >= 90 else f'{seconds:.0f} s'
+
+
+def log_skipped_images(paths):
+    """Log the images of a batch that cannot be read on any rank.
+
+    Args:
+        paths: the images that this rank cannot read.
+
+    Returns:
+        The number of these images of all ranks.
+    """
+    if not comm.all_reduce_max(len(paths)):
+        return 0
+    paths = [path for paths_of_rank in comm.all_gather_object(paths) for path in paths_of_rank]
+    for path in paths:
+        logger.warning('skipped: image %s cannot be read', path)
+    return len(paths)
 
 
 class RunningMeans:
@@ -123,6 +141,14 @@ class NullMetricsLog:
         pass
 
 
+@contextlib.contextmanager
+def open_metrics_log(folder, step, pending_evaluation):
+    """Open the :class:`MetricsLog` of a run on the main process, and a :class:`NullMetricsLog` on other ranks."""
+    metrics_log = MetricsLog(folder, step, pending_evaluation) if comm.is_main_process() else NullMetricsLog()
+    with contextlib.closing(metrics_log):
+        yield metrics_log
+
+
 class TensorBoardWriter:
     """TensorBoard events in a run's folder: a copy of ``metrics.jsonl``.
 
@@ -187,10 +213,11 @@ class ProgressBar:
     def __init__(self, epoch, epochs, steps, first_step=0, title=''):
         self.bar = tqdm(total=steps, initial=first_step, desc=f'epoch {epoch}/{epochs} {title}'.strip(), unit='step',
                         disable=None if comm.is_main_process() else True, dynamic_ncols=True, leave=False)
-        self.start_time, self.samples = time.perf_counter(), 0
+        self.start_time, self.steps, self.samples = time.perf_counter(), 0, 0
 
     def update(self, samples):
         """Count a step with a number of samples."""
+        self.steps += 1
         self.samples += samples
         self.bar.update()
 
@@ -202,6 +229,10 @@ class ProgressBar:
     @property
     def samples_per_second(self):
         return self.samples / self.seconds
+
+    @property
+    def seconds_per_step(self):
+        return self.seconds / max(self.steps, 1)
 
     def show_metrics(self, metrics, lr):
         """Show the losses among the metrics ``{name: number}``."""

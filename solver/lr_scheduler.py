@@ -10,6 +10,8 @@ from utils.options import complete
 
 SCHEDULES = ('step', 'exp', 'poly', 'cosine', 'linear', 'step_cosine', 'step_linear', 'step_stairs')
 WARMUPS = ('linear', 'constant')
+WARMUP_FRACTION = 0.1               # of all steps, for 'step_stairs'
+STAIRS = ((7, 0.2), (4, 0.5))       # for 'step_stairs': (number of warm-ups, factor of the learning rate after them)
 
 
 @dataclass(frozen=True)
@@ -51,28 +53,7 @@ class ScheduleSettings:
 
 
 class WarmupSchedule(LRScheduler):
-    """Learning rates by epoch: a warm-up, then a schedule.
-
-    The formulas use
-
-    - i: the number of finished epochs
-    - W: ``warmup_epochs``; T: ``total_epochs``; r = (i - W) / (T - W)
-    - f: ``warmup_factor``; target: ``target_lr``
-    - base: the learning rate of a parameter group without schedule
-
-    During the warm-up (i < W) the learning rate is
-
-    - ``linear``: base (f (1 - i/W) + i/W)
-    - ``constant``: base f
-
-    After the warm-up it is
-
-    - ``step``: base gamma^(number of milestones <= i)
-    - ``exp``: base power^r
-    - ``poly``: target + (base - target) power^(1 - r), which increases, as in IRRA's code
-    - ``linear``: base (1 - r)
-    - ``cosine``: target + (base - target) (1 + cos(pi r)) / 2
-    """
+    """Learning rates by epoch, as in IRRA: a warm-up, then one of the schedules that :meth:`compute_lr` lists."""
 
     def __init__(self, optimizer, settings):
         self.settings = settings
@@ -81,26 +62,26 @@ class WarmupSchedule(LRScheduler):
     def before_step(self, epoch, step, steps):
         """Do nothing: the learning rates change with the epoch."""
 
-    def get_lr(self):
-        return [self.compute_lr(self.last_epoch, base) for base in self.base_lrs]
-
-    def compute_lr(self, epochs, base):
-        """Return the learning rate after a number of finished epochs, for a group's base learning rate."""
-        s, i, warmup = self.settings, epochs, self.settings.warmup_epochs
-        if i < warmup:
+    def compute_lr(self, base):
+        """Return the current learning rate of a parameter group, given its learning rate without schedule."""
+        s, epoch, warmup = self.settings, self.last_epoch, self.settings.warmup_epochs   # epoch: how many are finished
+        if epoch < warmup:
             if s.warmup_method == 'constant':
                 return base * s.warmup_factor
-            return base * (s.warmup_factor * (1 - i / warmup) + i / warmup)
+            return base * (s.warmup_factor * (1 - epoch / warmup) + epoch / warmup)
         if s.mode == 'step':
-            return base * s.gamma ** bisect_right(s.milestones, i)
-        r = (i - warmup) / (s.total_epochs - warmup) if s.total_epochs > warmup else 1.0
+            return base * s.gamma ** bisect_right(s.milestones, epoch)
+        r = (epoch - warmup) / (s.total_epochs - warmup) if s.total_epochs > warmup else 1.0
         if s.mode == 'exp':
             return base * s.power ** r
         if s.mode == 'linear':
             return base * (1 - r)
-        if s.mode == 'poly':
+        if s.mode == 'poly':    # increases, as in IRRA's code
             return s.target_lr + (base - s.target_lr) * s.power ** (1 - r)
         return s.target_lr + (base - s.target_lr) * (1 + math.cos(math.pi * r)) / 2
+
+    def get_lr(self):
+        return [self.compute_lr(base) for base in self.base_lrs]
 
     def apply(self):
         """Set the current learning rates of the optimizer's parameter groups."""
@@ -121,18 +102,15 @@ class WarmupSchedule(LRScheduler):
 class StepSchedule(WarmupSchedule):
     """Learning rates by step: a linear warm-up, then a cosine, as in TBPS-CLIP (Cao et al., AAAI 2024).
 
-    An epoch has S steps. The other letters are those of :class:`WarmupSchedule`, with n = (T - W) S steps after the
-    warm-up. The learning rate is
-
-    - at step k = 0, 1, ... of the warm-up: base (f + (1 - f) k / (W S - 1))
-    - at step i = 0, ..., n - 1 after it: target + (base - target) (1 + cos(pi i / n)) / 2
+    The last step of the warm-up has the full learning rate, and so has the first step after it.
 
     Attributes:
-        position: the number of finished steps, and the number of steps of an epoch.
+        finished_steps: the number of finished steps of the run.
+        steps: the number of steps of an epoch.
     """
 
     def __init__(self, optimizer, settings):
-        self.position = 0, 1
+        self.finished_steps, self.steps = 0, 1
         super().__init__(optimizer, settings)
 
     def before_step(self, epoch, step, steps):
@@ -143,30 +121,22 @@ class StepSchedule(WarmupSchedule):
             step: the step in the epoch, from 1.
             steps: the number of steps of the epoch.
         """
-        self.position = (epoch - 1) * steps + step - 1, steps
+        self.finished_steps, self.steps = (epoch - 1) * steps + step - 1, steps
         self.apply()
 
-    def compute_lr(self, epochs, base):
-        s, (done, steps) = self.settings, self.position
-        warmup, total = round(s.warmup_epochs * steps), round(s.total_epochs * steps)
-        if done < warmup:
-            return base * (s.warmup_factor + (1 - s.warmup_factor) * done / max(warmup - 1, 1))
-        r = (done - warmup) / max(total - warmup, 1)
+    def compute_lr(self, base):
+        s, step = self.settings, self.finished_steps
+        warmup, total = round(s.warmup_epochs * self.steps), round(s.total_epochs * self.steps)
+        if step < warmup:
+            return base * (s.warmup_factor + (1 - s.warmup_factor) * step / max(warmup - 1, 1))
+        r = (step - warmup) / max(total - warmup, 1)
         return s.target_lr + (base - s.target_lr) * (1 + math.cos(math.pi * r)) / 2
 
 
-WARMUP_FRACTION = 0.1                       # of all steps, for 'step_stairs'
-STAIRS = ((7, 0.2), (4, 0.5))               # (number of warm-ups, factor of the learning rate after them)
-
-
 class AptmSchedule(StepSchedule):
-    """APTM's learning rates by step (Yang et al., ACM MM 2023), which decay linearly to 0.
+    """APTM's learning rates by step (Yang et al., ACM MM 2023): a linear warm-up from 0, then a linear decay to 0.
 
-    s steps are finished, of T in all, and the first W are the warm-up. During the warm-up, the base learning rate is
-    multiplied by s / W, so the first step has a learning rate of 0, as in APTM's code. After the warm-up
-
-    - ``step_linear`` (W = ``warmup_steps``) multiplies it by (T - s) / (T - W);
-    - ``step_stairs`` (W = int(0.1 T)) multiplies it by the same and by 1, by 0.5 from step 4 W, by 0.2 from step 7 W.
+    ``step_linear`` warms up for ``warmup_steps``, ``step_stairs`` for a tenth of all steps, with :data:`STAIRS`.
     """
 
     def before_step(self, epoch, step, steps):
@@ -175,16 +145,14 @@ class AptmSchedule(StepSchedule):
             raise UserError(f'--warmup_steps {warmup} must be below the {total} steps of the whole training')
         super().before_step(epoch, step, steps)
 
-    def compute_lr(self, epochs, base):
-        s, (done, steps) = self.settings, self.position
-        total = s.total_epochs * steps
+    def compute_lr(self, base):
+        s, step, total, stair = self.settings, self.finished_steps, self.settings.total_epochs * self.steps, 1.0
         warmup = int(WARMUP_FRACTION * total) if s.mode == 'step_stairs' else s.warmup_steps
-        if done < warmup:
-            return base * done / warmup
-        stair = 1.0
+        if step < warmup:
+            return base * step / warmup
         if s.mode == 'step_stairs':
-            stair = next((factor for warmups, factor in STAIRS if warmup and done >= warmups * warmup), 1.0)
-        return base * stair * max(total - done, 0) / max(total - warmup, 1)
+            stair = next((factor for warmups, factor in STAIRS if warmup and step >= warmups * warmup), 1.0)
+        return base * stair * max(total - step, 0) / max(total - warmup, 1)
 
 
 def build_lr_scheduler(args, optimizer):

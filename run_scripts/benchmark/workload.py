@@ -10,7 +10,7 @@ from datasets.masking import mask_tokens
 from datasets.transforms import sample_augmentation
 from model import build_model
 from model.build import total_loss
-from processor.processor import FLUSH_PERIOD
+from processor.pending_metrics import FLUSH_PERIOD
 from processor.build import build_step
 from run_scripts import ROOT
 from run_scripts.benchmark import reference

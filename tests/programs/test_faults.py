@@ -7,11 +7,11 @@ import resource
 import shutil
 import signal
 import time
-from types import SimpleNamespace
 
 import pytest
 import torch
 
+import processor.interrupt
 import processor.processor
 import train as train_program
 from datasets.pairs import PairDataset
@@ -74,24 +74,22 @@ def test_a_signal_to_one_process_saves_and_all_leave_with_its_status(several, tm
 
 
 def test_a_signal_while_the_processes_ask_each_other_is_heeded_the_next_time(monkeypatch):
-    trainer = SimpleNamespace()
-
     def all_reduce_with_a_signal(number):
         os.kill(os.getpid(), signal.SIGTERM)
         return number
 
-    with InterruptHandler() as trainer.interrupt:
+    with InterruptHandler(save=lambda: None) as interrupt:
         with monkeypatch.context() as patched:
             patched.setattr(comm, 'all_reduce_max', all_reduce_with_a_signal)
-            assert not processor.processor.Trainer.is_interrupt_requested(trainer)
-        assert processor.processor.Trainer.is_interrupt_requested(trainer) == signal.SIGTERM
+            assert not interrupt.is_requested()
+        assert interrupt.is_requested() == signal.SIGTERM
 
 
 def signalled_in_its_evaluation():
     evaluate = processor.processor.Trainer.evaluate
 
     def after_a_signal(trainer):
-        if trainer.pending_evaluation and comm.get_rank() == 1:
+        if trainer.state.pending_evaluation and comm.get_rank() == 1:
             trainer.evaluator.eval = lambda model: os.kill(os.getpid(), signal.SIGINT) or time.sleep(HANG_TIMEOUT)
         evaluate(trainer)
 
@@ -115,7 +113,7 @@ def with_a_worker_that_hangs():
         return read(self, index)
 
     os.sched_getaffinity = lambda process: range(8)
-    PairDataset.__getitem__, processor.processor.MAX_BATCH_WAIT = hang_after_the_first_batch, 2
+    PairDataset.__getitem__, processor.interrupt.MAX_BATCH_WAIT = hang_after_the_first_batch, 2
     train_program.main()
 
 

@@ -26,7 +26,7 @@ def killed_at(monkeypatch, step):
 
     def save_and_die(trainer):
         between(trainer)
-        if trainer.total_steps == step:
+        if trainer.state.total_steps == step:
             raise Killed
     monkeypatch.setattr(Trainer, 'save_if_due', save_and_die)
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import train as train_program
-from processor.processor import Trainer
 from processor.progress import format_duration
+from processor.training_log import remaining_seconds
 from tests.support import golden_json, golden_model
 from utils.checkpoint import Checkpointer, read_checkpoint
 from utils.errors import UserError
@@ -43,7 +43,7 @@ def test_a_folder_resumes_and_the_log_says_what_is_other_what_is_left_and_where_
 
 def test_a_run_stopped_before_its_first_evaluation_says_so(command, run_folder, monkeypatch):
     monkeypatch.setattr('processor.processor.Trainer.evaluate',
-                        lambda trainer: pytest.fail('killed') if trainer.pending_evaluation else None)
+                        lambda trainer: pytest.fail('killed') if trainer.state.pending_evaluation else None)
     with pytest.raises(pytest.fail.Exception):
         train_program.main(command + SMALL + ['--num_epoch', '1'])
     monkeypatch.undo()
@@ -147,11 +147,8 @@ def test_a_released_run_goes_on_in_a_new_folder_from_what_it_is_worth(trained, t
 
 
 def test_time_left_counts_epochs_and_evaluations():
-    trainer = Trainer.__new__(Trainer)
-    trainer.args = type('Args', (), {'num_epoch': 10, 'eval_period': 2})
-    trainer.loader, trainer.epoch = range(30), 4
-    trainer.seconds_per_step, trainer.seconds_per_evaluation = 2.0, 60.0
-    assert trainer.remaining_seconds() == 6 * 30 * 2 + 4 * 60
+    assert remaining_seconds(4, epochs=10, eval_period=2, seconds_per_epoch=30 * 2.0,
+                             seconds_per_evaluation=60.0) == 6 * 30 * 2 + 4 * 60
     assert [format_duration(seconds) for seconds in (7, 600, 7500)] == ['7 s', '10 min', '2 h 05 min']
 
 

@@ -415,7 +415,7 @@ def test_weights_that_are_not_finite_do_not_replace_the_last_good_ones(command, 
 
     def breaks_at_step_3(trainer, *step):
         real(trainer, *step)
-        if trainer.total_steps == 3:
+        if trainer.state.total_steps == 3:
             next(trainer.model.parameters()).data[0] = float('inf')
     monkeypatch.setattr(Trainer, 'train_step', breaks_at_step_3)
     with pytest.raises(UserError, match='weights are not finite any more.*the last good checkpoint is'):
