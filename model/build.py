@@ -12,8 +12,9 @@ from model.backbones import backbone_class, refuse_other_family
 from model.clip_model import MLP, ResidualAttentionBlock, Transformer
 from model.heads import (
     AddsEmbedding, HasReferenceNames, HasTrainingOnlyParts, Head, PreparesOnHost, RefinesEmbedding, TransformsBatch,
-    UsesAllGather, active_heads, describe_head, head_error_context, parse_loss_names,
+    UsesAllGather, describe_head, head_error_context,
 )
+from model.loss_names import active_heads, parse_loss_names
 from utils import precision
 from utils.checkpoint import add_run_prefix
 from utils.comm import get_world_size, pick_device

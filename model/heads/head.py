@@ -58,7 +58,7 @@ class Head(nn.Module):
     def validate_options(args, active):
         """Check the head's options against each other, and fill in those that depend on others.
 
-        ``active`` is whether the options select the head (:func:`~model.heads.active_heads`). Raises UserError.
+        ``active`` is whether the options select the head (:func:`~model.loss_names.active_heads`). Raises UserError.
         """
 
     @staticmethod
