@@ -15,7 +15,7 @@ class Head(nn.Module):
     ``self.classifier = nn.Linear(...)`` is ``classifier.weight`` in the checkpoint. ``model.shared(cls, ...)`` returns
     a part that several heads share.
 
-    ``forward(encoded, batch)`` takes the model's :class:`~model.build.EncodedBatch` and the batch's dict of tensors. It
+    ``forward(encoded, batch)`` takes an :class:`~model.encoded_batch.EncodedBatch` and the batch's dict of tensors. It
     returns a dict of scalars: entries whose names end in ``_loss`` are summed, so they include their weight. The other
     entries are logged.
 
