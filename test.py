@@ -8,7 +8,7 @@ if __name__ == '__main__':  # Ctrl-C while PyTorch loads ends the program withou
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     watch_launcher()        # exit also if torchrun is killed while PyTorch loads
 
-from model.heads import add_report_flags
+from model.head_options import add_report_flags
 from utils.declarations import retry_with_pytorch
 from utils.errors import run_program
 from utils.options import build_test_parser, parse_test_options, replace_options, with_notes

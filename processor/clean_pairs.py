@@ -3,7 +3,7 @@ import logging
 
 import torch
 
-from model.build import EncodedBatch
+from model.encoded_batch import EncodedBatch
 from model.heads import HasPairLosses, SelectsCleanPairs
 from processor.progress import ProgressBar, format_log_line
 from processor.step import augment, prepare_on_host, to_device

@@ -74,7 +74,7 @@ def compute_rankings(qfeats, gfeats, qids, gids, i2t_metric=False, parts=()):
         qids: [Q] identities of the captions.
         gids: [G] identities of the images.
         i2t_metric: whether to rank captions for images also.
-        parts: the parts of an embedding (:class:`model.build.EmbeddingPart`), if each is ranked separately also.
+        parts: the parts of an embedding (:class:`model.embeddings.EmbeddingPart`), if each is ranked separately also.
 
     Returns:
         ``{task: Ranking}`` with the tasks ``<part>-t2i``, ``t2i`` and ``i2t``, in this order.

@@ -5,7 +5,8 @@ The value of a flag is False, True, or the file of the figure.
 import json
 import logging
 
-from model.heads import active_heads, heads_with_report
+from model.head_options import heads_with_report
+from model.loss_names import active_heads
 from processor.head_figures import draw_figure
 from utils.errors import UserError
 from utils.figures import check_figure_path, save_figure

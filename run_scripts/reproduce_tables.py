@@ -22,7 +22,7 @@ if __name__ == '__main__':      # if the tool runs as a file, search the reposit
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 from run_scripts import ROOT
-from model.heads import parse_loss_names
+from model.loss_names import parse_loss_names
 from processor.run_folders import find_run_folders
 from utils.declarations import retry_with_pytorch
 from utils.errors import UserError, run_program

@@ -2,7 +2,7 @@
 import torch
 
 from model.backbones.clip import Clip
-from model.heads import active_heads
+from model.loss_names import active_heads
 from utils.errors import unknown_name_error
 from utils.options import complete
 

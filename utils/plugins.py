@@ -4,7 +4,7 @@ A script of IRRA's users imports only ``utils.options.get_args``, which must kno
 therefore the only place in ``utils`` that names modules of other packages, like a list of entry points.
 """
 # Modules that register their options (:func:`utils.option_providers.register_options`), in the order of the help.
-OPTION_MODULES = ('model.backbones', 'model.heads', 'datasets.registry')
+OPTION_MODULES = ('model.backbones', 'model.head_options', 'datasets.registry')
 # Packages whose files are plug-ins. They can be read without PyTorch (:mod:`utils.declarations`).
 PLUGIN_PACKAGES = ('model', 'model.heads', 'model.backbones', 'datasets')
 # Modules of these packages that import no PyTorch.

@@ -1,6 +1,7 @@
 """Which losses run on which backbone, as a table for docs/backbones.md: ``python -m model.backbones``."""
 from model.backbones import registry
-from model.heads import RefinesEmbedding, heads_for_backbone
+from model.head_registry import heads_for_backbone
+from model.heads import RefinesEmbedding
 
 
 def runs(head, backbone):

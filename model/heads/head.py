@@ -15,7 +15,7 @@ class Head(nn.Module):
     ``self.classifier = nn.Linear(...)`` is ``classifier.weight`` in the checkpoint. ``model.shared(cls, ...)`` returns
     a part that several heads share.
 
-    ``forward(encoded, batch)`` takes the model's :class:`~model.build.EncodedBatch` and the batch's dict of tensors. It
+    ``forward(encoded, batch)`` takes an :class:`~model.encoded_batch.EncodedBatch` and the batch's dict of tensors. It
     returns a dict of scalars: entries whose names end in ``_loss`` are summed, so they include their weight. The other
     entries are logged.
 
@@ -58,7 +58,7 @@ class Head(nn.Module):
     def validate_options(args, active):
         """Check the head's options against each other, and fill in those that depend on others.
 
-        ``active`` is whether the options select the head (:func:`~model.heads.active_heads`). Raises UserError.
+        ``active`` is whether the options select the head (:func:`~model.loss_names.active_heads`). Raises UserError.
         """
 
     @staticmethod

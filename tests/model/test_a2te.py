@@ -7,7 +7,9 @@ from torch import nn
 
 from model import build_model, objectives
 from model.build import total_loss
-from model.heads import a2te, aliases, parse_loss_names
+from model.head_registry import aliases
+from model.heads import a2te
+from model.loss_names import parse_loss_names
 from solver.build import parameter_settings
 from tests.support import golden, golden_batch, golden_cases, golden_files, golden_json, golden_model, options
 from utils.checkpoint import load_weights

@@ -5,7 +5,7 @@ import pytest
 
 from model.backbones import registry
 from model.backbones.__main__ import runs, table
-from model.heads import heads_for_backbone
+from model.head_registry import heads_for_backbone
 from tests.support import options
 from utils.errors import UserError
 

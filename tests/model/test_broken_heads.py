@@ -1,8 +1,10 @@
 """A broken file in model/heads is reported once, in one line, and all other losses work."""
 import pytest
 
+from model import head_registry
 from model import heads as heads_package
-from model.heads import parse_loss_names, registry
+from model.head_registry import aliases, registry
+from model.loss_names import parse_loss_names
 from utils.errors import UserError
 from utils.options import build_parser, build_test_parser, get_args
 
@@ -22,9 +24,8 @@ class Sound(Head):
 def add_files(tmp_path, monkeypatch):
     """``add_files(name=text, ...)`` adds files to the heads."""
     monkeypatch.setattr(heads_package, '__path__', [*heads_package.__path__, str(tmp_path)])
-    monkeypatch.setattr(heads_package, 'IMPORT_ERRORS', {})
-    monkeypatch.setattr(heads_package, 'NAME_CONFLICTS', {})
-    caches = (heads_package.registry, heads_package.aliases)
+    monkeypatch.setattr(head_registry, 'IMPORT_ERRORS', {})
+    caches = (registry, aliases)
 
     def write(**files):
         for name, text in files.items():

@@ -7,6 +7,7 @@ import torch
 
 from model import build_model
 from model import heads as heads_package
+from model.head_registry import aliases, registry
 from tests.support import golden_archive, golden_json, options
 
 README = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), 'README.md')
@@ -18,7 +19,7 @@ def readme_head(tmp_path, monkeypatch):
     code, = re.findall(r'```python\n(.*?class Pull.*?)```', open(README).read(), flags=re.DOTALL)
     (tmp_path / 'pull.py').write_text(code)
     monkeypatch.setattr(heads_package, '__path__', [*heads_package.__path__, str(tmp_path)])
-    caches = (heads_package.registry, heads_package.aliases)
+    caches = (registry, aliases)
     for cache in caches:
         cache.cache_clear()
     yield code

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from model import heads as heads_package
 from model import objectives
 from model.build import total_loss
+from model.head_registry import aliases, registry
 from processor.clean_pairs import CleanPairs
 from processor.build import build_step
 from tests.support import golden_archive, golden_json, small_batch, small_model
@@ -48,10 +49,10 @@ def registered_examples(folder):
         (folder / f"documented_{name.replace('-', '_')}.py").write_text(code)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(heads_package, '__path__', [*heads_package.__path__, str(folder)])
-        for cache in (heads_package.registry, heads_package.aliases):
+        for cache in (registry, aliases):
             cache.cache_clear()
         yield
-    for cache in (heads_package.registry, heads_package.aliases):
+    for cache in (registry, aliases):
         cache.cache_clear()
 
 
@@ -187,7 +188,7 @@ class Wrong({bases}):
         return {{'wrong_loss': self.layer(encoded.image).sum()}}
 """)
     monkeypatch.setattr(heads_package, '__path__', [*heads_package.__path__, str(tmp_path)])
-    for cache in (heads_package.registry, heads_package.aliases):
+    for cache in (registry, aliases):
         cache.cache_clear()
     monkeypatch.delitem(__import__('sys').modules, 'model.heads.wrong', raising=False)
     with pytest.raises(UserError, match=f'^model/heads/wrong.py: Wrong.*{WRONG[line]}') as raised:
@@ -196,10 +197,10 @@ class Wrong({bases}):
 
 
 def test_a_refined_embedding_keeps_its_width(archive, monkeypatch):
-    class Widening(heads_package.RefinesEmbedding, heads_package.registry()['sdm']):
+    class Widening(heads_package.RefinesEmbedding, registry()['sdm']):
         def refine(self, embedding, tokens, extras):
             return torch.cat([embedding, embedding], dim=1)
-    monkeypatch.setitem(heads_package.registry(), 'sdm', Widening)
+    monkeypatch.setitem(registry(), 'sdm', Widening)
     message = r'test_documented_hooks.py: Widening: refine turns embeddings \[6, 128\] into \[6, 256\].*embed'
     with pytest.raises(UserError, match=message):
         small_model(archive, 'sdm+id')(small_batch())

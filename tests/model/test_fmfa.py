@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from model import objectives
-from model.heads import fmfa, parse_loss_names
+from model.heads import fmfa
+from model.loss_names import parse_loss_names
 from tests.support import golden_archive, golden_json, small_batch, small_model
 
 

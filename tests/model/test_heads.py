@@ -4,9 +4,10 @@ import torch
 from torch import nn
 
 from model import build_model
-from model import heads as heads_package
 from model.build import total_loss
-from model.heads import Head, head_classes, parse_loss_names, registry
+from model.head_registry import head_classes, registry
+from model.heads import Head
+from model.loss_names import parse_loss_names
 from tests.support import golden_archive, golden_json, options, small_batch, small_model
 from utils.errors import UserError
 
@@ -180,7 +181,7 @@ def new_head(monkeypatch):
             distance = (self.margin_proj(encoded.image) - self.margin_proj(encoded.text)).square().mean()
             return {'margin_loss': self.margin_scale * distance, 'distance': distance}
 
-    monkeypatch.setattr(heads_package, 'registry', lambda: {**registry(), 'margin': Margin})
+    monkeypatch.setitem(registry(), 'margin', Margin)
     return Margin
 
 

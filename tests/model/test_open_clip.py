@@ -12,7 +12,7 @@ from model.backbones import open_clip as backbones
 from model.backbones.__main__ import runs
 from model.backbones.open_clip import OpenClip
 from model.build import total_loss
-from model.heads import heads_for_backbone
+from model.head_registry import heads_for_backbone
 from tests.support import options, small_archive
 from utils.checkpoint import load_weights
 from utils.errors import UserError

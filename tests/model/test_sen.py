@@ -7,7 +7,8 @@ import torch
 
 from model import build_model, objectives
 from model.build import total_loss
-from model.heads import parse_loss_names, sen
+from model.heads import sen
+from model.loss_names import parse_loss_names
 from solver.build import parameter_settings
 from tests.support import (
     OWN, golden, golden_archive, golden_batch, golden_cases, golden_files, golden_json, golden_model, options)

@@ -7,7 +7,8 @@ from torch import nn
 
 from model.build import total_loss
 from model.clip_model import MLP
-from model.heads import Head, registry
+from model.head_registry import registry
+from model.heads import Head
 from model.heads.mlm import CrossEncoder
 from solver.build import parameter_groups, parameter_settings
 from tests.support import compute_gradients, golden_archive, golden_json, options, small_batch, small_model

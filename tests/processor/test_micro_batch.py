@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from model.build import total_loss
-from model.heads import Head, RefinesEmbedding, TrainsInMicroBatches, registry
+from model.head_registry import registry
+from model.heads import Head, RefinesEmbedding, TrainsInMicroBatches
 from processor.build import build_step
 from tests.support import compute_gradients, golden_archive, golden_json, small_batch, small_model
 from utils.errors import UserError

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from model.heads import head_classes, registry
+from model.head_registry import head_classes, registry
 from utils.options import build_parser, get_args
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -53,7 +53,7 @@ def test_pytorch_is_not_imported_to_read_options(program, words, printed):
 PRINT_DECLARATIONS = """
 import json, sys
 from utils.options import build_parser, get_args
-from model.heads import head_classes
+from model.head_registry import head_classes
 import datasets.registry
 parser = build_parser()
 keys = ('option_strings', 'default', 'help', 'choices', 'nargs', 'effect')

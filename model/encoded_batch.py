@@ -1,0 +1,48 @@
+"""What the encoders compute of a batch, for the heads."""
+from dataclasses import dataclass, field
+from typing import Optional
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from utils.batch_shard import WHOLE_BATCH, WholeBatch
+
+
+@dataclass
+class EncodedBatch:
+    """Embeddings and tokens of a batch, for the heads.
+
+    Embeddings are float32; tokens have the precision of the forward pass. Tokens and attention are None unless a head's
+    ``needs`` name them.
+
+    Attributes:
+        image: [B, D] embeddings of the images.
+        text: [B, D] embeddings of the captions.
+        image_tokens: [B, N, D], class token first.
+        text_tokens: [B, L, D].
+        masked_text_tokens: [B, L, D] of the captions with masked words.
+        image_attention: [B, N, N] of the last block, averaged over its heads.
+        text_attention: [B, L, L] of the last block, averaged over its heads.
+        encoder: the encoders, for a head with a forward pass of its own.
+        embed_image: images -> [B, D], embeds further images in the same way as those of the batch.
+        embed_text: token ids -> [B, D], the same for captions.
+        extra_embeddings: {name: (images [B, E], captions [B, E])} of embeddings that heads add.
+        image_extras: what :meth:`RefinesEmbedding.refine` stored when it refined the images' embeddings.
+        text_extras: the same for the captions.
+        shard: the ranks that hold the other rows of the batch (utils/batch_shard.py).
+    """
+    image: torch.Tensor
+    text: torch.Tensor
+    image_tokens: Optional[torch.Tensor] = None
+    text_tokens: Optional[torch.Tensor] = None
+    masked_text_tokens: Optional[torch.Tensor] = None
+    image_attention: Optional[torch.Tensor] = None
+    text_attention: Optional[torch.Tensor] = None
+    encoder: Optional[nn.Module] = None
+    embed_image: Optional[Callable] = None
+    embed_text: Optional[Callable] = None
+    extra_embeddings: dict = field(default_factory=dict)
+    image_extras: dict = field(default_factory=dict)
+    text_extras: dict = field(default_factory=dict)
+    shard: WholeBatch = WHOLE_BATCH

@@ -1,0 +1,95 @@
+"""A module that holds the parts of a backbone and of heads under their own names."""
+from torch import nn
+
+from model.heads import HasTrainingOnlyParts, describe_head
+from utils.errors import UserError
+
+
+class ModelWithHeads(nn.Module):
+    """Holds the parts of a backbone and of heads under the attribute names in their files.
+
+    Parameters therefore have the official names: the encoders' are those of the backbone (``base_model.*`` for CLIP), a
+    head's are the attribute names in its file. Neither the backbone nor the heads are submodules.
+
+    Args:
+        backbone: a :class:`~model.backbones.Backbone`.
+
+    Attributes:
+        heads: a tuple of :class:`~model.heads.Head`, which the subclass sets.
+    """
+
+    def __init__(self, backbone):
+        super().__init__()
+        self._shared = {}
+        self.__dict__['backbone'] = backbone     # not a submodule: its parts are registered under their own names
+        self.register_parts(backbone)
+
+    def shared(self, cls, *settings):
+        """Return the only ``cls(*settings)`` of this model, for heads that share a part."""
+        if cls not in self._shared:
+            part = cls(*settings)
+            self.register_parts(part)
+            self._shared[cls] = settings, part
+        first_settings, part = self._shared[cls]
+        assert first_settings == settings, f'{cls.__name__} is shared with {first_settings}; asked for with {settings}'
+        return part
+
+    def register_parts(self, owner):
+        """Register the parts of a head, of a shared part or of the backbone under their own names."""
+        shared = {id(part) for _, module in self._shared.values() for part in (module, *module.children())}
+        for name, part in [*owner.named_children(), *owner.named_parameters(recurse=False)]:
+            if id(part) not in shared:
+                if owner is not self.backbone and (part is self or contains_module(part, self.backbone.encoder)):
+                    raise UserError(f'{describe_head(owner)}.{name} is the model itself or its encoder: give the head '
+                                    'a copy (copy.deepcopy) or parts of its own; hooks get the model as an argument')
+                if hasattr(self, name):
+                    raise UserError(f'{describe_head(owner)}.{name}: the model has another part with this name')
+                setattr(self, name, part)
+        if any(True for _ in owner.buffers(recurse=False)):
+            raise UserError(f'{describe_head(owner)} has a buffer of its own: put it into a module that the head owns, '
+                            'so that it is saved under the name of that module')
+
+    def heads_with(self, mixin):
+        """Return the heads of a mixin class, such as :class:`~model.heads.AddsEmbedding`."""
+        return tuple(head for head in self.heads if isinstance(head, mixin))
+
+    def heads_with_parameter(self, name):
+        """Return the heads that own or share the parameter ``name``; none for parameters of the encoders."""
+        module = getattr(self, name.split('.')[0])
+        return [head for head in self.heads if any(module is part for part in parts_of(head))]
+
+    @property
+    def training_only(self):
+        """The names in the state dict that only training needs (:class:`~model.heads.HasTrainingOnlyParts`)."""
+        parts = tuple(f'{part}.' for head in self.heads_with(HasTrainingOnlyParts) for part in head.training_only_parts)
+        return {name for name in self.state_dict() if parts and f'{name}.'.startswith(parts)}
+
+    def after_weights_loaded(self):
+        """Call the heads' hooks after the weights of a new run are loaded."""
+        for head in self.heads_with(HasTrainingOnlyParts):
+            head.after_weights_loaded(self)
+
+    def train(self, mode=True):
+        """Set the mode of the heads also, because they are not submodules."""
+        for part in [*self.heads, *(part for _, part in self._shared.values())]:
+            part.training = mode
+        return super().train(mode)
+
+    def _apply(self, fn, recurse=True):
+        """Move or cast parameters, and let the heads refer to the new ones."""
+        super()._apply(fn, recurse)
+        for head in self.heads:
+            for name in head._parameters:
+                head._parameters[name] = self._parameters[name]
+        return self
+
+
+def contains_module(part, module):
+    """Whether a part (a module or a parameter) is or contains a module."""
+    return isinstance(part, nn.Module) and any(inner is module for inner in part.modules())
+
+
+def parts_of(head):
+    """Return a head's modules and parameters, and those of the parts that it shares with other heads."""
+    children = list(head.children())
+    return [*children, *head.parameters(recurse=False), *(part for child in children for part in child.children())]
