@@ -318,13 +318,12 @@ def build_without_pretrained(args, num_classes, backbone, weights):
     """
     if args.pretrain_choice.startswith('scratch:') or not backbone.matches_state_dict(weights):
         return None
-    random_state, activation = torch.get_rng_state(), args.activation
+    random_state = torch.get_rng_state()
     model = RetrievalModel(args, num_classes, backbone.build(args, weights))
     scale, own = weights.get('logit_scale'), model.state_dict().get('logit_scale')
     if own is None or scale is not None and scale.shape == own.shape:
         return model
     torch.set_rng_state(random_state)      # the caller builds the model again, with the same random numbers
-    args.activation = activation
     return None
 
 
