@@ -7,8 +7,8 @@ import torch.nn.functional as F
 
 from model import build_model
 from model.build import total_loss
-from processor.step import Step, compute_gradients
-from tests.support import golden_archive, golden_json, options, small_batch, small_model
+from processor.step import Step
+from tests.support import compute_gradients, golden_archive, golden_json, options, small_batch, small_model
 from utils.checkpoint import Checkpointer, init_from_checkpoint, load_weights
 from utils.errors import UserError
 

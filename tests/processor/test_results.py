@@ -61,7 +61,8 @@ def test_an_evaluation_without_numbers_does_not_count(tmp_path):
 
 def options(folder, checkpoint='best.pth', dataset='RSTPReid'):
     (folder / checkpoint).write_bytes(checkpoint.encode())
-    return argparse.Namespace(checkpoint=str(folder / checkpoint), dataset_name=dataset, trained_on='RSTPReid')
+    config = argparse.Namespace(data=argparse.Namespace(trained_on='RSTPReid'))
+    return argparse.Namespace(checkpoint=str(folder / checkpoint), dataset_name=dataset, config=config)
 
 
 def provenance(args):

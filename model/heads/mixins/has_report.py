@@ -7,7 +7,7 @@ class BarPanels(NamedTuple):
 
     Attributes:
         titles: the titles of the panels.
-        series: {label: the heights of its bars in each panel, [panels][bars]}.
+        series: {label: the heights of its bars in each panel, ``[panels][bars]``}.
         x_label: what the bars are; they are numbered from 0.
         y_label: the unit of the heights.
         reference: ``(label, height)`` of a dotted line.
