@@ -75,7 +75,7 @@ def run_check(args, train_words, folder):
     reference_output, output = os.path.join(folder, 'undisturbed'), os.path.join(folder, 'killed')
     wait_for_success(launch([*train_command(args.processes), *options, '--output_dir', reference_output]))
     reference_run = find_run_folder(reference_output)
-    steps = read_metrics(reference_run)[-1]['step']
+    steps = read_metrics(reference_run)[-1].step
     print(f'undisturbed: {steps} steps', flush=True)
 
     def launch_killed():
