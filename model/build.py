@@ -22,6 +22,8 @@ from utils.errors import UserError, abbreviate
 
 logger = logging.getLogger('Pedestal.model')
 
+ENCODER_SEED_KEY = 0    # of the random numbers of the encoders, for utils.batch_shard
+
 
 class RetrievalModel(ModelWithHeads):
     """Image and text encoders with the heads of ``--loss_names``.
@@ -76,12 +78,13 @@ class RetrievalModel(ModelWithHeads):
         for head in self.heads_with(HasReferenceNames):
             self.reference_copies.update(head.reference_copies)
             self.reference_names.update(head.reference_names)
-        self.embedding_heads = self.heads_with(AddsEmbedding)
-        self.embedding_parts = list_embedding_parts(self.embedding_heads, self.embed_dim)
-        self.refines_embeddings = bool(self.heads_with(RefinesEmbedding)) or any(
-            head.embedding_reads_padding for head in self.embedding_heads)
-        self.needs_attention = any(head.embedding_needs_attention for head in self.embedding_heads)
-        self.reads_padding = self.refines_embeddings or any(head.reads_padding for head in self.heads) or bool(
+        self.heads_with_embedding = self.heads_with(AddsEmbedding)
+        self.embedding_parts = list_embedding_parts(self.heads_with_embedding, self.embed_dim)
+        self.refines_embeddings = bool(self.heads_with(RefinesEmbedding))
+        self.embeddings_read_padding = self.refines_embeddings or any(
+            head.embedding_reads_padding for head in self.heads_with_embedding)
+        self.embeddings_need_attention = any(head.embedding_needs_attention for head in self.heads_with_embedding)
+        self.reads_padding = self.embeddings_read_padding or any(head.reads_padding for head in self.heads) or bool(
             self.needs & {'text_tokens', 'masked_text_tokens', 'text_attention'})
 
     def trim_padding(self, caption_ids):
@@ -90,7 +93,8 @@ class RetrievalModel(ModelWithHeads):
         Captions are not trimmed if a head reads padding in training, or if the computation of an embedding reads it in
         evaluation. Otherwise trimming changes no result, because no word attends to padding.
         """
-        if self.reads_padding if self.training else self.refines_embeddings:
+        keeps_padding = self.reads_padding if self.training else self.embeddings_read_padding
+        if keeps_padding:
             return caption_ids
         longest = int(self.backbone.lengths(caption_ids).max())
         return caption_ids[:, :min(-(-longest // 8) * 8, caption_ids.shape[1])]
@@ -128,7 +132,7 @@ class RetrievalModel(ModelWithHeads):
         """
         batch = self.transform_batch(batch, shard)
         with self.autocast():
-            with shard.per_rank_rng(0):
+            with shard.per_rank_rng(ENCODER_SEED_KEY):
                 encoded = self.encode(batch)
             encoded.shard = shard
             global_batch = shard.global_batch(batch)
@@ -153,19 +157,20 @@ class RetrievalModel(ModelWithHeads):
 
         The text encoder runs a second time only if a head needs the masked captions ``mlm_ids`` next to the captions.
         """
-        needs_image_map = self.needs_attention or 'image_attention' in self.needs
-        needs_text_map = self.needs_attention or 'text_attention' in self.needs
+        needs_image_map = self.embeddings_need_attention or 'image_attention' in self.needs
+        needs_text_map = self.embeddings_need_attention or 'text_attention' in self.needs
         images, caption_ids = batch['images'], batch['caption_ids']
         image_tokens, image_attention = self.backbone.encode_image(images, needs_image_map)
         text_tokens, text_attention = self.backbone.encode_text(caption_ids, needs_text_map)
         masked_text_tokens = None
         if 'masked_text_tokens' in self.needs:
             masked_text_tokens = text_tokens
-            if 'mlm_ids' in batch:
+            if 'mlm_ids' in batch:      # else the captions themselves are masked (--caption_masking inplace)
                 masked_text_tokens, _ = self.backbone.encode_text(batch['mlm_ids'])
         image_extras, text_extras = {}, {}
-        image_extra = compute_extra_embeddings(self.embedding_heads, 'image', image_tokens, None, image_attention)
-        text_extra = compute_extra_embeddings(self.embedding_heads, 'text', text_tokens, caption_ids, text_attention)
+        added_images = compute_extra_embeddings(self.heads_with_embedding, 'image', image_tokens, None, image_attention)
+        added_texts = compute_extra_embeddings(self.heads_with_embedding, 'text', text_tokens, caption_ids,
+                                               text_attention)
         return EncodedBatch(
             image=self.image_embedding(image_tokens, image_extras), image_extras=image_extras,
             text=self.text_embedding(text_tokens, caption_ids, text_extras), text_extras=text_extras,
@@ -173,7 +178,7 @@ class RetrievalModel(ModelWithHeads):
             text_tokens=text_tokens if 'text_tokens' in self.needs else None, masked_text_tokens=masked_text_tokens,
             image_attention=image_attention, text_attention=text_attention, encoder=self.backbone.encoder,
             embed_image=self.embed_image, embed_text=self.embed_text,
-            extra_embeddings={name: (image_extra[name], text_extra[name]) for name in image_extra})
+            extra_embeddings={name: (added_images[name], added_texts[name]) for name in added_images})
 
     def image_embedding(self, tokens, extras=None):
         """Pool image tokens and let the heads refine the result: [B, N, D] -> [B, D] float32."""
@@ -197,9 +202,9 @@ class RetrievalModel(ModelWithHeads):
         """Return the embeddings of the global batch, given those of this rank. Tokens are not gathered."""
         if encoded.shard is WHOLE_BATCH:
             return encoded
-        return self.encoded_embeddings(*map(encoded.shard.all_gather, (encoded.image, encoded.text)), encoded.shard)
+        return self.build_embedding_batch(*map(encoded.shard.all_gather, (encoded.image, encoded.text)), encoded.shard)
 
-    def encoded_embeddings(self, image, text, shard):
+    def build_embedding_batch(self, image, text, shard):
         """Return an :class:`EncodedBatch` of embeddings [B, D], without tokens."""
         return EncodedBatch(image, text, encoder=self.backbone.encoder, embed_image=self.embed_image,
                             embed_text=self.embed_text, shard=shard)
@@ -234,7 +239,8 @@ class RetrievalModel(ModelWithHeads):
         for head in self.heads:
             if head.uses_tokens:
                 results[head] = head(encoded, batch)
-                if batch is not global_batch and results[head]:
+                is_part = batch is not global_batch     # on one process, without micro batches, both are the same
+                if is_part and results[head]:
                     # A rank with a placeholder row also computes the weight, because that may gather fields.
                     weight = head.micro_batch_weight(batch, global_batch) * (not is_placeholder)
                     results[head] = {name: weight * value for name, value in results[head].items()}
@@ -255,15 +261,15 @@ class RetrievalModel(ModelWithHeads):
     def encode_image(self, images):
         """Embed normalized images [B, 3, H, W] for ranking: [B, D] float32, not of unit length."""
         with self.autocast():
-            tokens, attention = self.backbone.encode_image(images, self.needs_attention)
-            extra = compute_extra_embeddings(self.embedding_heads, 'image', tokens, None, attention)
+            tokens, attention = self.backbone.encode_image(images, self.embeddings_need_attention)
+            extra = compute_extra_embeddings(self.heads_with_embedding, 'image', tokens, None, attention)
             return concatenate_embeddings(self.embedding_parts, self.image_embedding(tokens), extra)
 
     def encode_text(self, caption_ids):
         """Embed token ids [B, L] for ranking: [B, D] float32, not of unit length."""
         with self.autocast():
-            tokens, attention = self.backbone.encode_text(caption_ids, self.needs_attention)
-            extra = compute_extra_embeddings(self.embedding_heads, 'text', tokens, caption_ids, attention)
+            tokens, attention = self.backbone.encode_text(caption_ids, self.embeddings_need_attention)
+            extra = compute_extra_embeddings(self.heads_with_embedding, 'text', tokens, caption_ids, attention)
             return concatenate_embeddings(self.embedding_parts, self.text_embedding(tokens, caption_ids), extra)
 
     def blocks(self):

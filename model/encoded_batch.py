@@ -30,7 +30,7 @@ class EncodedBatch:
         extra_embeddings: {name: (images [B, E], captions [B, E])} of embeddings that heads add.
         image_extras: what :meth:`RefinesEmbedding.refine` stored when it refined the images' embeddings.
         text_extras: the same for the captions.
-        shard: the ranks that hold the other rows of the batch (utils/batch_shard.py).
+        shard: where the rows are in the global batch (utils/batch_shard.py); WHOLE_BATCH for a micro batch.
     """
     image: torch.Tensor
     text: torch.Tensor

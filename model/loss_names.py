@@ -5,7 +5,7 @@ from model.head_registry import (
 from model.heads.mixins import EnabledByOptions
 from utils.errors import UserError, suggest_name
 
-# Losses of IRRA's forks that fail in the reference implementation; see docs/options.md.
+# Losses of IRRA's forks that fail in the reference implementation.
 REFUSED = {
     'fuse': "the loss 'fuse' never worked: SEN's reference implementation fails with it, and the results of SEN's "
             'paper do not use it; remove it from --loss_names',

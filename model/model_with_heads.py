@@ -31,7 +31,9 @@ class ModelWithHeads(nn.Module):
             self.register_parts(part)
             self._shared[cls] = settings, part
         first_settings, part = self._shared[cls]
-        assert first_settings == settings, f'{cls.__name__} is shared with {first_settings}; asked for with {settings}'
+        if first_settings != settings:
+            raise UserError(f'{cls.__name__} is shared by heads with the settings {first_settings}, and another head '
+                            f'gives {settings}: give the same settings, or build a part of its own')
         return part
 
     def register_parts(self, owner):
@@ -62,7 +64,7 @@ class ModelWithHeads(nn.Module):
     def training_only(self):
         """The names in the state dict that only training needs (:class:`~model.heads.HasTrainingOnlyParts`)."""
         parts = tuple(f'{part}.' for head in self.heads_with(HasTrainingOnlyParts) for part in head.training_only_parts)
-        return {name for name in self.state_dict() if parts and f'{name}.'.startswith(parts)}
+        return {name for name in self.state_dict() if f'{name}.'.startswith(parts)} if parts else set()
 
     def after_weights_loaded(self):
         """Call the heads' hooks after the weights of a new run are loaded."""

@@ -6,7 +6,7 @@ import torch
 from model.encoded_batch import EncodedBatch
 from model.heads import HasPairLosses, SelectsCleanPairs
 from processor.progress import ProgressBar, format_log_line
-from processor.step import augment, prepare_on_host, to_device
+from processor.step import augment, to_device, trim_and_broadcast
 from utils import comm
 from utils.batch_shard import WHOLE_BATCH, sync_batch_shards
 from utils.seeding import derive_seed, seed_all
@@ -97,7 +97,7 @@ def compute_pair_losses(model, batch, shard=WHOLE_BATCH):
         batch: this rank's rows of a loader's batch.
         shard: this rank's rows of the global batch (:mod:`utils.batch_shard`).
     """
-    batch = prepare_on_host(batch, model)
+    batch = trim_and_broadcast(batch, model)
     batch = augment(to_device(batch, next(model.parameters()).device), model.image_stats)
     batch = model.transform_batch(batch, shard)
     with model.autocast():

@@ -135,7 +135,7 @@ def embed(model, loader, modality, encode=None, distributed=False):
     is_text = modality == 'text'
     encode = encode or (model.encode_text if is_text else model.encode_image)
     trim_padding = getattr(model, 'trim_padding', None) if is_text else None
-    sorts_captions = trim_padding is not None and not model.refines_embeddings
+    sorts_captions = trim_padding is not None and not model.embeddings_read_padding
     field, image_stats = 'caption_ids' if is_text else 'images', get_image_stats(loader, model)
     pids, feats = [], []
     model.eval()

@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 
 from model.build import total_loss
-from processor.step import Step, augment, prepare_on_host, to_device
+from processor.step import Step, augment, to_device, trim_and_broadcast
 from utils import comm
 from utils.batch_shard import WHOLE_BATCH, is_shared_field
 from utils.seeding import derive_seed
@@ -53,7 +53,7 @@ class GradCacheStep(Step):
 
     def split_into_micro_batches(self, batch, shard):
         """Prepare a batch as :class:`Step` does and split it: ``(list of micro batches, global batch)``."""
-        batch = prepare_on_host(batch, self.model)
+        batch = trim_and_broadcast(batch, self.model)
         local = augment(to_device(batch, self.device), self.model.image_stats)
         local = self.model.transform_batch(local, shard)
         micro_batches = []
@@ -63,7 +63,7 @@ class GradCacheStep(Step):
                                    for name, value in fields.items()} for fields in (batch, local))
             host_inputs = to_device(self.model.prepare_on_host(on_host), self.device)
             micro_batches.append({**on_device, **host_inputs})
-        if shard is WHOLE_BATCH:
+        if shard is WHOLE_BATCH:    # else the global batch has no such fields
             local.update(to_device(self.model.prepare_on_host(batch), self.device))
         return micro_batches, shard.global_batch(local)
 
@@ -73,28 +73,29 @@ class GradCacheStep(Step):
         :func:`average_gradients` averages over ranks, but a rank's rows are a part of a sum over ranks. Therefore their
         losses and gradients are multiplied by the number of ranks.
         """
-        model, seed = self.model, torch.initial_seed()
+        model, seed = self.model, torch.initial_seed()      # the trainer seeds PyTorch before each step
         image, text = self.embed(micro_batches, seed, shard)                                            # [B, D] each
         with model.autocast():
-            results = model.compute_embedding_losses(model.encoded_embeddings(image, text, shard), global_batch)
+            results = model.compute_embedding_losses(model.build_embedding_batch(image, text, shard), global_batch)
         loss = sum(map(total_loss, results.values()))
         if isinstance(loss, torch.Tensor):      # some head reads only embeddings
             self.scaler.scale(loss).backward()
         results = {head: detach(values) for head, values in results.items()}
 
-        start = shard.local_slice.start or 0
+        start = shard.local_slice.start
         for number, micro_batch in enumerate(micro_batches):
             seed_micro_batch(seed, number, shard)
             with model.autocast():
+                # encoded.shard stays WHOLE_BATCH: heads cannot gather, because the number of micro batches may differ.
                 encoded = model.encode(micro_batch)
                 token_results = model.compute_token_losses(encoded, micro_batch, global_batch, shard)
             loss = sum(map(total_loss, token_results.values()))
             loss = self.scaler.scale(loss) if isinstance(loss, torch.Tensor) else 0
             size = shard.local_size(micro_batch)
-            for embeddings, own in ((image, encoded.image), (text, encoded.text)):
+            for embeddings, local in ((image, encoded.image), (text, encoded.text)):
                 if embeddings.grad is not None:
                     # The gradient of the inner product with a constant is that constant.
-                    loss = loss + (own[:size] * embeddings.grad[start:start + size]).sum()
+                    loss = loss + (local[:size] * embeddings.grad[start:start + size]).sum()
             (shard.world_size * loss).backward()
             for head, values in token_results.items():
                 sums = results.setdefault(head, {})

@@ -10,6 +10,7 @@ from processor.interrupt import Interrupted, InterruptHandler, exit_if_interrupt
 from processor.pending_metrics import FLUSH_PERIOD, PendingMetrics
 from processor.progress import ProgressBar, log_skipped_images, open_metrics_log
 from processor.run_state import RunState
+from processor.step import get_image_stats
 from processor.training_log import TrainingLog
 from utils.batch_shard import sync_batch_shards
 from utils.errors import UserError
@@ -37,6 +38,7 @@ def do_train(start_epoch, args, model, train_loader, evaluator, optimizer, sched
         UserError: a loss is not finite, or a checkpoint cannot be written.
         SystemExit: with status 130 after Ctrl-C or 143 after SIGTERM, after the state is saved.
     """
+    model.image_stats = get_image_stats(train_loader, model)    # of the images that the step normalizes
     Trainer(complete(args), model, train_loader, evaluator, optimizer, scheduler, checkpointer).run(start_epoch)
 
 
@@ -163,7 +165,7 @@ class Trainer:
 
     @property
     def lr(self):
-        """The base learning rate of this epoch."""
+        """The current learning rate of the parameters with the base rate ``--lr``."""
         return self.scheduler.compute_lr(self.args.lr)
 
     def flush_metrics(self):

@@ -1,7 +1,7 @@
 """A training step: prepare the batch on the host, move it to the device, augment, model(batch), backward, optimizer.
 
-``--micro_batch`` is another class on the same parts (:mod:`processor.grad_cache`), and so is ``--shard``
-(:mod:`processor.sharding`). Evaluation prepares its batches with the same functions.
+``--micro_batch`` and ``--shard`` are subclasses of :class:`Step`: :mod:`processor.grad_cache`,
+:mod:`processor.sharding`. Evaluation prepares its batches with the same functions.
 """
 import contextlib
 import warnings
@@ -53,8 +53,8 @@ class Step:
             shard: where these rows are in the global batch (:mod:`utils.batch_shard`).
 
         Returns:
-            The results of the global batch without gradient, scalars on the device:
-            ``{'temperature', 'sdm_loss', 'img_acc', ...}``.
+            The results of the global batch without gradient: ``{'temperature', 'sdm_loss', 'img_acc', ...}``. They are
+            scalars on the device; the temperature is on the CPU.
         """
         self.optimizer.zero_grad(set_to_none=True)
         results = self.forward_backward(batch, shard)
@@ -66,7 +66,7 @@ class Step:
 
     def forward_backward(self, batch, shard):
         """Add the gradient of the total loss to the parameters' gradients, and return the results."""
-        batch = prepare_on_host(batch, self.model)
+        batch = trim_and_broadcast(batch, self.model)
         batch = {**batch, **self.model.prepare_on_host(batch)}
         batch = augment(to_device(batch, self.device), self.model.image_stats)
         results = self.module(batch, shard)
@@ -87,7 +87,7 @@ def wrap_in_ddp(model):
 
 
 class ModelWithUnusedParameter(nn.Module):
-    """A model for DistributedDataParallel, which warns if all parameters are used after all."""
+    """Adds an unused parameter: DistributedDataParallel with find_unused_parameters warns if all are used."""
 
     def __init__(self, model):
         super().__init__()
@@ -98,10 +98,10 @@ class ModelWithUnusedParameter(nn.Module):
         return self.model(batch, shard)
 
 
-def prepare_on_host(batch, model):
-    """Trim the padding of the captions, and share the fields of the whole batch. A GPU need not be waited for here.
+def trim_and_broadcast(batch, model):
+    """Trim captions to the longest one of all ranks, and broadcast the main process's ``prompt_`` fields.
 
-    All ranks trim to the same length, and get the main process's prompts, because each rank samples them differently.
+    This reads values, so it runs while the batch is on the CPU. Each rank samples other prompts.
     """
     length = comm.all_reduce_max(model.trim_padding(batch['caption_ids']).shape[1])
     shared = {name: value for name, value in batch.items() if is_shared_field(name)}

@@ -21,8 +21,8 @@ LOCAL_SEED_KEY = 2 ** 21    # part of the seeds of BatchShard.per_rank_rng; diff
 
 
 class WholeBatch:
-    """A batch of one process: all rows are local."""
-    rank, world_size, local_slice = 0, 1, slice(None)
+    """A batch that is not sharded, as with one process: all rows are local."""
+    rank, world_size, local_slice = 0, 1, slice(0, None)
 
     @staticmethod
     def all_gather(rows):
@@ -36,10 +36,7 @@ class WholeBatch:
 
     @staticmethod
     def local_rows(rows):
-        """Select this rank's rows of the global batch: [B, ...] -> [b, ...].
-
-        A rank with a placeholder row gets row 0.
-        """
+        """Select this rank's rows of the global batch: [B, ...] -> [b, ...]."""
         return rows
 
     @staticmethod
@@ -93,7 +90,7 @@ class BatchShard(WholeBatch):
         return AllReduceSum.apply(values)
 
     def local_rows(self, rows):
-        return rows[self.local_slice] if self.counts[self.rank] else rows[:1]
+        return rows[self.local_slice] if self.counts[self.rank] else rows[:1]      # row 0 for a placeholder row
 
     def global_size(self, rows):
         return sum(self.counts)
@@ -110,6 +107,7 @@ class BatchShard(WholeBatch):
             self.per_rank_rng_count += 1
             keys = LOCAL_SEED_KEY, self.per_rank_rng_count
         with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
+            # The trainer has seeded PyTorch for the step.
             torch.manual_seed(derive_seed(torch.initial_seed(), *keys, self.rank))
             yield
 

@@ -326,7 +326,7 @@ def prompt_word_loss(encoded, batch, mask, is_true):
     prompts = is_true.any(dim=0).nonzero().squeeze(1)                                                # [P] of 2A
     if not len(prompts):
         return encoded.image.new_zeros(())
-    first_row = encoded.shard.local_slice.start or 0
+    first_row = encoded.shard.local_slice.start
     images = torch.multinomial(is_true.t()[prompts].float(), 1).squeeze(1) - first_row               # [P] local rows
     is_local = (images >= 0) & (images < encoded.shard.local_size(batch))
     local = is_local.nonzero().squeeze(1)                                                            # [p] of P

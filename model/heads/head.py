@@ -28,7 +28,7 @@ class Head(nn.Module):
         fields: batch fields that the head reads, besides pids, image_ids, images and caption_ids.
         shared_options: options that the head reads and another file adds.
         accepts_any_width: whether tokens may have another width than embeddings.
-        reads_padding: whether training keeps the padding of captions. Heads that need text tokens get it anyway.
+        reads_padding: whether training keeps the padding of captions. Heads that need text tokens always get it.
     """
 
     names = ()

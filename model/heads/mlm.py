@@ -76,10 +76,10 @@ class MLM(TrainsInMicroBatches, UsesAllGather, PreparesOnHost, Head):
             raise UserError(f'--vocab_size {args.vocab_size} is smaller than the vocabulary of the text encoder: give '
                             f'at least {model.vocab_size}')
         self.weight = args.mlm_loss_weight
-        self.mask_id, self.rates = model.mask_id, model.masked_token_rates
-        self.by_attention = args.mlm_masking == 'attention'
-        # With --caption_masking inplace, the captions are masked before the step.
-        self.masks_in_forward = self.by_attention and args.caption_masking == 'clean'
+        self.mask_id, self.masked_token_rates = model.mask_id, model.masked_token_rates
+        self.masks_by_attention = args.mlm_masking == 'attention'
+        # With --caption_masking inplace, the captions are masked before the encoders read them.
+        self.masks_in_forward = self.masks_by_attention and args.caption_masking == 'clean'
         if self.masks_in_forward:
             self.needs = ('image_tokens', 'text_attention')
         self.cross = model.shared(CrossEncoder, width, args.cmt_depth)
@@ -92,19 +92,21 @@ class MLM(TrainsInMicroBatches, UsesAllGather, PreparesOnHost, Head):
         text_tokens, labels = self.masked_captions(encoded, batch)              # [b, L, D], [b, L], 0 if not masked
         tokens = self.cross(text_tokens, encoded.image_tokens)                  # [b, L, D]
         positions = batch['host_mlm_positions'] if 'host_mlm_positions' in batch else masked_positions(labels)    # [M]
-        all_labels, labels = labels, labels.flatten().index_select(0, positions)
+        word_labels = labels.flatten().index_select(0, positions)               # [M]
         logits = self.mlm_head(tokens.flatten(0, 1).index_select(0, positions))    # [M, V]
-        fraction = word_fraction(labels, encoded.shard.all_gather(all_labels)) if self.masks_in_forward else 1
-        return {'mlm_loss': fraction * self.weight * objectives.masked_language_modeling(logits, labels),
-                'mlm_acc': fraction * objectives.accuracy(logits, labels)}
+        fraction = word_fraction(labels, encoded.shard.all_gather(labels)) if self.masks_in_forward else 1
+        return {'mlm_loss': fraction * self.weight * objectives.masked_language_modeling(logits, word_labels),
+                'mlm_acc': fraction * objectives.accuracy(logits, word_labels)}
 
     def prepare_on_host(self, batch):
-        is_masked = 'mlm_labels' in batch and not self.by_attention
+        is_masked = 'mlm_labels' in batch and not self.masks_by_attention
         return {'host_mlm_positions': masked_positions(batch['mlm_labels'])} if is_masked else {}
 
     def micro_batch_unsupported(self):
-        return ('with --mlm_masking attention and --caption_masking clean it masks words during the step '
-                '(--caption_masking inplace masks them before it)') if self.masks_in_forward else None
+        if self.masks_in_forward:
+            return ('with --mlm_masking attention and --caption_masking clean it masks words after the encoders read '
+                    'them (--caption_masking inplace masks them before)')
+        return None
 
     def micro_batch_weight(self, micro_batch, batch):
         # If forward masks the words, only forward knows the fraction, and applies it.
@@ -117,8 +119,8 @@ class MLM(TrainsInMicroBatches, UsesAllGather, PreparesOnHost, Head):
         """
         if not self.masks_in_forward:
             return encoded.masked_text_tokens, batch['mlm_labels']
-        ids, labels = mask_attended_tokens(batch['caption_ids'], encoded.text_attention, self.mask_id, *self.rates,
-                                           encoded.shard)
+        ids, labels = mask_attended_tokens(batch['caption_ids'], encoded.text_attention, self.mask_id,
+                                           *self.masked_token_rates, encoded.shard)
         with encoded.shard.per_rank_rng():
             return encoded.encoder.encode_text(ids)[0], labels
 

@@ -48,7 +48,7 @@ class PartTimer:
         self.on_gpu, self.spans, self.wrapped = torch.device(training.args.device).type == 'cuda', {}, []
         model = training.model
         self.wrap('step', TrainingSteps, '__call__')
-        for function in ('prepare_on_host', 'to_device', 'augment'):
+        for function in ('trim_and_broadcast', 'to_device', 'augment'):
             self.wrap('preparation', training_step, function)
         self.wrap('passes', model, 'forward')
         self.wrap('image encoder', model.base_model, 'encode_image')

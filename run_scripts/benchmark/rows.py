@@ -38,7 +38,7 @@ def training_variants(setting):
         Variant('ours, activations kept', switch=switches.save_activations),
         Variant('ours, activations kept, QuickGELU as a product', switch=switches.multiply_sigmoid),
         Variant('ours, chosen words found on the GPU', switch=switches.find_tokens_on_device, gpu_only=True),
-        Variant('ours, read and synchronised each step', switch=switches.read_each_step, gpu_only=True),
+        Variant('ours, read and synchronized each step', switch=switches.read_each_step, gpu_only=True),
         Variant('ours, --amp off', ('--amp', 'off'), gpu_only=True),
         *([Variant('ours, --amp bf16', ('--amp', 'bf16'))] if has_cpu_bf16 else []),
         Variant(REFERENCE, is_reference=True)]

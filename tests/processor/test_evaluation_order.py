@@ -167,7 +167,7 @@ def test_another_modality_is_an_error(plain_model):
 
 class BagOfTokens(torch.nn.Module):
     """Embeds a caption as the counts of its tokens, mixed with those of its batch if it ``leaks``."""
-    refines_embeddings = False
+    embeddings_read_padding = False
 
     def __init__(self, leaks):
         super().__init__()
