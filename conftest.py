@@ -1,12 +1,15 @@
-"""Add the repository to the path of its tests, and limit each test process to one thread.
+"""Add the repository to the path of its tests, limit each test process to one thread, and let Ctrl-C stop it.
 
 The tensors are small. Several processes with several threads each would be a hundred times slower.
 """
 import os
+import signal
 
 import pytest
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')
+# A shell starts background processes with an ignored SIGINT, which the programs under test would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

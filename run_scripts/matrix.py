@@ -13,6 +13,9 @@ import os
 import sys
 from dataclasses import dataclass, field
 
+if __name__ == '__main__':      # if the tool runs as a file, search the repository instead of this folder
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
 from processor.run_folders import find_run_folders
 from utils.csv_files import write_csv
 from utils.declarations import retry_with_pytorch

@@ -14,7 +14,7 @@ from processor.results import Record, append_record
 from run_scripts import ROOT, ablate
 from run_scripts.ablation import training
 from run_scripts.ablation.grid import EPOCHS, build_ablation_parser, build_grid
-from run_scripts.ablation.table import EPOCH_HEADINGS, format_mean
+from run_scripts.ablation.table import EPOCH_HEADINGS, Table, format_mean
 from run_scripts.ablation.training import failure_reason, format_result, lock_cell
 from tests.support import HANG_TIMEOUT
 from utils.checkpoint import read_checkpoint
@@ -289,8 +289,8 @@ def test_a_table_of_attribute_recognition(common, tmp_path):
             metrics = {**dict.fromkeys(ATTRIBUTE_METRICS, 60.0), 'mA': value - epoch, 'split': 'test'}
             append_record(folder, Record('evaluation', epoch, epoch, metrics))
         with open(cell.path('result.json'), 'w') as file:
-            json.dump(ablate.read_best_evaluation(folder), file)
-    table = ablate.Table(str(tmp_path), ('losses',), cells)
+            json.dump(training.read_best_evaluation(folder), file)
+    table = Table(str(tmp_path), ('losses',), cells)
     assert table.columns == ATTRIBUTE_METRICS and table.is_complete
     assert line_of(table.write(), 'sdm') == ['sdm', '2', '74.00 ± 7.07', *['60.00 ± 0.00'] * 4, '']
     assert 'at the epoch with its best mA on the test split' in table.heading

@@ -44,7 +44,7 @@ def test_options_are_accepted(command, monkeypatch):
     monkeypatch.chdir(ROOT)
     words = words_of(command)
     if not {'--print_config', '--help'} & set(words):
-        assert not any('differs from' in note for note in get_args(words).notes) or '--batch_size 32' in command
+        assert not any('differs from' in note for note in get_args(words).config.notes) or '--batch_size 32' in command
         return
     with pytest.raises(SystemExit) as exit_info:
         get_args(words)
