@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -39,8 +40,18 @@ def read(folder, name):
 
 
 def program(*arguments, **environment):
-    return subprocess.Popen([sys.executable, '-m', 'datasets.synthpedes', *map(str, arguments)], cwd=ROOT, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, **environment})
+    """Start the program. Its ``stderr`` is a file, because a progress bar that nobody reads would fill a pipe."""
+    output = tempfile.TemporaryFile('w+')
+    running = subprocess.Popen([sys.executable, '-m', 'datasets.synthpedes', *map(str, arguments)], cwd=ROOT, text=True,
+                               stdout=output, stderr=output, env={**os.environ, **environment})
+    running.stderr = output
+    return running
+
+
+def read_output(running):
+    """Everything that a program has printed."""
+    running.stderr.seek(0)
+    return running.stderr.read()
 
 
 def samples(count, **difficulty):
@@ -58,7 +69,7 @@ def test_same_files_whatever_the_workers_and_the_process(tmp_path):
     single = contents(make(tmp_path / 'a'))
     other = program('--out', tmp_path / 'b', '--ids', 8, '--images_per_id', 2, '--size', 48, 24, '--workers', 2,
                     PYTHONHASHSEED='123')
-    assert other.wait() == 0, other.stderr.read()
+    assert other.wait() == 0, read_output(other)
     assert contents(tmp_path / 'b' / 'synthpedes') == single
     assert contents(make(tmp_path / 'c', seed=1))['reid_raw.json'] != single['reid_raw.json']
 
@@ -360,7 +371,7 @@ def test_signal_stops_workers_and_leaves_nothing(tmp_path, number):
     running = first_image_of(tmp_path / 'data')
     running.send_signal(number)
     assert running.wait(HANG_TIMEOUT) == 130
-    assert 'interrupted' in running.stderr.read() and os.listdir(tmp_path) == []
+    assert 'interrupted' in read_output(running) and os.listdir(tmp_path) == []
 
 
 def first_image_of(tmp_path, *arguments):
@@ -547,7 +558,7 @@ def test_bad_arguments_are_one_sentence(tmp_path, arguments, message):
 def test_program_says_it_in_one_line(tmp_path):
     running = program('--out', tmp_path, '--ids', 10, '--size', 4, 4)
     assert running.wait() == 2
-    output = running.stderr.read().strip()
+    output = read_output(running).strip()
     assert output == 'synthpedes: error: size (height) must be a whole number from 32 to 2048, not 4'
 
 
