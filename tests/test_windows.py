@@ -8,7 +8,7 @@ from tests.support import small_archive
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 WITHOUT = '''
-import glob, importlib, os, signal, sys, warnings
+import glob, importlib, os, shutil, signal, sys, warnings
 from types import SimpleNamespace
 for name in ('SIGHUP', 'SIGKILL', 'SIGALRM', 'SIGUSR1', 'SIGUSR2', 'sigtimedwait', 'sigwait', 'pthread_sigmask',
              'setitimer', 'alarm'):
@@ -23,6 +23,8 @@ for name in ('fork', 'getuid', 'geteuid', 'getgid', 'O_DIRECTORY', 'O_NOFOLLOW',
              'chown', 'fchmod', 'getloadavg', 'sync'):
     if hasattr(os, name):
         delattr(os, name)
+# As on Windows; else Python's own functions use what is removed above.
+shutil._use_fd_functions, os.process_cpu_count = False, os.cpu_count
 # Windows reads text in its own encoding where none is given.
 ours = '(datasets|model|processor|solver|utils|run_scripts|train|test|pedestal)'
 warnings.filterwarnings('error', category=EncodingWarning, module=ours)

@@ -22,6 +22,11 @@ class NormalizedEncoder(torch.nn.Module):
         return F.normalize(self.encode(inputs), dim=1)
 
 
+def supports_export():
+    """Whether this PyTorch exports the encoders. The exporter of 2.6 ends with a segmentation fault."""
+    return tuple(map(int, torch.__version__.split('.')[:2])) >= (2, 7)
+
+
 def import_onnx():
     try:
         import onnx  # noqa: F401
@@ -29,6 +34,9 @@ def import_onnx():
         import onnxscript  # noqa: F401
     except ImportError:
         raise UserError('--to onnx needs the ONNX packages: pip install onnx onnxruntime onnxscript') from None
+    if not supports_export():
+        raise UserError(f'--to onnx needs PyTorch 2.7 or later, because the exporter of {torch.__version__} crashes: '
+                        'pip install -U torch torchvision')
     return onnxruntime
 
 
@@ -56,7 +64,7 @@ def export_encoders(people, folder):
         try:
             torch.onnx.export(encoder, (inputs,), path, input_names=[input_name], output_names=['embeddings'],
                               dynamo=True, verbose=False, external_data=False,
-                              dynamic_shapes={'inputs': {0: torch.export.Dim('batch', min=1)}})
+                              dynamic_shapes=({0: torch.export.Dim('batch', min=1)},))
         except Exception as error:   # its errors have no common type
             if write_error_reason(error):
                 raise

@@ -21,9 +21,18 @@ from utils.errors import UserError
 needs_onnx = pytest.mark.skipif(any(__import__('importlib').util.find_spec(name) is None
                                     for name in ('onnx', 'onnxruntime', 'onnxscript')),
                                 reason='ONNX is not installed: pip install onnx onnxruntime onnxscript')
+needs_exporter = pytest.mark.skipif(not onnx.supports_export(), reason='the ONNX exporter of PyTorch 2.6 crashes')
 SENTENCE = 'a woman in a red coat'
 
 
+@needs_onnx
+def test_a_pytorch_whose_exporter_crashes_is_refused(monkeypatch):
+    monkeypatch.setattr(onnx, 'supports_export', lambda: False)
+    with pytest.raises(UserError, match='--to onnx needs PyTorch 2.7 or later, because the exporter of .* crashes'):
+        onnx.import_onnx()
+
+
+@needs_exporter
 @needs_onnx
 def test_onnx_gives_the_models_embeddings_for_any_batch(trained, data, tmp_path, capsys):
     import onnxruntime
@@ -59,6 +68,7 @@ def test_onnx_gives_the_models_embeddings_for_any_batch(trained, data, tmp_path,
     assert torch.allclose(torch.from_numpy(run('text', ids)), people.encode_captions([SENTENCE]), atol=1e-5)
 
 
+@needs_exporter
 @needs_onnx
 def test_what_is_not_the_models_is_not_written(trained, tmp_path, monkeypatch):
     # not of length 1
@@ -185,6 +195,7 @@ def exporting(trained, out, to):
     export.main(['--config_file', trained, '--out', out, '--to', to])
 
 
+@needs_exporter
 @needs_onnx
 def test_a_disk_that_is_full_is_named_as_such(trained, tmp_path, file_size_limit):
     """Not as a model that cannot be exported."""
