@@ -4,5 +4,4 @@
 set -eu
 cd "$(dirname "$0")/.."
 . run_scripts/setup_python.sh requirements-test.txt
-# Three processes are faster than two on two cores, because some tests wait for the programs that they start.
-exec "$PYTHON" -m pytest tests -q -n 3 "$@"
+exec "$PYTHON" -m pytest tests -q -n 2 "$@"
