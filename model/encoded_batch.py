@@ -1,4 +1,4 @@
-"""What the encoders compute of a batch, for the heads."""
+"""All that the encoders compute of a batch, for the heads."""
 from dataclasses import dataclass, field
 from typing import Optional
 from collections.abc import Callable

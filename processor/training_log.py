@@ -1,4 +1,4 @@
-"""What a training run reports: lines of ``train_log.txt`` and records of ``metrics.jsonl``."""
+"""The reports of a training run: lines of ``train_log.txt`` and records of ``metrics.jsonl``."""
 import logging
 
 from processor.history import format_summary, summarize_evaluations
