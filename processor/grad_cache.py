@@ -86,7 +86,7 @@ class GradCacheStep(Step):
         for number, micro_batch in enumerate(micro_batches):
             seed_micro_batch(seed, number, shard)
             with model.autocast():
-                # encoded.shard stays WHOLE_BATCH: heads cannot gather, because the number of micro batches may differ.
+                # encoded.shard stays WHOLE_BATCH, because ranks with other numbers of micro batches cannot gather.
                 encoded = model.encode(micro_batch)
                 token_results = model.compute_token_losses(encoded, micro_batch, global_batch, shard)
             loss = sum(map(total_loss, token_results.values()))
