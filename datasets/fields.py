@@ -5,12 +5,13 @@ import torch
 
 from datasets.eda import augment_caption, load_synonyms
 from datasets.masking import descriptive_positions, mask_tokens, noun_mask_probabilities
+from datasets.side_texts import SECOND_CAPTIONS, draw_second_caption
 from datasets.whole_word_masking import mask_whole_words
 
 FIELDS = {}   # {name: function from a CaptionSample to a tensor}, in the order in which a sample's fields are computed
 
 
-def field(function=None, *, uses_masking=False, uses_tags=False):
+def field(function=None, *, uses_masking=False, uses_tags=False, side_text=''):
     """Register a function in :data:`FIELDS` under its own name.
 
     Args:
@@ -19,10 +20,12 @@ def field(function=None, *, uses_masking=False, uses_tags=False):
             field, and samples do not have it.
         uses_tags: whether it reads ``sample.transform.attribute_groups`` or ``.parts_of_speech``. All captions are
             tagged at the start then.
+        side_text: the annotation key of the side text that it reads, '' for none. Every training caption must have one
+            then (:mod:`datasets.side_texts`).
     """
     if function is None:
-        return functools.partial(field, uses_masking=uses_masking, uses_tags=uses_tags)
-    function.uses_masking, function.uses_tags = uses_masking, uses_tags
+        return functools.partial(field, uses_masking=uses_masking, uses_tags=uses_tags, side_text=side_text)
+    function.uses_masking, function.uses_tags, function.side_text = uses_masking, uses_tags, side_text
     FIELDS[function.__name__] = function
     return function
 
@@ -59,6 +62,16 @@ class CaptionSample:
         """The caption as text."""
         return self.transform.samples[self.index][3]
 
+    def side_text(self, key):
+        """The caption's side text under an annotation key, '' if it has none (:mod:`datasets.side_texts`)."""
+        side_texts = self.transform.side_texts.get(key)
+        return '' if side_texts is None else side_texts[self.index]
+
+    def augment_further(self, caption):
+        """Augment a further caption of the pair as the first one, with other random numbers: token ids, int64 [L]."""
+        further = FurtherCaption(self, caption)
+        return further.ids if self.transform.augment is None else self.transform.augment(further)[0]
+
     def select_tokens(self, values):
         """Select the values of the tokens in ``ids`` from the original caption's values [L], padded with zeros."""
         result = torch.zeros_like(values)
@@ -85,6 +98,18 @@ class CaptionSample:
         masked = mask_whole_words(self.ids.tolist(), self.rng, tokenizer.mask_id, tokenizer.continuation_ids,
                                   tokenizer.vocab_size)
         return tuple(map(torch.tensor, masked))
+
+
+class FurtherCaption(CaptionSample):
+    """A further caption of a pair, which ``transform.augment`` augments as the first one. It has no side texts."""
+    caption = ''
+
+    def __init__(self, sample, caption):
+        self.transform, self.index, self.rng, self.caption = sample.transform, sample.index, sample.rng, caption
+        self.ids, self.token_positions = self.transform.tokenize(caption), slice(None)
+
+    def side_text(self, key):
+        return ''
 
 
 @field
@@ -139,3 +164,12 @@ def attribute_labels(sample):
 def prompt_seed(sample):
     """The seed that masks the attributes' prompts, once per batch (:class:`datasets.prompts.PromptCollator`)."""
     return torch.tensor(sample.rng.getrandbits(62))
+
+
+@field(side_text=SECOND_CAPTIONS)
+def second_caption_ids(sample):
+    """Token ids of a second caption, drawn anew in each epoch (ICL, CVPR 2025), int64 [L].
+
+    ``--txt_aug`` augments it as the caption, with other random numbers. ``--caption_filter`` does not apply to it.
+    """
+    return sample.augment_further(draw_second_caption(sample.side_text(SECOND_CAPTIONS), sample.rng))

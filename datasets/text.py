@@ -165,11 +165,13 @@ class CaptionTransform:
         augment: a function from a :class:`~datasets.fields.CaptionSample` to ``(ids [L], token positions)``, which
             augments a caption after the filter and before masking.
         labels: int8 [S, A], the attributes of each pair's image, for the field ``attribute_labels``.
+        side_texts: ``{annotation key: SideTexts of the pairs}``, for ``augment`` and the fields that read them.
     """
 
-    def __init__(self, samples, tokens, tokenizer, fields=(), masking=CaptionMasking(), augment=None, labels=None):
+    def __init__(self, samples, tokens, tokenizer, fields=(), masking=CaptionMasking(), augment=None, labels=None,
+                 side_texts=None):
         self.samples, self.tokens, self.tokenizer = samples, tokens, tokenizer
-        self.masking, self.augment, self.labels = masking, augment, labels
+        self.masking, self.augment, self.labels, self.side_texts = masking, augment, labels, side_texts or {}
         self.mask_id = tokenizer.mask_id
         self.field_names, self.masks_captions = masking.select_fields(fields), masking.masks_captions(fields)
         if masking.needs_tags(fields):

@@ -8,7 +8,7 @@ from model.clip_model import MLP, ResidualAttentionBlock, Transformer
 from model.compatibility import validate_distributed, validate_micro_batch, validate_needs
 from model.compile import compile_blocks
 from model.embeddings import compute_extra_embeddings, concatenate_embeddings, list_embedding_parts, refine_embedding
-from model.encoded_batch import EncodedBatch
+from model.encoded_batch import SHARED_EMBEDDING, EncodedBatch
 from model.heads import (
     AddsEmbedding, HasReferenceNames, PreparesOnHost, RefinesEmbedding, TransformsBatch, UsesAllGather, describe_head,
 )
@@ -181,7 +181,7 @@ class RetrievalModel(ModelWithHeads):
             text_tokens=text_tokens if 'text_tokens' in self.needs else None, masked_text_tokens=masked_text_tokens,
             image_attention=image_attention, text_attention=text_attention, image_routing=image_routing,
             text_routing=text_routing, encoder=self.backbone.encoder, embed_image=self.embed_image,
-            embed_text=self.embed_text,
+            embed_text=self.embed_text, embed_text_all=self.embed_text_all,
             extra_embeddings={name: (added_images[name], added_texts[name]) for name in added_images})
 
     def encode_tokens(self, side, inputs, need_map=False):
@@ -223,6 +223,18 @@ class RetrievalModel(ModelWithHeads):
     def embed_text(self, caption_ids):
         """Compute the embedding that all heads share: token ids [B, L] -> [B, D] float32."""
         return self.text_embedding(self.backbone.encode_text(caption_ids)[0], caption_ids)
+
+    def embed_image_all(self, images):
+        """Compute all embeddings of normalized images [B, 3, H, W]: {name: [B, E] float32}, the shared one first."""
+        tokens, attention = self.backbone.encode_image(images, self.embeddings_need_attention)
+        extra = compute_extra_embeddings(self.heads_with_embedding, 'image', tokens, None, attention)
+        return {SHARED_EMBEDDING: self.image_embedding(tokens), **extra}
+
+    def embed_text_all(self, caption_ids):
+        """Compute all embeddings of token ids [B, L]: {name: [B, E] float32}, the shared one first."""
+        tokens, attention = self.backbone.encode_text(caption_ids, self.embeddings_need_attention)
+        extra = compute_extra_embeddings(self.heads_with_embedding, 'text', tokens, caption_ids, attention)
+        return {SHARED_EMBEDDING: self.text_embedding(tokens, caption_ids), **extra}
 
     def gather_embeddings(self, encoded):
         """Return the embeddings of the global batch, given those of this rank. Tokens are not gathered."""
@@ -288,16 +300,12 @@ class RetrievalModel(ModelWithHeads):
     def encode_image(self, images):
         """Embed normalized images [B, 3, H, W] for ranking: [B, D] float32, not of unit length."""
         with self.autocast():
-            tokens, attention = self.backbone.encode_image(images, self.embeddings_need_attention)
-            extra = compute_extra_embeddings(self.heads_with_embedding, 'image', tokens, None, attention)
-            return concatenate_embeddings(self.embedding_parts, self.image_embedding(tokens), extra)
+            return concatenate_embeddings(self.embedding_parts, self.embed_image_all(images))
 
     def encode_text(self, caption_ids):
         """Embed token ids [B, L] for ranking: [B, D] float32, not of unit length."""
         with self.autocast():
-            tokens, attention = self.backbone.encode_text(caption_ids, self.embeddings_need_attention)
-            extra = compute_extra_embeddings(self.heads_with_embedding, 'text', tokens, caption_ids, attention)
-            return concatenate_embeddings(self.embedding_parts, self.text_embedding(tokens, caption_ids), extra)
+            return concatenate_embeddings(self.embedding_parts, self.embed_text_all(caption_ids))
 
     def blocks(self):
         """Return the blocks of encoders and cross encoder: ``[(module, whether the length of its inputs varies)]``."""

@@ -174,6 +174,7 @@ def small_batch(size=6, seed=0):
         row[0], row[length + 1] = 510, 511
         row[1:length + 1] = torch.randint(1, 509, (length,), generator=generator)
     attributes = torch.tensor([0, 0, 1, 1, 2, 2] + [0] * 14).repeat(size, 1)
+    second_captions = torch.where((captions > 0) & (captions < 509), 509 - captions, captions)     # other words
     masked = captions.clone()
     for row, label in zip(masked, labels):
         label[2], row[2] = row[2].clone(), 509
@@ -182,4 +183,5 @@ def small_batch(size=6, seed=0):
     second = images + 0.1 * torch.randn(size, 3, 96, 32, generator=generator)
     return {'pids': torch.arange(size), 'image_ids': torch.arange(size), 'index': torch.arange(size), 'images': images,
             'second_images': second, 'simclr_images': torch.stack([second, images], dim=1),
-            'caption_ids': captions, 'mlm_ids': masked, 'mlm_labels': labels, 'attributes_mask': attributes}
+            'caption_ids': captions, 'second_caption_ids': second_captions, 'mlm_ids': masked, 'mlm_labels': labels,
+            'attributes_mask': attributes}

@@ -66,7 +66,8 @@ def build_test_parser(program, description):
     data = parser.add_argument_group('data')
     data.add_argument('--dataset_name', help="dataset to evaluate on (default: the run's)")
     data.add_argument('--columns', nargs='+', metavar='ROLE=COLUMN',
-                      help="names of a table's columns: image=... caption=... id=... split=...")
+                      help="names of a table's columns: image=... caption=... id=... split=... back_translation=... "
+                           'second_caption=...')
     data.add_argument('--root_dir', help="folder of the datasets' folders (default: as in configs.yaml)")
     data.add_argument('--test_batch_size', type=positive_int,
                       help='number of images or captions to encode at a time (default: as in configs.yaml)')

@@ -151,6 +151,8 @@ RECIPES = {
     'aptm': {'loss_names': 'itc+itm+mlm+eda+attr', 'backbone': 'aptm'},
     'aptm, by the image alone': {'loss_names': 'itc+img_cls', 'backbone': 'aptm', 'img_cls_attributes': 2},
     'rde': {'loss_names': 'tal+infonce+tse'},
+    'icl': {'loss_names': 'tal+tse+aug'},
+    'icl, without another embedding': {'loss_names': 'aug'},
     'fmfa': {'loss_names': 'a-sdm+mlm+id+efa'},
     'tbps-clip': {'loss_names': 'nitc+ritc+citc+ss', 'mvs_image': True},
     'moco': {'loss_names': 'sdm+moco', 'temperature': 0.1, 'moco_queue': 9},
@@ -165,7 +167,7 @@ def test_the_same_losses_gradients_and_weights(processes, archive, recipe):
     assert_same(processes.run(train, archive, RECIPES[recipe], (6, 7, 6)), one)
 
 
-@pytest.mark.parametrize('recipe', ['irra', 'a2te', 'aptm', 'tbps-clip', 'moco', 'dm-adapter'])
+@pytest.mark.parametrize('recipe', ['irra', 'a2te', 'aptm', 'tbps-clip', 'moco', 'dm-adapter', 'icl'])
 def test_a_batch_with_fewer_rows_than_processes(processes, archive, recipe):
     one = train(archive, RECIPES[recipe], (6, 1, 6))
     assert_same(processes.run(train, archive, RECIPES[recipe], (6, 1, 6)), one)
