@@ -16,8 +16,8 @@ def field(function=None, *, uses_masking=False, uses_tags=False, side_text=''):
 
     Args:
         function: from a :class:`CaptionSample` to a tensor.
-        uses_masking: whether it reads ``sample.masked``. With ``--mlm_masking attention`` the model computes such a
-            field, and samples do not have it.
+        uses_masking: whether it reads ``sample.masked``. With ``--mlm_masking attention`` or ``saliency`` the model
+            computes such a field, and samples do not have it.
         uses_tags: whether it reads ``sample.transform.attribute_groups`` or ``.parts_of_speech``. All captions are
             tagged at the start then.
         side_text: the annotation key of the side text that it reads, '' for none. Every training caption must have one

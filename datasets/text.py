@@ -92,7 +92,8 @@ class TextDataset(Dataset):
 # -- captions of training pairs ----------------------------------------------------------------------------------------
 
 CAPTION_MASKINGS = 'inplace', 'clean'
-MLM_MASKINGS = 'random', 'attention', 'noun'
+MLM_MASKINGS = 'random', 'attention', 'noun', 'saliency'
+MODEL_MASKINGS = 'attention', 'saliency'      # of these MLM_MASKINGS, the model masks captions, and samples do not
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,8 @@ class CaptionMasking:
         caption_masking: 'inplace': ``caption_ids`` are masked, as in IRRA's training, and ``mlm_ids`` equals them.
             'clean': ``caption_ids`` are not masked, and ``mlm_ids`` comes with ``mlm_labels``.
         mlm_masking: which tokens are masked. 'random': any. 'noun': mostly nouns and adjectives, as in SEN.
-            'attention': the model masks (:mod:`model.heads.agm`), and captions are not masked here.
+            'attention', 'saliency': the model masks (:mod:`model.heads.agm`, :mod:`model.heads.gadms`), and captions
+            are not masked here.
         masked_token_rate, masked_token_unchanged_rate: see :func:`datasets.masking.mask_tokens`.
         caption_filter: the probability that a caption is reduced to its nouns, adjectives and pronouns (SEN), after
             truncation and before masking.
@@ -137,7 +139,7 @@ class CaptionMasking:
     def masks_captions(self, requested):
         """Whether captions are masked here, if heads request these text fields."""
         reads_masked = any(FIELDS[name].uses_masking for name in requested)
-        return self.mlm_masking != 'attention' and (self.masks_in_place or reads_masked)
+        return self.mlm_masking not in MODEL_MASKINGS and (self.masks_in_place or reads_masked)
 
     def select_fields(self, requested):
         """The text fields of a sample, in the order in which they are computed, if heads request these."""

@@ -10,7 +10,8 @@ from model.compile import compile_blocks
 from model.embeddings import compute_extra_embeddings, concatenate_embeddings, list_embedding_parts, refine_embedding
 from model.encoded_batch import SHARED_EMBEDDING, EncodedBatch
 from model.heads import (
-    AddsEmbedding, HasReferenceNames, PreparesOnHost, RefinesEmbedding, TransformsBatch, UsesAllGather, describe_head,
+    AddsEmbedding, HasPairState, HasReferenceNames, PreparesOnHost, RefinesEmbedding, TransformsBatch, UsesAllGather,
+    describe_head,
 )
 from model.loss_names import active_heads, parse_loss_names
 from model.model_with_heads import ModelWithHeads
@@ -36,12 +37,16 @@ class RetrievalModel(ModelWithHeads):
         args: the options.
         num_classes: number of training identities.
         backbone: a :class:`~model.backbones.Backbone`.
+
+    Attributes:
+        pair_values: {name: [b, width]}, the new values of the latest batch's pairs (:class:`HasPairState`).
     """
 
     def __init__(self, args, num_classes, backbone):
         tuning = apply_tuning(tuning_class(args), args, backbone)
         super().__init__(backbone)
         self.tuning = tuning
+        self.pair_values = {}
         if args.freeze_conv1:
             backbone.freeze_patches()
         self.embed_dim, self.image_stats = backbone.embed_dim, backbone.image_stats(args)
@@ -138,6 +143,7 @@ class RetrievalModel(ModelWithHeads):
             with shard.per_rank_rng(ENCODER_SEED_KEY):
                 encoded = self.encode(batch)
             encoded.shard = shard
+            self.pair_values = self.update_pair_values(encoded, batch)
             global_batch = shard.global_batch(batch)
             results = self.compute_embedding_losses(self.gather_embeddings(encoded), global_batch)
             results.update(self.compute_token_losses(encoded, batch, global_batch, shard))
@@ -145,9 +151,24 @@ class RetrievalModel(ModelWithHeads):
 
     def transform_batch(self, batch, shard=WHOLE_BATCH):
         """Return the batch after the changes of :class:`TransformsBatch` heads."""
+        batch = self.add_start_values(batch)
         for head in self.heads_with(TransformsBatch):
             batch = head.transform_batch(batch, self, shard)
         return batch
+
+    def add_start_values(self, batch):
+        """Add the values of pairs (:class:`HasPairState`) before their first step, unless the batch has values."""
+        pids = batch['pids']
+        missing = {name: state for head in self.heads_with(HasPairState)
+                   for name, state in head.pair_states.items() if name not in batch}
+        return {**batch, **{name: torch.full((len(pids), state.width), state.start, device=pids.device)
+                            for name, state in missing.items()}}
+
+    @torch.no_grad()
+    def update_pair_values(self, encoded, batch):
+        """Compute the new values of a batch's pairs: {name: [b, width]} of all :class:`HasPairState` heads."""
+        return {name: values for head in self.heads_with(HasPairState)
+                for name, values in head.update_pair_state(encoded, batch).items()}
 
     def autocast(self):
         """Return the autocast context of the forward pass, for the device of the parameters."""

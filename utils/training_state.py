@@ -89,6 +89,14 @@ def is_random_states(states):
         return False
 
 
+def is_tables(value):
+    """Whether a value is ``{name: tensor of finite numbers with two dimensions}``."""
+    return isinstance(value, dict) and all(
+        isinstance(name, str) and isinstance(table, torch.Tensor) and not describe_if_not_plain(table)
+        and table.is_floating_point() and table.ndim == 2 and bool(table.isfinite().all())
+        for name, table in value.items())
+
+
 def is_scheduler_state(value):
     """Whether a value is the state of a learning rate schedule."""
     return isinstance(value, dict) and is_integer(value.get('last_epoch'))
@@ -108,6 +116,7 @@ RULES = {
     'skipped': ('a whole number', is_integer),
     'unevaluated': ('an epoch or None', lambda value: value is None or is_integer(value, 1)),
     'moments': ('a whole number', is_integer),
+    'pair_states': ('{name: a table with finite numbers for each pair}', is_tables),
     'best': ("{a measure such as 'R1': a number, 'epoch': a whole number}", is_best_result),
     'means': ("{'sums': {name: number}, 'count': a whole number}", is_running_means),
     'scaler': ('the state of a gradient scaler', is_scaler_state),
