@@ -166,7 +166,8 @@ def build_training_loader(args, preprocessing, dataset, samples, tokenizer):
     images = ImageTransform(components, image_fields, store, args.img_size)
     masking = CaptionMasking.from_options(args)
     augment = preprocessing.caption_augmentation(dataset.back_translations())
-    tokens = tokenize_samples(samples, tokenizer, args.text_length, folder=token_folder(dataset))
+    text_length = preprocessing.train_text_length(get_captions(samples), tokenizer)
+    tokens = tokenize_samples(samples, tokenizer, text_length, folder=token_folder(dataset))
     if masking.needs_tags(text_fields):
         preprocessing.validate_tagging()
     captions = CaptionTransform(samples, tokens, tokenizer, text_fields, masking, augment, labels)

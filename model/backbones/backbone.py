@@ -19,6 +19,8 @@ class Backbone(nn.Module):
         missing_reasons: {need: why the backbone does not provide it}, for error messages.
         alternative: what to use instead, for error messages.
         joint_tokens: whether tokens lie in the space of the embeddings, and so have their width.
+        trims_to_longest: whether a batch's captions always end with the longest one, because losses read padding. Else
+            they have all their padding if a loss reads tokens of padding.
         head_weights: parameters of heads in the checkpoint of a whole model that training starts from.
         resolved_options: {option: value} of options that the weights decide. A run records these values.
     """
@@ -28,6 +30,7 @@ class Backbone(nn.Module):
     missing_reasons = {}
     alternative = 'another --backbone'
     joint_tokens = False
+    trims_to_longest = False
     head_weights = {}
     resolved_options = {}
 
