@@ -5,7 +5,7 @@ import torch
 
 from datasets.eda import augment_caption, load_synonyms
 from datasets.masking import (
-    MASK_PROBABILITY, descriptive_positions, mask_tokens, mask_word_pieces, noun_mask_probabilities,
+    MASK_PROBABILITY, descriptive_positions, mask_tokens, mask_bert_tokens, noun_mask_probabilities,
 )
 from datasets.whole_word_masking import mask_whole_words
 
@@ -100,9 +100,9 @@ class CaptionSample:
         return tuple(map(torch.tensor, masked))
 
     @functools.cached_property
-    def masked_pieces(self):
-        """``(masked ids [L], labels [L])`` of the pair's own caption (:func:`datasets.masking.mask_word_pieces`)."""
-        masked = mask_word_pieces(self.first_ids.tolist(), self.rng, self.transform.tokenizer, MASK_PROBABILITY)
+    def masked_first_caption(self):
+        """``(masked ids [L], labels [L])`` of the pair's own caption (:func:`datasets.masking.mask_bert_tokens`)."""
+        masked = mask_bert_tokens(self.first_ids.tolist(), self.rng, self.transform.tokenizer, MASK_PROBABILITY)
         return tuple(map(torch.tensor, masked))
 
 
@@ -176,17 +176,17 @@ def replaced(sample):
 @field
 def first_mlm_ids(sample):
     """The pair's own caption with masked word pieces, int64 [L] (ALBEF)."""
-    return sample.masked_pieces[0]
+    return sample.masked_first_caption[0]
 
 
 @field
 def first_mlm_labels(sample):
     """The original ids of the masked word pieces, int64 [L]; -100: not masked."""
-    return sample.masked_pieces[1]
+    return sample.masked_first_caption[1]
 
 
 @field
 def first_mrtd_ids(sample):
     """The pair's own caption, masked for the momentum model that replaces pieces, int64 [L] (RaSa)."""
-    return torch.tensor(mask_word_pieces(sample.first_ids.tolist(), sample.rng, sample.transform.tokenizer,
+    return torch.tensor(mask_bert_tokens(sample.first_ids.tolist(), sample.rng, sample.transform.tokenizer,
                                          REPLACED_TOKEN_PROBABILITY)[0])

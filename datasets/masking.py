@@ -44,7 +44,7 @@ def mask_tokens(ids, rng, mask_id, masked_rate=0.8, unchanged_rate=0.1, probabil
     return ids, labels
 
 
-def mask_word_pieces(ids, rng, tokenizer, probability):
+def mask_bert_tokens(ids, rng, tokenizer, probability):
     """Select pieces of a caption and mask them, as ALBEF does (Li et al., NeurIPS 2021).
 
     Each piece but start and padding is selected with ``probability``. A selected piece becomes the mask with

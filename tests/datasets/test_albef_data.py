@@ -6,7 +6,7 @@ import torch
 
 from datasets import array_cache, build_dataloader
 from datasets.fields import FIELDS
-from datasets.masking import IGNORE_INDEX, mask_word_pieces
+from datasets.masking import IGNORE_INDEX, mask_bert_tokens
 from datasets.preprocessing.albef import Albef, CleaningWordPiece, clean_caption
 from datasets.same_person import SamePersonCaptions
 from datasets.text import CaptionMasking, CaptionTransform, tokenize_samples
@@ -186,7 +186,7 @@ def test_pairs_of_a_table_get_captions_of_the_same_person(make_dataset, tmp_path
 def test_rates_of_masked_word_pieces(pieces):
     rng, count = random.Random(1), 20000
     ids = [pieces.start_id] + [7] * count + [pieces.pad_id] * 5
-    masked, labels = mask_word_pieces(ids, rng, pieces, 0.3)
+    masked, labels = mask_bert_tokens(ids, rng, pieces, 0.3)
     selected = [new for new, label in zip(masked, labels) if label != IGNORE_INDEX]
     assert labels[0] == IGNORE_INDEX and labels[-5:] == [IGNORE_INDEX] * 5 and masked[-5:] == [pieces.pad_id] * 5
     assert all(new == old for old, new, label in zip(ids, masked, labels) if label == IGNORE_INDEX)
