@@ -23,6 +23,7 @@ class Backbone(nn.Module):
             they have all their padding if a loss reads tokens of padding.
         head_weights: parameters of heads in the checkpoint of a whole model that training starts from.
         resolved_options: {option: value} of options that the weights decide. A run records these values.
+        shared_options: options that the family reads and another one adds.
     """
 
     name = ''
@@ -33,6 +34,7 @@ class Backbone(nn.Module):
     trims_to_longest = False
     head_weights = {}
     resolved_options = {}
+    shared_options = ()
 
     # -- before a model exists ---------------------------------------------------------------------------------------
 
@@ -47,6 +49,14 @@ class Backbone(nn.Module):
         Raises:
             UserError: options that exclude each other.
         """
+
+    @staticmethod
+    def refuse_clip_masking(args):
+        """Raise UserError if options mask or filter captions by CLIP's ids, for families with other ids."""
+        for name, default in (('caption_masking', 'clean'), ('mlm_masking', 'random'), ('caption_filter', 0.0)):
+            if getattr(args, name) != default:
+                raise UserError(f"--{name} {getattr(args, name)} is for captions in CLIP's ids, and --backbone is "
+                                f'{args.backbone}, whose mlm masks words of its own: leave it out')
 
     @classmethod
     def build(cls, args, state_dict=None):
