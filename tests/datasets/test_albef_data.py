@@ -10,7 +10,9 @@ from datasets.masking import IGNORE_INDEX, mask_bert_tokens
 from datasets.preprocessing.albef import Albef, CleaningWordPiece, clean_caption
 from datasets.same_person import SamePersonCaptions
 from datasets.text import CaptionMasking, CaptionTransform, tokenize_samples
-from model.backbones.aptm import Aptm
+from model import build_model
+from model.backbones.albef import Albef as AlbefBackbone
+from processor.step import trim_and_broadcast
 from tests.support import options
 from utils.errors import UserError
 from utils.option_types import split_dataset_path
@@ -48,8 +50,8 @@ def test_the_tokenizer_reads_cleaned_captions(pieces):
 
 
 def albef_options(root, **changes):
-    settings = dict(backbone='aptm', pretrain_choice='scratch:aptm-tiny', loss_names='itc', preparation='albef',
-                    root_dir=str(root), output_dir=str(root), img_size=(40, 16), text_length=12, batch_size=8,
+    settings = dict(backbone='albef', pretrain_choice='scratch:albef-tiny', loss_names='sdm', preparation='albef',
+                    root_dir=str(root), output_dir=str(root), img_size=(48, 16), text_length=12, batch_size=8,
                     num_workers=0)
     return options(**{**settings, **changes})
 
@@ -61,21 +63,21 @@ def test_only_evaluation_cuts_captions_to_the_text_length(make_dataset, tmp_path
         for entry in entries:
             entry['captions'][0] = long
     make_dataset(change=lengthen)
-    train, images, captions, _ = build_dataloader(albef_options(tmp_path), Aptm)
+    train, images, captions, _ = build_dataloader(albef_options(tmp_path), AlbefBackbone)
     pair = train.dataset[0]
     tokenizer = train.dataset.text_transform.tokenizer
     assert tokenizer.decode(pair['caption_ids']) == clean_caption(long)
     assert captions.dataset.tokens.shape[1] == 12
     assert captions.dataset[0][1].tolist() == [tokenizer.start_id, *tokenizer.encode(long)][:12]
-    assert pair['images'].shape == (3, 40, 16) and images.dataset[0][1].shape == (3, 40, 16)
+    assert pair['images'].shape == (3, 48, 16) and images.dataset[0][1].shape == (3, 48, 16)
 
 
 def test_the_longest_training_caption_sets_the_length(pieces):
     args = albef_options('.')
     captions = ['a man', 'a man with a red backpack and shoes and black shoes and blue shoes']
-    assert Albef(args, Aptm).train_text_length(captions, pieces) == 16
-    assert Albef(args, Aptm).train_text_length(captions[:1], pieces) == 12
-    assert Albef(args, Aptm).train_text_length([' '.join(['.'.join('abcdefghij')] * 75)], pieces) <= 512
+    assert Albef(args, AlbefBackbone).train_text_length(captions, pieces) == 16
+    assert Albef(args, AlbefBackbone).train_text_length(captions[:1], pieces) == 12
+    assert Albef(args, AlbefBackbone).train_text_length([' '.join(['.'.join('abcdefghij')] * 75)], pieces) <= 512
 
 
 def test_other_tokens_are_refused(make_dataset, tmp_path):
@@ -88,7 +90,7 @@ def test_images_are_only_mirrored(make_dataset, tmp_path):
     make_dataset()
 
     def images_of(cache):
-        train = build_dataloader(albef_options(tmp_path, image_cache=cache, img_aug=True), Aptm)[0]
+        train = build_dataloader(albef_options(tmp_path, image_cache=cache, img_aug=True), AlbefBackbone)[0]
         return [train.dataset[0, seed] for seed in range(12)]
     drawn = [sample['images'] for sample in images_of('')]
     assert all(torch.equal(image, drawn[0]) or torch.equal(image, drawn[0].flip(2)) for image in drawn)
@@ -149,7 +151,7 @@ def test_pairs_of_joined_datasets_get_captions_of_the_same_person(make_dataset, 
     for name in ('CUHK-PEDES', 'ICFG-PEDES'):
         make_dataset(name, {'train': 3, 'val': 1, 'test': 1})
     args = albef_options(tmp_path, dataset_name='CUHK-PEDES+ICFG-PEDES', weak_positive_rate=1.0, text_length=30)
-    pairs = build_dataloader(args, Aptm)[0].dataset
+    pairs = build_dataloader(args, AlbefBackbone)[0].dataset
     tokenizer = pairs.text_transform.tokenizer
     persons = {}        # the captions of each person
     for pid, _, _, caption in pairs.samples:
@@ -175,7 +177,7 @@ def test_pairs_of_a_table_get_captions_of_the_same_person(make_dataset, tmp_path
     (tmp_path / 'imgs').symlink_to(tmp_path / 'CUHK-PEDES' / 'imgs')
     name, root = split_dataset_path(str(tmp_path / 'table.csv'), str(tmp_path / 'imgs'))
     args = albef_options(tmp_path, dataset_name=name, root_dir=root, weak_positive_rate=1.0)
-    pairs = build_dataloader(args, Aptm)[0].dataset
+    pairs = build_dataloader(args, AlbefBackbone)[0].dataset
     for index, (_, _, _, caption) in enumerate(pairs.samples):
         texts = {pairs.text_transform.tokenizer.decode(pairs[index, seed]['caption_ids']) for seed in range(8)}
         assert len(texts) > 1 and {text[:8] for text in texts} == {caption[:8]}
@@ -213,3 +215,18 @@ def test_attributes_of_word_pieces_are_those_of_words(pieces):
         'a', 'woman', 'with', 'a', 'red', 'back', '##pack', 'and']
     short = sample['attributes_mask'].tolist()
     assert short == [0, 0, 0, 0, 0, 1, 1, 1, 0, 0]
+
+
+@pytest.mark.parametrize('is_training', [True, False])
+def test_captions_end_with_the_longest_one(pieces, is_training):
+    """Losses read the padding up to there: that of both captions of a pair, each with its own length."""
+    samples = [(0, 0, 'x.jpg', 'a man wears red shoes'), (0, 1, 'x.jpg', 'a man'), (1, 2, 'x.jpg', 'the red coat')]
+    captions = transform(pieces, ('replaced', 'attributes_mask', *FIRST_FIELDS), samples, weak_positive_rate=1.0)
+    seed = next(seed for seed in range(99) if captions(0, seed)['replaced'])
+    first, second = captions(0, seed), captions(2, seed)
+    batch = {name: torch.stack([first[name], second[name]]) for name in first}
+    model = build_model(albef_options('.'), 2).train(is_training)
+    trimmed = trim_and_broadcast(batch, model)
+    assert {name: value.shape[1] for name, value in trimmed.items() if value.dim() > 1} == {
+        'caption_ids': 4, 'attributes_mask': 4, **dict.fromkeys(FIRST_FIELDS, 6)}
+    assert all(value.equal(batch[name][:, :value.shape[1]]) for name, value in trimmed.items() if value.dim() > 1)
