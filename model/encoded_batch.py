@@ -31,6 +31,7 @@ class EncodedBatch:
         image_extras: what :meth:`RefinesEmbedding.refine` stored when it refined the images' embeddings.
         text_extras: the same for the captions.
         shard: where the rows are in the global batch (utils/batch_shard.py); WHOLE_BATCH for a micro batch.
+        shared_results: what :meth:`compute_once` has computed.
     """
     image: torch.Tensor
     text: torch.Tensor
@@ -46,3 +47,13 @@ class EncodedBatch:
     image_extras: dict = field(default_factory=dict)
     text_extras: dict = field(default_factory=dict)
     shard: WholeBatch = WHOLE_BATCH
+    shared_results: dict = field(default_factory=dict)
+
+    def compute_once(self, compute, *inputs):
+        """Return ``compute(self, *inputs)``, computed by the first of the heads that share the result.
+
+        The function alone identifies the result, so the heads must pass equal inputs.
+        """
+        if compute not in self.shared_results:
+            self.shared_results[compute] = compute(self, *inputs)
+        return self.shared_results[compute]

@@ -37,23 +37,33 @@ class ModelWithHeads(nn.Module):
         return part
 
     def register_parts(self, owner):
-        """Register the parts of a head, of a shared part or of the backbone under their own names."""
+        """Register modules, parameters and buffers of a head, a shared part or the backbone under their own names."""
         shared = {id(part) for _, module in self._shared.values() for part in (module, *module.children())}
         for name, part in [*owner.named_children(), *owner.named_parameters(recurse=False)]:
             if id(part) not in shared:
                 if owner is not self.backbone and (part is self or contains_module(part, self.backbone.encoder)):
                     raise UserError(f'{describe_head(owner)}.{name} is the model itself or its encoder: give the head '
                                     'a copy (copy.deepcopy) or parts of its own; hooks get the model as an argument')
-                if hasattr(self, name):
-                    raise UserError(f'{describe_head(owner)}.{name}: the model has another part with this name')
+                self._check_unused_name(owner, name)
                 setattr(self, name, part)
-        if any(True for _ in owner.buffers(recurse=False)):
-            raise UserError(f'{describe_head(owner)} has a buffer of its own: put it into a module that the head owns, '
-                            'so that it is saved under the name of that module')
+        buffers = dict(owner.named_buffers(recurse=False))
+        for name, buffer in buffers.items():
+            self._check_unused_name(owner, name)
+            self.register_buffer(name, buffer, persistent=name not in owner._non_persistent_buffers_set)
+        if buffers:
+            owner._buffers = self._buffers   # one dict, because moving the model or an assignment replaces its tensors
+
+    def _check_unused_name(self, owner, name):
+        if hasattr(self, name):
+            raise UserError(f'{describe_head(owner)}.{name}: the model has another part with this name')
 
     def heads_with(self, mixin):
         """Return the heads of a mixin class, such as :class:`~model.heads.AddsEmbedding`."""
         return tuple(head for head in self.heads if isinstance(head, mixin))
+
+    def parts_with(self, mixin):
+        """Return the heads and the shared parts of a mixin class."""
+        return (*self.heads_with(mixin), *(part for _, part in self._shared.values() if isinstance(part, mixin)))
 
     def heads_with_parameter(self, name):
         """Return the heads that own or share the parameter ``name``; none for parameters of the encoders."""
@@ -63,13 +73,13 @@ class ModelWithHeads(nn.Module):
     @property
     def training_only(self):
         """The names in the state dict that only training needs (:class:`~model.heads.HasTrainingOnlyParts`)."""
-        parts = tuple(f'{part}.' for head in self.heads_with(HasTrainingOnlyParts) for part in head.training_only_parts)
+        parts = tuple(f'{name}.' for part in self.parts_with(HasTrainingOnlyParts) for name in part.training_only_parts)
         return {name for name in self.state_dict() if f'{name}.'.startswith(parts)} if parts else set()
 
     def after_weights_loaded(self):
         """Call the heads' hooks after the weights of a new run are loaded."""
-        for head in self.heads_with(HasTrainingOnlyParts):
-            head.after_weights_loaded(self)
+        for part in self.parts_with(HasTrainingOnlyParts):
+            part.after_weights_loaded(self)
 
     def train(self, mode=True):
         """Set the mode of the heads also, because they are not submodules."""

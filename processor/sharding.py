@@ -122,7 +122,7 @@ def validate_sharding(model):
         raise UserError('--shard cannot be combined with --compile, because compiled blocks do not gather their '
                         'parameters: leave out one of them')
     for head in model.heads:
-        if isinstance(head, HasTrainingOnlyParts):
+        if any(isinstance(part, HasTrainingOnlyParts) for part in (head, *head.children())):
             raise UserError(f"--shard does not support the loss '{head.names[0]}', which changes parameters after a "
                             'step: leave out one of them')
     scalars = [name for name, parameter in model.named_parameters() if not parameter.dim()]

@@ -57,11 +57,14 @@ class Step:
             scalars on the device; the temperature is on the CPU.
         """
         self.optimizer.zero_grad(set_to_none=True)
+        training_only_parts = self.model.parts_with(HasTrainingOnlyParts)
+        for part in training_only_parts:
+            part.before_forward(self.model)
         results = self.forward_backward(batch, shard)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        for head in self.model.heads_with(HasTrainingOnlyParts):
-            head.after_step(self.model)
+        for part in training_only_parts:
+            part.after_step(self.model)
         return results
 
     def forward_backward(self, batch, shard):

@@ -1,22 +1,12 @@
 """MoCo (He et al., CVPR 2020): contrast with the embeddings of a momentum encoder, kept in a queue."""
-import copy
-
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from model import objectives
 from model.heads import HasTrainingOnlyParts, Head, UsesAllGather
+from model.momentum import copy_weights, make_momentum_copy, update_momentum_copy
+from model.queue import EmbeddingQueue
 from utils.option_types import fraction, non_negative_float, positive_int
-
-
-class Queue(nn.Module):
-    """The newest embeddings of each side, [Q, D] each, newest first. They start as random directions."""
-
-    def __init__(self, size, width):
-        super().__init__()
-        self.register_buffer('images', F.normalize(torch.randn(size, width), dim=1))
-        self.register_buffer('texts', F.normalize(torch.randn(size, width), dim=1))
 
 
 class MoCo(HasTrainingOnlyParts, UsesAllGather, Head):
@@ -42,12 +32,12 @@ class MoCo(HasTrainingOnlyParts, UsesAllGather, Head):
     def __init__(self, args, model):
         super().__init__()
         self.scale, self.weight, self.rate = 1 / args.temperature, args.moco_loss_weight, args.moco_momentum
-        self.momentum = copy.deepcopy(model.backbone).requires_grad_(False)
-        self.queue = Queue(args.moco_queue, model.embed_dim)
+        self.momentum = make_momentum_copy(model.backbone)
+        self.queue = EmbeddingQueue(args.moco_queue, model.embed_dim)
         self.newest = None      # the batch's embeddings by the momentum encoder, (images [B, D], captions [B, D])
 
     def after_weights_loaded(self, model):
-        self.momentum.load_state_dict(model.backbone.state_dict())
+        copy_weights(self.momentum, model.backbone)
 
     def forward(self, encoded, batch):
         shard, ids = encoded.shard, encoded.shard.local_rows(batch['caption_ids'])             # [b, L]
@@ -59,9 +49,6 @@ class MoCo(HasTrainingOnlyParts, UsesAllGather, Head):
                   objectives.momentum_contrast(encoded.text, image, self.queue.images, scale=self.scale)]
         return {'moco_loss': self.weight * sum(losses) / 2}
 
-    @torch.no_grad()
     def after_step(self, model):
-        for slow, fast in zip(self.momentum.parameters(), model.backbone.parameters()):
-            slow.lerp_(fast, 1 - self.rate)
-        for queue, newest in zip((self.queue.images, self.queue.texts), self.newest):
-            queue.copy_(torch.cat([newest, queue])[:len(queue)])
+        update_momentum_copy(self.momentum, model.backbone, self.rate)
+        self.queue.append(*self.newest)

@@ -157,7 +157,7 @@ def test_filip_compares_words_and_patches_one_by_one(archive):
 WRONG = {
     'self.own_encoder = model.base_model': 'is the model itself or its encoder',
     'self.wrapped = model': 'is the model itself or its encoder',
-    "self.register_buffer('memory', torch.zeros(3))": 'has a buffer of its own: put it into a module',
+    "self.register_buffer('classifier', torch.zeros(3))": 'classifier: the model has another part with this name',
     'self.classifier = nn.Linear(model.embed_dim, 3)': 'classifier: the model has another part with this name',
     'self.layer = nn.Linear(7, 3)': 'shapes cannot be multiplied',
     "self.embedding = 'NEW'": "adds the embedding 'NEW' without its width: set embedding_width",

@@ -8,6 +8,7 @@ from torchvision.ops import StochasticDepth
 
 from datasets.sampler import shard_slice
 from model.heads.sdm import SDM
+from model.queue import EmbeddingQueue, IdentityQueue
 from processor.clean_pairs import CleanPairs
 from processor.build import build_step
 from tests.model.test_aptm import batch as aptm_batch
@@ -270,6 +271,24 @@ def train_documented(archive, folder, name):
 def test_micro_batches_on_each_process(processes, archive):
     one = train(archive, RECIPES['irra'], (6, 5))
     assert_same(processes.run(train, archive, RECIPES['irra'], (6, 5), 2), one)
+
+
+def test_queues_hold_the_rows_of_all_processes(processes):
+    one = fill_queues()
+    for several in processes.run(fill_queues):
+        assert all(torch.equal(value, several[name]) for name, value in one.items())
+
+
+def fill_queues():
+    torch.manual_seed(0)
+    embeddings, identities = EmbeddingQueue(size=8, width=3), IdentityQueue(size=8, width=3)
+    for size in (5, 1, 6):
+        rows, own = torch.randn(size, 3), shard_slice(size, comm.get_rank(), comm.get_world_size())
+        shard, local = sync_batch_shards({'pids': torch.arange(size)[own], 'rows': rows[own]} if own.start < own.stop
+                                         else {})
+        embeddings.append(local['rows'], -local['rows'], shard)
+        identities.append(local['rows'], -local['rows'], local['pids'], shard)
+    return {**embeddings.state_dict(), **identities.state_dict()}
 
 
 def test_the_loss_of_local_rows_only_differs(processes, archive):

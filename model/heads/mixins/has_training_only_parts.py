@@ -1,14 +1,15 @@
-"""Heads with parts that only training needs."""
+"""Heads and shared parts that only training needs."""
 
 
 class HasTrainingOnlyParts:
     """A head with parts that follow the training without gradients, such as a momentum encoder or a queue.
 
     ``last.pth`` has these parts, and a resumed run continues with them. ``best.pth`` and the parameter count exclude
-    them. Put a buffer into a module that the head owns, so that it is saved under the name of that module.
+    them. A module of ``model.shared`` can be of this class also; its hooks are called once, however many heads share
+    it. :mod:`model.momentum` and :mod:`model.queue` have such modules.
 
     Attributes:
-        training_only_parts: attribute names of the parts.
+        training_only_parts: attribute names of the parts, modules or buffers.
     """
 
     training_only_parts = ()
@@ -18,6 +19,9 @@ class HasTrainingOnlyParts:
 
         A resumed run does not call it: it restores the head's parts from the checkpoint.
         """
+
+    def before_forward(self, model):
+        """Called before each step's forward pass, once also with ``--micro_batch``, to update the parts."""
 
     def after_step(self, model):
         """Called after each optimizer step, to update the parts."""
