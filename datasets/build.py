@@ -178,7 +178,8 @@ def build_training_loader(args, preprocessing, dataset, samples, tokenizer, capt
     masking = CaptionMasking.from_options(args)
     side_texts = get_side_texts(dataset, text_fields, preprocessing.side_text_keys, caption_rows)
     augment = preprocessing.caption_augmentation(side_texts)
-    tokens = tokenize_samples(samples, tokenizer, args.text_length, folder=token_folder(dataset))
+    text_length = preprocessing.train_text_length(get_captions(samples), tokenizer)
+    tokens = tokenize_samples(samples, tokenizer, text_length, folder=token_folder(dataset))
     if masking.needs_tags(text_fields):
         preprocessing.validate_tagging()
     captions = CaptionTransform(samples, tokens, tokenizer, text_fields, masking, augment, labels, side_texts)

@@ -56,8 +56,7 @@ def refuse_other_activation(path):
     file = os.path.join(os.path.dirname(path), 'config.json')
     activation = read_json(file).get('hidden_act', 'gelu') if os.path.isfile(file) else 'gelu'
     if activation != 'gelu':
-        raise UserError(f"{file}: hidden_act is {activation!r}, and APTM's text encoder has 'gelu': choose another "
-                        "BERT")
+        raise UserError(f"{file}: hidden_act is {activation!r}, and this text encoder has 'gelu': choose another BERT")
 
 
 def read_weights(path):
@@ -166,8 +165,15 @@ def fit_tables(state, expected):
     return fitted
 
 
-def load_encoders(module, state, source, may_lack=lambda name: False):
+def load_encoders(module, state, source, may_lack=lambda name: False, family='APTM'):
     """Load ``state`` into the encoders of ``module``, strictly except for names that ``may_lack`` accepts.
+
+    Args:
+        module: the encoders.
+        state: the state dict.
+        source: the file, for error messages.
+        may_lack: a function from a name to whether ``state`` may lack it.
+        family: the encoders' family, for error messages.
 
     Raises:
         UserError: entries are missing, unexpected or of another size.
@@ -182,5 +188,5 @@ def load_encoders(module, state, source, may_lack=lambda name: False):
     problems = [f'{what}: {abbreviate(names)}' for what, names in
              (('missing', missing), ('unexpected', unexpected), ('of another size', other)) if names]
     if problems:
-        raise UserError(f"{source} does not hold the parameters of APTM's encoders ({'; '.join(problems)})")
+        raise UserError(f"{source} does not hold the parameters of {family}'s encoders ({'; '.join(problems)})")
     module.load_state_dict({name: value for name, value in state.items() if not follows_from_shape(name)}, strict=False)

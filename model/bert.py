@@ -1,6 +1,6 @@
-"""APTM's text and fusion encoder: BERT (Devlin et al., NAACL 2019) with Hugging Face's parameter names.
+"""The text and fusion encoder of APTM and ALBEF: BERT (Devlin et al., NAACL 2019) with Hugging Face's parameter names.
 
-The upper layers attend to the tokens of an image, as in ALBEF (Li et al., NeurIPS 2021).
+The upper layers, or all of them, attend to the tokens of an image, as in ALBEF (Li et al., NeurIPS 2021).
 """
 import functools
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ HIDDEN = -10000.0   # added to the attention scores of padding
 class BertShape:
     """The sizes of a BERT.
 
-    The first ``fusion_layer`` of the ``layers`` read text only; the others also attend to image tokens of width
-    ``image_width``.
+    The first ``fusion_layer`` of the ``layers`` read a text alone. The others also attend to image tokens of width
+    ``image_width``. With ``full_ca`` the first ones attend to them also if there is an image (MARS, ACM TOMM 2025).
     """
     vocab_size: int = 30522
     width: int = 768
@@ -31,6 +31,11 @@ class BertShape:
     dropout: float = 0.1
     eps: float = 1e-12
     init_std: float = 0.02
+    full_ca: bool = False
+
+    def attends_to_image(self, layer):
+        """Whether a layer, by its number from 0, has cross-attention."""
+        return self.full_ca or layer >= self.fusion_layer
 
 
 class Embeddings(nn.Module):
@@ -104,7 +109,8 @@ class Intermediate(nn.Module):
 class Layer(nn.Module):
     """Self-attention, cross-attention (in fusion layers) and feed-forward part: [B, L, D] -> [B, L, D].
 
-    With ``first_only`` it computes the first token only, [B, 1, D], which is enough in a last layer.
+    Without ``image_tokens``, cross-attention is skipped. With ``first_only`` it computes the first token only,
+    [B, 1, D], which is enough in a last layer.
     """
 
     def __init__(self, shape, fuses):
@@ -118,7 +124,7 @@ class Layer(nn.Module):
 
     def forward(self, x, mask, image_tokens=None, first_only=False):
         x = self.attention(x[:, :1] if first_only else x, x, mask)
-        if self.fuses:
+        if image_tokens is not None:
             x = self.crossattention(x, image_tokens)
         return self.output(self.intermediate(x), x)
 
@@ -126,7 +132,7 @@ class Layer(nn.Module):
 class Encoder(nn.Module):
     def __init__(self, shape):
         super().__init__()
-        self.layer = nn.ModuleList([Layer(shape, number >= shape.fusion_layer) for number in range(shape.layers)])
+        self.layer = nn.ModuleList([Layer(shape, shape.attends_to_image(number)) for number in range(shape.layers)])
 
 
 class Bert(nn.Module):
@@ -163,6 +169,8 @@ class Predictions(nn.Module):
 class TextEncoder(nn.Module):
     """BERT for a text alone (``encode``), for text tokens with image tokens (``fuse``), or for both at once (``read``).
 
+    With ``full_ca``, ``read`` differs from ``fuse`` after ``encode``, because the lower layers attend to the image.
+
     ``ids`` are [B, L]. ``mask`` [B, L] is 1 at words and 0 at padding. ``image_tokens`` are [B, N, image width]. Each
     method returns tokens [B, L, D]; the first one represents the text.
     """
@@ -183,9 +191,9 @@ class TextEncoder(nn.Module):
         """Run the upper layers on text and image tokens; with ``first_only`` on the first token only, [B, 1, D]."""
         return self._run(self.bert.encoder.layer[self.shape.fusion_layer:], text_tokens, mask, image_tokens, first_only)
 
-    def read(self, ids, mask, image_tokens):
-        """Run all layers on a text with image tokens."""
-        return self.fuse(self.encode(ids, mask), mask, image_tokens)
+    def read(self, ids, mask, image_tokens, first_only=False):
+        """Run all layers on a text with image tokens; with ``first_only`` return the first token only, [B, 1, D]."""
+        return self._run(self.bert.encoder.layer, self.bert.embeddings(ids), mask, image_tokens, first_only)
 
     def predict(self, tokens):
         """Score all words: tokens [M, D] -> [M, V]."""
@@ -194,7 +202,7 @@ class TextEncoder(nn.Module):
     def _run(self, layers, x, mask, image_tokens=None, first_only=False):
         mask = (1.0 - mask[:, None, None, :].float()) * HIDDEN          # [B, 1, 1, L]
         for layer in layers:
-            settings = mask, image_tokens, first_only and layer is layers[-1]
+            settings = mask, image_tokens if layer.fuses else None, first_only and layer is layers[-1]
             if self.grad_checkpoint and self.training:
                 x = checkpoint(layer, x, *settings, use_reentrant=False)
             else:

@@ -99,8 +99,11 @@ class RetrievalModel(ModelWithHeads):
         """Trim captions [B, L] on the CPU to the longest one, rounded up to a multiple of 8.
 
         Captions are not trimmed if a head reads padding in training, or if the computation of an embedding reads it in
-        evaluation. Otherwise trimming changes no result, because no word attends to padding.
+        evaluation. Otherwise trimming changes no result, because no word attends to padding. Captions of a backbone
+        that ``trims_to_longest`` always get the length of the longest one.
         """
+        if self.backbone.trims_to_longest:
+            return caption_ids[:, :int(self.backbone.lengths(caption_ids).max())]
         keeps_padding = self.reads_padding if self.training else self.embeddings_read_padding
         if keeps_padding:
             return caption_ids

@@ -37,6 +37,7 @@ class EncodedBatch:
         image_routing: [B, blocks, ...] of the images in the blocks of ``--tuning``; None if it has none.
         text_routing: the same for the captions.
         shard: where the rows are in the global batch (utils/batch_shard.py); WHOLE_BATCH for a micro batch.
+        shared_results: what :meth:`compute_once` has computed.
     """
     image: torch.Tensor
     text: torch.Tensor
@@ -55,6 +56,7 @@ class EncodedBatch:
     image_routing: Optional[torch.Tensor] = None
     text_routing: Optional[torch.Tensor] = None
     shard: WholeBatch = WHOLE_BATCH
+    shared_results: dict = field(default_factory=dict)
 
     def rows(self):
         """Return what heads without tokens read, with one row per sample: {attribute: [B, ...]}."""
@@ -65,3 +67,12 @@ class EncodedBatch:
     def image_embeddings(self):
         """All embeddings of the images, with the names of ``embed_text_all``: {name: [B, E]}."""
         return {SHARED_EMBEDDING: self.image, **{name: images for name, (images, _) in self.extra_embeddings.items()}}
+
+    def compute_once(self, compute, *inputs):
+        """Return ``compute(self, *inputs)``, computed by the first of the heads that share the result.
+
+        The function alone identifies the result, so the heads must pass equal inputs.
+        """
+        if compute not in self.shared_results:
+            self.shared_results[compute] = compute(self, *inputs)
+        return self.shared_results[compute]

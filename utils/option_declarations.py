@@ -16,7 +16,7 @@ EVERYDAY_OPTIONS = (
 EVERYDAY_TEST_OPTIONS = (
     'config_file', 'checkpoint', 'pretrain_choice', 'dataset_name', 'root_dir', 'i2t', 'rerank', 'test_batch_size',
     'num_workers', 'device', 'amp', 'image_cache')
-RERANK_SCORES = ('caption', 'released')
+RERANK_SCORES = ('caption', 'released', 'itm')
 
 # Short names for the declarations below.
 NONE, RESULT, RUN, INVOCATION = Effect.NONE, Effect.RESULT, Effect.RUN, Effect.INVOCATION
@@ -59,7 +59,7 @@ def build_test_parser(program, description):
     run = parser.add_argument_group('trained model')
     run.add_argument('--config_file', help='configs.yaml of the run')
     run.add_argument('--checkpoint', help='checkpoint to evaluate (default: best.pth next to configs.yaml)')
-    run.add_argument('--vocab_file', help="BERT's vocab.txt or its folder, for --backbone aptm (default: the run's)")
+    run.add_argument('--vocab_file', help="BERT's vocab.txt or its folder, for --backbone aptm and albef (default: the run's)")
     run.add_argument('--device', help='auto, cpu, mps, cuda or cuda:<n> (default: as in configs.yaml)')
     run.add_argument('--amp', choices=['auto', 'bf16', 'fp16', 'off'],
                      help='precision of the forward pass (default: as in configs.yaml)')
@@ -84,8 +84,9 @@ def build_test_parser(program, description):
                             help="number of each caption's best images to score again, pair by pair, with the "
                                  'image-text matching head (loss itm)')
     evaluation.add_argument('--rerank_score', choices=RERANK_SCORES, default='caption',
-                            help="scaling of the scores for --rerank; caption: within each caption; released: over the "
-                                 "whole test split, as in APTM's reference implementation")
+                            help='scores that order the images of --rerank; caption: those of pairs, scaled within '
+                                 'each caption, and the cosine; released: the same, scaled over the whole test split '
+                                 '(APTM); itm: those of pairs alone (RaSa, MARS)')
     untrained = parser.add_argument_group('instead of --config_file', 'A pretrained CLIP, evaluated without training.')
     untrained.add_argument('--backbone', help='backbone of a published checkpoint without configs.yaml, with '
                            '--checkpoint')
@@ -284,6 +285,8 @@ def add_caption_options(parser):
     captions.add_argument('--caption_filter', type=fraction, default=0.0,
                           help='fraction of the training captions that keep only nouns, adjectives and pronouns '
                                '(SEN: 0.2)')
+    captions.add_argument('--weak_positive_rate', type=fraction, default=0.0,
+                          help='probability that a training pair gets a random caption of the same person (RaSa: 0.1)')
     captions.add_argument('--attribute_tagger', choices=['textblob', 'spacy'], default='textblob',
                           help='library that finds the parts of speech of captions')
     captions.add_argument('--masked_token_rate', type=fraction, default=0.8,

@@ -5,9 +5,10 @@ logger = logging.getLogger('Pedestal.checkpoint')
 
 # Parts of names that torch.compile, FSDP and activation checkpointing insert for each wrapped module.
 WRAPPERS = ('_orig_mod.', '_fsdp_wrapped_module.', '_checkpoint_wrapped_module.')
-# Prefixes of the layouts of Pedestal, OpenAI, open_clip, Hugging Face, TBPS-CLIP, APTM, BERT and Swin.
+# Prefixes of the layouts of Pedestal, OpenAI, open_clip, Hugging Face, TBPS-CLIP, APTM, ALBEF, BERT and Swin.
 KNOWN_PREFIXES = ('base_model.', 'visual.', 'transformer.resblocks.', 'text.', 'text_model.', 'vision_model.',
-                  'encode_text.', 'vision_encoder.', 'text_encoder.', 'bert.', 'embeddings.', 'patch_embed.')
+                  'encode_text.', 'vision_encoder.', 'visual_encoder.', 'text_encoder.', 'bert.', 'embeddings.',
+                  'patch_embed.')
 # TBPS-CLIP's text encoder has CLIP's names after its own prefix.
 TBPS_NAMES = {'encode_text.': 'base_model.', 'visual.': 'base_model.visual.'}
 # SEN's names of modules that all other codebases name as IRRA does.

@@ -95,6 +95,10 @@ class Preprocessing:
         """The tokenizer. ``captions`` returns the training captions, for a vocabulary that is built from them."""
         return self.backbone.tokenizer(self.args, captions)
 
+    def train_text_length(self, captions, tokenizer):
+        """The number of tokens that training captions are cut to: ``--text_length``, as in evaluation."""
+        return self.args.text_length
+
     def test_caption(self, dataset, caption):
         """A caption of a dataset's val or test split as evaluation reads it."""
         return self.backbone.test_caption(dataset, caption)

@@ -76,8 +76,12 @@ class BackboneOptions(options.OptionProvider):
             own = set(parser.actions()) - before
             for name in own:
                 parser.readers[name] = [backbone]
-            read = frozenset({'backbone', 'pretrain_choice', *own})
+            read = frozenset({'backbone', 'pretrain_choice', *own, *backbone.shared_options})
             parser.topics[backbone.name] = Topic('backbone', own_docstring(backbone), read)
+
+        for backbone in registry().values():
+            for name in backbone.shared_options:
+                parser.readers[name].append(backbone)
 
     def active_readers(self, args):
         return [backbone_class(args)]

@@ -2,26 +2,24 @@
 import logging
 import os
 import re
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import dataclass
 
 from torch import nn
 
-from model import aptm_weights
-from model.backbones import Backbone
+from model import aptm_weights, shapes
+from model.backbones.bert_fusion import BertFusionBackbone
 from model.bert import BertShape, TextEncoder
+from model.bert_vocabulary import find_tokenizer, refuse_larger_vocabulary
+from model.shapes import bert_sizes, count, with_positions
 from model.swin import SwinTransformer, explain_misfit
-from utils.errors import UserError, unknown_name_error
+from utils.errors import UserError
 from utils.option_types import add_boolean_option, non_negative_float
 from utils.image_stats import ImageStats
-from utils.safe_yaml import read_yaml
-from utils.wordpiece import make_vocabulary, read_vocabulary
 
 logger = logging.getLogger('Pedestal.model')
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-SHAPES_FOLDER = os.path.join(ROOT, 'configs', 'aptm')
 PUBLISHED = 'aptm-base'
-VOCABULARY = 'vocab.txt'     # next to a run's configs.yaml, if it was built from the captions
+LAYER = 'text_encoder.bert.encoder.layer.'
 
 # Mean and standard deviation of each dataset's training images, as in the reference implementation. Rounding to four
 # digits moves mAP by 0.01.
@@ -37,7 +35,6 @@ CLEANED = ('ICFG-PEDES', 'RSTPReid')     # datasets whose captions are cleaned i
 
 LR_RULES = ('finetune', 'pretrain', 'none')
 UNDECAYED = ('LayerNorm.weight', 'norm.weight', 'norm1.weight', 'norm2.weight')
-TOKENS = frozenset({'image_tokens', 'text_tokens', 'masked_text_tokens', 'fusion'})
 
 
 @dataclass
@@ -72,16 +69,7 @@ class AptmShape:
 
 def read_shape(name):
     """Read the shape in ``configs/aptm/<name>.yaml``."""
-    known = [os.path.splitext(file)[0] for file in os.listdir(SHAPES_FOLDER) if file.endswith('.yaml')]
-    if name not in known:
-        raise unknown_name_error('APTM shape', name, known)
-    path = os.path.join(SHAPES_FOLDER, f'{name}.yaml')
-    entries = read_yaml(path)
-    names = {field.name for field in fields(AptmShape)}
-    lacking = [field.name for field in fields(AptmShape) if field.default is MISSING and field.name not in entries]
-    if lacking or set(entries) - names:
-        raise UserError(f'{path} must hold exactly {", ".join(sorted(names))}')
-    return AptmShape(**entries)
+    return shapes.read_shape(name, AptmShape, 'aptm', 'APTM')
 
 
 def shape_of(state, source='the state dict'):
@@ -91,32 +79,18 @@ def shape_of(state, source='the state dict'):
         stages = [f'vision_encoder.layers.{stage}.blocks.' for stage in range(count(state, 'vision_encoder.layers.'))]
         depths = [count(state, stage) for stage in stages]
         tables = [state[f'{stage}0.attn.relative_position_bias_table'] for stage in stages]
-        text, layer = 'text_encoder.bert.', 'text_encoder.bert.encoder.layer.'
-        layers = count(state, layer)
-        fusion = sum(f'{layer}{number}.crossattention.self.key.weight' not in state for number in range(layers))
-        words = state[f'{text}embeddings.word_embeddings.weight']
-        return AptmShape(
-            patch_size=patch, vision_width=width, depths=tuple(depths),
-            vision_heads=tuple(table.shape[1] for table in tables), window=(round(len(tables[0]) ** 0.5) + 1) // 2,
-            vocab_size=len(words), text_width=words.shape[1], text_layers=layers, fusion_layer=fusion,
-            text_heads=words.shape[1] // 64, mlp_width=len(state[f'{layer}0.intermediate.dense.bias']),
-            positions=len(state[f'{text}embeddings.position_embeddings.weight']),
-            embed_dim=len(state['vision_proj.bias']))
+        fusion = sum(f'{LAYER}{number}.crossattention.self.key.weight' not in state
+                     for number in range(count(state, LAYER)))
+        return AptmShape(patch_size=patch, vision_width=width, depths=tuple(depths),
+                         vision_heads=tuple(table.shape[1] for table in tables),
+                         window=(round(len(tables[0]) ** 0.5) + 1) // 2, fusion_layer=fusion, **bert_sizes(state))
     except KeyError as error:
         raise UserError(f'{source} is no APTM that Pedestal knows: it lacks {error.args[0]}') from None
     except (IndexError, ValueError):
         raise UserError(f'{source} is no APTM that Pedestal knows: its tensors have other dimensions') from None
 
 
-def count(state, prefix):
-    """Count the different numbers after ``prefix`` in the names."""
-    numbers = {name[len(prefix):].split('.')[0] for name in state if name.startswith(prefix)}
-    if not numbers:
-        raise KeyError(prefix + '*')
-    return len(numbers)
-
-
-class Aptm(Backbone):
+class Aptm(BertFusionBackbone):
     """APTM (Yang et al., ACM MM 2023): a Swin transformer for images, and BERT with fusion layers for captions.
 
     Image tokens are the mean of the last stage's positions, followed by the positions. Text tokens come from the lower
@@ -125,7 +99,6 @@ class Aptm(Backbone):
     """
 
     name = 'aptm'
-    provides = TOKENS
     missing_reasons = {'image_attention': "APTM's encoders give no attention maps",
                        'text_attention': "APTM's encoders give no attention maps",
                        "CLIP's image encoder": "APTM's encoders are not CLIP's"}
@@ -150,9 +123,9 @@ class Aptm(Backbone):
     @staticmethod
     def add_options(parser):
         parser.add_argument('--vocab_file', default='',
-                            help="BERT's vocab.txt or its folder (default: the one next to the weights; for "
-                                 "scratch:<shape>, made from the training captions; else bert-base-uncased in Hugging "
-                                 "Face's cache)")
+                            help="BERT's vocab.txt or its folder, for the backbones aptm and albef (default: the one "
+                                 'next to the weights; for scratch:<shape>, made from the training captions; else '
+                                 "bert-base-uncased in Hugging Face's cache)")
         add_boolean_option(parser, '--rand_aug', False,
                            "APTM's augmentation of training images: random flips, RandAugment and random erasing")
         parser.add_argument('--lr_mult', type=non_negative_float, default=2.0,
@@ -160,14 +133,6 @@ class Aptm(Backbone):
         parser.add_argument('--lr_rule', choices=LR_RULES, default='finetune',
                             help='layers whose learning rate has the factor --lr_mult; finetune: upper layers, '
                                  'projections and heads; pretrain: cross-attention; none: no layer')
-
-    @staticmethod
-    def validate_options(args):
-        """Refuse masking and filtering of captions by CLIP's ids: the loss mlm of this backbone masks its own copy."""
-        for name, default in (('caption_masking', 'clean'), ('mlm_masking', 'random'), ('caption_filter', 0.0)):
-            if getattr(args, name) != default:
-                raise UserError(f"--{name} {getattr(args, name)} is for captions in CLIP's ids, and --backbone is "
-                                'aptm, whose mlm masks whole words: leave it out')
 
     @classmethod
     def build(cls, args, state_dict=None):
@@ -177,19 +142,9 @@ class Aptm(Backbone):
             backbone = cls.load_pretrained(args)
         else:
             backbone = cls(shape_of(state_dict), args.img_size)
-        backbone.refuse_vocabulary(args)
+        refuse_larger_vocabulary(backbone, args)
         logger.info('activation of the encoders: gelu (Swin and BERT have no other)')
         return backbone
-
-    def refuse_vocabulary(self, args):
-        """Raise UserError if the vocabulary is larger than the model's."""
-        try:
-            words = self.tokenizer(args).vocab_size
-        except UserError:      # there is none: the code that reads captions reports it
-            return
-        if words > self.vocab_size:
-            raise UserError(f'the vocabulary has {words:,} word pieces, and the model {self.vocab_size:,}: give the '
-                            'vocabulary that its weights were trained with by --vocab_file')
 
     @classmethod
     def load_pretrained(cls, args):
@@ -221,32 +176,8 @@ class Aptm(Backbone):
 
     @staticmethod
     def tokenizer(args, captions=None):
-        """Return BERT's tokenizer.
-
-        Its vocabulary is, in this order: ``--vocab_file``, the one in the run's folder, the one next to the weights,
-        one built from the training captions for a ``scratch:`` shape, or that of bert-base-uncased. A new run keeps a
-        copy, except of the last one.
-        """
-        if args.vocab_file:
-            return read_vocabulary(os.path.expanduser(args.vocab_file))
-        sources = '' if args.training else args.checkpoint, args.init_from, args.pretrain_choice
-        files = [file for file in sources if file and os.path.isfile(os.path.expanduser(file))]
-        folders = [args.output_dir, *(os.path.dirname(os.path.expanduser(file)) for file in files)]
-        for path in (os.path.join(folder, VOCABULARY) for folder in folders):
-            if os.path.isfile(path):
-                vocabulary = read_vocabulary(path)
-                if captions is not None and path != os.path.join(args.output_dir, VOCABULARY):
-                    vocabulary.save(os.path.join(args.output_dir, VOCABULARY))
-                return vocabulary
-        if args.pretrain_choice.startswith('scratch:') and captions is not None:
-            made = make_vocabulary(captions(), read_shape(args.pretrain_choice[len('scratch:'):]).vocab_size)
-            made.save(os.path.join(args.output_dir, VOCABULARY))
-            return made
-        if args.pretrain_choice.startswith('scratch:'):
-            candidates = ' nor '.join(os.path.join(folder, VOCABULARY) for folder in folders)
-            raise UserError(f'there is no vocabulary: neither {candidates} is there; give the one that the run was '
-                            'trained with by --vocab_file')
-        return read_vocabulary(aptm_weights.bert_folder())
+        """Return BERT's tokenizer (:func:`~model.bert_vocabulary.find_tokenizer`)."""
+        return find_tokenizer(args, captions, read_shape)
 
     @staticmethod
     def image_stats(args, dataset=None):
@@ -303,44 +234,6 @@ class Aptm(Backbone):
     def encode_image(self, images, need_map=False):
         return self.vision_encoder(images), None
 
-    def encode_text(self, ids, need_map=False):
-        return self.text_encoder.encode(ids, self.text_mask(ids)), None
-
-    def text_mask(self, ids):
-        """1 at words and 0 at padding: [B, L] -> [B, L]."""
-        return (ids != self.pad).long()
-
-    def image_embedding(self, tokens):
-        return self.vision_proj(tokens[:, 0]).float()
-
-    def text_embedding(self, tokens, ids):
-        return self.text_proj(tokens[:, 0]).float()
-
-    def lengths(self, ids):
-        return (ids != self.pad).sum(dim=1)
-
-    def fuse(self, text_tokens, mask, image_tokens, first_only=False):
-        """Run the fusion layers.
-
-        Args:
-            text_tokens: [B, L, text_width].
-            mask: [B, L].
-            image_tokens: [B, N, image_width].
-            first_only: whether to return the first token only.
-
-        Returns:
-            [B, L, text_width], or [B, 1, text_width] with ``first_only``.
-        """
-        return self.text_encoder.fuse(text_tokens, mask, image_tokens, first_only)
-
-    def read(self, ids, mask, image_tokens):
-        """Run all layers on token ids: [B, L], [B, L], [B, N, image_width] -> [B, L, text_width]."""
-        return self.text_encoder.read(ids, mask, image_tokens)
-
-    def predict(self, tokens):
-        """Score all words: [M, text_width] -> [M, vocab_size]."""
-        return self.text_encoder.predict(tokens)
-
     # -- speed and memory ----------------------------------------------------------------------------------------------
 
     def set_grad_checkpoint(self, enabled):
@@ -349,11 +242,6 @@ class Aptm(Backbone):
     def blocks(self):
         return ([(block, False) for stage in self.vision_encoder.layers for block in stage.blocks]
                 + [(layer, True) for layer in self.text_encoder.bert.encoder.layer])
-
-
-def with_positions(shape, text_length):
-    """Return the shape with positions for captions of ``text_length`` tokens."""
-    return AptmShape(**{**asdict(shape), 'positions': max(shape.positions, text_length)})
 
 
 def existing_file(choice):

@@ -19,8 +19,11 @@ class Backbone(nn.Module):
         missing_reasons: {need: why the backbone does not provide it}, for error messages.
         alternative: what to use instead, for error messages.
         joint_tokens: whether tokens lie in the space of the embeddings, and so have their width.
+        trims_to_longest: whether a batch's captions always end with the longest one, because losses read padding. Else
+            they have all their padding if a loss reads tokens of padding.
         head_weights: parameters of heads in the checkpoint of a whole model that training starts from.
         resolved_options: {option: value} of options that the weights decide. A run records these values.
+        shared_options: options that the family reads and another one adds.
     """
 
     name = ''
@@ -28,8 +31,10 @@ class Backbone(nn.Module):
     missing_reasons = {}
     alternative = 'another --backbone'
     joint_tokens = False
+    trims_to_longest = False
     head_weights = {}
     resolved_options = {}
+    shared_options = ()
 
     # -- before a model exists ---------------------------------------------------------------------------------------
 
@@ -44,6 +49,14 @@ class Backbone(nn.Module):
         Raises:
             UserError: options that exclude each other.
         """
+
+    @staticmethod
+    def refuse_clip_masking(args):
+        """Raise UserError if options mask or filter captions by CLIP's ids, for families with other ids."""
+        for name, default in (('caption_masking', 'clean'), ('mlm_masking', 'random'), ('caption_filter', 0.0)):
+            if getattr(args, name) != default:
+                raise UserError(f"--{name} {getattr(args, name)} is for captions in CLIP's ids, and --backbone is "
+                                f'{args.backbone}, whose mlm masks words of its own: leave it out')
 
     @classmethod
     def build(cls, args, state_dict=None):

@@ -31,7 +31,7 @@ class Attribute(UsesAllGather, HasReferenceNames, Head):
     @staticmethod
     def add_options(parser):
         parser.add_argument('--attribute_weight', type=non_negative_float, default=1.0,
-                            help='weight of the loss attribute')
+                            help='weight of the loss attribute (MARS: 2)')
 
     def __init__(self, args, model):
         super().__init__()

@@ -49,8 +49,8 @@ class SoftITC(AptmHead):
     @staticmethod
     def add_options(parser):
         parser.add_argument('--start_temperature', type=positive_float, default=0.07,
-                            help='initial value of the learned softmax temperature of the losses on the backbone aptm '
-                                 '(APTM)')
+                            help='initial value of the learned softmax temperature of the losses on the backbones aptm '
+                                 'and albef (APTM, ALBEF)')
 
     def __init__(self, args, model):
         super().__init__()

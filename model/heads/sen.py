@@ -29,9 +29,9 @@ class MAE(TrainsInMicroBatches, HasReport, Head):
     @staticmethod
     def add_options(parser):
         parser.add_argument('--mask_ratio', type=open_fraction, default=0.8,
-                            help='fraction of the image tokens that mae hides (SEN: 0.7)')
+                            help='fraction of the image tokens that mae hides (SEN: 0.7; MARS: 0.75)')
         parser.add_argument('--mae_loss_weight', type=non_negative_float, default=1.0,
-                            help='weight of the loss mae (SEN: 10)')
+                            help='weight of the loss mae (SEN: 10; MARS: 1)')
 
     def __init__(self, args, model):
         super().__init__()

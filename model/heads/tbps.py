@@ -50,8 +50,9 @@ class NITC(HasSchedule, UsesAllGather, ContrastHead):
     def add_options(parser):
         parser.add_argument('--nitc_loss_weight', type=non_negative_float, default=1.0, help='weight of the loss nitc')
         parser.add_argument('--softlabel_ratio', type=fraction, default=0.5,
-                            help="weight of the model's own predictions in the targets of nitc; it rises from 0 during "
-                                 'the first epoch')
+                            help="weight of the model's own predictions in the targets of nitc, and of the momentum "
+                                 "encoder's in those of cl and mlm on the backbone albef; it rises from 0 during the "
+                                 'first epoch (RaSa: 0.4)')
         add_boolean_option(parser, '--mvs_image', False, 'a second augmented view of each image in nitc')
 
     @classmethod

@@ -10,12 +10,14 @@ from model.objectives.attributes import (
 )
 from model.objectives.auxiliary import load_balance, restoration
 from model.objectives.classification import (
-    accuracy, identity, image_text_matching, masked_language_modeling, sample_hard_negatives,
+    accuracy, identity, image_text_matching, masked_language_modeling, negative_probabilities, sample_hard_negatives,
+    summed_cross_entropy,
 )
 from model.objectives.common import cosine_similarity, full_precision, identity_targets, same_identity_mask
 from model.objectives.contrastive import (
     a_sdm, citc, clamped_scale, cmpm, cmt, itc, itc_by_identity, momentum_contrast, nitc, ritc, sdm, simclr,
 )
+from model.objectives.distillation import distilled_contrast, distilled_mlm
 from model.objectives.token_alignment import (
     explicit_alignment, group_patches_by_word, patch_weights, token_similarity, token_triplet_loss,
 )

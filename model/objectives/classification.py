@@ -72,3 +72,29 @@ def sample_hard_negatives(image_embedding, text_embedding, pids, *, temperature,
         return None, None
     probabilities = [(logits.softmax(dim=1) + 1e-5).masked_fill(same, 0) for logits in (cosine, cosine.t())]
     return tuple(torch.multinomial(rows, 1, generator=generator).squeeze(1) for rows in probabilities)
+
+
+@torch.no_grad()
+def negative_probabilities(logits, pids):
+    """Probabilities to draw a row's negative: the softmax over the other identities (RaSa, IJCAI 2023).
+
+    Args:
+        logits: [B, B] similarities / temperature.
+        pids: [B] identities of rows and columns.
+
+    Returns:
+        [B, B]. A row is nan if the whole batch shows its identity.
+
+    Example:
+        >>> negative_probabilities(torch.zeros(3, 3), torch.tensor([7, 7, 9]))
+        tensor([[0.0000, 0.0000, 1.0000],
+                [0.0000, 0.0000, 1.0000],
+                [0.5000, 0.5000, 0.0000]])
+    """
+    return logits.float().masked_fill(same_identity_mask(pids).bool(), float('-inf')).softmax(dim=1)
+
+
+@full_precision
+def summed_cross_entropy(logits, labels, *, ignored=-100):
+    """Sum of the cross-entropies of all tokens: [..., C], [...] -> scalar. Labels ``ignored`` do not count."""
+    return F.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=ignored, reduction='sum')

@@ -59,7 +59,7 @@ def settings(root, **changes):
 
 
 def test_the_files_are_the_choices():
-    assert preprocessing_names() == ['irra', 'tbps']
+    assert preprocessing_names() == ['albef', 'irra', 'tbps']
     with pytest.raises(UserError, match='--preparation'):
         get_args(['--preparation', 'gray'])
 
