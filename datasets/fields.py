@@ -124,7 +124,8 @@ class FurtherCaption(CaptionSample):
     caption = ''
 
     def __init__(self, sample, caption):
-        self.transform, self.index, self.rng, self.caption = sample.transform, sample.index, sample.rng, caption
+        self.transform, self.index, self.caption_index = sample.transform, sample.index, sample.caption_index
+        self.rng, self.caption = sample.rng, caption
         self.ids, self.token_positions = self.transform.tokenize(caption), slice(None)
 
     def side_text(self, key):

@@ -59,7 +59,8 @@ def build_test_parser(program, description):
     run = parser.add_argument_group('trained model')
     run.add_argument('--config_file', help='configs.yaml of the run')
     run.add_argument('--checkpoint', help='checkpoint to evaluate (default: best.pth next to configs.yaml)')
-    run.add_argument('--vocab_file', help="BERT's vocab.txt or its folder, for --backbone aptm and albef (default: the run's)")
+    run.add_argument('--vocab_file',
+                     help="BERT's vocab.txt or its folder, for --backbone aptm and albef (default: the run's)")
     run.add_argument('--device', help='auto, cpu, mps, cuda or cuda:<n> (default: as in configs.yaml)')
     run.add_argument('--amp', choices=['auto', 'bf16', 'fp16', 'off'],
                      help='precision of the forward pass (default: as in configs.yaml)')
