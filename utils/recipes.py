@@ -273,7 +273,8 @@ def drop_command_line_options(content, parser, path):
 
 def find_unknown_keys(content, parser):
     """The keys of a config that are no options. ``batch_fields`` is known, because Pedestal's runs write it."""
-    return [name for name in content if name not in parser.actions() and name != 'batch_fields']
+    known = {*parser.actions(), 'batch_fields'}
+    return [name for name in content if name not in known]
 
 
 def unknown_key_notes(unknown_keys, path):
