@@ -151,6 +151,7 @@ RECIPES = {
     'aptm': {'loss_names': 'itc+itm+mlm+eda+attr', 'backbone': 'aptm'},
     'aptm, by the image alone': {'loss_names': 'itc+img_cls', 'backbone': 'aptm', 'img_cls_attributes': 2},
     'rde': {'loss_names': 'tal+infonce+tse'},
+    'conquer': {'loss_names': 'tal+tse+ccl+rematch', 'ccd': True, 'rematch_cost': 'learned'},
     'fmfa': {'loss_names': 'a-sdm+mlm+id+efa'},
     'tbps-clip': {'loss_names': 'nitc+ritc+citc+ss', 'mvs_image': True},
     'moco': {'loss_names': 'sdm+moco', 'temperature': 0.1, 'moco_queue': 9},
