@@ -7,7 +7,8 @@ from utils.errors import UserError
 from utils.options import build_test_parser, get_args, parse_test_options, run_options
 from utils.recipes import BENCHMARKS, CONFIGS, find_recipes
 
-METHODS = ('a2te', 'agm', 'aptm', 'dm-adapter', 'fmfa', 'irra', 'php', 'rde', 'sen', 'tbps-clip', 'up-person')
+METHODS = ('a2te', 'agm', 'aptm', 'conquer', 'dm-adapter', 'fmfa', 'irra', 'php', 'rde', 'sen', 'tbps-clip',
+           'up-person')
 # {dataset: methods with other values on it}
 WITH_OWN_FILES = {'CUHK-PEDES': (), 'ICFG-PEDES': ('a2te', 'php'), 'RSTPReid': ('a2te', 'php', 'up-person')}
 
