@@ -6,8 +6,8 @@ The file has one JSON mapping per line, about a caption and an image of the spli
     {"caption": "a man in a red coat", "image": "test/0001.jpg", "rewritten": "a tall man in a long red coat"}
 
 Paths are relative to the folder of the images, as in the annotation. ``matches`` is the answer whether the caption
-describes the image, ``description`` the answers to :data:`QUESTIONS`, and ``rewritten`` the caption with the description
-merged into it. Several lines about a pair complete each other.
+describes the image. ``description`` are the answers to :data:`QUESTIONS`, and ``rewritten`` is the caption with the
+description merged into it. Several lines about a pair complete each other.
 """
 import json
 import logging
