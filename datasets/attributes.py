@@ -144,7 +144,7 @@ def attribute_groups(words):
 
 
 def annotate(caption, tokenizer, tagger, text_length=77):
-    """Tag the tokens of a caption (:func:`datasets.text.tokenize`).
+    """Tag the tokens of a caption (:func:`datasets.text.tokenize`). The tagger reads words, not tokens.
 
     A word of several tokens gives each of them its values. If truncation removes an attribute's adjective or noun, the
     attribute is dropped. Start, end and padding are 0.
@@ -160,7 +160,7 @@ def annotate(caption, tokenizer, tagger, text_length=77):
         offsets = range(word.start, word.end)
         group_at.update(dict.fromkeys(offsets, group))
         part_at.update(dict.fromkeys(offsets, part_of_speech(word.tag)))
-    spans = spans[:text_length - 2]
+    spans = spans[:text_length - len(tokenizer.add_special_tokens([], text_length))]
     groups = [group_at.get(start, 0) for start, _ in spans]
     parts = [part_at.get(start, OTHER) for start, _ in spans]
     complete = {group for group in set(groups)

@@ -2,6 +2,7 @@
 from datasets.attributes import ADJECTIVE, NOUN, PRONOUN
 
 MASK_PROBABILITY = 0.15          # of a content token (Devlin et al., NAACL 2019)
+IGNORE_INDEX = -100              # the label of a word piece that is not selected
 NOUN_MASK_PROBABILITY, OTHER_MASK_PROBABILITY = 0.30, 0.05  # of nouns and adjectives, and of other words (SEN)
 
 
@@ -40,6 +41,34 @@ def mask_tokens(ids, rng, mask_id, masked_rate=0.8, unchanged_rate=0.1, probabil
             ids[position] = draw_masked_token(ids[position], rng, mask_id, masked_rate, unchanged_rate)
     if content and not any(labels):
         labels[content[0]], ids[content[0]] = ids[content[0]], mask_id
+    return ids, labels
+
+
+def mask_bert_tokens(ids, rng, tokenizer, probability):
+    """Select pieces of a caption and mask them, as ALBEF does (Li et al., NeurIPS 2021).
+
+    Each piece but start and padding is selected with ``probability``. A selected piece becomes the mask with
+    probability 0.8, any piece of the vocabulary with probability 0.1, and stays with probability 0.1.
+
+    Args:
+        ids: a list of token ids.
+        rng: a ``random.Random``, the only source of randomness.
+        tokenizer: the :class:`utils.wordpiece.WordPiece`.
+        probability: the probability that a piece is selected.
+
+    Returns:
+        ``(masked ids, labels)``: lists as long as ``ids``. A label is the original id of a selected piece, else -100.
+        No piece may be selected.
+    """
+    ids, labels = list(ids), [IGNORE_INDEX] * len(ids)
+    for position, token in enumerate(ids):
+        if token in (tokenizer.pad_id, tokenizer.start_id) or rng.random() >= probability:
+            continue
+        labels[position], draw = token, rng.random()
+        if draw < 0.8:
+            ids[position] = tokenizer.mask_id
+        elif draw < 0.9:
+            ids[position] = rng.randrange(tokenizer.vocab_size)
     return ids, labels
 
 

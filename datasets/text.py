@@ -6,13 +6,15 @@ import torch
 from torch.utils.data import Dataset
 
 from datasets import array_cache
-from datasets.array_cache import Strings, compute_key, get_captions, load_or_make_arrays
+from datasets.array_cache import Strings, compute_key, get_captions, get_pids, load_or_make_arrays
 from datasets.attributes import annotate_all, load_tagger
 from datasets.captions import MAX_CAPTION_LENGTH
 from datasets.fields import FIELDS, CaptionSample
+from datasets.same_person import SamePersonCaptions, own_caption
 from datasets.truncation import warn_of_truncation
 from utils.errors import UserError, unknown_name_error
 from utils.simple_tokenizer import default_tokenizer
+from utils.wordpiece import WordPiece
 
 # -- tokenization ------------------------------------------------------------------------------------------------------
 
@@ -92,21 +94,24 @@ class TextDataset(Dataset):
 # -- captions of training pairs ----------------------------------------------------------------------------------------
 
 CAPTION_MASKINGS = 'inplace', 'clean'
-MLM_MASKINGS = 'random', 'attention', 'noun'
+MLM_MASKINGS = 'random', 'attention', 'noun', 'saliency'
+MODEL_MASKINGS = 'attention', 'saliency'      # of these MLM_MASKINGS, the model masks captions, and samples do not
 
 
 @dataclass(frozen=True)
 class CaptionMasking:
-    """Which tokens of a training caption are masked or filtered, and for whom.
+    """Which tokens of a training caption are masked or filtered, for whom, and which captions are exchanged.
 
     Attributes:
         caption_masking: 'inplace': ``caption_ids`` are masked, as in IRRA's training, and ``mlm_ids`` equals them.
             'clean': ``caption_ids`` are not masked, and ``mlm_ids`` comes with ``mlm_labels``.
         mlm_masking: which tokens are masked. 'random': any. 'noun': mostly nouns and adjectives, as in SEN.
-            'attention': the model masks (:mod:`model.heads.agm`), and captions are not masked here.
+            'attention', 'saliency': the model masks (:mod:`model.heads.agm`, :mod:`model.heads.gadms`), and captions
+            are not masked here.
         masked_token_rate, masked_token_unchanged_rate: see :func:`datasets.masking.mask_tokens`.
         caption_filter: the probability that a caption is reduced to its nouns, adjectives and pronouns (SEN), after
             truncation and before masking.
+        weak_positive_rate: the probability that a pair gets a random caption of the same person (RaSa).
         attribute_tagger: the tagger of parts of speech (:func:`datasets.attributes.load_tagger`).
 
     Raises:
@@ -117,6 +122,7 @@ class CaptionMasking:
     masked_token_rate: float = 0.8
     masked_token_unchanged_rate: float = 0.1
     caption_filter: float = 0.0
+    weak_positive_rate: float = 0.0
     attribute_tagger: str = 'textblob'
 
     def __post_init__(self):
@@ -137,7 +143,7 @@ class CaptionMasking:
     def masks_captions(self, requested):
         """Whether captions are masked here, if heads request these text fields."""
         reads_masked = any(FIELDS[name].uses_masking for name in requested)
-        return self.mlm_masking != 'attention' and (self.masks_in_place or reads_masked)
+        return self.mlm_masking not in MODEL_MASKINGS and (self.masks_in_place or reads_masked)
 
     def select_fields(self, requested):
         """The text fields of a sample, in the order in which they are computed, if heads request these."""
@@ -165,16 +171,21 @@ class CaptionTransform:
         augment: a function from a :class:`~datasets.fields.CaptionSample` to ``(ids [L], token positions)``, which
             augments a caption after the filter and before masking.
         labels: int8 [S, A], the attributes of each pair's image, for the field ``attribute_labels``.
+        side_texts: ``{annotation key: SideTexts of the pairs}``, for ``augment`` and the fields that read them.
     """
 
-    def __init__(self, samples, tokens, tokenizer, fields=(), masking=CaptionMasking(), augment=None, labels=None):
+    def __init__(self, samples, tokens, tokenizer, fields=(), masking=CaptionMasking(), augment=None, labels=None,
+                 side_texts=None):
         self.samples, self.tokens, self.tokenizer = samples, tokens, tokenizer
-        self.masking, self.augment, self.labels = masking, augment, labels
+        self.masking, self.augment, self.labels, self.side_texts = masking, augment, labels, side_texts or {}
         self.mask_id = tokenizer.mask_id
+        rate = masking.weak_positive_rate
+        self.draw_caption = SamePersonCaptions(get_pids(samples), rate) if rate else own_caption
         self.field_names, self.masks_captions = masking.select_fields(fields), masking.masks_captions(fields)
         if masking.needs_tags(fields):
             tagger = load_tagger(masking.attribute_tagger)
-            self.attribute_groups, self.parts_of_speech = annotate_all(get_captions(samples), default_tokenizer(),
+            tagging_tokenizer = tokenizer if isinstance(tokenizer, WordPiece) else default_tokenizer()
+            self.attribute_groups, self.parts_of_speech = annotate_all(get_captions(samples), tagging_tokenizer,
                                                                        tagger, tokens.shape[1])
 
     def __call__(self, index, seed):

@@ -222,12 +222,15 @@ def rank_on_main_process(args, model, embeddings):
     return comm.run_on_main_process(lambda: compute_rankings(*embeddings, args.i2t, model.embedding_parts))
 
 
+RERANK_SUFFIXES = {'caption': '', 'released': ' as released, scaled over the whole split', 'itm': ' by itm alone'}
+
+
 def add_reranked_table(report, args, run, embeddings, names):
     """Add the table of ``--rerank``, and how far its scores depend on the batch."""
     _, _, qids, gids = embeddings
     ranking, dependence = rerank(run.model, (run.images, run.captions), embeddings, args.rerank, args.rerank_score)
     report.independence.second_stage = dependence
-    suffix = ' as released, scaled over the whole split' if args.rerank_score == 'released' else ''
+    suffix = RERANK_SUFFIXES[args.rerank_score]
     report.add_table(f'{RERANKED}{args.rerank} best re-ranked{suffix}', f're-ranked {args.rerank}{suffix}',
                      {'t2i': ranking}, zip((qids, gids), names))
 

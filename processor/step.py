@@ -106,11 +106,29 @@ def trim_and_broadcast(batch, model):
 
     This reads values, so it runs while the batch is on the CPU. Each rank samples other prompts.
     """
-    length = comm.all_reduce_max(model.trim_padding(batch['caption_ids']).shape[1])
+    lengths = trimmed_lengths(batch, model)
     shared = {name: value for name, value in batch.items() if is_shared_field(name)}
     if shared:
         shared = comm.broadcast_object(shared)
-    return {**batch, **shared, 'caption_ids': batch['caption_ids'][:, :length]}
+    return {**batch, **shared, **{name: batch[name][:, :length] for name, length in lengths.items()}}
+
+
+def trimmed_lengths(batch, model):
+    """Compute the lengths of trimmed fields: ``{name: number of tokens}``, the same on all ranks.
+
+    If the backbone ``trims_to_longest``, all fields of a caption are trimmed: ``attributes_mask`` as ``caption_ids``,
+    and the fields of the pair's own caption as ``first_caption_ids``.
+    """
+    lengths = {'caption_ids': comm.all_reduce_max(model.trim_padding(batch['caption_ids']).shape[1])}
+    if not model.backbone.trims_to_longest:
+        return lengths
+    if 'attributes_mask' in batch:
+        lengths['attributes_mask'] = lengths['caption_ids']
+    first_fields = [name for name in batch if name.startswith('first_')]
+    if first_fields:
+        length = comm.all_reduce_max(model.trim_padding(batch['first_caption_ids']).shape[1])
+        lengths.update(dict.fromkeys(first_fields, length))
+    return lengths
 
 
 def to_device(batch, device):

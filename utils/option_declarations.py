@@ -16,7 +16,7 @@ EVERYDAY_OPTIONS = (
 EVERYDAY_TEST_OPTIONS = (
     'config_file', 'checkpoint', 'pretrain_choice', 'dataset_name', 'root_dir', 'i2t', 'rerank', 'test_batch_size',
     'num_workers', 'device', 'amp', 'image_cache')
-RERANK_SCORES = ('caption', 'released')
+RERANK_SCORES = ('caption', 'released', 'itm')
 
 # Short names for the declarations below.
 NONE, RESULT, RUN, INVOCATION = Effect.NONE, Effect.RESULT, Effect.RUN, Effect.INVOCATION
@@ -67,7 +67,8 @@ def build_test_parser(program, description):
     data = parser.add_argument_group('data')
     data.add_argument('--dataset_name', help="dataset to evaluate on (default: the run's)")
     data.add_argument('--columns', nargs='+', metavar='ROLE=COLUMN',
-                      help="names of a table's columns: image=... caption=... id=... split=...")
+                      help="names of a table's columns: image=... caption=... id=... split=... back_translation=... "
+                           'second_caption=...')
     data.add_argument('--root_dir', help="folder of the datasets' folders (default: as in configs.yaml)")
     data.add_argument('--test_batch_size', type=positive_int,
                       help='number of images or captions to encode at a time (default: as in configs.yaml)')
@@ -84,8 +85,9 @@ def build_test_parser(program, description):
                             help="number of each caption's best images to score again, pair by pair, with the "
                                  'image-text matching head (loss itm)')
     evaluation.add_argument('--rerank_score', choices=RERANK_SCORES, default='caption',
-                            help="scaling of the scores for --rerank; caption: within each caption; released: over the "
-                                 "whole test split, as in APTM's reference implementation")
+                            help='scores that order the images of --rerank; caption: those of pairs, scaled within '
+                                 'each caption, and the cosine; released: the same, scaled over the whole test split '
+                                 '(APTM); itm: those of pairs alone (RaSa, MARS)')
     untrained = parser.add_argument_group('instead of --config_file', 'A pretrained CLIP, evaluated without training.')
     untrained.add_argument('--backbone', help='backbone of a published checkpoint without configs.yaml, with '
                            '--checkpoint')
@@ -283,12 +285,15 @@ def add_caption_options(parser):
     captions.add_argument('--caption_masking', choices=['inplace', 'clean'], default=None,
                           help='captions that losses read; inplace: masked captions for all losses; clean: masked '
                                'captions only for mlm (default: inplace with --MLM, else clean)')
-    captions.add_argument('--mlm_masking', choices=['random', 'attention', 'noun'], default='random',
+    captions.add_argument('--mlm_masking', choices=['random', 'attention', 'noun', 'saliency'], default='random',
                           help='tokens to mask: random; those that the text encoder attends to (AGM); nouns and '
-                               'adjectives more often (SEN)')
+                               'adjectives more often (SEN); words that decided the similarity to the image in the '
+                               'epoch before (GA-DMS)')
     captions.add_argument('--caption_filter', type=fraction, default=0.0,
                           help='fraction of the training captions that keep only nouns, adjectives and pronouns '
                                '(SEN: 0.2)')
+    captions.add_argument('--weak_positive_rate', type=fraction, default=0.0,
+                          help='probability that a training pair gets a random caption of the same person (RaSa: 0.1)')
     captions.add_argument('--attribute_tagger', choices=['textblob', 'spacy'], default='textblob',
                           help='library that finds the parts of speech of captions')
     captions.add_argument('--masked_token_rate', type=fraction, default=0.8,

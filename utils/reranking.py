@@ -47,15 +47,16 @@ def score_candidates(slabs, count, gallery, match, total=None, progress=True):
 def combine_scores(slabs, candidates, scores, score='caption', bounds=None):
     """Yield the similarities [q, G] after re-ranking, slab by slab.
 
-    Images without a pair's score get the smallest score of their row, so that they rank after the others, by cosine
-    similarity.
+    Images without a pair's score rank after the others, by cosine similarity. With 'caption' and 'released' they get
+    the smallest score of their row.
 
     Args:
         slabs: iterable of cosine similarities [q, G].
         candidates: [Q, count] scored images.
         scores: [Q, count] their scores.
         score: 'released' is APTM's: minmax(scores) + 0.002 minmax(cosine), each over all pairs, so that a
-            caption's ranking depends on the other captions. 'caption' does the same within each row.
+            caption's ranking depends on the other captions. 'caption' does the same within each row. 'itm' ranks the
+            scored images by their scores alone (RaSa, MARS).
         bounds: smallest and largest cosine similarity of all slabs, for 'released'.
     """
     start = 0
@@ -63,12 +64,30 @@ def combine_scores(slabs, candidates, scores, score='caption', bounds=None):
         rows = slice(start, start + len(cosine))
         start += len(cosine)
         row_scores = scores[rows].to(cosine.device)
+        if score == 'itm':
+            yield rank_candidates_first(cosine, candidates[rows].to(cosine.device), row_scores)
+            continue
         smallest = row_scores.min(dim=1, keepdim=True).values
         pair = smallest.expand_as(cosine).scatter(1, candidates[rows].to(cosine.device), row_scores)
         if score == 'released':
             yield minmax(pair, scores.min(), scores.max()) + COSINE_WEIGHT * minmax(cosine, *bounds)
         else:
             yield minmax(pair, *row_bounds(pair)) + COSINE_WEIGHT * minmax(cosine, *row_bounds(cosine))
+
+
+def rank_candidates_first(cosine, candidates, scores):
+    """Replace the cosine similarities of candidates by numbers above 1, in the order of their scores.
+
+    The numbers are integers, so that no score is rounded. Equal scores keep the order of the candidates.
+
+    Args:
+        cosine: [q, G].
+        candidates: [q, count] columns of ``cosine``.
+        scores: [q, count] their scores.
+    """
+    order = scores.argsort(dim=1, descending=True, stable=True)                                          # [q, count]
+    values = torch.arange(scores.shape[1] + 1, 1, -1, dtype=cosine.dtype, device=cosine.device)      # [count]
+    return cosine.scatter(1, candidates.gather(1, order), values.expand_as(order))
 
 
 def row_bounds(scores):

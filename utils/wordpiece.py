@@ -60,6 +60,19 @@ class WordPiece:
         """Call :meth:`encode` on a list of captions, in several threads."""
         return [encoding.ids for encoding in self._tokenizer.encode_batch(list(captions), add_special_tokens=False)]
 
+    def encode_with_offsets(self, caption):
+        """Encode a caption, and find the characters of each piece.
+
+        Returns:
+            ``(ids, spans, caption)``. A span is the ``(start, end)`` of a piece's characters in the caption.
+
+        Example:
+            >>> WordPiece([*SPECIAL, 'red', 'back', '##pack']).encode_with_offsets('Red backpack')
+            ([5, 6, 7], [(0, 3), (4, 8), (8, 12)], 'Red backpack')
+        """
+        encoding = self._tokenizer.encode(caption, add_special_tokens=False)
+        return encoding.ids, encoding.offsets, caption
+
     def add_special_tokens(self, ids, length):
         """Add the start token to a caption's ids, and cut them to ``length`` (None: no cut). There is no end token."""
         return [self.start_id, *ids][:length]

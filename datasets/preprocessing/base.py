@@ -38,9 +38,12 @@ class Preprocessing:
     Attributes:
         augments_on_device: whether the images of the image cache are augmented in batches, on the device
             (:meth:`sample_augmentation`), instead of one by one with :meth:`train_transform`.
+        side_text_keys: the annotation keys of the side texts that :meth:`caption_augmentation` reads
+            (:mod:`datasets.side_texts`).
     """
 
     augments_on_device = False
+    side_text_keys = ()
 
     def __init__(self, args, backbone=None):
         if backbone is None and args.backbone != 'clip':
@@ -92,15 +95,21 @@ class Preprocessing:
         """The tokenizer. ``captions`` returns the training captions, for a vocabulary that is built from them."""
         return self.backbone.tokenizer(self.args, captions)
 
+    def train_text_length(self, captions, tokenizer):
+        """The number of tokens that training captions are cut to: ``--text_length``, as in evaluation."""
+        return self.args.text_length
+
     def test_caption(self, dataset, caption):
         """A caption of a dataset's val or test split as evaluation reads it."""
         return self.backbone.test_caption(dataset, caption)
 
-    def caption_augmentation(self, back_translations):
+    def caption_augmentation(self, side_texts):
         """The function that augments training captions (:class:`datasets.text.CaptionTransform`), or None.
 
+        It reads side texts by ``sample.side_text(key)``.
+
         Args:
-            back_translations: ``{(image_id, caption): back-translation}`` of the captions that have one.
+            side_texts: ``{key: SideTexts}`` of the keys in :attr:`side_text_keys` (:mod:`datasets.side_texts`).
         """
 
     def validate_tagging(self):

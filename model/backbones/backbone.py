@@ -19,6 +19,8 @@ class Backbone(nn.Module):
         missing_reasons: {need: why the backbone does not provide it}, for error messages.
         alternative: what to use instead, for error messages.
         joint_tokens: whether tokens lie in the space of the embeddings, and so have their width.
+        trims_to_longest: whether a batch's captions always end with the longest one, because losses read padding. Else
+            they have all their padding if a loss reads tokens of padding.
         head_weights: parameters of heads in the checkpoint of a whole model that training starts from.
         resolved_options: {option: value} of options that the weights decide. A run records these values.
         shared_options: options that the family reads and another one adds.
@@ -29,6 +31,7 @@ class Backbone(nn.Module):
     missing_reasons = {}
     alternative = 'another --backbone'
     joint_tokens = False
+    trims_to_longest = False
     head_weights = {}
     resolved_options = {}
     shared_options = ()
@@ -108,6 +111,14 @@ class Backbone(nn.Module):
     def learning_rate(self, name, args):
         """Return (learning rate, weight decay) of the parameter ``name``, before its head changes them."""
         return args.lr, args.weight_decay
+
+    def tunable_blocks(self):
+        """Return {'image': blocks, 'text': blocks} of encoders with the extension points of ``--tuning``.
+
+        The blocks are :class:`~model.clip_model.ResidualAttentionBlock`, the first one first. An encoder of another
+        kind is missing.
+        """
+        return {}
 
     # -- encoding ----------------------------------------------------------------------------------------------------
 

@@ -37,7 +37,7 @@ GRAY = '''
         def train_transform(self, image_stats):
             return T.Compose([T.Grayscale(3), self.test_transform(image_stats)])
 
-        def caption_augmentation(self, back_translations):
+        def caption_augmentation(self, side_texts):
             return reverse_words if self.args.txt_aug else None
 '''
 
@@ -59,7 +59,7 @@ def settings(root, **changes):
 
 
 def test_the_files_are_the_choices():
-    assert preprocessing_names() == ['irra', 'tbps']
+    assert preprocessing_names() == ['albef', 'irra', 'tbps']
     with pytest.raises(UserError, match='--preparation'):
         get_args(['--preparation', 'gray'])
 

@@ -29,7 +29,7 @@ def test_only_the_best_are_scored_and_lead():
     assert scores[1].argsort(descending=True).tolist() == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize('score', ['caption', 'released'])
+@pytest.mark.parametrize('score', ['caption', 'released', 'itm'])
 def test_slabs_change_nothing(score):
     match = {0: torch.tensor([1.0, 2.0]), 1: torch.tensor([-50.0, 60.0])}
     assert torch.equal(*(rerank(first_stage(), lambda caption, images: match[caption], score, rows) for rows in (1, 2)))
@@ -50,8 +50,19 @@ def test_released_score_by_hand():
     torch.testing.assert_close(found, second / 4 + 0.002 * first)
 
 
+def test_scores_of_pairs_alone_order_the_best_images():
+    """No score is rounded, equal scores keep the first stage's order, and so do the other images."""
+    match = {0: torch.tensor([1e8, 1e8 + 8]), 1: torch.tensor([-3.0, -3.0])}
+    scores = rerank(first_stage(), lambda caption, images: match[caption], 'itm')
+    assert scores[0].argsort(descending=True).tolist() == [2, 0, 3, 1]
+    assert scores[1].argsort(descending=True).tolist() == [1, 0, 2, 3]
+    reverse = rerank(-first_stage(), lambda caption, images: -match[caption], 'itm')
+    assert reverse[0].argsort(descending=True).tolist() == [1, 3, 2, 0]
+    assert scores[0, 1] == first_stage()[0, 1] and scores[0, [0, 2]].min() > 1
+
+
 def test_equal_scores_are_no_nan():
-    for score in ('caption', 'released'):
+    for score in ('caption', 'released', 'itm'):
         assert torch.isfinite(rerank(torch.ones(2, 3), lambda caption, images: torch.ones(2), score)).all()
 
 
