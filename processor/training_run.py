@@ -8,6 +8,7 @@ import time
 from datasets.build import build_training_loaders
 from model import build_model
 from model.backbones import backbone_class
+from model.base_weights import add_base_weights, check_tuning, describe_tuned_from
 from processor.evaluators import build_evaluator
 from processor.processor import do_train
 from processor.progress import format_log_line
@@ -117,11 +118,19 @@ def train(args, device, checkpoint):
         loaders = build_training_loaders(args, backbone_class(args))
     logger.info(format_log_line(f'data {args.dataset_name}', f'{len(loaders.train.dataset)} training pairs',
                                 f'{loaders.num_classes} identities', f'{len(loaders.train)} steps per epoch'))
-    initial_weights = read_checkpoint(args.init_from)['model'] if args.init_from and not args.resume else None
-    replaced_by = checkpoint['model'] if args.resume else initial_weights
-    model = build_model(args, loaders.num_classes, replaced_by=replaced_by)
-    if initial_weights is not None:
-        init_from_checkpoint(model, args.init_from, initial_weights)
+    initial = None
+    if args.resume:
+        check_tuning(checkpoint.get('tuning'), args, args.resume_ckpt_file)
+    elif args.init_from:
+        initial = read_checkpoint(args.init_from)
+    tuned_from = describe_tuned_from(args, checkpoint if args.resume else initial)
+    if initial is not None:
+        initial = add_base_weights(initial, args, args.init_from)
+    replaced_by = checkpoint if args.resume else initial
+    model = build_model(args, loaders.num_classes, replaced_by=replaced_by and replaced_by['model'])
+    model.tuned_from = tuned_from
+    if initial is not None:
+        init_from_checkpoint(model, args.init_from, initial['model'])
     model.image_stats = loaders.train.dataset.image_stats    # a preprocessing can have other ones than the backbone
     model.to(device)
     logger.info(format_log_line(f'model {parameter_count(model) / 1e6:.1f}M parameters', f'losses {args.loss_names}'))

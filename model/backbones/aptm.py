@@ -125,7 +125,7 @@ class Aptm(Backbone):
     """
 
     name = 'aptm'
-    provides = TOKENS
+    provides, run_files = TOKENS, (VOCABULARY,)
     missing_reasons = {'image_attention': "APTM's encoders give no attention maps",
                        'text_attention': "APTM's encoders give no attention maps",
                        "CLIP's image encoder": "APTM's encoders are not CLIP's"}

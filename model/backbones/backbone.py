@@ -20,6 +20,7 @@ class Backbone(nn.Module):
         alternative: what to use instead, for error messages.
         joint_tokens: whether tokens lie in the space of the embeddings, and so have their width.
         head_weights: parameters of heads in the checkpoint of a whole model that training starts from.
+        run_files: names of files next to a run's configs.yaml that the backbone reads.
         resolved_options: {option: value} of options that the weights decide. A run records these values.
     """
 
@@ -29,6 +30,7 @@ class Backbone(nn.Module):
     alternative = 'another --backbone'
     joint_tokens = False
     head_weights = {}
+    run_files = ()
     resolved_options = {}
 
     # -- before a model exists ---------------------------------------------------------------------------------------
@@ -56,6 +58,20 @@ class Backbone(nn.Module):
                 testing, or (``args.training`` true) for ``--init_from`` and ``--resume``.
         """
         raise NotImplementedError
+
+    @classmethod
+    def weights_file(cls, args):
+        """Return the path of the file that the encoders start from, downloaded if needed; None: random weights.
+
+        Raises:
+            UserError: the file is missing.
+        """
+        return None
+
+    @staticmethod
+    def choice_of_file(args, path):
+        """Return the ``--pretrain_choice`` that reads the same encoders from the file ``path``."""
+        return path
 
     @staticmethod
     def tokenizer(args, captions=None):
