@@ -14,6 +14,7 @@ from model.heads import (
 )
 from model.loss_names import active_heads, parse_loss_names
 from model.model_with_heads import ModelWithHeads
+from model.tunings import apply_tuning, tuning_class
 from utils import precision
 from utils.batch_shard import WHOLE_BATCH, GlobalBatch
 from utils.checkpoint import add_run_prefix
@@ -38,7 +39,9 @@ class RetrievalModel(ModelWithHeads):
     """
 
     def __init__(self, args, num_classes, backbone):
+        tuning = apply_tuning(tuning_class(args), args, backbone)
         super().__init__(backbone)
+        self.tuning = tuning
         if args.freeze_conv1:
             backbone.freeze_patches()
         self.embed_dim, self.image_stats = backbone.embed_dim, backbone.image_stats(args)
@@ -62,7 +65,7 @@ class RetrievalModel(ModelWithHeads):
                 part.lean = True
 
     def _build_heads(self, args):
-        classes, named = active_heads(args), parse_loss_names(args.loss_names, self.backbone.name)
+        classes, named = active_heads(args), parse_loss_names(args.loss_names, self.backbone.name, args.tuning)
         for head in classes:
             validate_needs(head, self.backbone)
         # A tuple, not a ModuleList: the parts of the heads are registered under their own names.
@@ -160,8 +163,8 @@ class RetrievalModel(ModelWithHeads):
         needs_image_map = self.embeddings_need_attention or 'image_attention' in self.needs
         needs_text_map = self.embeddings_need_attention or 'text_attention' in self.needs
         images, caption_ids = batch['images'], batch['caption_ids']
-        image_tokens, image_attention = self.backbone.encode_image(images, needs_image_map)
-        text_tokens, text_attention = self.backbone.encode_text(caption_ids, needs_text_map)
+        image_tokens, image_attention, image_routing = self.encode_tokens('image', images, needs_image_map)
+        text_tokens, text_attention, text_routing = self.encode_tokens('text', caption_ids, needs_text_map)
         masked_text_tokens = None
         if 'masked_text_tokens' in self.needs:
             masked_text_tokens = text_tokens
@@ -176,9 +179,32 @@ class RetrievalModel(ModelWithHeads):
             text=self.text_embedding(text_tokens, caption_ids, text_extras), text_extras=text_extras,
             image_tokens=image_tokens if 'image_tokens' in self.needs else None,
             text_tokens=text_tokens if 'text_tokens' in self.needs else None, masked_text_tokens=masked_text_tokens,
-            image_attention=image_attention, text_attention=text_attention, encoder=self.backbone.encoder,
-            embed_image=self.embed_image, embed_text=self.embed_text,
+            image_attention=image_attention, text_attention=text_attention, image_routing=image_routing,
+            text_routing=text_routing, encoder=self.backbone.encoder, embed_image=self.embed_image,
+            embed_text=self.embed_text,
             extra_embeddings={name: (added_images[name], added_texts[name]) for name in added_images})
+
+    def encode_tokens(self, side, inputs, need_map=False):
+        """Run the ``'image'`` or ``'text'`` encoder.
+
+        Returns:
+            Tokens [B, N, D], the attention map [B, N, N] or None, and the routing [B, blocks, ...] of ``--tuning`` or
+            None.
+        """
+        encode = {'image': self.backbone.encode_image, 'text': self.backbone.encode_text}[side]
+        if not self.tuning.has_routing:
+            return (*encode(inputs, need_map), None)
+        routing = []
+        tokens, attention = encode(inputs, need_map, routing)
+        return tokens, attention, torch.stack(routing, dim=1)
+
+    def embed(self, batch):
+        """Compute what heads without tokens read of a batch: an :class:`EncodedBatch` without tokens."""
+        image_tokens, _, image_routing = self.encode_tokens('image', batch['images'])
+        image = self.image_embedding(image_tokens)
+        text_tokens, _, text_routing = self.encode_tokens('text', batch['caption_ids'])
+        text = self.text_embedding(text_tokens, batch['caption_ids'])
+        return EncodedBatch(image, text, image_routing=image_routing, text_routing=text_routing)
 
     def image_embedding(self, tokens, extras=None):
         """Pool image tokens and let the heads refine the result: [B, N, D] -> [B, D] float32."""
@@ -202,11 +228,12 @@ class RetrievalModel(ModelWithHeads):
         """Return the embeddings of the global batch, given those of this rank. Tokens are not gathered."""
         if encoded.shard is WHOLE_BATCH:
             return encoded
-        return self.build_embedding_batch(*map(encoded.shard.all_gather, (encoded.image, encoded.text)), encoded.shard)
+        rows = {name: encoded.shard.all_gather(value) for name, value in encoded.rows().items()}
+        return self.build_embedding_batch(rows, encoded.shard)
 
-    def build_embedding_batch(self, image, text, shard):
-        """Return an :class:`EncodedBatch` of embeddings [B, D], without tokens."""
-        return EncodedBatch(image, text, encoder=self.backbone.encoder, embed_image=self.embed_image,
+    def build_embedding_batch(self, rows, shard):
+        """Return an :class:`EncodedBatch` without tokens, given its :meth:`~EncodedBatch.rows`."""
+        return EncodedBatch(**rows, encoder=self.backbone.encoder, embed_image=self.embed_image,
                             embed_text=self.embed_text, shard=shard)
 
     def compute_embedding_losses(self, encoded, batch):

@@ -30,6 +30,8 @@ class EncodedBatch:
         extra_embeddings: {name: (images [B, E], captions [B, E])} of embeddings that heads add.
         image_extras: what :meth:`RefinesEmbedding.refine` stored when it refined the images' embeddings.
         text_extras: the same for the captions.
+        image_routing: [B, blocks, ...] of the images in the blocks of ``--tuning``; None if it has none.
+        text_routing: the same for the captions.
         shard: where the rows are in the global batch (utils/batch_shard.py); WHOLE_BATCH for a micro batch.
     """
     image: torch.Tensor
@@ -45,4 +47,11 @@ class EncodedBatch:
     extra_embeddings: dict = field(default_factory=dict)
     image_extras: dict = field(default_factory=dict)
     text_extras: dict = field(default_factory=dict)
+    image_routing: Optional[torch.Tensor] = None
+    text_routing: Optional[torch.Tensor] = None
     shard: WholeBatch = WHOLE_BATCH
+
+    def rows(self):
+        """Return what heads without tokens read, with one row per sample: {attribute: [B, ...]}."""
+        rows = {name: getattr(self, name) for name in ('image', 'text', 'image_routing', 'text_routing')}
+        return {name: value for name, value in rows.items() if value is not None}

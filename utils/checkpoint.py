@@ -125,7 +125,8 @@ def init_from_checkpoint(model, path, weights=None):
     prefixes = encoder_prefixes(model)
     encoder = {name: value for name, value in weights.items()
                if name.startswith(prefixes) and not name.startswith(UNUSED)}
-    missing = [name for name in own if name.startswith(prefixes) and name not in encoder]
+    added = getattr(getattr(model, 'tuning', None), 'parameter_names', ())
+    missing = [name for name in own if name.startswith(prefixes) and name not in {*encoder, *added}]
     unknown = [name for name in encoder if name not in own]
     mismatches = find_mismatches(own, encoder)
     if hasattr(model, 'backbone') and not model.backbone.matches_state_dict(weights):
