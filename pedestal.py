@@ -256,7 +256,7 @@ class People:
         """
         parser = build_parser()
         defaults = parser.defaults_in_code
-        ignored = {'root_dir', 'dataset_name', 'seed', 'checkpoint', 'base_weights'} | parser.options_without(Effect.RESULT)
+        ignored = {'root_dir', 'dataset_name', 'seed', 'checkpoint'} | parser.options_without(Effect.RESULT)
         options = {name: to_plain_value(value) for name, value in sorted(vars(self.args).items())
                    if name in defaults and name not in ignored
                    and to_plain_value(value) != to_plain_value(defaults[name])}

@@ -133,7 +133,10 @@ def train(args, device, checkpoint):
         init_from_checkpoint(model, args.init_from, initial['model'])
     model.image_stats = loaders.train.dataset.image_stats    # a preprocessing can have other ones than the backbone
     model.to(device)
-    logger.info(format_log_line(f'model {parameter_count(model) / 1e6:.1f}M parameters', f'losses {args.loss_names}'))
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    tuning = [f'tuning {args.tuning}, {trained / 1e6:.2f}M trained'] if args.tuning != 'none' else []
+    logger.info(format_log_line(f'model {parameter_count(model) / 1e6:.1f}M parameters', *tuning,
+                                f'losses {args.loss_names}'))
 
     optimizer = build_optimizer(args, model)
     scheduler = build_lr_scheduler(args, optimizer)

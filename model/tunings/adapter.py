@@ -47,6 +47,7 @@ class Adapter(Tuning):
     """
 
     name = 'adapter'
+    merge_unsupported = 'an adapter is not linear'
 
     @staticmethod
     def add_options(parser):

@@ -117,7 +117,7 @@ class Lora(Tuning):
                             help='rank of the matrices of --tuning lora')
         parser.add_argument('--lora_alpha', type=positive_float, default=16.0,
                             help='strength of --tuning lora: alpha / rank multiplies the product of the matrices')
-        parser.add_argument('--lora_targets', nargs='+', choices=TARGETS, default=('q', 'v'),
+        parser.add_argument('--lora_targets', type=str, nargs='+', choices=TARGETS, default=('q', 'v'),
                             help='layers of each block that --tuning lora adds to: queries, keys, values and output of '
                                  'attention, and the layers of the MLP (LoRA: q v)')
 

@@ -25,6 +25,7 @@ class Prefix(Tuning):
     """
 
     name = 'prefix'
+    merge_unsupported = 'no weight computes its keys and values'
     shared_options = ('prefix_length',)
 
     def __init__(self, args, backbone):
