@@ -20,8 +20,11 @@ logger = logging.getLogger('Pedestal.checkpoint')
 # The state that each optimizer has for a parameter, in tensors of the parameter's shape; Adam also counts steps.
 MOMENTS = {torch.optim.Adam: ('exp_avg', 'exp_avg_sq'), torch.optim.AdamW: ('exp_avg', 'exp_avg_sq'),
            torch.optim.SGD: ('momentum_buffer',)}
-# Prefixes of entries of published checkpoints that nothing reads.
-UNUSED = ('base_model.logit_scale', 'base_model_m.',)
+# Prefixes of entries of published checkpoints that nothing reads. The last four are DM-Adapter's.
+UNUSED = ('base_model.logit_scale', 'base_model_m.', 'base_model.vision_param', 'base_model.co_vision_param',
+          'base_model.text_param', 'base_model.v2i_proj.')
+# Anywhere in a name: entries that the state dict of UP-Person's reference implementation has a second time.
+DUPLICATES = ('.attn.prefix.',)
 # Counters of later PHP releases, anywhere in a name.
 COUNTERS = ('expert_count_accum', 'token_count_accum')
 # Buffers of published checkpoints: entries of a state dict that are no parameters.

@@ -135,8 +135,9 @@ class Clip(Backbone):
                 for part in self.modules() if isinstance(part, ResidualAttentionBlock)]
 
     def tunable_blocks(self):
-        blocks = {'text': self.base_model.transformer.resblocks}
-        return {'image': self.base_model.visual.transformer.resblocks, **blocks} if self.base_model.has_image_tokens else blocks
+        text = {'text': self.base_model.transformer.resblocks}
+        is_resnet = not self.base_model.has_image_tokens
+        return text if is_resnet else {'image': self.base_model.visual.transformer.resblocks, **text}
 
     def freeze_patches(self):
         self.base_model.visual.conv1.requires_grad_(False)

@@ -90,8 +90,8 @@ class Tuning:
         """
         blocks = backbone.tunable_blocks()
         if set(blocks) != {'image', 'text'}:
-            raise UserError(f'--tuning {cls.name} changes transformer blocks of both encoders, and the image encoder is '
-                            'a ResNet: give a ViT as --pretrain_choice')
+            raise UserError(f'--tuning {cls.name} changes transformer blocks of both encoders, and the image encoder '
+                            'is a ResNet: give a ViT as --pretrain_choice')
         return [(side, number, block) for side in ('image', 'text') for number, block in enumerate(blocks[side])]
 
 

@@ -153,6 +153,8 @@ RECIPES = {
     'fmfa': {'loss_names': 'a-sdm+mlm+id+efa'},
     'tbps-clip': {'loss_names': 'nitc+ritc+citc+ss', 'mvs_image': True},
     'moco': {'loss_names': 'sdm+moco', 'temperature': 0.1, 'moco_queue': 9},
+    'up-person': {'loss_names': 'sdm+id', 'tuning': 'up-person', 'prefix_length': 2, 'rank': 3},
+    'dm-adapter': {'loss_names': 'sdm+aux', 'tuning': 'dm-adapter', 'num_experts': 3},
     'every comparison': {'loss_names': 'itc+cmpm+cmt+tri+sdm+id'}}
 
 
@@ -162,7 +164,7 @@ def test_the_same_losses_gradients_and_weights(processes, archive, recipe):
     assert_same(processes.run(train, archive, RECIPES[recipe], (6, 7, 6)), one)
 
 
-@pytest.mark.parametrize('recipe', ['irra', 'a2te', 'aptm', 'tbps-clip', 'moco'])
+@pytest.mark.parametrize('recipe', ['irra', 'a2te', 'aptm', 'tbps-clip', 'moco', 'dm-adapter'])
 def test_a_batch_with_fewer_rows_than_processes(processes, archive, recipe):
     one = train(archive, RECIPES[recipe], (6, 1, 6))
     assert_same(processes.run(train, archive, RECIPES[recipe], (6, 1, 6)), one)
@@ -267,9 +269,10 @@ def train_documented(archive, folder, name):
         return train(archive, {'loss_names': f'sdm+{name}', 'temperature': 0.1}, (6, 5))
 
 
-def test_micro_batches_on_each_process(processes, archive):
-    one = train(archive, RECIPES['irra'], (6, 5))
-    assert_same(processes.run(train, archive, RECIPES['irra'], (6, 5), 2), one)
+@pytest.mark.parametrize('recipe', ['irra', 'dm-adapter'])
+def test_micro_batches_on_each_process(processes, archive, recipe):
+    one = train(archive, RECIPES[recipe], (6, 5))
+    assert_same(processes.run(train, archive, RECIPES[recipe], (6, 5), 2), one)
 
 
 def test_the_loss_of_local_rows_only_differs(processes, archive):
