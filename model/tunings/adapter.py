@@ -1,6 +1,4 @@
 """Parallel adapters (AdaptFormer, Chen et al., NeurIPS 2022, arXiv 2205.13535)."""
-import math
-
 import torch.nn.functional as F
 from torch import nn
 
@@ -21,11 +19,12 @@ class BottleneckAdapter(nn.Module):
         super().__init__()
         self.down = nn.Linear(width, bottleneck)
         self.up = nn.Linear(bottleneck, width)
-        nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))
+        nn.init.kaiming_uniform_(self.down.weight, a=5 ** 0.5)
         for parameter in (self.down.bias, self.up.weight, self.up.bias):
             nn.init.zeros_(parameter)
 
     def forward(self, x):
+        """Compute [..., D] -> [..., D]."""
         return self.up(F.relu(self.down(x)))
 
 

@@ -1,6 +1,5 @@
 """LoRA (Hu et al., ICLR 2022, arXiv 2106.09685) on linear layers of the transformer blocks."""
 import copy
-import math
 
 import torch
 import torch.nn.functional as F
@@ -37,14 +36,15 @@ class LowRank(nn.Module):
         self.scale = scale
         self.A = nn.Parameter(torch.empty(rank, inputs))
         self.B = nn.Parameter(torch.zeros(outputs, rank))
-        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
+        nn.init.kaiming_uniform_(self.A, a=5 ** 0.5)
 
     def forward(self, x):
         return F.linear(F.linear(x, self.A), self.B) * self.scale
 
     def delta(self):
-        """Return s B A [outputs, inputs], which adds to the weight of a linear layer."""
-        return self.scale * self.B @ self.A
+        """Return s B A [outputs, inputs] in float32, which adds to the weight of a linear layer."""
+        with torch.autocast(self.A.device.type, enabled=False):
+            return self.scale * self.B @ self.A
 
 
 class LowRankProjections(nn.ModuleDict):

@@ -6,14 +6,16 @@ from model.clip_model import BlockTuning
 from model.tunings import Tuning
 
 
+def prepend(places, sequence):
+    """Put [P, D] before each [L, D] of [B, L, D] -> [B, P + L, D]."""
+    return torch.cat([places.to(sequence.dtype).expand(len(sequence), -1, -1), sequence], dim=1)
+
+
 class PrefixBlock(BlockTuning):
     """Adds the block's learned keys and values before those of the tokens."""
 
     def keys_and_values(self, block, keys, values):
-        rows = keys.shape[0]
-        added = [tokens.to(keys.dtype).expand(rows, -1, -1) for tokens in (block.prefix_keys, block.prefix_values)]
-        keys, values = (torch.cat(pair, dim=1) for pair in zip(added, (keys, values)))     # [B, P + L, D]
-        return keys, values, len(block.prefix_keys)
+        return prepend(block.prefix_keys, keys), prepend(block.prefix_values, values), len(block.prefix_keys)
 
 
 class Prefix(Tuning):
