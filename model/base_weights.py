@@ -15,11 +15,12 @@ from utils.weight_files import compute_sha256
 logger = logging.getLogger('Pedestal.model')
 
 
-def describe_tuned_from(args, checkpoint=None):
+def describe_tuned_from(args, model, checkpoint=None):
     """Describe what a tuned run starts from, as its checkpoints record it.
 
     Args:
         args: the options of the run.
+        model: its model.
         checkpoint: the checkpoint of ``--resume`` or ``--init_from`` as it is in the file; None if there is none.
 
     Returns:
@@ -29,10 +30,10 @@ def describe_tuned_from(args, checkpoint=None):
     """
     if args.tuning == 'none':
         return None
-    tuned = (checkpoint or {}).get('tuning')
-    if tuned:
-        base = tuned['base'] if args.resume or not tuned['is_whole'] else None
-    elif args.resume:       # of a reference implementation
+    tuned = checkpoint.get('tuning') if checkpoint else None
+    if tuned and (args.resume or not tuned['is_whole']):
+        base = tuned['base']
+    elif checkpoint and not checkpoint['model'].keys().isdisjoint(model.tuning.parameter_names):
         base = None
     else:
         base = describe_base(args)
@@ -109,6 +110,6 @@ def check_base_file(path, base, source):
     """Raise :class:`UserError` unless the file has the checksum that the tuned checkpoint names."""
     sha256 = compute_sha256(path)
     if sha256 != base['sha256']:
-        raise UserError(f'{source} holds a tuning of {base["name"]} with the sha256 {base["sha256"][:12]}..., and {path} '
-                        f'has {sha256[:12]}...: name the right file with --base_weights')
+        raise UserError(f'{source} holds a tuning of {base["name"]} with the sha256 {base["sha256"][:12]}..., and '
+                        f'{path} has {sha256[:12]}...: name the right file with --base_weights')
     logger.info('base of the tuning: %s', path)

@@ -66,7 +66,6 @@ class Backbone(nn.Module):
         Raises:
             UserError: the file is missing.
         """
-        return None
 
     @staticmethod
     def choice_of_file(args, path):

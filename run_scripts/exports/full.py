@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 
 import pedestal
-from model.tunings import tuning_class
 from run_scripts.exports import TEST_SENTENCES
 from utils.checkpoint import Checkpointer, write_checkpoint
 from utils.errors import UserError

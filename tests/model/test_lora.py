@@ -161,5 +161,5 @@ def test_encoders_without_transformer_blocks_are_refused(archive):
         build('clip', 'scratch:RN50', tuning='lora', img_size=(64, 32))
     with pytest.raises(UserError, match='--tuning lora needs transformer blocks with the layers attn and mlp in both'):
         build('lora-conv', archive, tuning='lora')
-    with pytest.raises(UserError, match='--tuning lora does not fit --backbone aptm: give --backbone clip or open_clip'):
+    with pytest.raises(UserError, match='--tuning lora does not fit --backbone aptm: give --backbone clip or open'):
         options(tuning='lora', backbone='aptm', loss_names='itc')
