@@ -1,4 +1,4 @@
-"""Learning rate schedules: IRRA's by epoch, with warm-up, and those of TBPS-CLIP and APTM by step."""
+"""Learning rate schedules: IRRA's and ALBEF's by epoch, and those of TBPS-CLIP and APTM by step."""
 import math
 from bisect import bisect_right
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from utils.errors import UserError, unknown_name_error
 from utils.options import complete
 
-SCHEDULES = ('step', 'exp', 'poly', 'cosine', 'linear', 'step_cosine', 'step_linear', 'step_stairs')
+SCHEDULES = ('step', 'exp', 'poly', 'cosine', 'linear', 'epoch_cosine', 'step_cosine', 'step_linear', 'step_stairs')
 WARMUPS = ('linear', 'constant')
 WARMUP_FRACTION = 0.1               # of all steps, for 'step_stairs'
 STAIRS = ((7, 0.2), (4, 0.5))       # for 'step_stairs': (number of warm-ups, factor of the learning rate after them)
@@ -22,7 +22,8 @@ class ScheduleSettings:
         mode: one of :data:`SCHEDULES`.
         total_epochs: the number of epochs of the training.
         warmup_epochs: the number of warm-up epochs.
-        warmup_steps: the number of warm-up steps, for ``step_linear``.
+        warmup_steps: the number of warm-up steps, for ``step_linear`` and ``epoch_cosine``.
+        warmup_lr: learning rate of all parameters in the warm-up steps, for ``epoch_cosine``.
         warmup_method: one of :data:`WARMUPS`.
         warmup_factor: factor on the learning rate at the start of the warm-up epochs.
         milestones: epochs after which ``gamma`` multiplies the learning rate, for ``step``.
@@ -34,6 +35,7 @@ class ScheduleSettings:
     total_epochs: int = 60
     warmup_epochs: int = 5
     warmup_steps: int = 0
+    warmup_lr: float = 1e-5
     warmup_method: str = 'linear'
     warmup_factor: float = 0.1
     milestones: tuple = (20, 50)
@@ -155,11 +157,32 @@ class AptmSchedule(StepSchedule):
         return base * stair * max(total - step, 0) / max(total - warmup, 1)
 
 
+class AlbefSchedule(WarmupSchedule):
+    """ALBEF's learning rates (Li et al., NeurIPS 2021): a cosine by epoch, after a warm-up in the first epoch's steps.
+
+    In the first ``warmup_steps`` steps, all parameters have the learning rate ``warmup_lr``.
+    """
+
+    finished_steps = 0
+
+    def before_step(self, epoch, step, steps):
+        """Set the learning rates of a step; epoch and step count from 1."""
+        self.finished_steps = (epoch - 1) * steps + step - 1
+        self.apply()
+
+    def compute_lr(self, base):
+        s, epoch = self.settings, self.last_epoch
+        if epoch == 0 and self.finished_steps < s.warmup_steps:
+            return s.warmup_lr
+        return s.target_lr + (base - s.target_lr) * (1 + math.cos(math.pi * epoch / s.total_epochs)) / 2
+
+
 def build_lr_scheduler(args, optimizer):
     """Build the learning rate schedule of the options, at the first epoch."""
     args = complete(args)
     settings = ScheduleSettings(args.lrscheduler, args.num_epoch, args.warmup_epochs, args.warmup_steps,
-                                args.warmup_method, args.warmup_factor, tuple(args.milestones), args.gamma,
-                                args.target_lr, args.power)
-    by_step = {'step_cosine': StepSchedule, 'step_linear': AptmSchedule, 'step_stairs': AptmSchedule}
-    return by_step.get(args.lrscheduler, WarmupSchedule)(optimizer, settings)
+                                args.warmup_lr, args.warmup_method, args.warmup_factor, tuple(args.milestones),
+                                args.gamma, args.target_lr, args.power)
+    schedules = {'epoch_cosine': AlbefSchedule, 'step_cosine': StepSchedule, 'step_linear': AptmSchedule,
+                 'step_stairs': AptmSchedule}
+    return schedules.get(args.lrscheduler, WarmupSchedule)(optimizer, settings)

@@ -220,7 +220,8 @@ def add_solver_options(parser):
                              'flat: --lr and --weight_decay for all parameters (FMFA); undecayed: flat, but no decay '
                              'of vectors, biases and norms (TBPS-CLIP)')
     solver.add_argument('--lr_factor', type=non_negative_float, default=5.0,
-                        help='factor on --lr for new parts: cross-modal encoder, classifier, mlm_head, itm_head')
+                        help='factor on --lr for new parts: cross-modal encoder, classifier, mlm_head, itm_head; on the '
+                             'backbone albef prd_head and mrtd_head (RaSa: 10)')
     solver.add_argument('--bias_lr_factor', type=non_negative_float, default=2.0, help='factor on --lr for biases')
     solver.add_argument('--momentum', type=fraction, default=0.9, help='momentum of SGD')
     solver.add_argument('--weight_decay', type=non_negative_float, default=4e-5,
@@ -230,23 +231,28 @@ def add_solver_options(parser):
     solver.add_argument('--beta', type=fraction_below_one, default=0.999, help='second beta of Adam and AdamW')
     solver.add_argument('--lrscheduler', default='cosine',
                         choices=['step', 'exp', 'poly', 'cosine', 'linear',
-                                 'step_cosine', 'step_linear', 'step_stairs'],
+                                 'epoch_cosine', 'step_cosine', 'step_linear', 'step_stairs'],
                         help='schedule of the learning rate; it changes after each epoch, and with step_... in each '
-                             'step (TBPS-CLIP: step_cosine; APTM: step_linear, or step_stairs with two drops)')
+                             'step (TBPS-CLIP: step_cosine; APTM: step_linear, or step_stairs with two drops; RaSa: '
+                             'epoch_cosine, a cosine by epoch after a warm-up in steps)')
     solver.add_argument('--milestones', type=positive_int, nargs='+', default=(20, 50),
                         help='epochs after which --gamma multiplies the learning rate, for --lrscheduler step')
     solver.add_argument('--gamma', type=non_negative_float, default=0.1,
                         help='factor on the learning rate at each milestone, for --lrscheduler step')
     solver.add_argument('--warmup_steps', type=non_negative_int, default=0,
-                        help='number of warm-up steps, for --lrscheduler step_linear')
+                        help='number of warm-up steps, for --lrscheduler step_linear and epoch_cosine')
+    solver.add_argument('--warmup_lr', type=non_negative_float, default=1e-5,
+                        help='learning rate of all parameters in the warm-up steps of --lrscheduler epoch_cosine '
+                             '(RaSa: 1e-5)')
     solver.add_argument('--warmup_factor', type=non_negative_float, default=0.1,
                         help='factor on the learning rate at the start of the warm-up epochs')
     solver.add_argument('--warmup_epochs', type=non_negative_int, default=5,
-                        help='number of warm-up epochs, for all --lrscheduler but step_linear and step_stairs')
+                        help='number of warm-up epochs, for all --lrscheduler but epoch_cosine, step_linear and '
+                             'step_stairs')
     solver.add_argument('--warmup_method', default='linear', choices=['linear', 'constant'],
                         help='course of the learning rate during the warm-up epochs')
     solver.add_argument('--target_lr', type=non_negative_float, default=0.0,
-                        help='learning rate at the end, for --lrscheduler cosine, step_cosine and poly')
+                        help='learning rate at the end, for --lrscheduler cosine, epoch_cosine, step_cosine and poly')
     solver.add_argument('--power', type=non_negative_float, default=0.9,
                         help='base of the exponential, for --lrscheduler exp and poly')
 

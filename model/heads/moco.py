@@ -24,10 +24,11 @@ class MoCo(HasTrainingOnlyParts, UsesAllGather, Head):
     def add_options(parser):
         parser.add_argument('--moco_loss_weight', type=non_negative_float, default=1.0, help='weight of the loss moco')
         parser.add_argument('--moco_queue', type=positive_int, default=4096,
-                            help='number of earlier samples in the queue of moco (MoCo, ALBEF: 65536)')
+                            help='number of earlier samples in the queue of moco, and of cl on the backbone albef '
+                                 '(MoCo, ALBEF: 65536)')
         parser.add_argument('--moco_momentum', type=fraction, default=0.995,
-                            help='fraction of its weights that the momentum encoder of moco keeps in each step '
-                                 '(ALBEF: 0.995; MoCo: 0.999)')
+                            help='fraction of its weights that the momentum encoder keeps in each step, for moco and '
+                                 'the losses of the backbone albef (ALBEF: 0.995; MoCo: 0.999)')
 
     def __init__(self, args, model):
         super().__init__()

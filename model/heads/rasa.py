@@ -183,7 +183,7 @@ class Contrast(HasSchedule, MomentumHead):
         losses = [objectives.distilled_contrast(*rows, keys, is_positive, temperature=self.temperature.temp,
                                                 alpha=self.alpha)
                   for rows, keys in ((image, text_keys), (text, image_keys), (image, image_keys), (text, text_keys))]
-        return {'cl_loss': self.weight * sum(losses) / 4, 'temp': self.temperature.temp.detach()}
+        return {'cl_loss': self.weight * sum(losses) / 4, 'temp': self.temperature.temp.detach().clone()}
 
 
 class ContrastQueue(IdentityQueue):

@@ -1,5 +1,6 @@
 """Several processes compute the same as one: the rows of each batch are sharded across them."""
 import contextlib
+import functools
 
 import pytest
 import torch
@@ -14,6 +15,9 @@ from processor.build import build_step
 from tests.model.test_aptm import batch as aptm_batch
 from tests.model.test_aptm import tiny as aptm_model
 from tests.model.test_documented_hooks import registered_examples
+from tests.model.test_rasa import MARS
+from tests.model.test_rasa import batch as albef_batch
+from tests.model.test_rasa import tiny as albef_model
 from tests.several import Processes
 from tests.support import golden_archive, golden_json, small_batch, small_model
 from utils import comm
@@ -47,6 +51,8 @@ def samples(backbone, size, seed):
         batch = {**aptm_batch(size), 'attribute_labels': torch.randint(-1, 2, (size, 2), generator=generator)}
         batch.update({name: value[:4] for name, value in batch.items() if name.startswith('prompt_')})
         batch['prompt_mlm_labels'][0, :rank] = -100
+    elif backbone == 'albef':
+        batch = albef_batch(size, seed)
     else:
         batch = small_batch(size, seed)
         batch['mlm_labels'][0, 3:6] = batch['caption_ids'][0, 3:6]
@@ -60,7 +66,8 @@ def samples(backbone, size, seed):
 
 def model_of(archive, loss_names, backbone='clip', **settings):
     """Build a model without dropout, because each process draws dropout for its own rows."""
-    model = aptm_model(loss_names, **settings) if backbone == 'aptm' else small_model(archive, loss_names, **settings)
+    builders = {'aptm': aptm_model, 'albef': albef_model, 'clip': functools.partial(small_model, archive)}
+    model = builders[backbone](loss_names, **settings)
     for part in model.modules():
         if isinstance(part, (torch.nn.Dropout, StochasticDepth)):
             part.p = 0.0
@@ -150,6 +157,7 @@ RECIPES = {
     'php': {'loss_names': 'sdm+itc+aux', 'moe_layers': 2, 'num_experts': 4, 'moe_heads': 2, 'cnum': 3},
     'aptm': {'loss_names': 'itc+itm+mlm+eda+attr', 'backbone': 'aptm'},
     'aptm, by the image alone': {'loss_names': 'itc+img_cls', 'backbone': 'aptm', 'img_cls_attributes': 2},
+    'mars': {'loss_names': MARS, 'backbone': 'albef'},
     'rde': {'loss_names': 'tal+infonce+tse'},
     'fmfa': {'loss_names': 'a-sdm+mlm+id+efa'},
     'tbps-clip': {'loss_names': 'nitc+ritc+citc+ss', 'mvs_image': True},
@@ -163,7 +171,7 @@ def test_the_same_losses_gradients_and_weights(processes, archive, recipe):
     assert_same(processes.run(train, archive, RECIPES[recipe], (6, 7, 6)), one)
 
 
-@pytest.mark.parametrize('recipe', ['irra', 'a2te', 'aptm', 'tbps-clip', 'moco'])
+@pytest.mark.parametrize('recipe', ['irra', 'a2te', 'aptm', 'mars', 'tbps-clip', 'moco'])
 def test_a_batch_with_fewer_rows_than_processes(processes, archive, recipe):
     one = train(archive, RECIPES[recipe], (6, 1, 6))
     assert_same(processes.run(train, archive, RECIPES[recipe], (6, 1, 6)), one)

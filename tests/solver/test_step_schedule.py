@@ -1,4 +1,5 @@
 """APTM's schedules by step."""
+import math
 import os
 
 import pytest
@@ -41,6 +42,22 @@ def test_stairs_decay_linearly():
     expected = [s / 10 for s in range(10)] + [stair * (90 - s) / 90 for s, stair in enumerate(stairs)]
     assert compute_lrs(4, 25, lrscheduler='step_stairs') == pytest.approx(expected)
     assert compute_lrs(1, 5, lrscheduler='step_stairs') == pytest.approx([1, .8, .6, .4, .2])   # too short to warm up
+
+
+def test_cosine_by_epoch_after_a_warmup_with_one_rate():
+    """RaSa: 1e-5 for all parameters until step 100 of the first epoch, then a cosine by epoch from 1e-5 and 1e-4."""
+    optimizer = torch.optim.SGD([{'params': [torch.zeros(1, requires_grad=True)], 'lr': lr} for lr in (2e-5, 1e-4)])
+    schedule = build_lr_scheduler(options(lr=2e-5, lrscheduler='epoch_cosine', num_epoch=30, warmup_steps=100,
+                                          target_lr=1e-6), optimizer)
+    for epoch in range(30):
+        for done in (0, 99, 100, 149):
+            schedule.before_step(epoch + 1, done + 1, 150)
+            cosine = (1 + math.cos(math.pi * epoch / 30)) / 2
+            expected = [1e-6 + (base - 1e-6) * cosine for base in (2e-5, 1e-4)]
+            rates = [group['lr'] for group in optimizer.param_groups]
+            assert rates == pytest.approx([1e-5, 1e-5] if epoch == 0 and done < 100 else expected, rel=1e-12)
+        optimizer.step()
+        schedule.step()
 
 
 # APTM's own fine-tuning on CUHK-PEDES: {finished steps: learning rate}, 4,260 steps, base learning rate 1e-4.
