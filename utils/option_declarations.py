@@ -59,7 +59,8 @@ def build_test_parser(program, description):
     run = parser.add_argument_group('trained model')
     run.add_argument('--config_file', help='configs.yaml of the run')
     run.add_argument('--checkpoint', help='checkpoint to evaluate (default: best.pth next to configs.yaml)')
-    run.add_argument('--vocab_file', help="BERT's vocab.txt or its folder, for --backbone aptm and albef (default: the run's)")
+    run.add_argument('--vocab_file',
+                     help="BERT's vocab.txt or its folder, for --backbone aptm and albef (default: the run's)")
     run.add_argument('--device', help='auto, cpu, mps, cuda or cuda:<n> (default: as in configs.yaml)')
     run.add_argument('--amp', choices=['auto', 'bf16', 'fp16', 'off'],
                      help='precision of the forward pass (default: as in configs.yaml)')
@@ -220,8 +221,8 @@ def add_solver_options(parser):
                              'flat: --lr and --weight_decay for all parameters (FMFA); undecayed: flat, but no decay '
                              'of vectors, biases and norms (TBPS-CLIP)')
     solver.add_argument('--lr_factor', type=non_negative_float, default=5.0,
-                        help='factor on --lr for new parts: cross-modal encoder, classifier, mlm_head, itm_head; on the '
-                             'backbone albef prd_head and mrtd_head (RaSa: 10)')
+                        help='factor on --lr for new parts: cross-modal encoder, classifier, mlm_head, itm_head; on '
+                             'the backbone albef prd_head and mrtd_head (RaSa: 10)')
     solver.add_argument('--bias_lr_factor', type=non_negative_float, default=2.0, help='factor on --lr for biases')
     solver.add_argument('--momentum', type=fraction, default=0.9, help='momentum of SGD')
     solver.add_argument('--weight_decay', type=non_negative_float, default=4e-5,
