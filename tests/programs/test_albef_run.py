@@ -9,7 +9,7 @@ import test as test_program
 import train as train_program
 from datasets.synthpedes import generate
 from model.heads.rasa import Matching
-from processor.processor import Trainer
+from tests.programs.run_folders import assert_equal_weights, only, read_weights, train_until_interrupted
 
 TRAINING_ONLY = ('visual_encoder_m.', 'text_encoder_m.', 'vision_proj_m.', 'text_proj_m.', 'image_queue', 'text_queue',
                  'idx_queue', 'queue_ptr')
@@ -29,11 +29,6 @@ def command(data, logs, *more):
             '--num_workers', '0', '--device', 'cpu', '--output_dir', str(logs), *more]
 
 
-def only(folder):
-    name, = os.listdir(folder)
-    return os.path.join(folder, name)
-
-
 @pytest.fixture(scope='module')
 def run(data, tmp_path_factory):
     """The folder of a run with MARS' losses over two epochs."""
@@ -42,33 +37,17 @@ def run(data, tmp_path_factory):
     return only(logs / 'synthpedes')
 
 
-def weights(folder, file='last.pth'):
-    return torch.load(os.path.join(folder, file), weights_only=True)['model']
-
-
-def test_a_resumed_run_is_the_same_to_the_last_bit(data, run, tmp_path, monkeypatch):
+def test_a_resumed_run_is_the_same_to_the_last_bit(data, run, tmp_path):
     """Stopped within the first epoch, with its queues and its momentum encoder, and with blocks computed twice."""
-    logs, steps, train_step = tmp_path / 'logs', [], Trainer.train_step
-
-    def stop_at_third(self, *step):
-        train_step(self, *step)
-        steps.append(1)
-        if len(steps) == 3:
-            self.interrupt.signal_number = 2
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, 'train_step', stop_at_third)
-        with pytest.raises(SystemExit):
-            train_program.main(command(data, logs))
-    folder = only(logs / 'synthpedes')
-    assert not torch.equal(weights(folder)['image_queue'], weights(run)['image_queue'])
+    folder = train_until_interrupted(command(data, tmp_path / 'logs'), tmp_path / 'logs' / 'synthpedes', steps=2)
+    assert not torch.equal(read_weights(folder)['image_queue'], read_weights(run)['image_queue'])
     train_program.main(['--resume', folder, '--grad_checkpoint'])
-    first, second = weights(run), weights(folder)
-    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    assert_equal_weights(run, folder)
 
 
 def test_the_best_checkpoint_has_no_momentum_encoder(run):
     def training_only(file):
-        return {prefix for prefix in TRAINING_ONLY for name in weights(run, file) if name.startswith(prefix)}
+        return {prefix for prefix in TRAINING_ONLY for name in read_weights(run, file) if name.startswith(prefix)}
     assert training_only('last.pth') == set(TRAINING_ONLY) and not training_only('best.pth')
 
 
