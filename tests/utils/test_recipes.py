@@ -7,8 +7,8 @@ from utils.errors import UserError
 from utils.options import build_test_parser, get_args, parse_test_options, run_options
 from utils.recipes import BENCHMARKS, CONFIGS, find_recipes
 
-METHODS = ('a2te', 'agm', 'aptm', 'conquer', 'dm-adapter', 'fmfa', 'irra', 'php', 'rde', 'sen', 'tbps-clip',
-           'up-person')
+METHODS = ('a2te', 'agm', 'aptm', 'conquer', 'dm-adapter', 'fmfa', 'irra', 'mars', 'php', 'rasa', 'rde', 'sen',
+           'tbps-clip', 'up-person')
 # {dataset: methods with other values on it}
 WITH_OWN_FILES = {'CUHK-PEDES': (), 'ICFG-PEDES': ('a2te', 'php'), 'RSTPReid': ('a2te', 'php', 'up-person')}
 
@@ -29,7 +29,8 @@ FORMER_PATHS = {
     'configs/aptm/pretrain-mals.yaml': '--config_file configs/aptm-mals.yaml',
     'configs/aptm/pa-100k.yaml': '--config_file configs/aptm-pa-100k.yaml',
     'configs/aptm/pa-100k-image.yaml': '--config_file configs/aptm-pa-100k-image.yaml',
-    'configs/aptm/synthpedes.yaml': '--config_file configs/aptm-synthpedes.yaml'}
+    **{f'configs/{method}/synthpedes.yaml': f'--config_file configs/{method}-synthpedes.yaml'
+       for method in ('aptm', 'rasa')}}
 
 
 def test_every_recipe_had_a_former_path():
@@ -66,7 +67,8 @@ def test_a_former_path_from_elsewhere(tmp_path, monkeypatch):
     ('CUHK-PEDES', {f'{method}.yaml' for method in METHODS}),
     *((dataset, {f'{method}-{dataset.lower()}.yaml' if method in WITH_OWN_FILES[dataset] else f'{method}.yaml'
                  for method in METHODS}) for dataset in ('ICFG-PEDES', 'RSTPReid')),
-    ('MALS', {'aptm-mals.yaml'}), ('PA-100K', {'aptm-pa-100k.yaml'}), ('synthpedes', {'aptm-synthpedes.yaml'}),
+    ('MALS', {'aptm-mals.yaml'}), ('PA-100K', {'aptm-pa-100k.yaml'}),
+    ('synthpedes', {'aptm-synthpedes.yaml', 'rasa-synthpedes.yaml'}),
     ('people.csv', set())])
 def test_recipes_of_a_dataset(dataset, expected):
     paths = find_recipes(dataset)
