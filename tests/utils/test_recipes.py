@@ -7,8 +7,8 @@ from utils.errors import UserError
 from utils.options import build_test_parser, get_args, parse_test_options, run_options
 from utils.recipes import BENCHMARKS, CONFIGS, find_recipes
 
-METHODS = ('a2te', 'agm', 'aptm', 'conquer', 'dm-adapter', 'fmfa', 'irra', 'mars', 'php', 'rasa', 'rde', 'sen',
-           'tbps-clip', 'up-person')
+METHODS = ('a2te', 'agm', 'aptm', 'conquer', 'dm-adapter', 'fmfa', 'gadms', 'icl', 'irra', 'mars', 'php', 'rasa', 'rde',
+           'sen', 'tbps-clip', 'up-person')
 # {dataset: methods with other values on it}
 WITH_OWN_FILES = {'CUHK-PEDES': (), 'ICFG-PEDES': ('a2te', 'php'), 'RSTPReid': ('a2te', 'php', 'up-person')}
 
@@ -26,6 +26,7 @@ FORMER_PATHS = {
     **{f'configs/{method}/{dataset.lower()}-{variant}.yaml':
        f'--config_file configs/{method}-{variant}.yaml --dataset_name {dataset}'
        for method, variant in (('irra', 'ham'), ('sen', 'xl')) for dataset in BENCHMARKS},
+    'configs/gadms/webperson.yaml': '--config_file configs/gadms-webperson.yaml',
     'configs/aptm/pretrain-mals.yaml': '--config_file configs/aptm-mals.yaml',
     'configs/aptm/pa-100k.yaml': '--config_file configs/aptm-pa-100k.yaml',
     'configs/aptm/pa-100k-image.yaml': '--config_file configs/aptm-pa-100k-image.yaml',
