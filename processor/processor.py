@@ -53,7 +53,8 @@ class Trainer:
     def __init__(self, args, model, train_loader, evaluator, optimizer, scheduler, checkpointer):
         self.args, self.model, self.loader, self.evaluator = args, model, train_loader, evaluator
         self.scheduler, self.checkpointer = scheduler, checkpointer
-        self.training_step = build_step(model, optimizer, args.micro_batch, args.shard)
+        self.training_step = build_step(model, optimizer, args.micro_batch, args.shard,
+                                        clip_grad_norm=args.clip_grad_norm, accumulate=args.accumulate)
         self.clean_pairs = CleanPairs(model, train_loader, args.seed)
         self.pending_metrics = PendingMetrics(train_loader.dataset, checkpointer)
         self.flush_period = FLUSH_PERIOD if next(model.parameters()).device.type != 'cpu' else 1
@@ -71,10 +72,18 @@ class Trainer:
             if not state.total_steps:
                 self.save_last()  # a full disk shows now, and an early interrupt can be resumed
             self.evaluate()
-            while state.epoch <= self.args.num_epoch:
+            while state.epoch <= self.args.num_epoch and not self.has_stopped_improving():
                 self.train_epoch()
                 self.evaluate()
+        if state.epoch <= self.args.num_epoch:
+            self.log.log_early_stop()
         self.log.log_summary(self.checkpointer.path('best'))
+
+    def has_stopped_improving(self):
+        """Whether the latest evaluation is ``--early_stop`` or more epochs after the best one."""
+        best_epoch, period = self.state.best['epoch'], self.args.eval_period
+        latest_epoch = (self.state.epoch - 1) // period * period
+        return bool(self.args.early_stop and best_epoch and latest_epoch - best_epoch >= self.args.early_stop)
 
     def train_epoch(self):
         state = self.state
@@ -99,6 +108,7 @@ class Trainer:
                 self.flush_metrics()
                 self.log.log_step(self.lr, bar.samples_per_second)
             self.save_if_due()
+        self.training_step.update()     # with the batches that --accumulate leaves over
         bar.close()
         self.flush_metrics()
         self.log.seconds_per_step = bar.seconds_per_step
@@ -152,11 +162,11 @@ class Trainer:
         self.save_last()
 
     def save_if_due(self):
-        """Save last.pth between two steps every ``--save_steps`` steps, and before an exit."""
+        """Save last.pth between two updates about every ``--save_steps`` steps, and before an exit."""
         step = self.state.step
-        if step == len(self.loader):
+        if step == len(self.loader) or self.training_step.accumulated_batches:
             return
-        is_due = self.args.save_steps and step % self.args.save_steps == 0
+        is_due = self.args.save_steps and step % self.args.save_steps < self.args.accumulate
         is_interrupted = self.interrupt.is_requested()
         if is_due or is_interrupted:
             self.save_last()
@@ -173,6 +183,8 @@ class Trainer:
         return self.pending_metrics.flush(self.state.means)
 
     def save_last(self):
+        if self.training_step.accumulated_batches:  # a worker hangs: the last.pth before this update stays
+            return
         self.flush_metrics()
         self.state.save(self.checkpointer, self.clean_pairs, self.training_step.scaler)
 

@@ -168,7 +168,7 @@ def start(command, tmp_path):
 
 
 def wait_for_end(process, tmp_path):
-    """``(exit status, output and errors)``"""
+    """Return ``(exit status, output and errors)``."""
     process.join(HANG_TIMEOUT)
     return process.exitcode, (tmp_path / 'output.txt').read_text()
 
