@@ -12,6 +12,7 @@ from processor.progress import ProgressBar, log_skipped_images, open_metrics_log
 from processor.run_state import RunState
 from processor.step import get_image_stats
 from processor.training_log import TrainingLog
+from processor.weight_average import WeightAverage
 from utils.batch_shard import sync_batch_shards
 from utils.errors import UserError
 from utils.measures import RANK1
@@ -55,6 +56,7 @@ class Trainer:
         self.scheduler, self.checkpointer = scheduler, checkpointer
         self.training_step = build_step(model, optimizer, args.micro_batch, args.shard,
                                         clip_grad_norm=args.clip_grad_norm, accumulate=args.accumulate)
+        self.average = WeightAverage(model, optimizer, args.ema)
         self.clean_pairs = CleanPairs(model, train_loader, args.seed)
         self.pending_metrics = PendingMetrics(train_loader.dataset, checkpointer)
         self.flush_period = FLUSH_PERIOD if next(model.parameters()).device.type != 'cpu' else 1
@@ -64,6 +66,7 @@ class Trainer:
         """Train from an epoch, or from the position in it that ``checkpointer.resume`` read."""
         self.state = state = RunState(self.measure, start_epoch)
         state.load(self.checkpointer, self.clean_pairs, self.training_step.scaler, len(self.loader))
+        self.average.load(self.checkpointer.resumed)
         with (exit_if_interrupted(self.checkpointer.path('last')),
               open_metrics_log(self.args.output_dir, state.total_steps, state.pending_evaluation) as metrics_log,
               InterruptHandler(self.save_last) as self.interrupt):
@@ -138,7 +141,8 @@ class Trainer:
         self.state.start_next_epoch()
         self.save_last()
         if self.args.save_period and epoch % self.args.save_period == 0:
-            self.checkpointer.save(f'epoch_{epoch}', epoch=epoch, val_dataset=None)     # no split selected it
+            with self.average.applied():
+                self.checkpointer.save(f'epoch_{epoch}', epoch=epoch, val_dataset=None)     # no split selected it
 
     def evaluate(self):
         """Run the evaluation that is due. A signal may interrupt it at any time; a resumed run repeats it."""
@@ -147,7 +151,7 @@ class Trainer:
             return
         with self.interrupt.raising_immediately():
             start = time.perf_counter()
-            with self.training_step.unsharded():
+            with self.training_step.unsharded(), self.average.applied():
                 figure = self.evaluator.eval(self.model)
             self.log.seconds_per_evaluation = time.perf_counter() - start
         # An evaluator of a user's own script may lack these attributes.
@@ -155,8 +159,9 @@ class Trainer:
         self.log.write_evaluation(metrics, getattr(self.evaluator, 'other_metrics', {}))
         if figure > state.best_value:
             state.best = {self.measure.key: float(figure), 'epoch': epoch}
-            self.checkpointer.save('best', epoch=epoch, metrics=metrics, val_dataset=self.args.val_dataset,
-                                   noise=getattr(self.loader.dataset, 'noise', None))
+            with self.average.applied():
+                self.checkpointer.save('best', epoch=epoch, metrics=metrics, val_dataset=self.args.val_dataset,
+                                       noise=getattr(self.loader.dataset, 'noise', None))
         self.log.log_evaluation(figure)
         state.pending_evaluation = None
         self.save_last()
@@ -186,7 +191,7 @@ class Trainer:
         if self.training_step.accumulated_batches:  # a worker hangs: the last.pth before this update stays
             return
         self.flush_metrics()
-        self.state.save(self.checkpointer, self.clean_pairs, self.training_step.scaler)
+        self.state.save(self.checkpointer, self.clean_pairs, self.training_step.scaler, **self.average.state_dict())
 
 
 def do_inference(model, test_img_loader, test_txt_loader):

@@ -254,6 +254,9 @@ def add_solver_options(parser):
     solver.add_argument('--accumulate', type=positive_int, default=1,
                         help='number of batches whose gradients are averaged for one update; losses compare only the '
                              'samples of one batch')
+    solver.add_argument('--ema', type=fraction_below_one, default=None, metavar='DECAY',
+                        help='decay per update of an exponential moving average of the weights, which is evaluated and '
+                             'saved instead of the weights, such as 0.999 (default: no average)')
     solver.add_argument('--early_stop', type=positive_int, default=None, metavar='EPOCHS',
                         effect=RESULT | CHANGEABLE_ON_RESUME | NOT_IN_RECIPE,
                         help='number of epochs without a better evaluation after which the run ends (default: it ends '

@@ -5,11 +5,13 @@ import torch
 from datasets.sampler import shard_slice
 from processor.build import build_step
 from processor.sharding import supports_cpu_sharding
+from processor.weight_average import WeightAverage
 from tests.processor.test_several_processes import double_precision, model_of, samples
 from tests.several import Processes
 from tests.support import compute_gradients, golden_archive, golden_json, small_batch, small_model
 from utils import comm
 from utils.batch_shard import sync_batch_shards
+from utils.errors import UserError
 from utils.seeding import seed_all
 
 LIMIT = 0.01    # far below the norm of the small models' gradients
@@ -115,11 +117,25 @@ def processes():
     started.close()
 
 
-@pytest.mark.parametrize('micro_batch, shard', [(None, False), (2, False), pytest.param(
-    None, True, marks=pytest.mark.skipif(not supports_cpu_sharding(), reason="this PyTorch's FSDP2 needs GPUs"))])
+needs_sharding = pytest.mark.skipif(not supports_cpu_sharding(), reason="this PyTorch's FSDP2 needs GPUs")
+
+
+@pytest.mark.parametrize('micro_batch, shard', [(None, False), (2, False),
+                                                pytest.param(None, True, marks=needs_sharding)])
 def test_two_processes_update_as_one(archive, processes, micro_batch, shard):
     expected = train(archive)
     for weights in processes.run(train, archive, micro_batch, shard):
         assert weights.keys() == expected.keys()
         for name, value in weights.items():
             torch.testing.assert_close(value, expected[name], rtol=1e-9, atol=1e-9, msg=name)
+
+
+def average_sharded_weights(archive):
+    model, _ = start(archive, shard_parameters=True)
+    with pytest.raises(UserError, match='--ema cannot be combined with --shard'):
+        WeightAverage(model, torch.optim.SGD(model.parameters()), 0.5)
+
+
+@needs_sharding
+def test_sharded_weights_have_no_average(archive, processes):
+    processes.run(average_sharded_weights, archive)

@@ -1,4 +1,4 @@
-"""``--clip_grad_norm``, ``--accumulate`` and ``--early_stop`` in runs that are killed, resumed or on two processes."""
+"""Training tools (docs/training_tools.md) in runs that are killed, resumed or on two processes."""
 import json
 import os
 import signal
@@ -6,6 +6,7 @@ import signal
 import pytest
 import torch
 
+import test as test_program
 import train as train_program
 from processor.processor import Trainer
 from tests.several import Launched
@@ -13,7 +14,7 @@ from utils.checkpoint import read_checkpoint
 
 # Three steps an epoch: an update of two batches and one of the last.
 GRADIENTS = ['--loss_names', 'sdm', '--limit_train', '24', '--clip_grad_norm', '0.5', '--accumulate', '2',
-             '--save_steps', '1', '--log_period', '1']
+             '--ema', '0.5', '--save_steps', '1', '--log_period', '1']
 # A model that does not change cannot improve.
 STOPPED = ['--loss_names', 'sdm', '--limit_train', '16', '--lr', '0', '--num_epoch', '9', '--early_stop', '2']
 
@@ -52,6 +53,8 @@ def assert_same_run(folder, expected):
     for number, state in one['optimizer']['state'].items():
         assert all(torch.equal(value, other['optimizer']['state'][number][name]) for name, value in state.items())
     assert (one['epoch'], one['step'], one['best']) == (other['epoch'], other['step'], other['best'])
+    for name, value in one.get('ema', {}).items():
+        assert torch.equal(value, other['ema'][name])
     kinds = 'train', 'epoch', 'evaluation'
     assert records(folder, *kinds) == records(expected, *kinds)
 
@@ -63,6 +66,20 @@ def test_a_run_killed_between_accumulated_batches_resumes_to_the_same_weights(co
     train_program.main(['--resume', run_folder()])
     train_program.main([*command, *GRADIENTS, '--output_dir', str(tmp_path / 'whole')])
     assert_same_run(run_folder(), run_folder(root=tmp_path / 'whole'))
+
+
+def test_the_average_is_evaluated_and_saved(command, run_folder):
+    train_program.main([*command, *GRADIENTS, '--num_epoch', '1', '--save_period', '1'])
+    last = read_checkpoint(os.path.join(run_folder(), 'last.pth'))
+    for name in ('best', 'epoch_1'):
+        weights = read_checkpoint(os.path.join(run_folder(), f'{name}.pth'))['model']
+        assert all(torch.equal(weights[name], value) for name, value in last['ema'].items())
+    assert any(not torch.equal(last['model'][name], value) for name, value in last['ema'].items())
+    assert test_program.main(['--config_file', os.path.join(run_folder(), 'configs.yaml')]) == 0
+    with open(os.path.join(run_folder(), 'metrics.json')) as file:
+        tested, = json.load(file)['results'].values()
+    evaluation, = records(run_folder(), 'evaluation')
+    assert tested['t2i']['mAP'] == pytest.approx(evaluation['mAP'], abs=1e-3)
 
 
 def test_a_signal_waits_for_the_update(command, run_folder, monkeypatch, tmp_path):
