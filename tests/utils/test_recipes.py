@@ -7,7 +7,7 @@ from utils.errors import UserError
 from utils.options import build_test_parser, get_args, parse_test_options, run_options
 from utils.recipes import BENCHMARKS, CONFIGS, find_recipes
 
-METHODS = ('a2te', 'agm', 'aptm', 'fmfa', 'irra', 'php', 'rde', 'sen', 'tbps-clip')
+METHODS = ('a2te', 'agm', 'aptm', 'fmfa', 'gadms', 'irra', 'php', 'rde', 'sen', 'tbps-clip')
 WITH_OWN_FILES = ('a2te', 'php')      # other values on ICFG-PEDES and RSTPReid
 
 
@@ -30,9 +30,13 @@ FORMER_PATHS = {
     'configs/aptm/synthpedes.yaml': '--config_file configs/aptm-synthpedes.yaml'}
 
 
-def test_every_recipe_had_a_former_path():
+NEVER_MOVED = {'configs/gadms-webperson.yaml'}
+
+
+def test_every_recipe_had_a_former_path_or_never_moved():
     recipes = {f'configs/{name}' for name in os.listdir(CONFIGS) if name.endswith('.yaml')}
-    assert recipes == {command.split()[1] for command in FORMER_PATHS.values()}
+    former = {command.split()[1] for command in FORMER_PATHS.values()}
+    assert recipes == former | NEVER_MOVED and not former & NEVER_MOVED
 
 
 @pytest.mark.parametrize('path, command', FORMER_PATHS.items())
@@ -77,6 +81,14 @@ def test_recipes_of_a_dataset(dataset, expected):
 def test_a_recipe_differs_from_no_recipe(method, dataset):
     args = get_args(recipe_of(method, dataset).split())
     assert args.dataset_name == dataset and args.name == method and not args.config.notes
+
+
+@pytest.mark.parametrize('flags, note', [
+    ('--lr 2e-5', 'configs/irra.yaml: lr 2e-05 (recipe 1e-05)'),
+    ('--batch_size 128 --lr_rules flat --lr 2e-5', 'configs/gadms.yaml: lr 2e-05 (recipe 1e-05)')])
+def test_a_run_is_compared_with_the_nearest_of_several_recipes_with_its_losses(flags, note):
+    args = get_args(['--config_file', 'configs/irra.yaml', *flags.split()])
+    assert args.config.notes == (f'differs from {note}',)
 
 
 @pytest.mark.parametrize('dataset, notes', [
