@@ -7,7 +7,7 @@ from utils.errors import UserError
 from utils.options import build_test_parser, get_args, parse_test_options, run_options
 from utils.recipes import BENCHMARKS, CONFIGS, find_recipes
 
-METHODS = ('a2te', 'agm', 'aptm', 'fmfa', 'irra', 'php', 'rde', 'sen', 'tbps-clip')
+METHODS = ('a2te', 'agm', 'aptm', 'fmfa', 'icl', 'irra', 'php', 'rde', 'sen', 'tbps-clip')
 WITH_OWN_FILES = ('a2te', 'php')      # other values on ICFG-PEDES and RSTPReid
 
 
