@@ -179,7 +179,7 @@ def read_published_rows(dataset):
 
 
 def published_row(args):
-    """The published row with a run's dataset, initial weights, backbone, tuning, PHP parts and losses; {} if there is none."""
+    """The published row with a run's dataset, initial weights, backbone, tuning, PHP parts and losses, or {}."""
     rows = read_published_rows(args.dataset_name)
     initial = initial_clip(args, {row['start'] for row in rows if 'start' in row})
     losses = set(parse_loss_names(args.loss_names, args.backbone, args.tuning))

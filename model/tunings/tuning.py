@@ -22,7 +22,7 @@ class Tuning:
         backbones: names of the backbones that the tuning fits; empty: any.
         shared_options: options that the tuning reads and another file adds.
         losses: {loss name: Head class} of losses that belong to the tuning. With this tuning, they replace other losses
-            of the same name. Such a head reads ``encoded.image_routing`` and ``encoded.text_routing``.
+            of the same name. These heads read ``encoded.image_routing`` and ``encoded.text_routing``.
         has_routing: whether :meth:`BlockTuning.mlp_branch <model.clip_model.BlockTuning.mlp_branch>` of each block
             returns a routing. Losses get that of all blocks and of the global batch, as
             ``encoded.image_routing`` [B, blocks, ...] and ``encoded.text_routing`` [B, blocks, ...].
