@@ -13,6 +13,7 @@ from datasets.synthpedes import generate
 from model.backbones.aptm import STATISTICS
 from model.heads.aptm import ITM
 from run_scripts import page
+from tests.programs.run_folders import assert_equal_weights, only, read_weights, train_until_interrupted
 from utils.errors import UserError
 
 
@@ -31,11 +32,6 @@ def command(data, logs, *more):
             '--output_dir', str(logs), *more]
 
 
-def only(folder):
-    name, = os.listdir(folder)
-    return os.path.join(folder, name)
-
-
 @pytest.fixture(scope='module')
 def run(data, tmp_path_factory):
     """The folder of a run over two epochs."""
@@ -44,30 +40,12 @@ def run(data, tmp_path_factory):
     return only(logs / 'synthpedes')
 
 
-def weights(folder):
-    return torch.load(os.path.join(folder, 'last.pth'))['model']
-
-
 def test_a_resumed_run_is_the_same_to_the_last_bit(data, run, tmp_path):
     """Stopped between two steps of an epoch, from the cache of images and with blocks computed twice."""
-    from processor.processor import Trainer
-    logs, steps = tmp_path / 'logs', []
-    train_step = Trainer.train_step
-
-    def stop_at_third(self, *step):
-        train_step(self, *step)
-        steps.append(1)
-        if len(steps) == 3:
-            self.interrupt.signal_number = 2
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, 'train_step', stop_at_third)
-        with pytest.raises(SystemExit):
-            train_program.main(command(data, logs))
-    folder = only(logs / 'synthpedes')
+    folder = train_until_interrupted(command(data, tmp_path / 'logs'), tmp_path / 'logs' / 'synthpedes', steps=3)
     train_program.main(['--resume', '--resume_ckpt_file', os.path.join(folder, 'last.pth'),
                         '--image_cache', str(tmp_path / 'cache')])
-    first, second = weights(run), weights(folder)
-    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    assert_equal_weights(run, folder)
     assert any('bicubic' in name for name in os.listdir(tmp_path / 'cache'))
 
 
@@ -97,7 +75,7 @@ def test_a_second_row_re_ranked(run, tmp_path, capsys, monkeypatch):
 
 def test_a_released_checkpoint_without_a_config(run, data, tmp_path, monkeypatch, capsys):
     released = tmp_path / 'checkpoint_best.pth'
-    torch.save({'model': weights(run), 'config': {'embed_dim': 64}}, released)
+    torch.save({'model': read_weights(run), 'config': {'embed_dim': 64}}, released)
     options = ['--backbone', 'aptm', '--checkpoint', str(released), '--dataset_name', 'synthpedes', '--root_dir', data,
                '--img_size', '96', '32', '--text_length', '40', '--num_workers', '0', '--device', 'cpu',
                '--rerank', '3']
