@@ -1,4 +1,4 @@
-"""What the backbones with BERT as text and fusion encoder have in common."""
+"""The common part of the backbones with BERT as text and fusion encoder."""
 from model.backbones import Backbone
 from model.bert_vocabulary import VOCABULARY
 
