@@ -13,6 +13,7 @@ from datasets.entries import open_entries
 from datasets.published_splits import split_note
 from datasets.released_lists import aptm_list_files, read_aptm_list, read_tbps_list, tbps_list_files
 from datasets.samples import renumber_pids
+from datasets.side_texts import SideTexts
 from utils.errors import UserError
 from utils.iotools import read_json
 
@@ -207,13 +208,16 @@ class BaseDataset:
         samples = entries.samples(pids, self.img_dir)
         return samples if self.is_memory_mapped else list(samples), set(range(count))
 
-    def back_translations(self):
-        """``{(image_id, caption): back-translation}`` of the training captions that have one (``captions_bt``)."""
-        if self.is_memory_mapped and not self.train_annos.may_have_field('captions_bt'):
-            return {}
-        rows = self.split_entries['train'].rows.tolist()
-        return {(image_id, caption): translation for image_id, entry in zip(rows, self.train_annos)
-                for caption, translation in zip(entry['captions'], entry.get('captions_bt', ()))}
+    def side_texts(self, key):
+        """The side texts of the training captions, in the order of ``train``: :class:`datasets.side_texts.SideTexts`.
+
+        Args:
+            key: their key in the annotation, such as ``captions_bt``.
+        """
+        if self.is_memory_mapped and not self.train_annos.may_have_field(key):
+            return SideTexts.from_values([''] * len(self.train))
+        return SideTexts.from_values(text for entry in self.train_annos
+                                     for text in entry.get(key) or [''] * len(entry['captions']))
 
     def _build_evaluation_samples(self, entries):
         pids = entries.ids.tolist()

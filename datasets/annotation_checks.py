@@ -4,6 +4,7 @@ import os
 from collections import Counter, defaultdict
 
 from datasets.captions import caption_problem, is_encodable, looks_like_list
+from datasets.side_texts import side_text_problem
 from utils.errors import UserError, unknown_name_error
 from utils.simple_tokenizer import END, MASK, START, clean_text
 
@@ -49,11 +50,7 @@ def entry_problem(entry, image_key, has_captions=True):
             return f'has a caption {number} that is a list written as one text: write a JSON list, without quote marks'
         if has_captions and (problem := caption_problem(caption)):
             return f'has {problem} (number {number})'
-    count, translations = len(entry['captions']), entry.get('captions_bt', entry['captions'])
-    if not (isinstance(translations, list) and len(translations) == count
-            and all(isinstance(text, str) for text in translations)):
-        return f"has 'captions_bt' that are no list of {count} texts, a back-translation of each caption"
-    return path_problem(entry[image_key], image_key)
+    return side_text_problem(entry) or path_problem(entry[image_key], image_key)
 
 
 def special_tokens(caption):

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 
 from datasets.annotation_checks import SPLITS
 from datasets.array_cache import get_captions, get_image_ids, get_pids
+from datasets.fields import FIELDS
 from datasets.image_cache import open_store
 from datasets.images import ImageComponent, ImageDataset, ImageTransform
 from datasets.noise import add_caption_noise
@@ -17,7 +18,7 @@ from datasets.preprocessing import build_preprocessing
 from datasets.prompts import PromptCollator, read_prompts, tokenize_prompts
 from datasets.registry import dataset_class
 from datasets.sampler import CaptionSampler, SplitSampler, build_batch_sampler
-from datasets.samples import limit_training_samples
+from datasets.samples import limit_training_samples, limited_rows
 from datasets.text import CaptionMasking, CaptionTransform, TextDataset, tokenize_samples
 from datasets.workers import Loader, start_worker
 from utils import comm
@@ -102,7 +103,7 @@ def build_training_loaders(args, backbone=None):
     tokenizer = preprocessing.tokenizer(lambda: get_captions(samples))
     if not samples:
         raise empty_split_error(dataset, 'train')
-    samples, noise = add_caption_noise(samples, args.noisy_rate, args.noisy_file)
+    samples, permutation, noise = add_caption_noise(samples, args.noisy_rate, args.noisy_file)
     if noise:
         logger.info('of %d training pairs %d exchange captions, and %d stay clean', len(samples), noise['noisy'],
                     noise['clean'])
@@ -110,7 +111,9 @@ def build_training_loaders(args, backbone=None):
         evaluated.name: build_evaluation_loaders(args, preprocessing, evaluated, args.val_dataset, args.batch_size,
                                                  tokenizer)
         for evaluated in evaluation_datasets(args, dataset)}
-    train = build_training_loader(args, preprocessing, dataset, samples, tokenizer)
+    caption_rows = select_training_rows(args, dataset)
+    caption_rows = caption_rows if permutation is None else caption_rows[permutation]
+    train = build_training_loader(args, preprocessing, dataset, samples, tokenizer, caption_rows)
     train.dataset.noise = noise
     return TrainingLoaders(train, evaluations, len(pids))
 
@@ -121,6 +124,13 @@ def select_training_samples(args, dataset):
         sizes = getattr(dataset, 'sizes', None)
         return limit_training_samples(dataset.train, args.limit_train, dataset.anno_path, sizes)
     return dataset.train, dataset.train_id_container
+
+
+def select_training_rows(args, dataset):
+    """The indices in ``dataset.train`` of the samples of :func:`select_training_samples`, int64 [S]."""
+    if args.limit_train:
+        return limited_rows(args.limit_train, getattr(dataset, 'sizes', None) or [len(dataset.train)])
+    return np.arange(len(dataset.train))
 
 
 def evaluation_datasets(args, dataset):
@@ -144,7 +154,7 @@ def needs_attributes(args):
     return 'attribute_labels' in args.config.data.batch_fields
 
 
-def build_training_loader(args, preprocessing, dataset, samples, tokenizer):
+def build_training_loader(args, preprocessing, dataset, samples, tokenizer, caption_rows):
     """Build the loader of training batches.
 
     Args:
@@ -153,6 +163,7 @@ def build_training_loader(args, preprocessing, dataset, samples, tokenizer):
         dataset: the dataset of the samples.
         samples: training pairs ``(pid, image_id, image path, caption)``.
         tokenizer: the backbone's tokenizer.
+        caption_rows: int64 [S], the index in ``dataset.train`` of the caption of each sample.
     """
     # All training images are cached, even if --limit_train selects only some.
     store = open_image_store(args, preprocessing, dataset, 'train', (sample[2] for sample in dataset.train),
@@ -165,12 +176,13 @@ def build_training_loader(args, preprocessing, dataset, samples, tokenizer):
                   for first_id, image_stats in component_image_stats(preprocessing, dataset)]
     images = ImageTransform(components, image_fields, store, args.img_size)
     masking = CaptionMasking.from_options(args)
-    augment = preprocessing.caption_augmentation(dataset.back_translations())
+    side_texts = get_side_texts(dataset, text_fields, preprocessing.side_text_keys, caption_rows)
+    augment = preprocessing.caption_augmentation(side_texts)
     text_length = preprocessing.train_text_length(get_captions(samples), tokenizer)
     tokens = tokenize_samples(samples, tokenizer, text_length, folder=token_folder(dataset))
     if masking.needs_tags(text_fields):
         preprocessing.validate_tagging()
-    captions = CaptionTransform(samples, tokens, tokenizer, text_fields, masking, augment, labels)
+    captions = CaptionTransform(samples, tokens, tokenizer, text_fields, masking, augment, labels, side_texts)
     pairs = PairDataset(samples, images, captions, args.skip_broken)
     sampler = build_batch_sampler(args, get_pids(samples), getattr(dataset, 'sizes', None))
     collator = PromptCollator(prompts, tokenizer) if prompts else collate
@@ -228,6 +240,25 @@ def get_attributes(args, dataset, split, samples=None):
     if samples is not None:     # the labels have no rows for skipped images
         labels = labels[np.searchsorted(dataset.split_entries[split].rows, get_image_ids(samples))]
     return labels, read_prompts(args.prompt_file, labels.shape[1]) if args.prompt_file else prompts
+
+
+def get_side_texts(dataset, text_fields, optional_keys, caption_rows):
+    """The side texts that text fields and the preprocessing read: ``{key: SideTexts}`` (:mod:`datasets.side_texts`).
+
+    Args:
+        dataset: the dataset.
+        text_fields: names of text fields. Each caption must have the side texts that they read.
+        optional_keys: further keys, which captions may lack.
+        caption_rows: int64 [S], the index in ``dataset.train`` of the caption of each training pair.
+    """
+    required = {FIELDS[name].side_text for name in text_fields} - {''}
+    side_texts = {key: dataset.side_texts(key).select(caption_rows) for key in sorted({*required, *optional_keys})}
+    for key in required:
+        if missing := side_texts[key].missing_count:
+            raise UserError(f"{dataset.anno_path}: {missing} of {len(caption_rows)} training captions have no '{key}', "
+                            'which a loss of --loss_names reads: add them to the annotation (docs/icl.md), or leave '
+                            'the loss out')
+    return side_texts
 
 
 def empty_split_error(dataset, split):

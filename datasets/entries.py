@@ -17,7 +17,7 @@ logger = logging.getLogger('Pedestal.dataset')
 
 TEXT_ARRAYS = 'paths', 'captions', 'rest'
 # They check annotations, as datasets do.
-CHECKING_MODULES = 'datasets.annotation_checks', 'datasets.entries', 'datasets.released_lists'
+CHECKING_MODULES = 'datasets.annotation_checks', 'datasets.entries', 'datasets.released_lists', 'datasets.side_texts'
 HASH_BLOCK = 2 ** 20    # bytes of an annotation that are hashed at a time
 
 

@@ -5,8 +5,9 @@ import torch
 
 from datasets.eda import augment_caption, load_synonyms
 from datasets.masking import (
-    MASK_PROBABILITY, descriptive_positions, mask_tokens, mask_bert_tokens, noun_mask_probabilities,
+    MASK_PROBABILITY, descriptive_positions, mask_bert_tokens, mask_tokens, noun_mask_probabilities,
 )
+from datasets.side_texts import SECOND_CAPTIONS, draw_second_caption
 from datasets.whole_word_masking import mask_whole_words
 
 REPLACED_TOKEN_PROBABILITY = 0.3     # of a piece that RaSa's mrtd replaces
@@ -14,19 +15,21 @@ REPLACED_TOKEN_PROBABILITY = 0.3     # of a piece that RaSa's mrtd replaces
 FIELDS = {}   # {name: function from a CaptionSample to a tensor}, in the order in which a sample's fields are computed
 
 
-def field(function=None, *, uses_masking=False, uses_tags=False):
+def field(function=None, *, uses_masking=False, uses_tags=False, side_text=''):
     """Register a function in :data:`FIELDS` under its own name.
 
     Args:
         function: from a :class:`CaptionSample` to a tensor.
-        uses_masking: whether it reads ``sample.masked``. With ``--mlm_masking attention`` the model computes such a
-            field, and samples do not have it.
+        uses_masking: whether it reads ``sample.masked``. With ``--mlm_masking attention`` or ``saliency`` the model
+            computes such a field, and samples do not have it.
         uses_tags: whether it reads ``sample.transform.attribute_groups`` or ``.parts_of_speech``. All captions are
             tagged at the start then.
+        side_text: the annotation key of the side text that it reads, '' for none. Every training caption must have one
+            then (:mod:`datasets.side_texts`).
     """
     if function is None:
-        return functools.partial(field, uses_masking=uses_masking, uses_tags=uses_tags)
-    function.uses_masking, function.uses_tags = uses_masking, uses_tags
+        return functools.partial(field, uses_masking=uses_masking, uses_tags=uses_tags, side_text=side_text)
+    function.uses_masking, function.uses_tags, function.side_text = uses_masking, uses_tags, side_text
     FIELDS[function.__name__] = function
     return function
 
@@ -72,6 +75,16 @@ class CaptionSample:
         """int64 [L], the token ids of the pair's own caption."""
         return self.transform.tokens[self.index].long()
 
+    def side_text(self, key):
+        """The caption's side text under an annotation key, '' if it has none (:mod:`datasets.side_texts`)."""
+        side_texts = self.transform.side_texts.get(key)
+        return '' if side_texts is None else side_texts[self.caption_index]
+
+    def augment_further(self, caption):
+        """Augment a further caption of the pair as the first one, with other random numbers: token ids, int64 [L]."""
+        further = FurtherCaption(self, caption)
+        return further.ids if self.transform.augment is None else self.transform.augment(further)[0]
+
     def select_tokens(self, values):
         """Select the values of the tokens in ``ids`` from the original caption's values [L], padded with zeros."""
         result = torch.zeros_like(values)
@@ -104,6 +117,19 @@ class CaptionSample:
         """``(masked ids [L], labels [L])`` of the pair's own caption (:func:`datasets.masking.mask_bert_tokens`)."""
         masked = mask_bert_tokens(self.first_ids.tolist(), self.rng, self.transform.tokenizer, MASK_PROBABILITY)
         return tuple(map(torch.tensor, masked))
+
+
+class FurtherCaption(CaptionSample):
+    """A further caption of a pair, which ``transform.augment`` augments as the first one. It has no side texts."""
+    caption = ''
+
+    def __init__(self, sample, caption):
+        self.transform, self.index, self.caption_index = sample.transform, sample.index, sample.caption_index
+        self.rng, self.caption = sample.rng, caption
+        self.ids, self.token_positions = self.transform.tokenize(caption), slice(None)
+
+    def side_text(self, key):
+        return ''
 
 
 @field
@@ -160,6 +186,14 @@ def prompt_seed(sample):
     """The seed that masks the attributes' prompts, once per batch (:class:`datasets.prompts.PromptCollator`)."""
     return torch.tensor(sample.rng.getrandbits(62))
 
+
+@field(side_text=SECOND_CAPTIONS)
+def second_caption_ids(sample):
+    """Token ids of a second caption, drawn anew in each epoch (ICL, CVPR 2025), int64 [L].
+
+    ``--txt_aug`` augments it as the caption, with other random numbers. ``--caption_filter`` does not apply to it.
+    """
+    return sample.augment_further(draw_second_caption(sample.side_text(SECOND_CAPTIONS), sample.rng))
 
 @field
 def first_caption_ids(sample):

@@ -1,6 +1,7 @@
 """Join several datasets: ``--dataset_name CUHK-PEDES+ICFG-PEDES``."""
 from datasets.annotation import BaseDataset
 from datasets.annotation_checks import SPLITS
+from datasets.side_texts import SideTexts
 from utils.errors import UserError
 
 
@@ -45,12 +46,10 @@ class JoinedDataset(BaseDataset):
         self.dataset_dir = self.img_dir = root
         self.anno_path = ' + '.join(component.anno_path for component in components)
         self.sizes = [len(component.train) for component in components]
-        self.train, self.translations, self.first_image_ids = [], {}, []
+        self.train, self.first_image_ids = [], []
         first_pid = first_image_id = 0
         for component in components:
             self.first_image_ids.append(first_image_id)
-            for (image_id, caption), translation in component.back_translations().items():
-                self.translations[first_image_id + image_id, caption] = translation
             self.train += [(first_pid + pid, first_image_id + image_id, *rest)
                            for pid, image_id, *rest in component.train]
             first_pid += len(component.train_id_container)
@@ -64,9 +63,8 @@ class JoinedDataset(BaseDataset):
     def attributes(self, split):
         """None, because the components' attributes can differ."""
 
-    def back_translations(self):
-        """``{(image_id, caption): back-translation}`` of the training captions that have one."""
-        return self.translations
+    def side_texts(self, key):
+        return SideTexts.join([component.side_texts(key) for component in self.components])
 
 
 def first_dataset_name(name):

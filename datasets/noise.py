@@ -58,11 +58,12 @@ def add_caption_noise(samples, rate, file=''):
     """Exchange captions as ``--noisy_rate`` and ``--noisy_file`` say.
 
     Returns:
-        ``(samples, report)``: the report is a dict with the number of clean and noisy pairs, or None without noise.
+        ``(samples, permutation, report)``: pair i has the caption of pair ``permutation[i]``, int64 [S], and the report
+        is a dict with the number of clean and noisy pairs. Both are None without noise.
     """
     if not rate:
-        return samples, None
+        return samples, None, None
     permutation = read_permutation(file, len(samples)) if file else draw_noise_permutation(len(samples), rate)
     noisy = int((permutation != np.arange(len(samples))).sum())
     report = {'rate': rate, 'file': file or None, 'clean': len(samples) - noisy, 'noisy': noisy}
-    return exchange_captions(samples, permutation), report
+    return exchange_captions(samples, permutation), permutation, report

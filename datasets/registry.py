@@ -113,7 +113,8 @@ def dataset_facts(cls):
 
 def add_table_options(group):
     group.add_argument('--columns', nargs='+', type=parse_column, default=None, metavar='ROLE=COLUMN',
-                       help="names of a table's columns: image=... caption=... id=... split=... (default: usual names)")
+                       help="names of a table's columns: image=... caption=... id=... split=... back_translation=... "
+                            'second_caption=... (default: usual names)')
     group.add_argument('--split_seed', type=positive_int_up_to(10 ** 9), default=1,
                        help='seed of the random split of a table without splits')
 

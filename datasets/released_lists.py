@@ -11,6 +11,7 @@ import os
 
 from datasets.captions import is_empty_caption
 from datasets.identities import JUNK, canonical_identity, number_identities, spelling_variants
+from datasets.side_texts import DESCRIPTIONS, append_captions, list_problem, read_side_texts
 from utils.errors import UserError
 from utils.iotools import read_json
 
@@ -71,15 +72,22 @@ def read_aptm_list(path, split, label_count=None, has_captions=True, problems=No
             problems.append(f'{path}: row {number} (counted from 0) {problem}')
             continue
         captions = row['caption'] if isinstance(row.get('caption'), list) else [row.get('caption', '')]
+        side_texts = side_texts_of(row)
         pid = row.get('image_id', number)
         label = {'label': row['label']} if label_count is not None else {}
         last = entries[-1] if entries else None
         if last and last['file_path'] == row['image'] and last['id'] == pid:
-            last['captions'] += captions
+            append_captions(last, captions, side_texts)
         else:
-            entries.append({'id': pid, 'split': split, 'captions': captions, 'file_path': row['image'], **label})
+            entries.append({'id': pid, 'split': split, 'captions': captions, 'file_path': row['image'], **label,
+                            **side_texts})
     number_named_identities(entries, path, problems)
     return entries
+
+
+def side_texts_of(row):
+    """The side texts of the captions of a row of APTM's lists: ``{key: list}`` (:mod:`datasets.side_texts`)."""
+    return read_side_texts(row, {key: key for key in DESCRIPTIONS}, isinstance(row.get('caption'), list))
 
 
 def number_named_identities(entries, path, problems):
@@ -112,6 +120,9 @@ def row_problem(row, label_count, has_captions):
         return "has no 'caption', a sentence or a list of sentences"
     if not isinstance(row.get('image_id', 0), (int, str)) or isinstance(row.get('image_id'), bool):
         return "has an 'image_id' that is neither a number nor a name"
+    for key, side_texts in side_texts_of(row).items():
+        if problem := list_problem(side_texts, key, len(texts)):
+            return f"has '{key}' {problem}"
     return None if label_count is None else label_problem(row.get('label'), label_count)
 
 

@@ -40,11 +40,21 @@ def limit_training_samples(samples, count, source, sizes=None):
     """
     sizes = sizes or [len(samples)]
     counts = proportional_counts(min(count, sum(sizes)), sizes)
-    starts = itertools.accumulate(sizes[:-1], initial=0)
-    selected = [sample for start, size in zip(starts, counts) for sample in samples[start:start + size]]
+    selected = [samples[row] for row in limited_rows(count, sizes).tolist()]
     by_dataset = f' ({" + ".join(map(str, counts))} of the datasets)' if len(sizes) > 1 else ''
     logger.info('--limit_train: the first %d of %d training captions%s', len(selected), len(samples), by_dataset)
     return renumber_samples(selected, source)
+
+
+def limited_rows(count, sizes):
+    """The indices of the samples that :func:`limit_training_samples` selects, int64.
+
+    >>> limited_rows(3, [4, 2]).tolist()
+    [0, 1, 4]
+    """
+    counts = proportional_counts(min(count, sum(sizes)), sizes)
+    starts = itertools.accumulate(sizes[:-1], initial=0)
+    return np.concatenate([np.arange(start, start + size) for start, size in zip(starts, counts)])
 
 
 def proportional_counts(total, sizes):

@@ -1,7 +1,7 @@
 """Read a user's dataset from a table (.json, .jsonl, .csv, .tsv): ``--dataset_name people.csv --root_dir <folder>``.
 
-A row has the path of an image, a caption or a list of captions, an identity, and optionally a split. Rows of the same
-image become one entry with several captions. See docs/own_data.md.
+A row has the path of an image, a caption or a list of captions, an identity, and optionally a split and side texts of
+the captions. Rows of the same image become one entry with several captions. See docs/own_data.md.
 """
 import logging
 import math
@@ -14,6 +14,7 @@ from datasets.annotation_checks import SPLITS, path_problem
 from datasets.captions import caption_problem, looks_like_list, parse_caption_list
 from datasets.identities import JUNK, canonical_identity, number_identities, spelling_variants
 from datasets.released_lists import report_oddities
+from datasets.side_texts import BACK_TRANSLATIONS, SECOND_CAPTIONS, append_captions, list_problem, read_side_texts
 from datasets.table_files import read_rows
 from utils.errors import UserError, suggest_name
 from utils.paths import relative_path
@@ -26,7 +27,11 @@ COLUMNS = {
     'caption': ('caption', 'captions', 'text', 'sentence', 'description'),
     'id': ('id', 'person_id', 'pid', 'person', 'identity'),
     'split': ('split', 'part', 'subset'),
+    'back_translation': (BACK_TRANSLATIONS, 'back_translation', 'back_translations'),
+    'second_caption': (SECOND_CAPTIONS, 'second_caption', 'second_captions'),
 }
+SIDE_TEXT_ROLES = {'back_translation': BACK_TRANSLATIONS, 'second_caption': SECOND_CAPTIONS}
+OPTIONAL_ROLES = 'split', *SIDE_TEXT_ROLES
 SPLIT_NAMES = {'training': 'train', 'valid': 'val', 'validation': 'val', 'dev': 'val', 'testing': 'test',
                **{name: name for name in SPLITS}}
 SPLIT_FRACTIONS = {'val': 0.1, 'test': 0.2}      # of the identities of a table without splits; the rest is for training
@@ -116,7 +121,7 @@ class Table(BaseDataset):
 
 
 def find_columns(rows, given_columns, path):
-    """Find the column of each role ('image', 'caption', 'id', 'split'): ``{role: column}``.
+    """Find the column of each role of :data:`COLUMNS` that the table has: ``{role: column}``.
 
     Args:
         rows: the rows of the table.
@@ -133,7 +138,7 @@ def find_columns(rows, given_columns, path):
             columns[role] = given_columns[role]
         elif matches := [name for name in candidates if name in existing]:
             columns[role] = matches[0]
-        elif role != 'split':
+        elif role not in OPTIONAL_ROLES:
             raise UserError(f'{path} has no column {candidates[0]!r}: name it with --columns {role}=<column>; '
                             f'its columns are {", ".join(existing)}')
     return columns
@@ -142,6 +147,8 @@ def find_columns(rows, given_columns, path):
 def row_problem(row, names, images):
     """Describe the problem of a row, with the names of the table's columns; None if there is none."""
     for role, column in names.items():
+        if role in SIDE_TEXT_ROLES:
+            continue
         if row.get(column) in (None, '', []) or isinstance(row[column], float) and math.isnan(row[column]):
             return f"has no '{column}', its {role}"
     for caption in row_captions(row, names):
@@ -149,6 +156,9 @@ def row_problem(row, names, images):
             return f"has a '{names['caption']}' that is a {type(caption).__name__} instead of text"
         if problem := caption_problem(caption) or looks_like_list(caption) and UNREADABLE_LIST:
             return f"has {problem} in its column '{names['caption']}': {caption[:50]!r}"
+    for key, side_texts in row_side_texts(row, names).items():
+        if problem := list_problem(side_texts, key, len(row_captions(row, names))):
+            return f"has '{key}' {problem}"
     path = relative_image_path(str(row[names['image']]), images)
     if os.path.isabs(path) or WINDOWS_DRIVE.match(path):
         return f"has an absolute path in its column '{names['image']}': {path}; images are below {images}"
@@ -167,6 +177,13 @@ def row_captions(row, names):
     if isinstance(caption, str) and looks_like_list(caption):
         caption = parse_caption_list(caption) or caption
     return caption if isinstance(caption, list) else [caption]
+
+
+def row_side_texts(row, names):
+    """The side texts of a row's captions: ``{key: list}`` (:mod:`datasets.side_texts`)."""
+    columns = {key: names[role] for role, key in SIDE_TEXT_ROLES.items() if role in names}
+    caption = row[names['caption']]
+    return read_side_texts(row, columns, isinstance(caption, list) or looks_like_list(caption))
 
 
 def relative_image_path(path, images):
@@ -196,7 +213,7 @@ def merge_rows(rows, names, path, images):
             if merged.get(role) != entry.get(role):
                 raise UserError(f"{path}: row {number} (counted from 0) gives {image} another {names[role]} "
                                 'than a row before it')
-        merged['captions'] += row_captions(row, names)
+        append_captions(merged, row_captions(row, names), row_side_texts(row, names))
     return list(entries.values())
 
 

@@ -94,7 +94,8 @@ class TextDataset(Dataset):
 # -- captions of training pairs ----------------------------------------------------------------------------------------
 
 CAPTION_MASKINGS = 'inplace', 'clean'
-MLM_MASKINGS = 'random', 'attention', 'noun'
+MLM_MASKINGS = 'random', 'attention', 'noun', 'saliency'
+MODEL_MASKINGS = 'attention', 'saliency'      # of these MLM_MASKINGS, the model masks captions, and samples do not
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,8 @@ class CaptionMasking:
         caption_masking: 'inplace': ``caption_ids`` are masked, as in IRRA's training, and ``mlm_ids`` equals them.
             'clean': ``caption_ids`` are not masked, and ``mlm_ids`` comes with ``mlm_labels``.
         mlm_masking: which tokens are masked. 'random': any. 'noun': mostly nouns and adjectives, as in SEN.
-            'attention': the model masks (:mod:`model.heads.agm`), and captions are not masked here.
+            'attention', 'saliency': the model masks (:mod:`model.heads.agm`, :mod:`model.heads.gadms`), and captions
+            are not masked here.
         masked_token_rate, masked_token_unchanged_rate: see :func:`datasets.masking.mask_tokens`.
         caption_filter: the probability that a caption is reduced to its nouns, adjectives and pronouns (SEN), after
             truncation and before masking.
@@ -141,7 +143,7 @@ class CaptionMasking:
     def masks_captions(self, requested):
         """Whether captions are masked here, if heads request these text fields."""
         reads_masked = any(FIELDS[name].uses_masking for name in requested)
-        return self.mlm_masking != 'attention' and (self.masks_in_place or reads_masked)
+        return self.mlm_masking not in MODEL_MASKINGS and (self.masks_in_place or reads_masked)
 
     def select_fields(self, requested):
         """The text fields of a sample, in the order in which they are computed, if heads request these."""
@@ -169,11 +171,13 @@ class CaptionTransform:
         augment: a function from a :class:`~datasets.fields.CaptionSample` to ``(ids [L], token positions)``, which
             augments a caption after the filter and before masking.
         labels: int8 [S, A], the attributes of each pair's image, for the field ``attribute_labels``.
+        side_texts: ``{annotation key: SideTexts of the pairs}``, for ``augment`` and the fields that read them.
     """
 
-    def __init__(self, samples, tokens, tokenizer, fields=(), masking=CaptionMasking(), augment=None, labels=None):
+    def __init__(self, samples, tokens, tokenizer, fields=(), masking=CaptionMasking(), augment=None, labels=None,
+                 side_texts=None):
         self.samples, self.tokens, self.tokenizer = samples, tokens, tokenizer
-        self.masking, self.augment, self.labels = masking, augment, labels
+        self.masking, self.augment, self.labels, self.side_texts = masking, augment, labels, side_texts or {}
         self.mask_id = tokenizer.mask_id
         rate = masking.weak_positive_rate
         self.draw_caption = SamePersonCaptions(get_pids(samples), rate) if rate else own_caption

@@ -8,12 +8,14 @@ from model.clip_model import MLP, ResidualAttentionBlock, Transformer
 from model.compatibility import validate_distributed, validate_micro_batch, validate_needs
 from model.compile import compile_blocks
 from model.embeddings import compute_extra_embeddings, concatenate_embeddings, list_embedding_parts, refine_embedding
-from model.encoded_batch import EncodedBatch
+from model.encoded_batch import SHARED_EMBEDDING, EncodedBatch
 from model.heads import (
-    AddsEmbedding, HasReferenceNames, PreparesOnHost, RefinesEmbedding, TransformsBatch, UsesAllGather, describe_head,
+    AddsEmbedding, HasPairState, HasReferenceNames, PreparesOnHost, RefinesEmbedding, TransformsBatch, UsesAllGather,
+    describe_head,
 )
 from model.loss_names import active_heads, parse_loss_names
 from model.model_with_heads import ModelWithHeads
+from model.tunings import apply_tuning, tuning_class
 from utils import precision
 from utils.batch_shard import WHOLE_BATCH, GlobalBatch
 from utils.checkpoint import add_run_prefix
@@ -35,10 +37,16 @@ class RetrievalModel(ModelWithHeads):
         args: the options.
         num_classes: number of training identities.
         backbone: a :class:`~model.backbones.Backbone`.
+
+    Attributes:
+        pair_values: {name: [b, width]}, the new values of the latest batch's pairs (:class:`HasPairState`).
     """
 
     def __init__(self, args, num_classes, backbone):
+        tuning = apply_tuning(tuning_class(args), args, backbone)
         super().__init__(backbone)
+        self.tuning = tuning
+        self.pair_values = {}
         if args.freeze_conv1:
             backbone.freeze_patches()
         self.embed_dim, self.image_stats = backbone.embed_dim, backbone.image_stats(args)
@@ -62,7 +70,7 @@ class RetrievalModel(ModelWithHeads):
                 part.lean = True
 
     def _build_heads(self, args):
-        classes, named = active_heads(args), parse_loss_names(args.loss_names, self.backbone.name)
+        classes, named = active_heads(args), parse_loss_names(args.loss_names, self.backbone.name, args.tuning)
         for head in classes:
             validate_needs(head, self.backbone)
         # A tuple, not a ModuleList: the parts of the heads are registered under their own names.
@@ -138,6 +146,7 @@ class RetrievalModel(ModelWithHeads):
             with shard.per_rank_rng(ENCODER_SEED_KEY):
                 encoded = self.encode(batch)
             encoded.shard = shard
+            self.pair_values = self.update_pair_values(encoded, batch)
             global_batch = shard.global_batch(batch)
             results = self.compute_embedding_losses(self.gather_embeddings(encoded), global_batch)
             results.update(self.compute_token_losses(encoded, batch, global_batch, shard))
@@ -145,9 +154,24 @@ class RetrievalModel(ModelWithHeads):
 
     def transform_batch(self, batch, shard=WHOLE_BATCH):
         """Return the batch after the changes of :class:`TransformsBatch` heads."""
+        batch = self.add_start_values(batch)
         for head in self.heads_with(TransformsBatch):
             batch = head.transform_batch(batch, self, shard)
         return batch
+
+    def add_start_values(self, batch):
+        """Add the values of pairs (:class:`HasPairState`) before their first step, unless the batch has values."""
+        pids = batch['pids']
+        missing = {name: state for head in self.heads_with(HasPairState)
+                   for name, state in head.pair_states.items() if name not in batch}
+        return {**batch, **{name: torch.full((len(pids), state.width), state.start, device=pids.device)
+                            for name, state in missing.items()}}
+
+    @torch.no_grad()
+    def update_pair_values(self, encoded, batch):
+        """Compute the new values of a batch's pairs: {name: [b, width]} of all :class:`HasPairState` heads."""
+        return {name: values for head in self.heads_with(HasPairState)
+                for name, values in head.update_pair_state(encoded, batch).items()}
 
     def autocast(self):
         """Return the autocast context of the forward pass, for the device of the parameters."""
@@ -163,8 +187,8 @@ class RetrievalModel(ModelWithHeads):
         needs_image_map = self.embeddings_need_attention or 'image_attention' in self.needs
         needs_text_map = self.embeddings_need_attention or 'text_attention' in self.needs
         images, caption_ids = batch['images'], batch['caption_ids']
-        image_tokens, image_attention = self.backbone.encode_image(images, needs_image_map)
-        text_tokens, text_attention = self.backbone.encode_text(caption_ids, needs_text_map)
+        image_tokens, image_attention, image_routing = self.encode_tokens('image', images, needs_image_map)
+        text_tokens, text_attention, text_routing = self.encode_tokens('text', caption_ids, needs_text_map)
         masked_text_tokens = None
         if 'masked_text_tokens' in self.needs:
             masked_text_tokens = text_tokens
@@ -179,9 +203,32 @@ class RetrievalModel(ModelWithHeads):
             text=self.text_embedding(text_tokens, caption_ids, text_extras), text_extras=text_extras,
             image_tokens=image_tokens if 'image_tokens' in self.needs else None,
             text_tokens=text_tokens if 'text_tokens' in self.needs else None, masked_text_tokens=masked_text_tokens,
-            image_attention=image_attention, text_attention=text_attention, encoder=self.backbone.encoder,
-            embed_image=self.embed_image, embed_text=self.embed_text,
+            image_attention=image_attention, text_attention=text_attention, image_routing=image_routing,
+            text_routing=text_routing, encoder=self.backbone.encoder, embed_image=self.embed_image,
+            embed_text=self.embed_text, embed_text_all=self.embed_text_all,
             extra_embeddings={name: (added_images[name], added_texts[name]) for name in added_images})
+
+    def encode_tokens(self, side, inputs, need_map=False):
+        """Run the ``'image'`` or ``'text'`` encoder.
+
+        Returns:
+            Tokens [B, N, D], the attention map [B, N, N] or None, and the routing [B, blocks, ...] of ``--tuning`` or
+            None.
+        """
+        encode = {'image': self.backbone.encode_image, 'text': self.backbone.encode_text}[side]
+        if not self.tuning.has_routing:
+            return (*encode(inputs, need_map), None)
+        routing = []
+        tokens, attention = encode(inputs, need_map, routing)
+        return tokens, attention, torch.stack(routing, dim=1)
+
+    def embed(self, batch):
+        """Compute what heads without tokens read of a batch: an :class:`EncodedBatch` without tokens."""
+        image_tokens, _, image_routing = self.encode_tokens('image', batch['images'])
+        image = self.image_embedding(image_tokens)
+        text_tokens, _, text_routing = self.encode_tokens('text', batch['caption_ids'])
+        text = self.text_embedding(text_tokens, batch['caption_ids'])
+        return EncodedBatch(image, text, image_routing=image_routing, text_routing=text_routing)
 
     def image_embedding(self, tokens, extras=None):
         """Pool image tokens and let the heads refine the result: [B, N, D] -> [B, D] float32."""
@@ -201,15 +248,28 @@ class RetrievalModel(ModelWithHeads):
         """Compute the embedding that all heads share: token ids [B, L] -> [B, D] float32."""
         return self.text_embedding(self.backbone.encode_text(caption_ids)[0], caption_ids)
 
+    def embed_image_all(self, images):
+        """Compute all embeddings of normalized images [B, 3, H, W]: {name: [B, E] float32}, the shared one first."""
+        tokens, attention = self.backbone.encode_image(images, self.embeddings_need_attention)
+        extra = compute_extra_embeddings(self.heads_with_embedding, 'image', tokens, None, attention)
+        return {SHARED_EMBEDDING: self.image_embedding(tokens), **extra}
+
+    def embed_text_all(self, caption_ids):
+        """Compute all embeddings of token ids [B, L]: {name: [B, E] float32}, the shared one first."""
+        tokens, attention = self.backbone.encode_text(caption_ids, self.embeddings_need_attention)
+        extra = compute_extra_embeddings(self.heads_with_embedding, 'text', tokens, caption_ids, attention)
+        return {SHARED_EMBEDDING: self.text_embedding(tokens, caption_ids), **extra}
+
     def gather_embeddings(self, encoded):
         """Return the embeddings of the global batch, given those of this rank. Tokens are not gathered."""
         if encoded.shard is WHOLE_BATCH:
             return encoded
-        return self.build_embedding_batch(*map(encoded.shard.all_gather, (encoded.image, encoded.text)), encoded.shard)
+        rows = {name: encoded.shard.all_gather(value) for name, value in encoded.rows().items()}
+        return self.build_embedding_batch(rows, encoded.shard)
 
-    def build_embedding_batch(self, image, text, shard):
-        """Return an :class:`EncodedBatch` of embeddings [B, D], without tokens."""
-        return EncodedBatch(image, text, encoder=self.backbone.encoder, embed_image=self.embed_image,
+    def build_embedding_batch(self, rows, shard):
+        """Return an :class:`EncodedBatch` without tokens, given its :meth:`~EncodedBatch.rows`."""
+        return EncodedBatch(**rows, encoder=self.backbone.encoder, embed_image=self.embed_image,
                             embed_text=self.embed_text, shard=shard)
 
     def compute_embedding_losses(self, encoded, batch):
@@ -264,16 +324,12 @@ class RetrievalModel(ModelWithHeads):
     def encode_image(self, images):
         """Embed normalized images [B, 3, H, W] for ranking: [B, D] float32, not of unit length."""
         with self.autocast():
-            tokens, attention = self.backbone.encode_image(images, self.embeddings_need_attention)
-            extra = compute_extra_embeddings(self.heads_with_embedding, 'image', tokens, None, attention)
-            return concatenate_embeddings(self.embedding_parts, self.image_embedding(tokens), extra)
+            return concatenate_embeddings(self.embedding_parts, self.embed_image_all(images))
 
     def encode_text(self, caption_ids):
         """Embed token ids [B, L] for ranking: [B, D] float32, not of unit length."""
         with self.autocast():
-            tokens, attention = self.backbone.encode_text(caption_ids, self.embeddings_need_attention)
-            extra = compute_extra_embeddings(self.heads_with_embedding, 'text', tokens, caption_ids, attention)
-            return concatenate_embeddings(self.embedding_parts, self.text_embedding(tokens, caption_ids), extra)
+            return concatenate_embeddings(self.embedding_parts, self.embed_text_all(caption_ids))
 
     def blocks(self):
         """Return the blocks of encoders and cross encoder: ``[(module, whether the length of its inputs varies)]``."""

@@ -85,9 +85,15 @@ class SiLULinear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
+        x_grad = weight_grad = bias_grad = None
         rows = grad.flatten(0, -2)                                                  # [B*L, D]
-        weight_grad = rows.t() @ F.silu(x).flatten(0, -2)
-        return torch.ops.aten.silu_backward(grad @ weight, x), weight_grad, rows.sum(0)
+        if ctx.needs_input_grad[0]:
+            x_grad = torch.ops.aten.silu_backward(grad @ weight, x)
+        if ctx.needs_input_grad[1]:     # not if the weight is frozen (--tuning)
+            weight_grad = rows.t() @ F.silu(x).flatten(0, -2)
+        if ctx.needs_input_grad[2]:
+            bias_grad = rows.sum(0)
+        return x_grad, weight_grad, bias_grad
 
 
 class MLP(nn.Sequential):
@@ -127,7 +133,9 @@ class Attention(nn.Module):
     ``forward(query [B, Lq, D], keys [B, Lk, D], values [B, Lk, D])`` returns ``(out [B, Lq, D], map)``. Without
     ``keys`` it is self-attention; without ``values`` the keys are the values. The map is the attention averaged over
     the heads, [B, Lq, Lk], and None unless ``need_map``. If ``causal``, a position sees itself and earlier ones.
-    ``dropout`` is the rate of dropout on the attention weights in training.
+    ``dropout`` is the rate of dropout on the attention weights in training. ``block`` is the block whose
+    :class:`BlockTuning` changes the weight of the input projection, the keys and the values. The map has no columns of
+    places that the tuning adds, so its rows then sum to less than 1.
     """
     dropout = 0.0
 
@@ -142,14 +150,23 @@ class Attention(nn.Module):
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
 
-    def forward(self, query, keys=None, values=None, causal=False, need_map=False):
-        q, k, v = (self._split(x) for x in self._project(query, keys, values))     # [B, H, L, D/H] each
-        if need_map:
-            weights = attention_weights(q, k, causal)                               # [B, H, Lq, Lk]
-            out, attention = F.dropout(weights, self.dropout, self.training).to(v.dtype) @ v, weights.mean(1)
+    def forward(self, query, keys=None, values=None, causal=False, need_map=False, block=None):
+        if block is None:
+            (q, k, v), added = self._project(query, keys, values), 0                # [B, L, D] each
         else:
-            dropout = self.dropout if self.training else 0.0
-            out, attention = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=causal), None
+            weight = block.tuning.in_projection_weight(block, self.in_proj_weight)
+            q, k, v = F.linear(query, weight, self.in_proj_bias).chunk(3, dim=-1)
+            k, v, added = block.tuning.keys_and_values(block, k, v)                 # [B, P + L, D] each
+        q, k, v = (self._split(x) for x in (q, k, v))                               # [B, H, L, D/H] each
+        if need_map:
+            weights = attention_weights(q, k, causal, added)                        # [B, H, Lq, P + Lk]
+            attention = weights[..., added:].mean(1)
+            out = F.dropout(weights, self.dropout, self.training).to(v.dtype) @ v
+        else:
+            dropout, attention = self.dropout if self.training else 0.0, None
+            mask = ~hidden_places(q, k, added) if causal and added else None
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout,
+                                                 is_causal=causal and mask is None)
         out = out.transpose(1, 2).flatten(2)                                        # [B, Lq, D]
         return self.out_proj(out), attention
 
@@ -169,36 +186,131 @@ class Attention(nn.Module):
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)                    # [B, L, D] -> [B, H, L, D/H]
 
 
-def attention_weights(q, k, causal):
-    """softmax(q k^T / sqrt(D/H)): [B, H, Lq, D/H], [B, H, Lk, D/H] -> [B, H, Lq, Lk]."""
+def attention_weights(q, k, causal, added=0):
+    """softmax(q k^T / sqrt(D/H)): [B, H, Lq, D/H], [B, H, Lk, D/H] -> [B, H, Lq, Lk].
+
+    The first ``added`` keys are open to all queries, also if ``causal``.
+    """
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     if causal:
-        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
-        scores = scores.masked_fill(later, float('-inf'))
+        scores = scores.masked_fill(hidden_places(q, k, added), float('-inf'))
     return scores.float().softmax(dim=-1)
 
 
+def hidden_places(q, k, added):
+    """Causal mask: True for the keys after the query's own position. The first ``added`` keys have no position."""
+    return torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).triu(added + 1)
+
+
+class BlockTuning:
+    """The extension points of a :class:`ResidualAttentionBlock`. By default, none of them changes anything.
+
+    A :class:`~model.tunings.Tuning` sets ``block.tuning`` to an instance of a subclass. Parameters of one block are
+    attributes of the block (``block.scale_1 = nn.Parameter(...)``), so checkpoints have them under its name. The
+    methods read them from ``block``, because ``--shard`` replaces them.
+
+    Attributes:
+        is_random: whether a method draws random numbers in training, such as dropout (for ``--grad_checkpoint``).
+    """
+    is_random = False
+
+    def attention_input(self, block, normalized, x):
+        """Return what attention reads, instead of ``normalized``.
+
+        Args:
+            block: the block.
+            normalized: [B, L, D], ln_1 x.
+            x: [B, L, D], the block's input.
+        """
+        return normalized
+
+    def in_projection_weight(self, block, weight):
+        """Return the weight [3 D, D] that projects to queries, keys and values, instead of ``weight``."""
+        return weight
+
+    def keys_and_values(self, block, keys, values):
+        """Return other keys and values, and the number of places P that were added *before* them.
+
+        All queries attend to the added places, also in the text encoder.
+
+        Args:
+            block: the block.
+            keys: [B, L, D], with all attention heads next to each other.
+            values: [B, L, D].
+
+        Returns:
+            (keys [B, P + L, D], values [B, P + L, D], P).
+        """
+        return keys, values, 0
+
+    def mlp_input(self, block, normalized, x):
+        """Return what the MLP reads, instead of ``normalized``.
+
+        Args:
+            block: the block.
+            normalized: [B, L, D], ln_2 x.
+            x: [B, L, D], the block's input plus the output of attention.
+        """
+        return normalized
+
+    def mlp_branch(self, block, x):
+        """Compute a branch next to the MLP.
+
+        Args:
+            block: the block.
+            x: [B, L, D], the block's input plus the output of attention.
+
+        Returns:
+            ``(branch, routing)``. The branch [B, L, D] is added to the block's output; None: no branch. The routing
+            [B, ...] has a fixed shape per sample, which losses of the tuning read (:class:`~model.tunings.Tuning`);
+            None: none.
+        """
+        return None, None
+
+
 class ResidualAttentionBlock(nn.Module):
-    """x + attn(ln_1 x), then x + mlp(ln_2 x)."""
+    """x + attn(ln_1 x), then x + mlp(ln_2 x).
+
+    ``forward(x [B, L, D])`` returns ``(x, attention map or None)``. If ``tuning`` has a branch with a routing, it
+    returns ``(x, map or None, routing [B, ...])``. The routing is an output, because with ``--grad_checkpoint`` a block
+    is computed twice.
+
+    Attributes:
+        tuning: the :class:`BlockTuning` of ``--tuning``; None: the block computes what CLIP's does.
+    """
+    tuning = None
 
     def __init__(self, width, heads, activation='quick_gelu'):
         super().__init__()
+        self.width = width
         self.attn = Attention(width, heads)
         self.ln_1 = LayerNorm(width)
         self.mlp = MLP(width, activation)
         self.ln_2 = LayerNorm(width)
 
     def forward(self, x, causal=False, need_map=False):
+        if self.tuning is not None:
+            return self._forward_with_tuning(x, causal, need_map)
         attended, attention = self.attn(self.ln_1(x), causal=causal, need_map=need_map)
         x = x + attended
         return x + self.mlp(self.ln_2(x)), attention
+
+    def _forward_with_tuning(self, x, causal, need_map):
+        normalized = self.tuning.attention_input(self, self.ln_1(x), x)
+        attended, attention = self.attn(normalized, causal=causal, need_map=need_map, block=self)
+        x = x + attended
+        out = x + self.mlp(self.tuning.mlp_input(self, self.ln_2(x), x))
+        branch, routing = self.tuning.mlp_branch(self, x)
+        if branch is not None:
+            out = out + branch
+        return (out, attention) if routing is None else (out, attention, routing)
 
 
 class Transformer(nn.Module):
     """Pre-norm blocks: ``forward(x [B, L, D])`` returns ``(x, attention map of the last block or None)``.
 
     With ``grad_checkpoint``, only the input of each block is kept for the backward pass and the rest is recomputed
-    (Chen et al. 2016, arXiv 1604.06174).
+    (Chen et al. 2016, arXiv 1604.06174). The list ``routing`` gets the routing of each block, if ``--tuning`` has one.
     """
 
     def __init__(self, width, layers, heads, activation='quick_gelu'):
@@ -206,16 +318,19 @@ class Transformer(nn.Module):
         self.grad_checkpoint = False
         self.resblocks = nn.ModuleList(ResidualAttentionBlock(width, heads, activation) for _ in range(layers))
 
-    def forward(self, x, causal=False, need_map=False):
+    def forward(self, x, causal=False, need_map=False, routing=None):
         attention = None
         for i, block in enumerate(self.resblocks, start=1):
             settings = causal, need_map and i == len(self.resblocks)
             if self.grad_checkpoint and torch.is_grad_enabled():
                 # Without dropout nothing in a block is random, so no random state is kept.
-                is_random = block.attn.dropout > 0
-                x, attention = checkpoint(block, x, *settings, use_reentrant=False, preserve_rng_state=is_random)
+                is_random = block.attn.dropout > 0 or block.tuning is not None and block.tuning.is_random
+                x, attention, *block_routing = checkpoint(block, x, *settings, use_reentrant=False,
+                                                          preserve_rng_state=is_random)
             else:
-                x, attention = block(x, *settings)
+                x, attention, *block_routing = block(x, *settings)
+            if routing is not None:
+                routing += block_routing
         return x, attention
 
     def reset_parameters(self):
@@ -250,8 +365,8 @@ class VisionTransformer(nn.Module):
         self.transformer = Transformer(width, shape.vision_layers, shape.vision_heads, activation)
         self.ln_post = LayerNorm(width)
 
-    def forward(self, images, need_map=False):
-        return self.encode(self.embed(images), need_map)
+    def forward(self, images, need_map=False, routing=None):
+        return self.encode(self.embed(images), need_map, routing)
 
     def embed(self, images):
         """Embed class token and patches with their positions, before ``ln_pre``: [B, 3, H, W] -> [B, N, width]."""
@@ -260,9 +375,9 @@ class VisionTransformer(nn.Module):
         class_token = self.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)
         return torch.cat([class_token, patches], dim=1) + self.positional_embedding
 
-    def encode(self, tokens, need_map=False):
+    def encode(self, tokens, need_map=False, routing=None):
         """Encode some of ``embed``'s tokens: [B, N', width] -> ([B, N', embed_dim], [B, N', N'] or None)."""
-        x, attention = self.transformer(self.ln_pre(tokens), need_map=need_map)
+        x, attention = self.transformer(self.ln_pre(tokens), need_map=need_map, routing=routing)
         return self.ln_post(x) @ self.proj, attention
 
     def reset_parameters(self):
@@ -358,7 +473,7 @@ class ModifiedResNet(nn.Module):
             inputs = stage_width * Bottleneck.expansion
         self.attnpool = AttentionPool(self.grid, inputs, shape.vision_heads, shape.embed_dim)
 
-    def forward(self, images, need_map=False):
+    def forward(self, images, need_map=False, routing=None):
         x = F.relu(self.bn1(self.conv1(images)))
         x = F.relu(self.bn2(self.conv2(x)))
         x = F.avg_pool2d(F.relu(self.bn3(self.conv3(x))), 2)                        # [B, width, H/4, W/4]
@@ -422,18 +537,19 @@ class CLIP(nn.Module):
         self.transformer.reset_parameters()
         self.visual.reset_parameters()
 
-    def encode_image(self, images, need_map=False):
+    def encode_image(self, images, need_map=False, routing=None):
         """Encode images: [B, 3, H, W] -> (tokens [B, N, embed_dim], class token first; map [B, N, N] or None).
 
-        The map is the last block's attention averaged over the heads. A ResNet has N = 1 and no map.
+        The map is the last block's attention averaged over the heads. A ResNet has N = 1 and no map. The list
+        ``routing`` gets the routing of each block (:meth:`BlockTuning.mlp_branch`).
         """
-        return self.visual(images, need_map)
+        return self.visual(images, need_map, routing)
 
-    def encode_text(self, ids, need_map=False):
+    def encode_text(self, ids, need_map=False, routing=None):
         """Encode token ids: [B, L] -> (tokens [B, L, embed_dim], map [B, L, L] or None).
 
         No token sees a later one. So ids may be trimmed to the batch's longest caption without changing other tokens.
         """
         x = self.token_embedding(ids) + self.positional_embedding[:ids.shape[1]]    # [B, L, width]
-        x, attention = self.transformer(x, causal=True, need_map=need_map)
+        x, attention = self.transformer(x, causal=True, need_map=need_map, routing=routing)
         return self.ln_final(x) @ self.text_projection, attention

@@ -1,5 +1,5 @@
 """Errors for a backbone and heads that do not fit together, or cannot split a batch."""
-from model.heads import RefinesEmbedding
+from model.heads import HasPairState, RefinesEmbedding, describe_head
 from utils.errors import UserError
 
 
@@ -21,7 +21,8 @@ def validate_needs(head, backbone):
 
 def validate_micro_batch(backbone, heads):
     """Raise UserError if ``--micro_batch`` cannot split a batch."""
-    reasons = {head: head.micro_batch_unsupported() for head in heads}
+    reasons = {head: 'it updates values of the pairs from the whole batch' if isinstance(head, HasPairState) else
+               head.micro_batch_unsupported() for head in heads}
     refuse_unsupported('--micro_batch', backbone, reasons, ' (--grad_checkpoint saves memory with every loss)')
 
 
@@ -45,5 +46,5 @@ def refuse_unsupported(feature, backbone, reasons, alternative=''):
         raise UserError(f'{feature} cannot split a batch for {reason}')
     for head, reason in reasons.items():
         if reason:
-            raise UserError(f"{feature} cannot split a batch for the loss '{head.names[0]}': {reason}; leave it "
-                            f'out{alternative}')
+            name = f"the loss '{head.names[0]}'" if head.names else describe_head(head)
+            raise UserError(f'{feature} cannot split a batch for {name}: {reason}; leave it out{alternative}')

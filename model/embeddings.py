@@ -4,10 +4,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from model.encoded_batch import SHARED_EMBEDDING
 from model.heads import describe_head, head_error_context
 from utils.errors import UserError
-
-SHARED_EMBEDDING = 'BGE'    # RDE's name of the embedding that all heads share, if a head adds another one
 
 
 class EmbeddingPart(NamedTuple):
@@ -66,17 +65,16 @@ def compute_extra_embeddings(heads, side, tokens, caption_ids, attention):
     return embeddings
 
 
-def concatenate_embeddings(parts, embedding, extra):
-    """Concatenate all embeddings of a sample: [B, D + E + ...].
+def concatenate_embeddings(parts, embeddings):
+    """Concatenate all embeddings of samples: [B, D + E + ...]. If there is only the shared one, it does not change.
 
     The cosine similarity of two results is the weighted mean of the cosine similarities of the parts.
 
     Args:
         parts: of :func:`list_embedding_parts`.
-        embedding: [B, D].
-        extra: {name: [B, E]}, of :func:`compute_extra_embeddings`.
+        embeddings: {name: [B, E]}, the shared embedding first.
     """
-    if not extra:
-        return embedding
-    embeddings = [embedding, *extra.values()]
-    return torch.cat([part.weight ** 0.5 * F.normalize(value, dim=1) for part, value in zip(parts, embeddings)], dim=1)
+    if len(embeddings) == 1:
+        return embeddings[SHARED_EMBEDDING]
+    return torch.cat([part.weight ** 0.5 * F.normalize(value, dim=1)
+                      for part, value in zip(parts, embeddings.values())], dim=1)

@@ -8,6 +8,8 @@ from torch import nn
 
 from utils.batch_shard import WHOLE_BATCH, WholeBatch
 
+SHARED_EMBEDDING = 'BGE'    # RDE's name of the embedding that all heads share, if a head adds another one
+
 
 @dataclass
 class EncodedBatch:
@@ -27,9 +29,13 @@ class EncodedBatch:
         encoder: the encoders, for a head with a forward pass of its own.
         embed_image: images -> [B, D], embeds further images in the same way as those of the batch.
         embed_text: token ids -> [B, D], the same for captions.
+        embed_text_all: token ids -> {name: [B, E]}, embeds further captions in all embeddings: the shared one, which is
+            named :data:`SHARED_EMBEDDING`, and those that heads add.
         extra_embeddings: {name: (images [B, E], captions [B, E])} of embeddings that heads add.
         image_extras: what :meth:`RefinesEmbedding.refine` stored when it refined the images' embeddings.
         text_extras: the same for the captions.
+        image_routing: [B, blocks, ...] of the images in the blocks of ``--tuning``; None if it has none.
+        text_routing: the same for the captions.
         shard: where the rows are in the global batch (utils/batch_shard.py); WHOLE_BATCH for a micro batch.
         shared_results: what :meth:`compute_once` has computed.
     """
@@ -43,11 +49,24 @@ class EncodedBatch:
     encoder: Optional[nn.Module] = None
     embed_image: Optional[Callable] = None
     embed_text: Optional[Callable] = None
+    embed_text_all: Optional[Callable] = None
     extra_embeddings: dict = field(default_factory=dict)
     image_extras: dict = field(default_factory=dict)
     text_extras: dict = field(default_factory=dict)
+    image_routing: Optional[torch.Tensor] = None
+    text_routing: Optional[torch.Tensor] = None
     shard: WholeBatch = WHOLE_BATCH
     shared_results: dict = field(default_factory=dict)
+
+    def rows(self):
+        """Return what heads without tokens read, with one row per sample: {attribute: [B, ...]}."""
+        rows = {name: getattr(self, name) for name in ('image', 'text', 'image_routing', 'text_routing')}
+        return {name: value for name, value in rows.items() if value is not None}
+
+    @property
+    def image_embeddings(self):
+        """All embeddings of the images, with the names of ``embed_text_all``: {name: [B, E]}."""
+        return {SHARED_EMBEDDING: self.image, **{name: images for name, (images, _) in self.extra_embeddings.items()}}
 
     def compute_once(self, compute, *inputs):
         """Return ``compute(self, *inputs)``, computed by the first of the heads that share the result.

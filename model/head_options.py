@@ -81,7 +81,7 @@ class HeadOptions(options.OptionProvider):
         return {*aliases(), *(name for by_name in heads_by_backbone().values() for name in by_name)}
 
     def log_notes(self, args):
-        named = parse_loss_names(args.loss_names, args.backbone)
+        named = parse_loss_names(args.loss_names, args.backbone, args.tuning)
         return [f"the head '{head.names[0]}' is part of the model because its options are given, although --loss_names "
                 'does not name it' for head in active_heads(args) if head.names and head not in named]
 

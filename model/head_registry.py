@@ -28,22 +28,28 @@ def registry():
 
 def heads_by_backbone():
     """Return {backbone: {loss name: Head class}} of all heads; those for '' support any backbone."""
-    return collect_heads(is_pytorch_loaded())
+    return collect_heads(is_pytorch_loaded())[0]
+
+
+def head_modules():
+    """Return the modules of ``model/heads``, without those that are skipped."""
+    return collect_heads(is_pytorch_loaded())[1]
 
 
 @functools.lru_cache(maxsize=1)
 def collect_heads(imported):
-    """Compute :func:`heads_by_backbone` once for declarations, and again after PyTorch is imported."""
-    heads, parser = {'': {}}, options.build_core_parser()
+    """Compute :func:`heads_by_backbone` and :func:`head_modules`, for declarations and after PyTorch is imported."""
+    heads, modules, parser = {'': {}}, [], options.build_core_parser()
     NAME_CONFLICTS.clear()
     for module in load_head_modules():
         try:
             check_aliases(module)
             for backbone, by_name in collect_module_heads(module, heads, parser).items():
                 heads.setdefault(backbone, {}).update(by_name)
+            modules.append(module)
         except (Exception, SystemExit) as error:
             skip_file(module.__name__.rsplit('.', 1)[1], error)
-    return heads
+    return heads, modules
 
 
 registry.cache_clear = collect_heads.cache_clear
@@ -57,7 +63,8 @@ def heads_for_backbone(backbone):
 def head_classes():
     """All Head classes in a fixed order: those with loss names, then those that only options enable."""
     named = list(dict.fromkeys(head for heads in heads_by_backbone().values() for head in heads.values()))
-    modules, base = dict.fromkeys(load_plugin(head.__module__) for head in named), head_base()
+    modules = dict.fromkeys([*(load_plugin(head.__module__) for head in named), *head_modules()])
+    base = head_base()
     classes = [(module, value) for module in modules for value in vars(module).values()
                if isinstance(value, type) and issubclass(value, base)]
     return named + [head for module, head in classes if head.__module__ == module.__name__

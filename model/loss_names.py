@@ -3,6 +3,7 @@ from model.head_registry import (
     NAME_CONFLICTS, aliases, head_classes, heads_by_backbone, heads_for_backbone, reference_loss_names,
 )
 from model.heads.mixins import EnabledByOptions
+from model.tunings import registry as tunings
 from utils.errors import UserError, suggest_name
 
 # Losses of IRRA's forks that fail in the reference implementation.
@@ -16,7 +17,7 @@ REFUSED = {
 
 def active_heads(args):
     """The Head classes that ``args`` select: those of ``--loss_names`` in its order, then those that options enable."""
-    named = parse_loss_names(args.loss_names, args.backbone)
+    named = parse_loss_names(args.loss_names, args.backbone, args.tuning)
     return named + [head for head in head_classes()
                     if head not in named and head.backbone in ('', args.backbone)
                     and issubclass(head, EnabledByOptions) and head.is_enabled(args)]
@@ -27,7 +28,7 @@ def split_loss_names(loss_names):
     return str(loss_names).replace(' ', '').split('+')
 
 
-def parse_loss_names(loss_names, backbone='clip'):
+def parse_loss_names(loss_names, backbone='clip', tuning='none'):
     """Parse ``--loss_names``.
 
     A loss that an alias stands for may be named next to the alias; it counts once.
@@ -35,6 +36,7 @@ def parse_loss_names(loss_names, backbone='clip'):
     Args:
         loss_names: names joined by +, such as ``'sdm+mlm+id'``.
         backbone: the name of the backbone.
+        tuning: the name of the tuning, whose own losses replace others of the same name.
 
     Returns:
         The Head classes, in the same order.
@@ -42,7 +44,7 @@ def parse_loss_names(loss_names, backbone='clip'):
     Raises:
         UserError: a name is unknown or repeated.
     """
-    heads, seen, supported = [], set(), heads_for_backbone(backbone)
+    heads, seen, supported = [], set(), {**heads_for_backbone(backbone), **tunings()[tuning].losses}
     known, names = {**supported, **aliases()}, split_loss_names(loss_names)
     reference_name = next((name for name in names if name in reference_loss_names()), None)
     if reference_name:

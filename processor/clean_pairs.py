@@ -5,6 +5,7 @@ import torch
 
 from model.encoded_batch import EncodedBatch
 from model.heads import HasPairLosses, SelectsCleanPairs
+from processor.pair_states import PairStates
 from processor.progress import ProgressBar, format_log_line
 from processor.step import augment, to_device, trim_and_broadcast
 from utils import comm
@@ -23,14 +24,16 @@ class CleanPairs:
         model: a :class:`~model.build.RetrievalModel`.
         loader: the loader of training batches.
         seed: the seed of the run.
+        pair_states: the :class:`~processor.pair_states.PairStates` of the run; None without a training loop.
 
     Attributes:
         weights: float [n], the weight of each pair in the losses of the epoch. None before the first selection, and
             without such a head.
     """
 
-    def __init__(self, model, loader, seed):
+    def __init__(self, model, loader, seed, pair_states=None):
         self.model, self.loader, self.seed, self.weights = model, loader, seed, None
+        self.pair_states = pair_states or PairStates(model, len(loader.dataset))
         heads = getattr(model, 'heads', ())
         self.head = next((head for head in heads if isinstance(head, SelectsCleanPairs)), None)
 
@@ -72,6 +75,7 @@ class CleanPairs:
                 if shard:
                     seed_all(derive_seed(self.seed, epoch, SEED_KEY, step))
                     indices = shard.all_gather(batch['index'])
+                    batch = self.pair_states.add_values(batch, shard)
                     for name, values in compute_pair_losses(self.model, batch, shard).items():
                         losses.setdefault(name, torch.zeros(len(self.loader.dataset)))[indices] = values.cpu()
                 bar.update(shard.global_size(batch['pids']) if shard else 0)

@@ -15,7 +15,7 @@ from utils.seeding import derive_seed
 class GradCacheStep(Step):
     """A training step in micro batches. See :class:`processor.step.Step` for its arguments and results.
 
-    1. Embed every micro batch, without gradient.
+    1. Embed every micro batch, without gradient. The routing of ``--tuning`` is treated like an embedding.
     2. Give the embeddings of the global batch to the heads that read only embeddings. Their losses have a gradient with
        respect to these embeddings.
     3. Embed every micro batch again, with gradient. Backpropagate its rows of that gradient through the encoders. Add
@@ -74,9 +74,9 @@ class GradCacheStep(Step):
         losses and gradients are multiplied by the number of ranks.
         """
         model, seed = self.model, torch.initial_seed()      # the trainer seeds PyTorch before each step
-        image, text = self.embed(micro_batches, seed, shard)                                            # [B, D] each
+        rows = self.embed(micro_batches, seed, shard)
         with model.autocast():
-            results = model.compute_embedding_losses(model.build_embedding_batch(image, text, shard), global_batch)
+            results = model.compute_embedding_losses(model.build_embedding_batch(rows, shard), global_batch)
         loss = sum(map(total_loss, results.values()))
         if isinstance(loss, torch.Tensor):      # some head reads only embeddings
             self.scaler.scale(loss).backward()
@@ -92,10 +92,10 @@ class GradCacheStep(Step):
             loss = sum(map(total_loss, token_results.values()))
             loss = self.scaler.scale(loss) if isinstance(loss, torch.Tensor) else 0
             size = shard.local_size(micro_batch)
-            for embeddings, local in ((image, encoded.image), (text, encoded.text)):
-                if embeddings.grad is not None:
+            for name, local in encoded.rows().items():
+                if rows[name].grad is not None:
                     # The gradient of the inner product with a constant is that constant.
-                    loss = loss + (local[:size] * embeddings.grad[start:start + size]).sum()
+                    loss = loss + (local[:size] * rows[name].grad[start:start + size]).sum()
             (shard.world_size * loss).backward()
             for head, values in token_results.items():
                 sums = results.setdefault(head, {})
@@ -105,15 +105,19 @@ class GradCacheStep(Step):
 
     @torch.no_grad()
     def embed(self, micro_batches, seed, shard):
-        """Embed all micro batches of all ranks: two leaves of the graph, [B, D] each."""
-        images, texts = [], []
+        """Embed all micro batches of all ranks.
+
+        Returns:
+            :meth:`EncodedBatch.rows <model.encoded_batch.EncodedBatch.rows>` of the global batch, leaves of the graph.
+        """
+        parts = []
         gpus = [torch.cuda.current_device()] if torch.cuda.is_available() else []
         with torch.random.fork_rng(gpus, enabled=shard.world_size > 1), self.model.autocast():
             for number, micro_batch in enumerate(micro_batches):
                 seed_micro_batch(seed, number, shard)
-                images.append(self.model.embed_image(micro_batch['images']))
-                texts.append(self.model.embed_text(micro_batch['caption_ids']))
-        return [shard.all_gather(torch.cat(parts)).requires_grad_() for parts in (images, texts)]
+                parts.append(self.model.embed(micro_batch).rows())
+        return {name: shard.all_gather(torch.cat([part[name] for part in parts])).requires_grad_()
+                for name in parts[0]}
 
 
 def seed_micro_batch(seed, number, shard):

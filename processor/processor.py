@@ -7,6 +7,7 @@ from processor.build import build_step
 from processor.clean_pairs import CleanPairs
 from processor.evaluation import Evaluator
 from processor.interrupt import Interrupted, InterruptHandler, exit_if_interrupted
+from processor.pair_states import PairStates
 from processor.pending_metrics import FLUSH_PERIOD, PendingMetrics
 from processor.progress import ProgressBar, log_skipped_images, open_metrics_log
 from processor.run_state import RunState
@@ -54,7 +55,8 @@ class Trainer:
         self.args, self.model, self.loader, self.evaluator = args, model, train_loader, evaluator
         self.scheduler, self.checkpointer = scheduler, checkpointer
         self.training_step = build_step(model, optimizer, args.micro_batch, args.shard)
-        self.clean_pairs = CleanPairs(model, train_loader, args.seed)
+        self.pair_states = PairStates(model, len(train_loader.dataset))
+        self.clean_pairs = CleanPairs(model, train_loader, args.seed, self.pair_states)
         self.pending_metrics = PendingMetrics(train_loader.dataset, checkpointer)
         self.flush_period = FLUSH_PERIOD if next(model.parameters()).device.type != 'cpu' else 1
         self.measure = getattr(evaluator, 'measure', RANK1)   # an evaluator of a user's own script may lack it
@@ -62,7 +64,7 @@ class Trainer:
     def run(self, start_epoch):
         """Train from an epoch, or from the position in it that ``checkpointer.resume`` read."""
         self.state = state = RunState(self.measure, start_epoch)
-        state.load(self.checkpointer, self.clean_pairs, self.training_step.scaler, len(self.loader))
+        state.load(self.checkpointer, self.clean_pairs, self.pair_states, self.training_step.scaler, len(self.loader))
         with (exit_if_interrupted(self.checkpointer.path('last')),
               open_metrics_log(self.args.output_dir, state.total_steps, state.pending_evaluation) as metrics_log,
               InterruptHandler(self.save_last) as self.interrupt):
@@ -111,7 +113,9 @@ class Trainer:
         self.scheduler.before_step(epoch, step, len(self.loader))
         for head in self.model.heads_with(HasSchedule):
             head.before_step(epoch, step, len(self.loader))
-        results = self.training_step(self.clean_pairs.add_weights(batch), shard)
+        batch = self.pair_states.add_values(self.clean_pairs.add_weights(batch), shard)
+        results = self.training_step(batch, shard)
+        self.pair_states.store(batch, self.model.pair_values, shard)
         metrics = {'loss': total_loss(results), **results}
         metrics.pop('temperature', None)
         self.pending_metrics.add((epoch, step), metrics, shard.global_size(batch['pids']), batch['image_ids'])
@@ -174,7 +178,7 @@ class Trainer:
 
     def save_last(self):
         self.flush_metrics()
-        self.state.save(self.checkpointer, self.clean_pairs, self.training_step.scaler)
+        self.state.save(self.checkpointer, self.clean_pairs, self.pair_states, self.training_step.scaler)
 
 
 def do_inference(model, test_img_loader, test_txt_loader):

@@ -43,27 +43,29 @@ class RunState:
     def start_next_epoch(self):
         self.epoch, self.step, self.means, self.skipped_images = self.epoch + 1, 0, RunningMeans(), 0
 
-    def save(self, checkpointer, clean_pairs, scaler):
+    def save(self, checkpointer, clean_pairs, pair_states, scaler):
         """Write ``last.pth``.
 
         Args:
             checkpointer: the :class:`~utils.checkpoint.Checkpointer` of the run's folder.
             clean_pairs: the :class:`~processor.clean_pairs.CleanPairs` of the run.
+            pair_states: the :class:`~processor.pair_states.PairStates` of the run.
             scaler: the gradient scaler of the training step.
         """
         checkpointer.save(
             'last', training_state=True, epoch=self.epoch, step=self.step, total_steps=self.total_steps, best=self.best,
             unevaluated=self.pending_evaluation, means=self.means.state_dict(), skipped=self.skipped_images,
-            clean=clean_pairs.weights, scaler=scaler.state_dict(), random_states=get_random_states())
+            clean=clean_pairs.weights, pair_states=pair_states.state_dict(), scaler=scaler.state_dict(),
+            random_states=get_random_states())
         comm.synchronize()     # no rank exits while the main process writes
 
-    def load(self, checkpointer, clean_pairs, scaler, steps):
+    def load(self, checkpointer, clean_pairs, pair_states, scaler, steps):
         """Continue from the checkpoint that ``checkpointer.resume`` read, if any.
 
         A checkpoint of a reference implementation has only an epoch. Its model is evaluated before the first step.
 
         Args:
-            checkpointer, clean_pairs, scaler: see :meth:`save`.
+            checkpointer, clean_pairs, pair_states, scaler: see :meth:`save`.
             steps: the number of steps of an epoch.
 
         Raises:
@@ -82,6 +84,7 @@ class RunState:
         self.pending_evaluation, best = entries['unevaluated'], entries['best']
         self.best = {self.measure.key: self.measure.value_in(best, -1.0), 'epoch': best['epoch']}
         self.skipped_images, clean_pairs.weights = entries.get('skipped', 0), entries.get('clean')
+        pair_states.load_state_dict(entries.get('pair_states', {}))
         self.means.load_state_dict(entries['means'])
         if entries.get('scaler'):
             scaler.load_state_dict(entries['scaler'])

@@ -3,6 +3,7 @@ import torch
 
 from model.backbones.clip import Clip
 from model.loss_names import active_heads
+from model.tunings import tuning_class
 from utils.errors import unknown_name_error
 from utils.options import complete
 
@@ -13,8 +14,8 @@ def parameter_settings(name, args, heads=None, backbone=None, dimensions=2):
     """Return (learning rate, weight decay) of a parameter.
 
     The backbone's rules come first (IRRA's for CLIP), then those of the heads that have the parameter. If heads that
-    share a parameter disagree, the highest learning rate counts, in whatever order the heads are named. ``--lr_rules``
-    can replace all these rules.
+    share a parameter disagree, the highest learning rate counts, in whatever order the heads are named. The rules of
+    ``--tuning`` come last. ``--lr_rules`` can replace all these rules.
 
     Args:
         name: the parameter's name.
@@ -28,7 +29,8 @@ def parameter_settings(name, args, heads=None, backbone=None, dimensions=2):
         return args.lr, 0.0 if args.lr_rules == 'undecayed' and is_undecayed else args.weight_decay
     default = (backbone or Clip).learning_rate(name, args)
     settings = [head.learning_rate(name, *default, args) for head in (active_heads(args) if heads is None else heads)]
-    return max((changed for changed in settings if changed != default), default=default)
+    settings = max((changed for changed in settings if changed != default), default=default)
+    return tuning_class(args).learning_rate(name, *settings, args)
 
 
 def parameter_groups(args, model):

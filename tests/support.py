@@ -3,6 +3,7 @@ import argparse
 import fnmatch
 import json
 import os
+import re
 import zlib
 
 import numpy as np
@@ -71,15 +72,21 @@ def golden_json(name):
         return json.load(file)
 
 
+LEARNED_FACTORS = '.scale', '.scale_1', '.scale_2'      # UP-Person's parameters without dimensions
+TUNING_PARTS = re.compile(r'adapter_ln_|\.scale_[12]$|\.ln_3\.|_param$|\.feed_forward\.|v2i_proj')     # not CLIP's
+
+
 def golden_weight(name, shape):
     """Return the weight that the reference vectors were computed with, from a parameter's name and shape.
 
     See tests/golden/README.md.
     """
     noise = np.random.RandomState(zlib.crc32(name.encode()) & 0xffffffff).standard_normal(shape)
-    if name.endswith('bias'):
+    if name.endswith('scale_to_grad'):
+        value = 10 + noise
+    elif name.endswith('bias'):
         value = 0.02 * noise
-    elif name.endswith('weight') and len(shape) == 1:
+    elif name.endswith('weight') and len(shape) == 1 or name.endswith(LEARNED_FACTORS):
         value = 1 + 0.1 * noise
     elif name.endswith('.alpha'):
         value = np.full(shape, 0.3)
@@ -92,7 +99,7 @@ def golden_archive(description, path):
     """Write the pretrained CLIP of a reference model, under CLIP's own names, and return ``path``."""
     config = description['config']
     bare = {name[len('base_model.'):]: tuple(shape) for name, (shape, _) in description['official_keys'].items()
-            if name.startswith('base_model.')}
+            if name.startswith('base_model.') and not TUNING_PARTS.search(name)}
     side = config['pretrain_res'] // config['patch']
     bare['visual.positional_embedding'] = (side * side + 1, config['vision_width'])
     torch.save({name: golden_weight(name, shape) for name, shape in bare.items()}, path)
@@ -167,6 +174,7 @@ def small_batch(size=6, seed=0):
         row[0], row[length + 1] = 510, 511
         row[1:length + 1] = torch.randint(1, 509, (length,), generator=generator)
     attributes = torch.tensor([0, 0, 1, 1, 2, 2] + [0] * 14).repeat(size, 1)
+    second_captions = torch.where((captions > 0) & (captions < 509), 509 - captions, captions)     # other words
     masked = captions.clone()
     for row, label in zip(masked, labels):
         label[2], row[2] = row[2].clone(), 509
@@ -175,4 +183,5 @@ def small_batch(size=6, seed=0):
     second = images + 0.1 * torch.randn(size, 3, 96, 32, generator=generator)
     return {'pids': torch.arange(size), 'image_ids': torch.arange(size), 'index': torch.arange(size), 'images': images,
             'second_images': second, 'simclr_images': torch.stack([second, images], dim=1),
-            'caption_ids': captions, 'mlm_ids': masked, 'mlm_labels': labels, 'attributes_mask': attributes}
+            'caption_ids': captions, 'second_caption_ids': second_captions, 'mlm_ids': masked, 'mlm_labels': labels,
+            'attributes_mask': attributes}

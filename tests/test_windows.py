@@ -42,8 +42,9 @@ def main():
     from run_scripts.ablation.training import StopSignals, lock_cell
     train.main({train!r})
     run = glob.glob(os.path.join({logs!r}, '*', '*'))[0]
-    assert test.main(['--config_file', os.path.join(run, 'configs.yaml')]) == 0
-    train.main(['--resume', run, '--num_epoch', '2'])
+    # The loaders are those of the training, which has spawned their workers. Each worker would import PyTorch again.
+    assert test.main(['--config_file', os.path.join(run, 'configs.yaml'), '--num_workers', '0']) == 0
+    train.main(['--resume', run, '--num_epoch', '2', '--num_workers', '0'])
     cell = SimpleNamespace(folder=run, path=lambda name: os.path.join(run, name))
     with StopSignals(), lock_cell(cell) as held: assert held
     search.main(['--config_file', os.path.join(run, 'configs.yaml'), '--images', {photos!r}, '--caption', 'a man'])

@@ -7,7 +7,7 @@ import torch
 
 from utils.errors import UserError, abbreviate
 from utils.iotools import atomic_write
-from utils.training_state import COUNTERS, UNUSED, check_values, convert_optimizer_state
+from utils.training_state import COUNTERS, DUPLICATES, UNUSED, check_values, convert_optimizer_state
 from utils.weight_files import check_weights, dtype_name, read_torch_file
 from utils.weight_names import replace_prefixes, strip_prefixes, to_own_names
 
@@ -51,7 +51,7 @@ def is_pedestal_checkpoint(checkpoint):
 
 def is_unused(name):
     """Whether nothing reads a published entry of this name."""
-    return name.startswith(UNUSED) or any(counter in name for counter in COUNTERS)
+    return name.startswith(UNUSED) or any(part in name for part in COUNTERS + DUPLICATES)
 
 
 def load_weights(model, weights, source='the checkpoint', resumed=False):
@@ -122,8 +122,9 @@ def init_from_checkpoint(model, path, weights=None):
     weights = add_run_prefix(weights)
     prefixes = encoder_prefixes(model)
     encoder = {name: value for name, value in weights.items()
-               if name.startswith(prefixes) and not name.startswith(UNUSED)}
-    missing = [name for name in own if name.startswith(prefixes) and name not in encoder]
+               if name.startswith(prefixes) and not is_unused(name)}
+    added = getattr(getattr(model, 'tuning', None), 'parameter_names', ())
+    missing = [name for name in own if name.startswith(prefixes) and name not in {*encoder, *added}]
     unknown = [name for name in encoder if name not in own]
     mismatches = find_mismatches(own, encoder)
     if hasattr(model, 'backbone') and not model.backbone.matches_state_dict(weights):

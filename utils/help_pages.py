@@ -15,7 +15,7 @@ class Topic(NamedTuple):
     """A name that ``--help <name>`` explains.
 
     Attributes:
-        kind: 'loss', 'backbone' or 'dataset'.
+        kind: 'loss', 'backbone', 'tuning' or 'dataset'.
         text: the explanation: paragraphs, separated by empty lines.
         options: the names of the options that it reads.
         facts: {title: text}, printed between the explanation and the options.

@@ -67,7 +67,8 @@ def build_test_parser(program, description):
     data = parser.add_argument_group('data')
     data.add_argument('--dataset_name', help="dataset to evaluate on (default: the run's)")
     data.add_argument('--columns', nargs='+', metavar='ROLE=COLUMN',
-                      help="names of a table's columns: image=... caption=... id=... split=...")
+                      help="names of a table's columns: image=... caption=... id=... split=... back_translation=... "
+                           'second_caption=...')
     data.add_argument('--root_dir', help="folder of the datasets' folders (default: as in configs.yaml)")
     data.add_argument('--test_batch_size', type=positive_int,
                       help='number of images or captions to encode at a time (default: as in configs.yaml)')
@@ -284,9 +285,10 @@ def add_caption_options(parser):
     captions.add_argument('--caption_masking', choices=['inplace', 'clean'], default=None,
                           help='captions that losses read; inplace: masked captions for all losses; clean: masked '
                                'captions only for mlm (default: inplace with --MLM, else clean)')
-    captions.add_argument('--mlm_masking', choices=['random', 'attention', 'noun'], default='random',
+    captions.add_argument('--mlm_masking', choices=['random', 'attention', 'noun', 'saliency'], default='random',
                           help='tokens to mask: random; those that the text encoder attends to (AGM); nouns and '
-                               'adjectives more often (SEN)')
+                               'adjectives more often (SEN); words that decided the similarity to the image in the '
+                               'epoch before (GA-DMS)')
     captions.add_argument('--caption_filter', type=fraction, default=0.0,
                           help='fraction of the training captions that keep only nouns, adjectives and pronouns '
                                '(SEN: 0.2)')

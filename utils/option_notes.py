@@ -30,7 +30,7 @@ def option_notes(args, parser, flag_names, chosen):
     unread = {name for name, readers in parser.readers.items() if not active & set(readers)}
     if changed & unread:
         names = ', '.join(f'--{name}' for name in sorted(changed & unread))
-        notes.append(f'no active head reads {names} (--loss_names {args.loss_names})')
+        notes.append(f'no active head reads {names} (--loss_names {args.loss_names}, --tuning {args.tuning})')
     ignored = sorted(name for name in changed & parser.options_with(Effect.IGNORED)
                      if getattr(args, name) != defaults[name])
     if ignored:

@@ -111,7 +111,8 @@ def translate_rde_losses(options, own_losses=()):
     """Replace RDE's loss names in ``options``.
 
     RDE's reference implementation trains the first of ``RDE_LOSS_NAMES`` in ``loss_names``, on both embeddings and
-    with a selection of clean pairs. The other parts of ``loss_names`` only name the run (``TAL+sr0.3_tau0.015``).
+    with a selection of clean pairs. The other parts of ``loss_names`` only name the run (``TAL+sr0.3_tau0.015``). In
+    ICL, which builds on RDE, ``TAL+...+aug`` also trains second captions.
 
     Args:
         options: {option: value}.
@@ -121,12 +122,15 @@ def translate_rde_losses(options, own_losses=()):
     Example:
         >>> translate_rde_losses({'loss_names': 'TAL+sr0.3_tau0.015', 'tau': 0.015})
         {'ccd': True, 'loss_names': 'tal+tse', 'tau': 0.015}
+        >>> translate_rde_losses({'loss_names': 'TAL+aug+pre'})
+        {'ccd': True, 'loss_names': 'tal+tse+aug'}
     """
     names = str(options.get('loss_names', '')).replace(' ', '').split('+')
     loss = next((name for name in RDE_LOSS_NAMES if name in names), None)
-    if loss is None or set(names) & set(own_losses):
+    is_icl = 'aug' in names
+    if loss is None or set(names) & set(own_losses) - {'aug'} or is_icl and loss != 'TAL':
         return options
-    return {'ccd': True, **options, 'loss_names': f'{loss.lower()}+tse'}
+    return {'ccd': True, **options, 'loss_names': f'{loss.lower()}+tse{"+aug" if is_icl else ""}'}
 
 
 def rde_notes(before, after, prefix=''):
@@ -141,9 +145,15 @@ def rde_notes(before, after, prefix=''):
         return []
     meaning = after['loss_names'] + (' with --ccd' if after['ccd'] else '')
     rde_defaults = {'tse_mode': '--tse_mode train since October 2024', 'noisy_rate': '--noisy_rate 0.2 by default'}
+    method = 'ICL' if after['loss_names'].endswith('+aug') else 'RDE'
+    if method == 'ICL':
+        del rde_defaults['tse_mode']    # ICL trains in evaluation mode, as --tse_mode eval does
     missing = [text for name, text in rde_defaults.items() if name not in before]
-    return [f"{prefix}--loss_names '{before['loss_names']}' is RDE's name of {meaning}"
-            + (f"; RDE's reference implementation has {' and '.join(missing)}" if missing else '')]
+    notes = [f"{prefix}--loss_names '{before['loss_names']}' is {method}'s name of {meaning}"
+             + (f"; {method}'s reference implementation has {' and '.join(missing)}" if missing else '')]
+    if method == 'ICL' and '+pre' in str(before['loss_names']):
+        notes.append(f"{prefix}ICL's pre starts from a checkpoint of NAM: give --init_from <file>")
+    return notes
 
 
 def is_run_config(content):

@@ -20,8 +20,11 @@ logger = logging.getLogger('Pedestal.checkpoint')
 # The state that each optimizer has for a parameter, in tensors of the parameter's shape; Adam also counts steps.
 MOMENTS = {torch.optim.Adam: ('exp_avg', 'exp_avg_sq'), torch.optim.AdamW: ('exp_avg', 'exp_avg_sq'),
            torch.optim.SGD: ('momentum_buffer',)}
-# Prefixes of entries of published checkpoints that nothing reads.
-UNUSED = ('base_model.logit_scale', 'base_model_m.',)
+# Prefixes of entries of published checkpoints that nothing reads. The last four are DM-Adapter's.
+UNUSED = ('base_model.logit_scale', 'base_model_m.', 'base_model.vision_param', 'base_model.co_vision_param',
+          'base_model.text_param', 'base_model.v2i_proj.')
+# Anywhere in a name: entries that the state dict of UP-Person's reference implementation has a second time.
+DUPLICATES = ('.attn.prefix.',)
 # Counters of later PHP releases, anywhere in a name.
 COUNTERS = ('expert_count_accum', 'token_count_accum')
 # Buffers of published checkpoints: entries of a state dict that are no parameters.
@@ -86,6 +89,14 @@ def is_random_states(states):
         return False
 
 
+def is_tables(value):
+    """Whether a value is ``{name: tensor of finite numbers with two dimensions}``."""
+    return isinstance(value, dict) and all(
+        isinstance(name, str) and isinstance(table, torch.Tensor) and not describe_if_not_plain(table)
+        and table.is_floating_point() and table.ndim == 2 and bool(table.isfinite().all())
+        for name, table in value.items())
+
+
 def is_scheduler_state(value):
     """Whether a value is the state of a learning rate schedule."""
     return isinstance(value, dict) and is_integer(value.get('last_epoch'))
@@ -105,6 +116,7 @@ RULES = {
     'skipped': ('a whole number', is_integer),
     'unevaluated': ('an epoch or None', lambda value: value is None or is_integer(value, 1)),
     'moments': ('a whole number', is_integer),
+    'pair_states': ('{name: a table with finite numbers for each pair}', is_tables),
     'best': ("{a measure such as 'R1': a number, 'epoch': a whole number}", is_best_result),
     'means': ("{'sums': {name: number}, 'count': a whole number}", is_running_means),
     'scaler': ('the state of a gradient scaler', is_scaler_state),

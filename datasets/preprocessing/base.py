@@ -38,9 +38,12 @@ class Preprocessing:
     Attributes:
         augments_on_device: whether the images of the image cache are augmented in batches, on the device
             (:meth:`sample_augmentation`), instead of one by one with :meth:`train_transform`.
+        side_text_keys: the annotation keys of the side texts that :meth:`caption_augmentation` reads
+            (:mod:`datasets.side_texts`).
     """
 
     augments_on_device = False
+    side_text_keys = ()
 
     def __init__(self, args, backbone=None):
         if backbone is None and args.backbone != 'clip':
@@ -100,11 +103,13 @@ class Preprocessing:
         """A caption of a dataset's val or test split as evaluation reads it."""
         return self.backbone.test_caption(dataset, caption)
 
-    def caption_augmentation(self, back_translations):
+    def caption_augmentation(self, side_texts):
         """The function that augments training captions (:class:`datasets.text.CaptionTransform`), or None.
 
+        It reads side texts by ``sample.side_text(key)``.
+
         Args:
-            back_translations: ``{(image_id, caption): back-translation}`` of the captions that have one.
+            side_texts: ``{key: SideTexts}`` of the keys in :attr:`side_text_keys` (:mod:`datasets.side_texts`).
         """
 
     def validate_tagging(self):

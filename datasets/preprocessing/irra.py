@@ -15,5 +15,5 @@ class Irra(Preprocessing):
     def sample_augmentation(self, seed):
         return sample_augmentation(self.img_size, self.args.img_aug, seed)
 
-    def caption_augmentation(self, back_translations):
+    def caption_augmentation(self, side_texts):
         return perturb_caption if self.args.txt_aug else None

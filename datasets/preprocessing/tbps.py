@@ -7,6 +7,7 @@ import torch
 from torchvision import transforms as T
 
 from datasets.preprocessing.base import Preprocessing
+from datasets.side_texts import BACK_TRANSLATIONS
 from utils.errors import UserError
 from utils.image_stats import ImageStats
 from utils.simple_tokenizer import CleaningTokenizer, SimpleTokenizer, remove_punctuation
@@ -29,6 +30,8 @@ class Tbps(Preprocessing):
     ``--img_aug`` draws two of six augmentations per image. ``--txt_aug`` uses back-translations and deletes words.
     """
 
+    side_text_keys = BACK_TRANSLATIONS,
+
     def image_stats(self, dataset=None):
         return TBPS_STATS
 
@@ -42,13 +45,13 @@ class Tbps(Preprocessing):
         tokenizer = super().tokenizer(captions)
         return cleaning_tokenizer() if isinstance(tokenizer, SimpleTokenizer) else tokenizer
 
-    def caption_augmentation(self, back_translations):
+    def caption_augmentation(self, side_texts):
         if not self.args.txt_aug:
             return None
-        if not back_translations:
+        if side_texts[BACK_TRANSLATIONS].missing_count == len(side_texts[BACK_TRANSLATIONS]):
             logger.info("no caption has a back-translation ('captions_bt', which TBPS-CLIP's train_reid.json has): "
                         'words are deleted, and no caption is replaced')
-        return functools.partial(augment_sample, back_translations=back_translations)
+        return augment_sample
 
     def validate_tagging(self):
         raise UserError('--preparation tbps cleans captions, but the loss attribute, --mlm_masking noun and '
@@ -57,10 +60,9 @@ class Tbps(Preprocessing):
 
 # -- captions ----------------------------------------------------------------------------------------------------------
 
-def augment_sample(sample, back_translations):
+def augment_sample(sample):
     """Augment the caption of a :class:`datasets.fields.CaptionSample`: ``(ids [L], token positions)``."""
-    back_translation = back_translations.get((sample.image_id, sample.caption), '')
-    caption = augment_caption(sample.caption, sample.rng, back_translation)
+    caption = augment_caption(sample.caption, sample.rng, sample.side_text(BACK_TRANSLATIONS))
     return sample.transform.tokenize(caption), sample.token_positions
 
 

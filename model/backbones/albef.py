@@ -200,7 +200,8 @@ class Albef(BertFusionBackbone):
         is_mars = 'mask_token' in state_dict
         queue = {'moco_queue': state_dict['image_queue'].shape[1]} if 'image_queue' in state_dict else {}
         return {'loss_names': RASA_LOSSES + MARS_LOSSES * is_mars, 'full_ca': not text_only_layers(state_dict), **queue,
-                'pretrain_choice': PUBLISHED, 'img_size': (384, 384), 'text_length': 75, 'amp': 'off'}
+                'pretrain_choice': PUBLISHED, 'preparation': 'albef', 'img_size': (384, 384), 'text_length': 75,
+                'amp': 'off'}
 
     def learning_rate(self, name, args):
         """Return --lr, and no decay for biases and norms, the only parameters of one dimension."""

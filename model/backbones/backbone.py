@@ -112,6 +112,14 @@ class Backbone(nn.Module):
         """Return (learning rate, weight decay) of the parameter ``name``, before its head changes them."""
         return args.lr, args.weight_decay
 
+    def tunable_blocks(self):
+        """Return {'image': blocks, 'text': blocks} of encoders with the extension points of ``--tuning``.
+
+        The blocks are :class:`~model.clip_model.ResidualAttentionBlock`, the first one first. An encoder of another
+        kind is missing.
+        """
+        return {}
+
     # -- encoding ----------------------------------------------------------------------------------------------------
 
     @property

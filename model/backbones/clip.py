@@ -103,11 +103,11 @@ class Clip(Backbone):
     def encoder(self):
         return self.base_model
 
-    def encode_image(self, images, need_map=False):
-        return self.base_model.encode_image(images, need_map)
+    def encode_image(self, images, need_map=False, routing=None):
+        return self.base_model.encode_image(images, need_map, routing)
 
-    def encode_text(self, ids, need_map=False):
-        return self.base_model.encode_text(ids, need_map)
+    def encode_text(self, ids, need_map=False, routing=None):
+        return self.base_model.encode_text(ids, need_map, routing)
 
     def image_embedding(self, tokens):
         """The class token."""
@@ -129,6 +129,11 @@ class Clip(Backbone):
         image_modules = set(self.base_model.visual.modules())
         return [(part, part not in image_modules)
                 for part in self.modules() if isinstance(part, ResidualAttentionBlock)]
+
+    def tunable_blocks(self):
+        text = {'text': self.base_model.transformer.resblocks}
+        is_resnet = not self.base_model.has_image_tokens
+        return text if is_resnet else {'image': self.base_model.visual.transformer.resblocks, **text}
 
     def freeze_patches(self):
         self.base_model.visual.conv1.requires_grad_(False)

@@ -9,9 +9,9 @@ explains a complete example. Importing this package does not import PyTorch (:mo
 import importlib
 
 from model.heads.mixins import (  # noqa: F401
-    AddsEmbedding, BarPanels, DrawsAttentionMaps, EnabledByOptions, HasPairLosses, HasReferenceNames, HasReport,
-    HasSchedule, HasTrainingOnlyParts, HeadReport, ImageTable, PredictsAttributes, PreparesOnHost, RefinesEmbedding,
-    ScoresPairs, SelectsCleanPairs, TrainsInMicroBatches, TransformsBatch, UsesAllGather,
+    AddsEmbedding, BarPanels, DrawsAttentionMaps, EnabledByOptions, HasPairLosses, HasPairState, HasReferenceNames,
+    HasReport, HasSchedule, HasTrainingOnlyParts, HeadReport, ImageTable, PairState, PredictsAttributes, PreparesOnHost,
+    RefinesEmbedding, ScoresPairs, SelectsCleanPairs, TrainsInMicroBatches, TransformsBatch, UsesAllGather,
 )
 
 EXPORTED = dict.fromkeys(('Head', 'head_error_context', 'describe_head'), 'model.heads.head')

@@ -28,6 +28,8 @@ class Head(nn.Module):
         fields: batch fields that the head reads, besides pids, image_ids, images and caption_ids.
         shared_options: options that the head reads and another file adds.
         accepts_any_width: whether tokens may have another width than embeddings.
+        reads_extra_embeddings: whether the head reads embeddings that other heads add (``encoded.extra_embeddings``),
+            or embeds further captions in all embeddings (``encoded.embed_text_all``). It gets this rank's rows.
         reads_padding: whether training keeps the padding of captions. Heads that need text tokens always get it.
     """
 
@@ -37,6 +39,7 @@ class Head(nn.Module):
     fields = ()
     shared_options = ()
     accepts_any_width = False
+    reads_extra_embeddings = False
     reads_padding = False
 
     def __init_subclass__(cls):
@@ -76,15 +79,17 @@ class Head(nn.Module):
 
     @property
     def uses_tokens(self):
-        """Whether the head reads more than embeddings, or changes them. Other heads get those of the global batch."""
-        return bool(self.needs) or isinstance(self, (AddsEmbedding, RefinesEmbedding))
+        """Whether the head reads more than shared embeddings, or changes them. Others get those of the global batch."""
+        return (bool(self.needs) or self.reads_extra_embeddings
+                or isinstance(self, (AddsEmbedding, RefinesEmbedding)))
 
     def micro_batch_unsupported(self):
         """Why ``--micro_batch`` cannot split a batch for this head; None if it can."""
         if not self.uses_tokens or isinstance(self, TrainsInMicroBatches):
             return None
         reason = ('it refines embeddings' if isinstance(self, RefinesEmbedding) else
-                  'it adds an embedding' if isinstance(self, AddsEmbedding) else 'it reads tokens')
+                  'it adds an embedding' if isinstance(self, AddsEmbedding) else
+                  'it reads tokens' if self.needs else 'it reads embeddings that other heads add')
         return f'{reason} and is not a TrainsInMicroBatches head (docs/adding_a_method.md)'
 
     def distributed_unsupported(self):

@@ -77,9 +77,9 @@ class MLM(TrainsInMicroBatches, UsesAllGather, PreparesOnHost, Head):
                             f'at least {model.vocab_size}')
         self.weight = args.mlm_loss_weight
         self.mask_id, self.masked_token_rates = model.mask_id, model.masked_token_rates
-        self.masks_by_attention = args.mlm_masking == 'attention'
-        # With --caption_masking inplace, the captions are masked before the encoders read them.
-        self.masks_in_forward = self.masks_by_attention and args.caption_masking == 'clean'
+        self.masks_on_device = args.mlm_masking in ('attention', 'saliency')
+        # Otherwise the captions are masked before the encoders read them.
+        self.masks_in_forward = args.mlm_masking == 'attention' and args.caption_masking == 'clean'
         if self.masks_in_forward:
             self.needs = ('image_tokens', 'text_attention')
         self.cross = model.shared(CrossEncoder, width, args.cmt_depth)
@@ -99,7 +99,7 @@ class MLM(TrainsInMicroBatches, UsesAllGather, PreparesOnHost, Head):
                 'mlm_acc': fraction * objectives.accuracy(logits, word_labels)}
 
     def prepare_on_host(self, batch):
-        is_masked = 'mlm_labels' in batch and not self.masks_by_attention
+        is_masked = 'mlm_labels' in batch and not self.masks_on_device
         return {'host_mlm_positions': masked_positions(batch['mlm_labels'])} if is_masked else {}
 
     def micro_batch_unsupported(self):

@@ -13,6 +13,7 @@ from torch import nn
 
 from model import objectives
 from model.clip_model import MLP, Attention, LayerNorm
+from model.expert_routing import RoutedExperts
 from model.heads import (
     BarPanels, DrawsAttentionMaps, EnabledByOptions, HasReport, Head, HeadReport, RefinesEmbedding, UsesAllGather,
 )
@@ -56,12 +57,8 @@ class Expert(nn.Module):
             nn.init.zeros_(zero)
 
 
-class ExpertMixture(nn.Module):
-    """Mixture of E experts, of which each token uses ``topk``.
-
-    A gate reads the token and a learned vector. The outputs of the selected experts are averaged with the softmax of
-    their gate logits as weights.
-    """
+class ExpertMixture(RoutedExperts):
+    """PHP's mixture of E experts, of which each token uses ``topk``."""
 
     def __init__(self, width, num_experts, topk, reduction):
         super().__init__()
@@ -87,18 +84,6 @@ class ExpertMixture(nn.Module):
         updates = self.dropout(self.expert_updates(x))                              # [B, S, E, D]
         return x + (weights.to(updates.dtype).unsqueeze(-2) @ updates).squeeze(-2), logits, selected
 
-    def route(self, x, comb_param):
-        """Gate logits, weights and selected experts of each token, [B, S, E] each.
-
-        They are computed in float32: an error of 0.5% of a logit can select another expert.
-        """
-        with torch.autocast(x.device.type, enabled=False):
-            logits = (1 - self.alpha) * self.input_gate(x.float()) + self.alpha * self.task_gate(comb_param)
-            best = logits.topk(self.topk, dim=-1)
-            weights = torch.zeros_like(logits).scatter(-1, best.indices, best.values.softmax(dim=-1))
-            selected = torch.zeros_like(logits).scatter(-1, best.indices, 1.0)
-        return logits, weights, selected
-
     def expert_updates(self, x):
         """Compute up(dropout(GELU(down(norm x)))) of every expert: [B, S, D] -> [B, S, E, D].
 
@@ -116,11 +101,6 @@ class ExpertMixture(nn.Module):
         hidden = self.dropout(F.gelu(hidden)).unflatten(-1, (len(self.experts), -1))
         updates = torch.einsum('bser,edr->bsed', hidden, up)
         return updates + up_bias.to(updates.dtype)
-
-    def stack_parameters(self, part):
-        """Stack the weights and the biases of all experts' layer ``part``."""
-        parts = [getattr(expert, part) for expert in self.experts]
-        return torch.stack([part.weight for part in parts]), torch.stack([part.bias for part in parts])
 
 
 class ExpertBlock(nn.Module):
@@ -203,7 +183,7 @@ class PHP(RefinesEmbedding, UsesAllGather, EnabledByOptions, DrawsAttentionMaps,
         parser.add_argument('--topk', type=positive_int_up_to(256), default=2,
                             help='number of experts that a token uses')
         parser.add_argument('--reduction', type=positive_int_up_to(8192), default=8,
-                            help='factor by which an expert is narrower than the embedding')
+                            help='factor by which an expert is narrower than its input')
         parser.add_argument('--moe_layers', type=positive_int_up_to(200), default=6, help='number of blocks of EFP')
         parser.add_argument('--moe_heads', type=positive_int_up_to(1024), default=8,
                             help='number of attention heads of EFP')

@@ -29,6 +29,7 @@ def main():
     parser.add_argument('--show', action='store_true', help='also print the output of cases that passed')
     parser.add_argument('--seconds', type=float, default=60, help='seconds that a program may take')
     args = parser.parse_args()
+    judge.preload_programs()
     folder = os.path.abspath(args.folder) if args.folder else tempfile.mkdtemp(prefix='campaign')
     os.environ['HOME'] = folder    # hides the pretrained CLIP of this machine
     try:

@@ -78,7 +78,8 @@ MADE = {'MALS': make_mals, 'CUHK-PEDES': make_lists, 'PA-100K': make_pa100k, 'pe
 def content(dataset):
     labels = [dataset.attributes(split)[0].tolist() for split in SPLITS] if dataset.attributes('train') else None
     return (
-        [list(dataset.train), dataset.val, dataset.test, dataset.format_counts(), labels, dataset.back_translations()],
+        [list(dataset.train), dataset.val, dataset.test, dataset.format_counts(), labels,
+         list(dataset.side_texts('captions_bt'))],
         [[*getattr(dataset, f'{split}_annos')] for split in SPLITS],
         [getattr(dataset, f'{split}_id_container') for split in SPLITS],
     )

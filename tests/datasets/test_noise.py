@@ -38,9 +38,10 @@ def test_captions_move_and_images_stay():
 
 
 def test_report_counts_what_changed(tmp_path):
-    assert add_caption_noise(SAMPLES, 0.0, 'not read') == (SAMPLES, None)
+    assert add_caption_noise(SAMPLES, 0.0, 'not read') == (SAMPLES, None, None)
     np.save(tmp_path / 'noise.npy', np.array([1, 0, 2, 3, 4]))
-    samples, report = add_caption_noise(SAMPLES, 0.8, str(tmp_path / 'noise.npy'))
+    samples, permutation, report = add_caption_noise(SAMPLES, 0.8, str(tmp_path / 'noise.npy'))
+    assert permutation.tolist() == [1, 0, 2, 3, 4]
     assert report == {'rate': 0.8, 'file': str(tmp_path / 'noise.npy'), 'clean': 3, 'noisy': 2}
     assert samples[0][3] == 'caption 1' and samples[4] == SAMPLES[4]
     permutation = draw_noise_permutation(5, 0.8)

@@ -37,7 +37,7 @@ GRAY = '''
         def train_transform(self, image_stats):
             return T.Compose([T.Grayscale(3), self.test_transform(image_stats)])
 
-        def caption_augmentation(self, back_translations):
+        def caption_augmentation(self, side_texts):
             return reverse_words if self.args.txt_aug else None
 '''
 

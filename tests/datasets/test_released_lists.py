@@ -98,8 +98,8 @@ def test_tbps_clips_lists(reid, name):
     assert [(pid, image, caption) for pid, image, _, caption in dataset.train] == [
         (i // 2, i, f'{what} {i}') for i in range(4) for what in ('man', 'coat')]
     assert dataset.test['image_pids'] == dataset.test['caption_pids'] == [7, 8, 9] and not dataset.val['captions']
-    assert dataset.back_translations() == {(i, f'{what} {i}'): f'guy {i}' if what == 'man' else '' for i in range(4)
-                                           for what in ('man', 'coat')}
+    assert list(dataset.side_texts('captions_bt')) == [f'guy {i}' if what == 'man' else '' for i in range(4)
+                                                       for what in ('man', 'coat')]
 
 
 def test_tbps_clips_val_list_and_an_annotation_before_lists(reid, tmp_path, caplog):

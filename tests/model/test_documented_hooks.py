@@ -14,7 +14,9 @@ from model.build import total_loss
 from model.head_registry import aliases, registry
 from processor.clean_pairs import CleanPairs
 from processor.build import build_step
+from processor.pair_states import PairStates
 from tests.support import golden_archive, golden_json, small_batch, small_model
+from utils.batch_shard import WHOLE_BATCH
 from utils.errors import UserError
 
 DOCS = os.path.join(os.path.dirname(__file__), '..', '..', 'docs')
@@ -61,7 +63,7 @@ def make_step(model, lr=1e-3):
 
 
 def test_there_is_a_short_example_for_each_hook():
-    assert set(EXAMPLES) == {'averages', 'trimmed', 'views', 'learned-itc', 'filip'}
+    assert set(EXAMPLES) == {'averages', 'trimmed', 'views', 'learned-itc', 'filip', 'trusted'}
     assert all(len(code.splitlines()) < 60 for code in EXAMPLES.values())
 
 
@@ -117,6 +119,37 @@ def test_clean_pairs_are_selected_from_the_losses_of_all_pairs(archive):
     assert torch.equal(marked['clean'], clean_pairs.weights[6:])
     expected = (losses[6:] * marked['clean']).sum() / marked['clean'].sum()
     torch.testing.assert_close(model(marked)['trimmed_loss'].detach(), expected)
+
+
+def test_a_pair_weighs_less_if_its_losses_were_high(archive):
+    model, batch = small_model(archive, 'trusted').train(), small_batch()
+    states = PairStates(model, 6)
+    assert torch.equal(states.add_values(batch, WHOLE_BATCH)['mean_loss'], torch.zeros(6, 1))
+    with torch.no_grad():
+        model(batch)
+        states.store(batch, model.pair_values, WHOLE_BATCH)
+        filled = states.add_values(batch, WHOLE_BATCH)
+        embeddings = model.encode_image(batch['images']), model.encode_text(batch['caption_ids'])
+        losses = objectives.itc(*embeddings, scale=50.0, reduction='none')
+        torch.testing.assert_close(filled['mean_loss'], 0.2 * losses[:, None])
+        weights = torch.exp(-0.2 * losses)
+        torch.testing.assert_close(model(filled)['trusted_loss'], (weights * losses).sum() / weights.sum())
+
+
+def test_values_of_pairs_have_one_owner_and_no_micro_batches(archive, monkeypatch):
+    model = small_model(archive, 'trusted')
+    model.heads *= 2
+    with pytest.raises(UserError, match="documented_trusted.py: Trusted keeps 'mean_loss' .* another head: rename"):
+        PairStates(model, 6)
+    with pytest.raises(UserError, match="--micro_batch cannot split a batch for the loss 'trusted': it updates values"):
+        small_model(archive, 'trusted', micro_batch=2)
+
+
+def test_the_last_row_counts_if_a_batch_has_a_pair_twice(archive):
+    states = PairStates(small_model(archive, 'trusted'), 4)
+    batch = {'index': torch.tensor([2, 0, 2])}
+    states.store(batch, {'mean_loss': torch.tensor([[1.0], [2.0], [3.0]])}, WHOLE_BATCH)
+    assert states.state_dict()['mean_loss'].flatten().tolist() == [2, 0, 3, 0]
 
 
 def test_a_learned_temperature_has_its_official_name_and_is_shared(archive):

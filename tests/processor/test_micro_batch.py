@@ -61,6 +61,13 @@ def test_every_loss_that_compares_samples(archive, loss_names):
     assert_same(micro_batch_gradients(model, batch, 4), whole_batch_gradients(model, batch))
 
 
+@pytest.mark.parametrize('tuning, loss_names', [('up-person', 'sdm'), ('dm-adapter', 'sdm+aux')])
+def test_a_tunings_gradient_is_the_whole_batchs(archive, tuning, loss_names):
+    """DM-Adapter's balance loss is a product of two means over the batch."""
+    model, batch = small_model(archive, loss_names, tuning=tuning, grad_checkpoint=True), uneven(small_batch())
+    assert_same(micro_batch_gradients(model, batch, 4), whole_batch_gradients(model, batch))
+
+
 def test_the_gradient_differs_if_losses_compare_micro_batches_only(archive):
     model, batch = small_model(archive, 'sdm'), uneven(small_batch())
     _, expected = whole_batch_gradients(model, batch)

@@ -12,6 +12,7 @@ from model.heads.sdm import SDM
 from model.queue import EmbeddingQueue, IdentityQueue
 from processor.clean_pairs import CleanPairs
 from processor.build import build_step
+from processor.pair_states import PairStates
 from tests.model.test_aptm import batch as aptm_batch
 from tests.model.test_aptm import tiny as aptm_model
 from tests.model.test_documented_hooks import registered_examples
@@ -159,9 +160,14 @@ RECIPES = {
     'aptm, by the image alone': {'loss_names': 'itc+img_cls', 'backbone': 'aptm', 'img_cls_attributes': 2},
     'mars': {'loss_names': MARS, 'backbone': 'albef'},
     'rde': {'loss_names': 'tal+infonce+tse'},
+    'icl': {'loss_names': 'tal+tse+aug'},
+    'icl, without another embedding': {'loss_names': 'aug'},
     'fmfa': {'loss_names': 'a-sdm+mlm+id+efa'},
     'tbps-clip': {'loss_names': 'nitc+ritc+citc+ss', 'mvs_image': True},
+    'gadms': {'loss_names': 'sdm+mlm', 'mlm_masking': 'saliency'},
     'moco': {'loss_names': 'sdm+moco', 'temperature': 0.1, 'moco_queue': 9},
+    'up-person': {'loss_names': 'sdm+id', 'tuning': 'up-person', 'prefix_length': 2, 'rank': 3},
+    'dm-adapter': {'loss_names': 'sdm+aux', 'tuning': 'dm-adapter', 'num_experts': 3},
     'every comparison': {'loss_names': 'itc+cmpm+cmt+tri+sdm+id'}}
 
 
@@ -171,7 +177,7 @@ def test_the_same_losses_gradients_and_weights(processes, archive, recipe):
     assert_same(processes.run(train, archive, RECIPES[recipe], (6, 7, 6)), one)
 
 
-@pytest.mark.parametrize('recipe', ['irra', 'a2te', 'aptm', 'mars', 'tbps-clip', 'moco'])
+@pytest.mark.parametrize('recipe', ['irra', 'a2te', 'aptm', 'mars', 'tbps-clip', 'moco', 'dm-adapter', 'icl'])
 def test_a_batch_with_fewer_rows_than_processes(processes, archive, recipe):
     one = train(archive, RECIPES[recipe], (6, 1, 6))
     assert_same(processes.run(train, archive, RECIPES[recipe], (6, 1, 6)), one)
@@ -226,6 +232,37 @@ def select_clean_pairs(archive):
     return clean_pairs.weights, clean_pairs.compute_losses(1, 1, lambda: None)
 
 
+def test_values_of_pairs_are_those_of_one_process(processes, archive):
+    one = train_with_pair_values(archive)
+    assert one.shape == (13, 20) and (one[:, 1:] != 0.85).any(dim=1).all()
+    saved, nothing = processes.run(train_with_pair_values, archive)
+    torch.testing.assert_close(saved, one, rtol=2e-3, atol=1e-6)     # one step of float16
+    assert nothing is None
+
+
+def train_with_pair_values(archive):
+    """Train on thirteen pairs for two epochs, between which the values are saved and loaded. Return the values."""
+    with double_precision():
+        model = model_of(archive, 'sdm+mlm', mlm_masking='saliency')
+        step = build_step(model, torch.optim.AdamW(model.parameters(), lr=RATE, eps=1e-3))
+        states = PairStates(model, 13)
+        for number, first in enumerate((0, 6, 12, 0, 6, 12)):
+            size = min(6, 13 - first)
+            batch = {**samples('clip', 6, first), 'index': torch.arange(6) + first}
+            own = shard_slice(size, comm.get_rank(), comm.get_world_size())
+            shard, batch = sync_batch_shards({name: value[:size][own] for name, value in batch.items()}
+                                             if own.start < own.stop else {})
+            seed_all(number)
+            batch = states.add_values(batch, shard)
+            step(batch, shard)
+            states.store(batch, model.pair_values, shard)
+            if number == 2:
+                saved = comm.broadcast_object(states.state_dict())
+                states = PairStates(model, 13)
+                states.load_state_dict(saved)
+        return states.state_dict()['saliency']
+
+
 class Batches(list):
     batch_sampler, dataset = None, range(13)
 
@@ -263,7 +300,7 @@ def read_all_images(archive):
     return str(error.value)
 
 
-@pytest.mark.parametrize('name', ['averages', 'views', 'filip'])
+@pytest.mark.parametrize('name', ['averages', 'views', 'filip', 'trusted'])
 def test_documented_heads_that_gather(processes, archive, tmp_path, name):
     one = train_documented(archive, tmp_path, name)
     assert_same(processes.run(train_documented, archive, tmp_path, name), one)
@@ -276,9 +313,10 @@ def train_documented(archive, folder, name):
         return train(archive, {'loss_names': f'sdm+{name}', 'temperature': 0.1}, (6, 5))
 
 
-def test_micro_batches_on_each_process(processes, archive):
-    one = train(archive, RECIPES['irra'], (6, 5))
-    assert_same(processes.run(train, archive, RECIPES['irra'], (6, 5), 2), one)
+@pytest.mark.parametrize('recipe', ['irra', 'dm-adapter'])
+def test_micro_batches_on_each_process(processes, archive, recipe):
+    one = train(archive, RECIPES[recipe], (6, 5))
+    assert_same(processes.run(train, archive, RECIPES[recipe], (6, 5), 2), one)
 
 
 def test_queues_hold_the_rows_of_all_processes(processes):

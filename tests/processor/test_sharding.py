@@ -95,7 +95,9 @@ def assert_close(results, expected):
 RECIPES = {'irra': IRRA,
            'agm': {'loss_names': 'sdm+mlm+cmt+id', 'mlm_masking': 'attention', 'caption_masking': 'inplace'},
            'sen': {'loss_names': 'sdm+mae+id+tri', 'grad_checkpoint': True},
-           'a temperature': {'loss_names': 'ritc+citc+id'}}
+           'a temperature': {'loss_names': 'ritc+citc+id'},
+           'up-person': {'loss_names': 'sdm', 'tuning': 'up-person', 'prefix_length': 2, 'rank': 3},
+           'dm-adapter': {'loss_names': 'sdm+aux', 'tuning': 'dm-adapter', 'grad_checkpoint': True}}
 
 
 @pytest.mark.parametrize('recipe', RECIPES)

@@ -237,12 +237,13 @@ def test_fused_groups_step_as_one_group_a_parameter(archive, optimizer):
 
 
 @pytest.mark.skipif(shutil.which('g++') is None, reason='needs a C++ compiler')
-@pytest.mark.parametrize('grad_checkpoint', [False, True])
-def test_compiled_blocks_compute_the_same_and_once_for_all_lengths(archive, grad_checkpoint):
+@pytest.mark.parametrize('grad_checkpoint, tuning', [(False, 'none'), (True, 'none'), (False, 'up-person'),
+                                                     (True, 'dm-adapter')])
+def test_compiled_blocks_compute_the_same_and_once_for_all_lengths(archive, grad_checkpoint, tuning):
     from torch._dynamo.utils import counters
     torch._dynamo.reset()
-    reference = small_model(archive, 'sdm+id').train()
-    compiled = small_model(archive, 'sdm+id', compile=True, grad_checkpoint=grad_checkpoint).train()
+    reference = small_model(archive, 'sdm+id', tuning=tuning).train()
+    compiled = small_model(archive, 'sdm+id', tuning=tuning, compile=True, grad_checkpoint=grad_checkpoint).train()
     assert compiled.state_dict().keys() == reference.state_dict().keys()
     compiled.load_state_dict(reference.state_dict())
     graphs = []

@@ -240,9 +240,10 @@ def test_every_optimisation_has_a_way(batch, monkeypatch):
                         if getattr(function, '__module__', '') == switches.__name__
                         and list(inspect.signature(function).parameters) == ['training']}
     assert {variant.switch for variant in on_gpu if variant.switch} == switch_functions
+    recipe = recipe_options(SMALL)
     for variant in on_cpu:     # each flag is one of train.py's, and changes the option that it names
         changed = {name for name, value in vars(recipe_options(SMALL, *variant.flags)).items()
-                   if value != getattr(recipe_options(SMALL), name)}
+                   if value != getattr(recipe, name)}
         assert changed == {flag.removeprefix('--') for flag in variant.flags[:1]}
 
 

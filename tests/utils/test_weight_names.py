@@ -55,10 +55,11 @@ def test_a_prefix_before_all_names_of_a_clip_is_stripped(clip, tmp_path, prefix,
     assert same(build_clip(path, (64, 64), 16).state_dict(), weights)
 
 
-def test_a_prefix_before_the_names_of_aptms_parts(tmp_path):
+def test_a_prefix_before_the_names_of_aptms_and_albefs_parts(tmp_path):
     for layout in ({'bert.embeddings.word_embeddings.weight': torch.zeros(2)},
                    {'patch_embed.proj.weight': torch.zeros(2)},
-                   {'vision_encoder.norm.weight': torch.zeros(2), 'temp': torch.zeros(())}):
+                   {'vision_encoder.norm.weight': torch.zeros(2), 'temp': torch.zeros(())},
+                   {'visual_encoder.norm.weight': torch.zeros(2), 'temp': torch.zeros(())}):
         torch.save({'model': prefixed(layout, 'student.module.')}, tmp_path / 'weights.pth')
         assert read_weights(str(tmp_path / 'weights.pth')).keys() == layout.keys()
 

@@ -8,6 +8,7 @@ from model.heads.mixins.adds_embedding import AddsEmbedding
 from model.heads.mixins.draws_attention_maps import DrawsAttentionMaps
 from model.heads.mixins.enabled_by_options import EnabledByOptions
 from model.heads.mixins.has_pair_losses import HasPairLosses
+from model.heads.mixins.has_pair_state import HasPairState, PairState
 from model.heads.mixins.has_reference_names import HasReferenceNames
 from model.heads.mixins.has_report import BarPanels, HasReport, HeadReport, ImageTable
 from model.heads.mixins.has_schedule import HasSchedule
@@ -21,6 +22,6 @@ from model.heads.mixins.trains_in_micro_batches import TrainsInMicroBatches
 from model.heads.mixins.transforms_batch import TransformsBatch
 from model.heads.mixins.uses_all_gather import UsesAllGather
 
-MIXINS = (AddsEmbedding, DrawsAttentionMaps, EnabledByOptions, HasPairLosses, HasReferenceNames, HasReport, HasSchedule,
-          HasTrainingOnlyParts, PredictsAttributes, PreparesOnHost, RefinesEmbedding, ScoresPairs, SelectsCleanPairs,
-          TrainsInMicroBatches, TransformsBatch, UsesAllGather)
+MIXINS = (AddsEmbedding, DrawsAttentionMaps, EnabledByOptions, HasPairLosses, HasPairState, HasReferenceNames,
+          HasReport, HasSchedule, HasTrainingOnlyParts, PredictsAttributes, PreparesOnHost, RefinesEmbedding,
+          ScoresPairs, SelectsCleanPairs, TrainsInMicroBatches, TransformsBatch, UsesAllGather)
