@@ -35,7 +35,7 @@ logger = logging.getLogger('Pedestal.search')
 __all__ = ['People', 'UserError', 'load', 'load_options']
 
 
-def load(run, checkpoint=None, device='auto', amp=None):
+def load(run, checkpoint=None, device='auto', amp=None, base_weights=None):
     """Load a trained or published run.
 
     Args:
@@ -43,6 +43,7 @@ def load(run, checkpoint=None, device='auto', amp=None):
         checkpoint: a checkpoint file; None: the run's best.pth.
         device: auto, cpu, mps, cuda or cuda:<n>.
         amp: the precision: auto, bf16, fp16 or off; None: that of the training.
+        base_weights: the file of the pretrained weights of a tuned run; None: the file that the run started from.
 
     Returns:
         A :class:`People`.
@@ -50,7 +51,7 @@ def load(run, checkpoint=None, device='auto', amp=None):
     Raises:
         UserError: the run is missing, or its checkpoint cannot be loaded.
     """
-    return People(load_options(run, checkpoint=checkpoint, device=device, amp=amp))
+    return People(load_options(run, checkpoint=checkpoint, device=device, amp=amp, base_weights=base_weights))
 
 
 def load_options(run, **flags):

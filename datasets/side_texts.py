@@ -147,7 +147,7 @@ def draw_second_caption(second_caption, rng):
     Example:
         >>> import random
         >>> draw_second_caption([['a man', 'a guy'], 'in a red coat'], random.Random(0))
-        'in a red coat a guy'
+        'a guy in a red coat'
     """
     if isinstance(second_caption, str):
         return second_caption

@@ -60,13 +60,10 @@ def build_clip(pretrain_choice, img_size, stride_size, text_length=77, trust_arc
     Raises:
         UserError: the source is missing or broken, carries code, or holds other parameters than those of a CLIP.
     """
-    if pretrain_choice.startswith('scratch:'):
+    path = weights_file(pretrain_choice, download_root)
+    if path is None:
         return CLIP(shape_named(pretrain_choice), img_size, stride_size, text_length, activation)
-    if pretrain_choice in OPENAI_SHA256:
-        path, trust_archive = openai_file(pretrain_choice, download_root), True
-    else:
-        path = existing_path(pretrain_choice)
-    state, fitted, scale = read_weights(path, trust_archive)
+    state, fitted, scale = read_weights(path, trust_archive or pretrain_choice in OPENAI_SHA256)
     with torch.device('meta'):      # without random weights, because all are replaced
         clip = CLIP(shape_of(state, path), img_size, stride_size, text_length, activation)
     positions = len(state[image_table(clip)]) - 1, len(state['positional_embedding'])
@@ -79,6 +76,15 @@ def build_clip(pretrain_choice, img_size, stride_size, text_length=77, trust_arc
         f'the first {text_length} of {positions[1]} text positions'
     log.info('encoders from %s: %d image positions fitted to %dx%d, %s', path, positions[0], *clip.grid, words)
     return clip
+
+
+def weights_file(pretrain_choice, download_root=None):
+    """Return the path of a source's file, which is downloaded if OpenAI's is missing; None for random weights."""
+    if pretrain_choice.startswith('scratch:'):
+        return None
+    if pretrain_choice in OPENAI_SHA256:
+        return openai_file(pretrain_choice, download_root)
+    return existing_path(pretrain_choice)
 
 
 def empty_clip(shape, img_size, stride_size, text_length=77, activation='quick_gelu'):

@@ -16,6 +16,7 @@ from datasets.text import tokenize
 from datasets.transforms import build_transforms
 from model import build_model
 from model.backbones import backbone_class
+from model.base_weights import add_base_weights
 from model.clip_weights import OPENAI_SHA256, shape_named
 from processor.evaluation import embed
 from processor.step import get_image_stats
@@ -70,7 +71,7 @@ def load_trained(args, num_classes):
         logger.info('note: %s', note)
     if args.checkpoint is None:
         return load_untrained(args)
-    checkpoint = read_checkpoint(args.checkpoint, with_sha256=True)
+    checkpoint = add_base_weights(read_checkpoint(args.checkpoint, with_sha256=True), args, args.checkpoint)
     classifier = checkpoint['model'].get('classifier.weight')
     if classifier is not None:  # it has the identities of the training set, not those of the tested one
         num_classes = len(classifier)

@@ -8,6 +8,7 @@ import time
 from datasets.build import build_training_loaders
 from model import build_model
 from model.backbones import backbone_class
+from model.base_weights import add_base_weights, describe_tuned_from
 from processor.evaluators import build_evaluator
 from processor.processor import do_train
 from processor.progress import format_log_line
@@ -117,14 +118,13 @@ def train(args, device, checkpoint):
         loaders = build_training_loaders(args, backbone_class(args))
     logger.info(format_log_line(f'data {args.dataset_name}', f'{len(loaders.train.dataset)} training pairs',
                                 f'{loaders.num_classes} identities', f'{len(loaders.train)} steps per epoch'))
-    initial_weights = read_checkpoint(args.init_from)['model'] if args.init_from and not args.resume else None
-    replaced_by = checkpoint['model'] if args.resume else initial_weights
-    model = build_model(args, loaders.num_classes, replaced_by=replaced_by)
-    if initial_weights is not None:
-        init_from_checkpoint(model, args.init_from, initial_weights)
+    model = build_initial_model(args, loaders.num_classes, checkpoint)
     model.image_stats = loaders.train.dataset.image_stats    # a preprocessing can have other ones than the backbone
     model.to(device)
-    logger.info(format_log_line(f'model {parameter_count(model) / 1e6:.1f}M parameters', f'losses {args.loss_names}'))
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    tuning = [f'tuning {args.tuning}, {trained / 1e6:.2f}M trained'] if args.tuning != 'none' else []
+    logger.info(format_log_line(f'model {parameter_count(model) / 1e6:.1f}M parameters', *tuning,
+                                f'losses {args.loss_names}'))
 
     optimizer = build_optimizer(args, model)
     scheduler = build_lr_scheduler(args, optimizer)
@@ -137,6 +137,24 @@ def train(args, device, checkpoint):
     if comm.is_main_process() and (start_epoch <= args.num_epoch or not has_config):
         save_train_configs(args.output_dir, replace_options(args, **model.backbone.resolved_options))
     do_train(start_epoch, args, model, loaders.train, evaluator, optimizer, scheduler, checkpointer)
+
+
+def build_initial_model(args, num_classes, checkpoint):
+    """Build the model of a new run with its initial weights, or of a resumed run.
+
+    Args:
+        args: the options.
+        num_classes: number of training identities.
+        checkpoint: the content of ``args.resume_ckpt_file``, whose weights the caller loads; None for a new run.
+    """
+    source = args.resume_ckpt_file if args.resume else args.init_from
+    stored = checkpoint if args.resume else read_checkpoint(source) if source else None
+    complete = add_base_weights(stored, args, source) if stored else None
+    model = build_model(args, num_classes, replaced_by=complete['model'] if complete else None)
+    model.tuned_from = describe_tuned_from(args, model, stored)
+    if complete and not args.resume:
+        init_from_checkpoint(model, source, complete['model'])
+    return model
 
 
 def parameter_count(model):

@@ -1,10 +1,11 @@
 """Measure the cost of recipes: parameters, FLOPs, time and memory.
 
     python -m run_scripts.cost --recipes configs/irra.yaml configs/rde.yaml
+    python -m run_scripts.cost --recipes configs/irra.yaml --tunings none lora adapter prefix
 
 The default is every method's recipe for CUHK-PEDES. For each recipe the tool prints:
 
-    - the number of parameters, and of those that are trained;
+    - the number of parameters, and of those that are trained (--tunings compares tunings of a recipe);
     - GFLOPs to embed an image and a caption;
     - milliseconds and memory of a training step;
     - milliseconds and memory of a query: embed a caption and compare it with the test gallery.
@@ -15,6 +16,7 @@ multiply-adds print half. Each recipe is measured in its own process. Its memory
 CPU without the memory that the process held before it made the model. All options after -- go to every recipe.
 """
 import io
+import itertools
 import os
 import sys
 
@@ -54,9 +56,10 @@ def main(argv=None):
     if machine['device'] == 'cpu' and not args.batch_size:
         args.batch_size = CPU_BATCH_SIZE
     rows = []
-    for path in args.recipes:
-        print(f'measuring {path}', file=sys.stderr, flush=True)
-        rows.append({'recipe': path, **measure_in_child(measure_recipe, path, recipe_words, args, machine['device'])})
+    for path, tuning_words in itertools.product(args.recipes, list_tunings(args.tunings)):
+        name, words = ' '.join([path, *tuning_words]), [*recipe_words, *tuning_words]
+        print(f'measuring {name}', file=sys.stderr, flush=True)
+        rows.append({'recipe': name, **measure_in_child(measure_recipe, path, words, args, machine['device'])})
     if args.csv:
         with atomic_write(args.csv) as file:
             file.write(format_csv(rows))
@@ -75,6 +78,8 @@ def build_cost_parser():
     recipes = [relative_path(path) for path in find_recipes('CUHK-PEDES')]
     parser.add_argument('--recipes', nargs='+', default=recipes, metavar='RECIPE',
                         help="recipes to measure (default: every method's for CUHK-PEDES)")
+    parser.add_argument('--tunings', nargs='+', metavar='TUNING',
+                        help="values of --tuning to measure each recipe with (default: the recipe's)")
     parser.add_argument('--batch_size', type=positive_int,
                         help=f"captions per training step (default: the recipe's; {CPU_BATCH_SIZE} on a CPU)")
     parser.add_argument('--repeats', type=positive_int, default=5,
@@ -85,6 +90,11 @@ def build_cost_parser():
     parser.add_argument('--format', nargs='+', choices=FORMATS, default=['text'], help='formats of the printed table')
     parser.add_argument('--csv', metavar='FILE', help='CSV file of the results in full precision')
     return parser
+
+
+def list_tunings(names):
+    """The words of train.py for each value of --tunings; one empty list if there are none."""
+    return [['--tuning', name] for name in names] if names else [[]]
 
 
 # -- the table -------------------------------------------------------------------------------------------------------

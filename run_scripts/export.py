@@ -2,15 +2,19 @@
 
     python -m run_scripts.export --config_file <run>/configs.yaml --out model
     python -m run_scripts.export --config_file <run>/configs.yaml --to huggingface --out model
+    python -m run_scripts.export --config_file <run>/configs.yaml --to full --merge --out merged
     python -m run_scripts.export --config_file <run>/configs.yaml --released_layout \\
         --out checkpoint_best.pth
 
 --to onnx writes a folder with image_encoder.onnx, text_encoder.onnx, the tokenizer's files and config.json. The
 encoders accept any batch size. Their embeddings are normalized to length 1. --to huggingface writes a CLIP that
-transformers loads, if the run is a plain CLIP. Both compare the exported embeddings with PyTorch's. --released_layout
-writes a checkpoint that the reference implementation of the method loads.
+transformers loads, if the run is a plain CLIP. --to full writes a run's folder whose best.pth holds the whole model,
+for a run with --tuning, whose own best.pth holds only what it trained. --merge then adds LoRA to the pretrained
+weights. All three compare the exported embeddings with PyTorch's. --released_layout writes a checkpoint that the
+reference implementation of the method loads.
 """
 import contextlib
+import functools
 import os
 import signal
 import sys
@@ -29,12 +33,15 @@ def main(argv=None):
     args = replace_options(read_options(argv), device='cpu', amp='off')
     if os.path.exists(args.out):
         raise UserError(f'--out {args.out} already exists: choose another name, or remove it')
+    if args.merge and args.to != 'full':
+        raise UserError('--merge is for --to full: give both, and export the merged run after that')
     import pedestal
     if args.released_layout:
         write_reference_checkpoint(pedestal.People(args), args.out)
         return
-    from run_scripts.exports import hugging_face, onnx
-    export = {'onnx': onnx.export_encoders, 'huggingface': hugging_face.export_clip}[args.to]
+    from run_scripts.exports import full, hugging_face, onnx
+    export = {'onnx': onnx.export_encoders, 'huggingface': hugging_face.export_clip,
+              'full': functools.partial(full.export_run, merge=args.merge)}[args.to]
     people = pedestal.People(args)
     with exit_on_sigterm(), report_write_errors(args.out, 'free some space, or name another folder with --out'):
         os.makedirs(os.path.dirname(os.path.abspath(args.out)), exist_ok=True)
@@ -49,7 +56,10 @@ def read_options(argv):
     parser = build_test_parser('export.py', __doc__)
     parser.add_argument('--out', required=True,
                         help='folder to write, or file with --released_layout; it must not exist yet')
-    parser.add_argument('--to', choices=['onnx', 'huggingface'], default='onnx', help='format of the encoders')
+    parser.add_argument('--to', choices=['onnx', 'huggingface', 'full'], default='onnx',
+                        help="format of the encoders; full: a run's folder with a checkpoint of the whole model")
+    parser.add_argument('--merge', action='store_true',
+                        help='add the LoRA of --tuning lora to the pretrained weights, for --to full')
     parser.add_argument('--released_layout', action='store_true',
                         help="write a checkpoint with the reference implementation's parameter names")
     return parse_test_options(parser, argv)

@@ -179,16 +179,17 @@ def read_published_rows(dataset):
 
 
 def published_row(args):
-    """The published row with a run's dataset, initial weights, backbone, PHP parts and losses; {} if there is none."""
+    """The published row with a run's dataset, initial weights, backbone, tuning, PHP parts and losses, or {}."""
     rows = read_published_rows(args.dataset_name)
     initial = initial_clip(args, {row['start'] for row in rows if 'start' in row})
-    losses = set(parse_loss_names(args.loss_names, args.backbone))
+    losses = set(parse_loss_names(args.loss_names, args.backbone, args.tuning))
     backbones = ['ViT-B/16'] * bool(initial) + [backbone_name(args.pretrain_choice)]
     for row in rows:
         loss_names = [row[key] for key in ('loss_names', 'also') if key in row]
-        has_losses = any(set(parse_loss_names(names)) == losses for names in loss_names)
+        tuning = row.get('tuning', 'none')
+        has_losses = any(set(parse_loss_names(names, tuning=tuning)) == losses for names in loss_names)
         is_php_ablation = not loss_names and row['key'] == 'php'     # an ablation of PHP's parts has no losses
-        if (row.get('start') == initial and row.get('noisy_rate', 0) == args.noisy_rate
+        if (tuning == args.tuning and row.get('start') == initial and row.get('noisy_rate', 0) == args.noisy_rate
                 and php_parts(row) == args.php_parts and row['backbone'] in backbones
                 and (has_losses or is_php_ablation)):
             return row
@@ -217,7 +218,8 @@ def unpublished_reason(args):
     if not os.path.exists(os.path.join(ROOT, path)):
         return f'nothing is published on {args.dataset_name}'
     parts = f' and PHP {args.php_parts}' if args.php_parts else ''
-    return f'no row in {path} with these losses, {args.pretrain_choice}{parts}'
+    tuning = '' if args.tuning == 'none' else f', --tuning {args.tuning}'
+    return f'no row in {path} with these losses, {args.pretrain_choice}{tuning}{parts}'
 
 
 def php_parts(row):

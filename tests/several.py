@@ -73,8 +73,6 @@ def run_tasks(rank, count, port, tasks, answers):
 class Launched:
     """A program that runs in ``count`` processes as under torchrun, but without torchrun.
 
-    The processes are forked from one that has loaded PyTorch.
-
     Args:
         main: a function of a module.
         argv: the program's arguments.
@@ -84,18 +82,14 @@ class Launched:
     """
 
     def __init__(self, main, argv, folder, count=2, again=None):
-        context = multiprocessing.get_context('forkserver')
-        context.set_forkserver_preload(['torch', 'torchvision', 'torch.utils.tensorboard', 'train'])
         self.store = again.store if again else dist.TCPStore('127.0.0.1', 0, is_master=True, wait_for_workers=False)
         self.attempt = again.attempt + 1 if again else 0
         shared = dict(WORLD_SIZE=count, LOCAL_WORLD_SIZE=count, MASTER_ADDR='127.0.0.1', MASTER_PORT=self.store.port,
                       TORCHELASTIC_USE_AGENT_STORE=True, TORCHELASTIC_RESTART_COUNT=self.attempt)
         self.paths = [os.path.join(folder, f'{self.attempt}_{rank}.txt') for rank in range(count)]
         environments = [{**shared, 'RANK': rank, 'LOCAL_RANK': rank} for rank in range(count)]
-        self.processes = [context.Process(target=run_as_program, args=(main, argv, environment, path))
+        self.processes = [start_program(main, argv, path, environment)
                           for environment, path in zip(environments, self.paths)]
-        for process in self.processes:
-            process.start()
 
     def send(self, rank, number):
         """Send a signal to a process, which may have exited already."""
@@ -114,6 +108,22 @@ class Launched:
     def output(self):
         """Return the output of all processes."""
         return ''.join(open(path, errors='replace').read() for path in self.paths if os.path.exists(path))
+
+
+def start_program(main, argv, path, environment=None):
+    """Start a program, forked from a process that has loaded PyTorch, and return its process.
+
+    Args:
+        main: a function of a module.
+        argv: the program's arguments.
+        path: the file for its output and its errors.
+        environment: ``{name: value}`` of variables to set.
+    """
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(['torch', 'torch.utils.tensorboard', 'processor.training_run', 'train'])
+    process = context.Process(target=run_as_program, args=(main, argv, environment or {}, path))
+    process.start()
+    return process
 
 
 def run_as_program(main, argv, environment, path):

@@ -25,6 +25,7 @@ PATTERNS = (
     'rde_ccd_*',
     'tbps_objectives_*',
     'fmfa_objectives_*',
+    'conquer_objectives_*',
 )
 
 

@@ -7,7 +7,7 @@ import torch
 
 from utils.errors import UserError, abbreviate
 from utils.iotools import atomic_write
-from utils.training_state import COUNTERS, DUPLICATES, UNUSED, check_values, convert_optimizer_state
+from utils.training_state import COUNTERS, DUPLICATES, RULES, UNUSED, check_values, convert_optimizer_state, is_tuning
 from utils.weight_files import check_weights, dtype_name, read_torch_file
 from utils.weight_names import replace_prefixes, strip_prefixes, to_own_names
 
@@ -39,6 +39,8 @@ def read_checkpoint(path, with_sha256=False):
             raise UserError(f"{path} is not a checkpoint: it has no 'model', only {keys}")
         checkpoint = {'model': checkpoint}
     check_weights(checkpoint['model'], path)
+    if 'tuning' in checkpoint and not is_tuning(checkpoint['tuning']):
+        raise UserError(f"{path} is not a checkpoint: its 'tuning' must be {RULES['tuning'][0]}")
     if not is_pedestal_checkpoint(checkpoint):
         checkpoint['model'] = to_own_names(checkpoint['model'], path)
     return {**checkpoint, 'sha256': sha256} if with_sha256 else checkpoint
@@ -152,6 +154,13 @@ def encoder_prefixes(model):
     return ('base_model.',) if backbone is None else tuple(f'{name}.' for name, _ in backbone.named_children())
 
 
+def frozen_encoder_names(model):
+    """Return the names of the encoders' parameters that do not learn. Buffers are not among them."""
+    prefixes = encoder_prefixes(model)
+    return {name for name, parameter in model.named_parameters()
+            if name.startswith(prefixes) and not parameter.requires_grad}
+
+
 def add_run_prefix(weights):
     """Rename the entries of a CLIP's own state dict as in a run's checkpoint. A run's state dict stays unchanged."""
     is_clip = 'visual.conv1.weight' in weights and not any(name.startswith('base_model.') for name in weights)
@@ -163,6 +172,9 @@ class Checkpointer:
 
     ``save('best', epoch=.., metrics=..)`` writes the model and the given entries. ``save('last', training_state=True,
     ...)`` also writes the optimizer and the schedule.
+
+    A tuned run (``model.tuned_from``) writes the frozen parameters of the encoders only with the training state, if
+    the file that they come from is known.
 
     Args:
         model, optimizer, scheduler: the objects to save and load.
@@ -194,9 +206,15 @@ class Checkpointer:
         if not self.save_dir or not (self.save_to_disk or has_shards):
             return
         content = {'model': self.weights(), **entries}
+        tuned_from = getattr(self.model, 'tuned_from', None)
+        has_base_file = bool(tuned_from) and tuned_from['base'] is not None
+        if tuned_from:
+            content['tuning'] = {**tuned_from, 'is_whole': training_state or not has_base_file}
         if not training_state:
-            training_only = getattr(self.model, 'training_only', ())
-            content['model'] = {entry: value for entry, value in content['model'].items() if entry not in training_only}
+            unsaved = set(getattr(self.model, 'training_only', ()))
+            if has_base_file:
+                unsaved |= frozen_encoder_names(self.model)
+            content['model'] = {entry: value for entry, value in content['model'].items() if entry not in unsaved}
         else:
             content.update(optimizer=self.optimizer.state_dict(), scheduler=self.scheduler.state_dict())
             content['moments'] = len(content['optimizer']['state'])

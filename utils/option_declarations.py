@@ -59,6 +59,9 @@ def build_test_parser(program, description):
     run = parser.add_argument_group('trained model')
     run.add_argument('--config_file', help='configs.yaml of the run')
     run.add_argument('--checkpoint', help='checkpoint to evaluate (default: best.pth next to configs.yaml)')
+    run.add_argument('--base_weights', metavar='FILE',
+                     help='file of the pretrained weights that a run with --tuning needs (default: the file that the '
+                          'run started from)')
     run.add_argument('--vocab_file',
                      help="BERT's vocab.txt or its folder, for --backbone aptm and albef (default: the run's)")
     run.add_argument('--device', help='auto, cpu, mps, cuda or cuda:<n> (default: as in configs.yaml)')
@@ -136,6 +139,9 @@ def add_run_options(parser):
                      help="last.pth of the run to resume, or the run's folder")
     run.add_argument('--init_from', '--finetune', default='', effect=RESULT | RUN, metavar='FILE',
                      help='checkpoint whose weights initialize a new run (--finetune: its name in FMFA)')
+    run.add_argument('--base_weights', default='', effect=INVOCATION, metavar='FILE',
+                     help="file of the pretrained weights that a tuned run's checkpoint needs, if --init_from names "
+                          'such a checkpoint (default: the file that the run started from)')
     run.add_argument('--save_steps', type=bounded_number(int, at_least=0, at_most=10 ** 9), default=1000, effect=NONE,
                      help='number of training steps between two writes of last.pth; 0: only after each epoch')
     run.add_argument('--save_period', type=non_negative_int, default=0, effect=NONE,

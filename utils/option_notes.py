@@ -61,6 +61,8 @@ def find_fork(args, changed):
     Returns:
         A :class:`~utils.recipes.Fork`, or None if there is none or more than one.
     """
+    if args.tuning != 'none':
+        return None     # none of them has a tuning, and DM-Adapter has options and a loss with names of PHP
     by_losses = [fork for fork in FORKS
                  if method_keys(args) == method_keys(argparse.Namespace(**{**vars(args), 'loss_names': fork.losses}))]
     candidates = by_losses or [fork for fork in FORKS if fork.own_options & changed]

@@ -244,7 +244,11 @@ def convert_as_flag(action, value):
         values = list(value) if isinstance(value, (list, tuple)) else str(value).split()
         if isinstance(action.nargs, int) and len(values) != action.nargs or not values:
             raise argparse.ArgumentTypeError(f"'{shorten(value)}' must be {action.nargs} numbers")
-        return tuple(action.type(str(item)) for item in values)
+        values = tuple(action.type(str(item)) for item in values)
+        unknown = next((item for item in values if action.choices and item not in action.choices), None)
+        if unknown is not None:
+            raise argparse.ArgumentTypeError(invalid_choice_message(unknown, action.choices))
+        return values
     if value is None or isinstance(value, (list, tuple, dict, bool)):
         raise argparse.ArgumentTypeError(f"'{shorten(value)}' must be a single value")
     text = valid_text(str(value))

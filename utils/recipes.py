@@ -105,6 +105,7 @@ def apply_need_mae(options):
 
 # Loss names of RDE's reference implementation, in the order of its tests.
 RDE_LOSS_NAMES = ('TAL', 'TRL', 'InfoNCE', 'SDM')
+CONQUER_LOSSES = ('ccl', 'rematch')
 
 
 def translate_rde_losses(options, own_losses=()):
@@ -112,7 +113,8 @@ def translate_rde_losses(options, own_losses=()):
 
     RDE's reference implementation trains the first of ``RDE_LOSS_NAMES`` in ``loss_names``, on both embeddings and
     with a selection of clean pairs. The other parts of ``loss_names`` only name the run (``TAL+sr0.3_tau0.015``). In
-    ICL, which builds on RDE, ``TAL+...+aug`` also trains second captions.
+    ICL, which builds on RDE, ``TAL+...+aug`` also trains second captions. CONQUER's implementation adds two losses,
+    each with an option for its weight.
 
     Args:
         options: {option: value}.
@@ -130,7 +132,8 @@ def translate_rde_losses(options, own_losses=()):
     is_icl = 'aug' in names
     if loss is None or set(names) & set(own_losses) - {'aug'} or is_icl and loss != 'TAL':
         return options
-    return {'ccd': True, **options, 'loss_names': f'{loss.lower()}+tse{"+aug" if is_icl else ""}'}
+    added = [name for name in CONQUER_LOSSES if f'{name}_weight' in options] + ['aug'] * is_icl
+    return {'ccd': True, **options, 'loss_names': '+'.join([loss.lower(), 'tse', *added])}
 
 
 def rde_notes(before, after, prefix=''):
@@ -273,7 +276,8 @@ def drop_command_line_options(content, parser, path):
 
 def find_unknown_keys(content, parser):
     """The keys of a config that are no options. ``batch_fields`` is known, because Pedestal's runs write it."""
-    return [name for name in content if name not in parser.actions() and name != 'batch_fields']
+    known = {*parser.actions(), 'batch_fields'}
+    return [name for name in content if name not in known]
 
 
 def unknown_key_notes(unknown_keys, path):

@@ -1,4 +1,6 @@
 """Reading of YAML that may come from anybody: only plain values, of a limited size, and each key once."""
+import copy
+import functools
 import os
 import re
 import stat
@@ -84,12 +86,18 @@ def load_yaml(path):
     """
     text = read_text(path)
     try:
-        return yaml.load(text, Loader=SafeLoader)
+        return copy.deepcopy(parse_yaml(text))
     except (yaml.constructor.ConstructorError, RefusedYamlError) as error:
         advice = '' if isinstance(error, RefusedYamlError) else '; configs hold plain values only'
         raise UserError(f'{path}, line {error.problem_mark.line + 1}: {error.problem}{advice}') from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+
+
+@functools.lru_cache(maxsize=64)    # a program reads the published recipes for its own notes, a test many times
+def parse_yaml(text):
+    """Parse YAML. The result is shared: copy it before it is changed."""
+    return yaml.load(text, Loader=SafeLoader)
 
 
 def read_text(path):

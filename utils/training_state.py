@@ -97,6 +97,15 @@ def is_tables(value):
         for name, table in value.items())
 
 
+def is_tuning(value):
+    """Whether a value is ``{'name': ..., 'base': {'name', 'sha256'} or None, 'is_whole': ...}`` of a tuned run."""
+    if not isinstance(value, dict) or not isinstance(value.get('name'), str):
+        return False
+    base, is_whole = value.get('base'), value.get('is_whole')
+    has_base = isinstance(base, dict) and all(isinstance(base.get(key), str) for key in ('name', 'sha256'))
+    return isinstance(is_whole, bool) and (has_base or base is None and is_whole)
+
+
 def is_scheduler_state(value):
     """Whether a value is the state of a learning rate schedule."""
     return isinstance(value, dict) and is_integer(value.get('last_epoch'))
@@ -122,6 +131,7 @@ RULES = {
     'scaler': ('the state of a gradient scaler', is_scaler_state),
     'random_states': ('the states of the random generators', is_random_states),
     'scheduler': ("{'last_epoch': a whole number}", is_scheduler_state),
+    'tuning': ("{'name': a text, 'base': {'name': a text, 'sha256': a text}, 'is_whole': True or False}", is_tuning),
     'optimizer': ("{'state': ..., 'param_groups': ...}", is_optimizer_state),
 }
 # The entries of last.pth besides model, optimizer and schedule.

@@ -28,6 +28,8 @@ def _parser():
     parser.add_argument('--val_ids', type=int,
                         help='number of identities in the val split (default: a tenth; ICFG-PEDES: none)')
     parser.add_argument('--test_ids', type=int, help='number of identities in the test split (default: a fifth)')
+    parser.add_argument('--second_captions', action='store_true',
+                        help='write a second caption of each caption, for the loss aug (ICL)')
     parser.add_argument('--workers', type=int,
                         help='number of processes, without effect on the result (default: the number of cores)')
     parser.add_argument('--overwrite', action='store_true',
@@ -66,7 +68,7 @@ def main(argv=None):
     if args.baselines:
         _print_baselines(args)
         return 0
-    names = 'images_per_id', 'captions_per_image', 'size', 'seed', 'format', *DIFFICULTY_OPTIONS
+    names = 'images_per_id', 'captions_per_image', 'size', 'seed', 'format', 'second_captions', *DIFFICULTY_OPTIONS
     settings = {name: getattr(args, name) for name in names}
     if args.contact_sheet:
         save_contact_sheet(args.contact_sheet, validate_settings(60 if args.ids is None else args.ids, **settings))

@@ -18,7 +18,7 @@ def save_contact_sheet(path, settings, identities=8):
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default()
     for index in range(identities):
         _, _, shots = draw_identity(settings, index, 0, identities)
-        for number, (image, captions, _) in enumerate(shots):
+        for number, (image, captions, *_) in enumerate(shots):
             left = (number + index % 2 * shown) * cell + index % 2 * 20
             top = index // 2 * (height + text)
             sheet.paste(image, (left + (cell - width) // 2, top))

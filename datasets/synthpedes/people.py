@@ -560,3 +560,27 @@ def write_caption(person, scene, rng, omission=0.2, shades=0.3):
             candidates = candidates or [s for s in sorted(seen) if s not in mentioned]
             mentioned |= {rng.choice(candidates)} if candidates else set()
             detail = max(0.0, detail - 0.1)
+
+
+def write_second_caption(person, scene, rng, shades=0.3, rewritings=3):
+    """Write a second caption of a person in a scene, as ICL's annotations have them (:mod:`datasets.side_texts`).
+
+    It mentions all that is visible: one sub-sentence about hair and clothes, and one about everything else, if there is
+    anything.
+
+    Args:
+        person, scene, rng, shades: see :func:`write_caption`.
+        rewritings: the number of rewritings of each sub-sentence.
+
+    Returns:
+        A list of sub-sentences, each a list of ``rewritings`` texts.
+    """
+    seen = _visible_slots(person, scene)
+    clothes = seen & {'hair', 'upper', 'lower'}
+
+    def rewrite(write):
+        return [write(_CaptionWords(person, scene, rng, 0.0, shades)) for _ in range(rewritings)]
+    sub_sentences = [rewrite(lambda words: _first_sentence(words, clothes)[0])]
+    if seen - clothes:
+        sub_sentences.append(rewrite(lambda words: _second_sentence(words, seen - clothes)))
+    return sub_sentences

@@ -12,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from datasets.registry import dataset_class, datasets
+from datasets.side_texts import SECOND_CAPTIONS
 from datasets.synthpedes import people
 from datasets.synthpedes.drawing import Palette, sample_scene, render_image
 from datasets.workers import start_worker
@@ -63,7 +64,7 @@ def _sample_views(rng, count):
 
 
 def draw_identity(settings, index, first, count):
-    """Create an identity: ``(labels, index of its twin or None, [(image, captions, scene), ...])``.
+    """Create an identity: ``(labels, index of its twin or None, [(image, captions, second captions, scene), ...])``.
 
     The result depends only on the settings, the index, and the ``first`` index and ``count`` of its split.
     """
@@ -78,7 +79,10 @@ def draw_identity(settings, index, first, count):
         seeds = [derive_seed(settings['seed'], 7, index, number, c) for c in range(settings['captions_per_image'])]
         captions = [people.write_caption(person, scene, random.Random(seed), settings['omission'], settings['shades'])
                     for seed in seeds]
-        shots.append((image, captions, scene))
+        second_captions = [people.write_second_caption(person, scene, random.Random(derive_seed(seed, 8)),
+                                                       settings['shades'])
+                           for seed in seeds if settings.get('second_captions')]
+        shots.append((image, captions, second_captions, scene))
     return person, twin, shots
 
 
@@ -96,10 +100,11 @@ def _write_identity(task):
     key, first_pid = format_class.image_key, format_class.first_pid
     person, twin, shots = draw_identity(settings, index, first, count)
     entries = []
-    for number, (image, captions, scene) in enumerate(shots):
+    for number, (image, captions, second_captions, scene) in enumerate(shots):
         path = f'{split}/{first_pid + index:05d}_{number}.jpg'
         image.save(os.path.join(folder, 'imgs', path), quality=scene.quality)
-        entries.append({'id': first_pid + index, 'split': split, 'captions': captions, key: path})
+        side_texts = {SECOND_CAPTIONS: second_captions} if second_captions else {}
+        entries.append({'id': first_pid + index, 'split': split, 'captions': captions, **side_texts, key: path})
     return entries, {'id': first_pid + index, 'split': split, 'twin_of': None if twin is None else first_pid + twin,
                      **person}
 
@@ -118,7 +123,7 @@ def formats():
 
 
 def validate_settings(ids, images_per_id=4, captions_per_image=None, size=(384, 128), seed=0, format='synthpedes',
-                      val_ids=None, test_ids=None, **difficulty):
+                      val_ids=None, test_ids=None, **others):
     """Validate the settings of a dataset and fill in defaults: the settings that synthpedes.json holds.
 
     Args:
@@ -130,7 +135,8 @@ def validate_settings(ids, images_per_id=4, captions_per_image=None, size=(384, 
         format: 'synthpedes' (CUHK-PEDES's layout), 'CUHK-PEDES', 'ICFG-PEDES' or 'RSTPReid'.
         val_ids: the number of identities of the val split, by default a tenth (none for ICFG-PEDES).
         test_ids: the number of identities of the test split, by default a fifth.
-        difficulty: values of DIFFICULTY_OPTIONS: omission, shades, tint, clutter, occlusion, colours, twins.
+        others: ``second_captions``, whether each caption has a second one (ICL), and values of DIFFICULTY_OPTIONS:
+            omission, shades, tint, clutter, occlusion, colours, twins.
 
     Raises:
         UserError: a setting is invalid.
@@ -160,6 +166,7 @@ def validate_settings(ids, images_per_id=4, captions_per_image=None, size=(384, 
     if settings['val_ids'] + settings['test_ids'] >= ids:
         raise UserError(f'val_ids ({settings["val_ids"]}) and test_ids ({settings["test_ids"]}) leave none of the '
                         f'{ids} ids for training')
+    difficulty = {name: value for name, value in others.items() if name != 'second_captions'}
     for name in difficulty:
         if name not in DIFFICULTY_OPTIONS:
             raise unknown_name_error('difficulty option', name, DIFFICULTY_OPTIONS)
@@ -168,7 +175,8 @@ def validate_settings(ids, images_per_id=4, captions_per_image=None, size=(384, 
         if not isinstance(value, (int, float)) or not low <= value <= high:
             raise UserError(f'{name} must be a number from {low} to {high}, not {value!r}')
         settings[name] = int(value) if name == 'colours' else float(value)
-    return settings
+    # Without second captions, the settings equal those of older versions.
+    return {**settings, 'second_captions': True} if others.get('second_captions') else settings
 
 
 def _read_marker(folder):

@@ -22,6 +22,7 @@ class Backbone(nn.Module):
         trims_to_longest: whether a batch's captions always end with the longest one, because losses read padding. Else
             they have all their padding if a loss reads tokens of padding.
         head_weights: parameters of heads in the checkpoint of a whole model that training starts from.
+        run_files: names of files next to a run's configs.yaml that the backbone reads.
         resolved_options: {option: value} of options that the weights decide. A run records these values.
         shared_options: options that the family reads and another one adds.
     """
@@ -33,6 +34,7 @@ class Backbone(nn.Module):
     joint_tokens = False
     trims_to_longest = False
     head_weights = {}
+    run_files = ()
     resolved_options = {}
     shared_options = ()
 
@@ -69,6 +71,19 @@ class Backbone(nn.Module):
                 testing, or (``args.training`` true) for ``--init_from`` and ``--resume``.
         """
         raise NotImplementedError
+
+    @classmethod
+    def weights_file(cls, args):
+        """Return the path of the file that the encoders start from, downloaded if needed; None: random weights.
+
+        Raises:
+            UserError: the file is missing.
+        """
+
+    @staticmethod
+    def choice_of_file(args, path):
+        """Return the ``--pretrain_choice`` that reads the same encoders from the file ``path``."""
+        return path
 
     @staticmethod
     def tokenizer(args, captions=None):

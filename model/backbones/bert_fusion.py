@@ -1,5 +1,6 @@
-"""What the backbones with BERT as text and fusion encoder have in common."""
+"""The common part of the backbones with BERT as text and fusion encoder."""
 from model.backbones import Backbone
+from model.bert_vocabulary import VOCABULARY
 
 
 class BertFusionBackbone(Backbone):
@@ -10,6 +11,7 @@ class BertFusionBackbone(Backbone):
     """
 
     provides = frozenset({'image_tokens', 'text_tokens', 'masked_text_tokens', 'fusion'})
+    run_files = (VOCABULARY,)
 
     @staticmethod
     def validate_options(args):

@@ -4,7 +4,7 @@ import torch
 from model.activation import ACTIVATIONS, resolve_activation
 from model.backbones import Backbone
 from model.clip_model import ResidualAttentionBlock, Transformer
-from model.clip_weights import build_clip, clip_without_values, empty_clip, shape_named, shape_of
+from model.clip_weights import build_clip, clip_without_values, empty_clip, shape_named, shape_of, weights_file
 from utils.image_stats import CLIP_STATS
 from utils.option_types import Effect, open_fraction
 from utils.simple_tokenizer import default_tokenizer
@@ -73,6 +73,10 @@ class Clip(Backbone):
         for block in clip.transformer.resblocks:
             block.attn.dropout = args.text_dropout
         return clip
+
+    @classmethod
+    def weights_file(cls, args):
+        return weights_file(args.pretrain_choice)
 
     @staticmethod
     def tokenizer(args, captions=None):

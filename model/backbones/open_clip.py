@@ -236,7 +236,7 @@ class OpenClip(Backbone):
     """
 
     name = 'open_clip'
-    provides, joint_tokens = TOKENS, True
+    provides, joint_tokens, run_files = TOKENS, True, (DESCRIPTION,)
     missing_reasons = {'image_attention': "open_clip's encoders give no attention maps",
                        'text_attention': "open_clip's encoders give no attention maps",
                        "CLIP's image encoder": "open_clip's encoders are not ours"}
@@ -277,9 +277,9 @@ class OpenClip(Backbone):
 
     @classmethod
     def build(cls, args, state_dict=None):
-        (model, weights), config = parse(args.pretrain_choice), describe(args)['model_cfg']
+        model, config = parse(args.pretrain_choice)[0], describe(args)['model_cfg']
         starts = args.training and state_dict is None
-        path = pretrained_file(model, weights) if starts and weights else None
+        path = cls.weights_file(args) if starts else None
         backbone = cls(config, args.img_size, model)
         if path is None:
             backbone.fit(args.img_size, model)
@@ -290,6 +290,15 @@ class OpenClip(Backbone):
             logger.warning('--pretrain_choice %s names no weights: the encoders start from random ones',
                            args.pretrain_choice)
         return backbone
+
+    @classmethod
+    def weights_file(cls, args):
+        model, weights = parse(args.pretrain_choice)
+        return pretrained_file(model, weights) if weights else None
+
+    @staticmethod
+    def choice_of_file(args, path):
+        return f'{parse(args.pretrain_choice)[0]}:{path}'
 
     @staticmethod
     def describe_activation(args, config, starts):

@@ -15,10 +15,12 @@ from model.objectives.classification import (
 )
 from model.objectives.common import cosine_similarity, full_precision, identity_targets, same_identity_mask
 from model.objectives.contrastive import (
-    a_sdm, citc, clamped_scale, cmpm, cmt, itc, itc_by_identity, momentum_contrast, nitc, ritc, sdm, simclr,
+    a_sdm, citc, clamped_scale, cmpm, cmt, complementary_contrast, itc, itc_by_identity, momentum_contrast, nitc, ritc,
+    sdm, simclr,
 )
 from model.objectives.distillation import distilled_contrast, distilled_mlm
 from model.objectives.token_alignment import (
     explicit_alignment, group_patches_by_word, patch_weights, token_similarity, token_triplet_loss,
 )
+from model.objectives.transport import rematching, transport_cost, transport_plan
 from model.objectives.triplet import detail, reduce_clean_pairs, tal, tri, trl

@@ -126,6 +126,34 @@ def itc_by_identity(image_embedding, text_embedding, pids, *, temperature):
 
 
 @full_precision
+def complementary_contrast(image_embedding, text_embedding, *, temperature=0.1):
+    """Contrast by negatives only (CONQUER, ICASSP 2026): the probability of each negative falls, also in noisy pairs.
+
+    With p the softmax of a row, the row's loss is the sum of -log(1 - p) over all other items of the batch. The loss
+    is the mean over rows, the sum of both directions. Other images of the same identity count as negatives.
+
+    Args:
+        image_embedding: [B, D].
+        text_embedding: [B, D].
+        temperature: softmax temperature of the cosines.
+
+    Example:
+        >>> image, text = torch.eye(3), torch.eye(3)
+        >>> round(complementary_contrast(image, text).item(), 4)
+        0.0002
+        >>> round(complementary_contrast(image, text.roll(1, dims=0)).item(), 4)    # wrong captions
+        18.7942
+    """
+    cosine = cosine_similarity(image_embedding, text_embedding)
+    is_negative = 1 - torch.eye(len(cosine), device=cosine.device)                          # [B, B]
+
+    def direction_loss(logits):
+        # As in the reference implementation, 1e-10 bounds the loss if 1 - p is 0 in float32.
+        return -(torch.log(1 - logits.softmax(dim=1) + 1e-10) * is_negative).sum(dim=1).mean()
+    return direction_loss(cosine / temperature) + direction_loss(cosine.t() / temperature)
+
+
+@full_precision
 def momentum_contrast(embedding, keys, queue, *, scale):
     """InfoNCE of one side's embeddings against those of a momentum encoder (MoCo: He et al., CVPR 2020, eq. 1).
 

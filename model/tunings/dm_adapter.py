@@ -7,7 +7,7 @@ from model.clip_model import BlockTuning, LayerNorm
 from model.expert_routing import RoutedExperts
 from model.heads import Head
 from model.tunings import Tuning
-from model.tunings.up_person import Adapter
+from model.tunings.adapter import BottleneckAdapter
 from utils.errors import UserError
 
 FACTORS = {'image': 0.1, 'text': 4.0}       # of the mixture's output
@@ -19,7 +19,7 @@ class AdapterMixture(RoutedExperts):
     def __init__(self, width, num_experts, topk, reduction):
         super().__init__()
         self.topk = topk
-        self.experts = nn.ModuleList(Adapter(width, reduction) for _ in range(num_experts))
+        self.experts = nn.ModuleList(BottleneckAdapter(width, width // reduction) for _ in range(num_experts))
         self.input_gate = nn.Linear(width, num_experts, bias=False)
         self.task_gate = nn.Linear(width, num_experts, bias=False)
         self.alpha = nn.Parameter(torch.tensor(0.5))

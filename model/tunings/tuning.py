@@ -22,10 +22,11 @@ class Tuning:
         backbones: names of the backbones that the tuning fits; empty: any.
         shared_options: options that the tuning reads and another file adds.
         losses: {loss name: Head class} of losses that belong to the tuning. With this tuning, they replace other losses
-            of the same name. Such a head reads ``encoded.image_routing`` and ``encoded.text_routing``.
+            of the same name. These heads read ``encoded.image_routing`` and ``encoded.text_routing``.
         has_routing: whether :meth:`BlockTuning.mlp_branch <model.clip_model.BlockTuning.mlp_branch>` of each block
             returns a routing. Losses get that of all blocks and of the global batch, as
             ``encoded.image_routing`` [B, blocks, ...] and ``encoded.text_routing`` [B, blocks, ...].
+        merge_unsupported: why :meth:`merge` cannot replace the added parameters, for the error message.
         parameter_names: the names of the parameters that the tuning has added, in the order of the backbone.
             :func:`apply_tuning` sets it.
     """
@@ -35,6 +36,7 @@ class Tuning:
     shared_options = ()
     losses = {}
     has_routing = False
+    merge_unsupported = 'its parameters do more than to change weights'
     parameter_names = ()
 
     def __init__(self, args, backbone):
@@ -64,6 +66,20 @@ class Tuning:
         ``name`` is any trainable parameter, also of a head.
         """
         return lr, weight_decay
+
+    def merge(self, backbone):
+        """Compute weights of the encoders that need no added parameters any more, for ``export --merge``.
+
+        Returns:
+            {name of a pretrained parameter: its new value}.
+
+        Raises:
+            UserError: there are none.
+        """
+        if self.parameter_names:
+            raise UserError(f'--merge: --tuning {self.name} cannot be merged, because {self.merge_unsupported}; leave '
+                            '--merge out')
+        return {}
 
     @classmethod
     def numbered_blocks(cls, backbone):

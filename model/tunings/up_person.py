@@ -5,24 +5,11 @@ from torch import nn
 
 from model.clip_model import BlockTuning
 from model.tunings import Tuning
+from model.tunings.adapter import BottleneckAdapter
+from model.tunings.prefix import prepend
 from utils.option_types import non_negative_int, positive_int_up_to
 
 ADAPTER_REDUCTION = 8       # fixed in the reference implementation
-
-
-class Adapter(nn.Module):
-    """Bottleneck up(ReLU(down(x))), [B, L, D] -> [B, L, D]. It starts at 0."""
-
-    def __init__(self, width, reduction):
-        super().__init__()
-        self.down = nn.Linear(width, width // reduction)
-        self.up = nn.Linear(width // reduction, width)
-        nn.init.kaiming_uniform_(self.down.weight, a=5 ** 0.5)
-        for zero in (self.down.bias, self.up.weight, self.up.bias):
-            nn.init.zeros_(zero)
-
-    def forward(self, x):
-        return self.up(F.relu(self.down(x)))
 
 
 class Scale(nn.Module):
@@ -79,11 +66,6 @@ class Prefix(nn.Module):
     def forward(self):
         """Return keys and values, [P, D] each."""
         return self.key(), self.scale_to_grad * self.val()
-
-
-def prepend(places, sequence):
-    """Put [P, D] before each [L, D] of [B, L, D] -> [B, P + L, D]."""
-    return torch.cat([places.to(sequence.dtype).expand(len(sequence), -1, -1), sequence], dim=1)
 
 
 class UPPersonBlock(BlockTuning):
@@ -188,5 +170,5 @@ class UPPerson(Tuning):
 def add_adapters(block):
     """Add UP-Person's two adapters with their factors to a block."""
     for part in ('msa', 'mlp'):
-        setattr(block, f'adapter_ln_{part}', Adapter(block.width, ADAPTER_REDUCTION))
+        setattr(block, f'adapter_ln_{part}', BottleneckAdapter(block.width, block.width // ADAPTER_REDUCTION))
     block.scale_1, block.scale_2 = (nn.Parameter(torch.ones(())) for _ in range(2))

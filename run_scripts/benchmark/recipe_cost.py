@@ -41,7 +41,7 @@ def measure_recipe(path, recipe_words, args, device):
     with tempfile.TemporaryDirectory() as folder:
         size = args.batch_size or recipe.batch_size
         generate(folder, size + 2, images_per_id=2, size=recipe.img_size, format=recipe.dataset_name, val_ids=0,
-                 test_ids=1, workers=0, progress=False)
+                 test_ids=1, second_captions=True, workers=0, progress=False)
         options = get_args(['--config_file', path, *recipe_words, '--root_dir', folder, '--batch_size', str(size),
                             '--device', device, '--amp', args.amp, '--num_workers', '0',
                             '--pretrain_choice', random_weights_choice(recipe.pretrain_choice)])

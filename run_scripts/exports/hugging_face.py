@@ -74,6 +74,7 @@ def require_plain_clip(people):
     reasons = {
         "its backbone is not CLIP's": not is_clip,
         'its backbone is a ResNet': is_clip and not model.base_model.has_image_tokens,
+        'its encoders have a tuning; --to full --merge writes LoRA without one': args.tuning != 'none',
         'a head refines its embeddings': model.refines_embeddings,
         'a head adds an embedding of its own': bool(model.embedding_parts),
         f'its images of {height}x{width} are not a multiple of its patches of {patch}':

@@ -1,8 +1,9 @@
-"""The losses of RDE, TBPS-CLIP and FMFA against values and gradients of the reference implementations."""
+"""The losses of RDE, TBPS-CLIP, FMFA and CONQUER against values and gradients of the reference implementations."""
 import pytest
 import torch
 
 from model import objectives
+from model.heads.conquer import TransportCost
 from tests.support import golden, golden_cases
 
 def triplets(case):
@@ -131,3 +132,38 @@ def test_fmfa_explicit_alignment(file, name, chunk_size):
     assert_close(loss, case['efa'])
     loss.backward()
     assert_gradients(case, 'efa', absolute=1e-7, image_tokens=image_tokens, text_tokens=text_tokens)
+
+
+@pytest.mark.parametrize('file, name', golden_cases('conquer_objectives_*', 'ccl'))
+def test_conquer(file, name):
+    case = entries(file, name)
+    weights = {tag: golden(file)[1][f'{tag}_weight'] for tag in ('ccl', 'rematch')}
+    cost = case['cost_weight_after'].flatten()[0], case['cost_bias_after'][0]
+    is_noisy, total = case['label_hat'] == 0, {}
+    for tag, loss in (('ccl', objectives.complementary_contrast),
+                      ('rematch', lambda image, text: objectives.rematching(image, text, is_noisy, *cost))):
+        image, text = inputs(case, 'image', 'text')
+        value = loss(image, text)
+        value.backward()
+        assert_close(value, case[tag])
+        assert_gradients({name.replace(f'{tag}_grad', f'{tag}/grad'): value for name, value in case.items()}, tag,
+                         image=image, text=text)
+        total[tag] = weights[tag] * value.detach()
+    assert_close(sum(total.values()), case['total'])
+    if 'plan' in case:
+        cosine = objectives.cosine_similarity(case['image'], case['text'])
+        plan = objectives.transport_plan(objectives.transport_cost(cosine, *cost), is_noisy)
+        torch.testing.assert_close(plan[is_noisy][:, is_noisy].double(), case['plan'], rtol=0, atol=1e-7)
+        assert plan.count_nonzero() <= is_noisy.sum() ** 2
+
+
+@pytest.mark.parametrize('file, name', golden_cases('conquer_objectives_*', 'pairs'))
+def test_conquers_learned_cost(file, name):
+    case, cost = entries(file, name), TransportCost()
+    cost.values.copy_(torch.cat([case['cost_weight'].flatten(), case['cost_bias']]))
+    cosine, (images, captions) = objectives.cosine_similarity(case['image'], case['text']), case['pairs'].t()
+    costs = objectives.transport_cost(cosine, *cost.values)
+    assert_close(costs[images, captions].sum(), case['ot_loss'])
+    cost.train_step(cosine, images, captions)
+    torch.testing.assert_close(cost.values[0], case['cost_weight_after'].flatten()[0], rtol=0, atol=1e-7)
+    torch.testing.assert_close(cost.values[1], case['cost_bias_after'][0], rtol=0, atol=1e-7)

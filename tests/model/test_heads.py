@@ -21,9 +21,9 @@ ALL = sorted(set(registry()))
 
 
 # Losses with a minimum above 0: aux is smallest if all experts are used evenly, and efa compares rows of length 1. They
-# are trained together with another loss, and other tests check that they fall. tse needs a loss per pair.
+# are trained together with another loss, and other tests check that they fall. tse and --ccd need a loss per pair.
 POSITIVE_MINIMUM = ('aux', 'efa')
-COMBINED = {'aux': 'sdm+aux', 'efa': 'sdm+efa', 'tse': 'tal+tse'}
+COMBINED = {'aux': 'sdm+aux', 'efa': 'sdm+efa', 'tse': 'tal+tse', 'rematch': 'tal+rematch'}
 
 
 # moco learns from what it updates after each step; tests/model/test_moco.py trains it.
@@ -35,7 +35,7 @@ def test_head_overfits_a_fixed_batch(archive, loss_names, monkeypatch):
     # The batch's negatives are fixed also: attribute draws them by the embeddings, which change.
     monkeypatch.setattr(torch, 'multinomial',
                         lambda weights, _: (torch.arange(len(weights))[:, None] + 1) % len(weights))
-    model, batch = small_model(archive, loss_names, temperature=0.1), small_batch()
+    model, batch = small_model(archive, loss_names, temperature=0.1, ccd='rematch' in loss_names), small_batch()
     # With a higher learning rate, rounding errors decide whether attribute converges in time.
     lr, steps = (3e-4, 150) if loss_names == 'attribute' else (1e-3, 60)
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
@@ -53,7 +53,7 @@ def test_head_overfits_a_fixed_batch(archive, loss_names, monkeypatch):
 
 
 def test_every_head_reports_a_loss_and_plain_scalars(archive):
-    results = small_model(archive, '+'.join(ALL))(small_batch())
+    results = small_model(archive, '+'.join(ALL), ccd=True)(small_batch())
     assert all(value.ndim == 0 for value in results.values())
     for name in ALL:
         assert {'attribute': 'attr_loss'}.get(name, f'{name}_loss') in results

@@ -17,7 +17,8 @@ from solver import build_optimizer
 from tests.support import golden_archive, golden_json, options, small_batch, small_model
 
 # Without A2TE's attribute, which reads values on devices other than CUDA.
-RECIPES = ['sdm+mlm+id', 'sdm+mlm+id+cmt', 'sdm+id+mlm+detail', 'sdm+mae+id+tri', 'sdm+itc+aux', 'itc+cmpm']
+RECIPES = ['sdm+mlm+id', 'sdm+mlm+id+cmt', 'sdm+id+mlm+detail', 'sdm+mae+id+tri', 'sdm+itc+aux', 'itc+cmpm',
+           'sdm+moco', 'tal+ccl+rematch']
 
 
 @pytest.fixture(scope='module')
@@ -56,7 +57,7 @@ def step_on_meta(archive, loss_names, **changes):
 
 @pytest.mark.parametrize('loss_names', RECIPES)
 def test_a_complete_step_without_values(archive, without_autocast, loss_names):
-    step, batch = step_on_meta(archive, loss_names)
+    step, batch = step_on_meta(archive, loss_names, ccd='rematch' in loss_names)
     with NoDouble():
         results = step(batch)
     assert all(value.device.type == 'meta' for name, value in results.items() if name != 'temperature')

@@ -10,7 +10,8 @@ from datasets.device_augmentation import augment_on_device
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 
-RECIPES = ['sdm+mlm+id', 'sdm+mlm+id+cmt', 'sdm+id+amm+detail', 'sdm+mae+id+tri', 'sdm+itc+aux']
+RECIPES = ['sdm+mlm+id', 'sdm+mlm+id+cmt', 'sdm+id+amm+detail', 'sdm+mae+id+tri', 'sdm+itc+aux',
+           'sdm+moco', 'tal+ccl+rematch']
 
 
 @pytest.fixture(scope='module')
@@ -27,7 +28,7 @@ def new_step(archive, loss_names, device='cuda', **changes):
 @pytest.mark.parametrize('amp', ['bf16', 'fp16'])
 @pytest.mark.parametrize('loss_names', RECIPES)
 def test_no_step_waits_for_the_gpu(archive, loss_names, amp):
-    step = new_step(archive, loss_names, amp=amp)
+    step = new_step(archive, loss_names, amp=amp, ccd='rematch' in loss_names)
     batch = {name: value.pin_memory() for name, value in small_batch().items()}
     step(batch)     # the first step initializes libraries and the optimizer state
     torch.cuda.synchronize()

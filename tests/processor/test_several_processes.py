@@ -162,6 +162,7 @@ RECIPES = {
     'rde': {'loss_names': 'tal+infonce+tse'},
     'icl': {'loss_names': 'tal+tse+aug'},
     'icl, without another embedding': {'loss_names': 'aug'},
+    'conquer': {'loss_names': 'tal+tse+ccl+rematch', 'ccd': True, 'rematch_cost': 'learned'},
     'fmfa': {'loss_names': 'a-sdm+mlm+id+efa'},
     'tbps-clip': {'loss_names': 'nitc+ritc+citc+ss', 'mvs_image': True},
     'gadms': {'loss_names': 'sdm+mlm', 'mlm_masking': 'saliency'},

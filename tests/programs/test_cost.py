@@ -67,3 +67,25 @@ def test_a_row_in_units(row):
     assert format_row({'recipe': 'x', **row, 'others': 0.01})[-1] == ''
     assert format_row({'recipe': 'x', 'error': 'why'})[-1] == 'why'
     assert cells[2] == f"{row['parameters'] / 1e6:.2f}" and cells[6] == f"{1000 * row['step_seconds']:.2f}"
+
+
+def test_a_tuning_trains_few_parameters(row):
+    args = build_cost_parser().parse(['--batch_size', '4', '--repeats', '1'])
+    tuned = measure_recipe(IRRA, [*TINY, '--loss_names', 'sdm', '--tuning', 'lora'], args, 'cpu')
+    # two matrices of rank 8 for queries and values in four blocks, 128 wide
+    assert tuned['trained'] == 4 * 2 * 2 * 8 * 128 < tuned['parameters'] < row['parameters']
+
+
+def test_each_tuning_of_a_recipe_is_a_row(monkeypatch, capsys):
+    calls = []
+
+    def measure(function, *args):
+        if function is not measure_recipe:
+            return {'device': 'cpu', 'cpu': 'a CPU', 'precision': 'float32'}
+        calls.append(args[:2])
+        return {'error': 'not measured'}
+    monkeypatch.setattr('run_scripts.cost.measure_in_child', measure)
+    monkeypatch.setattr('run_scripts.cost.preload', lambda name: None)
+    assert main(['--recipes', IRRA, A2TE, '--tunings', 'none', 'lora', '--', *TINY]) == 1
+    assert calls == [(path, [*TINY, '--tuning', name]) for path in (IRRA, A2TE) for name in ('none', 'lora')]
+    assert f'{A2TE} --tuning lora' in capsys.readouterr().out

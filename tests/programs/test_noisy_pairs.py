@@ -38,9 +38,9 @@ def last(folder):
 @pytest.mark.parametrize('step', [2, 4, 5])    # of three an epoch: within, and after one that is not saved
 def test_killed_and_resumed_with_a_division_a_queue_and_a_momentum_encoder(command, run_folder, tmp_path, monkeypatch,
                                                                            step):
-    options = command + ['--loss_names', 'tal+tse+moco', '--ccd', '--noisy_rate', '0.5',
+    options = command + ['--loss_names', 'tal+tse+moco+ccl+rematch', '--ccd', '--noisy_rate', '0.5',
                          '--txt_aug', '--tse_mode', 'train', '--moco_queue', '8', '--limit_train', '24',
-                         '--save_steps', '2']
+                         '--save_steps', '2', '--rematch_cost', 'learned']
     train_program.main([*options, '--output_dir', str(tmp_path / 'whole')])
     with monkeypatch.context() as patch:
         killed_at(patch, step)
@@ -50,7 +50,7 @@ def test_killed_and_resumed_with_a_division_a_queue_and_a_momentum_encoder(comma
     train_program.main(['--resume', '--resume_ckpt_file', os.path.join(folder, 'last.pth')])
     expected, resumed = last(run_folder(root=tmp_path / 'whole')), last(folder)
     assert {'queue.images', 'momentum.base_model.ln_final.weight',
-            'visul_emb_layer.mlp.bns.0.running_mean'} <= set(expected['model'])
+            'visul_emb_layer.mlp.bns.0.running_mean', 'rematch_cost.values'} <= set(expected['model'])
     assert all(torch.equal(value, resumed['model'][name]) for name, value in expected['model'].items())
     assert torch.equal(expected['clean'], resumed['clean']) and 0 < expected['clean'].sum() < 24
 

@@ -233,9 +233,11 @@ def test_a_run_of_attribute_recognition_is_a_row_with_ma(tmp_path, monkeypatch):
 
 # -- published rows --------------------------------------------------------------------------------------------------
 
-def run_of(loss_names, dataset='CUHK-PEDES', pretrain_choice='ViT-B/16', php_parts=None, init_from='', backbone='clip'):
+def run_of(loss_names, dataset='CUHK-PEDES', pretrain_choice='ViT-B/16', php_parts=None, init_from='', backbone='clip',
+           tuning='none'):
     return argparse.Namespace(loss_names=loss_names, dataset_name=dataset, pretrain_choice=pretrain_choice,
-                              php_parts=php_parts, init_from=init_from, backbone=backbone, noisy_rate=0.0)
+                              php_parts=php_parts, init_from=init_from, backbone=backbone, noisy_rate=0.0,
+                              tuning=tuning)
 
 
 @pytest.mark.parametrize('run, method', [(run_of('id+sdm+mlm'), 'IRRA'), (run_of('itc'), 'CLIP (itc)'),
@@ -256,6 +258,9 @@ def run_of(loss_names, dataset='CUHK-PEDES', pretrain_choice='ViT-B/16', php_par
                                          (run_of('sdm+mlm+id', 'RSTPReid', pretrain_choice='weights/nam.pth'),
                                           'NAM + IRRA'), (run_of('a-sdm+mlm+id+efa'), 'FMFA'),
                                          (run_of('sdm+mlm+id', init_from='logs/champion/best.pth'), 'IRRA'),
+                                         (run_of('sdm+aux', tuning='dm-adapter'), 'DM-Adapter'),
+                                         (run_of('sdm', tuning='dm-adapter'), None),
+                                         (run_of('sdm+mlm+id', tuning='up-person'), None),
                                          (run_of('itc', init_from='ham.pth'), None), (run_of('sdm+tri'), None)])
 def test_which_row_a_run_belongs_to(run, method):
     assert published_row(run).get('method') == method

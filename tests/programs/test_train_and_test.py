@@ -17,6 +17,7 @@ import train as train_program
 from datasets.pairs import PairDataset
 from processor.test_run import evaluate_dataset
 from processor.training_run import run_training
+from tests.several import start_program
 from tests.support import HANG_TIMEOUT
 from utils.checkpoint import read_checkpoint
 from utils.errors import UserError
@@ -154,9 +155,22 @@ def test_repeats_bit_for_bit_with_any_number_of_workers(command, run_folder, tmp
 
 # -- interrupted -----------------------------------------------------------------------------------------------------
 
-def start(command):
-    return subprocess.Popen([sys.executable, os.path.join(ROOT, 'train.py'), *command], cwd=ROOT,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def in_its_own_group():
+    os.setsid()
+    train_program.main()
+
+
+@pytest.fixture
+def start(command, tmp_path):
+    """A function that starts train.py with further options, in its own process group."""
+    return lambda *options: start_program(in_its_own_group, [*command, '--num_epoch', '4', *options],
+                                          tmp_path / 'output.txt')
+
+
+def wait_for_end(process, tmp_path):
+    """Wait for a process to end, and return ``(exit status, output and errors)``."""
+    process.join(HANG_TIMEOUT)
+    return process.exitcode, (tmp_path / 'output.txt').read_text()
 
 
 def wait_for_step(output, step, process):
@@ -166,28 +180,28 @@ def wait_for_step(output, step, process):
         for folder, _, names in os.walk(output):
             if 'metrics.jsonl' in names and any(line['step'] >= step for line in journal(folder, 'train')):
                 return folder
-        assert process.poll() is None, process.communicate()[1]
+        assert process.is_alive(), f'exit status {process.exitcode}'
         time.sleep(0.05)
     raise AssertionError(f'the run made no step in {HANG_TIMEOUT} s')
 
 
 @pytest.mark.parametrize('number, status', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_and_leaves_and_the_run_resumes_to_the_same_weights(command, run_folder, tmp_path, number,
-                                                                           status):
-    command = command + ['--num_epoch', '4', '--log_period', '1', '--save_steps', '0']
-    process = start(command)
+def test_a_signal_saves_and_leaves_and_the_run_resumes_to_the_same_weights(command, start, run_folder, tmp_path,
+                                                                           number, status):
+    options = ['--log_period', '1', '--save_steps', '0']
+    process = start(*options)
     folder = wait_for_step(tmp_path / 'logs', 8, process)
-    process.send_signal(number)
-    output, errors = process.communicate(timeout=HANG_TIMEOUT)
-    assert process.returncode == status, errors
-    assert 'Traceback' not in errors and '--resume --resume_ckpt_file' in output
+    os.kill(process.pid, number)
+    exit_status, output = wait_for_end(process, tmp_path)
+    assert exit_status == status, output
+    assert 'Traceback' not in output and '--resume --resume_ckpt_file' in output
     stopped = read_checkpoint(os.path.join(folder, 'last.pth'))
     assert stopped['total_steps'] >= 8 and stopped['epoch'] <= 4
 
     # options: those of the run
     train_program.main(['--resume', '--resume_ckpt_file', os.path.join(folder, 'last.pth')])
     expected = tmp_path / 'whole'
-    train_program.main(command + ['--output_dir', str(expected)])
+    train_program.main([*command, '--num_epoch', '4', *options, '--output_dir', str(expected)])
     assert run_folder() == folder and same_weights(folder, run_folder(root=expected))
     for kind in ('train', 'epoch', 'evaluation'):
         assert journal(folder, kind) == journal(run_folder(root=expected), kind)
@@ -201,31 +215,27 @@ def test_two_kills(tmp_path):
     assert 'the same weights, best checkpoint and metrics after 2 kills' in tool.stdout
 
 
-def test_sigterm_to_the_group_with_workers_saves(command, tmp_path):
+def test_sigterm_to_the_group_with_workers_saves(start, tmp_path):
     """As a scheduler or `timeout` ends a job."""
-    process = subprocess.Popen([sys.executable, os.path.join(ROOT, 'train.py'), *command, '--num_epoch', '4',
-                                '--log_period', '1', '--save_steps', '0', '--num_workers', '2'], cwd=ROOT,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = start('--log_period', '1', '--save_steps', '0', '--num_workers', '2')
     folder = wait_for_step(tmp_path / 'logs', 2, process)
     os.killpg(process.pid, signal.SIGTERM)
-    _, errors = process.communicate(timeout=HANG_TIMEOUT)
-    assert process.returncode == 143 and 'Traceback' not in errors, errors
+    status, output = wait_for_end(process, tmp_path)
+    assert status == 143 and 'Traceback' not in output, output
     assert read_checkpoint(os.path.join(folder, 'last.pth'))['total_steps'] >= 2
 
 
 @pytest.mark.skipif(not os.path.isdir('/proc/self/task'), reason='the children of a process are read from /proc')
-def test_sigterm_while_workers_start(command, tmp_path):
+def test_sigterm_while_workers_start(start, tmp_path):
     """The signal reaches the group as soon as there is a first worker."""
-    process = subprocess.Popen([sys.executable, os.path.join(ROOT, 'train.py'), *command, '--num_epoch', '4',
-                                '--num_workers', '2'], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               text=True, start_new_session=True)
+    process = start('--num_workers', '2')
     children = f'/proc/{process.pid}/task/{process.pid}/children'
     deadline = time.time() + HANG_TIMEOUT
-    while time.time() < deadline and process.poll() is None and not (saved(tmp_path) and open(children).read()):
+    while time.time() < deadline and process.is_alive() and not (saved(tmp_path) and open(children).read()):
         time.sleep(0.002)
     os.killpg(process.pid, signal.SIGTERM)
-    _, errors = process.communicate(timeout=HANG_TIMEOUT)
-    assert process.returncode == 143 and 'Traceback' not in errors, errors
+    status, output = wait_for_end(process, tmp_path)
+    assert status == 143 and 'Traceback' not in output, output
     assert saved(tmp_path)
 
 

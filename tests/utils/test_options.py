@@ -57,7 +57,8 @@ def test_types():
     (['--batchsize', '3'], 'unknown flag --batchsize; did you mean --batch_size'),
     (['--lerning_rate', '3'], 'unknown flag --lerning_rate; did you mean --lr'),
     (['--gpus', '0'], 'unknown flag --gpus; did you mean --device'),
-    (['--warmup', '3'], 'unknown flag --warmup, which could be --warmup_epochs or --warmup_factor or --warmup_method'),
+    (['--warmup', '3'], 'unknown flag --warmup, which could be --warmup_epochs or --warmup_factor or --warmup_lr or '
+                        '--warmup_method or --warmup_steps'),
     (['--batch_size', 'many'], "argument --batch_size: 'many' must be an integer above 0 and at most 1000000"),
     (['--batch_size', '0'], 'must be above 0'),
     (['--lr', 'nan'], 'must be at least 0'),

@@ -7,13 +7,15 @@ from utils.errors import UserError
 from utils.options import build_test_parser, get_args, parse_test_options, run_options
 from utils.recipes import BENCHMARKS, CONFIGS, find_recipes
 
-METHODS = ('a2te', 'agm', 'aptm', 'fmfa', 'irra', 'mars', 'php', 'rasa', 'rde', 'sen', 'tbps-clip')
-WITH_OWN_FILES = ('a2te', 'php')      # other values on ICFG-PEDES and RSTPReid
+METHODS = ('a2te', 'agm', 'aptm', 'conquer', 'dm-adapter', 'fmfa', 'gadms', 'icl', 'irra', 'mars', 'php', 'rasa', 'rde',
+           'sen', 'tbps-clip', 'up-person')
+# {dataset: methods with other values on it}
+WITH_OWN_FILES = {'CUHK-PEDES': (), 'ICFG-PEDES': ('a2te', 'php'), 'RSTPReid': ('a2te', 'php', 'up-person')}
 
 
 def recipe_of(method, dataset):
     """Options that name the recipe of a method for a dataset."""
-    if method in WITH_OWN_FILES and dataset != 'CUHK-PEDES':
+    if method in WITH_OWN_FILES[dataset]:
         return f'--config_file configs/{method}-{dataset.lower()}.yaml'
     return f'--config_file configs/{method}.yaml --dataset_name {dataset}'
 
@@ -24,6 +26,7 @@ FORMER_PATHS = {
     **{f'configs/{method}/{dataset.lower()}-{variant}.yaml':
        f'--config_file configs/{method}-{variant}.yaml --dataset_name {dataset}'
        for method, variant in (('irra', 'ham'), ('sen', 'xl')) for dataset in BENCHMARKS},
+    'configs/gadms/webperson.yaml': '--config_file configs/gadms-webperson.yaml',
     'configs/aptm/pretrain-mals.yaml': '--config_file configs/aptm-mals.yaml',
     'configs/aptm/pa-100k.yaml': '--config_file configs/aptm-pa-100k.yaml',
     'configs/aptm/pa-100k-image.yaml': '--config_file configs/aptm-pa-100k-image.yaml',
@@ -63,7 +66,7 @@ def test_a_former_path_from_elsewhere(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('dataset, expected', [
     ('CUHK-PEDES', {f'{method}.yaml' for method in METHODS}),
-    *((dataset, {f'{method}-{dataset.lower()}.yaml' if method in WITH_OWN_FILES else f'{method}.yaml'
+    *((dataset, {f'{method}-{dataset.lower()}.yaml' if method in WITH_OWN_FILES[dataset] else f'{method}.yaml'
                  for method in METHODS}) for dataset in ('ICFG-PEDES', 'RSTPReid')),
     ('MALS', {'aptm-mals.yaml'}), ('PA-100K', {'aptm-pa-100k.yaml'}),
     ('synthpedes', {'aptm-synthpedes.yaml', 'rasa-synthpedes.yaml'}),

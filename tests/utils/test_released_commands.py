@@ -22,6 +22,8 @@ COMMANDS = {
     'PHP': ('--img_aug --batch_size 64 --loss_names sdm+itc+aux --lr 3e-6 --num_experts 4 --topk 2 --moe_layers 4',
             'sdm+itc+aux'),
     'RDE': (RDE.format(rate=0.0, loss='TAL'), 'tal+tse'), 'RDE, noise': (RDE.format(rate=0.5, loss='SDM'), 'sdm+tse'),
+    'RDE as CONQUER': (RDE.format(rate=0.0, loss='TAL') + ' --ccl_weight 0.5 --rematch_weight 0.5',
+                       'tal+tse+ccl+rematch'),
     'FMFA': (IRRA_FLAGS + 'a-sdm+mlm+id+efa', 'a-sdm+mlm+id+efa'),
     'FMFA, older README': (IRRA_FLAGS + 'mlm+id+efa', 'mlm+id+efa'),
     'FMFA, finetune.sh': (IRRA_FLAGS + 'a-sdm+mlm+id+efa --batch_size 128 --finetune {start}', 'a-sdm+mlm+id+efa')}
