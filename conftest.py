@@ -12,6 +12,14 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+LONGEST_FILES = ('test_campaign.py', 'test_windows.py')
+
+
+def pytest_collection_modifyitems(items):
+    """Start the longest tests first. At the end, one process would run them while the other has nothing to do."""
+    items.sort(key=lambda item: item.path.name not in LONGEST_FILES)
+
+
 @pytest.fixture
 def file_size_limit(capsys):
     """Return a function that limits the size of files, in bytes, until the test ends.

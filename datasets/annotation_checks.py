@@ -84,6 +84,8 @@ def path_problem(path, image_key, folder='imgs/'):
 
 def shared_identities(entries):
     """``{pid: [its splits]}`` of the identities in more than one split."""
+    if len({entry['split'] for entry in entries}) < 2:
+        return {}       # millions of sets would need gigabytes
     splits_of = defaultdict(set)
     for entry in entries:
         splits_of[entry['id']].add(entry['split'])

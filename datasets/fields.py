@@ -189,7 +189,7 @@ def prompt_seed(sample):
 
 @field(side_text=SECOND_CAPTIONS)
 def second_caption_ids(sample):
-    """Token ids of a second caption, drawn anew in each epoch (ICL, CVPR 2025), int64 [L].
+    """Token ids of a second caption, drawn again in each epoch (ICL, CVPR 2025), int64 [L].
 
     ``--txt_aug`` augments it as the caption, with other random numbers. ``--caption_filter`` does not apply to it.
     """

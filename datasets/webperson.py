@@ -6,7 +6,7 @@ import numpy as np
 
 from datasets.annotation import BaseDataset
 from utils.errors import UserError
-from utils.iotools import read_json
+from utils.iotools import iterate_json_list
 
 CAPTION_KEYS = 'caption1', 'caption2'
 LINE_MARK = '/n'     # in captions, where the model that wrote them began a new line; it is removed
@@ -64,11 +64,8 @@ def read_captions(path):
     Raises:
         UserError: an entry has another form.
     """
-    rows = read_json(path)
-    if not isinstance(rows, list) or not rows:
-        raise UserError(f'{path} must hold a list of entries like {{"<image>": {{"caption1": .., "caption2": ..}}}}')
     captions = {}
-    for number, row in enumerate(rows):
+    for number, row in enumerate(iterate_json_list(path)):
         for image, texts in row.items() if isinstance(row, dict) else [(None, None)]:
             if not isinstance(texts, dict) or not all(isinstance(texts.get(key), str) for key in CAPTION_KEYS):
                 raise UserError(f'{path}: entry {number} (counted from 0) is not '

@@ -29,8 +29,8 @@ class GradCacheStep(Step):
         micro_batch: the number of samples whose activations are in memory at once.
     """
 
-    def __init__(self, model, optimizer, micro_batch):
-        super().__init__(model, optimizer)
+    def __init__(self, model, optimizer, micro_batch, **settings):
+        super().__init__(model, optimizer, **settings)
         self.micro_batch = micro_batch
 
     def wrap_model(self):

@@ -13,6 +13,7 @@ from processor.progress import ProgressBar, log_skipped_images, open_metrics_log
 from processor.run_state import RunState
 from processor.step import get_image_stats
 from processor.training_log import TrainingLog
+from processor.weight_average import WeightAverage
 from utils.batch_shard import sync_batch_shards
 from utils.errors import UserError
 from utils.measures import RANK1
@@ -54,7 +55,9 @@ class Trainer:
     def __init__(self, args, model, train_loader, evaluator, optimizer, scheduler, checkpointer):
         self.args, self.model, self.loader, self.evaluator = args, model, train_loader, evaluator
         self.scheduler, self.checkpointer = scheduler, checkpointer
-        self.training_step = build_step(model, optimizer, args.micro_batch, args.shard)
+        self.training_step = build_step(model, optimizer, args.micro_batch, args.shard,
+                                        clip_grad_norm=args.clip_grad_norm, accumulate=args.accumulate)
+        self.average = WeightAverage(model, optimizer, args.ema)
         self.pair_states = PairStates(model, len(train_loader.dataset))
         self.clean_pairs = CleanPairs(model, train_loader, args.seed, self.pair_states)
         self.pending_metrics = PendingMetrics(train_loader.dataset, checkpointer)
@@ -65,6 +68,7 @@ class Trainer:
         """Train from an epoch, or from the position in it that ``checkpointer.resume`` read."""
         self.state = state = RunState(self.measure, start_epoch)
         state.load(self.checkpointer, self.clean_pairs, self.pair_states, self.training_step.scaler, len(self.loader))
+        self.average.load(self.checkpointer.resumed)
         with (exit_if_interrupted(self.checkpointer.path('last')),
               open_metrics_log(self.args.output_dir, state.total_steps, state.pending_evaluation) as metrics_log,
               InterruptHandler(self.save_last) as self.interrupt):
@@ -73,10 +77,18 @@ class Trainer:
             if not state.total_steps:
                 self.save_last()  # a full disk shows now, and an early interrupt can be resumed
             self.evaluate()
-            while state.epoch <= self.args.num_epoch:
+            while state.epoch <= self.args.num_epoch and not self.has_stopped_improving():
                 self.train_epoch()
                 self.evaluate()
+        if state.epoch <= self.args.num_epoch:
+            self.log.log_early_stop()
         self.log.log_summary(self.checkpointer.path('best'))
+
+    def has_stopped_improving(self):
+        """Whether the latest evaluation is ``--early_stop`` or more epochs after the best one."""
+        best_epoch, period = self.state.best['epoch'], self.args.eval_period
+        latest_epoch = (self.state.epoch - 1) // period * period
+        return bool(self.args.early_stop and best_epoch and latest_epoch - best_epoch >= self.args.early_stop)
 
     def train_epoch(self):
         state = self.state
@@ -101,6 +113,7 @@ class Trainer:
                 self.flush_metrics()
                 self.log.log_step(self.lr, bar.samples_per_second)
             self.save_if_due()
+        self.training_step.update()     # with the batches that --accumulate leaves over
         bar.close()
         self.flush_metrics()
         self.log.seconds_per_step = bar.seconds_per_step
@@ -132,7 +145,8 @@ class Trainer:
         self.state.start_next_epoch()
         self.save_last()
         if self.args.save_period and epoch % self.args.save_period == 0:
-            self.checkpointer.save(f'epoch_{epoch}', epoch=epoch, val_dataset=None)     # no split selected it
+            with self.average.applied():
+                self.checkpointer.save(f'epoch_{epoch}', epoch=epoch, val_dataset=None)     # no split selected it
 
     def evaluate(self):
         """Run the evaluation that is due. A signal may interrupt it at any time; a resumed run repeats it."""
@@ -141,7 +155,7 @@ class Trainer:
             return
         with self.interrupt.raising_immediately():
             start = time.perf_counter()
-            with self.training_step.unsharded():
+            with self.training_step.unsharded(), self.average.applied():
                 figure = self.evaluator.eval(self.model)
             self.log.seconds_per_evaluation = time.perf_counter() - start
         # An evaluator of a user's own script may lack these attributes.
@@ -149,18 +163,19 @@ class Trainer:
         self.log.write_evaluation(metrics, getattr(self.evaluator, 'other_metrics', {}))
         if figure > state.best_value:
             state.best = {self.measure.key: float(figure), 'epoch': epoch}
-            self.checkpointer.save('best', epoch=epoch, metrics=metrics, val_dataset=self.args.val_dataset,
-                                   noise=getattr(self.loader.dataset, 'noise', None))
+            with self.average.applied():
+                self.checkpointer.save('best', epoch=epoch, metrics=metrics, val_dataset=self.args.val_dataset,
+                                       noise=getattr(self.loader.dataset, 'noise', None))
         self.log.log_evaluation(figure)
         state.pending_evaluation = None
         self.save_last()
 
     def save_if_due(self):
-        """Save last.pth between two steps every ``--save_steps`` steps, and before an exit."""
+        """Save last.pth between two updates about every ``--save_steps`` steps, and before an exit."""
         step = self.state.step
-        if step == len(self.loader):
+        if step == len(self.loader) or self.training_step.accumulated_batches:
             return
-        is_due = self.args.save_steps and step % self.args.save_steps == 0
+        is_due = self.args.save_steps and step % self.args.save_steps < self.args.accumulate
         is_interrupted = self.interrupt.is_requested()
         if is_due or is_interrupted:
             self.save_last()
@@ -177,8 +192,11 @@ class Trainer:
         return self.pending_metrics.flush(self.state.means)
 
     def save_last(self):
+        if self.training_step.accumulated_batches:  # a worker hangs: the last.pth before this update stays
+            return
         self.flush_metrics()
-        self.state.save(self.checkpointer, self.clean_pairs, self.pair_states, self.training_step.scaler)
+        self.state.save(self.checkpointer, self.clean_pairs, self.pair_states, self.training_step.scaler,
+                        **self.average.state_dict())
 
 
 def do_inference(model, test_img_loader, test_txt_loader):

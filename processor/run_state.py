@@ -43,7 +43,7 @@ class RunState:
     def start_next_epoch(self):
         self.epoch, self.step, self.means, self.skipped_images = self.epoch + 1, 0, RunningMeans(), 0
 
-    def save(self, checkpointer, clean_pairs, pair_states, scaler):
+    def save(self, checkpointer, clean_pairs, pair_states, scaler, **entries):
         """Write ``last.pth``.
 
         Args:
@@ -51,12 +51,13 @@ class RunState:
             clean_pairs: the :class:`~processor.clean_pairs.CleanPairs` of the run.
             pair_states: the :class:`~processor.pair_states.PairStates` of the run.
             scaler: the gradient scaler of the training step.
+            entries: further entries.
         """
         checkpointer.save(
             'last', training_state=True, epoch=self.epoch, step=self.step, total_steps=self.total_steps, best=self.best,
             unevaluated=self.pending_evaluation, means=self.means.state_dict(), skipped=self.skipped_images,
             clean=clean_pairs.weights, pair_states=pair_states.state_dict(), scaler=scaler.state_dict(),
-            random_states=get_random_states())
+            random_states=get_random_states(), **entries)
         comm.synchronize()     # no rank exits while the main process writes
 
     def load(self, checkpointer, clean_pairs, pair_states, scaler, steps):

@@ -46,7 +46,6 @@ class ShardedStep(Step):
         root.reshard()
         self.scalars = [(scalar, nn.Parameter(self.replicate(scalar.detach()))) for scalar in scalars.values()]
         shards = {**dict(model.named_parameters()), **dict(zip(scalars, (replica for _, replica in self.scalars)))}
-        optimizer.register_step_pre_hook(self.average_scalar_gradients)
         for group in optimizer.param_groups:
             for index, parameter in enumerate(group['params']):
                 group['params'][index] = shard = shards[names[id(parameter)]]
@@ -62,8 +61,12 @@ class ShardedStep(Step):
         """Wrap a tensor that all ranks have, so that the optimizer updates it with the shards. The memory is shared."""
         return DTensor.from_local(value, self.mesh, [Replicate()], run_check=False)
 
-    def average_scalar_gradients(self, *_):
-        """Average the gradients of the scalar parameters over ranks, before the optimizer's step."""
+    def prepare_gradients(self):
+        self.average_scalar_gradients()
+        super().prepare_gradients()
+
+    def average_scalar_gradients(self):
+        """Average the gradients of the scalar parameters over ranks."""
         pairs = [(scalar, replica) for scalar, replica in self.scalars if scalar.grad is not None]
         if not pairs:
             return

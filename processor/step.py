@@ -29,14 +29,18 @@ class Step:
     Args:
         model: a :class:`~model.build.RetrievalModel` on its device.
         optimizer: the optimizer of the model's parameters.
+        clip_grad_norm: the largest L2 norm of all gradients together; None: gradients are not clipped.
+        accumulate: the number of batches for an update of the parameters. Their gradients are averaged.
 
     Attributes:
+        accumulated_batches: the number of batches since the last update.
         module: the model; with several processes, the model in DistributedDataParallel.
         scaler: with fp16, scales the loss and skips a step whose gradient overflows (``torch.amp.GradScaler``).
     """
 
-    def __init__(self, model, optimizer):
+    def __init__(self, model, optimizer, clip_grad_norm=None, accumulate=1):
         self.model, self.optimizer = model, optimizer
+        self.clip_grad_norm, self.accumulate, self.accumulated_batches = clip_grad_norm, accumulate, 0
         self.device = next(model.parameters()).device
         self.module = self.wrap_model()
         uses_fp16 = precision.amp_dtype(model.amp, self.device) is torch.float16
@@ -56,16 +60,37 @@ class Step:
             The results of the global batch without gradient: ``{'temperature', 'sdm_loss', 'img_acc', ...}``. They are
             scalars on the device; the temperature is on the CPU.
         """
-        self.optimizer.zero_grad(set_to_none=True)
-        training_only_parts = self.model.parts_with(HasTrainingOnlyParts)
-        for part in training_only_parts:
-            part.before_forward(self.model)
+        if not self.accumulated_batches:
+            self.optimizer.zero_grad(set_to_none=True)
+            for part in self.model.parts_with(HasTrainingOnlyParts):
+                part.before_forward(self.model)
         results = self.forward_backward(batch, shard)
+        self.accumulated_batches += 1
+        if self.accumulated_batches == self.accumulate:
+            self.update()
+        return results
+
+    def update(self):
+        """Update the parameters with the mean gradient of the batches since the last update, if there are any."""
+        if not self.accumulated_batches:
+            return
+        self.prepare_gradients()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        for part in training_only_parts:
+        self.accumulated_batches = 0
+        for part in self.model.parts_with(HasTrainingOnlyParts):
             part.after_step(self.model)
-        return results
+
+    def prepare_gradients(self):
+        """Average the gradients over the accumulated batches and clip them. They are equal on all ranks before."""
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group['params']]
+        if self.accumulated_batches > 1:
+            for parameter in parameters:
+                if parameter.grad is not None:
+                    parameter.grad /= self.accumulated_batches
+        if self.clip_grad_norm:
+            self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(parameters, self.clip_grad_norm)
 
     def forward_backward(self, batch, shard):
         """Add the gradient of the total loss to the parameters' gradients, and return the results."""

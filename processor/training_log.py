@@ -62,6 +62,11 @@ class TrainingLog:
         logger.info(format_log_line(f'epoch {state.pending_evaluation}', f'{state.measure.label} {figure:.3f}',
                                     f'best {state.best_value:.3f} at epoch {state.best["epoch"]}'))
 
+    def log_early_stop(self):
+        """Log why the run ends before ``--num_epoch``."""
+        logger.info(format_log_line(f'stopped early after epoch {self.state.epoch - 1}',
+                                    f'no better evaluation in {self.args.early_stop} epochs (--early_stop)'))
+
     def log_summary(self, best_path):
         """Log the best epoch, its checkpoint and the last evaluations at the end of the run."""
         if not self.state.best['epoch']:

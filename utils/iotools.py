@@ -4,6 +4,7 @@ import errno
 import json
 import logging
 import os
+import re
 import stat
 
 import yaml
@@ -21,6 +22,9 @@ logger = logging.getLogger('Pedestal.files')
 MAX_PIXELS = 50_000_000         # per image: 150 MB after decoding
 MAX_JSON_BYTES = 2 * 1024 ** 3
 MAX_JSON_DEPTH = 100            # of nested lists and mappings
+JSON_BLOCK = 2 ** 22            # characters of a JSON list that are read at a time
+MAX_ITEM_LENGTH = 2 * JSON_BLOCK    # characters of one item of such a list
+JSON_SEPARATOR = re.compile(r'\s*([\[,\]])\s*')
 
 
 def check_regular_file(path, max_bytes=None):
@@ -109,6 +113,52 @@ def parse_json(text):
         if not level:
             return content
     raise ValueError(TOO_DEEP)
+
+
+def iterate_json_list(path):
+    """Yield the items of a JSON file's list one after the other, so that memory holds one block of the file.
+
+    The file may be larger than one that :func:`read_json` reads. An item must be a mapping or a list.
+
+    Raises:
+        UserError: the file is missing, is no such list, or an item has a key twice.
+    """
+    check_regular_file(path)
+    try:
+        with open(path, encoding='utf-8') as file:
+            yield from iterate_items(file)
+    except FileNotFoundError:
+        raise UserError(f'no file {path}') from None
+    except OSError as error:
+        raise UserError(f'{path} cannot be read: {error.strerror}') from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f'{path} is not a JSON list of mappings: {error}') from None
+
+
+def iterate_items(file):
+    """Yield the items of the JSON list in a text file. Raises ValueError if it is none."""
+    decoder = json.JSONDecoder(object_pairs_hook=build_mapping)
+    text, position, expected = '', 0, '['
+    while True:
+        try:
+            separator = JSON_SEPARATOR.match(text, position)
+            if not separator or separator[1] not in expected:
+                raise ValueError(f"there is no {' or '.join(expected)} after an item")
+            if separator[1] == ']':
+                break
+            item, end = decoder.raw_decode(text, separator.end())
+            if type(item) not in CONTAINERS:
+                raise ValueError(f'it holds a {type(item).__name__}')
+        except ValueError:      # the rest of the item may be in the next block
+            block = file.read(JSON_BLOCK)
+            if not block or len(text) - position > MAX_ITEM_LENGTH:
+                raise
+            text, position = text[position:] + block, 0
+            continue
+        yield item
+        position, expected = end, ',]'
+    if text[separator.end():].strip() or any(block.strip() for block in iter(lambda: file.read(JSON_BLOCK), '')):
+        raise ValueError('the list is not all that it holds')
 
 
 CONTAINERS = {list, dict}

@@ -263,6 +263,19 @@ def add_solver_options(parser):
                         help='learning rate at the end, for --lrscheduler cosine, epoch_cosine, step_cosine and poly')
     solver.add_argument('--power', type=non_negative_float, default=0.9,
                         help='base of the exponential, for --lrscheduler exp and poly')
+    solver.add_argument('--clip_grad_norm', type=positive_float, default=None,
+                        help='largest L2 norm of all gradients together; larger gradients are scaled down (default: no '
+                             'limit)')
+    solver.add_argument('--accumulate', type=positive_int, default=1,
+                        help='number of batches whose gradients are averaged for one update; losses compare only the '
+                             'samples of one batch')
+    solver.add_argument('--ema', type=fraction_below_one, default=None, metavar='DECAY',
+                        help='decay per update of an exponential moving average of the weights, which is evaluated and '
+                             'saved instead of the weights, such as 0.999 (default: no average)')
+    solver.add_argument('--early_stop', type=positive_int, default=None, metavar='EPOCHS',
+                        effect=RESULT | CHANGEABLE_ON_RESUME | NOT_IN_RECIPE,
+                        help='number of epochs without a better evaluation after which the run ends (default: it ends '
+                             'after --num_epoch)')
 
 
 def add_speed_options(parser):

@@ -75,7 +75,7 @@ def method_keys(args):
 
 
 def recipe_differences(args, parser):
-    """Compare a run with the published recipe that has its losses and its dataset.
+    """Compare a run with the published recipe that has its losses and its dataset; with the nearest of several.
 
     Returns:
         ``(path below the repository, {option: the difference in words})``; ``(None, {})`` without one.
@@ -84,6 +84,7 @@ def recipe_differences(args, parser):
     compared = (parser.options_with(Effect.RESULT)
                 & parser.options_without(Effect.RUN | Effect.INVOCATION | Effect.NOT_IN_RECIPE)
                 - {'loss_names', 'MLM', 'need_MAE'})
+    candidates = []
     for path in find_recipes(args.dataset_name):
         try:
             recipe = argparse.Namespace(**{**parser.defaults_in_code, **read_recipe(path, parser)[0],
@@ -94,8 +95,8 @@ def recipe_differences(args, parser):
             continue
         differences = {name: f'{name} {new} (recipe {old})'
                        for name, old, new in changed_values(complete(recipe), args, compared)}
-        return f'configs/{os.path.basename(path)}', differences
-    return None, {}
+        candidates.append((f'configs/{os.path.basename(path)}', differences))
+    return min(candidates, key=lambda candidate: len(candidate[1]), default=(None, {}))
 
 
 def changed_values(before, after, names):

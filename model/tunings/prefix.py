@@ -8,7 +8,7 @@ from model.tunings import Tuning
 
 def prepend(places, sequence):
     """Put [P, D] before each [L, D] of [B, L, D] -> [B, P + L, D]."""
-    return torch.cat([places.to(sequence.dtype).expand(len(sequence), -1, -1), sequence], dim=1)
+    return torch.cat([places.to(sequence.dtype).expand(sequence.shape[0], -1, -1), sequence], dim=1)
 
 
 class PrefixBlock(BlockTuning):

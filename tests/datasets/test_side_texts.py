@@ -1,4 +1,4 @@
-"""Side texts: they travel with their captions in every format, and second captions are drawn anew in each epoch."""
+"""Side texts: they travel with their captions in every format, and second captions are drawn again in each epoch."""
 import collections
 import json
 import os

@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from datasets import synthpedes
+from datasets.build import build_dataset
 from datasets.synthpedes import baselines, people, writing
 from datasets.synthpedes.__main__ import main
 from datasets.synthpedes.drawing import Palette, sample_scene, render_image
@@ -577,3 +578,20 @@ def test_contact_sheet_and_baselines_on_the_command_line(tmp_path, capsys):
     assert 'garment bands' in output and 'whole image' in output and 'mean of 2 galleries of 5' in output
     with pytest.raises(UserError, match="no entries in split 'dev'"):
         baselines.baseline_scores(str(folder), 'dev')
+
+
+def test_second_captions_do_not_change_anything_else(tmp_path):
+    """Each caption has one: rewritings of a sentence about the clothes, and of one about the rest."""
+    settings = dict(images_per_id=2, size=(40, 16), test_ids=1, val_ids=1, workers=1, progress=False)
+    plain, second = (synthpedes.generate(str(tmp_path / name), 5, second_captions=name == 'second', **settings)
+                     for name in ('plain', 'second'))
+    entries = [json.load(open(os.path.join(folder, 'reid_raw.json'), encoding='utf-8')) for folder in (plain, second)]
+    side_texts = [entry.pop('diversity_captions') for entry in entries[1]]
+    assert entries[0] == entries[1]
+    for texts, entry in zip(side_texts, entries[0]):
+        assert len(texts) == len(entry['captions'])
+        for sub_sentences in texts:
+            assert 1 <= len(sub_sentences) <= 2 and all(len(rewritings) == 3 for rewritings in sub_sentences)
+            assert all(text.endswith('.') and len(text.split()) > 2 for texts in sub_sentences for text in texts)
+    assert len({str(texts) for texts in side_texts}) == len(side_texts)
+    assert len(build_dataset('synthpedes', str(tmp_path / 'second')).side_texts('diversity_captions')) == 12

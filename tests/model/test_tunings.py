@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from model import objectives
 from model.backbones.clip import Clip
 from model.build import total_loss
-from model.clip_model import CLIP, MLP, ClipShape
+from model.clip_model import CLIP, MLP, BlockTuning, ClipShape, Transformer
 from model.tunings import apply_tuning, registry
 from model.tunings.dm_adapter import balance
 from solver import build_optimizer
@@ -332,3 +332,22 @@ def test_embeddings_depend_on_their_own_sample(archive):
             together = model.encode_text(batch['caption_ids'])
             alone = torch.cat([model.encode_text(row[None]) for row in batch['caption_ids']])
         assert F.cosine_similarity(together, alone).min() > 1 - 1e-6
+
+
+class DropoutTuning(BlockTuning):
+    is_random = True
+
+    def mlp_input(self, block, normalized, x):
+        return F.dropout(normalized, 0.5)
+
+
+def test_grad_checkpoint_draws_the_random_numbers_of_a_tuning_again():
+    transformer, x, gradients = Transformer(16, 2, 2), torch.randn(2, 4, 16), []
+    for block in transformer.resblocks:
+        block.tuning = DropoutTuning()
+    for transformer.grad_checkpoint in (False, True):
+        torch.manual_seed(1)
+        own = x.clone().requires_grad_()
+        transformer(own)[0].square().sum().backward()
+        gradients.append(own.grad)
+    assert torch.equal(*gradients)

@@ -169,6 +169,7 @@ RECIPES = {
     'moco': {'loss_names': 'sdm+moco', 'temperature': 0.1, 'moco_queue': 9},
     'up-person': {'loss_names': 'sdm+id', 'tuning': 'up-person', 'prefix_length': 2, 'rank': 3},
     'dm-adapter': {'loss_names': 'sdm+aux', 'tuning': 'dm-adapter', 'num_experts': 3},
+    'lora': {'loss_names': 'sdm', 'tuning': 'lora', 'lora_targets': ('q', 'out', 'mlp')},
     'every comparison': {'loss_names': 'itc+cmpm+cmt+tri+sdm+id'}}
 
 

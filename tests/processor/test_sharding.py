@@ -97,7 +97,9 @@ RECIPES = {'irra': IRRA,
            'sen': {'loss_names': 'sdm+mae+id+tri', 'grad_checkpoint': True},
            'a temperature': {'loss_names': 'ritc+citc+id'},
            'up-person': {'loss_names': 'sdm', 'tuning': 'up-person', 'prefix_length': 2, 'rank': 3},
-           'dm-adapter': {'loss_names': 'sdm+aux', 'tuning': 'dm-adapter', 'grad_checkpoint': True}}
+           'dm-adapter': {'loss_names': 'sdm+aux', 'tuning': 'dm-adapter', 'grad_checkpoint': True},
+           'lora': {'loss_names': 'sdm', 'tuning': 'lora', 'lora_targets': ('q', 'out', 'mlp')},
+           'prefix': {'loss_names': 'sdm', 'tuning': 'prefix', 'prefix_length': 4}}
 
 
 @pytest.mark.parametrize('recipe', RECIPES)

@@ -17,7 +17,7 @@ def data(tmp_path_factory):
     for name in ('CUHK-PEDES', 'ICFG-PEDES', 'RSTPReid'):
         splits = {} if name == 'ICFG-PEDES' else {'val_ids': 4}
         generate(str(root), 12 + 6 + splits.get('val_ids', 0), images_per_id=2, size=(64, 32), format=name, test_ids=6,
-                 workers=1, **splits)
+                 second_captions=True, workers=1, **splits)
     return str(root)
 
 

@@ -329,6 +329,12 @@ def test_every_combination_with_values_of_all_kinds(tmp_path):
     assert cells[0].folder.startswith(os.path.join('logs', 'ablation', 'irra_rstpreid', ''))
 
 
+def test_tunings_are_one_command():
+    names, cells = cells_of(['--config_file', os.path.join(ROOT, 'configs/irra.yaml'), '--loss_names', 'sdm',
+                             '--vary', 'tuning', 'lora', 'prefix', 'adapter'])
+    assert names == ('losses', 'tuning') and [cell.args.tuning for cell in cells] == ['lora', 'prefix', 'adapter']
+
+
 @pytest.mark.parametrize('recipe, dataset, folder', [
     ('irra', 'CUHK-PEDES', 'irra_cuhk-pedes'), ('a2te-icfg-pedes', 'ICFG-PEDES', 'a2te_icfg-pedes'),
     ('tbps-clip', 'CUHK-PEDES+RSTPReid', 'tbps-clip_cuhk-pedes+rstpreid'),

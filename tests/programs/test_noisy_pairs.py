@@ -38,7 +38,8 @@ def last(folder):
 @pytest.mark.parametrize('step', [2, 4, 5])    # of three an epoch: within, and after one that is not saved
 def test_killed_and_resumed_with_a_division_a_queue_and_a_momentum_encoder(command, run_folder, tmp_path, monkeypatch,
                                                                            step):
-    options = command + ['--loss_names', 'tal+tse+moco+ccl+rematch', '--ccd', '--noisy_rate', '0.5',
+    # aug also draws second captions, which move with the noisy captions.
+    options = command + ['--loss_names', 'tal+tse+moco+aug+ccl+rematch', '--ccd', '--noisy_rate', '0.5',
                          '--txt_aug', '--tse_mode', 'train', '--moco_queue', '8', '--limit_train', '24',
                          '--save_steps', '2', '--rematch_cost', 'learned']
     train_program.main([*options, '--output_dir', str(tmp_path / 'whole')])

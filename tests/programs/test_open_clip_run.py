@@ -10,6 +10,7 @@ import test as test_program
 import train as train_program
 from datasets.synthpedes import generate
 from processor.processor import Trainer
+from run_scripts import export
 from utils.errors import UserError
 
 open_clip = pytest.importorskip('open_clip',
@@ -95,6 +96,23 @@ def test_a_resumed_run_is_the_same_to_the_last_bit(run, data, tmp_path):
     first, second = weights(folder), weights(cut)
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
     assert any('bicubic' in name for name in os.listdir(tmp_path / 'cache'))
+
+
+def test_lora_is_stored_without_the_weights_of_the_file(run, data, tmp_path):
+    model, folder = run
+    choice = f'{model}:{os.path.join(folder, "best.pth")}'
+    train_program.main(command(data, tmp_path, choice, '--tuning', 'lora', '--lora_targets', 'q', 'mlp',
+                               '--loss_names', 'itc', '--num_epoch', '1'))
+    tuned = only(tmp_path / 'synthpedes')
+    best, last = (torch.load(os.path.join(tuned, f'{name}.pth')) for name in ('best', 'last'))
+    assert best['tuning']['base']['name'] == choice and all('.lora.' in name for name in best['model'])
+    whole = {**last['model'], **best['model']}
+    loaded = pedestal.load(tuned, device='cpu', amp='off').model.state_dict()
+    assert loaded.keys() == whole.keys() and all(torch.equal(value, whole[name]) for name, value in loaded.items())
+    assert os.path.getsize(os.path.join(tuned, 'best.pth')) < os.path.getsize(os.path.join(folder, 'best.pth')) / 20
+    export.main(['--config_file', os.path.join(tuned, 'configs.yaml'), '--to', 'full', '--merge', '--out',
+                 str(tmp_path / 'merged')])
+    assert 'open_clip_config.json' in os.listdir(tmp_path / 'merged')
 
 
 def test_switches_for_memory_change_no_result(run, data, tmp_path):

@@ -21,7 +21,7 @@ from processor.progress import MetricsLog
 from processor.results import read_metrics_log
 from utils.checkpoint import Checkpointer
 from utils.errors import UserError
-from utils.iotools import atomic_write, parse_json, read_image, read_json
+from utils.iotools import atomic_write, iterate_json_list, parse_json, read_image, read_json
 from utils.safe_yaml import read_yaml
 
 
@@ -360,3 +360,36 @@ def test_a_written_file_has_the_usual_mode(tmp_path):
         assert stat.S_IMODE(os.stat(tmp_path / 'a').st_mode) == 0o640
     finally:
         os.umask(before)
+
+
+# -- iterate_json_list -------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('block', [1, 7, 1000])
+def test_the_items_of_a_json_list_whatever_the_size_of_a_block(tmp_path, monkeypatch, block):
+    monkeypatch.setattr('utils.iotools.JSON_BLOCK', block)
+    items = [{'a': 1}, {'b, ]': ['ü', {'c': '}'}]}, [2, [3]], {}]
+    for indent in (None, 2):
+        (tmp_path / 'a.json').write_text(f' {json.dumps(items, indent=indent)}\n', encoding='utf-8')
+        assert list(iterate_json_list(tmp_path / 'a.json')) == items
+
+
+@pytest.mark.parametrize('content, message', [
+    ('{"a": 1}', r'there is no \['), ('[{"a": 1}', 'there is no , or ]'), ('[{"a": 1} {"b": 2}]', 'there is no , or ]'),
+    ('[{"a": 1}, 3]', 'it holds a int'), ('[{"a": 1}] 4', 'the list is not all that it holds'), ('', r'there is no \['),
+    ('[{"a": 1, "a": 2}]', "the key 'a' more than once"), ('[{"a": 1},]', 'Expecting value'),
+    ('[{"a": "' + 100 * 'x', 'Unterminated string')])
+def test_a_file_that_is_no_json_list(tmp_path, monkeypatch, content, message):
+    monkeypatch.setattr('utils.iotools.JSON_BLOCK', 5)
+    monkeypatch.setattr('utils.iotools.MAX_ITEM_LENGTH', 50)
+    (tmp_path / 'a.json').write_text(content)
+    with pytest.raises(UserError, match=f'a.json is not a JSON list of mappings: .*{message}'):
+        list(iterate_json_list(tmp_path / 'a.json'))
+
+
+def test_a_json_list_that_cannot_be_read(tmp_path):
+    (tmp_path / 'a.json').write_bytes(b'[{"a": "\xff"}]')
+    with pytest.raises(UserError, match="is not a JSON list of mappings: 'utf-8' codec can't decode"):
+        list(iterate_json_list(tmp_path / 'a.json'))
+    for path, message in ((tmp_path / 'b.json', 'no file'), (tmp_path, 'cannot be read')):
+        with pytest.raises(UserError, match=message):
+            list(iterate_json_list(path))

@@ -56,7 +56,18 @@ def test_rdes_loss_names(names, losses, tmp_path):
     assert load_train_configs(rde_config(tmp_path, names)).loss_names == losses
 
 
-@pytest.mark.parametrize('names', ['SDM+id', 'sdm+InfoNCE'])
+@pytest.mark.parametrize('names', ['TAL+aug', 'TAL+sr0.3_tau0.015_margin0.1_n0.0+aug+pre'])
+def test_icls_loss_names(names, tmp_path):
+    """ICL's names are RDE's with aug, which trains second captions, and pre, which starts from NAM's weights."""
+    for args in (get_args(['--loss_names', names]), run_options(rde_config(tmp_path, names))):
+        assert (args.loss_names, args.ccd, args.tse_mode) == ('tal+tse+aug', True, 'eval')
+        notes = [note for note in args.config.notes if 'ICL' in note]
+        assert "is ICL's name of tal+tse+aug with --ccd" in notes[0] and '--tse_mode' not in notes[0]
+        assert len(notes) == 1 + names.endswith('+pre')
+        assert all('starts from a checkpoint of NAM: give --init_from' in note for note in notes[1:])
+
+
+@pytest.mark.parametrize('names', ['SDM+id', 'sdm+InfoNCE', 'SDM+aug'])
 def test_rdes_loss_names_next_to_ours_are_refused(names):
     message = "is a name of RDE's reference implementation, which reads only .*: give --loss_names"
     with pytest.raises(UserError, match=message):
