@@ -1,4 +1,6 @@
 """ALBEF's image encoder: a Vision Transformer (Dosovitskiy et al., ICLR 2021) with timm's parameter names."""
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -66,9 +68,10 @@ class VisionTransformer(nn.Module):
         width: D.
         layers: number of blocks.
         heads: number of attention heads.
+        init_std: standard deviation of the weights before training.
     """
 
-    def __init__(self, img_size, patch_size, width, layers, heads):
+    def __init__(self, img_size, patch_size, width, layers, heads, init_std=0.02):
         super().__init__()
         self.grid = tuple(side // patch_size for side in img_size)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
@@ -77,7 +80,7 @@ class VisionTransformer(nn.Module):
         self.blocks = nn.ModuleList([Block(width, heads) for _ in range(layers)])
         self.norm = nn.LayerNorm(width, eps=EPS)
         self.grad_checkpoint = False
-        self.apply(initialize_linear)
+        self.apply(functools.partial(initialize_linear, std=init_std))
         for table in (self.cls_token, self.pos_embed):
             nn.init.trunc_normal_(table, std=0.02)
 
@@ -108,10 +111,10 @@ def take_tokens(tokens, positions):
     return tokens.gather(1, positions[..., None].expand(-1, -1, tokens.shape[-1]))
 
 
-def initialize_linear(part):
-    """Initialize the weight of a linear layer from a truncated normal with deviation 0.02, and its bias to 0."""
+def initialize_linear(part, std):
+    """Initialize the weight of a linear layer from a truncated normal with deviation ``std``, and its bias to 0."""
     if isinstance(part, nn.Linear):
-        nn.init.trunc_normal_(part.weight, std=0.02)
+        nn.init.trunc_normal_(part.weight, std=std)
         nn.init.zeros_(part.bias)
 
 

@@ -43,7 +43,7 @@ class AlbefShape:
     decoder_heads: int = 8
     decoder_positions: int = 577
     dropout: float = 0.1            # of BERT
-    init_std: float = 0.02          # of BERT's weights before training
+    init_std: float = 0.02          # of the linear layers' weights before training
 
     def bert(self, full_ca):
         return BertShape(self.vocab_size, self.text_width, self.text_layers, self.fusion_layer, self.text_heads,
@@ -102,7 +102,7 @@ class Albef(BertFusionBackbone):
                             f"of {shape.patch_size}, ALBEF's patch size")
         self.shape, self.pad, self.mask_id = shape, 0, None
         self.visual_encoder = VisionTransformer(img_size, shape.patch_size, shape.vision_width, shape.vision_layers,
-                                                shape.vision_heads)
+                                                shape.vision_heads, shape.init_std)
         self.text_encoder = TextEncoder(shape.bert(full_ca))
         self.vision_proj = nn.Linear(shape.vision_width, shape.embed_dim)
         self.text_proj = nn.Linear(shape.text_width, shape.embed_dim)

@@ -6,7 +6,7 @@ from torch.utils.checkpoint import checkpoint
 
 from model import objectives
 from model.heads.a2te import group_means
-from model.heads.rasa import AlbefHead, MatchingHead, MomentumHead, count_over_ranks, read_matches
+from model.heads.rasa import AlbefHead, MomentumHead, NegativesHead, count_over_ranks, read_matches
 from model.heads.sen import patchify
 from utils.errors import UserError
 
@@ -137,7 +137,7 @@ class MaskedAutoencoder(AlbefHead):
         return self.decoder_pred(self.visual_decoder(x, text_tokens))
 
 
-class AttributeMatching(MomentumHead):
+class AttributeMatching(NegativesHead):
     """On the backbone albef: matching of each attribute of a caption with the image (MARS, ACM TOMM 2025).
 
     The pairs and negatives are those of pitm. For each attribute, the mean of its tokens predicts by pitm's layer
@@ -145,12 +145,11 @@ class AttributeMatching(MomentumHead):
     """
     names = ('attribute',)
     fields = ('second_images', 'attributes_mask')
-    shared_options = (*MomentumHead.shared_options, 'attribute_weight', 'attribute_tagger')
+    shared_options = (*MomentumHead.shared_options, 'attribute_weight', 'attribute_tagger', 'random_negative_epochs')
 
     def __init__(self, args, model):
         super().__init__(args, model)
         self.weight = args.attribute_weight
-        self.matching = model.shared(MatchingHead, model.text_width)
 
     def forward(self, encoded, batch):
         shard, groups = encoded.shard, batch['attributes_mask']                                       # [b, L]

@@ -10,7 +10,7 @@ from model.heads import HasSchedule, Head, ScoresPairs, UsesAllGather
 from model.heads.aptm import Temperature
 from model.momentum import MomentumEncoder
 from model.queue import IdentityQueue
-from utils.option_types import non_negative_float
+from utils.option_types import non_negative_float, non_negative_int
 
 
 class AlbefMomentumEncoder(MomentumEncoder):
@@ -206,7 +206,27 @@ def soft_target_weight(ratio, epoch, step, steps):
     return ratio * (min(1, (step - 1) / steps) if epoch == 1 else 1)
 
 
-class Matching(ScoresPairs, MomentumHead):
+class NegativesHead(HasSchedule, MomentumHead):
+    """Base class of the losses that compare pairs with drawn negatives.
+
+    In the first ``--random_negative_epochs`` epochs all other identities of the batch are equally probable.
+    """
+
+    def __init__(self, args, model):
+        super().__init__(args, model)
+        self.random_epochs, self.draws_randomly = args.random_negative_epochs, False
+        self.matching = model.shared(MatchingHead, model.text_width)
+
+    def before_step(self, epoch, step, steps):
+        self.draws_randomly = epoch <= self.random_epochs
+
+    @property
+    def negative_temperature(self):
+        """The softmax temperature of the similarities by which negatives are drawn."""
+        return float('inf') if self.draws_randomly else self.temperature.temp
+
+
+class Matching(ScoresPairs, NegativesHead):
     """Image-text matching with hard negatives by the momentum encoder (RaSa, after ALBEF).
 
     Each caption is compared with its own image and a similar one of another identity, and each image with a similar
@@ -218,11 +238,13 @@ class Matching(ScoresPairs, MomentumHead):
     @staticmethod
     def add_options(parser):
         parser.add_argument('--pitm_loss_weight', type=non_negative_float, default=1.0, help='weight of the loss pitm')
+        parser.add_argument('--random_negative_epochs', type=non_negative_int, default=0,
+                            help='number of first epochs in which pitm and attribute draw negatives at random instead '
+                                 'of by similarity (RaSa: 0; from random weights: 1 or more)')
 
     def __init__(self, args, model):
         super().__init__(args, model)
         self.weight = args.pitm_loss_weight
-        self.matching = model.shared(MatchingHead, model.text_width)
 
     def forward(self, encoded, batch):
         tokens, matches, _ = read_matches(self, encoded, batch)
@@ -239,7 +261,7 @@ def read_matches(head, encoded, batch):
     """Read b pairs, and 2b negatives if the global batch has several identities.
 
     Args:
-        head: a :class:`MomentumHead`.
+        head: a :class:`NegativesHead`.
         encoded: the :class:`~model.encoded_batch.EncodedBatch`.
         batch: {field: tensor}.
 
@@ -248,7 +270,7 @@ def read_matches(head, encoded, batch):
     """
     momentum = head.momentum_embeddings(encoded, batch)
     pairs = encoded.compute_once(read_pairs, batch)
-    negatives = encoded.compute_once(read_negatives, batch, momentum, head.temperature.temp)
+    negatives = encoded.compute_once(read_negatives, batch, momentum, head.negative_temperature)
     tokens = pairs if negatives is None else torch.cat([pairs, negatives.tokens])
     matches = torch.zeros(len(tokens), dtype=torch.long, device=tokens.device)
     matches[:len(pairs)] = 1

@@ -236,6 +236,22 @@ def test_negatives_are_of_other_identities_by_the_softmax():
     assert objectives.negative_probabilities(logits, pids).tolist() == expected
 
 
+def test_negatives_are_random_in_the_first_epochs(monkeypatch):
+    """Then each other identity of the batch is equally probable, however similar the samples are."""
+    model, samples, tables = tiny('pitm+attribute', random_negative_epochs=2), batch(), []
+    draw = torch.multinomial
+    monkeypatch.setattr(torch, 'multinomial', lambda table, count: tables.append(table) or draw(table, count))
+    for epoch in (2, 3):
+        for head in model.heads:
+            head.before_step(epoch, 1, 9)
+        model(samples)
+    pids = samples['pids']
+    is_other = (pids[:, None] != pids).float()
+    uniform = is_other / is_other.sum(dim=1, keepdim=True)
+    assert len(tables) == 4 and all(torch.allclose(table, uniform) for table in tables[:2])
+    assert not any(torch.allclose(table, uniform) for table in tables[2:])
+
+
 def test_replaced_tokens_and_their_labels():
     ids = torch.tensor([[START, 7, 8, 9, 0, 0]])
     drawn = torch.tensor([[50, 7, START, 0, 60, 61]])
