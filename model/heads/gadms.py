@@ -24,6 +24,7 @@ UNSUPPORTED_OPTIONS = {
     'caption_masking': (lambda value: value == 'inplace', 'it masks a copy of the caption for each purpose'),
     'caption_filter': (bool, 'the saliency belongs to the positions of the whole caption'),
     'txt_aug': (bool, 'the saliency belongs to the positions of the unchanged caption'),
+    'tuning': (lambda value: value != 'none', 'the saliency is defined for text blocks without additions'),
     'text_dropout': (bool, 'the saliency is defined without dropout'),
     'micro_batch': (bool, 'it compares the saliency of all captions of a batch'),
     'shard': (bool, 'it reads the parameters of the text blocks one by one')}

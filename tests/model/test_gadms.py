@@ -260,6 +260,7 @@ def test_a_batch_is_learned_while_its_masks_follow_the_saliency(archive, loss_na
     ({'caption_masking': 'inplace'}, '--caption_masking inplace, because it masks a copy of the caption'),
     ({'caption_filter': 0.2}, '--caption_filter 0.2, because the saliency belongs to the positions'),
     ({'txt_aug': True}, '--txt_aug, because the saliency belongs to the positions'),
+    ({'tuning': 'up-person'}, '--tuning up-person, because the saliency is defined for text blocks without additions'),
     ({'text_dropout': 0.1}, '--text_dropout 0.1, because the saliency is defined without'),
     ({'micro_batch': 4}, '--micro_batch 4, because it compares the saliency of all captions'),
     ({'shard': True}, '--shard, because it reads the parameters')])
