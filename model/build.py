@@ -270,7 +270,7 @@ class RetrievalModel(ModelWithHeads):
     def build_embedding_batch(self, rows, shard):
         """Return an :class:`EncodedBatch` without tokens, given its :meth:`~EncodedBatch.rows`."""
         return EncodedBatch(**rows, encoder=self.backbone.encoder, embed_image=self.embed_image,
-                            embed_text=self.embed_text, shard=shard)
+                            embed_text=self.embed_text, embed_text_all=self.embed_text_all, shard=shard)
 
     def compute_embedding_losses(self, encoded, batch):
         """Run the heads that read only embeddings: ``{head: results}``.

@@ -40,8 +40,9 @@ REWRITE = ('The sentences below describe the same person. Merge them into one de
 def clean_answers(text):
     """Extract the sentences of the answers to :data:`QUESTIONS`, as ICL does.
 
-    Of each line without a colon, the part after the first ``. `` remains, up to a second one. It loses ``Yes, `` and
-    ``No, ``, and begins with a capital letter and ends with a full stop. A line without ``. `` becomes an empty text.
+    A line with a colon is dropped. The sentence is the part of a line after the first ``. ``, up to a second one.
+    ``Yes, `` and ``No, `` are removed. The sentence then gets a capital letter at its start and a full stop at its end.
+    A line without ``. `` becomes an empty text.
 
     >>> clean_answers('The answers:\\n1. Male.\\n2. Yes, the coat is red')
     ['Male.', 'The coat is red.']

@@ -83,6 +83,8 @@ class Trainer:
         if state.epoch <= self.args.num_epoch:
             self.log.log_early_stop()
         self.log.log_summary(self.checkpointer.path('best'))
+        if self.args.keep != 'all':
+            self.checkpointer.keep_only(self.args.keep)
 
     def has_stopped_improving(self):
         """Whether the latest evaluation is ``--early_stop`` or more epochs after the best one."""

@@ -49,7 +49,9 @@ def run_training(args):
     try:
         train_in_folder(args, device, checkpoint)
     finally:
-        if comm.is_main_process() and not os.path.exists(os.path.join(args.output_dir, 'last.pth')):
+        # A finished run may have only one of them (--keep).
+        has_checkpoint = any(os.path.exists(os.path.join(args.output_dir, name)) for name in ('last.pth', 'best.pth'))
+        if comm.is_main_process() and not has_checkpoint:
             setup_logger('Pedestal', save_dir='', if_train=True)    # close the log: Windows cannot remove open files
             remove_run_folder(args.output_dir)
 

@@ -45,9 +45,9 @@ class TransformersModel:
             prompts: N texts.
             images: N paths of images, None for a prompt without an image.
         """
-        return [self.answer(prompt, image) for prompt, image in zip(prompts, images)]
+        return [self.generate_answer(prompt, image) for prompt, image in zip(prompts, images)]
 
-    def answer(self, prompt, image):
+    def generate_answer(self, prompt, image):
         content = [{'type': 'text', 'text': prompt}]
         if image is not None:
             content.insert(0, {'type': 'image', 'image': shrink(read_image(image))})

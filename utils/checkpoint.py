@@ -225,6 +225,13 @@ class Checkpointer:
         self.check_finite(content)
         write_checkpoint(content, self.path(name))
 
+    def keep_only(self, name):
+        """Remove best.pth or last.pth, but not the one of this name, if the run has both."""
+        other = self.path({'best': 'last', 'last': 'best'}[name])
+        if self.save_to_disk and os.path.isfile(self.path(name)) and os.path.isfile(other):
+            os.remove(other)
+            logger.info('removed %s (--keep %s)', other, name)
+
     def weights(self):
         """Return the model's state dict, with the copies that the reference implementation loads.
 

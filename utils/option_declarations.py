@@ -146,6 +146,9 @@ def add_run_options(parser):
                      help='number of training steps between two writes of last.pth; 0: only after each epoch')
     run.add_argument('--save_period', type=non_negative_int, default=0, effect=NONE,
                      help='number of epochs between two checkpoints epoch_<n>.pth; 0: none')
+    run.add_argument('--keep', default='all', choices=['all', 'best', 'last'], effect=NONE,
+                     help='checkpoints of a finished run; best: without last.pth, which is three times as large and '
+                          'which a longer run would need; last: without best.pth')
     run.add_argument('--seed', type=seed_number, default=1, effect=RESULT | NOT_IN_RECIPE,
                      help='seed of all random numbers')
     run.add_argument('--device', default='auto', effect=NONE, help='auto, cpu, mps, cuda or cuda:<n>')

@@ -31,7 +31,7 @@ FOREIGN_FLAGS = {
     '--test_batch_size': ('batch_size', 'bs', 'test_bs'),
     '--micro_batch': ('accum_steps', 'gradient_accumulation_steps'),
     '--clip_grad_norm': ('grad_clip', 'max_grad_norm', 'clip_grad', 'gradient_clip_val'),
-    '--early_stop': ('patience', 'early_stopping'),
+    '--early_stop': ('early_stopping',),
     '--grad_checkpoint': ('gradient_checkpointing', 'grad_ckpt'), '--num_workers': ('workers',),
     '--dataset_name': ('dataset',), '--root_dir': ('data_root', 'data_dir', 'data_path', 'data'),
     '--val_dataset': ('val_set', 'val_split'), '--img_size': ('image_size', 'height', 'width', 'resolution'),

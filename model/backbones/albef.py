@@ -143,10 +143,10 @@ class Albef(BertFusionBackbone):
         if choice == PUBLISHED and not args.training:
             return cls(read_shape(PUBLISHED), args.img_size, args.full_ca)
         path = albef_weights.albef_file() if choice == PUBLISHED else existing_file(choice)
-        return cls.load_whole_model(path, args)
+        return cls.load_checkpoint(path, args)
 
     @classmethod
-    def load_whole_model(cls, path, args):
+    def load_checkpoint(cls, path, args):
         """Build the backbone with the encoders of a checkpoint of ALBEF, RaSa or MARS, and keep its other weights.
 
         Raises:

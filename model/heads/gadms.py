@@ -139,7 +139,7 @@ def mask_drawn_tokens(ids, chances, draws, random_ids, mask_id, masked_rate=0.8,
 # -- saliency ----------------------------------------------------------------------------------------------------------
 
 class BlockTrace(NamedTuple):
-    """What a text block computes with a single attention head.
+    """The results of a text block with a single attention head.
 
     Attributes:
         queries, keys, values: [B, L, W].

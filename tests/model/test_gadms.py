@@ -141,9 +141,9 @@ def plain_saliency(clip, image, ids):
         smooth_q, smooth_k = plain_smoothing(q), plain_smoothing(k)
         cosine = [F.cosine_similarity(smooth_q[end], key, dim=0).item() for key in smooth_k]
         scaled = [(value - min(cosine)) / (max(cosine) - min(cosine) + 1e-8) for value in cosine]
-        importance = [scaled[position] * float(gradient[end] @ v[position]) for position in range(length)]
+        importance = [scaled[position] * (gradient[end] @ v[position]).item() for position in range(length)]
         for position in range(1, end):
-            saliency[position] += importance[position] * float(attention[end, position]) / (sum(importance) + 1e-8)
+            saliency[position] += importance[position] * attention[end, position].item() / (sum(importance) + 1e-8)
     return [max(value, 0.0) for value in saliency]
 
 

@@ -119,13 +119,27 @@ def test_epochs_without_an_evaluation_do_not_count(command, run_folder):
 
 
 def test_two_processes_stop_early_at_the_same_epoch_with_the_same_losses(command, run_folder, tmp_path):
-    options = [*GRADIENTS, '--num_epoch', '9', '--early_stop', '1', '--lr', '1e-30']
+    options = [*GRADIENTS, '--num_epoch', '9', '--early_stop', '1', '--lr', '1e-30', '--keep', 'best']
     statuses, printed = Launched(train_program.main, command + options, tmp_path).wait()
     assert statuses == [0, 0], printed
     train_program.main([*command, *options, '--output_dir', str(tmp_path / 'alone')])
     alone = run_folder(root=tmp_path / 'alone')
     assert [line['epoch'] for line in records(alone, 'evaluation')] == [1, 2]
+    for folder in (run_folder(), alone):
+        assert [name for name in os.listdir(folder) if name.endswith('.pth')] == ['best.pth']
     lines, expected = (records(folder, 'train', 'epoch', 'evaluation') for folder in (run_folder(), alone))
     for line, other in zip(lines, expected, strict=True):
         assert line.pop('kind') == other.pop('kind') and line.pop('split', None) == other.pop('split', None)
         assert line == pytest.approx(other, rel=1e-4)
+
+
+@pytest.mark.parametrize('keep, left', [('best', {'best.pth'}), ('last', {'last.pth'}),
+                                        ('all', {'best.pth', 'last.pth'})])
+def test_a_finished_run_keeps_some_checkpoints(command, run_folder, kill, keep, left):
+    command = [*command, '--loss_names', 'sdm', '--limit_train', '16', '--keep', keep]      # two steps an epoch
+    kill(command, total_steps=4)
+    assert {name for name in os.listdir(run_folder()) if name.endswith('.pth')} == {'best.pth', 'last.pth'}
+    train_program.main(['--resume', run_folder()])      # a run that is not finished can be resumed
+    assert {name for name in os.listdir(run_folder()) if name.endswith('.pth')} == left
+    assert ('removed ' in log_of(run_folder())) == (keep != 'all')
+    assert [line['epoch'] for line in records(run_folder(), 'evaluation')] == [1, 2]

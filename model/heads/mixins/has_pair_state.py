@@ -3,7 +3,7 @@ from typing import NamedTuple
 
 
 class PairState(NamedTuple):
-    """What a head keeps for each training pair.
+    """Shape and start of the values that a head keeps for each training pair.
 
     Attributes:
         width: the number of values of a pair.
