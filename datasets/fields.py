@@ -195,6 +195,7 @@ def second_caption_ids(sample):
     """
     return sample.augment_further(draw_second_caption(sample.side_text(SECOND_CAPTIONS), sample.rng))
 
+
 @field
 def first_caption_ids(sample):
     """Token ids of the pair's own caption, int64 [L]. ``caption_ids`` can be another one of the same person."""

@@ -135,7 +135,7 @@ class Attention(nn.Module):
     the heads, [B, Lq, Lk], and None unless ``need_map``. If ``causal``, a position sees itself and earlier ones.
     ``dropout`` is the rate of dropout on the attention weights in training. ``block`` is the block whose
     :class:`BlockTuning` changes the weight of the input projection, the keys and the values. The map has no columns of
-    places that the tuning adds, so its rows then sum to less than 1.
+    keys that the tuning adds, so its rows then sum to less than 1.
     """
     dropout = 0.0
 
@@ -152,19 +152,19 @@ class Attention(nn.Module):
 
     def forward(self, query, keys=None, values=None, causal=False, need_map=False, block=None):
         if block is None:
-            (q, k, v), added = self._project(query, keys, values), 0                # [B, L, D] each
+            (q, k, v), added_count = self._project(query, keys, values), 0          # [B, L, D] each
         else:
             weight = block.tuning.in_projection_weight(block, self.in_proj_weight)
             q, k, v = F.linear(query, weight, self.in_proj_bias).chunk(3, dim=-1)
-            k, v, added = block.tuning.keys_and_values(block, k, v)                 # [B, P + L, D] each
+            k, v, added_count = block.tuning.keys_and_values(block, k, v)           # [B, P + L, D] each
         q, k, v = (self._split(x) for x in (q, k, v))                               # [B, H, L, D/H] each
         if need_map:
-            weights = attention_weights(q, k, causal, added)                        # [B, H, Lq, P + Lk]
-            attention = weights[..., added:].mean(1)
+            weights = attention_weights(q, k, causal, added_count)                  # [B, H, Lq, P + Lk]
+            attention = weights[..., added_count:].mean(1)
             out = F.dropout(weights, self.dropout, self.training).to(v.dtype) @ v
         else:
             dropout, attention = self.dropout if self.training else 0.0, None
-            mask = ~hidden_places(q, k, added) if causal and added else None
+            mask = ~causal_mask(q, k, added_count) if causal and added_count else None
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout,
                                                  is_causal=causal and mask is None)
         out = out.transpose(1, 2).flatten(2)                                        # [B, Lq, D]
@@ -186,20 +186,23 @@ class Attention(nn.Module):
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)                    # [B, L, D] -> [B, H, L, D/H]
 
 
-def attention_weights(q, k, causal, added=0):
+def attention_weights(q, k, causal, added_count=0):
     """softmax(q k^T / sqrt(D/H)): [B, H, Lq, D/H], [B, H, Lk, D/H] -> [B, H, Lq, Lk].
 
-    The first ``added`` keys are open to all queries, also if ``causal``.
+    All queries attend to the first ``added_count`` keys, also if ``causal``.
     """
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     if causal:
-        scores = scores.masked_fill(hidden_places(q, k, added), float('-inf'))
+        scores = scores.masked_fill(causal_mask(q, k, added_count), float('-inf'))
     return scores.float().softmax(dim=-1)
 
 
-def hidden_places(q, k, added):
-    """Causal mask: True for the keys after the query's own position. The first ``added`` keys have no position."""
-    return torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).triu(added + 1)
+def causal_mask(q, k, added_count):
+    """Return the causal mask [Lq, Lk]: True for keys that a query must not attend to, because they are after it.
+
+    The first ``added_count`` keys have no position, so it is False for them.
+    """
+    return torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).triu(added_count + 1)
 
 
 class BlockTuning:
@@ -229,9 +232,9 @@ class BlockTuning:
         return weight
 
     def keys_and_values(self, block, keys, values):
-        """Return other keys and values, and the number of places P that were added *before* them.
+        """Return other keys and values, and the number P of keys and values that were added *before* them.
 
-        All queries attend to the added places, also in the text encoder.
+        All queries attend to the added ones, also in the text encoder.
 
         Args:
             block: the block.

@@ -6,6 +6,7 @@ from utils.errors import UserError, unknown_name_error
 from utils.safe_yaml import read_yaml
 
 CONFIGS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'configs')
+BERT_LAYER = 'text_encoder.bert.encoder.layer.'     # prefix of the parameters of BERT's layers
 
 
 def read_shape(name, shape_class, family, title):
@@ -38,8 +39,8 @@ def with_positions(shape, text_length):
     return replace(shape, positions=max(shape.positions, text_length))
 
 
-def count(state, prefix):
-    """Count the different numbers after ``prefix`` in the names of a state dict.
+def count_layers(state, prefix):
+    """Count the layers in a state dict: the different numbers after ``prefix`` in its names.
 
     Raises:
         KeyError: there are none.
@@ -50,15 +51,20 @@ def count(state, prefix):
     return len(numbers)
 
 
+def count_text_only_layers(state):
+    """Count the layers of BERT without cross-attention in a state dict."""
+    return sum(f'{BERT_LAYER}{number}.crossattention.self.key.weight' not in state
+               for number in range(count_layers(state, BERT_LAYER)))
+
+
 def bert_sizes(state):
-    """Return the sizes of the BERT in a state dict. Its heads are 64 wide, as in every BERT.
+    """Return the sizes of the BERT in a state dict, and ``embed_dim``. Its heads are 64 wide, as in every BERT.
 
     Raises:
         KeyError, IndexError, ValueError: the state dict has no such BERT.
     """
-    text, layer = 'text_encoder.bert.', 'text_encoder.bert.encoder.layer.'
-    words = state[f'{text}embeddings.word_embeddings.weight']
-    return dict(vocab_size=len(words), text_width=words.shape[1], text_layers=count(state, layer),
-                text_heads=words.shape[1] // 64, mlp_width=len(state[f'{layer}0.intermediate.dense.bias']),
-                positions=len(state[f'{text}embeddings.position_embeddings.weight']),
+    words = state['text_encoder.bert.embeddings.word_embeddings.weight']
+    return dict(vocab_size=len(words), text_width=words.shape[1], text_layers=count_layers(state, BERT_LAYER),
+                text_heads=words.shape[1] // 64, mlp_width=len(state[f'{BERT_LAYER}0.intermediate.dense.bias']),
+                positions=len(state['text_encoder.bert.embeddings.position_embeddings.weight']),
                 embed_dim=len(state['vision_proj.bias']))

@@ -1,5 +1,4 @@
 """ALBEF (Li et al., NeurIPS 2021): a ViT image encoder, and BERT as text and fusion encoder. RaSa and MARS use it."""
-import logging
 import os
 from dataclasses import dataclass
 
@@ -8,17 +7,14 @@ from torch import nn
 from model import albef_weights, aptm_weights, shapes
 from model.backbones.bert_fusion import BertFusionBackbone
 from model.bert import BertShape, TextEncoder
-from model.bert_vocabulary import find_tokenizer, refuse_larger_vocabulary
-from model.shapes import bert_sizes, count, with_positions
+from model.bert_vocabulary import find_tokenizer
+from model.shapes import BERT_LAYER, bert_sizes, count_layers, count_text_only_layers, with_positions
 from model.vit import VisionTransformer
 from utils.errors import UserError
 from utils.image_stats import CLIP_STATS
 from utils.option_types import add_boolean_option
 
-logger = logging.getLogger('Pedestal.model')
-
 PUBLISHED = 'albef-base'
-LAYER = 'text_encoder.bert.encoder.layer.'
 DECODER = 'visual_decoder.blocks.'
 UNDECAYED = ('.bias', 'LayerNorm.weight', 'norm.weight', 'norm1.weight', 'norm2.weight', 'norm3.weight')
 RASA_LOSSES, MARS_LOSSES = 'cl+pitm+mlm+prd+mrtd', '+mae+attribute'
@@ -63,21 +59,17 @@ def shape_of(state, source='the state dict'):
     """
     try:
         width, _, patch, _ = state['visual_encoder.patch_embed.proj.weight'].shape
-        layers = count(state, LAYER)
+        fusion_layer = count_text_only_layers(state) or count_layers(state, BERT_LAYER) // 2
         has_decoder = any(name.startswith(DECODER) for name in state)
-        return AlbefShape(patch_size=patch, vision_width=width, vision_layers=count(state, 'visual_encoder.blocks.'),
-                          vision_heads=width // 64, fusion_layer=text_only_layers(state) or layers // 2,
-                          decoder_layers=count(state, DECODER) if has_decoder else AlbefShape.decoder_layers,
+        return AlbefShape(patch_size=patch, vision_width=width,
+                          vision_layers=count_layers(state, 'visual_encoder.blocks.'), vision_heads=width // 64,
+                          fusion_layer=fusion_layer,
+                          decoder_layers=count_layers(state, DECODER) if has_decoder else AlbefShape.decoder_layers,
                           **bert_sizes(state))
     except KeyError as error:
         raise UserError(f'{source} is no ALBEF that Pedestal knows: it lacks {error.args[0]}') from None
     except (IndexError, ValueError):
         raise UserError(f'{source} is no ALBEF that Pedestal knows: its tensors have other dimensions') from None
-
-
-def text_only_layers(state):
-    """Count the layers of BERT without cross-attention in a state dict."""
-    return sum(f'{LAYER}{number}.crossattention.self.key.weight' not in state for number in range(count(state, LAYER)))
 
 
 class Albef(BertFusionBackbone):
@@ -91,6 +83,7 @@ class Albef(BertFusionBackbone):
     name = 'albef'
     trims_to_longest = True
     shared_options = ('vocab_file',)
+    image_encoder = 'ViT'
     missing_reasons = {'image_attention': "ALBEF's encoders give no attention maps",
                        'text_attention': "ALBEF's encoders give no attention maps",
                        "CLIP's image encoder": "ALBEF's encoders are not CLIP's"}
@@ -119,20 +112,11 @@ class Albef(BertFusionBackbone):
                            '(ALBEF, RaSa)')
 
     @classmethod
-    def build(cls, args, state_dict=None):
-        # The checkpoint of a whole model may hold heads that the weights to load next lack.
-        has_file = args.training and os.path.isfile(os.path.expanduser(args.pretrain_choice))
-        if state_dict is None or has_file:
-            backbone = cls.load_pretrained(args)
-        else:
-            backbone = cls(shape_of(state_dict), args.img_size, full_ca=not text_only_layers(state_dict))
-        refuse_larger_vocabulary(backbone, args)
-        logger.info('activation of the encoders: gelu (ViT and BERT have no other)')
-        return backbone
+    def from_state_dict(cls, state_dict, args):
+        return cls(shape_of(state_dict), args.img_size, full_ca=not count_text_only_layers(state_dict))
 
     @classmethod
     def load_pretrained(cls, args):
-        """Build the backbone with the weights of ``args.pretrain_choice``."""
         choice = args.pretrain_choice
         if choice.startswith('scratch:'):
             shape = with_positions(read_shape(choice[len('scratch:'):]), args.text_length)
@@ -155,7 +139,7 @@ class Albef(BertFusionBackbone):
         """
         state = aptm_weights.read_weights(path)
         shape = shape_of(state, path)
-        if not text_only_layers(state) and not args.full_ca:
+        if not count_text_only_layers(state) and not args.full_ca:
             raise UserError(f'{path} has cross-attention in all layers of BERT, and --full_ca is off: give --full_ca, '
                             'or a checkpoint of ALBEF or RaSa')
         backbone = cls(shape, args.img_size, args.full_ca)
@@ -178,7 +162,7 @@ class Albef(BertFusionBackbone):
 
     def is_new_layer(self, name):
         """Whether a parameter is of the cross-attention that ``--full_ca`` adds to ALBEF."""
-        number = name.removeprefix(LAYER).split('.')[0]
+        number = name.removeprefix(BERT_LAYER).split('.')[0]
         return '.crossattention.' in name and int(number) < self.shape.fusion_layer
 
     @staticmethod
@@ -199,9 +183,9 @@ class Albef(BertFusionBackbone):
     def released_options(state_dict):
         is_mars = 'mask_token' in state_dict
         queue = {'moco_queue': state_dict['image_queue'].shape[1]} if 'image_queue' in state_dict else {}
-        return {'loss_names': RASA_LOSSES + MARS_LOSSES * is_mars, 'full_ca': not text_only_layers(state_dict), **queue,
-                'pretrain_choice': PUBLISHED, 'preparation': 'albef', 'img_size': (384, 384), 'text_length': 75,
-                'amp': 'off'}
+        return {'loss_names': RASA_LOSSES + MARS_LOSSES * is_mars, 'full_ca': not count_text_only_layers(state_dict),
+                **queue, 'pretrain_choice': PUBLISHED, 'preparation': 'albef', 'img_size': (384, 384),
+                'text_length': 75, 'amp': 'off'}
 
     def learning_rate(self, name, args):
         """Return --lr, and no decay for biases and norms, the only parameters of one dimension."""

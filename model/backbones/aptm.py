@@ -1,5 +1,4 @@
 """APTM (Yang et al., ACM MM 2023): a Swin image encoder, and BERT as text and fusion encoder."""
-import logging
 import os
 import re
 from dataclasses import dataclass
@@ -9,17 +8,14 @@ from torch import nn
 from model import aptm_weights, shapes
 from model.backbones.bert_fusion import BertFusionBackbone
 from model.bert import BertShape, TextEncoder
-from model.bert_vocabulary import find_tokenizer, refuse_larger_vocabulary
-from model.shapes import bert_sizes, count, with_positions
+from model.bert_vocabulary import find_tokenizer
+from model.shapes import BERT_LAYER, bert_sizes, count_layers, count_text_only_layers, with_positions
 from model.swin import SwinTransformer, explain_misfit
 from utils.errors import UserError
 from utils.option_types import add_boolean_option, non_negative_float
 from utils.image_stats import ImageStats
 
-logger = logging.getLogger('Pedestal.model')
-
 PUBLISHED = 'aptm-base'
-LAYER = 'text_encoder.bert.encoder.layer.'
 
 # Mean and standard deviation of each dataset's training images, as in the reference implementation. Rounding to four
 # digits moves mAP by 0.01.
@@ -76,14 +72,14 @@ def shape_of(state, source='the state dict'):
     """Return the :class:`AptmShape` of a state dict. Heads of the text encoder are 64 wide, as in every BERT."""
     try:
         width, _, patch, _ = state['vision_encoder.patch_embed.proj.weight'].shape
-        stages = [f'vision_encoder.layers.{stage}.blocks.' for stage in range(count(state, 'vision_encoder.layers.'))]
-        depths = [count(state, stage) for stage in stages]
+        stage_count = count_layers(state, 'vision_encoder.layers.')
+        stages = [f'vision_encoder.layers.{stage}.blocks.' for stage in range(stage_count)]
+        depths = [count_layers(state, stage) for stage in stages]
         tables = [state[f'{stage}0.attn.relative_position_bias_table'] for stage in stages]
-        fusion = sum(f'{LAYER}{number}.crossattention.self.key.weight' not in state
-                     for number in range(count(state, LAYER)))
         return AptmShape(patch_size=patch, vision_width=width, depths=tuple(depths),
                          vision_heads=tuple(table.shape[1] for table in tables),
-                         window=(round(len(tables[0]) ** 0.5) + 1) // 2, fusion_layer=fusion, **bert_sizes(state))
+                         window=(round(len(tables[0]) ** 0.5) + 1) // 2, fusion_layer=count_text_only_layers(state),
+                         **bert_sizes(state))
     except KeyError as error:
         raise UserError(f'{source} is no APTM that Pedestal knows: it lacks {error.args[0]}') from None
     except (IndexError, ValueError):
@@ -99,6 +95,7 @@ class Aptm(BertFusionBackbone):
     """
 
     name = 'aptm'
+    image_encoder = 'Swin'
     missing_reasons = {'image_attention': "APTM's encoders give no attention maps",
                        'text_attention': "APTM's encoders give no attention maps",
                        "CLIP's image encoder": "APTM's encoders are not CLIP's"}
@@ -135,20 +132,11 @@ class Aptm(BertFusionBackbone):
                                  'projections and heads; pretrain: cross-attention; none: no layer')
 
     @classmethod
-    def build(cls, args, state_dict=None):
-        # The checkpoint of a whole model may hold heads that the weights to load next lack.
-        has_file = args.training and os.path.isfile(os.path.expanduser(args.pretrain_choice))
-        if state_dict is None or has_file:
-            backbone = cls.load_pretrained(args)
-        else:
-            backbone = cls(shape_of(state_dict), args.img_size)
-        refuse_larger_vocabulary(backbone, args)
-        logger.info('activation of the encoders: gelu (Swin and BERT have no other)')
-        return backbone
+    def from_state_dict(cls, state_dict, args):
+        return cls(shape_of(state_dict), args.img_size)
 
     @classmethod
     def load_pretrained(cls, args):
-        """Build the backbone with the weights of ``args.pretrain_choice``."""
         choice = args.pretrain_choice
         if choice.startswith('scratch:'):
             return cls(with_positions(read_shape(choice[len('scratch:'):]), args.text_length), args.img_size)
@@ -218,16 +206,17 @@ class Aptm(BertFusionBackbone):
         In fine-tuning at the published size these are Swin's stages 2 and 3 and BERT's layers 4, 5, 10 and 11: the last
         two of each half.
         """
-        shape, layer = self.shape, 'text_encoder.bert.encoder.layer.'
+        shape = self.shape
         if rule == 'pretrain':
-            return tuple(f'{layer}{number}.crossattention.' for number in range(shape.fusion_layer, shape.text_layers))
+            fusion_layers = range(shape.fusion_layer, shape.text_layers)
+            return tuple(f'{BERT_LAYER}{number}.crossattention.' for number in fusion_layers)
         if rule == 'none':
             return ()
         stages = len(shape.depths)
         last = [*range(shape.fusion_layer)[-2:], *range(shape.fusion_layer, shape.text_layers)[-2:]]
         return ('vision_proj.', 'text_proj.', 'itm_head.', 'text_encoder.cls.',
                 *(f'vision_encoder.layers.{stage}.' for stage in range(stages)[-2:]),
-                *(f'{layer}{number}.' for number in last))
+                *(f'{BERT_LAYER}{number}.' for number in last))
 
     # -- encoding ------------------------------------------------------------------------------------------------------
 

@@ -1,14 +1,24 @@
 """The common part of the backbones with BERT as text and fusion encoder."""
+import logging
+import os
+
 from model.backbones import Backbone
-from model.bert_vocabulary import VOCABULARY
+from model.bert_vocabulary import VOCABULARY, refuse_larger_vocabulary
+
+logger = logging.getLogger('Pedestal.model')
 
 
 class BertFusionBackbone(Backbone):
     """Base class of backbones whose BERT reads captions alone, and captions together with images.
 
     A subclass sets the parts ``text_encoder`` (:class:`~model.bert.TextEncoder`), ``vision_proj`` and ``text_proj``,
-    and ``pad``, the id of padding.
+    and ``pad``, the id of padding. It defines :meth:`load_pretrained` and :meth:`from_state_dict`.
+
+    Attributes:
+        image_encoder: name of the image encoder, for the log.
     """
+
+    image_encoder = ''
 
     provides = frozenset({'image_tokens', 'text_tokens', 'masked_text_tokens', 'fusion'})
     run_files = (VOCABULARY,)
@@ -21,6 +31,26 @@ class BertFusionBackbone(Backbone):
             UserError: an option asks for it.
         """
         Backbone.refuse_clip_masking(args)
+
+    @classmethod
+    def build(cls, args, state_dict=None):
+        # The checkpoint of a whole model may hold heads that the weights to load next lack.
+        has_file = args.training and os.path.isfile(os.path.expanduser(args.pretrain_choice))
+        is_pretrained = state_dict is None or has_file
+        backbone = cls.load_pretrained(args) if is_pretrained else cls.from_state_dict(state_dict, args)
+        refuse_larger_vocabulary(backbone, args)
+        logger.info('activation of the encoders: gelu (%s and BERT have no other)', cls.image_encoder)
+        return backbone
+
+    @classmethod
+    def load_pretrained(cls, args):
+        """Build the backbone with the weights of ``args.pretrain_choice``, or for a test with its shape."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_state_dict(cls, state_dict, args):
+        """Build the backbone in the shape of a state dict, with random weights."""
+        raise NotImplementedError
 
     def encode_text(self, ids, need_map=False):
         return self.text_encoder.encode(ids, self.text_mask(ids)), None

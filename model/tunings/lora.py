@@ -12,7 +12,6 @@ from utils.option_types import positive_float, positive_int_up_to
 
 PROJECTIONS = ('q', 'k', 'v')
 TARGETS = (*PROJECTIONS, 'out', 'mlp')
-OUTPUT_LAYERS = ('out_proj', 'proj')     # CLIP's and timm's names of the layer after attention
 
 
 class LowRank(nn.Module):
@@ -71,14 +70,18 @@ class LowRankProjections(nn.ModuleDict):
 
 
 class LoraBlock(BlockTuning):
-    """Adds to CLIP's input projection in its weight. So attention and the MLP compute what they compute without."""
+    """Adds LoRA to the weight of CLIP's input projection. The projection itself is computed as without LoRA."""
 
     def in_projection_weight(self, block, weight):
         return weight + block.attn.lora.delta()
 
 
 class LoraMultiheadAttention(nn.MultiheadAttention):
-    """An nn.MultiheadAttention with LoRA. It reads the weights of its layers without calling them."""
+    """An nn.MultiheadAttention that adds LoRA to its weights.
+
+    PyTorch's class reads the weights of its layers and does not call the layers, so hooks would have no effect. An
+    existing module gets this class by ``module.__class__``, and keeps its parameters and their names.
+    """
 
     def forward(self, query, key, value, need_weights=False, attn_mask=None):
         inputs = (query, key, value)
@@ -96,7 +99,7 @@ class LoraMultiheadAttention(nn.MultiheadAttention):
 
 
 def add_low_rank(layer, inputs, output):
-    """A forward hook of a linear layer: add its LoRA."""
+    """Forward hook of a linear layer: add the output of its LoRA."""
     return output + layer.lora(inputs[0])
 
 
@@ -179,7 +182,7 @@ class Lora(Tuning):
 
 
 def check_blocks(backbone):
-    """Raise :class:`UserError` unless both encoders have blocks whose layers LoRA knows."""
+    """Raise :class:`UserError` unless both encoders of open_clip have blocks with layers that LoRA can change."""
     blocks = [block for block, _ in backbone.blocks()]
     image_modules = set(backbone.base_model.visual.modules())
     has_both = len({block in image_modules for block in blocks}) == 2

@@ -6,9 +6,9 @@ from model.clip_model import BlockTuning
 from model.tunings import Tuning
 
 
-def prepend(places, sequence):
-    """Put [P, D] before each [L, D] of [B, L, D] -> [B, P + L, D]."""
-    return torch.cat([places.to(sequence.dtype).expand(sequence.shape[0], -1, -1), sequence], dim=1)
+def prepend(prefix, sequence):
+    """Put a prefix [P, D] before each sequence: [B, L, D] -> [B, P + L, D]."""
+    return torch.cat([prefix.to(sequence.dtype).expand(sequence.shape[0], -1, -1), sequence], dim=1)
 
 
 class PrefixBlock(BlockTuning):

@@ -51,9 +51,9 @@ class PrefixTokens(nn.Module):
 
 
 class Prefix(nn.Module):
-    """Keys and values of P places that every token attends to.
+    """P learned keys and values that every token attends to.
 
-    The reference implementation multiplies the attention to these places by ``scale_to_grad`` after the softmax. Their
+    The reference implementation multiplies the attention to them by ``scale_to_grad`` after the softmax. Here the
     values are multiplied instead, which gives the same result with any implementation of attention.
     """
 
@@ -122,8 +122,8 @@ class UPPerson(Tuning):
     """Adapters, low-rank keys and values, and prefixes (UP-Person, 2025).
 
     Each block of both encoders gets two adapters (L-Adapter), a low-rank update of the projections to keys and values
-    (LoRA), and learned places that every token attends to (S-Prefix). CLIP is frozen. The learning rate is --lr for
-    all parameters, also those of heads.
+    (LoRA), and learned keys and values that every token attends to (S-Prefix). CLIP is frozen. The learning rate is
+    --lr for all parameters, also those of heads.
     """
 
     name = 'up-person'
@@ -131,7 +131,8 @@ class UPPerson(Tuning):
     @staticmethod
     def add_options(parser):
         parser.add_argument('--prefix_length', type=positive_int_up_to(10_000), default=20,
-                            help='number of learned places that a block adds to its keys and values (UP-Person: 10)')
+                            help='number of learned keys and values that a block adds to those of the tokens '
+                                 '(UP-Person: 10)')
         parser.add_argument('--rank', type=positive_int_up_to(8192), default=64,
                             help='rank of the low-rank updates (UP-Person: 32)')
         parser.add_argument('--depth_lora', type=non_negative_int, default=12,
