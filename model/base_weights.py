@@ -1,7 +1,7 @@
-"""The base of a tuned run: the pretrained encoders that ``--tuning`` leaves as they are.
+"""The base of a tuned run: the file of pretrained weights whose parameters ``--tuning`` freezes.
 
-The checkpoints of a tuned run hold what it trained. The frozen parameters of the encoders are read again from the file
-that the run started from, and its checksum is compared.
+``best.pth`` of a tuned run holds the trained parameters, and the name and checksum of the base. Code that reads it gets
+the frozen parameters from the base (:func:`add_base_weights`).
 """
 import logging
 import os
@@ -32,9 +32,9 @@ def describe_tuned_from(args, model, checkpoint=None):
         return None
     tuned = checkpoint.get('tuning') if checkpoint else None
     if tuned and (args.resume or not tuned['is_whole']):
-        base = tuned['base']
+        base = tuned['base']        # of the tuned run that this run continues
     elif checkpoint and not checkpoint['model'].keys().isdisjoint(model.tuning.parameter_names):
-        base = None
+        base = None                 # --init_from names a whole model that was tuned
     else:
         base = describe_base(args)
     return {'name': args.tuning, 'base': base}

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-EPS = 1e-6
+EPS = 1e-6      # of layer norms, as in timm
 
 
 class PatchEmbed(nn.Module):
@@ -35,6 +35,8 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
+    """Linear, GELU, Linear, ``ratio`` times as wide in between: [..., D] -> [..., D]."""
+
     def __init__(self, width, ratio=4):
         super().__init__()
         self.fc1 = nn.Linear(width, ratio * width)

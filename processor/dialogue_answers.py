@@ -95,9 +95,9 @@ class Answers:
     def rewrite(self, captions, images):
         """Rewrite N captions with what the model sees in their images: N texts."""
         pairs = list(zip(captions, images))
-        missing = [pair for pair in pairs if not self.known(*pair, 'rewritten')]
+        missing = [pair for pair in pairs if not self.find(*pair, 'rewritten')]
         describe = DESCRIBE.format(questions='\n'.join(f'{n}. {text}' for n, text in enumerate(QUESTIONS, start=1)))
-        if missing and self.generate is None and not all(self.known(*pair, 'description') for pair in missing):
+        if missing and self.generate is None and not all(self.find(*pair, 'description') for pair in missing):
             raise self.missing_error('rewritten', missing)
         descriptions = dict(zip(missing, self.get('description', *unzip(missing),
                                                   [(describe, image) for _, image in missing])))
@@ -108,24 +108,25 @@ class Answers:
         texts = self.get('rewritten', captions, images, prompts)
         return [keep_usable(text, caption) for text, caption in zip(texts, captions)]
 
-    def known(self, caption, image, field):
-        """The stored answer about a pair, None if there is none."""
+    def find(self, caption, image, field):
+        """Return the stored answer about a pair, or None."""
         return self.answers.get(self.key(caption, image), {}).get(field)
 
     def key(self, caption, image):
+        """Return the names of a pair in the file: the caption, and the path of the image in the annotation."""
         return caption, os.path.relpath(image, self.folder).replace(os.sep, '/')
 
     def get(self, field, captions, images, prompts):
         """Return one field of the answers about pairs, and generate those that the file lacks."""
         pairs = list(zip(captions, images))
-        missing = {pair: prompt for pair, prompt in zip(pairs, prompts) if self.known(*pair, field) is None}
+        missing = {pair: prompt for pair, prompt in zip(pairs, prompts) if self.find(*pair, field) is None}
         if missing and self.generate is None:
             raise self.missing_error(field, list(missing))
         open_pairs = list(missing)
         for start in tqdm(range(0, len(open_pairs), self.chunk_size), desc=field, leave=False, disable=None):
             chunk = open_pairs[start:start + self.chunk_size]
             self.store(field, chunk, self.generate(*unzip([missing[pair] for pair in chunk])))
-        return [self.known(*pair, field) for pair in pairs]
+        return [self.find(*pair, field) for pair in pairs]
 
     def store(self, field, pairs, texts):
         """Keep new answers, and append them to the file."""

@@ -37,8 +37,8 @@ def main(argv=None):
     settings = DialogueSettings(args.rounds, default_threshold if args.threshold is None else args.threshold,
                                 args.query_weight)
     people = pedestal.People(args)
-    answers = Answers(args.answers, people.split.dataset.img_dir, build_model(args))
-    rounds = list(hold_dialogue(people, answers, settings))
+    answers = Answers(args.answers, people.split.dataset.img_dir, load_language_model(args))
+    rounds = list(hold_run_dialogue(people, answers, settings))
     print(format_table(rounds))
     path = result_path(people.args, 'dialogue.json')
     with atomic_write(path) as file:
@@ -66,8 +66,8 @@ def read_options(argv):
     return parse_test_options(parser, argv)
 
 
-def build_model(args):
-    """The model that answers, or None without ``--model``."""
+def load_language_model(args):
+    """Load the model that answers; None without ``--model``."""
     if not args.model:
         return None
     from processor.transformers_model import TransformersModel
@@ -75,7 +75,7 @@ def build_model(args):
     return TransformersModel(args.model, pick_device(args.device), args.answer_tokens)
 
 
-def hold_dialogue(people, answers, settings):
+def hold_run_dialogue(people, answers, settings):
     """Hold the dialogue on the test split of a run: yields a :class:`processor.dialogue.DialogueRound` for each round.
 
     Args:
@@ -95,15 +95,15 @@ def hold_dialogue(people, answers, settings):
                                   rewrite, settings)
 
 
-def counts(result):
-    """The number of captions that a round asks about, and of those that have an anchor after it."""
+def count_captions(result):
+    """Count the captions that a round asks about, and those that have an anchor after it."""
     return {'asked': int((result.asked >= 0).sum()), 'anchored': int((result.anchors >= 0).sum())}
 
 
 def format_table(rounds):
     table = PrettyTable(['round', 'asked', 'anchored', *METRICS])
     for result in rounds:
-        table.add_row([result.number, *counts(result).values(),
+        table.add_row([result.number, *count_captions(result).values(),
                        *(f'{result.metrics[name]:.3f}' for name in METRICS)])
     return table.get_string()
 
@@ -114,7 +114,7 @@ def to_json(people, settings, answers, rounds):
     from processor.provenance import collect_provenance
     from utils.weight_files import compute_sha256
     return {'settings': asdict(settings), 'answers': {'file': answers, 'sha256': compute_sha256(answers)},
-            'rounds': [{'round': result.number, **counts(result), **result.metrics} for result in rounds],
+            'rounds': [{'round': result.number, **count_captions(result), **result.metrics} for result in rounds],
             'produced_by': collect_provenance(people.args, people.split.run)}
 
 

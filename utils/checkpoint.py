@@ -173,8 +173,8 @@ class Checkpointer:
     ``save('best', epoch=.., metrics=..)`` writes the model and the given entries. ``save('last', training_state=True,
     ...)`` also writes the optimizer and the schedule.
 
-    A tuned run (``model.tuned_from``) writes the frozen parameters of the encoders only with the training state, if
-    the file that they come from is known.
+    Without the training state, the checkpoint of a tuned run (``model.tuned_from``) lacks the frozen parameters of the
+    encoders, because :mod:`model.base_weights` reads them from their file. If no file has them, all are written.
 
     Args:
         model, optimizer, scheduler: the objects to save and load.

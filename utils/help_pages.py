@@ -1,4 +1,4 @@
-"""The pages of ``--help``: everyday options, ``--help all``, and ``--help <loss, backbone or dataset>``."""
+"""The pages of ``--help``: everyday options, ``--help all``, and ``--help <loss, backbone, tuning or dataset>``."""
 import argparse
 import inspect
 import re
@@ -64,7 +64,7 @@ def short_page(parser):
     more = {'--help all': 'all options, grouped by what reads them'}
     if parser.topics:
         example = 'sdm' if 'sdm' in parser.topics else next(iter(parser.topics))
-        more[f'--help {example}'] = 'the options of one loss, backbone or dataset'
+        more[f'--help {example}'] = 'the options of one loss, backbone, tuning or dataset'
     return '\n\n'.join([format_heading(parser), *program_sections, format_section('everyday options', everyday),
                         *group_sections, *catalogs, format_list('more', more)])
 

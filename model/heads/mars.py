@@ -12,7 +12,7 @@ from utils.errors import UserError
 
 
 class CrossAttention(nn.Module):
-    """Attention of [B, N, D] to [B, M, D]."""
+    """Multi-head attention of x [B, N, D] to source [B, M, D], which may be x itself: -> [B, N, D]."""
 
     def __init__(self, width, heads):
         super().__init__()
@@ -40,6 +40,8 @@ class GEGLU(nn.Module):
 
 
 class FeedForward(nn.Module):
+    """Two linear layers with GEGLU between them: [..., D] -> [..., D]."""
+
     def __init__(self, width, ratio=4):
         super().__init__()
         # The second entry is the dropout of the reference implementation, whose rate is 0.

@@ -20,7 +20,9 @@ class AlbefMomentumEncoder(MomentumEncoder):
     """
 
     def after_weights_loaded(self, model):
-        saved, model.backbone.head_weights = model.backbone.head_weights, {}    # --init_from replaces them later
+        saved = model.backbone.head_weights
+        # The hook is called again after --init_from, which replaces the encoders. The copy then follows them.
+        model.backbone.head_weights = {}
         if not any(name.startswith('visual_encoder_m.') for name in saved):
             super().after_weights_loaded(model)
 
@@ -177,7 +179,7 @@ class Contrast(HasSchedule, MomentumHead):
     def forward(self, encoded, batch):
         online, momentum = encoded.compute_once(unit_embeddings), self.momentum_embeddings(encoded, batch)
         pids = encoded.shard.all_gather(batch['pids'])
-        image_keys, text_keys, key_pids = self.queue.with_batch(momentum.image, momentum.text, pids)
+        image_keys, text_keys, key_pids = self.queue.extend_with_batch(momentum.image, momentum.text, pids)
         is_positive = pids[:, None] == key_pids                                                       # [B, B + Q]
         image, text = (online.image, momentum.image), (online.text, momentum.text)
         losses = [objectives.distilled_contrast(*rows, keys, is_positive, temperature=self.temperature.temp,
@@ -187,12 +189,21 @@ class Contrast(HasSchedule, MomentumHead):
 
 
 class ContrastQueue(IdentityQueue):
-    """The queue of ``cl``, which appends the batch of each step after the step."""
+    """The queue of ``cl``. The batch of a step is appended after the step."""
 
     newest = None       # images [B, D], captions [B, D] and identities [B] of the step
 
-    def with_batch(self, images, texts, pids):
-        """Return the keys of the batch and of the queue: images [B + Q, D], captions [B + Q, D], identities [B + Q]."""
+    def extend_with_batch(self, images, texts, pids):
+        """Return the keys of the batch and of the queue, and store the batch, which :meth:`after_step` appends.
+
+        Args:
+            images: [B, D] by the momentum encoder.
+            texts: [B, D], the same for captions.
+            pids: [B], their identities.
+
+        Returns:
+            ``(images [B + Q, D], captions [B + Q, D], identities [B + Q])``.
+        """
         self.newest = images, texts, pids
         return (torch.cat([images, self.image_queue.t()]), torch.cat([texts, self.text_queue.t()]),
                 torch.cat([pids, self.idx_queue[0]]))

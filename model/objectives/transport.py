@@ -4,9 +4,9 @@ import torch.nn.functional as F
 
 from model.objectives.common import cosine_similarity, full_precision
 
-EPS = 1e-8
-CONVERGED = 1e-9    # L2 norm of the difference between the masses of the columns and 1/N, as in POT
-MASKED = -1e4    # logit of a pair that does not count: its probability is exactly 0, and its logarithm is finite
+EPS = 1e-8              # against a division by 0 and the logarithm of 0
+STOP_THRESHOLD = 1e-9   # L2 norm of the difference between the masses of the columns and 1/N, as in POT
+MASKED_LOGIT = -1e4     # of a pair that does not count: its probability is exactly 0, and its logarithm is finite
 
 
 @torch.no_grad()
@@ -14,8 +14,8 @@ def transport_plan(cost, is_member, *, regularization=0.07, rounds=1000):
     """Entropic optimal transport with uniform masses (Sinkhorn's algorithm: Cuturi, NeurIPS 2013).
 
     As POT's ``ot.sinkhorn``, it stops if the masses of the columns agree to 1e-9, and after ``rounds`` at the latest.
-    If the costs of pairs differ clearly, that is before the plan has converged, and the plan depends on ``rounds``. On
-    a GPU it always runs all rounds, because the test would make the host wait; the plan is then more exact by 1e-9.
+    If costs differ clearly, the plan has not converged after ``rounds``, and depends on their number. On a GPU it
+    always runs all rounds, because the test would make the host wait; the plan is then more exact by 1e-9.
 
     Args:
         cost: [B, B] of image i and caption j.
@@ -44,7 +44,7 @@ def transport_plan(cost, is_member, *, regularization=0.07, rounds=1000):
         text_scaling = mass / (image_scaling @ kernel)
         image_scaling = mass / (kernel @ text_scaling)
         if cost.device.type == 'cpu' and number % 10 == 0:
-            if (text_scaling * (image_scaling @ kernel) - mass).norm() < CONVERGED:
+            if (text_scaling * (image_scaling @ kernel) - mass).norm() < STOP_THRESHOLD:
                 break
     return (image_scaling[:, None] * kernel * text_scaling * members).to(cost.dtype)
 
@@ -87,7 +87,7 @@ def rematching(image_embedding, text_embedding, is_noisy, cost_weight, cost_bias
     if transposed:
         by_text = by_text.t()
     members = is_noisy[:, None] & is_noisy[None, :]
-    logits = (cosine / temperature).masked_fill(~members, MASKED)
+    logits = (cosine / temperature).masked_fill(~members, MASKED_LOGIT)
     divergences = (symmetric_divergence(by_image, F.log_softmax(logits, dim=1))
                    + symmetric_divergence(by_text, F.log_softmax(logits.t(), dim=1)))      # [B, B]
     return (divergences * members).sum() / is_noisy.sum().clamp(min=1)

@@ -34,7 +34,7 @@ def answered(run, tmp_path_factory):
                 for prompt, image in zip(prompts, images)]
     path = str(tmp_path_factory.mktemp('answers') / 'answers.jsonl')
     answers = Answers(path, people.split.dataset.img_dir, generate)
-    return path, list(dialogue.hold_dialogue(people, answers, DialogueSettings(threshold=0.9)))
+    return path, list(dialogue.hold_run_dialogue(people, answers, DialogueSettings(threshold=0.9)))
 
 
 def test_the_tool_prints_and_writes_each_round(run, answered, capsys):

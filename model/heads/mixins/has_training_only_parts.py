@@ -21,7 +21,10 @@ class HasTrainingOnlyParts:
         """
 
     def before_forward(self, model):
-        """Called before each step's forward pass, once also with ``--micro_batch``, to update the parts."""
+        """Called before the forward pass, to update the parts.
+
+        With ``--micro_batch`` it is called once per step, and with ``--accumulate`` once per update of the parameters.
+        """
 
     def after_step(self, model):
-        """Called after each optimizer step, to update the parts."""
+        """Called after each update of the parameters by the optimizer, to update the parts."""
