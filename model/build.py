@@ -139,7 +139,8 @@ class RetrievalModel(ModelWithHeads):
             shard: where these rows are in the global batch (:mod:`utils.batch_shard`).
 
         Returns:
-            ``{'temperature': ..., 'sdm_loss': ..., 'img_acc': ...}``, scalars of the global batch.
+            ``{'temperature': ..., 'sdm_loss': ..., 'img_acc': ...}``, scalars of the global batch. ``pair_values`` then
+            has the new values of the batch's pairs.
         """
         batch = self.transform_batch(batch, shard)
         with self.autocast():
@@ -216,7 +217,7 @@ class RetrievalModel(ModelWithHeads):
             None.
         """
         encode = {'image': self.backbone.encode_image, 'text': self.backbone.encode_text}[side]
-        if not self.tuning.has_routing:
+        if not self.tuning.has_routing:     # only backbones that such a tuning fits take the argument routing
             return (*encode(inputs, need_map), None)
         routing = []
         tokens, attention = encode(inputs, need_map, routing)

@@ -177,6 +177,7 @@ class Trainer:
         step = self.state.step
         if step == len(self.loader) or self.training_step.accumulated_batches:
             return
+        # With --accumulate, the first update after a multiple of --save_steps is due.
         is_due = self.args.save_steps and step % self.args.save_steps < self.args.accumulate
         is_interrupted = self.interrupt.is_requested()
         if is_due or is_interrupted:

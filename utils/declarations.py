@@ -10,6 +10,7 @@ import functools
 import importlib
 import importlib.machinery
 import os
+import pkgutil
 import sys
 import types
 
@@ -32,6 +33,22 @@ def is_pytorch_loaded():
 def load_plugin(name):
     """Return the module ``name``: imported if PyTorch is, else its declarations."""
     return importlib.import_module(name) if is_pytorch_loaded() else load_declarations(name)
+
+
+def find_named_classes(package, path, base):
+    """Return ``{name: class}`` of the subclasses of ``base`` that have a ``name``, in all files of a package.
+
+    Args:
+        package: the name of the package, such as 'model.tunings'.
+        path: its ``__path__``.
+        base: the base class, or its declaration before PyTorch is imported.
+    """
+    classes = {}
+    for info in sorted(pkgutil.iter_modules(path), key=lambda info: info.name):
+        for cls in vars(load_plugin(f'{package}.{info.name}')).values():
+            if isinstance(cls, type) and issubclass(cls, base) and cls.name:
+                classes[cls.name] = cls
+    return classes
 
 
 def retry_with_pytorch(read_options):

@@ -6,10 +6,9 @@ explains how to add one. Importing this package does not import PyTorch (:mod:`u
 """
 import functools
 import importlib
-import pkgutil
 
 from utils import options
-from utils.declarations import is_pytorch_loaded, load_plugin
+from utils.declarations import find_named_classes, is_pytorch_loaded, load_plugin
 from utils.errors import UserError, unknown_name_error
 from utils.help_pages import Topic, first_sentence, own_docstring
 
@@ -34,12 +33,7 @@ def registry():
 @functools.lru_cache(maxsize=1)
 def collect_backbones(imported):
     """Collect the classes for :func:`registry`: declarations at first, and once more after PyTorch is imported."""
-    backbones, base = {}, load_plugin('model.backbones.backbone').Backbone
-    for info in sorted(pkgutil.iter_modules(__path__), key=lambda info: info.name):
-        for backbone in vars(load_plugin(f'{__name__}.{info.name}')).values():
-            if isinstance(backbone, type) and issubclass(backbone, base) and backbone.name:
-                backbones[backbone.name] = backbone
-    return backbones
+    return find_named_classes(__name__, __path__, load_plugin('model.backbones.backbone').Backbone)
 
 
 registry.cache_clear = collect_backbones.cache_clear

@@ -6,10 +6,9 @@ does not import PyTorch (:mod:`utils.declarations`).
 """
 import functools
 import importlib
-import pkgutil
 
 from utils import options
-from utils.declarations import is_pytorch_loaded, load_plugin
+from utils.declarations import find_named_classes, is_pytorch_loaded, load_plugin
 from utils.errors import UserError, unknown_name_error
 from utils.help_pages import Topic, first_sentence, own_docstring
 
@@ -34,12 +33,7 @@ def registry():
 @functools.lru_cache(maxsize=1)
 def collect_tunings(imported):
     """Collect the classes for :func:`registry`: declarations at first, and once more after PyTorch is imported."""
-    tunings, base = {}, load_plugin('model.tunings.tuning').Tuning
-    for info in sorted(pkgutil.iter_modules(__path__), key=lambda info: info.name):
-        for tuning in vars(load_plugin(f'{__name__}.{info.name}')).values():
-            if isinstance(tuning, type) and issubclass(tuning, base) and tuning.name:
-                tunings[tuning.name] = tuning
-    return tunings
+    return find_named_classes(__name__, __path__, load_plugin('model.tunings.tuning').Tuning)
 
 
 registry.cache_clear = collect_tunings.cache_clear

@@ -121,9 +121,9 @@ class PrefixLearner(nn.Module):
 class UPPerson(Tuning):
     """Adapters, low-rank keys and values, and prefixes (UP-Person, 2025).
 
-    Each block of both encoders gets two adapters (L-Adapter), a low-rank update of the projections to keys and values
-    (LoRA), and learned keys and values that every token attends to (S-Prefix). CLIP is frozen. The learning rate is
-    --lr for all parameters, also those of heads.
+    Each block of both encoders gets two adapters (L-Adapter) and a low-rank update of the projections to keys and
+    values (LoRA). It also gets learned keys and values that every token attends to (S-Prefix). CLIP is frozen. The
+    learning rate is --lr for all parameters, also those of heads.
     """
 
     name = 'up-person'
