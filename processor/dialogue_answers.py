@@ -95,7 +95,7 @@ class Answers:
     def rewrite(self, captions, images):
         """Rewrite N captions with what the model sees in their images: N texts."""
         pairs = list(zip(captions, images))
-        missing = [pair for pair in pairs if not self.find(*pair, 'rewritten')]
+        missing = [pair for pair in pairs if self.find(*pair, 'rewritten') is None]
         describe = DESCRIBE.format(questions='\n'.join(f'{n}. {text}' for n, text in enumerate(QUESTIONS, start=1)))
         if missing and self.generate is None and not all(self.find(*pair, 'description') for pair in missing):
             raise self.missing_error('rewritten', missing)
@@ -161,7 +161,8 @@ def unzip(pairs):
 def read_answers(path, is_optional=False):
     """Read a file of answers: ``{(caption, image): {field: text}}``.
 
-    A last line without its end, which an interruption left, is removed if the file is going to be continued.
+    If the file is going to be continued, a last line that an interruption cut off is removed, and a complete last line
+    gets its newline.
 
     Args:
         path: the file.
@@ -178,14 +179,26 @@ def read_answers(path, is_optional=False):
         content = file.read()
         end = content.rfind(b'\n') + 1
         if is_optional and end < len(content):
-            file.truncate(end)
-            content = content[:end]
+            if is_json(content[end:]):
+                file.write(b'\n')
+            else:
+                file.truncate(end)
+                content = content[:end]
     for number, line in enumerate(content.splitlines(), start=1):
         if line.strip():
             row = parse_line(line, f'{path}, line {number}')
             fields = {field: row[field] for field in FIELDS if field in row}
             answers.setdefault((row['caption'], row['image']), {}).update(fields)
     return answers
+
+
+def is_json(line):
+    """Whether a line holds one complete value of JSON."""
+    try:
+        parse_json(line.decode('utf-8'))
+    except ValueError:
+        return False
+    return True
 
 
 def parse_line(line, location):

@@ -179,6 +179,15 @@ def test_an_interrupted_line_is_answered_again(tmp_path):
     assert path.read_bytes() == complete and len(model.prompts) == 3
 
 
+def test_a_complete_last_line_without_its_newline_stays(tmp_path):
+    path, model = tmp_path / 'answers.jsonl', Model()
+    path.write_text('{"caption": "coat", "image": "a.png", "matches": "No, \u00e9"}', encoding='utf-8')
+    answers = Answers(str(path), '/imgs', model)
+    assert answers.confirm(['coat', 'coat'], ['/imgs/a.png', '/imgs/b.png']) == [False, True]
+    assert len(model.prompts) == 1
+    assert Answers(str(path), '/imgs').confirm(['coat', 'coat'], ['/imgs/a.png', '/imgs/b.png']) == [False, True]
+
+
 @pytest.mark.parametrize('row', [[1], {'caption': 'a'}, {'caption': 'a', 'image': 3},
                                  {'caption': 'a', 'image': 'x', 'matches': True}], ids=str)
 def test_wrong_lines_are_named(tmp_path, row):
@@ -187,8 +196,9 @@ def test_wrong_lines_are_named(tmp_path, row):
         Answers(path, '/imgs')
 
 
-def test_an_empty_rewritten_caption_does_not_count(tmp_path, caplog):
-    path = write(tmp_path / 'answers.jsonl', {'caption': 'a', 'image': 'x.png', 'rewritten': ' '})
+@pytest.mark.parametrize('text', ['', ' '])
+def test_an_empty_rewritten_caption_does_not_count(tmp_path, caplog, text):
+    path = write(tmp_path / 'answers.jsonl', {'caption': 'a', 'image': 'x.png', 'rewritten': text})
     assert Answers(path, '/imgs').rewrite(['a'], ['/imgs/x.png']) == ['a']
     assert "a rewritten caption is an empty caption: the caption 'a' stays as it is" in caplog.text
 
