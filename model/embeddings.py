@@ -58,7 +58,7 @@ def compute_extra_embeddings(heads, side, tokens, caption_ids, attention):
         with head_error_context(head):
             attention_of_head = attention if head.embedding_needs_attention else None
             embedding = head.embed(side, tokens, caption_ids, attention_of_head).float()
-        if embedding.shape != (len(tokens), head.embedding_width):
+        if embedding.shape != (tokens.shape[0], head.embedding_width):
             raise UserError(f'{describe_head(head)}: embed returns {list(embedding.shape)} for a batch of '
                             f'{len(tokens)} {side}s, and its embedding_width is {head.embedding_width}')
         embeddings[head.embedding] = embedding

@@ -99,7 +99,7 @@ class VisionTransformer(nn.Module):
         x = self.patch_embed(images) + self.pos_embed[:, 1:]                             # [B, P, D]
         if visible is not None:
             x = take_tokens(x, visible)                                                  # [B, K, D]
-        x = torch.cat([(self.cls_token + self.pos_embed[:, :1]).to(x.dtype).expand(len(x), -1, -1), x], dim=1)
+        x = torch.cat([(self.cls_token + self.pos_embed[:, :1]).to(x.dtype).expand(x.shape[0], -1, -1), x], dim=1)
         for block in self.blocks:
             if self.grad_checkpoint and self.training:
                 x = checkpoint(block, x, use_reentrant=False)

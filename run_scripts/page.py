@@ -48,6 +48,9 @@ def build_page_parser():
     parser.add_argument('--top', type=positive_int, default=8, help='number of images per caption')
     parser.add_argument('--dataset_name', help="dataset to test on (default: the run's own)")
     parser.add_argument('--root_dir', help="folder with the datasets' folders (default: as in configs.yaml)")
+    parser.add_argument('--base_weights', metavar='FILE',
+                        help='file of the pretrained weights that runs with --tuning need (default: the file that each '
+                             'run started from)')
     parser.add_argument('--device', help='auto, cpu, mps, cuda or cuda:<n> (default: as in configs.yaml)')
     return parser
 
@@ -87,7 +90,7 @@ class RunResults:
         self.name = os.path.basename(os.path.normpath(
             run if os.path.isdir(run) else os.path.dirname(os.path.abspath(run))))
         args = pedestal.load_options(run, dataset_name=page_args.dataset_name, root_dir=page_args.root_dir,
-                                   device=page_args.device)
+                                   device=page_args.device, base_weights=page_args.base_weights)
         people = pedestal.People(args)
         self.captions, self.paths = list(people.split.captions), people.split.paths
         (gallery, self.g_pids), (queries, self.q_pids) = people.split.gallery, people.split.queries

@@ -4,7 +4,7 @@ import torch
 from model.backbones.clip import Clip
 from model.loss_names import active_heads
 from model.tunings import tuning_class
-from utils.errors import unknown_name_error
+from utils.errors import UserError, unknown_name_error
 from utils.options import complete
 
 OPTIMIZERS = ('Adam', 'AdamW', 'SGD')
@@ -54,10 +54,13 @@ def build_optimizer(args, model):
     for the GPU. SGD is not fused: if the scaler skips its first step, PyTorch leaves the fused momentum uninitialized.
 
     Raises:
-        UserError: the optimizer is unknown.
+        UserError: the optimizer is unknown, or no parameter trains.
     """
     args = complete(args)
     groups = parameter_groups(args, model)
+    if not groups:
+        raise UserError(f'no parameter trains: --tuning {args.tuning} adds none with these options, and the losses '
+                        f'{args.loss_names} have none: change its options (python train.py --help {args.tuning})')
     name = args.optimizer.lower()
     if name == 'adam':
         return torch.optim.Adam(groups, lr=args.lr, betas=(args.alpha, args.beta), eps=1e-3, fused=True)

@@ -163,8 +163,11 @@ def find_checkpoint(config_file, options, trained_on):
     folders = [os.path.dirname(config_file), options['output_dir']]
     checkpoint = find_best_checkpoint(folders, [options['dataset_name'], trained_on])
     if checkpoint is None:
-        candidates = ' nor '.join(os.path.join(folder, 'best.pth') for folder in folders)
-        raise UserError(f'no best.pth: there is neither {candidates}; give a checkpoint with --checkpoint')
+        paths = dict.fromkeys(os.path.abspath(os.path.join(folder, 'best.pth')) for folder in folders)
+        last = os.path.join(folders[0], 'last.pth')
+        other = f' (the run has only {last})' if os.path.isfile(last) else ''
+        raise UserError(f"no best.pth: there is no {' and no '.join(paths)}{other}; give a checkpoint with "
+                        '--checkpoint')
     return checkpoint
 
 

@@ -17,7 +17,7 @@ from utils.options import Effect, Parser, as_dict, build_parser, get_args, to_pl
 EPOCHS = ('best', 'last', 'mean')
 # Options of train.py that ablate.py sets, and the options of ablate.py that control them.
 GRID_OPTIONS = {'loss_names': '--loss_names', 'seed': '--seeds', 'config_file': '--config_file',
-                'output_dir': '--output_dir'}
+                'output_dir': '--output_dir', 'keep': '--keep'}
 
 
 def build_ablation_parser(description=''):

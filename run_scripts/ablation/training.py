@@ -162,7 +162,9 @@ def train_cell(cell, lock_file, stop, keep):
     with contextlib.suppress(FileNotFoundError):
         os.remove(cell.path('result.json'))  # the error of an earlier attempt
     resume = ['--resume', '--resume_ckpt_file', cell.last_checkpoint] if cell.last_checkpoint else []
-    command = [sys.executable, os.path.join(ROOT, 'train.py'), *cell.argv, '--output_dir', cell.folder, *resume]
+    # The grid removes checkpoints itself, after it has read the evaluations.
+    command = [sys.executable, os.path.join(ROOT, 'train.py'), *cell.argv, '--output_dir', cell.folder, '--keep', 'all',
+               *resume]
     with open(cell.path('output.txt'), 'wb') as output:
         # train.py has its own session, so that Ctrl-C reaches it only once: through StopSignals.
         inherited = {'pass_fds': [lock_file.fileno()]} if os.name == 'posix' else {}

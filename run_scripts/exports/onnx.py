@@ -51,7 +51,7 @@ def export_encoders(people, folder):
         A sentence about the largest difference to PyTorch's embeddings.
 
     Raises:
-        UserError: PyTorch cannot export an encoder, or the exported embeddings differ.
+        UserError: an encoder cannot be exported for batches of any size, or the exported embeddings differ.
     """
     runtime, model = import_onnx(), people.model
     generator = torch.Generator().manual_seed(0)
@@ -65,13 +65,14 @@ def export_encoders(people, folder):
             torch.onnx.export(encoder, (inputs,), path, input_names=[input_name], output_names=['embeddings'],
                               dynamo=True, verbose=False, external_data=False,
                               dynamic_shapes=({0: torch.export.Dim('batch', min=1)},))
+            session = runtime.InferenceSession(path, providers=['CPUExecutionProvider'])
+            distances.append(cosine_distance(session, input_name, encoder, inputs))
         except Exception as error:   # its errors have no common type
             if write_error_reason(error):
                 raise
             reason = str(error).strip().splitlines()[0]
-            raise UserError(f'PyTorch cannot export the {name} encoder of this run: {reason}') from None
-        session = runtime.InferenceSession(path, providers=['CPUExecutionProvider'])
-        distances.append(cosine_distance(session, input_name, encoder, inputs))
+            raise UserError(f'the {name} encoder of this run cannot be exported for batches of any size: '
+                            f'{reason}') from None
     largest, (image_distance, text_distance) = max(distances), distances
     if not largest <= MAX_DISTANCE:
         raise UserError("the exported encoders do not give the model's embeddings: the largest cosine distance is "

@@ -226,6 +226,13 @@ def test_heads_learn_at_the_rate_of_up_person(archive):
     assert set(rates.values()) == {1e-3}
 
 
+def test_a_tuning_without_parameters_is_an_error(archive):
+    nothing = {'depth_adapter': 12, 'depth_lora': 0, 'depth_prefix': 0}
+    args = options(tuning='up-person', loss_names='sdm', **nothing)
+    with pytest.raises(UserError, match='no parameter trains: --tuning up-person adds none .*--help up-person'):
+        build_optimizer(args, build(archive, 'up-person', **nothing))
+
+
 def test_a_block_without_a_tuning_is_not_changed(archive):
     model = build(archive, 'none')
     assert all(block.tuning is None for blocks in model.backbone.tunable_blocks().values() for block in blocks)

@@ -216,6 +216,13 @@ def test_what_a_finished_run_leaves(common, tmp_path, monkeypatch, capsys, keep,
     assert ablate.main(command) == 0
 
 
+def test_a_run_does_not_remove_the_checkpoints_that_the_grid_reads(common, tmp_path, monkeypatch):
+    (tmp_path / 'recipe.yaml').write_text('keep: best\n')
+    stub(monkeypatch, tmp_path, FINISHED + "assert sys.argv[sys.argv.index('--keep') + 1] == 'all'\n")
+    assert ablate.main(['--config_file', str(tmp_path / 'recipe.yaml'), '--loss_names', 'sdm',
+                        '--output_dir', str(tmp_path / 'out'), *common]) == 0
+
+
 def test_a_single_seed_and_results_on_other_datasets_are_told(common, tmp_path, monkeypatch, capsys):
     stub(monkeypatch, tmp_path, FINISHED)
     command = ['--loss_names', 'sdm', '--output_dir', str(tmp_path / 'out'), *common]
@@ -367,7 +374,8 @@ def test_the_folder_of_a_grid_is_named_for_recipe_and_dataset(recipe, dataset, f
     (['--config_file', 'nowhere.yaml'], [], 'no config file nowhere.yaml'),
     ([], ['--root_dir', 'nowhere'], 'no dataset folder'),
     ([], ['--dataset_name', 'CUHK'], "unknown dataset 'CUHK'; did you mean CUHK-PEDES"),
-    ([], ['--output_dir', 'there'], 'use --output_dir before --')])
+    ([], ['--output_dir', 'there'], 'use --output_dir before --'),
+    ([], ['--keep', 'last'], 'use --keep before --')])
 def test_nothing_is_trained_by_a_wrong_command(common, tmp_path, monkeypatch, words, after, sentence):
     without_training(monkeypatch)
     with pytest.raises(UserError, match=sentence) as raised:

@@ -69,6 +69,19 @@ def test_onnx_gives_the_models_embeddings_for_any_batch(trained, data, tmp_path,
 
 
 @needs_exporter
+@pytest.mark.parametrize('changes', [
+    {'loss_names': 'tal+tse'},
+    {'loss_names': 'cl', 'backbone': 'albef', 'pretrain_choice': 'scratch:albef-tiny'}], ids=['tse', 'albef'])
+def test_an_encoder_is_exported_for_any_batch_size(clip, changes):
+    model = build_model(options(**{'pretrain_choice': clip, 'img_size': (64, 32), **changes}), 3)
+    images = torch.randn(4, 3, 64, 32, generator=torch.Generator().manual_seed(0))
+    encoder = onnx.NormalizedEncoder(model, model.encode_image).eval()
+    program = torch.export.export(encoder, (images,), dynamic_shapes=({0: torch.export.Dim('batch', min=1)},))
+    with torch.no_grad():
+        assert torch.allclose(program.module()(images[:3]), encoder(images)[:3], atol=1e-5)
+
+
+@needs_exporter
 @needs_onnx
 def test_what_is_not_the_models_is_not_written(trained, tmp_path, monkeypatch):
     # not of length 1

@@ -450,7 +450,8 @@ def test_missing_checkpoint(command, run_folder, tmp_path):
     train_program.main(command + ['--num_epoch', '1'])
     folder = run_folder()
     os.remove(os.path.join(folder, 'best.pth'))
-    with pytest.raises(UserError, match='no best.pth.*--checkpoint'):
+    with pytest.raises(UserError, match='no best.pth: there is no [^ ]*best.pth .the run has only [^ ]*last.pth.; give '
+                                        'a checkpoint with --checkpoint'):
         test_program.main(['--config_file', os.path.join(folder, 'configs.yaml')])
 
 

@@ -8,7 +8,7 @@ import torch
 import pedestal
 import test as test_program
 import train as train_program
-from run_scripts import export
+from run_scripts import export, page
 from utils.checkpoint import read_checkpoint
 from utils.errors import UserError
 from utils.weight_files import compute_sha256
@@ -66,6 +66,7 @@ def test_another_base_is_refused_and_a_moved_one_is_named(tuned, clip, tmp_path)
                                         'it with --base_weights'):
         encode(folder)
     assert torch.equal(encode(folder, base_weights=clip), encode(tuned))
+    page.main([folder, '--base_weights', clip, '--out', str(tmp_path / 'page.html')])
     torch.save({**checkpoint, 'tuning': {'name': 'lora'}}, os.path.join(folder, 'best.pth'))
     with pytest.raises(UserError, match="is not a checkpoint: its 'tuning' must be {'name': a text, 'base'"):
         encode(folder)
