@@ -43,7 +43,7 @@ def run_main(folder, capsys, name='synthpedes'):
 def test_published_numbers_are_those_of_the_papers():
     """Totals and identities as the datasets' papers give them."""
     totals = {name: [sum(numbers) for numbers in zip(*cls.published.values())]
-              for name, cls in datasets().items() if cls.published}
+              for name, cls in datasets().items() if 'train' in cls.published}
     assert totals == {'CUHK-PEDES': [13003, 40206, 80440], 'ICFG-PEDES': [4102, 54522, 54522],
                       'RSTPReid': [4101, 20505, 41010], 'MALS': [1510330] * 3, 'PA-100K': [100000] * 3}
 

@@ -167,7 +167,7 @@ def test_embeddings_are_those_of_transformers(tmp_path, caplog):
 
 def test_a_bert_of_another_activation_is_refused(tmp_path):
     (tmp_path / 'config.json').write_text('{"hidden_act": "gelu_new"}')
-    with pytest.raises(UserError, match="hidden_act is 'gelu_new', and APTM's text encoder has 'gelu'"):
+    with pytest.raises(UserError, match="hidden_act is 'gelu_new', and this text encoder has 'gelu'"):
         refuse_other_activation(str(tmp_path / 'model.safetensors'))
     (tmp_path / 'config.json').write_text('{"hidden_act": "gelu"}')
     refuse_other_activation(str(tmp_path / 'model.safetensors'))

@@ -151,9 +151,9 @@ def test_the_check_is_cheap_and_leaves_the_model_in_its_mode(archive):
     """At most 2% of the 1,000 images of the smallest published test split are embedded again."""
     model, passes = make(archive).train(), {'image': 0, 'text': 0}
     for side, encode in (('image', model.base_model.encode_image), ('text', model.base_model.encode_text)):
-        def encode_and_count(inputs, need_map=False, side=side, encode=encode):
+        def encode_and_count(inputs, *settings, side=side, encode=encode):
             passes[side] += len(inputs)
-            return encode(inputs, need_map)
+            return encode(inputs, *settings)
         setattr(model.base_model, f'encode_{side}', encode_and_count)
     images, texts = loaders(64)
     embeddings = [torch.randn(40, 128)] * 2
