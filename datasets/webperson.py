@@ -5,6 +5,8 @@ import os
 import numpy as np
 
 from datasets.annotation import BaseDataset
+from datasets.annotation_checks import path_problem
+from datasets.captions import caption_problem
 from utils.errors import UserError
 from utils.iotools import iterate_json_list
 
@@ -62,7 +64,7 @@ def read_captions(path):
     """Read one of WebPerson's lists ``[{image: {"caption1": .., "caption2": ..}}, ..]``: ``{image: its captions}``.
 
     Raises:
-        UserError: an entry has another form.
+        UserError: an entry has another form, an impossible path or an empty caption.
     """
     captions = {}
     for number, row in enumerate(iterate_json_list(path)):
@@ -71,4 +73,13 @@ def read_captions(path):
                 raise UserError(f'{path}: entry {number} (counted from 0) is not '
                                 '{"<image>": {"caption1": "..", "caption2": ".."}}')
             captions[image] = [texts[key].replace(LINE_MARK, '') for key in CAPTION_KEYS]
+            if problem := image_problem(image, captions[image]):
+                raise UserError(f'{path}: the image {image!r} {problem}')
     return captions
+
+
+def image_problem(image, captions):
+    """Describe the problem of an image's path or captions; None if there is none."""
+    for problem in filter(None, map(caption_problem, captions)):
+        return f'has {problem}'
+    return path_problem(image, 'path', 'images/')

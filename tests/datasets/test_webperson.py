@@ -53,8 +53,8 @@ def test_all_files_of_the_folder_are_read(tmp_path):
     ([{'1.jpg': {'caption1': 'a man'}}], r'100w.json: entry 0 \(counted from 0\) is not {"<image>": {"caption1"'),
     ([{'1.jpg': {'caption1': 'a', 'caption2': 'b'}}, ['1.jpg']], 'entry 1 .* is not'),
     ({'1.jpg': {'caption1': 'a', 'caption2': 'b'}}, 'is not a JSON list of mappings'), ([], 'Expecting value'),
-    ([{'1.jpg': {'caption1': 'a', 'caption2': ' '}}], 'has an empty caption'),
-    ([{'../1.jpg': {'caption1': 'a', 'caption2': 'b'}}], 'outside of imgs/')])
+    ([{'1.jpg': {'caption1': 'a', 'caption2': ' '}}], r"100w.json: the image '1.jpg' has an empty caption"),
+    ([{'../1.jpg': {'caption1': 'a', 'caption2': 'b'}}], r"the image '../1.jpg' has a 'path' outside of images/")])
 def test_invalid_entries(tmp_path, content, message):
     (tmp_path / 'WebPerson').mkdir()
     (tmp_path / 'WebPerson' / '100w.json').write_text(json.dumps(content))
