@@ -4,4 +4,4 @@
 set -eu
 cd "$(dirname "$0")/.."
 . run_scripts/setup_python.sh requirements-test.txt
-exec "$PYTHON" -m pytest tests -q -n 2 "$@"
+exec "$PYTHON" -m pytest tests -q -n 3 "$@"
