@@ -111,8 +111,10 @@ def test_losses_and_gradients_of_the_masked_copies(reference):
     parameters = dict(model.named_parameters())
     norms = {name[len('grad/'):]: float(value) for name, value in vectors.items() if name.startswith('grad/')}
     assert norms
+    # The reference's sdm computes in float32 at a scale of 50. Its rounding is up to 7e-6 of a gradient, and a CPU with
+    # PyTorch 2.6 adds 3e-6.
     for name, norm in norms.items():
-        assert parameters[name].grad.double().norm().item() == pytest.approx(norm, rel=1e-5, abs=1e-7), name
+        assert parameters[name].grad.double().norm().item() == pytest.approx(norm, rel=2e-5, abs=1e-7), name
 
 
 def plain_saliency(clip, image, ids):
