@@ -2,11 +2,9 @@
 import os
 from dataclasses import dataclass
 
-from torch import nn
-
 from model import albef_weights, aptm_weights, shapes
 from model.backbones.bert_fusion import BertFusionBackbone
-from model.bert import BertShape, TextEncoder
+from model.bert import BertShape
 from model.bert_vocabulary import find_tokenizer
 from model.shapes import BERT_LAYER, bert_sizes, count_layers, count_text_only_layers, with_positions
 from model.vit import VisionTransformer
@@ -84,6 +82,7 @@ class Albef(BertFusionBackbone):
     trims_to_longest = True
     shared_options = ('vocab_file',)
     image_encoder = 'ViT'
+    accepted_files = 'a checkpoint of ALBEF, RaSa or MARS, <ViT file>+<BERT folder>'
     missing_reasons = {'image_attention': "ALBEF's encoders give no attention maps",
                        'text_attention': "ALBEF's encoders give no attention maps",
                        "CLIP's image encoder": "ALBEF's encoders are not CLIP's"}
@@ -93,15 +92,9 @@ class Albef(BertFusionBackbone):
         if any(side % shape.patch_size for side in img_size):
             raise UserError(f'--img_size {img_size[0]} {img_size[1]}: height and width of the images must be multiples '
                             f"of {shape.patch_size}, ALBEF's patch size")
-        self.shape, self.pad, self.mask_id = shape, 0, None
         self.visual_encoder = VisionTransformer(img_size, shape.patch_size, shape.vision_width, shape.vision_layers,
                                                 shape.vision_heads, shape.init_std)
-        self.text_encoder = TextEncoder(shape.bert(full_ca))
-        self.vision_proj = nn.Linear(shape.vision_width, shape.embed_dim)
-        self.text_proj = nn.Linear(shape.text_width, shape.embed_dim)
-        self.image_width, self.text_width, self.embed_dim = shape.vision_width, shape.text_width, shape.embed_dim
-        self.vocab_size = shape.vocab_size
-        self.head_weights = {}      # parameters of heads in the checkpoint that training starts from
+        self.build_text_encoder(shape, shape.bert(full_ca), shape.vision_width)
 
     # -- before a model exists -----------------------------------------------------------------------------------------
 
@@ -126,7 +119,7 @@ class Albef(BertFusionBackbone):
             return backbone.load_vit_and_bert(*choice.split('+', 1)) if args.training else backbone
         if choice == PUBLISHED and not args.training:
             return cls(read_shape(PUBLISHED), args.img_size, args.full_ca)
-        path = albef_weights.albef_file() if choice == PUBLISHED else existing_file(choice)
+        path = albef_weights.albef_file() if choice == PUBLISHED else cls.existing_file(choice)
         return cls.load_checkpoint(path, args)
 
     @classmethod
@@ -154,7 +147,7 @@ class Albef(BertFusionBackbone):
         """Load the weights of a ViT and a BERT; projections and cross-attention keep their random ones."""
         bert_file = aptm_weights.bert_file(os.path.expanduser(bert))
         aptm_weights.refuse_other_activation(bert_file)
-        state = {**albef_weights.read_vit(existing_file(vit), self.visual_encoder.grid),
+        state = {**albef_weights.read_vit(self.existing_file(vit), self.visual_encoder.grid),
                  **aptm_weights.from_bert(aptm_weights.read_weights(bert_file))}
         aptm_weights.load_encoders(self, state, f'{vit} and {bert}',
                                    lambda name: '.crossattention.' in name or '_proj.' in name[:12], family='ALBEF')
@@ -204,13 +197,3 @@ class Albef(BertFusionBackbone):
     def blocks(self):
         return ([(block, False) for block in self.visual_encoder.blocks]
                 + [(layer, True) for layer in self.text_encoder.bert.encoder.layer])
-
-
-def existing_file(choice):
-    """Return the path of a file, or raise UserError if there is none."""
-    path = os.path.expanduser(choice)
-    if not os.path.isfile(path):
-        raise UserError(f'--pretrain_choice: there is no file {choice}; the backbone albef takes a checkpoint of '
-                        f'ALBEF, RaSa or MARS, <ViT file>+<BERT folder>, {PUBLISHED}, or scratch:<shape> of '
-                        'configs/albef')
-    return path

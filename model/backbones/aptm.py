@@ -3,11 +3,9 @@ import os
 import re
 from dataclasses import dataclass
 
-from torch import nn
-
 from model import aptm_weights, shapes
 from model.backbones.bert_fusion import BertFusionBackbone
-from model.bert import BertShape, TextEncoder
+from model.bert import BertShape
 from model.bert_vocabulary import find_tokenizer
 from model.shapes import BERT_LAYER, bert_sizes, count_layers, count_text_only_layers, with_positions
 from model.swin import SwinTransformer, explain_misfit
@@ -96,6 +94,7 @@ class Aptm(BertFusionBackbone):
 
     name = 'aptm'
     image_encoder = 'Swin'
+    accepted_files = 'a checkpoint, <Swin file>+<BERT folder>'
     missing_reasons = {'image_attention': "APTM's encoders give no attention maps",
                        'text_attention': "APTM's encoders give no attention maps",
                        "CLIP's image encoder": "APTM's encoders are not CLIP's"}
@@ -105,15 +104,9 @@ class Aptm(BertFusionBackbone):
         reason = explain_misfit(img_size, shape.patch_size, len(shape.depths), shape.window)
         if reason:
             raise UserError(f'--img_size: {reason}')
-        self.shape, self.pad, self.mask_id = shape, 0, None
         self.vision_encoder = SwinTransformer(img_size, shape.patch_size, shape.vision_width, shape.depths,
                                               shape.vision_heads, shape.window, shape.drop_path)
-        self.text_encoder = TextEncoder(shape.bert)
-        self.vision_proj = nn.Linear(shape.image_width, shape.embed_dim)
-        self.text_proj = nn.Linear(shape.text_width, shape.embed_dim)
-        self.image_width, self.text_width, self.embed_dim = shape.image_width, shape.text_width, shape.embed_dim
-        self.vocab_size = shape.vocab_size
-        self.head_weights = {}      # parameters of heads in the checkpoint that training starts from
+        self.build_text_encoder(shape, shape.bert, shape.image_width)
 
     # -- before a model exists -----------------------------------------------------------------------------------------
 
@@ -143,7 +136,7 @@ class Aptm(BertFusionBackbone):
         if choice == PUBLISHED or '+' in choice:
             backbone = cls(read_shape(PUBLISHED), args.img_size)
             return backbone.load_swin_and_bert(choice) if args.training else backbone
-        state = aptm_weights.read_weights(existing_file(choice))
+        state = aptm_weights.read_weights(cls.existing_file(choice))
         backbone = cls(shape_of(state, choice), args.img_size)
         if args.training:
             own = backbone.state_dict()
@@ -231,12 +224,3 @@ class Aptm(BertFusionBackbone):
     def blocks(self):
         return ([(block, False) for stage in self.vision_encoder.layers for block in stage.blocks]
                 + [(layer, True) for layer in self.text_encoder.bert.encoder.layer])
-
-
-def existing_file(choice):
-    """Return the path of a checkpoint, or raise UserError if there is no such file."""
-    path = os.path.expanduser(choice)
-    if not os.path.isfile(path):
-        raise UserError(f'--pretrain_choice: there is no file {choice}; the backbone aptm takes a checkpoint, '
-                        f'<Swin file>+<BERT folder>, {PUBLISHED}, or scratch:<shape> of configs/aptm')
-    return path

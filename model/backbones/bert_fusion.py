@@ -2,8 +2,12 @@
 import logging
 import os
 
+from torch import nn
+
 from model.backbones import Backbone
+from model.bert import TextEncoder
 from model.bert_vocabulary import VOCABULARY, refuse_larger_vocabulary
+from utils.errors import UserError
 
 logger = logging.getLogger('Pedestal.model')
 
@@ -11,14 +15,18 @@ logger = logging.getLogger('Pedestal.model')
 class BertFusionBackbone(Backbone):
     """Base class of backbones whose BERT reads captions alone, and captions together with images.
 
-    A subclass sets the parts ``text_encoder`` (:class:`~model.bert.TextEncoder`), ``vision_proj`` and ``text_proj``,
-    and ``pad``, the id of padding. It defines :meth:`load_pretrained` and :meth:`from_state_dict`.
+    A subclass builds its image encoder and then calls :meth:`build_text_encoder`. It defines :meth:`load_pretrained`
+    and :meth:`from_state_dict`.
 
     Attributes:
         image_encoder: name of the image encoder, for the log.
+        accepted_files: what ``--pretrain_choice`` takes as files, for error messages.
+        shape: the sizes of the encoders, from ``configs/<name>``.
+        pad: the id of padding.
     """
 
     image_encoder = ''
+    accepted_files = ''
 
     provides = frozenset({'image_tokens', 'text_tokens', 'masked_text_tokens', 'fusion'})
     run_files = (VOCABULARY,)
@@ -51,6 +59,31 @@ class BertFusionBackbone(Backbone):
     def from_state_dict(cls, state_dict, args):
         """Build the backbone in the shape of a state dict, with random weights."""
         raise NotImplementedError
+
+    @classmethod
+    def existing_file(cls, choice):
+        """Return the path of a file of ``--pretrain_choice``, or raise UserError if there is none."""
+        path = os.path.expanduser(choice)
+        if not os.path.isfile(path):
+            raise UserError(f'--pretrain_choice: there is no file {choice}; the backbone {cls.name} takes '
+                            f'{cls.accepted_files}, {cls.name}-base, or scratch:<shape> of configs/{cls.name}')
+        return path
+
+    def build_text_encoder(self, shape, bert_shape, image_width):
+        """Build BERT and the projections to the embeddings, with random weights, and set the sizes.
+
+        Args:
+            shape: the sizes of the encoders.
+            bert_shape: those of BERT, a :class:`~model.bert.BertShape`.
+            image_width: the width of an image token.
+        """
+        self.shape, self.pad, self.mask_id = shape, 0, None
+        self.text_encoder = TextEncoder(bert_shape)
+        self.vision_proj = nn.Linear(image_width, shape.embed_dim)
+        self.text_proj = nn.Linear(shape.text_width, shape.embed_dim)
+        self.image_width, self.text_width, self.embed_dim = image_width, shape.text_width, shape.embed_dim
+        self.vocab_size = shape.vocab_size
+        self.head_weights = {}      # parameters of heads in the checkpoint that training starts from
 
     def encode_text(self, ids, need_map=False):
         return self.text_encoder.encode(ids, self.text_mask(ids)), None

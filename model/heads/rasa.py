@@ -66,10 +66,20 @@ class Negatives(NamedTuple):
 
 
 class AlbefHead(UsesAllGather, Head):
-    """Base class of the losses on the backbone albef. They share the passes through the encoders."""
+    """Base class of the losses on the backbone albef. They share the passes through the encoders.
+
+    Attributes:
+        new_layer: name of a layer that ALBEF does not have; its learning rate has the factor ``--lr_factor``.
+    """
     backbone = 'albef'
     accepts_any_width = True
     needs = ('image_tokens', 'text_tokens', 'fusion')
+    new_layer = ''
+
+    @classmethod
+    def learning_rate(cls, name, lr, weight_decay, args):
+        is_new = cls.new_layer and name.startswith(f'{cls.new_layer}.')
+        return (args.lr * args.lr_factor if is_new else lr), weight_decay
 
     def micro_batch_unsupported(self):
         return "ALBEF's losses share passes that compare the whole batch"
@@ -152,7 +162,23 @@ def count_over_ranks(values, batch, shard):
     return shard.all_reduce_sum(values.sum().float() * bool(shard.local_size(batch)))
 
 
-class Contrast(HasSchedule, MomentumHead):
+class SoftTargetHead(HasSchedule, MomentumHead):
+    """Base class of the losses with soft targets of the momentum encoder.
+
+    Attributes:
+        alpha: the weight of the soft targets. It rises from 0 to ``--softlabel_ratio`` in the first epoch.
+    """
+    shared_options = (*MomentumHead.shared_options, 'softlabel_ratio')
+
+    def __init__(self, args, model):
+        super().__init__(args, model)
+        self.ratio = self.alpha = args.softlabel_ratio
+
+    def before_step(self, epoch, step, steps):
+        self.alpha = self.ratio * (min(1, (step - 1) / steps) if epoch == 1 else 1)
+
+
+class Contrast(SoftTargetHead):
     """Contrast within and across images and captions, with a momentum encoder and queues (RaSa, after ALBEF).
 
     Images and captions are compared with those of the batch and of earlier batches, which the momentum encoder
@@ -161,7 +187,7 @@ class Contrast(HasSchedule, MomentumHead):
     captions to captions. The temperature is learned.
     """
     names = ('cl',)
-    shared_options = (*MomentumHead.shared_options, 'softlabel_ratio', 'moco_queue')
+    shared_options = (*SoftTargetHead.shared_options, 'moco_queue')
 
     @staticmethod
     def add_options(parser):
@@ -170,11 +196,8 @@ class Contrast(HasSchedule, MomentumHead):
 
     def __init__(self, args, model):
         super().__init__(args, model)
-        self.weight, self.ratio, self.alpha = args.cl_loss_weight, args.softlabel_ratio, args.softlabel_ratio
+        self.weight = args.cl_loss_weight
         self.queue = model.shared(ContrastQueue, args.moco_queue, model.embed_dim)
-
-    def before_step(self, epoch, step, steps):
-        self.alpha = soft_target_weight(self.ratio, epoch, step, steps)
 
     def forward(self, encoded, batch):
         online, momentum = encoded.compute_once(unit_embeddings), self.momentum_embeddings(encoded, batch)
@@ -210,11 +233,6 @@ class ContrastQueue(IdentityQueue):
 
     def after_step(self, model):
         self.append(*self.newest)
-
-
-def soft_target_weight(ratio, epoch, step, steps):
-    """Return the weight of soft targets: it rises from 0 to ``ratio`` in the first epoch. All count from 1."""
-    return ratio * (min(1, (step - 1) / steps) if epoch == 1 else 1)
 
 
 class NegativesHead(HasSchedule, MomentumHead):
@@ -288,22 +306,19 @@ def read_matches(head, encoded, batch):
     return tokens, matches, negatives
 
 
-class MaskedLanguageModeling(HasSchedule, MomentumHead):
+class MaskedLanguageModeling(SoftTargetHead):
     """On the backbone albef: masked language modeling with soft targets of the momentum encoder (RaSa, after ALBEF).
 
     All layers of BERT read the masked caption with the image. The loss is objectives.distilled_mlm.
     """
     names = ('mlm',)
     fields = ('second_images', 'first_caption_ids', 'first_mlm_ids', 'first_mlm_labels')
-    shared_options = (*MomentumHead.shared_options, 'mlm_loss_weight', 'softlabel_ratio')
+    shared_options = (*SoftTargetHead.shared_options, 'mlm_loss_weight')
     reads_padding = True
 
     def __init__(self, args, model):
         super().__init__(args, model)
-        self.weight, self.ratio, self.alpha = args.mlm_loss_weight, args.softlabel_ratio, args.softlabel_ratio
-
-    def before_step(self, epoch, step, steps):
-        self.alpha = soft_target_weight(self.ratio, epoch, step, steps)
+        self.weight = args.mlm_loss_weight
 
     def forward(self, encoded, batch):
         ids, labels = batch['first_mlm_ids'], batch['first_mlm_labels']
@@ -331,15 +346,12 @@ class PositiveRelationDetection(AlbefHead):
     """
     names = ('prd',)
     fields = ('replaced',)
+    new_layer = 'prd_head'
 
     @staticmethod
     def add_options(parser):
         parser.add_argument('--prd_loss_weight', type=non_negative_float, default=0.5,
                             help='weight of the loss prd (RaSa)')
-
-    @staticmethod
-    def learning_rate(name, lr, weight_decay, args):
-        return (args.lr * args.lr_factor if name.startswith('prd_head.') else lr), weight_decay
 
     def __init__(self, args, model):
         super().__init__()
@@ -359,15 +371,12 @@ class ReplacedTokenDetection(MomentumHead):
     """
     names = ('mrtd',)
     fields = ('second_images', 'first_caption_ids', 'first_mrtd_ids')
+    new_layer = 'mrtd_head'
 
     @staticmethod
     def add_options(parser):
         parser.add_argument('--mrtd_loss_weight', type=non_negative_float, default=0.5,
                             help='weight of the loss mrtd (RaSa)')
-
-    @staticmethod
-    def learning_rate(name, lr, weight_decay, args):
-        return (args.lr * args.lr_factor if name.startswith('mrtd_head.') else lr), weight_decay
 
     def __init__(self, args, model):
         super().__init__(args, model)
