@@ -49,9 +49,9 @@ def rename_commands(text, is_installed=IS_INSTALLED):
         >>> rename_commands('resume with: python train.py --resume; python -m run_scripts.cost', is_installed=True)
         'resume with: pedestal train --resume; pedestal cost'
         >>> rename_commands('torchrun --nproc_per_node 2 train.py --resume', is_installed=True)
-        'torchrun --nproc_per_node 2 -m pedestal.train --resume'
+        'torchrun --nproc_per_node 2 --no-python pedestal train --resume'
     """
     if not is_installed:
         return text
     text = REPOSITORY_COMMAND.sub(lambda match: f'pedestal {match[1] or match[2]}', text)
-    return TORCHRUN_COMMAND.sub(r'\1 -m pedestal.\2', text)
+    return TORCHRUN_COMMAND.sub(r'\1 --no-python pedestal \2', text)
