@@ -15,15 +15,14 @@ def program_name(file, is_installed=IS_INSTALLED):
     """Return how a program is called in usage lines and errors.
 
     Args:
-        file: the name of its file.
+        file: the name of its file or module.
         is_installed: whether the command ``pedestal`` starts it.
 
     Example:
         >>> program_name('search.py', is_installed=True), program_name('search.py', is_installed=False)
         ('pedestal search', 'search.py')
     """
-    name, ending = os.path.splitext(file)
-    return f'pedestal {name}' if is_installed and ending == '.py' else file
+    return f"pedestal {file.removesuffix('.py').removeprefix('datasets.')}" if is_installed else file
 
 
 def command_line(file, words, is_installed=IS_INSTALLED):
