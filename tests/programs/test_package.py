@@ -102,7 +102,12 @@ config, = glob.glob('logs/synthpedes/*/configs.yaml')
 start('test', '--config_file', config, '--num_workers', '0')
 start('search', '--config_file', config, '--images', data + '/synthpedes/imgs/test', '--caption', 'a red coat',
       '--out', 'found.json')
+import multiprocessing
 import pedestal
+from pedestal.utils.errors import spelling_distance
+with multiprocessing.get_context('spawn').Pool(1) as pool:
+    assert pool.apply(spelling_distance, ('mml', 'mlm')) == 1
+assert sorted(pedestal.__all__) == sorted(pedestal.pedestal.__all__)
 assert pedestal.load(config).device.type == 'cpu' and issubclass(pedestal.UserError, Exception)
 assert datasets.NAME == utils.NAME == 'of another package' and 'model' not in sys.modules, 'a module was hidden'
 print(pedestal.__version__, pedestal.People.__module__, sys.modules['pedestal.utils.errors'].__name__)
@@ -180,13 +185,15 @@ def test_the_installed_command_names_itself_and_imports_no_pytorch(installed, tm
                           capture_output=True, text=True, timeout=HANG_TIMEOUT)
     assert done.returncode == 2
     assert done.stderr == 'pedestal train: error: no config file configs/ira.yaml; did you mean irra?\n'
+    recipe = run_installed(installed, tmp_path, '-m', 'pedestal.train', '--config_file', 'irra', '--print_config')
+    assert 'loss_names: sdm+mlm+id' in recipe
     usage = run_installed(installed, tmp_path, '-m', 'pedestal', 'help', 'search')
     assert usage.startswith('usage: pedestal search ') and '\n    pedestal search --config_file' in usage
 
 
 @pytest.mark.parametrize('line, completions', [
     ('pedestal tr', {'train'}), ('pedestal train --loss_names sdm+ml', {'sdm+mlm'}),
-    ('pedestal train --optim', {'--optimizer'}), ('pedestal kill_and_resume --ki', {'--kills'})])
+    ('pedestal check --data', {'--dataset_name'})])
 def test_the_shell_completes_programs_and_options(line, completions, tmp_path):
     pytest.importorskip('argcomplete', reason='argcomplete is not installed')
     output = tmp_path / 'output'
