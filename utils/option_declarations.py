@@ -119,7 +119,8 @@ def build_test_parser(program, description):
 def add_run_options(parser):
     run = parser.add_argument_group('run')
     run.add_argument('--config_file', default='', effect=INVOCATION,
-                     help='recipe: a YAML file of options by name; flags override it')
+                     help='recipe: a YAML file of options by name, or the name of a recipe of Pedestal, such as '
+                          'irra; flags override it')
     add_boolean_option(run, '--print_config', False, 'print all options as a recipe, and exit', effect=INVOCATION)
     run.add_argument('--name', default='baseline', effect=NONE, help="name of the run, a part of its folder's name")
     run.add_argument('--output_dir', default='logs', effect=RUN,
