@@ -17,6 +17,7 @@ EVERYDAY_TEST_OPTIONS = (
     'config_file', 'checkpoint', 'pretrain_choice', 'dataset_name', 'root_dir', 'i2t', 'rerank', 'test_batch_size',
     'num_workers', 'device', 'amp', 'image_cache')
 RERANK_SCORES = ('caption', 'released', 'itm')
+BREAKDOWNS = ('attributes', 'words')
 
 # Short names for the declarations below.
 NONE, RESULT, RUN, INVOCATION = Effect.NONE, Effect.RESULT, Effect.RUN, Effect.INVOCATION
@@ -112,6 +113,18 @@ def build_test_parser(program, description):
     parser.everyday_options = EVERYDAY_TEST_OPTIONS
     parser.advanced_options = set(parser.actions()) - set(EVERYDAY_TEST_OPTIONS)
     return parser
+
+
+def add_breakdown_options(parser):
+    """Add the options of results by attribute and by word (:mod:`processor.breakdown`) to a parser."""
+    breakdown = parser.add_argument_group('results by groups of captions')
+    breakdown.add_argument('--by', nargs='+', choices=BREAKDOWNS, default=[], effect=NONE,
+                           help='groups of captions whose results are also printed; attributes: captions with a color, '
+                                'a garment or another word of the lexicon; words: captions with a word that differ '
+                                'from all others')
+    breakdown.add_argument('--lexicon', metavar='FILE', effect=NONE,
+                           help='YAML file with the words of --by attributes and their synonyms (default: '
+                                'configs/lexicon/english.yaml)')
 
 
 # -- options of every run --------------------------------------------------------------------------------------------
