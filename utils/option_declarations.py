@@ -6,7 +6,7 @@ from utils.option_providers import option_providers
 from utils.option_types import (Effect, add_boolean_option, bounded_number, fraction, fraction_below_one,
                                 non_negative_float, non_negative_int, positive_float, positive_int, positive_int_up_to)
 from utils.parser import Parser
-from utils.rerank_options import RERANK_FLAGS, add_rerank_options
+from utils.rerank_options import SETTINGS, add_rerank_options
 
 # The options that --help shows; --help all shows all.
 EVERYDAY_OPTIONS = (
@@ -40,7 +40,7 @@ def build_parser():
     add_ignored_options(parser)
     parser.everyday_options = EVERYDAY_OPTIONS
     parser.advanced_options = set(parser.actions()) - set(EVERYDAY_OPTIONS)
-    parser.unabbreviated_flags |= {'--val_rerank', *RERANK_FLAGS}   # --val is --val_dataset in published commands
+    parser.unabbreviated_flags |= {'--val_rerank', *SETTINGS}   # --val is --val_dataset in published commands
     parser.defaults_in_code = {name: action.default for name, action in parser.actions().items()}
     return parser
 

@@ -130,33 +130,30 @@ def rerank_method(text):
     return text
 
 
-# {option: (the methods that read it, type or choices, default, help text)}
+METHODS = {K_RECIPROCAL: KReciprocal, QUERY_EXPANSION: QueryExpansion}
+# {flag: (the method that reads it, its attribute, type or choices, help text)}
 SETTINGS = {
-    'rerank_score': (
-        PairScores, RERANK_SCORES, PairScores.score,
+    '--rerank_score': (
+        PairScores, 'score', RERANK_SCORES,
         'scores that order the images of {flag} K; caption: those of pairs, scaled within each caption, and the '
         'cosine; released: the same, scaled over the whole test split (APTM); itm: those of pairs alone (RaSa, MARS)'),
-    'rerank_k1': (KReciprocal, positive_int, KReciprocal.k1,
-                  'number of nearest neighbors, for {flag} k-reciprocal (Zhong et al.: 20)'),
-    'rerank_k2': (KReciprocal, positive_int, KReciprocal.k2,
-                  'number of nearest samples whose vectors are averaged, itself included; 1: no averaging, for {flag} '
-                  'k-reciprocal (Zhong et al.: 6)'),
-    'rerank_lambda': (KReciprocal, fraction, KReciprocal.original_weight,
-                      'weight of the original distance, for {flag} k-reciprocal (Zhong et al.: 0.3)'),
-    'rerank_neighbors': (
-        KReciprocal, NEIGHBORS, KReciprocal.neighbors,
+    '--rerank_k1': (KReciprocal, 'k1', positive_int,
+                    'number of nearest neighbors, for {flag} k-reciprocal (Zhong et al.: 20)'),
+    '--rerank_k2': (KReciprocal, 'k2', positive_int,
+                    'number of nearest samples whose vectors are averaged, the sample itself included, for {flag} '
+                    'k-reciprocal; 1: no average (Zhong et al.: 6)'),
+    '--rerank_lambda': (KReciprocal, 'original_weight', fraction,
+                        'weight of the original distance, for {flag} k-reciprocal (Zhong et al.: 0.3)'),
+    '--rerank_neighbors': (
+        KReciprocal, 'neighbors', NEIGHBORS,
         'samples that can be neighbors, for {flag} k-reciprocal; gallery: images, so that no ranking depends on '
         'another caption; split: images and captions, which uses other queries of the test set (Zhong et al.)'),
-    'expansion_images': (QueryExpansion, positive_int, QueryExpansion.images,
-                         "number of a caption's best images that are added to it, for {flag} query-expansion"),
-    'expansion_alpha': (
-        QueryExpansion, non_negative_float, QueryExpansion.alpha,
+    '--expansion_images': (QueryExpansion, 'images', positive_int,
+                           "number of a caption's best images that are added to it, for {flag} query-expansion"),
+    '--expansion_alpha': (
+        QueryExpansion, 'alpha', non_negative_float,
         'exponent of the cosine similarity that weights an image, for {flag} query-expansion; 0: equal weights '
         '(Radenovic et al.: 3)')}
-FIELDS = {'rerank_score': 'score', 'rerank_k1': 'k1', 'rerank_k2': 'k2', 'rerank_lambda': 'original_weight',
-          'rerank_neighbors': 'neighbors', 'expansion_images': 'images', 'expansion_alpha': 'alpha'}
-RERANK_FLAGS = tuple(f'--{name}' for name in SETTINGS)
-METHODS = {K_RECIPROCAL: KReciprocal, QUERY_EXPANSION: QueryExpansion}
 
 
 def add_rerank_options(group, flag, help_text, effect=Effect.RESULT):
@@ -172,9 +169,10 @@ def add_rerank_options(group, flag, help_text, effect=Effect.RESULT):
         f"{help_text}; a number K: each caption's K best images are scored again, pair by pair, by an image-text "
         f'matching head (loss itm); {K_RECIPROCAL}: by common neighbors; {QUERY_EXPANSION}: with the best images added '
         'to the query (default: none)'))
-    for name, (_, kind, default, text) in SETTINGS.items():
+    for name, (reader, attribute, kind, text) in SETTINGS.items():
         settings = {'choices': kind} if isinstance(kind, tuple) else {'type': kind}
-        group.add_argument(f'--{name}', default=default, effect=effect, help=text.format(flag=flag), **settings)
+        group.add_argument(name, default=getattr(reader, attribute), effect=effect, help=text.format(flag=flag),
+                           **settings)
 
 
 def read_rerank_settings(args, flag='--rerank'):
@@ -200,14 +198,15 @@ def read_rerank_settings(args, flag='--rerank'):
     method = getattr(args, flag[2:])
     selected = None if method is None else METHODS.get(method, PairScores)
     values = {}
-    for name, (reader, _, default, _) in SETTINGS.items():      # --rerank_score without --rerank was always accepted
-        value = getattr(args, name)
+    for name, (reader, attribute, *_) in SETTINGS.items():
+        value = getattr(args, name[2:])
         if reader is selected:
-            values[FIELDS[name]] = value
-        elif value != default and not (flag == '--rerank' and reader is PairScores and selected is None):
+            values[attribute] = value
+        # --rerank_score without --rerank was always accepted.
+        elif value != getattr(reader, attribute) and (selected or flag != '--rerank' or reader is not PairScores):
             needed = 'K' if reader is PairScores else next(key for key in METHODS if METHODS[key] is reader)
             given = f'{flag} is {method}' if selected else f'{flag} is not given'
-            raise UserError(f'--{name} is only read with {flag} {needed}, and {given}: remove --{name}, or give {flag} '
+            raise UserError(f'{name} is only read with {flag} {needed}, and {given}: remove {name}, or give {flag} '
                             f'{needed}')
     if selected is None:
         return None
