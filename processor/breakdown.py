@@ -170,7 +170,8 @@ def break_down_by_attributes(queries, lexicon=None):
     groups = (lexicon or read_lexicon()).group_captions(queries.names)
     breakdown = break_down(AttributeBreakdown, queries, groups)
     categories = list(dict.fromkeys(category for category, _ in groups))
-    breakdown.rows.sort(key=lambda row: (categories.index(row['category']), row['R1_difference'], row['mAP_difference']))
+    breakdown.rows.sort(key=lambda row: (categories.index(row['category']), row['R1_difference'],
+                                         row['mAP_difference']))
     return breakdown
 
 
