@@ -48,7 +48,8 @@ def test_flags_are_there(name):
     declared |= TORCHRUNS if 'torchrun' in read_document(name) else set()
     declared |= DOCKERS if 'docker' in read_document(name) else set()
     declared |= {f'--{knob}' for knob in DIFFICULTY_OPTIONS} if 'datasets.synthpedes' in read_document(name) else set()
-    named = {flag.replace('--no-', '--') for flag in re.findall(r'(?<![\w-])--[a-zA-Z][\w-]*', read_document(name))}
+    written = re.findall(r'(?<![\w-])--[a-zA-Z][\w-]*', read_document(name))
+    named = {flag if flag in declared else flag.replace('--no-', '--') for flag in written}
     assert not named - declared
 
 
