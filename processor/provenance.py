@@ -9,6 +9,7 @@ import torchvision
 
 from datasets.joined import first_dataset_name
 from utils.options import as_dict
+from utils.version import __version__
 
 
 def collect_provenance(args, run):
@@ -19,7 +20,8 @@ def collect_provenance(args, run):
         run: the evaluated :class:`~processor.runs.TrainedRun`.
     """
     images, captions, checkpoint = run.images.dataset, run.captions.dataset, run.checkpoint
-    versions = {'python': platform.python_version(), 'torch': torch.__version__, 'torchvision': torchvision.__version__}
+    versions = {'pedestal': __version__, 'python': platform.python_version(), 'torch': torch.__version__,
+                'torchvision': torchvision.__version__}
     has_gpu = torch.cuda.is_available()
     return {
         'options': as_dict(args),

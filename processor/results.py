@@ -18,7 +18,7 @@ from datasets.registry import published_split_note
 from model.clip_weights import file_stem
 from processor.provenance import split_counts, split_sha256
 from utils.csv_files import read_csv, write_csv
-from utils.errors import UserError
+from utils.errors import UserError, unknown_name_error
 from utils.iotools import atomic_write, parse_json, read_json
 from utils.measures import RANK1, find_measure, has_all_metrics
 from utils.queries import QueryResults
@@ -401,6 +401,33 @@ def read_queries(path):
         raise UserError(f'{path} cannot be read: {error.strerror}') from None
     except (ValueError, csv.Error) as error:   # truncated, or edited
         raise UserError(f'{path} is damaged ({error}); run test.py again') from None
+
+
+def read_evaluated_queries(path, how='as loaded', task='t2i'):
+    """Read the results of an evaluation, and those of each query.
+
+    Args:
+        path: a metrics.json; its queries.csv is next to it.
+        how, task: the ranking in queries.csv (:func:`write_queries`).
+
+    Returns:
+        ``(Results, QueryResults)``.
+
+    Raises:
+        UserError: a file is missing, damaged or of another evaluation, or it lacks the ranking.
+    """
+    results = read_results(path)
+    if results.attributes and not results.tables:
+        raise UserError(f'{path} has attribute metrics and no results per caption: name runs that retrieve')
+    if not {'file', 'sha256'} <= results.queries.keys() or 'split_sha256' not in results.provenance:
+        raise UserError(f'{path} has no results per caption: run test.py again, which writes them next to it')
+    queries = os.path.join(os.path.dirname(path), results.queries['file'])
+    if not os.path.isfile(queries) or compute_sha256(queries) != results.queries['sha256']:
+        raise UserError(f'{queries} is missing or belongs to another evaluation than {path}: run test.py again')
+    rankings = read_queries(queries)
+    if (how, task) not in rankings:
+        raise unknown_name_error(f'ranking in {queries}:', f'{how}, {task}', [', '.join(key) for key in rankings])
+    return results, rankings[how, task]
 
 
 def parse_rows(rows):

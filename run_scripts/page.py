@@ -5,9 +5,9 @@
 
 The page shows the curves of losses and Rank-1, the table of metrics with intervals, and each caption of the test split
 with the images that the model ranks first. Captions with the worst ranks come first, and a search box filters them by
-words. For two runs the page shows both rankings and can filter the captions on which they differ. With --rerank the
-images are ordered again, and the table has a row for it. The page is a single file that opens in a browser without a
-server or a network.
+words. A table lists the words whose captions are missed more often, or less often, than all others. For two runs the
+page shows both rankings and can filter the captions on which they differ. With --rerank the images are ordered again,
+and the table has a row for it. The page is a single file that opens in a browser without a server or a network.
 """
 import base64
 import io
@@ -85,12 +85,14 @@ class RunResults:
         captions, paths: the captions and the image files of the test split.
         table: the table of metrics, and how the epoch was selected, as text.
         ranks: for each caption the rank of its first right image, after re-ranking if there is one.
+        words: the :class:`~processor.breakdown.Breakdown` by the words of the captions, of the same order.
         rows: for each caption what :func:`top_images` returns.
     """
 
     def __init__(self, run, page_args, settings=None):
         import pedestal
         import torch.nn.functional as F
+        from processor.breakdown import break_down_by_words
         self.name = os.path.basename(os.path.normpath(
             run if os.path.isdir(run) else os.path.dirname(os.path.abspath(run))))
         args = pedestal.load_options(run, dataset_name=page_args.dataset_name, root_dir=page_args.root_dir,
@@ -101,11 +103,12 @@ class RunResults:
         embeddings = F.normalize(queries, dim=1), F.normalize(gallery, dim=1), self.q_pids, self.g_pids
         reranked, self.rows = (None, top_images(*embeddings, page_args.top)) if settings is None else (
             rerank_split(people, embeddings, settings, page_args.top))
-        self.table, self.ranks = self.evaluate(people, queries, gallery, settings, reranked)
+        self.table, results = self.evaluate(people, queries, gallery, settings, reranked)
+        self.ranks, self.words = results.first_rank.tolist(), break_down_by_words(results)
         self.folder = os.path.dirname(args.checkpoint)
 
     def evaluate(self, people, queries, gallery, settings=None, reranked=None):
-        """The table of metrics as text, and the rank of the first right image of each caption."""
+        """The table of metrics as text, and the :class:`~utils.queries.QueryResults` of the captions."""
         from datasets.registry import published_split_note
         from processor.evaluation import compute_rankings
         from processor.provenance import describe_selection
@@ -128,7 +131,7 @@ class RunResults:
         counts = len(set(self.g_pids.tolist())), len(self.paths), len(self.captions)
         lines = [format_table(rows, intervals), describe_selection(people.args, people.checkpoint),
                  published_split_note(people.args.dataset_name, counts)]
-        return '\n'.join(filter(None, [*lines, *notes])), report.queries[shown, 't2i'].first_rank.tolist()
+        return '\n'.join(filter(None, [*lines, *notes])), report.queries[shown, 't2i']
 
     @property
     def split(self):
@@ -203,10 +206,17 @@ def page_content(runs):
                 round(right_score, 3))
     return {
         'runs': [{'name': run.name, 'table': run.table, 'ranks': run.ranks,
-                  'rows': [renumber(*row) for row in run.rows]} for run in runs],
+                  'rows': [renumber(*row) for row in run.rows], 'words': word_table(run.words)} for run in runs],
         'curves': draw_curves(runs), 'captions': first.captions, 'pids': first.q_pids.tolist(),
         'images': [[make_thumbnail(first.paths[image]), int(first.g_pids[image]), os.path.basename(first.paths[image])]
                    for image in used]}
+
+
+def word_table(breakdown):
+    """The words whose captions are missed more or less often than all others, as the script of the page reads them."""
+    rows = [[row['word'], row['captions'], 100 - row['R1'], 100 - row['R1'] + row['R1_difference'], row['R1_p'],
+             row['R1_p_holm']] for row in breakdown.significant]
+    return {'summary': breakdown.summary, 'rows': rows}
 
 
 def draw_curves(runs):

@@ -17,6 +17,7 @@ EVERYDAY_OPTIONS = (
 EVERYDAY_TEST_OPTIONS = (
     'config_file', 'checkpoint', 'pretrain_choice', 'dataset_name', 'root_dir', 'i2t', 'rerank', 'test_batch_size',
     'num_workers', 'device', 'amp', 'image_cache')
+BREAKDOWNS = ('attributes', 'words')
 
 # Short names for the declarations below.
 NONE, RESULT, RUN, INVOCATION = Effect.NONE, Effect.RESULT, Effect.RUN, Effect.INVOCATION
@@ -109,12 +110,25 @@ def build_test_parser(program, description):
     return parser
 
 
+def add_breakdown_options(parser):
+    """Add the options of results by attribute and by word (:mod:`processor.breakdown`) to a parser."""
+    breakdown = parser.add_argument_group('results by groups of captions')
+    breakdown.add_argument('--by', nargs='+', choices=BREAKDOWNS, default=[], effect=NONE,
+                           help='groups of captions whose results are also printed; attributes: captions with a color, '
+                                'a garment or another word of the lexicon; words: captions with a word that differ '
+                                'from all others')
+    breakdown.add_argument('--lexicon', metavar='FILE', effect=NONE,
+                           help='YAML file with the words of --by attributes and their synonyms (default: '
+                                'configs/lexicon/english.yaml)')
+
+
 # -- options of every run --------------------------------------------------------------------------------------------
 
 def add_run_options(parser):
     run = parser.add_argument_group('run')
     run.add_argument('--config_file', default='', effect=INVOCATION,
-                     help='recipe: a YAML file of options by name; flags override it')
+                     help='recipe: a YAML file of options by name, or the name of a recipe of Pedestal, such as '
+                          'irra; flags override it')
     add_boolean_option(run, '--print_config', False, 'print all options as a recipe, and exit', effect=INVOCATION)
     run.add_argument('--name', default='baseline', effect=NONE, help="name of the run, a part of its folder's name")
     run.add_argument('--output_dir', default='logs', effect=RUN,
