@@ -89,7 +89,7 @@ def test_a_search_is_ordered_by_the_scores_of_pairs(run):
     assert [score for _, score in results] == pytest.approx([score for _, score in expected], abs=1e-5)
     again, = people.build_reranked_search(split, PairScores(5, 'itm'))([caption], 12)
     assert [path for path, _ in again] == [path for path, _ in expected]
-    with pytest.raises(UserError, match='a search re-ranks each caption alone; .* another --rerank_score than released'):
+    with pytest.raises(UserError, match='re-ranks each caption alone; .* another --rerank_score than released'):
         people.search(caption, split.paths, rerank=PairScores(5, 'released'))
 
 
