@@ -11,6 +11,7 @@ import train as train_program
 from processor.processor import Trainer
 from tests.several import Launched
 from utils.checkpoint import read_checkpoint
+from utils.errors import UserError
 
 # Three steps an epoch: an update of two batches and one of the last.
 GRADIENTS = ['--loss_names', 'sdm', '--limit_train', '24', '--clip_grad_norm', '0.5', '--accumulate', '2',
@@ -116,6 +117,7 @@ def test_a_run_stops_early_and_so_does_a_resumed_one(command, run_folder, kill, 
 def test_epochs_without_an_evaluation_do_not_count(command, run_folder):
     train_program.main([*command, *STOPPED, '--eval_period', '3', '--early_stop', '1'])
     assert [line['epoch'] for line in records(run_folder(), 'evaluation')] == [3, 6]
+    assert 'stopped early after epoch 6 | no better evaluation in 1 epoch (--early_stop)' in log_of(run_folder())
 
 
 def test_two_processes_stop_early_at_the_same_epoch_with_the_same_losses(command, run_folder, tmp_path):
@@ -142,4 +144,7 @@ def test_a_finished_run_keeps_some_checkpoints(command, run_folder, kill, keep, 
     train_program.main(['--resume', run_folder()])      # a run that is not finished can be resumed
     assert {name for name in os.listdir(run_folder()) if name.endswith('.pth')} == left
     assert ('removed ' in log_of(run_folder())) == (keep != 'all')
+    if keep == 'best':
+        with pytest.raises(UserError, match='no optimizer; no run can continue here, because there is no last.pth'):
+            train_program.main(['--resume', run_folder()])
     assert [line['epoch'] for line in records(run_folder(), 'evaluation')] == [1, 2]
