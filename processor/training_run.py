@@ -123,10 +123,8 @@ def train(args, device, checkpoint):
     model = build_initial_model(args, loaders.num_classes, checkpoint)
     model.image_stats = loaders.train.dataset.image_stats    # a preprocessing can have other ones than the backbone
     model.to(device)
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    tuning = [f'tuning {args.tuning}, {trained / 1e6:.2f}M trained'] if args.tuning != 'none' else []
-    logger.info(format_log_line(f'model {parameter_count(model) / 1e6:.1f}M parameters', *tuning,
-                                f'losses {args.loss_names}'))
+    logger.info(format_log_line(f'model {parameter_count(model) / 1e6:.1f}M parameters',
+                                *describe_trained_parameters(args, model), f'losses {args.loss_names}'))
 
     optimizer = build_optimizer(args, model)
     scheduler = build_lr_scheduler(args, optimizer)
@@ -157,6 +155,15 @@ def build_initial_model(args, num_classes, checkpoint):
     if complete and not args.resume:
         init_from_checkpoint(model, source, complete['model'])
     return model
+
+
+def describe_trained_parameters(args, model):
+    """Describe how many parameters train, in a list for the log; an empty list if all train."""
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    frozen = sum(parameter.numel() for name, parameter in model.named_parameters() if name in model.frozen_names)
+    tuning = [f'tuning {args.tuning}'] if args.tuning != 'none' else []
+    freeze = [f'{frozen / 1e6:.2f}M frozen (--freeze)'] if args.freeze else []
+    return [', '.join([*tuning, f'{trained / 1e6:.2f}M trained', *freeze])] if tuning or freeze else []
 
 
 def parameter_count(model):

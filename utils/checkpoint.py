@@ -155,10 +155,13 @@ def encoder_prefixes(model):
 
 
 def frozen_encoder_names(model):
-    """Return the names of the encoders' parameters that do not learn. Buffers are not among them."""
+    """Return the names of the encoders' parameters that ``--tuning`` freezes. Buffers are not among them.
+
+    Parameters that ``--freeze`` excludes are not among them either, because the tuning may have added them.
+    """
     prefixes = encoder_prefixes(model)
     return {name for name, parameter in model.named_parameters()
-            if name.startswith(prefixes) and not parameter.requires_grad}
+            if name.startswith(prefixes) and not parameter.requires_grad} - model.frozen_names
 
 
 def add_run_prefix(weights):
