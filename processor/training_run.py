@@ -10,6 +10,7 @@ from model import build_model
 from model.backbones import backbone_class
 from model.base_weights import add_base_weights, describe_tuned_from
 from processor.evaluators import build_evaluator
+from processor.loggers import require_packages
 from processor.processor import do_train
 from processor.progress import format_log_line
 from solver import build_lr_scheduler, build_optimizer
@@ -33,6 +34,7 @@ def run_training(args):
     If torchrun restarts the processes after a failure (``--max_restarts``), resume the run that failed.
     """
     device = pick_device(args.device)
+    require_packages(args.logger)
     checkpoint, restarted_folder = None, comm.store_get(FOLDER_KEY)
     if restarted_folder and os.path.isfile(os.path.join(restarted_folder, 'last.pth')):
         args = replace_options(args, resume=True, resume_ckpt_file=os.path.join(restarted_folder, 'last.pth'))
