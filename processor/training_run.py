@@ -10,6 +10,7 @@ from model import build_model
 from model.backbones import backbone_class
 from model.base_weights import add_base_weights, describe_tuned_from
 from processor.evaluators import build_evaluator
+from processor.loggers import require_packages
 from processor.processor import do_train
 from processor.progress import format_log_line
 from solver import build_lr_scheduler, build_optimizer
@@ -34,6 +35,7 @@ def run_training(args):
     If torchrun restarts the processes after a failure (``--max_restarts``), resume the run that failed.
     """
     device = pick_device(args.device)
+    require_packages(args.logger)
     checkpoint, restarted_folder = None, comm.store_get(FOLDER_KEY)
     if restarted_folder and os.path.isfile(os.path.join(restarted_folder, 'last.pth')):
         args = replace_options(args, resume=True, resume_ckpt_file=os.path.join(restarted_folder, 'last.pth'))
@@ -124,10 +126,8 @@ def train(args, device, checkpoint):
     model = build_initial_model(args, loaders.num_classes, checkpoint)
     model.image_stats = loaders.train.dataset.image_stats    # a preprocessing can have other ones than the backbone
     model.to(device)
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    tuning = [f'tuning {args.tuning}, {trained / 1e6:.2f}M trained'] if args.tuning != 'none' else []
-    logger.info(format_log_line(f'model {parameter_count(model) / 1e6:.1f}M parameters', *tuning,
-                                f'losses {args.loss_names}'))
+    logger.info(format_log_line(f'model {parameter_count(model) / 1e6:.1f}M parameters',
+                                *describe_trained_parameters(args, model), f'losses {args.loss_names}'))
 
     optimizer = build_optimizer(args, model)
     scheduler = build_lr_scheduler(args, optimizer)
@@ -158,6 +158,15 @@ def build_initial_model(args, num_classes, checkpoint):
     if complete and not args.resume:
         init_from_checkpoint(model, source, complete['model'])
     return model
+
+
+def describe_trained_parameters(args, model):
+    """Describe how many parameters train, in a list for the log; an empty list if all train."""
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    frozen = sum(parameter.numel() for name, parameter in model.named_parameters() if name in model.frozen_names)
+    tuning = [f'tuning {args.tuning}'] if args.tuning != 'none' else []
+    freeze = [f'{frozen / 1e6:.2f}M frozen (--freeze)'] if args.freeze else []
+    return [', '.join([*tuning, f'{trained / 1e6:.2f}M trained', *freeze])] if tuning or freeze else []
 
 
 def parameter_count(model):

@@ -228,6 +228,9 @@ def add_model_options(parser):
     model.add_argument('--text_length', type=caption_length, default=77,
                        help='maximum number of tokens of a caption, including start and end')
     add_boolean_option(model, '--freeze_conv1', False, 'freeze the patch convolution of the image encoder (A2TE)')
+    model.add_argument('--freeze', nargs='+', default=None, metavar='PATTERN',
+                       help="parameters that do not train: patterns of names in checkpoints, such as 'visual.*' or "
+                            "'transformer.resblocks.[0-5].*' (default: none)")
 
 
 def add_solver_options(parser):
