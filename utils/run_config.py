@@ -153,5 +153,5 @@ def as_dict(args):
     if isinstance(args, Options):
         data = vars(args.config.data)
         values.update(data if not args.training else {'batch_fields': data['batch_fields']})
-    skipped = ('config_file', 'print_config')
+    skipped = ('config_file', 'print_config', 'dry_run')
     return {name: to_plain_value(value) for name, value in sorted(values.items()) if name not in skipped}
