@@ -12,7 +12,7 @@ import numpy as np
 from utils.statistics import DRAWS, LEVEL, chunk_sizes
 
 MIN_IDENTITIES = 20        # with fewer, a 95% interval holds the truth in fewer than 92% of all cases
-DRAWS_PER_GROUP = 50       # so that Holm's correction can reach p = 0.02
+DRAWS_PER_GROUP = 100      # so that Holm's correction can reach p = 0.01
 MAX_EXCEEDANCES = 100      # of a group, after which its p is known to a tenth (Besag and Clifford, 1991)
 
 
@@ -64,7 +64,7 @@ def bootstrap_groups(values, groups, pids, draws=DRAWS, seed=0, level=LEVEL):
         >>> print('Rank-1 %.1f, others %+.1f' % tuple(map(np.squeeze, compare_groups(hits, groups))))
         Rank-1 39.1, others -24.3
         >>> print('95%% intervals %.1f to %.1f, %+.1f to %+.1f' % tuple(map(np.squeeze, intervals)))
-        XX
+        95% intervals 34.9 to 43.5, -29.3 to -19.2
     """
     values, groups = np.asarray(values, float), np.asarray(groups, bool)
     sums = sum_by_identities(np.concatenate([groups * values, values[None]]), pids)            # [W + 1, G]
