@@ -67,7 +67,9 @@ class Lexicon:
                 for entry in (word, *synonyms):
                     self.words_by_key.setdefault(entry_key(entry), {})[category] = word
         self.prefixes = {key[:length] for key in self.words_by_key for length in range(1, len(key))}
-        self.described = {second for _, second in self.combinations.values()}
+        self.described = {}            # {first category: the second categories of its combinations}
+        for first, second in self.combinations.values():
+            self.described.setdefault(first, set()).add(second)
 
     def find(self, caption):
         """Return the set of ``(category, word)`` that a caption mentions."""
@@ -121,10 +123,11 @@ class Lexicon:
     def described_after(self, tokens, position, first):
         """The categories of the word after a color that the color describes, as in 'black and white striped shirt'."""
         index = end_of_series(tokens, position, first, step=1)
-        for token in tokens[index:index + MAX_MODIFIERS + 1]:
-            if self.described & token.words.keys():
+        rest = [token for token in tokens[index:index + 2 * MAX_MODIFIERS + 1] if token.text != '-']
+        for token in rest[:MAX_MODIFIERS + 1]:
+            if self.described[first] & token.words.keys():
                 return token.words
-            if token.text in PHRASE_ENDS or is_punctuation(token.text) and token.text != '-':
+            if token.text in PHRASE_ENDS or is_punctuation(token.text):
                 break
         return {}
 
@@ -138,7 +141,7 @@ class Lexicon:
             rest = before[:len(before) - modifiers]
             if len(rest) > 1 and rest[-1].text in COPULAS:
                 subject = rest[-3] if rest[-2].text in ('that', 'which') and len(rest) > 2 else rest[-2]
-                return subject.words if self.described & subject.words.keys() else {}
+                return subject.words if self.described[first] & subject.words.keys() else {}
         return {}
 
     def group_captions(self, captions):

@@ -153,12 +153,10 @@ def permutation_p_values(values, groups, pids, seed=0):
     """
     groups = np.asarray(groups, bool)
     _, owner, sizes = np.unique(np.asarray(pids), return_inverse=True, return_counts=True)
-    slots = owner * sizes.max() + positions_within_identities(owner)     # [Q] of G x N, N queries of an identity
-    weights = np.zeros((len(groups), len(sizes) * sizes.max()), np.float32)
-    weights[:, slots] = difference_weights(groups)                       # [W, G x N]
-    blocks = np.stack([np.resize(np.asarray(values, np.float32)[owner == identity], sizes.max())
-                       for identity in range(len(sizes))])               # [G, N]
-    bounds = np.abs(weights @ blocks.ravel()) - 1e-4                     # tolerance for rounding
+    values, weights = np.asarray(values, np.float32), difference_weights(groups)       # [Q], [W, Q]
+    blocks = np.stack([np.resize(values[owner == identity], sizes.max()) for identity in range(len(sizes))])   # [G, N]
+    slots = owner * sizes.max() + positions_within_identities(owner)     # [Q] indices of the queries in G x N
+    bounds = np.abs(weights @ values) - 1e-4                             # tolerance for rounding
     draws = max(DRAWS, DRAWS_PER_GROUP * len(groups))
     rng, drawn, exceeded = np.random.default_rng(seed), np.zeros(len(groups)), np.zeros(len(groups))
     for rows in chunk_sizes(draws, blocks.size):
@@ -166,7 +164,7 @@ def permutation_p_values(values, groups, pids, seed=0):
         if not len(active):
             break
         order = rng.permuted(np.tile(np.arange(len(sizes)), (rows, 1)), axis=1)
-        permuted = blocks.take(order, axis=0).reshape(rows, -1)          # [rows, G x N]
+        permuted = blocks.take(order, axis=0).reshape(rows, -1).take(slots, axis=1)    # [rows, Q]
         exceeded[active] += (np.abs(permuted @ weights[active].T) >= bounds[active]).sum(axis=0)
         drawn[active] += rows
     return (exceeded + 1) / (drawn + 1)
@@ -174,9 +172,11 @@ def permutation_p_values(values, groups, pids, seed=0):
 
 def difference_weights(groups):
     """Return weights whose product with the values is each group's difference to all others: [W, Q] -> [W, Q]."""
-    inside, outside = (np.maximum(1, part.sum(axis=1, keepdims=True)) for part in (groups, ~groups))
-    has_both = groups.any(axis=1, keepdims=True) & ~groups.all(axis=1, keepdims=True)
-    return (has_both * np.where(groups, 1 / inside, -1 / outside)).astype(np.float32)
+    inside = groups.sum(axis=1, keepdims=True)                           # [W, 1]
+    outside = groups.shape[1] - inside
+    has_both = (inside * outside > 0).astype(np.float32)
+    return np.where(groups, has_both / np.maximum(inside, 1, dtype=np.float32),
+                    -has_both / np.maximum(outside, 1, dtype=np.float32))
 
 
 def positions_within_identities(owner):
