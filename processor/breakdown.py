@@ -145,7 +145,7 @@ def format_interval(value, low, high):
 
 
 def round_cell(value):
-    return round(float(value), 6) if isinstance(value, (float, np.floating)) else value
+    return float(f'{value:.6g}') if isinstance(value, float) else value
 
 
 # -- groups of captions ------------------------------------------------------------------------------------------------
@@ -169,7 +169,7 @@ def break_down_by_attributes(queries, lexicon=None):
     groups = (lexicon or read_lexicon()).group_captions(queries.names)
     breakdown = break_down(AttributeBreakdown, queries, groups)
     categories = list(dict.fromkeys(category for category, _ in groups))
-    breakdown.rows.sort(key=lambda row: (categories.index(row['category']), row['R1_difference'], row['mAP_difference']))
+    breakdown.rows.sort(key=lambda row: (categories.index(row['category']), row['R1'], row['mAP']))
     return breakdown
 
 
@@ -189,7 +189,7 @@ def break_down_by_words(queries):
     groups = {('word', term): np.isin(np.arange(len(queries.names)), indices)
               for indices, term in by_captions.items()}
     breakdown = break_down(WordBreakdown, queries, groups)
-    breakdown.rows.sort(key=lambda row: row['R1_difference'])
+    breakdown.rows.sort(key=lambda row: (row['R1_difference'], row['word']))
     return breakdown
 
 
@@ -225,7 +225,7 @@ def break_down(cls, queries, groups):
     untested = [row for row, enough in zip(rows, is_tested) if not enough]
     overall, masks = {}, masks[is_tested]
     for metric in cls.metrics if tested else ():
-        values = queries.metric_values(metric)
+        values = queries.metric_values(metric).round(6)      # as queries.csv has them
         overall[metric] = (values.mean(), *bootstrap_interval(values, queries.pids))
         p = permutation_p_values(values, masks, queries.pids)
         columns = [*compare_groups(values, masks), p, holm_correction(p)]
@@ -306,8 +306,8 @@ def draw_breakdown(breakdown):
     axes[0][0].set_yticks(range(len(lines)), labels, fontsize=8)
     for label, line in zip(axes[0][0].get_yticklabels(), lines):
         label.set_fontweight('normal' if isinstance(line, dict) else 'bold')
-    figure.supxlabel(f'gray: all captions; red diamond: differs from all other captions (p after Holm <= {LEVEL}); bars: 95% '
-                     'intervals', fontsize=8)
+    figure.supxlabel(f'gray: all captions; red diamond: differs from all other captions (p after Holm <= {LEVEL}); '
+                     'bars: 95% intervals', fontsize=8)
     return figure
 
 

@@ -81,7 +81,7 @@ def bootstrap_groups(values, groups, pids, draws=DRAWS, seed=0, level=LEVEL):
     low, high = widened_interval(drawn_means, mean, inside, level)
     difference_low, difference_high = widened_interval(drawn_differences, difference, np.minimum(inside, outside),
                                                        level)
-    return low.clip(min=0), high.clip(max=100), difference_low, difference_high
+    return low.clip(min=0), high.clip(max=100), difference_low.clip(min=-100), difference_high.clip(max=100)
 
 
 def means_and_differences(sums, counts):

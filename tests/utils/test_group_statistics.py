@@ -48,8 +48,9 @@ def test_p_is_that_of_scipys_permutations():
     rng = np.random.default_rng(2)
     values, group = rng.random(60), np.arange(60) < 20
     values[group] += 0.18
-    expected = scipy.stats.permutation_test((values[group], values[~group]), lambda a, b, axis: a.mean(axis) - b.mean(axis),
-                                            vectorized=True, n_resamples=20_000, rng=rng).pvalue
+    expected = scipy.stats.permutation_test(
+        (values[group], values[~group]), lambda a, b, axis: a.mean(axis) - b.mean(axis), vectorized=True,
+        n_resamples=20_000, rng=rng).pvalue
     assert permutation_p_values(values, group[None], np.arange(60))[0] == pytest.approx(expected, rel=0.3)
 
 
