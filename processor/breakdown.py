@@ -70,10 +70,10 @@ class Breakdown:
         needed = f'captions of {MIN_IDENTITIES} people that mention it, and of {MIN_IDENTITIES} that do not'
         if not self.rows:
             return f'no word is tested: a word needs {needed}, and the captions are of {self.identities} people'
-        counts = ', '.join(f'{LABELS[metric]} of {len(self.select_significant(metric)) or "none"}'
+        counts = ', '.join(f'{len(self.select_significant(metric)) or "none"} in {LABELS[metric]}'
                            for metric in self.metrics)
         return (f'{len(self.rows)} {self.kind} are tested, each with {needed}\n'
-                f'differs from that of all other captions (p after Holm <= {LEVEL}): {counts}')
+                f'different from all other captions (p after Holm <= {LEVEL}): {counts}')
 
     @property
     def text(self):

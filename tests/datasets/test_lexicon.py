@@ -1,8 +1,12 @@
 """The lexicon: which words of a caption it finds, and which files it refuses."""
+import random
+
 import pytest
 import yaml
 
 from datasets.lexicon import DEFAULT_LEXICON, Lexicon, read_lexicon
+from datasets.synthpedes.drawing import sample_scene
+from datasets.synthpedes.people import base_color, sample_person, write_caption
 from utils.errors import UserError
 
 ENGLISH = read_lexicon()
@@ -96,3 +100,23 @@ def test_what_is_refused(tmp_path, text, sentence):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match='none.yaml'):
         read_lexicon(tmp_path / 'none.yaml')
+
+
+def known_colors(person, *slots):
+    """The base colors of some of a synthetic person's things, in the lexicon's spelling."""
+    tones = [person[slot].get(key) for slot in slots if person[slot] for key in ('colour', 'second')]
+    return {base_color(tone).replace('grey', 'gray') for tone in tones if tone}
+
+
+def test_colors_of_synthetic_captions_are_those_of_the_people():
+    slots = {'upper color': ('upper', 'jacket'), 'lower color': ('lower',), 'shoe color': ('shoes',),
+             'hair color': ('hair',), 'bag color': ('bag',)}
+    counts = dict.fromkeys(slots, 0)
+    for seed in range(150):
+        person = sample_person(random.Random(seed), 12)
+        caption = write_caption(person, sample_scene(seed, 'front', 0.3, 0.1), random.Random(seed))
+        for category, names in slots.items():
+            colors = set(find(caption, category))
+            assert colors <= known_colors(person, *names), caption
+            counts[category] += len(colors)
+    assert min(counts.values()) > 50

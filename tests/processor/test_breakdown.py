@@ -98,7 +98,7 @@ def test_by_chance_few_runs_report_a_word():
 
 def test_nothing_is_a_valid_result():
     text = break_down_by_words(draw_queries(0)).text
-    assert text.endswith('(p after Holm <= 0.05): Rank-1 of none') and '|' not in text
+    assert text.endswith('(p after Holm <= 0.05): none in Rank-1') and '|' not in text
 
 
 def test_words_and_phrases_of_a_caption():
