@@ -28,7 +28,7 @@ logger = logging.getLogger('Pedestal.test')
 
 # Titles of tables, which are also keys of metrics.json.
 ONE_BY_ONE = 'the same, embedded one by one'
-RERANKED = "the same, each caption's "   # before '<n> best re-ranked'
+RERANKED = 'the same, '                 # before the title of the settings of re-ranking (utils/rerank_options.py)
 QUERY_COLUMNS = ('how', 'task', 'pid', 'first_rank', 'AP', 'INP', 'query')
 
 
@@ -332,11 +332,20 @@ def read_reranked(split):
     expected = split.run.checkpoint['sha256'], checksum
     if (results.provenance.get('checkpoint_sha256'), results.provenance.get('split_sha256')) != expected:
         return {}, {}
-    rows = {f't2i, {title.removeprefix(RERANKED)}': title for title, tasks in results.tables.items()
-            if title.startswith(RERANKED) and has_all_metrics(tasks.get('t2i'))}
+    rows = {reranked_row(title): title for title, tasks in results.tables.items()
+            if title.startswith(RERANKED) and 're-ranked' in title and has_all_metrics(tasks.get('t2i'))}
     return ({row: results.tables[title]['t2i'] for row, title in rows.items()},
             {row: results.intervals[title]['t2i'] for row, title in rows.items()
              if 't2i' in results.intervals.get(title, {})})
+
+
+def reranked_row(title):
+    """The name of a table's row with the metrics of re-ranking, given the title of its own table.
+
+    >>> reranked_row("the same, each caption's 128 best re-ranked")
+    't2i, 128 best re-ranked'
+    """
+    return f't2i, {title.removeprefix(RERANKED)}'.replace("each caption's ", '')
 
 
 # -- queries.csv -------------------------------------------------------------------------------------------------------
@@ -346,8 +355,8 @@ def write_queries(path, rankings):
 
     The columns are:
 
-    - how: how the samples were embedded: as loaded, shuffled, one by one; or re-ranked <n>: as loaded, with the n best
-      images re-ranked
+    - how: how the samples were embedded: as loaded, shuffled, one by one; or re-ranked <method>: as loaded, then
+      re-ranked (utils/rerank_options.py)
     - task: t2i: captions search for images; i2t: images search for captions; <part>-t2i: t2i by one part of the
       embedding
     - pid: the query's identity
