@@ -99,7 +99,7 @@ class Lexicon:
             if texts[end] != '-':
                 if is_punctuation(texts[end]):
                     break
-                key += texts[end].removesuffix("'s").removesuffix('\u2019s')
+                key += remove_possessive(texts[end])
                 words = self.look_up(key)
                 match = match if words is None else (end + 1, words)
             if key not in self.prefixes:
@@ -187,7 +187,11 @@ def split_tokens(text):
 
 def entry_key(entry):
     """Return an entry without spaces and hyphens, so that 'T-shirt', 't shirt' and 'tshirt' are equal."""
-    return ''.join(token for token in split_tokens(entry) if not is_punctuation(token))
+    return ''.join(remove_possessive(token) for token in split_tokens(entry) if not is_punctuation(token))
+
+
+def remove_possessive(token):
+    return token.removesuffix("'s").removesuffix('\u2019s')
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------

@@ -68,6 +68,8 @@ class Breakdown:
     def summary(self):
         """How many words are tested, and how many of them differ from all other captions, as lines."""
         needed = f'captions of {MIN_IDENTITIES} people that mention it, and of {MIN_IDENTITIES} that do not'
+        if not self.rows and not self.untested and self.kind == 'attributes':
+            return 'no caption has a word of the lexicon: give one for the language of the captions with --lexicon'
         if not self.rows:
             return f'no word is tested: a word needs {needed}, and the captions are of {self.identities} people'
         counts = ', '.join(f'{len(self.select_significant(metric)) or "none"} in {LABELS[metric]}'

@@ -13,6 +13,7 @@ from utils.statistics import DRAWS, LEVEL, chunk_sizes
 
 MIN_IDENTITIES = 20        # with fewer, a 95% interval holds the truth in fewer than 92% of all cases
 DRAWS_PER_GROUP = 100      # so that Holm's correction can reach p = 0.01
+MAX_PADDING = 4            # longest row of an identity's values, in units of the mean number of its queries
 MAX_EXCEEDANCES = 100      # of a group, after which its p is known to a tenth (Besag and Clifford, 1991)
 
 
@@ -154,8 +155,8 @@ def permutation_p_values(values, groups, pids, seed=0):
     groups = np.asarray(groups, bool)
     _, owner, sizes = np.unique(np.asarray(pids), return_inverse=True, return_counts=True)
     values, weights = np.asarray(values, np.float32), difference_weights(groups)       # [Q], [W, Q]
-    blocks = np.stack([np.resize(values[owner == identity], sizes.max()) for identity in range(len(sizes))])   # [G, N]
-    slots = owner * sizes.max() + positions_within_identities(owner)     # [Q] indices of the queries in G x N
+    blocks = pad_blocks(values, owner, sizes)                            # [G, N]
+    slots = owner * blocks.shape[1] + positions_within_identities(owner) % blocks.shape[1]    # [Q] indices in G x N
     bounds = np.abs(weights @ values) - 1e-4                             # tolerance for rounding
     draws = max(DRAWS, DRAWS_PER_GROUP * len(groups))
     rng, drawn, exceeded = np.random.default_rng(seed), np.zeros(len(groups)), np.zeros(len(groups))
@@ -177,6 +178,20 @@ def difference_weights(groups):
     has_both = (inside * outside > 0).astype(np.float32)
     return np.where(groups, has_both / np.maximum(inside, 1, dtype=np.float32),
                     -has_both / np.maximum(outside, 1, dtype=np.float32))
+
+
+def pad_blocks(values, owner, sizes):
+    """Return the values of each identity as a row, repeated up to the length of the longest: [Q] -> [G, N].
+
+    An identity with far more queries than the others has a part of them in its row, at equal distances.
+
+    >>> pad_blocks(np.array([1, 2, 3, 4]), np.array([0, 0, 0, 1]), np.array([3, 1])).tolist()
+    [[1, 2, 3], [4, 4, 4]]
+    """
+    length = min(sizes.max(), MAX_PADDING * -(-len(values) // len(sizes)))
+    parts = np.split(values[np.argsort(owner, kind='stable')], np.cumsum(sizes)[:-1])
+    return np.stack([np.resize(part[np.arange(min(length, len(part))) * len(part) // min(length, len(part))], length)
+                     for part in parts])
 
 
 def positions_within_identities(owner):

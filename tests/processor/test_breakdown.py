@@ -83,6 +83,13 @@ def test_a_split_of_few_people_has_no_table():
                                'do not, and the captions are of 10 people')
 
 
+def test_captions_in_another_language_need_another_lexicon():
+    queries = draw_queries(4)
+    queries.names = ['一个男人穿着红色外套'] * len(queries.names)
+    assert break_down_by_attributes(queries, LEXICON).text == (
+        'no caption has a word of the lexicon: give one for the language of the captions with --lexicon')
+
+
 def test_a_planted_word_is_found():
     """The captions without it are easier, so the words that replace it may differ also, in the other direction."""
     found = break_down_by_words(draw_queries(5, 'waiting')).significant

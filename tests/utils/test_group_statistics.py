@@ -62,6 +62,16 @@ def test_groups_without_a_difference_have_p_1():
     assert permutation_p_values(np.full(90, 50.0), some[None], pids).tolist() == [1]
 
 
+def test_one_identity_with_most_queries_takes_little_memory():
+    """Rows of 20,000 values for each of 2,000 identities would have 160 MB, and each permutation as much."""
+    pids = np.concatenate([np.arange(2000), np.full(20_000, 2000)])
+    values = np.random.default_rng(6).random(len(pids))
+    sizes = np.unique(pids, return_counts=True)[1]
+    blocks = group_statistics.pad_blocks(values, pids, sizes)
+    assert blocks.shape == (2001, 44) and blocks[-1].mean() == pytest.approx(0.5, abs=0.15)
+    assert (blocks[:-1] == values[:2000, None]).all()
+
+
 def test_by_chance_few_runs_report_a_group_and_a_planted_one_is_found(monkeypatch):
     """Holm's corrected p is at most 0.05 in at most 5% of draws without an effect (standard error 2%)."""
     monkeypatch.setattr(group_statistics, 'DRAWS', 1000)
