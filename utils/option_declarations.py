@@ -14,8 +14,8 @@ EVERYDAY_OPTIONS = (
     'loss_names', 'MLM', 'backbone', 'pretrain_choice', 'img_size', 'text_length',
     'num_epoch', 'lr', 'optimizer', 'image_cache', 'micro_batch', 'grad_checkpoint')
 EVERYDAY_TEST_OPTIONS = (
-    'config_file', 'checkpoint', 'pretrain_choice', 'dataset_name', 'root_dir', 'i2t', 'rerank', 'test_batch_size',
-    'num_workers', 'device', 'amp', 'image_cache')
+    'config_file', 'checkpoint', 'pretrain_choice', 'dataset_name', 'root_dir', 'split', 'i2t', 'rerank',
+    'test_batch_size', 'num_workers', 'device', 'amp', 'image_cache')
 RERANK_SCORES = ('caption', 'released', 'itm')
 
 # Short names for the declarations below.
@@ -55,9 +55,11 @@ def build_core_parser():
 def build_test_parser(program, description):
     """Build the parser that test.py and other tools share: a trained run, or a pretrained CLIP without a run."""
     parser = Parser(prog=program, description=description,
-                    usage='%(prog)s --config_file <run folder>/configs.yaml [--<option> VALUE ...]')
+                    usage='%(prog)s --config_file RUN [--<option> VALUE ...]')
     run = parser.add_argument_group('trained model')
-    run.add_argument('--config_file', help='configs.yaml of the run')
+    run.add_argument('--config_file', metavar='RUN',
+                     help="configs.yaml of the run, its folder, or <dataset>/<name> or <name> of a run below logs, "
+                          'which is the newest one of this name')
     run.add_argument('--checkpoint', help='checkpoint to evaluate (default: best.pth next to configs.yaml)')
     run.add_argument('--base_weights', metavar='FILE',
                      help='file of the pretrained weights that a run with --tuning needs (default: the file that the '
@@ -73,6 +75,10 @@ def build_test_parser(program, description):
                       help="names of a table's columns: image=... caption=... id=... split=... back_translation=... "
                            'second_caption=...')
     data.add_argument('--root_dir', help="folder of the datasets' folders (default: as in configs.yaml)")
+    data.add_argument('--split', choices=['test', 'val', 'train'], default='test',
+                      help='split to evaluate; train and val show over- and underfitting')
+    data.add_argument('--distractors', metavar='FOLDER',
+                      help='folder of images without captions that enlarge the gallery (default: none)')
     data.add_argument('--test_batch_size', type=positive_int,
                       help='number of images or captions to encode at a time (default: as in configs.yaml)')
     data.add_argument('--num_workers', type=number_of_workers,
@@ -136,9 +142,10 @@ def add_run_options(parser):
     add_boolean_option(run, '--resume', False, "resume the run of --resume_ckpt_file in its folder; --resume <run's "
                        'folder> sets both', effect=INVOCATION)
     run.add_argument('--resume_ckpt_file', default='', effect=INVOCATION,
-                     help="last.pth of the run to resume, or the run's folder")
+                     help="last.pth of the run to resume, its folder, or its name below logs, such as CUHK-PEDES/irra")
     run.add_argument('--init_from', '--finetune', default='', effect=RESULT | RUN, metavar='FILE',
-                     help='checkpoint whose weights initialize a new run (--finetune: its name in FMFA)')
+                     help='checkpoint whose weights initialize a new run, or a run whose best one does (--finetune: '
+                          'its name in FMFA)')
     run.add_argument('--base_weights', default='', effect=INVOCATION, metavar='FILE',
                      help="file of the pretrained weights that a tuned run's checkpoint needs, if --init_from names "
                           'such a checkpoint (default: the file that the run started from)')
