@@ -136,6 +136,7 @@ def build_compare_parser():
     parser.add_argument('--out', metavar='FILE',
                         help='CSV file of all captions, with the percentage of seeds that find each')
     parser.add_argument('--format', nargs='+', choices=FORMATS, default=['text'], help='formats of the printed tables')
+    parser.run_options = {'runs'}
     return parser
 
 

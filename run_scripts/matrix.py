@@ -87,6 +87,7 @@ def build_matrix_parser():
     parser.add_argument('--format', nargs='+', choices=[*FORMATS, 'csv'], default=['text'],
                         help='formats of the printed tables')
     parser.add_argument('--out', metavar='NAME', help='name of four files: NAME.txt, NAME.md, NAME.tex and NAME.csv')
+    parser.run_options = {'runs'}
     return parser
 
 

@@ -38,6 +38,7 @@ def build_parser():
     for provider in option_providers():
         provider.add_options(parser)
     add_ignored_options(parser)
+    parser.run_options = {'init_from', 'resume_ckpt_file'}
     parser.everyday_options = EVERYDAY_OPTIONS
     parser.advanced_options = set(parser.actions()) - set(EVERYDAY_OPTIONS)
     parser.defaults_in_code = {name: action.default for name, action in parser.actions().items()}
@@ -115,6 +116,7 @@ def build_test_parser(program, description):
                            '<output_dir>/<dataset>/zero-shot_<weights> (default: logs)')
     untrained.add_argument('--trust_archive', action='store_true', default=None,
                            help="load a TorchScript archive that is not one of OpenAI's; it can execute code")
+    parser.run_options = {'config_file'}
     parser.everyday_options = EVERYDAY_TEST_OPTIONS
     parser.advanced_options = set(parser.actions()) - set(EVERYDAY_TEST_OPTIONS)
     return parser
