@@ -3,6 +3,7 @@
     python -m run_scripts.zoo list
     python -m run_scripts.zoo verify RUN --root_dir data
     python -m run_scripts.zoo verify configs/tbps-clip.yaml --checkpoint checkpoint_best.pth
+    python -m run_scripts.zoo verify --backbone aptm --checkpoint checkpoint_best.pth
 
 list prints the published checkpoints with their figures, their recipe and the repository that links to them. Pedestal
 downloads none of them.
@@ -22,13 +23,14 @@ from run_scripts import ROOT
 from run_scripts.published_results import published_metrics, published_row, read_published_rows, unpublished_reason
 from utils.declarations import retry_with_pytorch
 from utils.errors import UserError, run_program, unknown_name_error
-from utils.options import Parser, build_test_parser, parse_test_options, read_yaml
+from utils.options import Parser, build_test_parser, parse_test_options, read_yaml, replace_options
 from utils.recipes import is_reference_config
 from utils.tables import FORMATS
 
 ZOO = os.path.join(ROOT, 'configs', 'zoo.yaml')
 # In percent points: the rounding of a table, and two captions whose rank half precision changes.
 TOLERANCE = 0.05
+RERANKED_IMAGES = 128     # that the published figures with re-ranking score again
 COMMANDS = ('list', 'verify')
 
 
@@ -90,13 +92,16 @@ def find_row(method, dataset):
 
 def verify(words):
     """Verify a downloaded run, and return the exit status."""
-    if not words or words[0].startswith('-') and words[0] not in ('-h', '--help'):
+    is_run = words and not words[0].startswith('-')
+    if not is_run and not {'-h', '--help', '--backbone'} & set(words):
         raise UserError("verify needs a run: zoo verify RUN, the folder that you downloaded, or its configs.yaml; give "
                         'the options of test.py after it')
     args = read_run(words)
     if args.checkpoint is None:
         raise UserError('verify needs a checkpoint: name the folder that you downloaded')
     row, entry = identify(args)
+    if entry.get('rerank') and not args.rerank:
+        args = replace_options(args, rerank=RERANKED_IMAGES, rerank_score=entry['rerank'])
     print('\n'.join(describe_file(args, row, entry)))
     verdict, lines = compare_with_row(args, row)
     print('\n'.join([*lines, verdict]))
@@ -105,7 +110,7 @@ def verify(words):
 
 @retry_with_pytorch
 def read_run(words):
-    """The options of test.py for a run; the first word is the run, or --help."""
+    """The options of test.py for a run; the first word is the run, or a flag if the checkpoint has no configs.yaml."""
     parser = build_test_parser('zoo.py', __doc__)
     return parse_test_options(parser, words if words[0].startswith('-') else ['--config_file', *words])
 
@@ -154,15 +159,17 @@ def compare_with_row(args, row):
     Returns:
         ``(verdict, lines)``. The verdict begins with matches, differs or unknown.
     """
-    from processor.report import find_or_compute_results
     published = published_metrics(row)
     try:
-        results = find_or_compute_results(args, with_intervals=True)
+        results, title = compute_results(args)
     except UserError as error:
         return f'unknown: the run cannot be tested here: {error}', []
+    measured = results.tables[title]['t2i'] if title else results.metrics
     if not published:
-        return f'unknown: {unpublished_reason(args)}', [format_metrics(results.metrics)]
-    rows = [compare_metric(name, results, published) for name in published if name in results.metrics]
+        return f'unknown: {unpublished_reason(args)}', [format_metrics(measured)]
+    intervals = results.metric_intervals(title)
+    rows = [compare_metric(name, measured[name], published[name], intervals.get(name))
+            for name in published if name in measured]
     lines = [FORMATS['text'](f"{row['method']} on {args.dataset_name}, in percent",
                              ['metric', 'measured', 'published', 'difference', '95% interval'], rows)]
     if not results.is_independent:
@@ -170,17 +177,35 @@ def compare_with_row(args, row):
     if results.split_note:
         return f'unknown: {results.split_note}', lines
     differing = [name for name, value in published.items()
-                 if name in results.metrics and abs(results.metrics[name] - value) > TOLERANCE]
+                 if name in measured and abs(measured[name] - value) > TOLERANCE]
     if differing:
         return (f"differs: {', '.join(differing)} by more than {TOLERANCE} points: it is another checkpoint of the "
                 'method, or its options differ', lines)
     return f'matches: every published figure within {TOLERANCE} points', lines
 
 
-def compare_metric(name, results, published):
+def compute_results(args):
+    """Test a run, or read the results of an earlier test of the same checkpoint.
+
+    Returns:
+        ``(results, title)``: the title of the table to compare, the re-ranked one if ``args`` re-rank. It is None for
+        attribute recognition.
+    """
+    from processor.report import evaluate_and_save, find_or_compute_results
+    from processor.results import RERANKED
+
+    def find_title(results):
+        start = f'{RERANKED}{args.rerank} best' if args.rerank else ''
+        return next((title for title in results.tables if title.startswith(start)), None)
+    results = find_or_compute_results(args, with_intervals=True)
+    if args.rerank and not find_title(results):
+        results = evaluate_and_save(args).results
+    return results, find_title(results)
+
+
+def compare_metric(name, measured, published, interval):
     """A row of the comparison."""
-    measured, interval = results.metrics[name], results.metric_intervals().get(name)
-    return [name, f'{measured:.2f}', f'{published[name]:.2f}', f'{measured - published[name]:+.2f}',
+    return [name, f'{measured:.2f}', f'{published:.2f}', f'{measured - published:+.2f}',
             '{:.2f} to {:.2f}'.format(*interval) if interval else '']
 
 

@@ -66,7 +66,8 @@ def build_test_parser(program, description):
                      help='file of the pretrained weights that a run with --tuning needs (default: the file that the '
                           'run started from)')
     run.add_argument('--vocab_file',
-                     help="BERT's vocab.txt or its folder, for --backbone aptm and albef (default: the run's)")
+                     help="BERT's vocab.txt or its folder, for --backbone aptm and albef, or the folder of open_clip's "
+                          "tokenizer (default: the run's)")
     run.add_argument('--device', help='auto, cpu, mps, cuda or cuda:<n> (default: as in configs.yaml)')
     run.add_argument('--amp', choices=['auto', 'bf16', 'fp16', 'off'],
                      help='precision of the forward pass (default: as in configs.yaml)')

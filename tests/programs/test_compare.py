@@ -68,6 +68,7 @@ def test_two_runs(runs, capsys):
     aps = [100.0 / ranks(*which) for which in ((1,), (11, 0.5))]
     assert line_of(printed, 'b_seed1 - a_seed1', 'mAP')[2] == f'{(aps[1] - aps[0]).mean():+.2f}'
     assert 'toy: 240 captions of 40 identities' in printed and 'only one seed of' in printed
+    assert line_of(printed, 'lr') == ['lr', '1e-05', '2e-05'] and '| seed ' not in printed     # options that differ
     only_a = np.flatnonzero((results[0] > 0) & (results[1] == 0))
     assert f'only a_seed1 {len(only_a)}, only b_seed1 ' in printed
     assert f'only a_seed1: pid {PIDS[only_a[1]]}, caption {only_a[1]}, of' in printed
