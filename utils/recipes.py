@@ -177,9 +177,10 @@ def is_reference_config(content):
     return is_run_config(content) and 'caption_masking' not in content
 
 
-def recipe_names():
-    """The names of all recipes ``configs/<name>.yaml``, sorted."""
-    return sorted(name.removesuffix('.yaml') for name in os.listdir(CONFIGS)
+def recipe_names(folders=('', 'synthpedes')):
+    """The names of the recipes in folders of configs, sorted, such as 'irra' and 'synthpedes/quickstart'."""
+    return sorted(f'{folder}/{name}'.removeprefix('/').removesuffix('.yaml') for folder in folders
+                  for name in os.listdir(os.path.join(CONFIGS, folder))
                   if name.endswith('.yaml') and name not in OTHER_FILES)
 
 
@@ -193,7 +194,7 @@ def find_recipes(dataset_name):
         >>> [os.path.basename(path) for path in find_recipes('RSTPReid')][:3]
         ['a2te-rstpreid.yaml', 'agm.yaml', 'aptm.yaml']
     """
-    stems = recipe_names()
+    stems = recipe_names([''])
     paths = []
     for method in stems:
         if any(method.startswith(f'{other}-') for other in stems):
@@ -202,13 +203,6 @@ def find_recipes(dataset_name):
         if own in stems or dataset_name in BENCHMARKS:
             paths.append(os.path.join(CONFIGS, f'{own if own in stems else method}.yaml'))
     return paths
-
-
-def recipe_names():
-    """The names of Pedestal's recipes: those of the files in configs, such as 'irra' and 'synthpedes/quickstart'."""
-    folders = {folder: os.listdir(os.path.join(CONFIGS, folder)) for folder in ('', 'synthpedes')}
-    return sorted(os.path.join(folder, name).removesuffix('.yaml').replace(os.sep, '/')
-                  for folder, names in folders.items() for name in names if name.endswith('.yaml'))
 
 
 def find_recipe(name):
