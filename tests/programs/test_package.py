@@ -194,7 +194,7 @@ def test_the_installed_command_names_itself_and_imports_no_pytorch(installed, tm
 
 @pytest.mark.parametrize('line, completions', [
     ('pedestal tr', {'train'}), ('pedestal train --loss_names sdm+ml', {'sdm+mlm'}),
-    ('pedestal check --data', {'--dataset_name'})])
+    ('pedestal kill_and_resume --ki', {'--kills'})])
 def test_the_shell_completes_programs_and_options(line, completions, tmp_path):
     pytest.importorskip('argcomplete', reason='argcomplete is not installed')
     output = tmp_path / 'output'
