@@ -35,7 +35,8 @@ OTHERS = "NAME = 'of another package'\n"
 @pytest.fixture(scope='module')
 def wheel(tmp_path_factory):
     """The wheel, built of a copy of the repository, because setuptools writes into the folder."""
-    pytest.importorskip('setuptools', reason='setuptools is not installed')
+    for package in ('pip', 'setuptools'):
+        pytest.importorskip(package, reason=f'{package} is not installed')
     copy = tmp_path_factory.mktemp('repository')
     for folder in FOLDERS:
         shutil.copytree(os.path.join(ROOT, folder), copy / folder, ignore=shutil.ignore_patterns('__pycache__'))
