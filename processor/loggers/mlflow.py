@@ -24,8 +24,11 @@ class MlflowLogger(MetricsLogger):
         from mlflow.entities import Metric, Param
         from mlflow.tracking import MlflowClient
         self.metric_class = Metric
-        local_store = pathlib.Path(os.path.abspath(folder), 'mlruns').as_uri()
-        self.client = MlflowClient(tracking_uri=os.environ.get('MLFLOW_TRACKING_URI') or local_store)
+        server = os.environ.get('MLFLOW_TRACKING_URI')
+        if not server:
+            os.environ.setdefault('MLFLOW_ALLOW_FILE_STORE', 'true')    # else MLflow 3 refuses folders
+            server = pathlib.Path(os.path.abspath(folder), 'mlruns').as_uri()
+        self.client = MlflowClient(tracking_uri=server)
         self.run_id = self.read_run_id()
         if self.run_id:
             self.client.update_run(self.run_id, status='RUNNING')
