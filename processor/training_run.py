@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 import time
+from typing import NamedTuple
 
 from datasets.build import build_training_loaders
 from model import build_model
@@ -21,6 +22,7 @@ from utils.errors import UserError
 from utils.iotools import lock_folder, save_train_configs
 from utils.logger import setup_logger
 from utils.options import replace_options, with_notes
+from utils.rerank_options import read_rerank_settings
 from utils.seeding import seed_all
 
 logger = logging.getLogger('Pedestal.train')
@@ -110,6 +112,37 @@ def train_in_folder(args, device, checkpoint=None):
 
 
 def train(args, device, checkpoint):
+    run = prepare_training(args, device, checkpoint)
+    do_train(run.start_epoch, args, run.model, run.loaders.train, build_run_evaluator(args, run), run.optimizer,
+             run.scheduler, run.checkpointer)
+
+
+class PreparedRun(NamedTuple):
+    """All that the training loop needs of a new or resumed run.
+
+    Attributes:
+        model: a :class:`~model.build.RetrievalModel` on its device.
+        loaders: the :class:`~datasets.build.TrainingLoaders`.
+        optimizer, scheduler: those of the model's parameters.
+        checkpointer: the :class:`~utils.checkpoint.Checkpointer` of the run's folder.
+        start_epoch: the first epoch to train, from 1.
+    """
+    model: object
+    loaders: object
+    optimizer: object
+    scheduler: object
+    checkpointer: Checkpointer
+    start_epoch: int
+
+
+def prepare_training(args, device, checkpoint=None):
+    """Build the :class:`PreparedRun` of the options in the folder ``args.output_dir``, and log what it consists of.
+
+    Args:
+        args: the options.
+        device: the device of the model.
+        checkpoint: the content of ``args.resume_ckpt_file``, if the run is resumed.
+    """
     setup_logger('Pedestal', args.output_dir, if_train=True, distributed_rank=comm.get_rank())
     world_size = comm.get_world_size()
     processes = [f'{world_size} processes'] if world_size > 1 else []
@@ -131,14 +164,22 @@ def train(args, device, checkpoint):
     optimizer = build_optimizer(args, model)
     scheduler = build_lr_scheduler(args, optimizer)
     checkpointer = Checkpointer(model, optimizer, scheduler, args.output_dir, save_to_disk=comm.is_main_process())
-    evaluator = build_evaluator(loaders.evaluations)
     start_epoch = 1
     if args.resume:
         start_epoch = checkpointer.resume(args.resume_ckpt_file, checkpoint)['epoch']
     has_config = os.path.exists(os.path.join(args.output_dir, 'configs.yaml'))
     if comm.is_main_process() and (start_epoch <= args.num_epoch or not has_config):
         save_train_configs(args.output_dir, replace_options(args, **model.backbone.resolved_options))
-    do_train(start_epoch, args, model, loaders.train, evaluator, optimizer, scheduler, checkpointer)
+    return PreparedRun(model, loaders, optimizer, scheduler, checkpointer, start_epoch)
+
+
+def build_run_evaluator(args, run):
+    """Build the evaluator of a :class:`PreparedRun`, with the re-ranking of ``--val_rerank``.
+
+    Raises:
+        UserError: ``--val_rerank`` cannot work with the model or with a dataset.
+    """
+    return build_evaluator(run.loaders.evaluations, read_rerank_settings(args, '--val_rerank'), run.model)
 
 
 def build_initial_model(args, num_classes, checkpoint):

@@ -12,6 +12,7 @@ from utils.declarations import find_named_classes, is_pytorch_loaded, load_plugi
 from utils.errors import UserError
 from utils.help_pages import first_sentence
 from utils.option_types import Effect
+from utils.plugins import qualify
 
 EXPORTED = {'MetricsLogger': 'processor.loggers.logger'}
 
@@ -19,7 +20,7 @@ EXPORTED = {'MetricsLogger': 'processor.loggers.logger'}
 def __getattr__(name):
     """Import the base class on first use: ``from processor.loggers import MetricsLogger``."""
     if name in EXPORTED:
-        return getattr(importlib.import_module(EXPORTED[name]), name)
+        return getattr(importlib.import_module(qualify(EXPORTED[name])), name)
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
 

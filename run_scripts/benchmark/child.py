@@ -5,6 +5,7 @@ import signal
 import traceback
 
 from utils.errors import UserError
+from utils.plugins import qualify
 
 ONLY_UNIX = {'error': 'time and memory are measured only on Linux and macOS, not on Windows'}
 # Modules that the first process imports once for all children.
@@ -17,7 +18,7 @@ def preload(module):
     Args:
         module: the dotted name of a module that measures.
     """
-    _preloaded.append(module)
+    _preloaded.append(qualify(module))
 
 
 def measure_in_child(measure, *arguments):

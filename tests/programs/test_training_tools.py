@@ -86,6 +86,20 @@ def test_a_run_killed_between_accumulated_batches_resumes_to_the_same_weights(co
     assert re.search(r'M trained, 0\.\d\dM frozen \(--freeze\) \| losses sdm', log_of(whole))
 
 
+def test_a_run_with_re_ranked_evaluations_resumes_to_the_same_best_epoch(command, run_folder, kill, tmp_path):
+    words = ['--loss_names', 'sdm', '--limit_train', '16', '--save_steps', '1', '--val_rerank', 'k-reciprocal',
+             '--rerank_k1', '4', '--rerank_k2', '2']
+    kill(command + words, total_steps=3)        # in the second epoch
+    with pytest.raises(UserError, match='these options differ: rerank_k1 5 .run: 4.'):
+        train_program.main(['--resume', run_folder(), '--rerank_k1', '5'])
+    train_program.main(['--resume', run_folder()])
+    train_program.main([*command, *words, '--output_dir', str(tmp_path / 'whole')])
+    assert_same_run(run_folder(), run_folder(root=tmp_path / 'whole'))
+    values = [record['reranked_R1'] for record in records(run_folder(), 'evaluation')]
+    best = read_checkpoint(os.path.join(run_folder(), 'last.pth'))['best']
+    assert best == {'reranked_R1': max(values), 'epoch': 1 + values.index(max(values))}
+
+
 def test_the_average_is_evaluated_and_saved(command, run_folder):
     train_program.main([*command, *GRADIENTS, '--num_epoch', '1', '--save_period', '1'])
     last = read_checkpoint(os.path.join(run_folder(), 'last.pth'))
