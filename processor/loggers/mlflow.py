@@ -49,9 +49,9 @@ class MlflowLogger(MetricsLogger):
 
     def log(self, metrics, step, epoch):
         milliseconds = int(1000 * time.time())
-        values = {'epoch': epoch, **metrics}
+        # Without 'epoch': in a folder, it would be a file with the name of the folder of 'epoch/loss'.
         self.client.log_batch(self.run_id, metrics=[self.metric_class(name, float(value), milliseconds, step)
-                                                    for name, value in values.items()])
+                                                    for name, value in metrics.items()])
 
     def close(self):
         self.client.set_terminated(self.run_id)
