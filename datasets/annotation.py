@@ -225,6 +225,19 @@ class BaseDataset:
                 'caption_pids': np.repeat(entries.ids, entries.counts).tolist(), 'captions': list(entries.captions())
                 }, set(pids)
 
+    def evaluation_samples(self, split):
+        """The images and captions of a split to rank, with the annotation's pids.
+
+        Args:
+            split: train, val or test.
+
+        Returns:
+            ``{'image_pids', 'img_paths', 'caption_pids', 'captions'}``, as ``val`` and ``test``.
+        """
+        if split == 'train':     # made on demand, because training does not need it
+            return self._build_evaluation_samples(self.split_entries[split])[0]
+        return getattr(self, split)
+
     def format_counts(self):
         """Format a table of identities, images and captions in each split."""
         table = PrettyTable(['split', 'identities', 'images', 'captions'])

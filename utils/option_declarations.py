@@ -15,8 +15,8 @@ EVERYDAY_OPTIONS = (
     'loss_names', 'MLM', 'backbone', 'pretrain_choice', 'img_size', 'text_length',
     'num_epoch', 'lr', 'optimizer', 'image_cache', 'micro_batch', 'grad_checkpoint')
 EVERYDAY_TEST_OPTIONS = (
-    'config_file', 'checkpoint', 'pretrain_choice', 'dataset_name', 'root_dir', 'i2t', 'rerank', 'test_batch_size',
-    'num_workers', 'device', 'amp', 'image_cache')
+    'config_file', 'checkpoint', 'pretrain_choice', 'dataset_name', 'root_dir', 'split', 'i2t', 'rerank',
+    'test_batch_size', 'num_workers', 'device', 'amp', 'image_cache')
 BREAKDOWNS = ('attributes', 'words')
 
 # Short names for the declarations below.
@@ -39,6 +39,7 @@ def build_parser():
     for provider in option_providers():
         provider.add_options(parser)
     add_ignored_options(parser)
+    parser.run_options = {'init_from', 'resume_ckpt_file'}
     parser.everyday_options = EVERYDAY_OPTIONS
     parser.advanced_options = set(parser.actions()) - set(EVERYDAY_OPTIONS)
     parser.unabbreviated_flags |= {'--val_rerank', *SETTINGS}   # --val is --val_dataset in published commands
@@ -57,15 +58,18 @@ def build_core_parser():
 def build_test_parser(program, description):
     """Build the parser that test.py and other tools share: a trained run, or a pretrained CLIP without a run."""
     parser = Parser(prog=program, description=description,
-                    usage='%(prog)s --config_file <run folder>/configs.yaml [--<option> VALUE ...]')
+                    usage='%(prog)s --config_file RUN [--<option> VALUE ...]')
     run = parser.add_argument_group('trained model')
-    run.add_argument('--config_file', help='configs.yaml of the run')
+    run.add_argument('--config_file', metavar='RUN',
+                     help="configs.yaml of the run, its folder, or <dataset>/<name> or <name> of a run below logs, "
+                          'which is the newest one of this name')
     run.add_argument('--checkpoint', help='checkpoint to evaluate (default: best.pth next to configs.yaml)')
     run.add_argument('--base_weights', metavar='FILE',
                      help='file of the pretrained weights that a run with --tuning needs (default: the file that the '
                           'run started from)')
     run.add_argument('--vocab_file',
-                     help="BERT's vocab.txt or its folder, for --backbone aptm and albef (default: the run's)")
+                     help="BERT's vocab.txt or its folder, for --backbone aptm and albef, or the folder of open_clip's "
+                          "tokenizer (default: the run's)")
     run.add_argument('--device', help='auto, cpu, mps, cuda or cuda:<n> (default: as in configs.yaml)')
     run.add_argument('--amp', choices=['auto', 'bf16', 'fp16', 'off'],
                      help='precision of the forward pass (default: as in configs.yaml)')
@@ -75,6 +79,10 @@ def build_test_parser(program, description):
                       help="names of a table's columns: image=... caption=... id=... split=... back_translation=... "
                            'second_caption=...')
     data.add_argument('--root_dir', help="folder of the datasets' folders (default: as in configs.yaml)")
+    data.add_argument('--split', choices=['test', 'val', 'train'], default='test',
+                      help='split to evaluate; train and val show over- and underfitting')
+    data.add_argument('--distractors', metavar='FOLDER',
+                      help='folder of images without captions that enlarge the gallery (default: none)')
     data.add_argument('--test_batch_size', type=positive_int,
                       help='number of images or captions to encode at a time (default: as in configs.yaml)')
     data.add_argument('--num_workers', type=number_of_workers,
@@ -105,6 +113,7 @@ def build_test_parser(program, description):
                            '<output_dir>/<dataset>/zero-shot_<weights> (default: logs)')
     untrained.add_argument('--trust_archive', action='store_true', default=None,
                            help="load a TorchScript archive that is not one of OpenAI's; it can execute code")
+    parser.run_options = {'config_file'}
     parser.everyday_options = EVERYDAY_TEST_OPTIONS
     parser.advanced_options = set(parser.actions()) - set(EVERYDAY_TEST_OPTIONS)
     return parser
@@ -150,9 +159,10 @@ def add_run_options(parser):
     add_boolean_option(run, '--resume', False, "resume the run of --resume_ckpt_file in its folder; --resume <run's "
                        'folder> sets both', effect=INVOCATION)
     run.add_argument('--resume_ckpt_file', default='', effect=INVOCATION,
-                     help="last.pth of the run to resume, or the run's folder")
+                     help="last.pth of the run to resume, its folder, or its name below logs, such as CUHK-PEDES/irra")
     run.add_argument('--init_from', '--finetune', default='', effect=RESULT | RUN, metavar='FILE',
-                     help='checkpoint whose weights initialize a new run (--finetune: its name in FMFA)')
+                     help='checkpoint whose weights initialize a new run, or a run whose best one does (--finetune: '
+                          'its name in FMFA)')
     run.add_argument('--base_weights', default='', effect=INVOCATION, metavar='FILE',
                      help="file of the pretrained weights that a tuned run's checkpoint needs, if --init_from names "
                           'such a checkpoint (default: the file that the run started from)')

@@ -6,6 +6,7 @@ from utils.commands import program_name
 from utils.errors import UserError, suggest_name
 from utils.help_pages import ShowHelp, full_page
 from utils.option_types import Effect, add_bounds, shorten, valid_text
+from utils.run_aliases import alias_names
 
 
 class EffectMixin:
@@ -65,6 +66,7 @@ class Parser(EffectMixin, argparse.ArgumentParser):
         advanced_options: names of the options that only ``--help all`` shows.
         catalogs: {title: {name: description}} of names that options accept, for ``--help``.
         completions: {option: names that it joins by +}, for shell completion.
+        run_options: names of the options that take a run or its name (:mod:`utils.run_aliases`), for the same.
         topics: {name: :class:`~utils.help_pages.Topic`} that ``--help <name>`` explains.
         unabbreviated_flags: flags that must be written in full, so that abbreviations of published commands are unique.
         readers: {option: classes that read it, such as heads}. Options that are not here are read by all.
@@ -77,7 +79,7 @@ class Parser(EffectMixin, argparse.ArgumentParser):
             settings['prog'] = program_name(settings['prog'])
         super().__init__(allow_abbrev=False, add_help=False, **settings)
         self.everyday_options, self.advanced_options = (), set()
-        self.catalogs, self.completions, self.topics = {}, {}, {}
+        self.catalogs, self.completions, self.topics, self.run_options = {}, {}, {}, set()
         self.unabbreviated_flags, self.readers, self.defaults_in_code = set(), {}, {}
         self.add_argument('-h', '--help', nargs='?', const='', default=argparse.SUPPRESS, action=ShowHelp,
                           metavar='TOPIC', help='help page')
@@ -133,6 +135,8 @@ class Parser(EffectMixin, argparse.ArgumentParser):
         import argcomplete
         for name, known in self.completions.items():
             self.actions()[name].completer = completer_of_joined_names(known)
+        for name in self.run_options & set(self.actions()):
+            self.actions()[name].completer = complete_run
         argcomplete.autocomplete(self, always_complete_options='long')
 
     def format_help(self):
@@ -271,6 +275,12 @@ def completer_of_joined_names(known):
         before, plus, _ = prefix.rpartition('+')
         return [before + plus + name for name in sorted(known)]
     return complete
+
+
+def complete_run(prefix, **unused):
+    """Complete a run for argcomplete: a name of a run below logs, or a path."""
+    from argcomplete.completers import FilesCompleter
+    return [name for name in alias_names() if name.startswith(prefix)] + list(FilesCompleter()(prefix))
 
 
 def split_at_dashes(argv):
