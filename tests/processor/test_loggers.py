@@ -169,7 +169,7 @@ def run_twice(folder, name):
         metrics_log.close()
 
 
-# What both services get: (metrics, step).
+# The calls that both services get: (metrics, step).
 EXPECTED = [({'train/loss': 10.0}, 1), ({'train/loss': 5.0}, 2), ({'epoch/loss': 7.0}, 2),
             ({'train/loss': 10.0 / 3}, 3), ({'epoch/loss': 7.0}, 3)]
 
