@@ -15,10 +15,9 @@ from datasets.sampler import FirstBatches
 from datasets.workers import Loader
 from processor.clean_pairs import compute_pair_losses
 from processor.estimates import RunEstimate, measure_sample_seconds
-from processor.evaluators import build_evaluator
 from processor.processor import Trainer
 from processor.progress import format_duration
-from processor.training_run import prepare_training
+from processor.training_run import build_run_evaluator, prepare_training
 from utils import comm
 from utils.checkpoint import read_checkpoint
 from utils.comm import pick_device
@@ -150,7 +149,7 @@ def train_shortly(args, run, epochs, steps):
     loader = Loader(full.dataset, batch_sampler=FirstBatches(full.batch_sampler, steps), collate_fn=full.collate_fn,
                     **loader_settings(args))
     trainer = TimedTrainer(replace_options(args, num_epoch=epochs), run.model, loader,
-                           build_evaluator(run.loaders.evaluations), run.optimizer, run.scheduler, run.checkpointer)
+                           build_run_evaluator(args, run), run.optimizer, run.scheduler, run.checkpointer)
     with quiet_logs():
         trainer.run(run.start_epoch)
     if not trainer.seconds:
