@@ -31,17 +31,18 @@ from utils.images import READER_VERSION, to_rgb
 from utils.iotools import read_image
 from utils.options import Effect, build_parser, build_test_parser, parse_test_options, replace_options, to_plain_value
 from utils.rerank_options import as_rerank_settings
+from utils.version import __version__
 
 logger = logging.getLogger('Pedestal.search')
 
-__all__ = ['People', 'UserError', 'load', 'load_options']
+__all__ = ['People', 'UserError', '__version__', 'load', 'load_options']
 
 
 def load(run, checkpoint=None, device='auto', amp=None, base_weights=None):
     """Load a trained or published run.
 
     Args:
-        run: the run's folder, or the configs.yaml in it.
+        run: the run's folder, the configs.yaml in it, or its name below ``logs``, such as ``CUHK-PEDES/irra``.
         checkpoint: a checkpoint file; None: the run's best.pth.
         device: auto, cpu, mps, cuda or cuda:<n>.
         amp: the precision: auto, bf16, fp16 or off; None: that of the training.
@@ -60,11 +61,10 @@ def load_options(run, **flags):
     """Load the options of a run.
 
     Args:
-        run: the run's folder, or the configs.yaml in it.
+        run: the run's folder, the configs.yaml in it, or its name below ``logs``, such as ``CUHK-PEDES/irra``.
         flags: flags of test.py that replace the run's options; None: the run's own.
     """
-    config = os.path.join(run, 'configs.yaml') if os.path.isdir(run) else os.fspath(run)
-    arguments = ['--config_file', config]
+    arguments = ['--config_file', os.fspath(run)]
     for flag, value in flags.items():
         if value is not None:
             arguments += [f'--{flag}', str(value)]

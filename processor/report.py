@@ -11,7 +11,7 @@ from processor.evaluation import compute_rankings, embed_split
 from processor.history import format_summary, summarize_evaluations
 from processor.independence import check_independence, reorder
 from processor.provenance import (
-    collect_provenance, describe_selection, sample_names, selection_dataset, split_counts)
+    collect_provenance, count_distractors, describe_selection, sample_names, selection_dataset, split_counts)
 from processor.recognition import find_attribute_head, format_attribute_table, recognize_attributes
 from processor.reranker import rerank, validate_rerank
 from processor.results import (
@@ -91,9 +91,11 @@ class Report:
     def add_provenance(self, args, run):
         """Add the provenance, and a warning if the test split is not the published one."""
         self.provenance = collect_provenance(args, run)
-        note = published_split_note(args.dataset_name, split_counts(self.provenance))
+        note = published_split_note(args.dataset_name, split_counts(self.provenance), args.split)
         if note:
             self.lines.append(f'{note}; compare with no published figure')
+        elif args.split != 'test':
+            self.lines.append(f'these are results on the {args.split} split: compare with no published figure')
 
     @property
     def is_independent(self):
@@ -178,13 +180,18 @@ def evaluate(args, run):
     args = replace_options(args, **run.model.backbone.resolved_options)
     if getattr(run.images.dataset, 'evaluates_attributes', False):
         return evaluate_attributes(args, run)
+    if args.i2t and args.distractors:
+        raise UserError('--i2t ranks captions for each image, and a distractor has none: leave out --i2t or '
+                        '--distractors')
     report, settings = Report(), read_rerank_settings(args)
     if settings:
         validate_rerank(run.model, settings, len(run.images.dataset), len(run.captions.dataset))
     names = sample_names(args, run.images.dataset, run.captions.dataset)
 
     embeddings = qfeats, gfeats, qids, gids = embed_split(run.model, run.images, run.captions)
-    title = f'{args.dataset_name} test: {len(qids)} captions, {len(gids)} images'
+    distractors = count_distractors(run.images.dataset)
+    title = (f'{args.dataset_name} {args.split}: {len(qids)} captions, {len(gids)} images'
+             + f', {distractors} of them distractors' * bool(distractors))
     report.add_table(title, 'as loaded', rank_on_main_process(args, run.model, embeddings), zip((qids, gids), names))
     report.independence = comm.run_on_main_process(
         lambda: check_independence(run.model, run.images, run.captions, (qfeats, gfeats)))

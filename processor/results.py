@@ -16,7 +16,7 @@ import numpy as np
 
 from datasets.registry import published_split_note
 from model.clip_weights import file_stem
-from processor.provenance import split_counts, split_sha256
+from processor.provenance import evaluated_split, split_counts, split_sha256
 from utils.csv_files import read_csv, write_csv
 from utils.errors import UserError, unknown_name_error
 from utils.iotools import atomic_write, parse_json, read_json
@@ -70,6 +70,11 @@ class Record(NamedTuple):
     def metrics(self):
         """The numbers among the values."""
         return {name: value for name, value in self.values.items() if isinstance(value, (int, float))}
+
+    @property
+    def tagged_metrics(self):
+        """The metrics with names such as ``train/loss``, as loggers get them."""
+        return {f'{self.kind}/{name}': value for name, value in self.metrics.items()}
 
     @property
     def is_evaluation(self):
@@ -226,7 +231,7 @@ class Results:
     @property
     def split_note(self):
         """A warning if the test split is not the published one; else ``''``."""
-        return published_split_note(self.dataset, split_counts(self.provenance))
+        return published_split_note(self.dataset, split_counts(self.provenance), evaluated_split(self.provenance))
 
 
 # {key in metrics.json: attribute of Results}
@@ -238,7 +243,8 @@ def result_path(args, name):
     """Return the path of a result file in the checkpoint's folder.
 
     The file name contains the checkpoint's name if it is not best.pth, and the dataset if it is not the one of the
-    training: ``metrics_last_RSTPReid.json``. An untrained CLIP has a folder of its own.
+    training: ``metrics_last_RSTPReid.json``. Another split than test and distractors have names of their own also:
+    ``metrics_val.json``, ``metrics_distractors.json``. An untrained CLIP has a folder of its own.
 
     Args:
         args: the options of test.py.
@@ -248,12 +254,19 @@ def result_path(args, name):
         weights = args.pretrain_choice
         is_file = os.path.isfile(weights)
         stem = os.path.splitext(os.path.basename(weights))[0] if is_file else file_stem(weights.replace(':', '-'))
-        return os.path.join(args.output_dir, args.dataset_name, f'zero-shot_{stem}', name)
-    name, extension = os.path.splitext(name)
+        return os.path.join(args.output_dir, args.dataset_name, f'zero-shot_{stem}', with_split(args, name))
+    name, extension = os.path.splitext(with_split(args, name))
     stem = os.path.splitext(os.path.basename(args.checkpoint))[0]
     is_other = args.dataset_name != args.config.data.trained_on
     parts = [name] + [stem] * (stem != 'best') + [args.dataset_name] * is_other
     return os.path.join(os.path.dirname(args.checkpoint), '_'.join(parts) + extension)
+
+
+def with_split(args, name):
+    """Return a file's name with the evaluated split, unless it is test, and a mark for distractors."""
+    name, extension = os.path.splitext(name)
+    parts = [name] + [args.split] * (args.split != 'test') + ['distractors'] * bool(args.distractors)
+    return '_'.join(parts) + extension
 
 
 def save_results(args, results, queries):
@@ -308,14 +321,15 @@ def find_results(path, checksum):
 
 
 def find_other_results(checkpoint, dataset):
-    """Find the results of a checkpoint on other datasets than ``dataset``, from earlier runs of test.py.
+    """Find the results of a checkpoint on the test splits of other datasets than ``dataset``, from test.py.
 
     Returns:
         A :class:`Results` for each ``metrics_<...>.json`` of the checkpoint, sorted by file.
     """
     paths = sorted(glob.glob(os.path.join(glob.escape(os.path.dirname(checkpoint)), 'metrics_*.json')))
     checksum = compute_sha256(checkpoint) if paths else None
-    return [results for path in paths if (results := find_results(path, checksum)) and results.dataset != dataset]
+    return [results for path in paths if (results := find_results(path, checksum)) and results.dataset != dataset
+            and evaluated_split(results.provenance) == 'test' and not results.provenance.get('distractors')]
 
 
 def read_reranked(split):

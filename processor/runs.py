@@ -34,12 +34,12 @@ logger = logging.getLogger('Pedestal.test')
 
 
 class TrainedRun(NamedTuple):
-    """A trained model and its test split.
+    """A trained model and the split to evaluate it on, by default test.
 
     Attributes:
         model: the model on its device.
-        images: the loader of the test split's images.
-        captions: the loader of the test split's captions.
+        images: the loader of the split's images.
+        captions: the loader of the split's captions.
         checkpoint: the checkpoint without the weights.
     """
     model: nn.Module
@@ -102,7 +102,9 @@ def embed_queries(model, ids):
 
 
 class Split:
-    """The test split of a run, for reports of heads (:class:`model.heads.HasReport`) and for tools.
+    """The evaluated split of a run, by default test.
+
+    Reports of heads (:class:`model.heads.HasReport`) and tools read it.
 
     Attributes:
         entries: the annotated images, dicts with ``id`` and ``captions``, in the annotation's order.
@@ -118,11 +120,11 @@ class Split:
 
     @functools.cached_property
     def dataset(self):
-        return build_dataset_from_args(self.args, verbose=False, splits=('test',))
+        return build_dataset_from_args(self.args, verbose=False, splits=(self.args.split,))
 
     @property
     def entries(self):
-        return self.dataset.test_annos
+        return getattr(self.dataset, f'{self.args.split}_annos')
 
     @property
     def captions(self):

@@ -46,7 +46,8 @@ def main(argv=None):
 
 def build_page_parser():
     parser = Parser(prog='page.py', description=__doc__, usage='%(prog)s RUN [RUN] [--<option> VALUE ...]')
-    parser.add_argument('runs', nargs='+', metavar='RUN', help='folder of a run, or its configs.yaml; one or two')
+    parser.add_argument('runs', nargs='+', metavar='RUN',
+                        help='folder, configs.yaml or name of a run, such as CUHK-PEDES/irra; one or two')
     parser.add_argument('--out', default='page.html', help='file of the page')
     parser.add_argument('--top', type=positive_int, default=8, help='number of images per caption')
     parser.add_argument('--dataset_name', help="dataset to test on (default: the run's own)")
@@ -56,6 +57,7 @@ def build_page_parser():
                              'run started from)')
     parser.add_argument('--device', help='auto, cpu, mps, cuda or cuda:<n> (default: as in configs.yaml)')
     add_rerank_options(parser, '--rerank', "method that orders each caption's images again")
+    parser.run_options = {'runs'}
     return parser
 
 
@@ -93,10 +95,9 @@ class RunResults:
         import pedestal
         import torch.nn.functional as F
         from processor.breakdown import break_down_by_words
-        self.name = os.path.basename(os.path.normpath(
-            run if os.path.isdir(run) else os.path.dirname(os.path.abspath(run))))
         args = pedestal.load_options(run, dataset_name=page_args.dataset_name, root_dir=page_args.root_dir,
                                    device=page_args.device, base_weights=page_args.base_weights)
+        self.name = os.path.basename(os.path.dirname(os.path.abspath(args.config_file)))
         people = pedestal.People(args)
         self.captions, self.paths = list(people.split.captions), people.split.paths
         (gallery, self.g_pids), (queries, self.q_pids) = people.split.gallery, people.split.queries
@@ -130,7 +131,7 @@ class RunResults:
             notes.append(describe_order(settings))
         counts = len(set(self.g_pids.tolist())), len(self.paths), len(self.captions)
         lines = [format_table(rows, intervals), describe_selection(people.args, people.checkpoint),
-                 published_split_note(people.args.dataset_name, counts)]
+                 published_split_note(people.args.dataset_name, counts, people.args.split)]
         return '\n'.join(filter(None, [*lines, *notes])), report.queries[shown, 't2i']
 
     @property
