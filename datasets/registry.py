@@ -28,7 +28,7 @@ def datasets():
 def collect_datasets(imported):
     """Collect the classes of :func:`datasets`. ``imported`` is the cache's key for declarations or imported classes."""
     classes, base = [], load_plugin('datasets.annotation').BaseDataset
-    for module in pkgutil.iter_modules([os.path.dirname(__file__)], 'datasets.'):
+    for module in pkgutil.iter_modules([os.path.dirname(__file__)], f'{__package__}.'):
         if module.ispkg or module.name == __name__:   # synthpedes writes datasets and defines none
             continue
         try:

@@ -165,9 +165,11 @@ class Trainer:
         self.log.write_evaluation(metrics, getattr(self.evaluator, 'other_metrics', {}))
         if figure > state.best_value:
             state.best = {self.measure.key: float(figure), 'epoch': epoch}
+            selected_by = getattr(self.evaluator, 'selected_by', None)
             with self.average.applied():
                 self.checkpointer.save('best', epoch=epoch, metrics=metrics, val_dataset=self.args.val_dataset,
-                                       noise=getattr(self.loader.dataset, 'noise', None))
+                                       noise=getattr(self.loader.dataset, 'noise', None),
+                                       **({'selected_by': selected_by} if selected_by else {}))
         self.log.log_evaluation(figure)
         state.pending_evaluation = None
         self.save_last()

@@ -10,6 +10,7 @@ import torchvision
 from datasets.distractors import DISTRACTOR_PID
 from datasets.joined import first_dataset_name
 from utils.options import as_dict
+from utils.version import __version__
 
 
 def collect_provenance(args, run):
@@ -20,7 +21,8 @@ def collect_provenance(args, run):
         run: the evaluated :class:`~processor.runs.TrainedRun`.
     """
     images, captions, checkpoint = run.images.dataset, run.captions.dataset, run.checkpoint
-    versions = {'python': platform.python_version(), 'torch': torch.__version__, 'torchvision': torchvision.__version__}
+    versions = {'pedestal': __version__, 'python': platform.python_version(), 'torch': torch.__version__,
+                'torchvision': torchvision.__version__}
     has_gpu = torch.cuda.is_available()
     return {
         'options': as_dict(args),
@@ -28,6 +30,7 @@ def collect_provenance(args, run):
         'checkpoint_sha256': checkpoint.get('sha256'),
         'trained_for': checkpoint_epoch(args, checkpoint),
         'chosen_by_split': selection_split(args, checkpoint),
+        'chosen_by_measure': checkpoint.get('selected_by'),
         'noise': checkpoint.get('noise'),
         'trained_on': args.config.data.trained_on,
         'dataset': args.dataset_name,
@@ -87,7 +90,8 @@ def describe_selection(args, checkpoint):
         return f'{args.checkpoint}: {epoch}, chosen by no split'
     dataset = selection_dataset(args)
     warning = ', the split it is tested on' if split == args.split and dataset == args.dataset_name else ''
-    return f'{args.checkpoint}: {epoch}, chosen by the {split} split of {dataset}{warning}'
+    measure = f"{checkpoint['selected_by']} on " if checkpoint.get('selected_by') else ''
+    return f'{args.checkpoint}: {epoch}, chosen by {measure}the {split} split of {dataset}{warning}'
 
 
 def selection_split(args, checkpoint):

@@ -18,7 +18,7 @@ from datasets.registry import published_split_note
 from model.clip_weights import file_stem
 from processor.provenance import evaluated_split, split_counts, split_sha256
 from utils.csv_files import read_csv, write_csv
-from utils.errors import UserError
+from utils.errors import UserError, unknown_name_error
 from utils.iotools import atomic_write, parse_json, read_json
 from utils.measures import RANK1, find_measure, has_all_metrics
 from utils.queries import QueryResults
@@ -28,7 +28,7 @@ logger = logging.getLogger('Pedestal.test')
 
 # Titles of tables, which are also keys of metrics.json.
 ONE_BY_ONE = 'the same, embedded one by one'
-RERANKED = "the same, each caption's "   # before '<n> best re-ranked'
+RERANKED = 'the same, '                 # before the title of the settings of re-ranking (utils/rerank_options.py)
 QUERY_COLUMNS = ('how', 'task', 'pid', 'first_rank', 'AP', 'INP', 'query')
 
 
@@ -341,11 +341,20 @@ def read_reranked(split):
     expected = split.run.checkpoint['sha256'], checksum
     if (results.provenance.get('checkpoint_sha256'), results.provenance.get('split_sha256')) != expected:
         return {}, {}
-    rows = {f't2i, {title.removeprefix(RERANKED)}': title for title, tasks in results.tables.items()
-            if title.startswith(RERANKED) and has_all_metrics(tasks.get('t2i'))}
+    rows = {reranked_row(title): title for title, tasks in results.tables.items()
+            if title.startswith(RERANKED) and 're-ranked' in title and has_all_metrics(tasks.get('t2i'))}
     return ({row: results.tables[title]['t2i'] for row, title in rows.items()},
             {row: results.intervals[title]['t2i'] for row, title in rows.items()
              if 't2i' in results.intervals.get(title, {})})
+
+
+def reranked_row(title):
+    """The name of a table's row with the metrics of re-ranking, given the title of its own table.
+
+    >>> reranked_row("the same, each caption's 128 best re-ranked")
+    't2i, 128 best re-ranked'
+    """
+    return f't2i, {title.removeprefix(RERANKED)}'.replace("each caption's ", '')
 
 
 # -- queries.csv -------------------------------------------------------------------------------------------------------
@@ -355,8 +364,8 @@ def write_queries(path, rankings):
 
     The columns are:
 
-    - how: how the samples were embedded: as loaded, shuffled, one by one; or re-ranked <n>: as loaded, with the n best
-      images re-ranked
+    - how: how the samples were embedded: as loaded, shuffled, one by one; or re-ranked <method>: as loaded, then
+      re-ranked (utils/rerank_options.py)
     - task: t2i: captions search for images; i2t: images search for captions; <part>-t2i: t2i by one part of the
       embedding
     - pid: the query's identity
@@ -401,6 +410,33 @@ def read_queries(path):
         raise UserError(f'{path} cannot be read: {error.strerror}') from None
     except (ValueError, csv.Error) as error:   # truncated, or edited
         raise UserError(f'{path} is damaged ({error}); run test.py again') from None
+
+
+def read_evaluated_queries(path, how='as loaded', task='t2i'):
+    """Read the results of an evaluation, and those of each query.
+
+    Args:
+        path: a metrics.json; its queries.csv is next to it.
+        how, task: the ranking in queries.csv (:func:`write_queries`).
+
+    Returns:
+        ``(Results, QueryResults)``.
+
+    Raises:
+        UserError: a file is missing, damaged or of another evaluation, or it lacks the ranking.
+    """
+    results = read_results(path)
+    if results.attributes and not results.tables:
+        raise UserError(f'{path} has attribute metrics and no results per caption: name runs that retrieve')
+    if not {'file', 'sha256'} <= results.queries.keys() or 'split_sha256' not in results.provenance:
+        raise UserError(f'{path} has no results per caption: run test.py again, which writes them next to it')
+    queries = os.path.join(os.path.dirname(path), results.queries['file'])
+    if not os.path.isfile(queries) or compute_sha256(queries) != results.queries['sha256']:
+        raise UserError(f'{queries} is missing or belongs to another evaluation than {path}: run test.py again')
+    rankings = read_queries(queries)
+    if (how, task) not in rankings:
+        raise unknown_name_error(f'ranking in {queries}:', f'{how}, {task}', [', '.join(key) for key in rankings])
+    return results, rankings[how, task]
 
 
 def parse_rows(rows):

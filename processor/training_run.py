@@ -20,6 +20,7 @@ from utils.errors import UserError
 from utils.iotools import lock_folder, save_train_configs
 from utils.logger import setup_logger
 from utils.options import replace_options, with_notes
+from utils.rerank_options import read_rerank_settings
 from utils.seeding import seed_all
 
 logger = logging.getLogger('Pedestal.train')
@@ -131,7 +132,7 @@ def train(args, device, checkpoint):
     optimizer = build_optimizer(args, model)
     scheduler = build_lr_scheduler(args, optimizer)
     checkpointer = Checkpointer(model, optimizer, scheduler, args.output_dir, save_to_disk=comm.is_main_process())
-    evaluator = build_evaluator(loaders.evaluations)
+    evaluator = build_evaluator(loaders.evaluations, read_rerank_settings(args, '--val_rerank'), model)
     start_epoch = 1
     if args.resume:
         start_epoch = checkpointer.resume(args.resume_ckpt_file, checkpoint)['epoch']

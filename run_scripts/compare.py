@@ -28,7 +28,7 @@ if __name__ == '__main__':      # if the tool runs as a file, search the reposit
 
 from datasets.registry import published_split_note
 from utils.csv_files import write_csv
-from utils.errors import UserError, run_program, unknown_name_error
+from utils.errors import UserError, run_program
 from utils.iotools import atomic_write, walk_folders
 from utils.option_types import non_negative_int
 from utils.options import Effect, Parser, build_parser, to_plain_value
@@ -38,7 +38,7 @@ from utils.tables import FORMATS, METRICS
 
 # Options that may differ between the seeds of a model, besides the options without an effect on a result.
 SEED_OPTIONS = {'seed', 'root_dir', 'checkpoint', 'split', 'distractors', 'i2t', 'one_by_one', 'eval_period', 'amp',
-                'micro_batch'}
+                'micro_batch', 'by', 'lexicon'}
 
 
 @functools.lru_cache(maxsize=None)
@@ -206,20 +206,9 @@ def find_results(pattern, name):
 
 def read_run(path, how, task):
     """The :class:`Run` of a metrics.json. Raises :class:`~utils.errors.UserError`."""
-    from processor.results import read_queries, read_results
-    from utils.weight_files import compute_sha256
-    results = read_results(path)
-    if results.attributes and not results.tables:
-        raise UserError(f'{path} has attribute metrics and no results per caption: name runs that retrieve')
-    if not {'file', 'sha256'} <= results.queries.keys() or 'split_sha256' not in results.provenance:
-        raise UserError(f'{path} has no results per caption: run test.py again, which writes them next to it')
-    queries = os.path.join(os.path.dirname(path), results.queries['file'])
-    if not os.path.isfile(queries) or compute_sha256(queries) != results.queries['sha256']:
-        raise UserError(f'{queries} is missing or belongs to another evaluation than {path}: run test.py again')
-    rankings = read_queries(queries)
-    if (how, task) not in rankings:
-        raise unknown_name_error(f'ranking in {queries}:', f'{how}, {task}', [', '.join(key) for key in rankings])
-    return Run(path, results.provenance, rankings[how, task], results.is_independent)
+    from processor.results import read_evaluated_queries
+    results, queries = read_evaluated_queries(path, how, task)
+    return Run(path, results.provenance, queries, results.is_independent)
 
 
 def require_same_split(runs):

@@ -6,6 +6,7 @@ import shutil
 import signal
 import sys
 
+from utils.commands import rename_commands
 from utils.terminal import protect_streams
 
 
@@ -242,7 +243,7 @@ def get_program_name():
 
 
 def print_error(error):
-    print(f'{get_program_name()}: error: {to_printable_line(error)}', file=sys.stderr, flush=True)
+    print(f'{get_program_name()}: error: {to_printable_line(rename_commands(str(error)))}', file=sys.stderr, flush=True)
 
 
 def restart_in_utf8_mode():

@@ -9,6 +9,7 @@ from utils.option_providers import option_providers
 from utils.option_types import split_dataset_path
 from utils.recipes import (drop_command_line_options, find_unknown_keys, rde_notes, read_options, reference_defaults,
                            refuse_other_interface, translate_rde_losses, unknown_key_notes)
+from utils.rerank_options import read_rerank_settings
 from utils.run_aliases import find_run_config
 from utils.run_config import Options, build_run_config, complete, with_notes
 
@@ -55,6 +56,7 @@ def parse_test_options(parser, argv=None):
     argv = sys.argv[1:] if argv is None else argv
     refuse_other_interface(argv, 'the command line')
     flags = parser.parse(argv)
+    read_rerank_settings(flags)     # raise for options of another method
     if flags.config_file:
         flags.config_file = find_run_config(flags.config_file)
         return trained_run_options(flags)

@@ -7,6 +7,7 @@ import re
 import textwrap
 from typing import NamedTuple
 
+from utils.commands import rename_commands
 from utils.errors import unknown_name_error
 from utils.option_types import Effect
 from utils.recipes import CONFIGS, recipe_names
@@ -34,7 +35,7 @@ class ShowHelp(argparse.Action):
     """Print a page and exit with status 0."""
 
     def __call__(self, parser, namespace, topic, option_string=None):
-        print(help_page(parser, topic))
+        print(rename_commands(help_page(parser, topic)))
         parser.exit()
 
 

@@ -6,6 +6,7 @@ from utils.option_providers import option_providers
 from utils.option_types import (Effect, add_boolean_option, bounded_number, fraction, fraction_below_one,
                                 non_negative_float, non_negative_int, positive_float, positive_int, positive_int_up_to)
 from utils.parser import Parser
+from utils.rerank_options import SETTINGS, add_rerank_options
 
 # The options that --help shows; --help all shows all.
 EVERYDAY_OPTIONS = (
@@ -16,7 +17,7 @@ EVERYDAY_OPTIONS = (
 EVERYDAY_TEST_OPTIONS = (
     'config_file', 'checkpoint', 'pretrain_choice', 'dataset_name', 'root_dir', 'split', 'i2t', 'rerank',
     'test_batch_size', 'num_workers', 'device', 'amp', 'image_cache')
-RERANK_SCORES = ('caption', 'released', 'itm')
+BREAKDOWNS = ('attributes', 'words')
 
 # Short names for the declarations below.
 NONE, RESULT, RUN, INVOCATION = Effect.NONE, Effect.RESULT, Effect.RUN, Effect.INVOCATION
@@ -41,6 +42,7 @@ def build_parser():
     parser.run_options = {'init_from', 'resume_ckpt_file'}
     parser.everyday_options = EVERYDAY_OPTIONS
     parser.advanced_options = set(parser.actions()) - set(EVERYDAY_OPTIONS)
+    parser.unabbreviated_flags |= {'--val_rerank', *SETTINGS}   # --val is --val_dataset in published commands
     parser.defaults_in_code = {name: action.default for name, action in parser.actions().items()}
     return parser
 
@@ -92,13 +94,7 @@ def build_test_parser(program, description):
     evaluation.add_argument('--i2t', action='store_true', help='also evaluate image-to-text retrieval')
     evaluation.add_argument('--one_by_one', action='store_true',
                             help='also evaluate embeddings from shuffled batches and from batches of one sample')
-    evaluation.add_argument('--rerank', type=positive_int, metavar='K',
-                            help="number of each caption's best images to score again, pair by pair, with the "
-                                 'image-text matching head (loss itm)')
-    evaluation.add_argument('--rerank_score', choices=RERANK_SCORES, default='caption',
-                            help='scores that order the images of --rerank; caption: those of pairs, scaled within '
-                                 'each caption, and the cosine; released: the same, scaled over the whole test split '
-                                 '(APTM); itm: those of pairs alone (RaSa, MARS)')
+    add_rerank_options(evaluation, '--rerank', "method that orders each caption's images again, in a table of its own")
     untrained = parser.add_argument_group('instead of --config_file', 'A pretrained CLIP, evaluated without training.')
     untrained.add_argument('--backbone', help='backbone of a published checkpoint without configs.yaml, with '
                            '--checkpoint')
@@ -123,12 +119,25 @@ def build_test_parser(program, description):
     return parser
 
 
+def add_breakdown_options(parser):
+    """Add the options of results by attribute and by word (:mod:`processor.breakdown`) to a parser."""
+    breakdown = parser.add_argument_group('results by groups of captions')
+    breakdown.add_argument('--by', nargs='+', choices=BREAKDOWNS, default=[], effect=NONE,
+                           help='groups of captions whose results are also printed; attributes: captions with a color, '
+                                'a garment or another word of the lexicon; words: captions with a word that differ '
+                                'from all others')
+    breakdown.add_argument('--lexicon', metavar='FILE', effect=NONE,
+                           help='YAML file with the words of --by attributes and their synonyms (default: '
+                                'configs/lexicon/english.yaml)')
+
+
 # -- options of every run --------------------------------------------------------------------------------------------
 
 def add_run_options(parser):
     run = parser.add_argument_group('run')
     run.add_argument('--config_file', default='', effect=INVOCATION,
-                     help='recipe: a YAML file of options by name; flags override it')
+                     help='recipe: a YAML file of options by name, or the name of a recipe of Pedestal, such as '
+                          'irra; flags override it')
     add_boolean_option(run, '--print_config', False, 'print all options as a recipe, and exit', effect=INVOCATION)
     run.add_argument('--name', default='baseline', effect=NONE, help="name of the run, a part of its folder's name")
     run.add_argument('--output_dir', default='logs', effect=RUN,
@@ -142,6 +151,8 @@ def add_run_options(parser):
                      '--dataset_name; it chooses the best epoch (for pretraining)')
     run.add_argument('--val_dataset', default='test', choices=['test', 'val'], effect=RESULT | NOT_IN_RECIPE,
                      help='split that chooses the best epoch (IRRA: test)')
+    add_rerank_options(run, '--val_rerank', 'method that orders the images of the evaluations during training again; '
+                       'the best epoch is that with the highest re-ranked Rank-1', RESULT | NOT_IN_RECIPE)
     add_boolean_option(run, '--resume', False, "resume the run of --resume_ckpt_file in its folder; --resume <run's "
                        'folder> sets both', effect=INVOCATION)
     run.add_argument('--resume_ckpt_file', default='', effect=INVOCATION,

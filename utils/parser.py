@@ -2,6 +2,7 @@
 import argparse
 import os
 
+from utils.commands import program_name
 from utils.errors import UserError, suggest_name
 from utils.help_pages import ShowHelp, full_page
 from utils.option_types import Effect, add_bounds, shorten, valid_text
@@ -73,6 +74,8 @@ class Parser(EffectMixin, argparse.ArgumentParser):
 
     def __init__(self, abbreviations=False, **settings):
         self.abbreviations = abbreviations
+        if settings.get('prog'):
+            settings['prog'] = program_name(settings['prog'])
         super().__init__(allow_abbrev=False, add_help=False, **settings)
         self.everyday_options, self.advanced_options = (), set()
         self.catalogs, self.completions, self.topics, self.run_options = {}, {}, {}, set()

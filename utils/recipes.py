@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import yaml
 
-from utils.errors import UserError
+from utils.errors import UserError, suggest_name
 from utils.option_providers import unread_options
 from utils.option_types import Effect
 from utils.safe_yaml import read_yaml
@@ -177,12 +177,6 @@ def is_reference_config(content):
     return is_run_config(content) and 'caption_masking' not in content
 
 
-def recipe_names():
-    """The names of all recipes ``configs/<name>.yaml``, sorted."""
-    return sorted(name.removesuffix('.yaml') for name in os.listdir(CONFIGS)
-                  if name.endswith('.yaml') and name not in OTHER_FILES)
-
-
 def find_recipes(dataset_name):
     """Find the recipes of all methods for a dataset.
 
@@ -193,7 +187,7 @@ def find_recipes(dataset_name):
         >>> [os.path.basename(path) for path in find_recipes('RSTPReid')][:3]
         ['a2te-rstpreid.yaml', 'agm.yaml', 'aptm.yaml']
     """
-    stems = recipe_names()
+    stems = [name for name in recipe_names() if '/' not in name]
     paths = []
     for method in stems:
         if any(method.startswith(f'{other}-') for other in stems):
@@ -202,6 +196,36 @@ def find_recipes(dataset_name):
         if own in stems or dataset_name in BENCHMARKS:
             paths.append(os.path.join(CONFIGS, f'{own if own in stems else method}.yaml'))
     return paths
+
+
+def recipe_names():
+    """The names of Pedestal's recipes: those of the files in configs, such as 'irra' and 'synthpedes/quickstart'."""
+    folders = {folder: os.listdir(os.path.join(CONFIGS, folder)) for folder in ('', 'synthpedes')}
+    return sorted(os.path.join(folder, name).removesuffix('.yaml').replace(os.sep, '/')
+                  for folder, names in folders.items() for name in names
+                  if name.endswith('.yaml') and name not in OTHER_FILES)
+
+
+def find_recipe(name):
+    """Find the file of ``--config_file``: the file itself, or Pedestal's recipe of this name.
+
+    Args:
+        name: a path, or a recipe's name with or without ``configs/`` and ``.yaml``.
+
+    Returns:
+        A path; ``name`` if there is neither.
+
+    Example:
+        >>> os.path.relpath(find_recipe('irra'), CONFIGS), find_recipe('none.yaml')
+        ('irra.yaml', 'none.yaml')
+    """
+    recipe = recipe_name(name)
+    return name if os.path.isfile(name) or recipe not in recipe_names() else os.path.join(CONFIGS, f'{recipe}.yaml')
+
+
+def recipe_name(path):
+    """Remove ``configs/`` and ``.yaml`` from a path."""
+    return os.fspath(path).replace(os.sep, '/').removesuffix('.yaml').removeprefix('configs/')
 
 
 def moved_recipe(path):
@@ -225,16 +249,28 @@ def moved_recipe(path):
     return None
 
 
+def suggest_recipe(path):
+    """The end of an error for a missing config: the recipe with the closest name, if one is close."""
+    name = recipe_name(path)
+    suggestion = suggest_name(name, [recipe for recipe in recipe_names() if recipe.count('/') == name.count('/')])
+    return suggestion if suggestion.startswith('; did') else ''
+
+
 def read_options(path):
     """Read a recipe or a run's config as {key: value}.
+
+    Args:
+        path: the file, or the name of a recipe (:func:`find_recipe`).
 
     Raises:
         UserError: no YAML mapping, a file of a reference implementation with another interface, or the former path of
             a recipe.
     """
-    command = None if os.path.exists(path) else moved_recipe(path)
-    if command:
-        raise UserError(f'no config file {path}: the recipe has moved; give {command}')
+    path = find_recipe(path)
+    if not os.path.exists(path):
+        command = moved_recipe(path)
+        advice = f': the recipe has moved; give {command}' if command else suggest_recipe(path)
+        raise UserError(f'no config file {path}{advice}')
     content = read_yaml(path)
     if not is_run_config(content):
         refuse_other_interface(content, path)

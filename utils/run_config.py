@@ -12,6 +12,7 @@ from utils.option_declarations import build_parser, build_test_parser
 from utils.option_providers import option_providers
 from utils.option_types import split_dataset_path
 from utils.recipes import to_plain_value
+from utils.rerank_options import read_rerank_settings
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,8 @@ def complete(args):
     if total > 1:
         raise UserError('--masked_token_rate and --masked_token_unchanged_rate are fractions of the same tokens: they '
                         f'add up to {total:g}, and must not exceed 1')
+    if args.training:
+        read_rerank_settings(args, '--val_rerank')      # raise for options of another method
     for provider in option_providers():
         provider.validate_options(args)
     args.config = build_run_config(args)
