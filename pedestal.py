@@ -31,10 +31,11 @@ from utils.images import READER_VERSION, to_rgb
 from utils.iotools import read_image
 from utils.options import Effect, build_parser, build_test_parser, parse_test_options, replace_options, to_plain_value
 from utils.rerank_options import as_rerank_settings
+from utils.version import __version__
 
 logger = logging.getLogger('Pedestal.search')
 
-__all__ = ['People', 'UserError', 'load', 'load_options']
+__all__ = ['People', 'UserError', '__version__', 'load', 'load_options']
 
 
 def load(run, checkpoint=None, device='auto', amp=None, base_weights=None):

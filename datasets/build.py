@@ -24,6 +24,7 @@ from datasets.text import CaptionMasking, CaptionTransform, TextDataset, tokeniz
 from datasets.workers import Loader, start_worker
 from utils import comm
 from utils.errors import UserError, unknown_name_error
+from utils.machine import core_count
 from utils.option_types import split_dataset_path
 from utils.run_config import complete
 
@@ -284,8 +285,7 @@ def empty_split_error(dataset, split):
 
 def worker_count(args):
     """``--num_workers``, but at most this process's share of the CPU cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    return min(args.num_workers, max(cores // comm.get_local_world_size(), 1))
+    return min(args.num_workers, max(core_count() // comm.get_local_world_size(), 1))
 
 
 def loader_settings(args):

@@ -6,7 +6,7 @@ The file has one mapping ``{word: [synonyms]}`` per category, and combinations s
 import os
 import re
 import unicodedata
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -32,8 +32,7 @@ PHRASE_ENDS = STOP_WORDS | {'wearing', 'wears', 'wear', 'carrying', 'carries', '
                             'standing', 'stands', 'dressed', 'looking', 'worn', 'along'}
 
 
-@dataclass(frozen=True)
-class Token:
+class Token(NamedTuple):
     """A token of a caption: its text in lower case, and the ``{category: word}`` that the lexicon has for it."""
     text: str
     words: dict
@@ -62,30 +61,59 @@ class Lexicon:
         self.words = [(category, word) for category, words in categories.items() if not category.startswith('_')
                       for word in words]
         self.words += [(name, word) for name, (first, _) in self.combinations.items() for word in categories[first]]
-        self.words_by_entry = {}       # {entry: {category: word}}
+        self.words_by_key = {}         # {key of an entry: {category: word}}
         for category, words in categories.items():
             for word, synonyms in words.items():
                 for entry in (word, *synonyms):
-                    self.words_by_entry.setdefault(normalize_entry(entry), {})[category] = word
-        self.entries = sorted(self.words_by_entry, key=lambda entry: (-len(entry), entry))    # the longest first
-        self.tokens = re.compile('|'.join([*map(entry_pattern, self.entries), TOKEN]))
-        self.described = {second for _, second in self.combinations.values()}
+                    self.words_by_key.setdefault(entry_key(entry), {})[category] = word
+        self.prefixes = {key[:length] for key in self.words_by_key for length in range(1, len(key))}
+        self.described = {}            # {first category: the second categories of its combinations}
+        for first, second in self.combinations.values():
+            self.described.setdefault(first, set()).add(second)
 
     def find(self, caption):
         """Return the set of ``(category, word)`` that a caption mentions."""
         tokens = self.tokenize(caption)
         found = {(category, word) for token in tokens for category, word in token.words.items()
                  if not category.startswith('_')}
-        for name, (first, second) in self.combinations.items():
-            for position, token in enumerate(tokens):
-                if first in token.words and self.describes(tokens, position, first, second):
-                    found.add((name, token.words[first]))
+        for position in (position for position, token in enumerate(tokens) if token.words):
+            words = tokens[position].words
+            for name, (first, second) in self.combinations.items():
+                if first in words and self.describes(tokens, position, first, second):
+                    found.add((name, words[first]))
         return found
 
     def tokenize(self, caption):
         """Split a caption into :class:`Token`; an entry of several words is one token."""
-        return [Token(match[0], self.words_by_entry[self.entries[match.lastindex - 1]] if match.lastindex else {})
-                for match in self.tokens.finditer(normalize_entry(caption))]
+        texts, tokens, start = split_tokens(caption), [], 0
+        while start < len(texts):
+            end, words = self.match_entry(texts, start)
+            tokens.append(Token(' '.join(texts[start:end]), words))
+            start = end
+        return tokens
+
+    def match_entry(self, texts, start):
+        """Match the longest entry at ``start``: ``(end, {category: word})``; one token and ``{}`` if there is none."""
+        key, match = '', (start + 1, {})
+        for end in range(start, len(texts)):
+            if texts[end] != '-':
+                if is_punctuation(texts[end]):
+                    break
+                key += remove_possessive(texts[end])
+                words = self.look_up(key)
+                match = match if words is None else (end + 1, words)
+            if key not in self.prefixes:
+                break
+        return match
+
+    def look_up(self, key):
+        """Return ``{category: word}`` of a key, also if it has s or es at its end; None if there is no such entry."""
+        words = self.words_by_key.get(key)
+        if words is None and key.endswith('s'):
+            words = self.words_by_key.get(key[:-1])
+            if words is None and key.endswith('es'):
+                words = self.words_by_key.get(key[:-2])
+        return words
 
     def describes(self, tokens, position, first, second):
         """Whether the word at ``position`` describes a word of the category ``second``, after or before it."""
@@ -95,10 +123,11 @@ class Lexicon:
     def described_after(self, tokens, position, first):
         """The categories of the word after a color that the color describes, as in 'black and white striped shirt'."""
         index = end_of_series(tokens, position, first, step=1)
-        for token in tokens[index:index + MAX_MODIFIERS + 1]:
-            if self.described & token.words.keys():
+        rest = [token for token in tokens[index:index + 2 * MAX_MODIFIERS + 1] if token.text != '-']
+        for token in rest[:MAX_MODIFIERS + 1]:
+            if self.described[first] & token.words.keys():
                 return token.words
-            if token.text in PHRASE_ENDS or is_punctuation(token.text) and token.text != '-':
+            if token.text in PHRASE_ENDS or is_punctuation(token.text):
                 break
         return {}
 
@@ -107,11 +136,12 @@ class Lexicon:
         before = tokens[:end_of_series(tokens, position, first, step=-1) + 1]
         if before and before[-1].text in ('and', ','):     # 'the hair is long and black'
             before = before[:-1]
-        for modifiers in range(2):                         # 'is dark black'
+        has_modifier = bool(before) and before[-1].text not in PHRASE_ENDS
+        for modifiers in range(1 + has_modifier):          # 'is dark black'
             rest = before[:len(before) - modifiers]
             if len(rest) > 1 and rest[-1].text in COPULAS:
                 subject = rest[-3] if rest[-2].text in ('that', 'which') and len(rest) > 2 else rest[-2]
-                return subject.words if self.described & subject.words.keys() else {}
+                return subject.words if self.described[first] & subject.words.keys() else {}
         return {}
 
     def group_captions(self, captions):
@@ -142,26 +172,26 @@ def end_of_series(tokens, position, category, step):
         index += 2 * step if is_joined else step
 
 
-def is_punctuation(text):
-    return not any(character.isalnum() for character in text)
+def is_punctuation(token):
+    return not token[0].isalnum()
 
 
-def normalize_entry(text):
-    """Convert to lower case and to composed characters, so that equal texts have equal characters."""
-    return unicodedata.normalize('NFKC', text).lower().strip()
+def split_tokens(text):
+    """Split a text into words and punctuation marks, in lower case.
 
-
-def entry_pattern(entry):
-    """The regular expression of an entry, as one group. Characters of Chinese and Japanese need no word boundary.
-
-    >>> pattern = entry_pattern('shoulder bag')
-    >>> [bool(re.search(pattern, text)) for text in ('a shoulder-bag.', 'shoulder bags', 'shoulder bagpipe')]
-    [True, True, False]
+    >>> split_tokens("A man's T-shirt, red.")
+    ['a', "man's", 't', '-', 'shirt', ',', 'red', '.']
     """
-    parts = [re.escape(part) for part in re.split(r'[\s-]+', entry)]
-    before = '' if re.match(f'[{CJK}]', entry) else r'(?<!\w)'
-    after = '' if re.search(f'[{CJK}]$', entry) else r'(?:s|es)?(?!\w)'
-    return f"({before}{'[ -]*'.join(parts)}{after})"
+    return re.findall(TOKEN, unicodedata.normalize('NFKC', text).lower())
+
+
+def entry_key(entry):
+    """Return an entry without spaces and hyphens, so that 'T-shirt', 't shirt' and 'tshirt' are equal."""
+    return ''.join(remove_possessive(token) for token in split_tokens(entry) if not is_punctuation(token))
+
+
+def remove_possessive(token):
+    return token.removesuffix("'s").removesuffix('\u2019s')
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------
@@ -196,7 +226,7 @@ def read_words(path, category, words):
             raise UserError(f'{path}, {category}, {word}: the synonyms must be a list, such as [grey, charcoal]')
         for entry in (word, *synonyms):
             require_text(path, f'{category}: the word', entry)
-            other = known.setdefault(normalize_entry(entry), word)
+            other = known.setdefault(entry_key(entry), word)
             if other != word:
                 raise UserError(f"{path}, {category}: '{entry}' is listed for both '{other}' and '{word}'; remove one")
         result[word] = synonyms

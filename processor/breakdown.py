@@ -4,14 +4,13 @@ A row holds the captions that mention a word: their Rank-1 and mAP with 95% inte
 captions, and p of each difference. Holm's procedure corrects p for the number of words that are tested.
 """
 import logging
-import re
 import textwrap
 from dataclasses import dataclass
 
 import numpy as np
 
 from datasets.eda import STOP_WORDS
-from datasets.lexicon import DEFAULT_LEXICON, TOKEN, WORD, normalize_entry, read_lexicon
+from datasets.lexicon import DEFAULT_LEXICON, is_punctuation, read_lexicon, split_tokens
 from utils.csv_files import write_csv
 from utils.errors import UserError
 from utils.figures import import_pyplot, save_figure, to_label
@@ -69,28 +68,30 @@ class Breakdown:
     def summary(self):
         """How many words are tested, and how many of them differ from all other captions, as lines."""
         needed = f'captions of {MIN_IDENTITIES} people that mention it, and of {MIN_IDENTITIES} that do not'
+        if not self.rows and not self.untested and self.kind == 'attributes':
+            return 'no caption has a word of the lexicon: give one for the language of the captions with --lexicon'
         if not self.rows:
             return f'no word is tested: a word needs {needed}, and the captions are of {self.identities} people'
-        counts = ', '.join(f'{LABELS[metric]} of {len(self.select_significant(metric)) or "none"}'
+        counts = ', '.join(f'{len(self.select_significant(metric)) or "none"} in {LABELS[metric]}'
                            for metric in self.metrics)
         return (f'{len(self.rows)} {self.kind} are tested, each with {needed}\n'
-                f'differs from that of all other captions (p after Holm <= {LEVEL}): {counts}')
+                f'different from all other captions (p after Holm <= {LEVEL}): {counts}')
 
     @property
     def text(self):
         """The table and the summary, for the screen."""
-        table = [format_text(self.heading, self.header, map(self.format_row, self.shown_rows))]
+        table = [format_text(self.heading, self.header, [self.format_row(row) for row in self.shown_rows])]
         return '\n'.join([*table * bool(self.shown_rows), self.summary])
 
     @property
     def heading(self):
         overall = ', '.join(f'{LABELS[metric]} {format_interval(*values)}' for metric, values in self.overall.items())
         return (f'by {self.kind} of the caption, in percent; all captions: {overall}\n'
-                'others: difference to all other captions; p: probability of such a difference by chance, after Holm')
+                'n: captions; diff: difference to all other captions; p: its probability by chance, after Holm')
 
     @property
     def header(self):
-        return ['word', 'captions', 'R1', 'others', 'p']
+        return ['word', 'n', 'R1', 'diff', 'p']
 
     def format_row(self, row):
         """Return the cells of a row on the screen."""
@@ -126,8 +127,8 @@ class AttributeBreakdown(Breakdown):
 
     @property
     def header(self):
-        return ['category', 'word', 'captions',
-                *(f'{metric}{column}' for metric in self.metrics for column in (' [95%]', ' others', ' p'))]
+        return ['category', 'word', 'n',
+                *(f'{metric}{column}' for metric in self.metrics for column in (' [95%]', ' diff', ' p'))]
 
     def format_row(self, row):
         return [row['category'], row['word'], str(row['captions']),
@@ -146,7 +147,7 @@ def format_interval(value, low, high):
 
 
 def round_cell(value):
-    return round(float(value), 6) if isinstance(value, (float, np.floating)) else value
+    return float(f'{value:.6g}') if isinstance(value, float) else value
 
 
 # -- groups of captions ------------------------------------------------------------------------------------------------
@@ -170,8 +171,7 @@ def break_down_by_attributes(queries, lexicon=None):
     groups = (lexicon or read_lexicon()).group_captions(queries.names)
     breakdown = break_down(AttributeBreakdown, queries, groups)
     categories = list(dict.fromkeys(category for category, _ in groups))
-    breakdown.rows.sort(key=lambda row: (categories.index(row['category']), row['R1_difference'],
-                                         row['mAP_difference']))
+    breakdown.rows.sort(key=lambda row: (categories.index(row['category']), row['R1'], row['mAP']))
     return breakdown
 
 
@@ -191,7 +191,7 @@ def break_down_by_words(queries):
     groups = {('word', term): np.isin(np.arange(len(queries.names)), indices)
               for indices, term in by_captions.items()}
     breakdown = break_down(WordBreakdown, queries, groups)
-    breakdown.rows.sort(key=lambda row: row['R1_difference'])
+    breakdown.rows.sort(key=lambda row: (row['R1_difference'], row['word']))
     return breakdown
 
 
@@ -201,8 +201,8 @@ def list_terms(caption):
     >>> sorted(list_terms('A man in a red coat, and red shoes.'))
     ['coat', 'man', 'red', 'red coat', 'red shoes', 'shoes']
     """
-    tokens = re.findall(TOKEN, normalize_entry(caption))
-    is_term = [token not in STOP_WORDS and re.fullmatch(WORD, token) is not None for token in tokens]
+    tokens = split_tokens(caption)
+    is_term = [token not in STOP_WORDS and not is_punctuation(token) for token in tokens]
     pairs = zip(tokens, tokens[1:], is_term, is_term[1:])
     return {*(token for token, is_word in zip(tokens, is_term) if is_word),
             *(join_phrase(first, second) for first, second, is_first, is_second in pairs if is_first and is_second)}
@@ -227,7 +227,7 @@ def break_down(cls, queries, groups):
     untested = [row for row, enough in zip(rows, is_tested) if not enough]
     overall, masks = {}, masks[is_tested]
     for metric in cls.metrics if tested else ():
-        values = queries.metric_values(metric)
+        values = queries.metric_values(metric).round(6)      # as queries.csv has them
         overall[metric] = (values.mean(), *bootstrap_interval(values, queries.pids))
         p = permutation_p_values(values, masks, queries.pids)
         columns = [*compare_groups(values, masks), p, holm_correction(p)]
@@ -308,13 +308,13 @@ def draw_breakdown(breakdown):
     axes[0][0].set_yticks(range(len(lines)), labels, fontsize=8)
     for label, line in zip(axes[0][0].get_yticklabels(), lines):
         label.set_fontweight('normal' if isinstance(line, dict) else 'bold')
-    figure.supxlabel(f'gray: all captions; red: differs from all other captions (p after Holm <= {LEVEL}); bars: 95% '
-                     'intervals', fontsize=8)
+    figure.supxlabel(f'gray: all captions; red diamond: differs from all other captions (p after Holm <= {LEVEL}); '
+                     'bars: 95% intervals', fontsize=8)
     return figure
 
 
 def draw_row(axis, position, row, metric):
-    """Draw a point with its interval, in red if the metric differs from that of all other captions."""
-    color = 'C3' if row[f'{metric}_p_holm'] <= LEVEL else 'C0'
+    """Draw a point with its interval; a red diamond if the metric differs from that of all other captions."""
+    color, marker = ('C3', 'D') if row[f'{metric}_p_holm'] <= LEVEL else ('C0', 'o')
     axis.plot([row[f'{metric}_low'], row[f'{metric}_high']], [position, position], color=color, linewidth=1.2)
-    axis.plot(row[metric], position, 'o', color=color, markersize=4)
+    axis.plot(row[metric], position, marker, color=color, markersize=4)

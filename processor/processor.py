@@ -70,7 +70,7 @@ class Trainer:
         state.load(self.checkpointer, self.clean_pairs, self.pair_states, self.training_step.scaler, len(self.loader))
         self.average.load(self.checkpointer.resumed)
         with (exit_if_interrupted(self.checkpointer.path('last')),
-              open_metrics_log(self.args.output_dir, state.total_steps, state.pending_evaluation) as metrics_log,
+              open_metrics_log(self.args, state.total_steps, state.pending_evaluation) as metrics_log,
               InterruptHandler(self.save_last) as self.interrupt):
             self.log = TrainingLog(self.args, state, self.loader, metrics_log)
             self.loader.on_wait = self.interrupt.raise_while_waiting

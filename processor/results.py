@@ -72,6 +72,11 @@ class Record(NamedTuple):
         return {name: value for name, value in self.values.items() if isinstance(value, (int, float))}
 
     @property
+    def tagged_metrics(self):
+        """The metrics with names such as ``train/loss``, as loggers get them."""
+        return {f'{self.kind}/{name}': value for name, value in self.metrics.items()}
+
+    @property
     def is_evaluation(self):
         return self.kind.startswith('evaluation')
 

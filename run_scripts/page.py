@@ -56,8 +56,8 @@ def build_page_parser():
                         help='file of the pretrained weights that runs with --tuning need (default: the file that each '
                              'run started from)')
     parser.add_argument('--device', help='auto, cpu, mps, cuda or cuda:<n> (default: as in configs.yaml)')
-    parser.run_options = {'runs'}
     add_rerank_options(parser, '--rerank', "method that orders each caption's images again")
+    parser.run_options = {'runs'}
     return parser
 
 

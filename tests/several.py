@@ -11,7 +11,8 @@ import traceback
 import torch
 import torch.distributed as dist
 
-from tests.support import HANG_TIMEOUT
+from tests.support import HANG_TIMEOUT, small_vocabulary
+from utils import simple_tokenizer
 from utils.errors import run_program
 
 
@@ -110,7 +111,7 @@ class Launched:
         return ''.join(open(path, errors='replace').read() for path in self.paths if os.path.exists(path))
 
 
-def start_program(main, argv, path, environment=None):
+def start_program(main, argv, path, environment=None, name='train.py'):
     """Start a program, forked from a process that has loaded PyTorch, and return its process.
 
     Args:
@@ -118,20 +119,23 @@ def start_program(main, argv, path, environment=None):
         argv: the program's arguments.
         path: the file for its output and its errors.
         environment: ``{name: value}`` of variables to set.
+        name: the program's name, for its messages.
     """
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload(['torch', 'torch.utils.tensorboard', 'processor.training_run', 'train'])
-    process = context.Process(target=run_as_program, args=(main, argv, environment or {}, path))
+    process = context.Process(target=run_as_program, args=(main, [name, *argv], environment or {}, path,
+                                                           simple_tokenizer.MERGES))
     process.start()
     return process
 
 
-def run_as_program(main, argv, environment, path):
+def run_as_program(main, argv, environment, path, merges):
     os.environ.update({name: str(value) for name, value in environment.items()})
     file = os.open(path, os.O_WRONLY | os.O_CREAT)
     os.dup2(file, 1)
     os.dup2(file, 2)
     multiprocessing.set_start_method('fork', force=True)    # for data loader workers, as in a program of its own
-    sys.argv = ['train.py', *argv]
+    sys.argv = argv
     torch.set_num_threads(1)
-    run_program(main)
+    with small_vocabulary(merges):
+        run_program(main)

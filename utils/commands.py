@@ -15,15 +15,14 @@ def program_name(file, is_installed=IS_INSTALLED):
     """Return how a program is called in usage lines and errors.
 
     Args:
-        file: the name of its file.
+        file: the name of its file or module.
         is_installed: whether the command ``pedestal`` starts it.
 
     Example:
         >>> program_name('search.py', is_installed=True), program_name('search.py', is_installed=False)
         ('pedestal search', 'search.py')
     """
-    name, ending = os.path.splitext(file)
-    return f'pedestal {name}' if is_installed and ending == '.py' else file
+    return f"pedestal {file.removesuffix('.py').removeprefix('datasets.')}" if is_installed else file
 
 
 def command_line(file, words, is_installed=IS_INSTALLED):
@@ -49,9 +48,9 @@ def rename_commands(text, is_installed=IS_INSTALLED):
         >>> rename_commands('resume with: python train.py --resume; python -m run_scripts.cost', is_installed=True)
         'resume with: pedestal train --resume; pedestal cost'
         >>> rename_commands('torchrun --nproc_per_node 2 train.py --resume', is_installed=True)
-        'torchrun --nproc_per_node 2 -m pedestal.train --resume'
+        'torchrun --nproc_per_node 2 --no-python pedestal train --resume'
     """
     if not is_installed:
         return text
     text = REPOSITORY_COMMAND.sub(lambda match: f'pedestal {match[1] or match[2]}', text)
-    return TORCHRUN_COMMAND.sub(r'\1 -m pedestal.\2', text)
+    return TORCHRUN_COMMAND.sub(r'\1 --no-python pedestal \2', text)

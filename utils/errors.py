@@ -100,6 +100,17 @@ def abbreviate(names, limit=5):
     return ', '.join(names[:limit]) + (f' and {len(names) - limit:,} more' if len(names) > limit else '')
 
 
+def describe_type(value):
+    """Describe the type of a value in an error.
+
+    Example:
+        >>> describe_type(3), describe_type([])
+        ('an int', 'a list')
+    """
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
+
+
 def is_out_of_files(error):
     """Whether the system refused to open a file because too many are open, so that the file itself may be sound."""
     return isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)

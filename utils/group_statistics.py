@@ -12,7 +12,8 @@ import numpy as np
 from utils.statistics import DRAWS, LEVEL, chunk_sizes
 
 MIN_IDENTITIES = 20        # with fewer, a 95% interval holds the truth in fewer than 92% of all cases
-DRAWS_PER_GROUP = 50       # so that Holm's correction can reach p = 0.02
+DRAWS_PER_GROUP = 100      # so that Holm's correction can reach p = 0.01
+MAX_PADDING = 4            # longest row of an identity's values, in units of the mean number of its queries
 MAX_EXCEEDANCES = 100      # of a group, after which its p is known to a tenth (Besag and Clifford, 1991)
 
 
@@ -64,7 +65,7 @@ def bootstrap_groups(values, groups, pids, draws=DRAWS, seed=0, level=LEVEL):
         >>> print('Rank-1 %.1f, others %+.1f' % tuple(map(np.squeeze, compare_groups(hits, groups))))
         Rank-1 39.1, others -24.3
         >>> print('95%% intervals %.1f to %.1f, %+.1f to %+.1f' % tuple(map(np.squeeze, intervals)))
-        XX
+        95% intervals 34.9 to 43.5, -29.3 to -19.2
     """
     values, groups = np.asarray(values, float), np.asarray(groups, bool)
     sums = sum_by_identities(np.concatenate([groups * values, values[None]]), pids)            # [W + 1, G]
@@ -81,7 +82,7 @@ def bootstrap_groups(values, groups, pids, draws=DRAWS, seed=0, level=LEVEL):
     low, high = widened_interval(drawn_means, mean, inside, level)
     difference_low, difference_high = widened_interval(drawn_differences, difference, np.minimum(inside, outside),
                                                        level)
-    return low.clip(min=0), high.clip(max=100), difference_low, difference_high
+    return low.clip(min=0), high.clip(max=100), difference_low.clip(min=-100), difference_high.clip(max=100)
 
 
 def means_and_differences(sums, counts):
@@ -153,12 +154,10 @@ def permutation_p_values(values, groups, pids, seed=0):
     """
     groups = np.asarray(groups, bool)
     _, owner, sizes = np.unique(np.asarray(pids), return_inverse=True, return_counts=True)
-    slots = owner * sizes.max() + positions_within_identities(owner)     # [Q] of G x N, N queries of an identity
-    weights = np.zeros((len(groups), len(sizes) * sizes.max()), np.float32)
-    weights[:, slots] = difference_weights(groups)                       # [W, G x N]
-    blocks = np.stack([np.resize(np.asarray(values, np.float32)[owner == identity], sizes.max())
-                       for identity in range(len(sizes))])               # [G, N]
-    bounds = np.abs(weights @ blocks.ravel()) - 1e-4                     # tolerance for rounding
+    values, weights = np.asarray(values, np.float32), difference_weights(groups)       # [Q], [W, Q]
+    blocks = pad_blocks(values, owner, sizes)                            # [G, N]
+    slots = owner * blocks.shape[1] + positions_within_identities(owner) % blocks.shape[1]    # [Q] indices in G x N
+    bounds = np.abs(weights @ values) - 1e-4                             # tolerance for rounding
     draws = max(DRAWS, DRAWS_PER_GROUP * len(groups))
     rng, drawn, exceeded = np.random.default_rng(seed), np.zeros(len(groups)), np.zeros(len(groups))
     for rows in chunk_sizes(draws, blocks.size):
@@ -166,7 +165,7 @@ def permutation_p_values(values, groups, pids, seed=0):
         if not len(active):
             break
         order = rng.permuted(np.tile(np.arange(len(sizes)), (rows, 1)), axis=1)
-        permuted = blocks.take(order, axis=0).reshape(rows, -1)          # [rows, G x N]
+        permuted = blocks.take(order, axis=0).reshape(rows, -1).take(slots, axis=1)    # [rows, Q]
         exceeded[active] += (np.abs(permuted @ weights[active].T) >= bounds[active]).sum(axis=0)
         drawn[active] += rows
     return (exceeded + 1) / (drawn + 1)
@@ -174,9 +173,25 @@ def permutation_p_values(values, groups, pids, seed=0):
 
 def difference_weights(groups):
     """Return weights whose product with the values is each group's difference to all others: [W, Q] -> [W, Q]."""
-    inside, outside = (np.maximum(1, part.sum(axis=1, keepdims=True)) for part in (groups, ~groups))
-    has_both = groups.any(axis=1, keepdims=True) & ~groups.all(axis=1, keepdims=True)
-    return (has_both * np.where(groups, 1 / inside, -1 / outside)).astype(np.float32)
+    inside = groups.sum(axis=1, keepdims=True)                           # [W, 1]
+    outside = groups.shape[1] - inside
+    has_both = (inside * outside > 0).astype(np.float32)
+    return np.where(groups, has_both / np.maximum(inside, 1, dtype=np.float32),
+                    -has_both / np.maximum(outside, 1, dtype=np.float32))
+
+
+def pad_blocks(values, owner, sizes):
+    """Return the values of each identity as a row, repeated up to the length of the longest: [Q] -> [G, N].
+
+    An identity with far more queries than the others has a part of them in its row, at equal distances.
+
+    >>> pad_blocks(np.array([1, 2, 3, 4]), np.array([0, 0, 0, 1]), np.array([3, 1])).tolist()
+    [[1, 2, 3], [4, 4, 4]]
+    """
+    length = min(sizes.max(), MAX_PADDING * -(-len(values) // len(sizes)))
+    parts = np.split(values[np.argsort(owner, kind='stable')], np.cumsum(sizes)[:-1])
+    return np.stack([np.resize(part[np.arange(min(length, len(part))) * len(part) // min(length, len(part))], length)
+                     for part in parts])
 
 
 def positions_within_identities(owner):

@@ -10,7 +10,7 @@ import stat
 from PIL import UnidentifiedImageError
 
 from utils.compat import load_train_configs  # noqa: F401 (for IRRA's scripts)
-from utils.errors import UserError, is_out_of_files, write_error_reason
+from utils.errors import UserError, describe_type, is_out_of_files, write_error_reason
 from utils.file_lock import try_lock
 from utils.images import describe_unknown_format, open_image, to_rgb
 from utils.option_declarations import build_parser
@@ -151,7 +151,7 @@ def iterate_items(file):
                 break
             item, end = decoder.raw_decode(text, separator.end())
             if type(item) not in CONTAINERS:
-                raise ValueError(f'it holds a {type(item).__name__}')
+                raise ValueError(f'it holds {describe_type(item)}')
         except ValueError:      # the rest of the item may be in the next block
             block = file.read(JSON_BLOCK)
             if not block or len(text) - position > MAX_ITEM_LENGTH:

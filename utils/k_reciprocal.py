@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
+from tqdm import tqdm
 
 from utils.ranking import full_precision, top_items
 
@@ -146,11 +147,13 @@ class NeighborGraph:
             neighbors = torch.from_numpy(top_items(similarity.numpy(), count))
             return neighbors, similarity.gather(1, neighbors)[:, self.k1], largest
         rows, results = block_rows(len(self)), []
-        with full_precision(), ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        with (full_precision(), ThreadPoolExecutor(torch.get_num_threads()) as pool,
+              tqdm(total=len(self), desc='finding neighbors', unit='sample', leave=False, disable=None) as bar):
             for start in range(0, len(self), rows):
                 similarity = self.embeddings[start:start + rows] @ self.embeddings.t()          # [B, N]
                 part = -(-len(similarity) // torch.get_num_threads())
                 results += pool.map(process, similarity.split(part), range(start, start + rows, part))
+                bar.update(len(similarity))
         return tuple(map(torch.cat, zip(*results)))
 
     def encode_members(self):

@@ -10,7 +10,7 @@ from utils.rerank_options import SETTINGS, add_rerank_options
 
 # The options that --help shows; --help all shows all.
 EVERYDAY_OPTIONS = (
-    'config_file', 'print_config', 'name', 'output_dir', 'resume', 'init_from', 'seed', 'device', 'amp',
+    'config_file', 'print_config', 'dry_run', 'name', 'output_dir', 'resume', 'init_from', 'seed', 'device', 'amp',
     'dataset_name', 'root_dir', 'batch_size', 'num_workers', 'img_aug', 'val_dataset',
     'loss_names', 'MLM', 'backbone', 'pretrain_choice', 'img_size', 'text_length',
     'num_epoch', 'lr', 'optimizer', 'image_cache', 'micro_batch', 'grad_checkpoint')
@@ -139,6 +139,9 @@ def add_run_options(parser):
                      help='recipe: a YAML file of options by name, or the name of a recipe of Pedestal, such as '
                           'irra; flags override it')
     add_boolean_option(run, '--print_config', False, 'print all options as a recipe, and exit', effect=INVOCATION)
+    add_boolean_option(run, '--dry_run', False, 'trial of the run: two steps, an evaluation of a few samples, a '
+                       'checkpoint and its resumption in a temporary folder, then estimates of time and memory',
+                       effect=INVOCATION)
     run.add_argument('--name', default='baseline', effect=NONE, help="name of the run, a part of its folder's name")
     run.add_argument('--output_dir', default='logs', effect=RUN,
                      help="folder of the runs: a run's folder is <output_dir>/<dataset>/<time>_<name>")
@@ -215,7 +218,8 @@ def add_data_options(parser):
                       help='number of captions per identity in a batch, for --sampler identity and idrannum')
     data.add_argument('--limit_train', type=positive_int_up_to(10 ** 9), default=None,
                       help='number of training captions to use, the first ones (default: all); several datasets share '
-                           'it in proportion to their sizes')
+                           'it in proportion to their sizes. The run is a real one; --dry_run tries a run and keeps '
+                           'nothing')
     add_boolean_option(data, '--skip_broken', False, 'skip training images that cannot be read; the log counts them',
                        effect=RESULT | CHANGEABLE_ON_RESUME)
 
@@ -238,6 +242,9 @@ def add_model_options(parser):
     model.add_argument('--text_length', type=caption_length, default=77,
                        help='maximum number of tokens of a caption, including start and end')
     add_boolean_option(model, '--freeze_conv1', False, 'freeze the patch convolution of the image encoder (A2TE)')
+    model.add_argument('--freeze', nargs='+', default=None, metavar='PATTERN',
+                       help="parameters that do not train: patterns of names in checkpoints, such as 'visual.*' or "
+                            "'transformer.resblocks.[0-5].*' (default: none)")
 
 
 def add_solver_options(parser):

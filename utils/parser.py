@@ -34,6 +34,7 @@ FOREIGN_FLAGS = {
     '--micro_batch': ('accum_steps', 'gradient_accumulation_steps'),
     '--clip_grad_norm': ('grad_clip', 'max_grad_norm', 'clip_grad', 'gradient_clip_val'),
     '--early_stop': ('early_stopping',),
+    '--freeze': ('freeze_layers', 'frozen_layers', 'freeze_params'),
     '--grad_checkpoint': ('gradient_checkpointing', 'grad_ckpt'), '--num_workers': ('workers',),
     '--dataset_name': ('dataset',), '--root_dir': ('data_root', 'data_dir', 'data_path', 'data'),
     '--val_dataset': ('val_set', 'val_split'), '--img_size': ('image_size', 'height', 'width', 'resolution'),
@@ -252,8 +253,9 @@ def convert_as_flag(action, value):
     if action.nargs not in (None, '?'):
         values = list(value) if isinstance(value, (list, tuple)) else str(value).split()
         if isinstance(action.nargs, int) and len(values) != action.nargs or not values:
-            raise argparse.ArgumentTypeError(f"'{shorten(value)}' must be {action.nargs} numbers")
-        values = tuple(action.type(str(item)) for item in values)
+            count, kind = action.nargs if isinstance(action.nargs, int) else 'one or more', action.type and 'numbers'
+            raise argparse.ArgumentTypeError(f"'{shorten(value)}' must be {count} {kind or 'texts'}")
+        values = tuple((action.type or valid_text)(str(item)) for item in values)
         unknown = next((item for item in values if action.choices and item not in action.choices), None)
         if unknown is not None:
             raise argparse.ArgumentTypeError(invalid_choice_message(unknown, action.choices))

@@ -108,6 +108,7 @@ def complete(args):
     args = Options(**options)
     args.dataset_name, args.root_dir = split_dataset_path(args.dataset_name, args.root_dir)
     args.img_size, args.milestones = tuple(args.img_size), tuple(args.milestones)
+    args.freeze = tuple(args.freeze) if args.freeze else None
     if args.caption_masking is None:
         args.caption_masking = 'inplace' if args.MLM else 'clean'
     total = args.masked_token_rate + args.masked_token_unchanged_rate
@@ -152,5 +153,5 @@ def as_dict(args):
     if isinstance(args, Options):
         data = vars(args.config.data)
         values.update(data if not args.training else {'batch_fields': data['batch_fields']})
-    skipped = ('config_file', 'print_config')
+    skipped = ('config_file', 'print_config', 'dry_run')
     return {name: to_plain_value(value) for name, value in sorted(values.items()) if name not in skipped}
