@@ -177,6 +177,13 @@ def is_reference_config(content):
     return is_run_config(content) and 'caption_masking' not in content
 
 
+def recipe_names(folders=('', 'synthpedes')):
+    """The names of the recipes in folders of configs, sorted, such as 'irra' and 'synthpedes/quickstart'."""
+    return sorted(f'{folder}/{name}'.removeprefix('/').removesuffix('.yaml') for folder in folders
+                  for name in os.listdir(os.path.join(CONFIGS, folder))
+                  if name.endswith('.yaml') and name not in OTHER_FILES)
+
+
 def find_recipes(dataset_name):
     """Find the recipes of all methods for a dataset.
 
@@ -187,7 +194,7 @@ def find_recipes(dataset_name):
         >>> [os.path.basename(path) for path in find_recipes('RSTPReid')][:3]
         ['a2te-rstpreid.yaml', 'agm.yaml', 'aptm.yaml']
     """
-    stems = [name for name in recipe_names() if '/' not in name]
+    stems = recipe_names([''])
     paths = []
     for method in stems:
         if any(method.startswith(f'{other}-') for other in stems):
@@ -196,14 +203,6 @@ def find_recipes(dataset_name):
         if own in stems or dataset_name in BENCHMARKS:
             paths.append(os.path.join(CONFIGS, f'{own if own in stems else method}.yaml'))
     return paths
-
-
-def recipe_names():
-    """The names of Pedestal's recipes: those of the files in configs, such as 'irra' and 'synthpedes/quickstart'."""
-    folders = {folder: os.listdir(os.path.join(CONFIGS, folder)) for folder in ('', 'synthpedes')}
-    return sorted(os.path.join(folder, name).removesuffix('.yaml').replace(os.sep, '/')
-                  for folder, names in folders.items() for name in names
-                  if name.endswith('.yaml') and name not in OTHER_FILES)
 
 
 def find_recipe(name):

@@ -37,7 +37,8 @@ def in_this_process(monkeypatch):
 def findings(changes, workers=8, batch_bytes=GB // 100):
     """``{name: (status, finding and advice)}`` of the checks that are not ok on another machine."""
     checks = check_environment({**MACHINE, **changes}, workers, batch_bytes)
-    return {check.name: (check.status, f'{check.finding} -> {check.advice}') for check in checks if check.status != 'ok'}
+    return {check.name: (check.status, f'{check.finding} -> {check.advice}')
+            for check in checks if check.status != 'ok'}
 
 
 # -- the whole program -----------------------------------------------------------------------------------------------
@@ -179,7 +180,8 @@ def test_largest_batch_that_fits():
 
 @pytest.mark.parametrize('memory, checkpointed, unsupported, expected', [
     (16, 4, '', 'the largest batch that fits is about 122'), (8, 4, '', 'add --grad_checkpoint: the batch then takes '),
-    (8, 4, '', 'or add --micro_batch 32'), (8, 7.9, 'efa', 'train with --batch_size 46'), (2, None, '', '--tuning lora')])
+    (8, 4, '', 'or add --micro_batch 32'), (8, 7.9, 'efa', 'train with --batch_size 46'),
+    (2, None, '', '--tuning lora')])
 def test_advice_on_memory(memory, checkpointed, unsupported, expected):
     advice = advise_on_memory((3 * GB, 0.1 * GB), memory * GB, 64, checkpointed and checkpointed * GB, unsupported)
     assert any(expected in sentence for sentence in advice)
