@@ -3,9 +3,9 @@ import torch
 from torch import nn
 
 from model import objectives
-from model.heads import Head, PredictsAttributes, ScoresPairs, TrainsInMicroBatches, UsesAllGather
+from model.heads import HasSchedule, Head, PredictsAttributes, ScoresPairs, TrainsInMicroBatches, UsesAllGather
 from utils.errors import UserError
-from utils.option_types import fraction, non_negative_float, positive_float, positive_int
+from utils.option_types import fraction, non_negative_float, non_negative_int, positive_float, positive_int
 
 IGNORE_INDEX = -100
 PROMPTS_PER_STEP = 5      # attribute prompts that are matched with images
@@ -17,6 +17,26 @@ class Temperature(nn.Module):
     def __init__(self, start):
         super().__init__()
         self.temp = nn.Parameter(torch.tensor(float(start)))
+
+
+class DrawsNegatives(HasSchedule):
+    """A head that compares pairs with negatives, which it draws by their similarity / the learned temperature.
+
+    In the first ``--random_negative_epochs`` epochs all other identities of the batch are equally probable.
+
+    Attributes:
+        temperature: the :class:`Temperature`.
+        random_negative_epochs: number of these epochs.
+    """
+    draws_randomly = False
+
+    def before_step(self, epoch, step, steps):
+        self.draws_randomly = epoch <= self.random_negative_epochs
+
+    @property
+    def negative_temperature(self):
+        """The softmax temperature of the similarities by which negatives are drawn."""
+        return float('inf') if self.draws_randomly else self.temperature.temp
 
 
 class MatchingHead(nn.Module):
@@ -60,14 +80,15 @@ class SoftITC(AptmHead):
     def forward(self, encoded, batch):
         temperature = self.temperature.temp
         loss = objectives.itc_by_identity(encoded.image, encoded.text, batch['pids'], temperature=temperature)
-        return {'itc_loss': self.weight * loss, 'temp': temperature.detach()}
+        return {'itc_loss': self.weight * loss, 'temp': temperature.detach().clone()}
 
 
-class ITM(UsesAllGather, ScoresPairs, AptmHead):
+class ITM(DrawsNegatives, UsesAllGather, ScoresPairs, AptmHead):
     """Image-text matching with hard negatives (APTM, after ALBEF).
 
-    Each of the B pairs is compared with a similar caption and a similar image of other identities. A layer on the fused
-    tokens predicts whether caption and image belong together. test.py --rerank uses its scores.
+    Each of the B pairs is compared with a similar caption and a similar image of other identities, or with random ones
+    in the first ``--random_negative_epochs`` epochs. A layer on the fused tokens predicts whether caption and image
+    belong together. test.py --rerank uses its scores.
     """
     names = ('itm',)
     needs = ('image_tokens', 'text_tokens', 'fusion')
@@ -76,17 +97,20 @@ class ITM(UsesAllGather, ScoresPairs, AptmHead):
     @staticmethod
     def add_options(parser):
         parser.add_argument('--itm_loss_weight', type=non_negative_float, default=1.0, help='weight of the loss itm')
+        parser.add_argument('--random_negative_epochs', type=non_negative_int, default=0,
+                            help='number of first epochs in which itm, eda, pitm and attribute (MARS) draw negatives '
+                                 'at random instead of by similarity (APTM, RaSa: 0; from random weights: 1 or more)')
 
     def __init__(self, args, model):
         super().__init__()
-        self.weight = args.itm_loss_weight
+        self.weight, self.random_negative_epochs = args.itm_loss_weight, args.random_negative_epochs
         self.temperature = model.shared(Temperature, args.start_temperature)
         self.matching = model.shared(MatchingHead, model.text_width)
 
     def forward(self, encoded, batch):
         mask = encoded.encoder.text_mask(batch['caption_ids'])
         loss, accuracy = matching_loss(self.matching, encoded, encoded.text, encoded.text_tokens, mask, batch['pids'],
-                                       self.temperature.temp)
+                                       self.negative_temperature)
         return {'itm_loss': self.weight * loss, 'itm_acc': accuracy}
 
     def micro_batch_unsupported(self):
@@ -109,7 +133,7 @@ def matching_loss(matching, encoded, text, text_tokens, mask, pids, temperature)
         text_tokens: [b, L, D].
         mask: [b, L], which tokens are not padding.
         pids: [b] identities.
-        temperature: softmax temperature for drawing negatives.
+        temperature: softmax temperature for drawing negatives; infinite for random ones.
 
     Returns:
         ``(loss, accuracy)``, two scalars.
@@ -179,7 +203,7 @@ def masked_word_loss(encoder, ids, mask, positions, labels, image_tokens):
     return objectives.masked_language_modeling(logits, labels), objectives.accuracy(logits, labels)
 
 
-class EDA(UsesAllGather, AptmHead):
+class EDA(DrawsNegatives, UsesAllGather, AptmHead):
     """The losses itc and itm with randomly edited captions (APTM).
 
     The edits are those of EDA (Wei and Zou, EMNLP 2019). itm is included if --loss_names contains it.
@@ -187,7 +211,7 @@ class EDA(UsesAllGather, AptmHead):
     names = ('eda',)
     needs = ('image_tokens', 'fusion')
     fields = ('eda_ids',)
-    shared_options = ('start_temperature',)
+    shared_options = ('start_temperature', 'random_negative_epochs')
 
     @staticmethod
     def add_options(parser):
@@ -196,7 +220,7 @@ class EDA(UsesAllGather, AptmHead):
 
     def __init__(self, args, model):
         super().__init__()
-        self.weight = args.eda_loss_weight
+        self.weight, self.random_negative_epochs = args.eda_loss_weight, args.random_negative_epochs
         self.temperature = model.shared(Temperature, args.start_temperature)
         has_itm = 'itm' in args.loss_names.replace(' ', '').split('+')
         self.matching = model.shared(MatchingHead, model.text_width) if has_itm else None
@@ -205,11 +229,12 @@ class EDA(UsesAllGather, AptmHead):
         encoder, ids, pids, shard = encoded.encoder, batch['eda_ids'], batch['pids'], encoded.shard
         with shard.per_rank_rng():
             tokens, _ = encoder.encode_text(ids)
-        text, temperature = encoder.text_embedding(tokens, ids), self.temperature.temp
-        loss = objectives.itc_by_identity(*map(shard.all_gather, (encoded.image, text, pids)), temperature=temperature)
+        text = encoder.text_embedding(tokens, ids)
+        loss = objectives.itc_by_identity(*map(shard.all_gather, (encoded.image, text, pids)),
+                                          temperature=self.temperature.temp)
         if self.matching is not None:
             mask = encoder.text_mask(ids)
-            loss = loss + matching_loss(self.matching, encoded, text, tokens, mask, pids, temperature)[0]
+            loss = loss + matching_loss(self.matching, encoded, text, tokens, mask, pids, self.negative_temperature)[0]
         return {'eda_loss': self.weight * loss}
 
     def micro_batch_unsupported(self):

@@ -6,7 +6,7 @@ from torch.utils.checkpoint import checkpoint
 
 from model import objectives
 from model.heads.a2te import group_means
-from model.heads.rasa import AlbefHead, MomentumHead, NegativesHead, count_over_ranks, read_matches
+from model.heads.rasa import AlbefHead, NegativesHead, count_over_ranks, read_matches
 from model.heads.sen import patchify
 from utils.errors import UserError
 
@@ -147,7 +147,7 @@ class AttributeMatching(NegativesHead):
     """
     names = ('attribute',)
     fields = ('second_images', 'attributes_mask')
-    shared_options = (*MomentumHead.shared_options, 'attribute_weight', 'attribute_tagger', 'random_negative_epochs')
+    shared_options = (*NegativesHead.shared_options, 'attribute_weight', 'attribute_tagger')
 
     def __init__(self, args, model):
         super().__init__(args, model)

@@ -7,10 +7,10 @@ from torch import nn
 
 from model import objectives
 from model.heads import HasSchedule, Head, ScoresPairs, UsesAllGather
-from model.heads.aptm import Temperature
+from model.heads.aptm import DrawsNegatives, Temperature
 from model.momentum import MomentumEncoder
 from model.queue import IdentityQueue
-from utils.option_types import non_negative_float, non_negative_int
+from utils.option_types import non_negative_float
 
 
 class AlbefMomentumEncoder(MomentumEncoder):
@@ -235,24 +235,14 @@ class ContrastQueue(IdentityQueue):
         self.append(*self.newest)
 
 
-class NegativesHead(HasSchedule, MomentumHead):
-    """Base class of the losses that compare pairs with drawn negatives.
-
-    In the first ``--random_negative_epochs`` epochs all other identities of the batch are equally probable.
-    """
+class NegativesHead(DrawsNegatives, MomentumHead):
+    """Base class of the losses that compare pairs with drawn negatives."""
+    shared_options = (*MomentumHead.shared_options, 'random_negative_epochs')
 
     def __init__(self, args, model):
         super().__init__(args, model)
-        self.random_epochs, self.draws_randomly = args.random_negative_epochs, False
+        self.random_negative_epochs = args.random_negative_epochs
         self.matching = model.shared(MatchingHead, model.text_width)
-
-    def before_step(self, epoch, step, steps):
-        self.draws_randomly = epoch <= self.random_epochs
-
-    @property
-    def negative_temperature(self):
-        """The softmax temperature of the similarities by which negatives are drawn."""
-        return float('inf') if self.draws_randomly else self.temperature.temp
 
 
 class Matching(ScoresPairs, NegativesHead):
@@ -267,9 +257,6 @@ class Matching(ScoresPairs, NegativesHead):
     @staticmethod
     def add_options(parser):
         parser.add_argument('--pitm_loss_weight', type=non_negative_float, default=1.0, help='weight of the loss pitm')
-        parser.add_argument('--random_negative_epochs', type=non_negative_int, default=0,
-                            help='number of first epochs in which pitm and attribute draw negatives at random instead '
-                                 'of by similarity (RaSa: 0; from random weights: 1 or more)')
 
     def __init__(self, args, model):
         super().__init__(args, model)

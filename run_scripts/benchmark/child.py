@@ -4,6 +4,7 @@ import signal
 import traceback
 
 from utils.errors import UserError
+from utils.plugins import qualify
 
 # Modules that the first process imports once for all children.
 _preloaded = ['torch', 'torchvision', 'torch.utils.tensorboard']
@@ -15,7 +16,7 @@ def preload(module):
     Args:
         module: the dotted name of a module that measures.
     """
-    _preloaded.append(module)
+    _preloaded.append(qualify(module))
 
 
 def measure_in_child(measure, *arguments):

@@ -83,6 +83,29 @@ def test_matching_learns_a_fixed_batch_with_random_negatives():
     assert sum(accuracies[-8:]) >= 8 * 0.9, accuracies[::8]
 
 
+def test_negatives_are_random_in_the_first_epochs(monkeypatch):
+    """Then each other identity of the batch is equally probable, for itm and eda, however similar the samples are."""
+    model, samples, tables = tiny('itm+eda', random_negative_epochs=2), batch(), []
+    draw = torch.multinomial
+    monkeypatch.setattr(torch, 'multinomial', lambda table, *count, **more: tables.append(table) or draw(table, *count))
+    for epoch in (2, 3):
+        for head in model.heads:
+            head.before_step(epoch, 1, 9)
+        model(samples)
+    shares = [table / table.sum(dim=1, keepdim=True) for table in tables]
+    uniform = (1 - torch.eye(4)) / 3
+    assert len(shares) == 8 and all(torch.allclose(share, uniform) for share in shares[:4])
+    assert not any(torch.allclose(share, uniform) for share in shares[4:])
+
+
+def test_the_logged_temperature_is_that_of_the_step():
+    """A step changes the parameter in place."""
+    model = tiny('itc')
+    logged = model(batch())['temp']
+    torch.nn.init.constant_(model.temp, 9.0)
+    assert logged.item() == pytest.approx(0.07)
+
+
 def test_a_batch_of_one_identity_has_no_negatives():
     samples = {**batch(), 'pids': torch.zeros(4, dtype=torch.long)}
     results = tiny('itc+itm')(samples)

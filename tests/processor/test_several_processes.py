@@ -162,6 +162,7 @@ RECIPES = {
     'up-person': {'loss_names': 'sdm+id', 'tuning': 'up-person', 'prefix_length': 2, 'rank': 3},
     'dm-adapter': {'loss_names': 'sdm+aux', 'tuning': 'dm-adapter', 'num_experts': 3},
     'lora': {'loss_names': 'sdm', 'tuning': 'lora', 'lora_targets': ('q', 'out', 'mlp')},
+    'frozen parts': {'loss_names': 'sdm+mlm+id', 'freeze': ('visual.*', 'mlm_head.*')},
     'every comparison': {'loss_names': 'itc+cmpm+cmt+tri+sdm+id'}}
 
 
@@ -307,7 +308,7 @@ def train_documented(archive, folder, name):
         return train(archive, {'loss_names': f'sdm+{name}', 'temperature': 0.1}, (6, 5))
 
 
-@pytest.mark.parametrize('recipe', ['irra', 'dm-adapter'])
+@pytest.mark.parametrize('recipe', ['irra', 'dm-adapter', 'frozen parts'])
 def test_micro_batches_on_each_process(processes, archive, recipe):
     one = train(archive, RECIPES[recipe], (6, 5))
     assert_same(processes.run(train, archive, RECIPES[recipe], (6, 5), 2), one)

@@ -91,6 +91,7 @@ RECIPES = {'irra': IRRA,
            'up-person': {'loss_names': 'sdm', 'tuning': 'up-person', 'prefix_length': 2, 'rank': 3},
            'dm-adapter': {'loss_names': 'sdm+aux', 'tuning': 'dm-adapter', 'grad_checkpoint': True},
            'lora': {'loss_names': 'sdm', 'tuning': 'lora', 'lora_targets': ('q', 'out', 'mlp')},
+           'frozen parts': {'loss_names': 'sdm+mlm+id', 'freeze': ('visual.*', 'mlm_head.*')},
            'prefix': {'loss_names': 'sdm', 'tuning': 'prefix', 'prefix_length': 4}}
 
 
