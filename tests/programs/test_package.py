@@ -1,5 +1,6 @@
 """The installed package: its wheel, the command ``pedestal``, and its names next to those of other packages."""
 import email
+import importlib.util
 import os
 import pathlib
 import re
@@ -35,8 +36,8 @@ OTHERS = "NAME = 'of another package'\n"
 @pytest.fixture(scope='module')
 def wheel(tmp_path_factory):
     """The wheel, built of a copy of the repository, because setuptools writes into the folder."""
-    for package in ('pip', 'setuptools'):
-        pytest.importorskip(package, reason=f'{package} is not installed')
+    if not all(map(importlib.util.find_spec, ('pip', 'setuptools'))):
+        pytest.skip('pip or setuptools is not installed')
     copy = tmp_path_factory.mktemp('repository')
     for folder in FOLDERS:
         shutil.copytree(os.path.join(ROOT, folder), copy / folder, ignore=shutil.ignore_patterns('__pycache__'))
