@@ -238,7 +238,7 @@ def format_result(result, args, free_bytes, device):
         speed = max(workers, 1) / estimate.sample_seconds
         verdict = ('fast enough' if workers and not estimate.waits_for_data else
                    'a step waits for them: raise --num_workers, or add --image_cache')
-        lines['images'] = f'about {speed:.3g} images/s with {workers} workers: {verdict}'
+        lines['images'] = f'about {speed:.3g} images/s with {workers} workers; {verdict}'
     evaluation = format_duration(estimate.evaluation_seconds)
     lines['epoch'] = (f'about {format_duration(estimate.epoch_seconds)}: {estimate.steps:,} steps of '
                       f'{result.pair_count:,} pairs; an evaluation about {evaluation}')

@@ -37,6 +37,14 @@ SMALL = replace(QUICK, batch_size=3, batches=1, repeats=2, images=3, captions=5,
                 rankings=(('small', 20, 30, 5),))
 
 
+def measure_here(measure, *arguments):
+    """Measure in this process, if the process is not what is tested: each further one takes a second to start."""
+    try:
+        return measure(*arguments)
+    except UserError as error:
+        return {'error': str(error)}
+
+
 @pytest.fixture(scope='module')
 def batch():
     """A batch of the reference implementation; Pedestal does not read its mlm_ids."""
@@ -427,6 +435,7 @@ def test_wrong_flags(argv, message, monkeypatch):
     for name in rows.PARTS:
         monkeypatch.setitem(rows.PARTS, name, lambda setting: pytest.fail('something was measured'))
     monkeypatch.setattr(machine, 'matrix_rate', lambda device: {})
+    monkeypatch.setattr(program, 'measure_in_child', measure_here)
     with pytest.raises(UserError, match=message):
         program.main(argv)
 
@@ -445,6 +454,8 @@ def test_quick_run(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(rows, 'training_variants', lambda setting: variants)
     monkeypatch.setattr(peers, 'PEERS', ())
     monkeypatch.setattr(rows, 'process_counts', lambda setting: [1])     # each further process takes seconds to start
+    monkeypatch.setattr(rows, 'measure_in_child', lambda measure, *arguments: (
+        measure_in_child if measure is step.measure_step else measure_here)(measure, *arguments))
     path, markdown = tmp_path / 'found.json', tmp_path / 'found.md'
     # broken
     assert program.main(['--quick', '--device', 'cpu', '--json', str(path), '--markdown', str(markdown),
@@ -495,6 +506,9 @@ def test_what_is_disturbed_is_not_compared():
 def test_what_does_not_fit_is_not_tried(monkeypatch, capsys):
     monkeypatch.setattr(program, 'QUICK', replace(SMALL, rankings=(('huge', 10, 10_000, 100),)))
     monkeypatch.setattr(machine, 'available_memory', lambda: 22_000_000)    # the embeddings take 20.5
+    monkeypatch.setattr(machine, 'matrix_rate', lambda device: {'matrix_rate': 1e9, 'matrix_precision': 'float32'})
+    for module in (program, rows):
+        monkeypatch.setattr(module, 'measure_in_child', measure_here)
     assert program.main(['--quick', '--parts', 'rank', '--device', 'cpu']) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if '| huge ' in line]
     assert ['does not fit (needs 24.2 MB)' in line and '| -' in line for line in lines] == [False, False, True]

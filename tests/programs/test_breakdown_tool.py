@@ -46,7 +46,7 @@ def test_test_py_prints_and_writes_both_tables(run):
     man, = (row for row in rows if row['word'] == 'woman')
     assert int(man['captions']) == sum(any(word in caption.lower() for word in ('woman', 'female', 'lady', 'girl'))
                                        for caption in queries)
-    assert 'CUHK-PEDES test, as loaded, by attributes of the caption' in printed[-1] and 'by_words.csv' in printed[-1]
+    assert 'CUHK-PEDES test, as loaded\nby attributes of the caption' in printed[-1] and 'by_words.csv' in printed[-1]
 
 
 def test_the_tool_writes_the_same_without_the_model(run, tmp_path, capsys, monkeypatch):
