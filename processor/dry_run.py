@@ -15,6 +15,7 @@ from datasets.sampler import FirstBatches
 from datasets.workers import Loader
 from processor.clean_pairs import compute_pair_losses
 from processor.estimates import RunEstimate, measure_sample_seconds
+from processor.loggers import require_packages
 from processor.processor import Trainer
 from processor.progress import format_duration
 from processor.training_run import build_run_evaluator, prepare_training
@@ -46,8 +47,9 @@ def run_dry(args):
     if args.resume:
         raise UserError('--dry_run tries a new run and cannot be combined with --resume: leave out one of them')
     device = pick_device(args.device)
+    require_packages(args.logger)
     with temporary_output(args.output_dir) as folder:
-        args = replace_options(args, output_dir=folder, keep='all')
+        args = replace_options(args, output_dir=folder, keep='all', logger=('none',))      # no run at a service
         result = try_run(args, device)
         lines = format_result(result, args, shutil.disk_usage(folder).free, device)
     if comm.is_main_process():
@@ -236,7 +238,7 @@ def format_result(result, args, free_bytes, device):
         speed = max(workers, 1) / estimate.sample_seconds
         verdict = ('fast enough' if workers and not estimate.waits_for_data else
                    'a step waits for them: raise --num_workers, or add --image_cache')
-        lines['images'] = f'about {speed:.3g} images/s with {workers} workers: {verdict}'
+        lines['images'] = f'about {speed:.3g} images/s with {workers} workers; {verdict}'
     evaluation = format_duration(estimate.evaluation_seconds)
     lines['epoch'] = (f'about {format_duration(estimate.epoch_seconds)}: {estimate.steps:,} steps of '
                       f'{result.pair_count:,} pairs; an evaluation about {evaluation}')

@@ -58,8 +58,8 @@ class Examination:
         self.check('dataset', self.examine_data)
         self.check('weights', check_weights, self.args)
         self.check('step', self.compare_precisions)
-        self.check('memory', self.measure_memory)
-        self.check('images', self.measure_reading)
+        self.check('step memory', self.measure_memory)
+        self.check('reading', self.measure_reading)
         self.check('time', self.estimate_run)
         self.advise()
 
@@ -111,22 +111,26 @@ class Examination:
         result = self.measure('growth', measure_growth, self.step_words(), self.identities, sizes, str(self.device))
         rows = [row for row in result['rows'] if 'peak_bytes' in row]
         measured = ', '.join(f"batch {row['batch']} {format_bytes(row['peak_bytes'])}" for row in rows)
-        fit, memory = fit_memory(rows), self.usable_memory
+        free = self.machine['available_memory'], self.machine['memory_limit']       # of the container, if it has one
+        fit, memory = fit_memory(rows), result['usable_bytes'] or min(filter(None, free))
         result.update(usable_memory=memory, fixed_bytes=fit and fit[0], sample_bytes=fit and fit[1],
                       largest_batch=fit and largest_batch(fit, memory))
+        too_large = [row['batch'] for row in result['rows'] if 'error' in row]
         place = 'tensors on the GPU' if on_gpu else 'the process'
         finding = f'{measured} ({place})'
         if fit:
             finding += f'; {format_bytes(fit[1])} per sample'
-        if fit and result['largest_batch'] < args.batch_size:
-            return [Check('memory', WARNING, f"{finding}; batch {args.batch_size} does not fit into "
-                                             f'{format_bytes(memory)}', 'see the advice below')]
-        return [Check('memory', OK, finding)]
+        if too_large or fit and result['largest_batch'] < args.batch_size:
+            size = min([args.batch_size, *too_large])
+            return [Check('step memory', WARNING, f'{finding}; batch {size} does not fit into {format_bytes(memory)}',
+                          'see the advice below' if fit else
+                          'lower --batch_size, or add --grad_checkpoint or --micro_batch')]
+        return [Check('step memory', OK, finding)]
 
     def measure_reading(self):
         result = self.measure('reading', measure_reading, self.words, self.has_data)
         source = 'the dataset' if self.has_data else 'synthetic images'
-        return [Check('images', OK, f"one process reads {1 / result['sample_seconds']:.3g} images/s of {source}; "
+        return [Check('reading', OK, f"one process reads {1 / result['sample_seconds']:.3g} images/s of {source}; "
                                     f"{result['workers']} workers")]
 
     def estimate_run(self):
@@ -156,13 +160,6 @@ class Examination:
     @property
     def identities(self):
         return self.counts.get('train', (0,))[0] or UNKNOWN_IDENTITIES
-
-    @property
-    def usable_memory(self):
-        """The bytes that a run can use: free ones of the GPU, or of the machine and its container."""
-        if self.device.type == 'cuda':
-            return self.machine['gpus'][self.device.index or 0]['free']
-        return min(filter(None, (self.machine['available_memory'], self.machine['memory_limit'])))
 
     def build_estimate(self):
         """``(estimate, note)``; ``(None, reason)`` if something was not measured."""

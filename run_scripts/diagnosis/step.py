@@ -159,8 +159,12 @@ def measure_growth(words, identities, sizes, device):
         A dict. 'rows' are ``[{'batch', 'seconds', 'peak_bytes'}]``; a size that the memory is too small for has an
         'error', and larger ones are missing. 'image_seconds', 'caption_seconds' and 'selection_seconds' are per sample;
         the last one is that of a pass that selects clean pairs (0 without one). 'parameter_bytes' and 'trained_bytes'
-        are those of the weights. 'micro_batch_unsupported' says why the losses refuse ``--micro_batch``, or ''.
+        are those of the weights. 'usable_bytes' are free on the GPU at the start, None on a CPU.
+        'micro_batch_unsupported' says why the losses refuse ``--micro_batch``, or ''.
     """
+    on_gpu = torch.device(device).type == 'cuda'
+    # The GPU's free memory beside this process's CUDA context; tensors of the run share the rest.
+    usable_bytes = torch.cuda.mem_get_info(device)[0] if on_gpu else None
     options, batch = synthetic_batch(words, COMPARED_SIZE)
     seed_all(SEED)
     model = build_model(options, identities).to(device)
@@ -179,8 +183,9 @@ def measure_growth(words, identities, sizes, device):
     sizes_in_bytes = {'parameter_bytes': sum(weight.nbytes for weight in weights),
                       'trained_bytes': sum(weight.nbytes for weight in weights if weight.requires_grad)}
     size = rows[-1]['batch'] if 'error' not in rows[-1] else sizes[0]
-    return {'rows': rows, **sizes_in_bytes, **measure_embedding(model, resize_batch(batch, size), device),
-            'selection_seconds': measure_selection(model, resize_batch(batch, size), device),
+    batch = resize_batch(batch, size)
+    return {'rows': rows, 'usable_bytes': usable_bytes, **sizes_in_bytes, **measure_embedding(model, batch, device),
+            'selection_seconds': measure_selection(model, batch, device),
             'micro_batch_unsupported': explain_micro_batch(model)}
 
 

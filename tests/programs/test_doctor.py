@@ -29,7 +29,7 @@ MACHINE = {'python': '3.11.7', 'system': 'Linux x86_64', 'torch': '2.14.0+cu132'
 
 @pytest.fixture
 def in_this_process(monkeypatch):
-    """Measure in the process of the test: starting others takes longer than the measurement."""
+    """Measure in the process of the test, because starting others takes longer."""
     monkeypatch.setattr(examination, 'measure_in_child', lambda function, *arguments: function(*arguments))
     monkeypatch.setattr('run_scripts.doctor.preload', lambda module: None)
 
