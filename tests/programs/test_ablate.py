@@ -74,8 +74,16 @@ def cells_of(command):
 
 
 def line_of(text, start):
-    line, = (line for line in text.splitlines() if line.startswith(f'| {start} '))
-    return [cell.strip() for cell in line.strip('|').split('|')]
+    """The cells of a row. They may have several lines, and a wide table continues below with its first column again."""
+    parts, is_row = [], False
+    for line in text.splitlines():
+        first, *others = (cell.strip() for cell in line.strip('|').split('|'))
+        if not line.startswith('|') or first:
+            is_row = line.startswith(f'| {start} ')
+            parts += [others] if is_row else []
+        elif is_row:
+            parts[-1] = [' '.join(filter(None, lines)) for lines in zip(parts[-1], others)]
+    return [start, *(cell for cells in parts for cell in cells)]
 
 
 def without_training(monkeypatch):
@@ -182,7 +190,8 @@ def test_a_broken_run_is_a_row_and_others_go_on(grid, clip, capsys):
     # another grid has trained it with the same settings
     assert '1 of 2 runs are finished already' in output.err
     assert all(path.joinpath('output.txt').stat().st_mtime_ns == moment for path, moment in began.items())
-    broken, expected = (next(line for line in output.out.splitlines() if name in line) for name in ('nowhere.pt', clip))
+    table = (grid['folder'] / 'table.md').read_text()
+    broken, expected = (next(line for line in table.splitlines() if name in line) for name in ('nowhere.pt', clip))
     assert '| seed 1: ' in broken and 'nowhere.pt' in broken.split('seed 1: ')[1] and 'Traceback' not in output.out
     assert 'failed: ' in output.err and ' ± - ' in expected
 
@@ -244,7 +253,8 @@ def test_a_single_seed_and_results_on_other_datasets_are_told(common, tmp_path, 
                    'produced_by': {'dataset': dataset, 'checkpoint_sha256': checksum}}
         best.with_name(f'metrics_{dataset}.json').write_text(json.dumps(content))
     assert ablate.main(['--table_only', *command]) == 0
-    original, other = (line for line in capsys.readouterr().out.splitlines() if line.startswith('| sdm '))
+    table = (tmp_path / 'out' / 'table.md').read_text()
+    original, other = (line for line in table.splitlines() if line.startswith('| sdm '))
     assert '30.00 ± -' in original and '12.50 ± -' in other and 'tested on RSTPReid, test split' in other
 
 
