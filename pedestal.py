@@ -23,23 +23,26 @@ from datasets.truncation import describe_truncation
 from model.backbones import backbone_class
 from processor.attention import explain
 from processor.image_index import ImageIndex
+from processor.reranked_search import RerankedSearch
 from processor.runs import Split, TrainedRun, embed_queries, load_trained
 from utils.errors import UserError
 from utils.image_stats import CLIP_STATS
 from utils.images import READER_VERSION, to_rgb
 from utils.iotools import read_image
 from utils.options import Effect, build_parser, build_test_parser, parse_test_options, replace_options, to_plain_value
+from utils.rerank_options import as_rerank_settings
+from utils.version import __version__
 
 logger = logging.getLogger('Pedestal.search')
 
-__all__ = ['People', 'UserError', 'load', 'load_options']
+__all__ = ['People', 'UserError', '__version__', 'load', 'load_options']
 
 
 def load(run, checkpoint=None, device='auto', amp=None, base_weights=None):
     """Load a trained or published run.
 
     Args:
-        run: the run's folder, or the configs.yaml in it.
+        run: the run's folder, the configs.yaml in it, or its name below ``logs``, such as ``CUHK-PEDES/irra``.
         checkpoint: a checkpoint file; None: the run's best.pth.
         device: auto, cpu, mps, cuda or cuda:<n>.
         amp: the precision: auto, bf16, fp16 or off; None: that of the training.
@@ -58,11 +61,10 @@ def load_options(run, **flags):
     """Load the options of a run.
 
     Args:
-        run: the run's folder, or the configs.yaml in it.
+        run: the run's folder, the configs.yaml in it, or its name below ``logs``, such as ``CUHK-PEDES/irra``.
         flags: flags of test.py that replace the run's options; None: the run's own.
     """
-    config = os.path.join(run, 'configs.yaml') if os.path.isdir(run) else os.fspath(run)
-    arguments = ['--config_file', config]
+    arguments = ['--config_file', os.fspath(run)]
     for flag, value in flags.items():
         if value is not None:
             arguments += [f'--{flag}', str(value)]
@@ -214,27 +216,66 @@ class People:
         image_index.update(self.load_image, self.embed_images, progress)
         return image_index
 
-    def search(self, text, images, top=10):
+    def search(self, text, images, top=10, rerank=None):
         """Find the images that fit a description.
 
         Args:
             text: a description of a person.
             images: a folder, which is indexed first, the result of :meth:`index_images`, or a list of paths.
             top: the number of images to return.
+            rerank: a method that orders the images again: 'k-reciprocal', 'query-expansion', the number of images that
+                an image-text matching head scores, or the settings of one of them (:mod:`utils.rerank_options`).
 
         Returns:
-            ``[(path, cosine similarity)]``, the best first.
+            ``[(path, cosine similarity)]``, the best first: by cosine similarity, or by ``rerank``.
         """
         if top < 1:
             raise UserError(f'top must be above 0, not {top}')
+        if isinstance(images, (str, os.PathLike)):
+            images = self.index_images(images)
+        if rerank is not None:
+            return self.build_reranked_search(images, rerank)([text], top)[0]
         queries = self.encode_captions([text])
         if isinstance(images, ImageIndex):
             return images.search(queries, top)[0]
-        if isinstance(images, (str, os.PathLike)):
-            return self.index_images(images).search(queries, top)[0]
         paths = list(images)
         scores, indices = (self.encode_images(paths) @ queries[0]).topk(min(top, len(paths)))
         return [(paths[index], score) for index, score in zip(indices.tolist(), scores.tolist())]
+
+    def build_reranked_search(self, images, rerank):
+        """Prepare a search that orders images by a method of re-ranking; see :meth:`search`.
+
+        Args:
+            images: the result of :meth:`index_images`, the ``split``, or a list of paths.
+            rerank: the method.
+
+        Returns:
+            A function from captions and the number of images per caption to ``[[(path, cosine similarity)]]``, the best
+            first. No caption's result depends on the other captions.
+        """
+        settings = as_rerank_settings(rerank)
+        if isinstance(images, Split):
+            paths, search = images.paths, images.reranked_search(settings)
+        elif isinstance(images, ImageIndex):
+            paths = [os.path.join(images.folder, path) for path in images.paths]
+            search = images.reranked_searches.get(settings) or self.rerank_paths(settings, paths,
+                                                                                 images.read_embeddings())
+            images.reranked_searches[settings] = search
+        else:
+            paths = list(images)
+            search = self.rerank_paths(settings, paths, self.encode_images(paths))
+
+        def find_images(captions, top):
+            ids = self.tokenize(captions)
+            queries = F.normalize(embed_queries(self.model, ids), dim=1)
+            return [[(paths[row], score) for row, score in result] for result in search.search(ids, queries, top)]
+        return find_images
+
+    def rerank_paths(self, settings, paths, embeddings):
+        """Prepare a :class:`~processor.reranked_search.RerankedSearch` of image files with their embeddings."""
+        def load_images(rows):
+            return torch.stack([self.load_image(paths[row]) for row in rows.tolist()]).to(self.device)
+        return RerankedSearch(self.model, settings, embeddings, load_images)
 
     @functools.cached_property
     def split(self):

@@ -11,7 +11,7 @@ if __name__ == '__main__':  # Ctrl-C while PyTorch loads ends the program withou
 from model.head_options import add_report_flags
 from utils.declarations import retry_with_pytorch
 from utils.errors import run_program
-from utils.options import build_test_parser, parse_test_options, replace_options, with_notes
+from utils.options import add_breakdown_options, build_test_parser, parse_test_options, replace_options, with_notes
 
 
 def main(argv=None):
@@ -34,6 +34,7 @@ def main(argv=None):
 def read_options(argv):
     """Parse and validate the options of the evaluation. Raises :class:`~utils.errors.UserError`."""
     parser = build_test_parser('test.py', __doc__)
+    add_breakdown_options(parser)
     add_report_flags(parser.add_argument_group('reports of heads'))
     return parse_test_options(parser, argv)
 

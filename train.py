@@ -17,10 +17,12 @@ from utils.options import get_args
 def main(argv=None):
     # A wrong flag is reported before PyTorch is imported. Several processes connect first, so that only one reports it.
     args = None if is_launched_by_torchrun() else read_options(argv)
+    from processor.dry_run import run_dry
     from processor.training_run import run_training
     from utils import comm
     with comm.process_group():
-        run_training(args or read_options(argv))
+        args = args or read_options(argv)
+        run_dry(args) if args.dry_run else run_training(args)
 
 
 @retry_with_pytorch

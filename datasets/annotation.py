@@ -14,7 +14,7 @@ from datasets.published_splits import split_note
 from datasets.released_lists import aptm_list_files, read_aptm_list, read_tbps_list, tbps_list_files
 from datasets.samples import renumber_pids
 from datasets.side_texts import SideTexts
-from utils.errors import UserError
+from utils.errors import UserError, describe_type
 from utils.iotools import read_json
 
 logger = logging.getLogger('Pedestal.dataset')
@@ -225,6 +225,19 @@ class BaseDataset:
                 'caption_pids': np.repeat(entries.ids, entries.counts).tolist(), 'captions': list(entries.captions())
                 }, set(pids)
 
+    def evaluation_samples(self, split):
+        """The images and captions of a split to rank, with the annotation's pids.
+
+        Args:
+            split: train, val or test.
+
+        Returns:
+            ``{'image_pids', 'img_paths', 'caption_pids', 'captions'}``, as ``val`` and ``test``.
+        """
+        if split == 'train':     # made on demand, because training does not need it
+            return self._build_evaluation_samples(self.split_entries[split])[0]
+        return getattr(self, split)
+
     def format_counts(self):
         """Format a table of identities, images and captions in each split."""
         table = PrettyTable(['split', 'identities', 'images', 'captions'])
@@ -242,7 +255,7 @@ def read_entries(path):
     """Read the entries of a JSON annotation without validating them."""
     entries = read_json(path)
     if not isinstance(entries, list):
-        raise UserError(f'{path} must hold a list of entries, and holds a {type(entries).__name__}')
+        raise UserError(f'{path} must hold a list of entries, and holds {describe_type(entries)}')
     if not entries:
         raise UserError(f'{path} holds no entries')
     return entries

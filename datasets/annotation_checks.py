@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 
 from datasets.captions import caption_problem, is_encodable, looks_like_list
 from datasets.side_texts import side_text_problem
-from utils.errors import UserError, unknown_name_error
+from utils.errors import UserError, describe_type, unknown_name_error
 from utils.simple_tokenizer import END, MASK, START, clean_text
 
 SPLITS = ('train', 'val', 'test')
@@ -31,12 +31,12 @@ def entry_problem(entry, image_key, has_captions=True):
         has_captions: whether captions must not be empty.
     """
     if not isinstance(entry, dict):
-        return f'is a {type(entry).__name__} instead of a mapping'
+        return f'is {describe_type(entry)} instead of a mapping'
     for field, kind in (('id', int), ('split', str), ('captions', list), (image_key, str)):
         if field not in entry:
             return f"has no field '{field}'"
         if not isinstance(entry[field], kind) or isinstance(entry[field], bool):
-            return f"has a '{field}' that is a {type(entry[field]).__name__} instead of a {kind.__name__}"
+            return f"has a '{field}' that is {describe_type(entry[field])} instead of a {kind.__name__}"
     if not 0 <= entry['id'] < 2 ** 31:
         return f"has the impossible id {entry['id']}"
     if entry['split'] not in SPLITS:
@@ -45,7 +45,7 @@ def entry_problem(entry, image_key, has_captions=True):
         return 'has no captions'
     for number, caption in enumerate(entry['captions'], start=1):
         if not isinstance(caption, str):
-            return f'has a caption {number} that is a {type(caption).__name__} instead of text'
+            return f'has a caption {number} that is {describe_type(caption)} instead of text'
         if looks_like_list(caption):
             return f'has a caption {number} that is a list written as one text: write a JSON list, without quote marks'
         if has_captions and (problem := caption_problem(caption)):

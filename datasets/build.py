@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 
 from datasets.annotation_checks import SPLITS
 from datasets.array_cache import get_captions, get_image_ids, get_pids
+from datasets.distractors import add_distractors
 from datasets.fields import FIELDS
 from datasets.image_cache import open_store
 from datasets.images import ImageComponent, ImageDataset, ImageTransform
@@ -23,6 +24,7 @@ from datasets.text import CaptionMasking, CaptionTransform, TextDataset, tokeniz
 from datasets.workers import Loader, start_worker
 from utils import comm
 from utils.errors import UserError, unknown_name_error
+from utils.machine import core_count
 from utils.option_types import split_dataset_path
 from utils.run_config import complete
 
@@ -57,8 +59,9 @@ def build_dataloader(args, backbone=None):
         ``(test_img_loader, test_txt_loader, num_classes)``. The training loader yields dicts
         (:class:`datasets.pairs.PairDataset`); its ``batch_sampler.set_epoch(epoch, first_step)`` selects the next
         batches. The others yield ``(pids [B], images [B, 3, H, W])`` and ``(pids [B], caption_ids [B, L])`` in the
-        annotation's order. ``num_classes`` is the number of training identities; a test needs none. With
-        ``args.image_cache``, images are uint8, for :func:`datasets.device_augmentation.augment_on_device`.
+        annotation's order; an evaluation's are of the split ``args.split``. ``num_classes`` is the number of training
+        identities; a test needs none. With ``args.image_cache``, images are uint8, for
+        :func:`datasets.device_augmentation.augment_on_device`.
 
     Raises:
         UserError: the dataset or sampler is unknown, data is missing or invalid, a split is empty, the batch is too
@@ -69,10 +72,10 @@ def build_dataloader(args, backbone=None):
     if args.training:
         loaders = build_training_loaders(args, backbone)
         return (loaders.train, *next(iter(loaders.evaluations.values())), loaders.num_classes)
-    dataset = build_dataset_from_args(args, splits=('test',), skip_broken=args.skip_broken)
+    dataset = build_dataset_from_args(args, splits=(args.split,), skip_broken=args.skip_broken)
     preprocessing = build_preprocessing(args, backbone)
-    images, captions = build_evaluation_loaders(args, preprocessing, dataset, 'test', args.test_batch_size,
-                                                preprocessing.tokenizer())
+    images, captions = build_evaluation_loaders(args, preprocessing, dataset, args.split, args.test_batch_size,
+                                                preprocessing.tokenizer(), args.distractors)
     return images, captions, len(select_training_samples(args, dataset)[1])
 
 
@@ -167,7 +170,7 @@ def build_training_loader(args, preprocessing, dataset, samples, tokenizer, capt
     """
     # All training images are cached, even if --limit_train selects only some.
     store = open_image_store(args, preprocessing, dataset, 'train', (sample[2] for sample in dataset.train),
-                             args.skip_broken)
+                             args.skip_broken, is_train=True)
     labels = prompts = None
     if needs_attributes(args):
         labels, prompts = get_attributes(args, dataset, 'train', samples)
@@ -196,21 +199,29 @@ def component_image_stats(preprocessing, dataset):
     return list(zip(dataset.first_image_ids, stats)) if len(set(stats)) > 1 else [(0, stats[0])]
 
 
-def build_evaluation_loaders(args, preprocessing, dataset, split, batch_size, tokenizer):
-    """Build ``(image loader, caption loader)`` of a split, neither augmented nor shuffled."""
+def build_evaluation_loaders(args, preprocessing, dataset, split, batch_size, tokenizer, distractors=None):
+    """Build ``(image loader, caption loader)`` of a split, neither augmented nor shuffled.
+
+    ``distractors`` is a folder of images without captions that enlarge the gallery.
+    """
     if split not in SPLITS:
         raise unknown_name_error('split', split, SPLITS)
-    content = getattr(dataset, split)
+    content = dataset.evaluation_samples(split)
     if not content['captions']:
         raise empty_split_error(dataset, split)
+    if distractors and dataset.evaluates_attributes:
+        raise UserError(f'--distractors enlarges a gallery, and {dataset.name} has none: leave --distractors out')
+    content = add_distractors(content, distractors) if distractors else content
     image_stats = preprocessing.image_stats(dataset.name)
-    store = open_image_store(args, preprocessing, dataset, split, content['img_paths'])
+    store_name = f'{split}_with_distractors' if distractors else split
+    store = open_image_store(args, preprocessing, dataset, store_name, content['img_paths'])
     images = ImageDataset(content['image_pids'], content['img_paths'], preprocessing.test_transform(image_stats), store,
                           image_stats)
     texts = [preprocessing.test_caption(dataset.name, caption) for caption in content['captions']]
     captions = TextDataset(content['caption_pids'], texts, args.text_length, tokenizer=tokenizer,
                            token_folder=token_folder(dataset))
-    if dataset.evaluates_attributes or needs_attributes(args) and dataset.attributes(split) is not None:
+    has_labels = not distractors and needs_attributes(args) and dataset.attributes(split) is not None
+    if dataset.evaluates_attributes or has_labels:
         labels, prompts = get_attributes(args, dataset, split)
         images.attributes = labels, tokenize_prompts(prompts, tokenizer)
         images.evaluates_attributes = dataset.evaluates_attributes
@@ -219,14 +230,17 @@ def build_evaluation_loaders(args, preprocessing, dataset, split, batch_size, to
             DataLoader(captions, batch_size, sampler=CaptionSampler(captions.lengths), generator=torch.Generator()))
 
 
-def open_image_store(args, preprocessing, dataset, split, paths, skip_broken=False):
-    """Open the image cache of a split in the folder of ``--image_cache``; None without this option."""
+def open_image_store(args, preprocessing, dataset, name, paths, skip_broken=False, is_train=False):
+    """Open the image cache of a split in the folder of ``--image_cache``; None without this option.
+
+    ``name`` is the split, with a remark if there are other images. ``is_train`` is whether its images are augmented.
+    """
     folder = args.image_cache
     if not folder:
         return None
     folder = os.path.join(dataset.dataset_dir, 'image_cache') if folder == 'auto' else folder
-    interpolation = preprocessing.cache_interpolation(is_train=split == 'train')
-    return open_store(folder, f'{dataset.name}_{split}', paths, dataset.img_dir, args.img_size, worker_count(args),
+    interpolation = preprocessing.cache_interpolation(is_train)
+    return open_store(folder, f'{dataset.name}_{name}', paths, dataset.img_dir, args.img_size, worker_count(args),
                       skip_broken, interpolation)
 
 
@@ -271,8 +285,7 @@ def empty_split_error(dataset, split):
 
 def worker_count(args):
     """``--num_workers``, but at most this process's share of the CPU cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    return min(args.num_workers, max(cores // comm.get_local_world_size(), 1))
+    return min(args.num_workers, max(core_count() // comm.get_local_world_size(), 1))
 
 
 def loader_settings(args):

@@ -5,11 +5,11 @@
 The program compares the numbers of identities, images and captions with the published ones (for synthetic pedestrians,
 with those that were written), reads every image, and lists all problems. Exit status: 0 without problems, else 1.
 """
-import argparse
 import hashlib
 import inspect
 import operator
 import os
+import sys
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 
@@ -26,6 +26,7 @@ from utils.errors import UserError, is_out_of_files, run_program
 from utils.images import SkippedFiles, find_images
 from utils.option_types import split_dataset_path
 from utils.iotools import read_image, read_json, check_regular_file
+from utils.parser import Parser
 from utils.terminal import escape_line
 
 # Information, not problems.
@@ -143,13 +144,14 @@ def check(name, root, workers, columns=None, split_seed=1):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog='datasets.check', description='Check that a copy of a dataset is complete.')
+    parser = Parser(prog='datasets.check', description='Check that a copy of a dataset is complete.',
+                    usage='%(prog)s [--<option> VALUE ...]')
     parser.add_argument('--dataset_name', default='CUHK-PEDES', help=describe_names())
     parser.add_argument('--root_dir', default='./data', help="folder of the datasets' folders (default: ./data)")
     parser.add_argument('--workers', type=int, default=os.cpu_count() or 1,
                         help='number of threads that read images (default: the number of cores)')
     add_table_options(parser)
-    args = parser.parse_args(argv)
+    args = parser.parse(sys.argv[1:] if argv is None else argv)
     args.dataset_name, args.root_dir = split_dataset_path(args.dataset_name, args.root_dir)
     if not 1 <= args.workers <= 1024:
         raise UserError(f'--workers must be from 1 to 1024, not {args.workers}')

@@ -12,6 +12,7 @@ import numpy as np
 from datasets.array_cache import Samples, Strings, array_folder, cache_arrays, compute_key, read_cached_arrays
 from datasets.released_lists import label_problem
 from utils.iotools import check_regular_file
+from utils.plugins import qualify
 
 logger = logging.getLogger('Pedestal.dataset')
 
@@ -182,7 +183,7 @@ def annotation_key(dataset, path):
     settings = {name: value for name in dir(dataset)
                 if not name.startswith('__') and is_plain_setting(value := getattr(dataset, name))}
     dataset_modules = (cls.__module__ for cls in dataset.__mro__[:-1])    # without object's
-    modules = dict.fromkeys([*dataset_modules, *CHECKING_MODULES])
+    modules = dict.fromkeys([*dataset_modules, *map(qualify, CHECKING_MODULES)])
     code_files = [getattr(sys.modules.get(module), '__file__', None) for module in modules]
     return compute_key(settings, [hash_file(file) for file in code_files if file],
                        [(os.path.basename(file), hash_file(file)) for file in dataset.files(path)])

@@ -63,6 +63,9 @@ class JoinedDataset(BaseDataset):
     def attributes(self, split):
         """None, because the components' attributes can differ."""
 
+    def evaluation_samples(self, split):
+        return self.components[0].evaluation_samples(split)
+
     def side_texts(self, key):
         return SideTexts.join([component.side_texts(key) for component in self.components])
 

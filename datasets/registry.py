@@ -28,7 +28,7 @@ def datasets():
 def collect_datasets(imported):
     """Collect the classes of :func:`datasets`. ``imported`` is the cache's key for declarations or imported classes."""
     classes, base = [], load_plugin('datasets.annotation').BaseDataset
-    for module in pkgutil.iter_modules([os.path.dirname(__file__)], 'datasets.'):
+    for module in pkgutil.iter_modules([os.path.dirname(__file__)], f'{__package__}.'):
         if module.ispkg or module.name == __name__:   # synthpedes writes datasets and defines none
             continue
         try:
@@ -54,11 +54,18 @@ def dataset_class(name, columns=None, split_seed=1):
     """The class of the dataset that ``--dataset_name`` names.
 
     ``columns`` and ``split_seed`` are for a table (:mod:`datasets.table`).
+
+    Raises:
+        UserError: the name is unknown, or ``columns`` are given and it names no table.
     """
     tables = load_plugin('datasets.table')
+    if columns and not any(map(tables.is_table, name.split('+'))):
+        raise UserError(f"--columns {' '.join(columns)}: it names the columns of a table, and {name} has an annotation "
+                        'of its own form; leave --columns out')
     if '+' in name:
         return load_plugin('datasets.joined').joined_class(
-            name, lambda component: dataset_class(component, columns, split_seed))
+            name, lambda component: dataset_class(component, columns if tables.is_table(component) else None,
+                                                  split_seed))
     if tables.is_table(name):
         return tables.table_class(name, columns, split_seed)
     if name not in datasets() and tables.is_ufine(name):

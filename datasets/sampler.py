@@ -62,6 +62,27 @@ class BatchSampler:
                 yield seeded[shard_slice(len(seeded), *self.shard)]
 
 
+class FirstBatches:
+    """The first batches of each epoch of a :class:`BatchSampler`.
+
+    Args:
+        sampler: the sampler.
+        count: the number of batches.
+    """
+
+    def __init__(self, sampler, count):
+        self.sampler, self.count = sampler, count
+
+    def set_epoch(self, epoch, first_step=0):
+        self.sampler.set_epoch(epoch, first_step)
+
+    def __len__(self):
+        return min(self.count, len(self.sampler))
+
+    def __iter__(self):
+        return itertools.islice(self.sampler, max(self.count - self.sampler.first_step, 0))
+
+
 def shard_slice(count, rank, world_size):
     """The slice of ``count`` rows that belongs to a rank.
 
@@ -236,6 +257,10 @@ class SplitSampler(Sampler):
         """The indices of all samples, in order."""
         return range(self.count)
 
+    def limit(self, count):
+        """Yield the first ``count`` samples of the annotation only."""
+        self.count = min(count, self.count)
+
 
 class CaptionSampler(SplitSampler):
     """Yield the captions of an evaluation split in the annotation's order, or sorted by length, the longest first.
@@ -257,3 +282,7 @@ class CaptionSampler(SplitSampler):
 
     def samples(self):
         return self.order.tolist() if self.sorts_by_length else super().samples()
+
+    def limit(self, count):
+        super().limit(count)
+        self.order = self.order[self.order < self.count]

@@ -21,6 +21,7 @@ import numpy as np
 
 from datasets.array_cache import Strings
 from datasets.captions import caption_problem
+from utils.errors import describe_type
 
 LIST_TEXT = re.compile(r'\s*\[\s*[\[\'"].*\]\s*', re.DOTALL)     # a list of texts or lists that is written as text
 BACK_TRANSLATIONS, SECOND_CAPTIONS = 'captions_bt', 'diversity_captions'
@@ -127,7 +128,7 @@ def second_caption_problem(second_caption):
             return 'has a sub-sentence without rewritings'
         for text in rewritings:
             if not isinstance(text, str):
-                return f'holds a {type(text).__name__} instead of a text'
+                return f'holds {describe_type(text)} instead of a text'
             if problem := caption_problem(text):
                 return f'holds {problem}'
             if LIST_TEXT.fullmatch(text):

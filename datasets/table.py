@@ -16,7 +16,7 @@ from datasets.identities import JUNK, canonical_identity, number_identities, spe
 from datasets.released_lists import report_oddities
 from datasets.side_texts import BACK_TRANSLATIONS, SECOND_CAPTIONS, append_captions, list_problem, read_side_texts
 from datasets.table_files import read_rows
-from utils.errors import UserError, suggest_name
+from utils.errors import UserError, describe_type, suggest_name
 from utils.paths import relative_path
 
 logger = logging.getLogger('Pedestal.dataset')
@@ -153,7 +153,7 @@ def row_problem(row, names, images):
             return f"has no '{column}', its {role}"
     for caption in row_captions(row, names):
         if not isinstance(caption, str):
-            return f"has a '{names['caption']}' that is a {type(caption).__name__} instead of text"
+            return f"has a '{names['caption']}' that is {describe_type(caption)} instead of text"
         if problem := caption_problem(caption) or looks_like_list(caption) and UNREADABLE_LIST:
             return f"has {problem} in its column '{names['caption']}': {caption[:50]!r}"
     for key, side_texts in row_side_texts(row, names).items():

@@ -6,7 +6,7 @@ import os
 import re
 
 from datasets.annotation import read_entries
-from utils.errors import UserError
+from utils.errors import UserError, describe_type
 from utils.iotools import MAX_JSON_BYTES, parse_json, check_regular_file
 
 logger = logging.getLogger('Pedestal.dataset')
@@ -34,7 +34,7 @@ def read_rows(path):
         rows = parse_json_lines(text, path) if is_json else parse_table(text, path, '\t' if ending == '.tsv' else ',')
     for number, row in enumerate(rows):
         if not isinstance(row, dict):
-            raise UserError(f'{path}: row {number} (counted from 0) is a {type(row).__name__} instead of a mapping')
+            raise UserError(f'{path}: row {number} (counted from 0) is {describe_type(row)} instead of a mapping')
     if not rows:
         raise UserError(f'{path} has no rows')
     return rows

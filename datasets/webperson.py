@@ -75,6 +75,8 @@ def read_captions(path):
             captions[image] = [texts[key].replace(LINE_MARK, '') for key in CAPTION_KEYS]
             if problem := image_problem(image, captions[image]):
                 raise UserError(f'{path}: the image {image!r} {problem}')
+    if not captions:
+        raise UserError(f'{path} holds no entries')
     return captions
 
 

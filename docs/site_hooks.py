@@ -1,18 +1,18 @@
-"""Hooks of the documentation site. README.md and CONTRIBUTING.md become pages without a second copy of their text."""
+"""Hooks of the documentation site. README.md, CONTRIBUTING.md and CHANGELOG.md become pages without a second copy."""
 import pathlib
 import re
 
 from mkdocs.structure.files import File
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-PAGES = {'index.md': 'README.md', 'contributing.md': 'CONTRIBUTING.md'}
+PAGES = {'index.md': 'README.md', 'contributing.md': 'CONTRIBUTING.md', 'changelog.md': 'CHANGELOG.md'}
 # The site has no page for these: the link's text remains.
 LINK_OUTSIDE_DOCS = re.compile(r'(?<!!)\[([^\]]*)\]\((?!https?://|#)'
                      r'(?!docs/[\w/]+\.(?:md|png|svg)|CONTRIBUTING\.md|README\.md)[^)]*\)')
 
 
 def on_files(files, config):
-    """Add the two pages to the site."""
+    """Add the pages to the site."""
     for page, source in PAGES.items():
         text = (ROOT / source).read_text(encoding='utf-8')
         files.append(File.generated(config, page, content=make_links_relative(text)))

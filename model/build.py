@@ -9,6 +9,7 @@ from model.compatibility import validate_distributed, validate_micro_batch, vali
 from model.compile import compile_blocks
 from model.embeddings import compute_extra_embeddings, concatenate_embeddings, list_embedding_parts, refine_embedding
 from model.encoded_batch import SHARED_EMBEDDING, EncodedBatch
+from model.freezing import freeze_parameters
 from model.heads import (
     AddsEmbedding, HasPairState, HasReferenceNames, PreparesOnHost, RefinesEmbedding, TransformsBatch, UsesAllGather,
     describe_head,
@@ -57,6 +58,8 @@ class RetrievalModel(ModelWithHeads):
         self.amp = args.amp
         self.masked_token_rates = args.masked_token_rate, args.masked_token_unchanged_rate
         self._build_heads(args)
+        if args.freeze and args.training:
+            self.frozen_names, self.frozen_norms = freeze_parameters(self, args.freeze)
         self._collect_needs()
         if args.micro_batch and args.training:
             validate_micro_batch(backbone, self.heads)

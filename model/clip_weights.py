@@ -40,6 +40,7 @@ OPENAI_SHA256 = {       # published as a part of each file's URL
     'ViT-L/14@336px': '3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02',
 }
 SHAPES_FOLDER = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'configs', 'clip')
+KEPT_POSITIONS = 20     # text positions that Long-CLIP does not stretch
 WEIGHT_FILES = ('.pt', '.pth', '.bin', '.ckpt', '.safetensors')
 
 
@@ -54,7 +55,8 @@ def build_clip(pretrain_choice, img_size, stride_size, text_length=77, trust_arc
         text_length: number of tokens of a caption.
         trust_archive: whether to run a TorchScript archive that has none of OpenAI's checksums.
         download_root: the folder of OpenAI's files; None is ``~/.cache/clip``.
-        text_positions: 'first' takes the first text positions, 'interpolated' resizes all (:func:`fit_text_positions`).
+        text_positions: 'first' takes the first text positions, 'interpolated' resizes all (:func:`fit_text_positions`),
+            'stretched' resizes those after the first 20 (:func:`stretch_text_positions`).
         activation: 'quick_gelu' or 'gelu'.
 
     Raises:
@@ -71,8 +73,8 @@ def build_clip(pretrain_choice, img_size, stride_size, text_length=77, trust_arc
     check_entries(state, clip, path)
     clip.load_state_dict(state, assign=True)
     clip.pretrained_scale = scale
-    resized = text_positions == 'interpolated' and text_length != positions[1]
-    words = f'{positions[1]} text positions resized to {text_length}' if resized else \
+    resized = text_positions != 'first' and text_length != positions[1]
+    words = f'{positions[1]} text positions {text_positions} to {text_length}' if resized else \
         f'the first {text_length} of {positions[1]} text positions'
     log.info('encoders from %s: %d image positions fitted to %dx%d, %s', path, positions[0], *clip.grid, words)
     return clip
@@ -326,7 +328,22 @@ def openai_names(state):
     state = {name: value for name, value in state.items() if not DROPPED.match(name)}
     if any(name.startswith(('text_model.', 'vision_model.')) for name in state):
         return from_hugging_face(state)
-    return {name.removeprefix('text.'): value for name, value in state.items()}     # open_clip's CustomTextCLIP
+    state = {name.removeprefix('text.'): value for name, value in state.items()}    # open_clip's CustomTextCLIP
+    return merge_long_positions(state)
+
+
+def merge_long_positions(state):
+    """Return Long-CLIP's weights (Zhang et al., ECCV 2024) with one table of text positions.
+
+    Its files hold two tables [248, D]. The first ``KEPT_POSITIONS`` places are read from ``positional_embedding``, the
+    others from ``positional_embedding_res``. Other weights are returned as they are.
+    """
+    first, others = state.get('positional_embedding'), state.get('positional_embedding_res')
+    if first is None or others is None or first.shape != others.shape:
+        return state
+    merged = torch.cat([first[:KEPT_POSITIONS], others[KEPT_POSITIONS:]])
+    return {**{name: value for name, value in state.items() if name != 'positional_embedding_res'},
+            'positional_embedding': merged}
 
 
 def from_hugging_face(state):
@@ -448,6 +465,31 @@ def fit_text_positions(table, length):
     return F.interpolate(table.T[None], size=length, mode='linear', align_corners=True)[0].T.contiguous()
 
 
+def stretch_text_positions(table, length):
+    """Stretch text positions [L, D] as Long-CLIP does (Zhang et al., ECCV 2024), and return the first ``length``.
+
+    The first ``KEPT_POSITIONS`` places stay. Each later one becomes four, interpolated linearly to the next one; the
+    last ones continue the last step. 77 places become 248.
+
+    Raises:
+        UserError: the stretched table is shorter than ``length``.
+
+    Example:
+        >>> stretch_text_positions(torch.arange(22.)[:, None], 27).flatten()[18:]
+        tensor([18.0000, 19.0000, 20.0000, 20.2500, 20.5000, 20.7500, 21.0000, 21.2500,
+                21.5000])
+    """
+    kept, rest = table[:KEPT_POSITIONS], table[KEPT_POSITIONS:]
+    if len(rest) < 2 or length > len(kept) + 4 * len(rest):
+        raise UserError(f'--text_positions stretched: {len(table)} positions become '
+                        f'{len(kept) + 4 * len(rest) if len(rest) > 1 else "no more"}, and --text_length is {length}; '
+                        'give a smaller --text_length')
+    steps = torch.cat([rest[1:] - rest[:-1], rest[-1:] - rest[-2:-1]])                # [R, D]
+    quarters = torch.arange(4, dtype=table.dtype)[:, None] / 4
+    stretched = (rest[:, None] + quarters * steps[:, None]).flatten(0, 1)             # [R, 4, D] -> [4 R, D]
+    return torch.cat([kept, stretched])[:length]
+
+
 def image_table(clip):
     return 'visual.positional_embedding' if clip.has_image_tokens else 'visual.attnpool.positional_embedding'
 
@@ -463,8 +505,9 @@ def fit_tables(state, clip, fitted, path, text_positions='first'):
     has_this_grid = fitted or len(state[name]) == 1 + places and square_side(state[name]) is None
     state[name] = fit_positions(state[name], clip.grid, old_grid=clip.grid if has_this_grid else None)
     length = len(state['positional_embedding'])
-    if text_positions == 'interpolated' and clip.text_length != length:
-        state['positional_embedding'] = fit_text_positions(state['positional_embedding'], clip.text_length)
+    fit = {'interpolated': fit_text_positions, 'stretched': stretch_text_positions}.get(text_positions)
+    if fit and clip.text_length != length:
+        state['positional_embedding'] = fit(state['positional_embedding'], clip.text_length)
         return
     if clip.text_length > length:
         raise UserError(f'--text_length {clip.text_length} is more than the {length} positions that {path} has')

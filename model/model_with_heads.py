@@ -16,7 +16,11 @@ class ModelWithHeads(nn.Module):
 
     Attributes:
         heads: a tuple of :class:`~model.heads.Head`, which the subclass sets.
+        frozen_names: the names of the parameters that only ``--freeze`` excludes from training.
+        frozen_norms: a tuple of the batch norms that ``--freeze`` keeps in eval mode.
     """
+
+    frozen_names, frozen_norms = frozenset(), ()
 
     def __init__(self, backbone):
         super().__init__()
@@ -85,7 +89,10 @@ class ModelWithHeads(nn.Module):
         """Set the mode of the heads also, because they are not submodules."""
         for part in [*self.heads, *(part for _, part in self._shared.values())]:
             part.training = mode
-        return super().train(mode)
+        super().train(mode)
+        for norm in self.frozen_norms:
+            norm.eval()
+        return self
 
     def _apply(self, fn, recurse=True):
         """Move or cast parameters, and let the heads refer to the new ones."""

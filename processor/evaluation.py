@@ -5,10 +5,11 @@ import logging
 import torch
 
 from datasets.sampler import split_into_batches
+from processor.reranker import rerank, validate_rerank
 from processor.step import get_image_stats, prepare_batch
 from utils import comm
 from utils.errors import UserError
-from utils.measures import RANK1
+from utils.measures import RANK1, RERANKED_RANK1
 from utils.retrieval_metrics import retrieval_metrics, format_table
 from utils.ranking import rank_embeddings
 
@@ -24,26 +25,36 @@ class Evaluator:
     Args:
         img_loader: a loader of ``(pids, images)``.
         txt_loader: a loader of ``(pids, caption_ids)``.
+        settings: the settings of re-ranking (:mod:`utils.rerank_options`), which adds the metrics ``reranked_R1`` and
+            ``reranked_mAP``; None: none.
 
     Attributes:
         measure: the metric that :meth:`eval` returns and that selects the best epoch, a
-            :class:`~utils.measures.Measure`.
+            :class:`~utils.measures.Measure`: Rank-1, or re-ranked Rank-1.
+        selected_by: a description of the measure for checkpoints, if it is not Rank-1; else None.
         results: ``{task: metrics}`` after :meth:`eval`.
         metrics: the metrics of text-to-image retrieval after :meth:`eval`.
     """
 
-    measure = RANK1
+    measure, selected_by = RANK1, None
 
-    def __init__(self, img_loader, txt_loader):
-        self.img_loader, self.txt_loader = img_loader, txt_loader
+    def __init__(self, img_loader, txt_loader, settings=None):
+        self.img_loader, self.txt_loader, self.settings = img_loader, txt_loader, settings
+        if settings:
+            self.measure, self.selected_by = RERANKED_RANK1, f'Rank-1, {settings.title}'
         self.results, self.metrics = {}, {}
+
+    def validate(self, model, flag):
+        """Raise UserError if re-ranking cannot work with a model; ``flag`` is the option, for the error."""
+        if self.settings:
+            validate_rerank(model, self.settings, len(self.img_loader.dataset), len(self.txt_loader.dataset), flag)
 
     def _compute_embedding(self, model):
         """IRRA's name of :func:`embed_split`."""
         return embed_split(model, self.img_loader, self.txt_loader)
 
     def eval(self, model, i2t_metric=False):
-        """Log the table of metrics and return text-to-image Rank-1 in percent.
+        """Log the table of metrics and return the measure in percent.
 
         Args:
             model: a :class:`~model.build.RetrievalModel`.
@@ -51,8 +62,12 @@ class Evaluator:
         """
         embeddings, parts = self._compute_embedding(model), getattr(model, 'embedding_parts', ())
         self.results = comm.run_on_main_process(lambda: evaluate_embeddings(*embeddings, i2t_metric, parts))
-        logger.info('\n%s', format_table(self.results))
         self.metrics = self.results['t2i']
+        if self.settings:
+            ranking, _ = rerank(model, (self.img_loader, self.txt_loader), embeddings, self.settings)
+            reranked = self.results[f't2i, {self.settings.title}'] = retrieval_metrics(ranking)
+            self.metrics = {**self.metrics, 'reranked_R1': reranked['R1'], 'reranked_mAP': reranked['mAP']}
+        logger.info('\n%s', format_table(self.results))
         if self.metrics['ties']:
             logger.warning('ties decide the ranking of %d queries: equal similarities keep the gallery order',
                            self.metrics['ties'])

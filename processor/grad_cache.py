@@ -96,7 +96,8 @@ class GradCacheStep(Step):
                 if rows[name].grad is not None:
                     # The gradient of the inner product with a constant is that constant.
                     loss = loss + (local[:size] * rows[name].grad[start:start + size]).sum()
-            (shard.world_size * loss).backward()
+            if isinstance(loss, torch.Tensor) and loss.requires_grad:   # else nothing in the encoders trains
+                (shard.world_size * loss).backward()
             for head, values in token_results.items():
                 sums = results.setdefault(head, {})
                 sums.update({name: sums.get(name, 0) + value for name, value in detach(values).items()})

@@ -54,6 +54,7 @@ class ImageIndex:
         skipped: sentences that count and name the files and folders that are not searched.
         rows: ``{row of the embedding file: path}`` of the images in ``paths``.
         embedding_count: the number of stored embeddings, with those of deleted images.
+        reranked_searches: ``{settings: RerankedSearch}`` of the images in ``paths`` (:mod:`processor.reranked_search`).
 
     Raises:
         UserError: the folder is missing or has no images; the index belongs to another model, or it is damaged.
@@ -100,6 +101,7 @@ class ImageIndex:
                     self.broken[path] = error
             row += error is None
         self.embedding_count = self.embeddings.count = row
+        self.reranked_searches = {}
         self.new_paths = [path for path in self.files if path not in known]
         self.paths = list(self.rows.values())
 
@@ -229,6 +231,19 @@ class ImageIndex:
         self.check_unchanged()
         deleted = self.embedding_count - len(self.rows)
         return self.format_matches(*top_k(queries, self.embeddings, top + deleted, READ_BLOCK), top)
+
+    def read_embeddings(self):
+        """Read the embeddings of all images in ``paths``, in this order: float32 [N, width].
+
+        Raises:
+            UserError: another program damaged the index.
+        """
+        self.check_unchanged()
+        rows = torch.tensor(list(self.rows), dtype=torch.long)
+        blocks = [torch.from_numpy(self.embeddings[start:start + READ_BLOCK])[
+                      rows[(rows >= start) & (rows < start + READ_BLOCK)] - start]
+                  for start in range(0, len(self.embeddings), READ_BLOCK)]
+        return torch.cat(blocks) if blocks else torch.empty(0, self.width)
 
     def check_unchanged(self):
         """Compare the checksums again if another program has written into the embedding file."""

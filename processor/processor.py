@@ -70,7 +70,7 @@ class Trainer:
         state.load(self.checkpointer, self.clean_pairs, self.pair_states, self.training_step.scaler, len(self.loader))
         self.average.load(self.checkpointer.resumed)
         with (exit_if_interrupted(self.checkpointer.path('last')),
-              open_metrics_log(self.args.output_dir, state.total_steps, state.pending_evaluation) as metrics_log,
+              open_metrics_log(self.args, state.total_steps, state.pending_evaluation) as metrics_log,
               InterruptHandler(self.save_last) as self.interrupt):
             self.log = TrainingLog(self.args, state, self.loader, metrics_log)
             self.loader.on_wait = self.interrupt.raise_while_waiting
@@ -165,9 +165,11 @@ class Trainer:
         self.log.write_evaluation(metrics, getattr(self.evaluator, 'other_metrics', {}))
         if figure > state.best_value:
             state.best = {self.measure.key: float(figure), 'epoch': epoch}
+            selected_by = getattr(self.evaluator, 'selected_by', None)
             with self.average.applied():
                 self.checkpointer.save('best', epoch=epoch, metrics=metrics, val_dataset=self.args.val_dataset,
-                                       noise=getattr(self.loader.dataset, 'noise', None))
+                                       noise=getattr(self.loader.dataset, 'noise', None),
+                                       **({'selected_by': selected_by} if selected_by else {}))
         self.log.log_evaluation(figure)
         state.pending_evaluation = None
         self.save_last()

@@ -1,15 +1,16 @@
-"""Reports of a training run: log lines, ``metrics.jsonl``, TensorBoard, and a progress bar."""
+"""Reports of a training run: log lines, ``metrics.jsonl``, loggers, and a progress bar."""
 import contextlib
 import logging
-import threading
 import time
 
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from processor.results import Record, append_record, discard_records_after, metrics_log_path
+from processor.interrupt import Interrupted
+from processor.loggers import registry
+from processor.results import Record, append_record, discard_records_after, metrics_log_path, read_metrics_log
 from utils import comm
 from utils.errors import UserError
+from utils.run_config import as_dict
 
 logger = logging.getLogger('Pedestal.train')
 
@@ -97,7 +98,7 @@ class RunningMeans:
 
 
 class MetricsLog:
-    """The ``metrics.jsonl`` and the TensorBoard events in a run's folder.
+    """The ``metrics.jsonl`` in a run's folder, and the loggers of ``--logger``.
 
     A resumed run first discards the lines that follow its checkpoint, so that each step has one line. It also discards
     the evaluation that it repeats: a kill may come between an evaluation and the checkpoint after it.
@@ -106,29 +107,70 @@ class MetricsLog:
         folder: the run's folder.
         step: the number of training steps before the checkpoint.
         pending_evaluation: the epoch that is evaluated next; None if no evaluation is due.
+        loggers: names of the loggers.
+        options: ``{option: plain value}`` of the run, for the loggers.
 
     Raises:
         UserError: the folder is not writable, or metrics.jsonl is not a file.
     """
 
-    def __init__(self, folder, step=0, pending_evaluation=None):
-        self.folder = folder
+    def __init__(self, folder, step=0, pending_evaluation=None, loggers=('tensorboard',), options=None):
+        self.folder, self.loggers, self.failed_loggers = folder, [], []
+        self.logged = {record[:3] for record in read_metrics_log(folder)}       # by an earlier process
         foreign_count = discard_records_after(folder, step, pending_evaluation)
         if foreign_count:
             logger.warning('%s: %d lines that this program did not write are removed', metrics_log_path(folder),
                            foreign_count)
+        history = [(record.tagged_metrics, record.step, record.epoch) for record in read_metrics_log(folder)]
         try:
-            self.writer = TensorBoardWriter(folder, purge_step=step + 1 if step else None)
-        except OSError as error:
-            raise UserError(f'cannot write into {folder}: {error.strerror}') from None
+            for name in loggers:
+                self.open_logger(registry()[name], options or {}, step, history)
+        except BaseException:
+            self.close()
+            raise
+
+    def open_logger(self, logger_class, *arguments):
+        try:
+            self.loggers.append(logger_class(self.folder, *arguments))
+        except UserError:
+            raise
+        except Exception as error:
+            warn_of_failure(logger_class, error)
 
     def write(self, kind, epoch, step, values):
-        """Write a :class:`~processor.results.Record` of these fields."""
-        append_record(self.folder, Record(kind, epoch, step, values))
-        self.writer.write(kind, values, step)
+        """Write a :class:`~processor.results.Record` of these fields, and give its numbers to the loggers."""
+        record = Record(kind, epoch, step, values)
+        append_record(self.folder, record)
+        is_repeated = record[:3] in self.logged
+        for metrics_logger in list(self.loggers):
+            if metrics_logger.rewinds or not is_repeated:
+                self.call(metrics_logger, metrics_logger.log, record.tagged_metrics, step, epoch)
+
+    def call(self, metrics_logger, method, *arguments):
+        """Call a method of a logger. If it fails, warn, and do not call :meth:`log` again."""
+        try:
+            method(*arguments)
+        except Interrupted:
+            raise
+        except Exception as error:      # of a library or of a user's own logger: it must not end the training
+            self.loggers.remove(metrics_logger)
+            self.failed_loggers.append(metrics_logger)
+            warn_of_failure(metrics_logger, error)
 
     def close(self):
-        self.writer.close()
+        for metrics_logger in list(self.loggers):
+            self.call(metrics_logger, metrics_logger.close)
+        for metrics_logger in self.failed_loggers:
+            with contextlib.suppress(Exception):
+                metrics_logger.close()
+        self.loggers, self.failed_loggers = [], []
+
+
+def warn_of_failure(metrics_logger, error):
+    """Warn that the run continues without a logger, an instance or a class, because of an error."""
+    reason = getattr(error, 'strerror', None) or next(iter(str(error).splitlines()), '') or type(error).__name__
+    logger.warning('%s cannot be written (%s): the run continues without them; metrics.jsonl has all metrics',
+                   metrics_logger.records, reason)
 
 
 class NullMetricsLog:
@@ -142,61 +184,13 @@ class NullMetricsLog:
 
 
 @contextlib.contextmanager
-def open_metrics_log(folder, step, pending_evaluation):
+def open_metrics_log(args, step, pending_evaluation):
     """Open the :class:`MetricsLog` of a run on the main process, and a :class:`NullMetricsLog` on other ranks."""
-    metrics_log = MetricsLog(folder, step, pending_evaluation) if comm.is_main_process() else NullMetricsLog()
+    metrics_log = NullMetricsLog()
+    if comm.is_main_process():
+        metrics_log = MetricsLog(args.output_dir, step, pending_evaluation, args.logger, as_dict(args))
     with contextlib.closing(metrics_log):
         yield metrics_log
-
-
-class TensorBoardWriter:
-    """TensorBoard events in a run's folder: a copy of ``metrics.jsonl``.
-
-    If the events cannot be written, one warning is logged and the run continues without them.
-
-    Args:
-        folder: the run's folder.
-        options: arguments of ``SummaryWriter``.
-    """
-
-    def __init__(self, folder, **options):
-        self.writer, self.excepthook = None, threading.excepthook
-        threading.excepthook = self._handle_thread_error
-        try:
-            self.writer = SummaryWriter(folder, **options)
-        except OSError:
-            self.close()
-            raise
-
-    def _handle_thread_error(self, args):
-        """Print errors of other threads only. An error of TensorBoard's thread is raised again by its next call."""
-        if not type(args.thread).__module__.startswith('tensorboard.'):
-            self.excepthook(args)
-
-    def write(self, kind, values, step):
-        """Write the numbers among the values ``{name: number or text}`` of a step."""
-        try:
-            for name, value in values.items():
-                if self.writer is not None and isinstance(value, (int, float)):
-                    self.writer.add_scalar(f'{kind}/{name}', value, step)
-        except OSError as error:
-            self._disable(error)
-
-    def _disable(self, error):
-        self.writer = None
-        logger.warning('TensorBoard events cannot be written (%s): the run continues without them; '
-                       'metrics.jsonl has all metrics', error.strerror or error)
-
-    def close(self):
-        try:
-            if self.writer is not None:
-                self.writer.close()
-        except OSError as error:
-            self._disable(error)
-        finally:
-            self.writer = None
-            if threading.excepthook == self._handle_thread_error:
-                threading.excepthook = self.excepthook
 
 
 class ProgressBar:

@@ -7,8 +7,10 @@ import platform
 import torch
 import torchvision
 
+from datasets.distractors import DISTRACTOR_PID
 from datasets.joined import first_dataset_name
 from utils.options import as_dict
+from utils.version import __version__
 
 
 def collect_provenance(args, run):
@@ -19,7 +21,8 @@ def collect_provenance(args, run):
         run: the evaluated :class:`~processor.runs.TrainedRun`.
     """
     images, captions, checkpoint = run.images.dataset, run.captions.dataset, run.checkpoint
-    versions = {'python': platform.python_version(), 'torch': torch.__version__, 'torchvision': torchvision.__version__}
+    versions = {'pedestal': __version__, 'python': platform.python_version(), 'torch': torch.__version__,
+                'torchvision': torchvision.__version__}
     has_gpu = torch.cuda.is_available()
     return {
         'options': as_dict(args),
@@ -27,28 +30,42 @@ def collect_provenance(args, run):
         'checkpoint_sha256': checkpoint.get('sha256'),
         'trained_for': checkpoint_epoch(args, checkpoint),
         'chosen_by_split': selection_split(args, checkpoint),
+        'chosen_by_measure': checkpoint.get('selected_by'),
         'noise': checkpoint.get('noise'),
         'trained_on': args.config.data.trained_on,
         'dataset': args.dataset_name,
+        'split': args.split,
+        'distractors': count_distractors(images),
         'images': len(images),
         'captions': len(captions),
-        'identities': len(set(map(int, images.image_pids))),
+        'identities': len(set(map(int, images.image_pids)) - {DISTRACTOR_PID}),
         'split_sha256': split_sha256(args, images, captions),
         'seed': args.seed,
         'versions': versions,
         'machine': torch.cuda.get_device_name() if has_gpu else platform.processor() or platform.machine()}
 
 
-# -- the test split ----------------------------------------------------------------------------------------------------
+# -- the evaluated split -----------------------------------------------------------------------------------------------
+
+def count_distractors(images):
+    """Count the images without captions in the dataset of a gallery."""
+    return sum(int(pid) == DISTRACTOR_PID for pid in images.image_pids)
+
+
+def evaluated_split(provenance):
+    """Return the split that a result is of; test if an older results file does not name it."""
+    split = provenance.get('split')
+    return split if isinstance(split, str) else 'test'
+
 
 def split_counts(provenance):
-    """Return (identities, images, captions) of a test split; None for each that an older results file lacks."""
+    """Return (identities, images, captions) of an evaluated split; None for each that an older results file lacks."""
     counts = (provenance.get(kind) for kind in ('identities', 'images', 'captions'))
     return tuple(count if isinstance(count, int) else None for count in counts)
 
 
 def split_sha256(args, images, captions):
-    """Compute the checksum of a test split: of all captions and images, in order, with their identities."""
+    """Compute the checksum of a split: of all captions and images, in order, with their identities."""
     sides = zip((captions.caption_pids, images.image_pids), sample_names(args, images, captions))
     content = json.dumps([[[int(pid), name] for pid, name in zip(pids, names)] for pids, names in sides])
     return hashlib.sha256(content.encode()).hexdigest()
@@ -72,8 +89,9 @@ def describe_selection(args, checkpoint):
     if split is None:
         return f'{args.checkpoint}: {epoch}, chosen by no split'
     dataset = selection_dataset(args)
-    warning = ', the split it is tested on' if split == 'test' and dataset == args.dataset_name else ''
-    return f'{args.checkpoint}: {epoch}, chosen by the {split} split of {dataset}{warning}'
+    warning = ', the split it is tested on' if split == args.split and dataset == args.dataset_name else ''
+    measure = f"{checkpoint['selected_by']} on " if checkpoint.get('selected_by') else ''
+    return f'{args.checkpoint}: {epoch}, chosen by {measure}the {split} split of {dataset}{warning}'
 
 
 def selection_split(args, checkpoint):

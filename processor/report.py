@@ -11,7 +11,7 @@ from processor.evaluation import compute_rankings, embed_split
 from processor.history import format_summary, summarize_evaluations
 from processor.independence import check_independence, reorder
 from processor.provenance import (
-    collect_provenance, describe_selection, sample_names, selection_dataset, split_counts)
+    collect_provenance, count_distractors, describe_selection, sample_names, selection_dataset, split_counts)
 from processor.recognition import find_attribute_head, format_attribute_table, recognize_attributes
 from processor.reranker import rerank, validate_rerank
 from processor.results import (
@@ -21,6 +21,7 @@ from utils import comm
 from utils.errors import UserError
 from utils.options import replace_options
 from utils.queries import QueryResults
+from utils.rerank_options import read_rerank_settings
 from utils.retrieval_metrics import compute_metrics, format_table, retrieval_metrics
 from utils.statistics import bootstrap_interval
 from utils.weight_files import compute_sha256
@@ -90,9 +91,11 @@ class Report:
     def add_provenance(self, args, run):
         """Add the provenance, and a warning if the test split is not the published one."""
         self.provenance = collect_provenance(args, run)
-        note = published_split_note(args.dataset_name, split_counts(self.provenance))
+        note = published_split_note(args.dataset_name, split_counts(self.provenance), args.split)
         if note:
             self.lines.append(f'{note}; compare with no published figure')
+        elif args.split != 'test':
+            self.lines.append(f'these are results on the {args.split} split: compare with no published figure')
 
     @property
     def is_independent(self):
@@ -177,18 +180,23 @@ def evaluate(args, run):
     args = replace_options(args, **run.model.backbone.resolved_options)
     if getattr(run.images.dataset, 'evaluates_attributes', False):
         return evaluate_attributes(args, run)
-    report, rerank_count = Report(), args.rerank
-    if rerank_count:
-        validate_rerank(run.model, rerank_count, len(run.images.dataset))
+    if args.i2t and args.distractors:
+        raise UserError('--i2t ranks captions for each image, and a distractor has none: leave out --i2t or '
+                        '--distractors')
+    report, settings = Report(), read_rerank_settings(args)
+    if settings:
+        validate_rerank(run.model, settings, len(run.images.dataset), len(run.captions.dataset))
     names = sample_names(args, run.images.dataset, run.captions.dataset)
 
     embeddings = qfeats, gfeats, qids, gids = embed_split(run.model, run.images, run.captions)
-    title = f'{args.dataset_name} test: {len(qids)} captions, {len(gids)} images'
+    distractors = count_distractors(run.images.dataset)
+    title = (f'{args.dataset_name} {args.split}: {len(qids)} captions, {len(gids)} images'
+             + f', {distractors} of them distractors' * bool(distractors))
     report.add_table(title, 'as loaded', rank_on_main_process(args, run.model, embeddings), zip((qids, gids), names))
     report.independence = comm.run_on_main_process(
         lambda: check_independence(run.model, run.images, run.captions, (qfeats, gfeats)))
-    if rerank_count:
-        add_reranked_table(report, args, run, embeddings, names)
+    if settings:
+        add_reranked_table(report, settings, run, embeddings, names)
     if args.one_by_one or not report.is_independent:
         add_reordered_table(report, args, run, f'the same, shuffled (seed {args.seed})', 'shuffled', shuffle=True)
         add_reordered_table(report, args, run, ONE_BY_ONE, 'one by one', batch_size=1)
@@ -222,17 +230,13 @@ def rank_on_main_process(args, model, embeddings):
     return comm.run_on_main_process(lambda: compute_rankings(*embeddings, args.i2t, model.embedding_parts))
 
 
-RERANK_SUFFIXES = {'caption': '', 'released': ' as released, scaled over the whole split', 'itm': ' by itm alone'}
-
-
-def add_reranked_table(report, args, run, embeddings, names):
+def add_reranked_table(report, settings, run, embeddings, names):
     """Add the table of ``--rerank``, and how far its scores depend on the batch."""
-    _, _, qids, gids = embeddings
-    ranking, dependence = rerank(run.model, (run.images, run.captions), embeddings, args.rerank, args.rerank_score)
-    report.independence.second_stage = dependence
-    suffix = RERANK_SUFFIXES[args.rerank_score]
-    report.add_table(f'{RERANKED}{args.rerank} best re-ranked{suffix}', f're-ranked {args.rerank}{suffix}',
-                     {'t2i': ranking}, zip((qids, gids), names))
+    ranking, report.independence.second_stage = rerank(run.model, (run.images, run.captions), embeddings, settings)
+    report.add_table(f'{RERANKED}{settings.title}', settings.method, {'t2i': ranking}, zip(embeddings[2:], names))
+    if settings.uses_other_queries:
+        report.lines.append(f'{settings.method} uses other queries of the test set: a search with one caption ranks '
+                            'otherwise')
 
 
 def add_reordered_table(report, args, run, title, method, **settings):

@@ -1,5 +1,6 @@
-"""``--rerank K``: an image-text matching head scores the K best images of each caption again, pair by pair."""
+"""Re-rank a split: by the scores of an image-text matching head, pair by pair, or by embeddings alone."""
 import torch
+import torch.nn.functional as F
 
 from model.heads import ScoresPairs
 from processor.independence import BatchDependence
@@ -8,14 +9,15 @@ from utils import comm
 from utils.errors import UserError
 from utils.precision import amp_dtype
 from utils.ranking import as_tensor, cosine_slabs, full_precision, rank_slabs
-from utils.reranking import check_rerank_count, combine_scores, global_bounds, score_candidates
+from utils.rerank_options import PairScores
+from utils.reranking import combine_scores, global_bounds, reranked_slabs, score_candidates
 
 SAMPLES, PAIRS = 3, 4   # captions, and pairs of each, whose scores are compared with those of a batch of one pair
 # Allowed change of a score, as a fraction of the range of its caption's scores: in float32, in half precision.
 TOLERANCE, HALF_TOLERANCE = 1e-3, 5e-2
 
 
-def get_itm_head(model):
+def get_itm_head(model, flag='--rerank'):
     """Return the active image-text matching head: the head that scores pairs of a caption and an image.
 
     Raises:
@@ -25,14 +27,44 @@ def get_itm_head(model):
         if isinstance(head, ScoresPairs):
             return head
     losses = ', '.join(head.names[0] for head in model.heads if head.names)
-    raise UserError("--rerank needs a loss whose head scores pairs of a caption and an image, such as 'itm' of the "
-                    f"backbone aptm, and the run's losses have none ({losses}): leave --rerank out")
+    raise UserError(f"{flag} needs a loss whose head scores pairs of a caption and an image, such as 'itm' of the "
+                    f"backbone aptm, and the run's losses have none ({losses}): leave {flag} out, or give {flag} "
+                    'k-reciprocal or query-expansion, which need embeddings only')
 
 
-def validate_rerank(model, count, gallery_size):
-    """Raise UserError if ``--rerank`` cannot work, before anything is embedded."""
-    get_itm_head(model)
-    check_rerank_count(count, gallery_size)
+def validate_rerank(model, settings, images, captions, flag='--rerank'):
+    """Raise UserError if re-ranking cannot work, before anything is embedded.
+
+    Args:
+        model: a :class:`~model.build.RetrievalModel`.
+        settings: the settings of re-ranking (:mod:`utils.rerank_options`).
+        images, captions: their numbers.
+        flag: the option, for the error.
+    """
+    if isinstance(settings, PairScores):
+        get_itm_head(model, flag)
+    settings.check_sizes(images, captions, flag)
+
+
+@torch.no_grad()
+def score_tokens(model, head, ids, image_tokens):
+    """Score a caption with images.
+
+    Args:
+        model: a :class:`~model.build.RetrievalModel` in evaluation mode.
+        head: its image-text matching head.
+        ids: [L] the caption's token ids.
+        image_tokens: [K, N, D] on the model's device.
+
+    Returns:
+        float32 [K].
+    """
+    ids = ids[None].to(image_tokens.device)
+    ids = ids[:, :int(model.backbone.lengths(ids).max())]
+    with model.autocast():
+        text_tokens, count = model.backbone.encode_text(ids)[0], len(image_tokens)
+        return head.score_pairs(model.backbone.encoder, ids.expand(count, -1), text_tokens.expand(count, -1, -1),
+                                image_tokens)
 
 
 class Reranker:
@@ -71,7 +103,6 @@ class Reranker:
         size = tokens[0].numel() * tokens.element_size() * count
         return tokens.device.type == 'cuda' and size < torch.cuda.mem_get_info(tokens.device)[0] / 2
 
-    @torch.no_grad()
     def score_pairs(self, caption, images):
         """Score a caption with images.
 
@@ -82,14 +113,8 @@ class Reranker:
         Returns:
             float32 [K].
         """
-        ids = self.captions[caption][1][None].to(self.device)
-        ids = ids[:, :int(self.model.backbone.lengths(ids).max())]
-        with self.model.autocast():
-            text_tokens = self.model.backbone.encode_text(ids)[0]
-            count = len(images)
-            image_tokens = self.image_tokens[images.to(self.image_tokens.device)].to(self.device)
-            return self.head.score_pairs(self.model.backbone.encoder, ids.expand(count, -1),
-                                         text_tokens.expand(count, -1, -1), image_tokens)
+        image_tokens = self.image_tokens[images.to(self.image_tokens.device)].to(self.device)
+        return score_tokens(self.model, self.head, self.captions[caption][1], image_tokens)
 
     def measure_batch_dependence(self, candidates):
         """Measure how far the scores of pairs depend on the other pairs of their batch.
@@ -112,21 +137,52 @@ class Reranker:
         return BatchDependence(max(changes).item(), HALF_TOLERANCE if is_half else TOLERANCE)
 
 
-def rerank(model, loaders, embeddings, count, score, progress=True):
-    """Re-rank the images of each caption. All ranks call it together and share the captions.
+def rerank(model, loaders, embeddings, settings, progress=True):
+    """Re-rank the images of each caption. All ranks call it together.
 
     Args:
-        model: a :class:`~model.build.RetrievalModel` with an image-text matching head.
+        model: a :class:`~model.build.RetrievalModel`.
         loaders: the loaders of the split's images and captions.
         embeddings: ``(qfeats, gfeats, qids, gids)`` of the first ranking.
-        count: the number of images per caption (:func:`utils.reranking.score_candidates`).
-        score: how both rankings are combined (:func:`utils.reranking.combine_scores`).
+        settings: the settings of re-ranking (:mod:`utils.rerank_options`).
         progress: whether to show a progress bar.
 
     Returns:
-        ``(Ranking, BatchDependence)``.
+        ``(Ranking, BatchDependence)``; the second is None for methods that read embeddings only.
     """
-    qfeats, gfeats, qids, gids = embeddings
+    make_slabs, dependence = rerank_split(model, loaders, embeddings, settings, progress)
+    qids, gids = map(as_tensor, embeddings[2:])
+
+    def compute_ranking():
+        with full_precision():
+            return rank_slabs(make_slabs(), qids, gids, 10)
+    return comm.run_on_main_process(compute_ranking), dependence
+
+
+def rerank_split(model, loaders, embeddings, settings, progress=True):
+    """Prepare the re-ranking of a split; see :func:`rerank`.
+
+    Returns:
+        ``(function, BatchDependence)``. The function returns an iterable of re-ranked similarities [q, G] of the
+        captions in order. Call it on the main process, in :func:`~utils.ranking.full_precision`.
+    """
+    queries, gallery = (F.normalize(features.float(), dim=1) for features in embeddings[:2])
+    if not isinstance(settings, PairScores):
+        return lambda: reranked_slabs(queries, gallery, settings), None
+    candidates, scores, dependence = score_split(model, loaders, (queries, gallery), settings.count, progress)
+
+    def make_slabs():
+        bounds = global_bounds(cosine_slabs(queries, gallery)) if settings.score == 'released' else None
+        return combine_scores(cosine_slabs(queries, gallery), candidates, scores, settings.score, bounds)
+    return make_slabs, dependence
+
+
+def score_split(model, loaders, embeddings, count, progress=True):
+    """Score each caption's ``count`` best images, pair by pair. All ranks share the captions.
+
+    Returns:
+        ``(images [Q, count], scores [Q, count], BatchDependence)``.
+    """
     was_training = model.training
     model.eval()
     try:
@@ -136,22 +192,13 @@ def rerank(model, loaders, embeddings, count, score, progress=True):
         def score_pairs(caption, images):
             is_local = caption % world_size == rank
             return reranker.score_pairs(caption, images) if is_local else torch.zeros(count)
-
+        queries, gallery = embeddings
         with full_precision():
-            def similarity_slabs():
-                return cosine_slabs(qfeats.float(), gfeats.float())
-            shows_progress = progress and comm.is_main_process()
-            candidates, scores = score_candidates(similarity_slabs(), count, len(gfeats), score_pairs, len(qfeats),
-                                                  shows_progress)
-            shards = comm.all_gather_object((candidates[rank::world_size], scores[rank::world_size]))
-            for number, shard in enumerate(shards):
-                candidates[number::world_size], scores[number::world_size] = shard
-
-            def compute_ranking():
-                bounds = global_bounds(similarity_slabs()) if score == 'released' else None
-                slabs = combine_scores(similarity_slabs(), candidates, scores, score, bounds)
-                return rank_slabs(slabs, as_tensor(qids), as_tensor(gids), 10)
-            return comm.run_on_main_process(
-                lambda: (compute_ranking(), reranker.measure_batch_dependence(candidates)))
+            candidates, scores = score_candidates(cosine_slabs(queries, gallery), count, len(gallery), score_pairs,
+                                                  len(queries), progress and comm.is_main_process())
+        shards = comm.all_gather_object((candidates[rank::world_size], scores[rank::world_size]))
+        for number, shard in enumerate(shards):
+            candidates[number::world_size], scores[number::world_size] = shard
+        return candidates, scores, comm.run_on_main_process(lambda: reranker.measure_batch_dependence(candidates))
     finally:
         model.train(was_training)

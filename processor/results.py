@@ -16,9 +16,9 @@ import numpy as np
 
 from datasets.registry import published_split_note
 from model.clip_weights import file_stem
-from processor.provenance import split_counts, split_sha256
+from processor.provenance import evaluated_split, split_counts, split_sha256
 from utils.csv_files import read_csv, write_csv
-from utils.errors import UserError
+from utils.errors import UserError, unknown_name_error
 from utils.iotools import atomic_write, parse_json, read_json
 from utils.measures import RANK1, find_measure, has_all_metrics
 from utils.queries import QueryResults
@@ -28,7 +28,7 @@ logger = logging.getLogger('Pedestal.test')
 
 # Titles of tables, which are also keys of metrics.json.
 ONE_BY_ONE = 'the same, embedded one by one'
-RERANKED = "the same, each caption's "   # before '<n> best re-ranked'
+RERANKED = 'the same, '                 # before the title of the settings of re-ranking (utils/rerank_options.py)
 QUERY_COLUMNS = ('how', 'task', 'pid', 'first_rank', 'AP', 'INP', 'query')
 
 
@@ -70,6 +70,11 @@ class Record(NamedTuple):
     def metrics(self):
         """The numbers among the values."""
         return {name: value for name, value in self.values.items() if isinstance(value, (int, float))}
+
+    @property
+    def tagged_metrics(self):
+        """The metrics with names such as ``train/loss``, as loggers get them."""
+        return {f'{self.kind}/{name}': value for name, value in self.metrics.items()}
 
     @property
     def is_evaluation(self):
@@ -226,7 +231,7 @@ class Results:
     @property
     def split_note(self):
         """A warning if the test split is not the published one; else ``''``."""
-        return published_split_note(self.dataset, split_counts(self.provenance))
+        return published_split_note(self.dataset, split_counts(self.provenance), evaluated_split(self.provenance))
 
 
 # {key in metrics.json: attribute of Results}
@@ -238,7 +243,8 @@ def result_path(args, name):
     """Return the path of a result file in the checkpoint's folder.
 
     The file name contains the checkpoint's name if it is not best.pth, and the dataset if it is not the one of the
-    training: ``metrics_last_RSTPReid.json``. An untrained CLIP has a folder of its own.
+    training: ``metrics_last_RSTPReid.json``. Another split than test and distractors have names of their own also:
+    ``metrics_val.json``, ``metrics_distractors.json``. An untrained CLIP has a folder of its own.
 
     Args:
         args: the options of test.py.
@@ -248,12 +254,19 @@ def result_path(args, name):
         weights = args.pretrain_choice
         is_file = os.path.isfile(weights)
         stem = os.path.splitext(os.path.basename(weights))[0] if is_file else file_stem(weights.replace(':', '-'))
-        return os.path.join(args.output_dir, args.dataset_name, f'zero-shot_{stem}', name)
-    name, extension = os.path.splitext(name)
+        return os.path.join(args.output_dir, args.dataset_name, f'zero-shot_{stem}', with_split(args, name))
+    name, extension = os.path.splitext(with_split(args, name))
     stem = os.path.splitext(os.path.basename(args.checkpoint))[0]
     is_other = args.dataset_name != args.config.data.trained_on
     parts = [name] + [stem] * (stem != 'best') + [args.dataset_name] * is_other
     return os.path.join(os.path.dirname(args.checkpoint), '_'.join(parts) + extension)
+
+
+def with_split(args, name):
+    """Return a file's name with the evaluated split, unless it is test, and a mark for distractors."""
+    name, extension = os.path.splitext(name)
+    parts = [name] + [args.split] * (args.split != 'test') + ['distractors'] * bool(args.distractors)
+    return '_'.join(parts) + extension
 
 
 def save_results(args, results, queries):
@@ -308,14 +321,15 @@ def find_results(path, checksum):
 
 
 def find_other_results(checkpoint, dataset):
-    """Find the results of a checkpoint on other datasets than ``dataset``, from earlier runs of test.py.
+    """Find the results of a checkpoint on the test splits of other datasets than ``dataset``, from test.py.
 
     Returns:
         A :class:`Results` for each ``metrics_<...>.json`` of the checkpoint, sorted by file.
     """
     paths = sorted(glob.glob(os.path.join(glob.escape(os.path.dirname(checkpoint)), 'metrics_*.json')))
     checksum = compute_sha256(checkpoint) if paths else None
-    return [results for path in paths if (results := find_results(path, checksum)) and results.dataset != dataset]
+    return [results for path in paths if (results := find_results(path, checksum)) and results.dataset != dataset
+            and evaluated_split(results.provenance) == 'test' and not results.provenance.get('distractors')]
 
 
 def read_reranked(split):
@@ -332,11 +346,20 @@ def read_reranked(split):
     expected = split.run.checkpoint['sha256'], checksum
     if (results.provenance.get('checkpoint_sha256'), results.provenance.get('split_sha256')) != expected:
         return {}, {}
-    rows = {f't2i, {title.removeprefix(RERANKED)}': title for title, tasks in results.tables.items()
-            if title.startswith(RERANKED) and has_all_metrics(tasks.get('t2i'))}
+    rows = {reranked_row(title): title for title, tasks in results.tables.items()
+            if title.startswith(RERANKED) and 're-ranked' in title and has_all_metrics(tasks.get('t2i'))}
     return ({row: results.tables[title]['t2i'] for row, title in rows.items()},
             {row: results.intervals[title]['t2i'] for row, title in rows.items()
              if 't2i' in results.intervals.get(title, {})})
+
+
+def reranked_row(title):
+    """The name of a table's row with the metrics of re-ranking, given the title of its own table.
+
+    >>> reranked_row("the same, each caption's 128 best re-ranked")
+    't2i, 128 best re-ranked'
+    """
+    return f't2i, {title.removeprefix(RERANKED)}'.replace("each caption's ", '')
 
 
 # -- queries.csv -------------------------------------------------------------------------------------------------------
@@ -346,8 +369,8 @@ def write_queries(path, rankings):
 
     The columns are:
 
-    - how: how the samples were embedded: as loaded, shuffled, one by one; or re-ranked <n>: as loaded, with the n best
-      images re-ranked
+    - how: how the samples were embedded: as loaded, shuffled, one by one; or re-ranked <method>: as loaded, then
+      re-ranked (utils/rerank_options.py)
     - task: t2i: captions search for images; i2t: images search for captions; <part>-t2i: t2i by one part of the
       embedding
     - pid: the query's identity
@@ -392,6 +415,33 @@ def read_queries(path):
         raise UserError(f'{path} cannot be read: {error.strerror}') from None
     except (ValueError, csv.Error) as error:   # truncated, or edited
         raise UserError(f'{path} is damaged ({error}); run test.py again') from None
+
+
+def read_evaluated_queries(path, how='as loaded', task='t2i'):
+    """Read the results of an evaluation, and those of each query.
+
+    Args:
+        path: a metrics.json; its queries.csv is next to it.
+        how, task: the ranking in queries.csv (:func:`write_queries`).
+
+    Returns:
+        ``(Results, QueryResults)``.
+
+    Raises:
+        UserError: a file is missing, damaged or of another evaluation, or it lacks the ranking.
+    """
+    results = read_results(path)
+    if results.attributes and not results.tables:
+        raise UserError(f'{path} has attribute metrics and no results per caption: name runs that retrieve')
+    if not {'file', 'sha256'} <= results.queries.keys() or 'split_sha256' not in results.provenance:
+        raise UserError(f'{path} has no results per caption: run test.py again, which writes them next to it')
+    queries = os.path.join(os.path.dirname(path), results.queries['file'])
+    if not os.path.isfile(queries) or compute_sha256(queries) != results.queries['sha256']:
+        raise UserError(f'{queries} is missing or belongs to another evaluation than {path}: run test.py again')
+    rankings = read_queries(queries)
+    if (how, task) not in rankings:
+        raise unknown_name_error(f'ranking in {queries}:', f'{how}, {task}', [', '.join(key) for key in rankings])
+    return results, rankings[how, task]
 
 
 def parse_rows(rows):

@@ -19,7 +19,8 @@ from model.backbones import backbone_class
 from model.base_weights import add_base_weights
 from model.clip_weights import OPENAI_SHA256, shape_named
 from processor.evaluation import embed
-from processor.step import get_image_stats
+from processor.reranked_search import RerankedSearch
+from processor.step import get_image_stats, prepare_batch
 from utils import comm
 from utils.checkpoint import read_checkpoint
 from utils.comm import pick_device
@@ -33,12 +34,12 @@ logger = logging.getLogger('Pedestal.test')
 
 
 class TrainedRun(NamedTuple):
-    """A trained model and its test split.
+    """A trained model and the split to evaluate it on, by default test.
 
     Attributes:
         model: the model on its device.
-        images: the loader of the test split's images.
-        captions: the loader of the test split's captions.
+        images: the loader of the split's images.
+        captions: the loader of the split's captions.
         checkpoint: the checkpoint without the weights.
     """
     model: nn.Module
@@ -101,7 +102,9 @@ def embed_queries(model, ids):
 
 
 class Split:
-    """The test split of a run, for reports of heads (:class:`model.heads.HasReport`) and for tools.
+    """The evaluated split of a run, by default test.
+
+    Reports of heads (:class:`model.heads.HasReport`) and tools read it.
 
     Attributes:
         entries: the annotated images, dicts with ``id`` and ``captions``, in the annotation's order.
@@ -117,11 +120,11 @@ class Split:
 
     @functools.cached_property
     def dataset(self):
-        return build_dataset_from_args(self.args, verbose=False, splits=('test',))
+        return build_dataset_from_args(self.args, verbose=False, splits=(self.args.split,))
 
     @property
     def entries(self):
-        return self.dataset.test_annos
+        return getattr(self.dataset, f'{self.args.split}_annos')
 
     @property
     def captions(self):
@@ -154,6 +157,15 @@ class Split:
         scores, indices = top_k(queries, F.normalize(images, dim=1), top)
         return [[(self.paths[index], int(pids[index]), score) for index, score in zip(query_indices, query_scores)]
                 for query_indices, query_scores in zip(indices.tolist(), scores.tolist())]
+
+    def reranked_search(self, settings):
+        """Prepare a :class:`~processor.reranked_search.RerankedSearch` of the split's images."""
+        dataset = self.run.images.dataset
+
+        def load_images(rows):
+            images = torch.stack([dataset[row][1] for row in rows.tolist()])
+            return prepare_batch({'images': images}, self.device, image_stats=self.image_stats)['images']
+        return RerankedSearch(self.run.model, settings, F.normalize(self.gallery[0], dim=1), load_images)
 
     def embed_images(self, encode=None):
         """Embed all images of the split with the model's ``encode_image``, or with another function."""

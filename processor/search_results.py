@@ -15,6 +15,11 @@ def sample_queries(split, number):
     return [(captions[i], int(pids[i])) for i in indices]
 
 
+def describe_order(settings):
+    """Say which method of re-ranking ordered the images (:mod:`utils.rerank_options`)."""
+    return f'order: {settings.title}; the numbers are cosine similarities'
+
+
 def format_results(rows):
     """Format a line for each caption, and one for each of its images: similarity, whether the person is right, file.
 

@@ -15,6 +15,7 @@ from model.build import total_loss
 from model.heads import HasTrainingOnlyParts
 from utils import comm, precision
 from utils.batch_shard import WHOLE_BATCH, is_shared_field
+from utils.errors import UserError
 from utils.image_stats import CLIP_STATS
 
 
@@ -84,6 +85,8 @@ class Step:
     def prepare_gradients(self):
         """Average the gradients over the accumulated batches and clip them. They are equal on all ranks before."""
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group['params']]
+        if all(parameter.grad is None for parameter in parameters):
+            raise UserError('no loss depends on a parameter that trains: change --freeze, --tuning or --loss_names')
         if self.accumulated_batches > 1:
             for parameter in parameters:
                 if parameter.grad is not None:
@@ -98,7 +101,9 @@ class Step:
         batch = {**batch, **self.model.prepare_on_host(batch)}
         batch = augment(to_device(batch, self.device), self.model.image_stats)
         results = self.module(batch, shard)
-        self.scaler.scale(total_loss(results)).backward()
+        loss = self.scaler.scale(total_loss(results))
+        if loss.requires_grad:      # else prepare_gradients reports that no loss depends on a trained parameter
+            loss.backward()
         return {name: value.detach() for name, value in results.items()}
 
     def unsharded(self):

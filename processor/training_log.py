@@ -64,8 +64,10 @@ class TrainingLog:
 
     def log_early_stop(self):
         """Log why the run ends before ``--num_epoch``."""
+        count = self.args.early_stop
+        epochs = f"{count} epoch{'s' if count > 1 else ''}"
         logger.info(format_log_line(f'stopped early after epoch {self.state.epoch - 1}',
-                                    f'no better evaluation in {self.args.early_stop} epochs (--early_stop)'))
+                                    f'no better evaluation in {epochs} (--early_stop)'))
 
     def log_summary(self, best_path):
         """Log the best epoch, its checkpoint and the last evaluations at the end of the run."""

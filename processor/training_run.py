@@ -4,12 +4,14 @@ import logging
 import os
 import shutil
 import time
+from typing import NamedTuple
 
 from datasets.build import build_training_loaders
 from model import build_model
 from model.backbones import backbone_class
 from model.base_weights import add_base_weights, describe_tuned_from
 from processor.evaluators import build_evaluator
+from processor.loggers import require_packages
 from processor.processor import do_train
 from processor.progress import format_log_line
 from solver import build_lr_scheduler, build_optimizer
@@ -20,6 +22,7 @@ from utils.errors import UserError
 from utils.iotools import lock_folder, save_train_configs
 from utils.logger import setup_logger
 from utils.options import replace_options, with_notes
+from utils.rerank_options import read_rerank_settings
 from utils.seeding import seed_all
 
 logger = logging.getLogger('Pedestal.train')
@@ -33,6 +36,7 @@ def run_training(args):
     If torchrun restarts the processes after a failure (``--max_restarts``), resume the run that failed.
     """
     device = pick_device(args.device)
+    require_packages(args.logger)
     checkpoint, restarted_folder = None, comm.store_get(FOLDER_KEY)
     if restarted_folder and os.path.isfile(os.path.join(restarted_folder, 'last.pth')):
         args = replace_options(args, resume=True, resume_ckpt_file=os.path.join(restarted_folder, 'last.pth'))
@@ -108,6 +112,37 @@ def train_in_folder(args, device, checkpoint=None):
 
 
 def train(args, device, checkpoint):
+    run = prepare_training(args, device, checkpoint)
+    do_train(run.start_epoch, args, run.model, run.loaders.train, build_run_evaluator(args, run), run.optimizer,
+             run.scheduler, run.checkpointer)
+
+
+class PreparedRun(NamedTuple):
+    """All that the training loop needs of a new or resumed run.
+
+    Attributes:
+        model: a :class:`~model.build.RetrievalModel` on its device.
+        loaders: the :class:`~datasets.build.TrainingLoaders`.
+        optimizer, scheduler: those of the model's parameters.
+        checkpointer: the :class:`~utils.checkpoint.Checkpointer` of the run's folder.
+        start_epoch: the first epoch to train, from 1.
+    """
+    model: object
+    loaders: object
+    optimizer: object
+    scheduler: object
+    checkpointer: Checkpointer
+    start_epoch: int
+
+
+def prepare_training(args, device, checkpoint=None):
+    """Build the :class:`PreparedRun` of the options in the folder ``args.output_dir``, and log what it consists of.
+
+    Args:
+        args: the options.
+        device: the device of the model.
+        checkpoint: the content of ``args.resume_ckpt_file``, if the run is resumed.
+    """
     setup_logger('Pedestal', args.output_dir, if_train=True, distributed_rank=comm.get_rank())
     world_size = comm.get_world_size()
     processes = [f'{world_size} processes'] if world_size > 1 else []
@@ -123,22 +158,28 @@ def train(args, device, checkpoint):
     model = build_initial_model(args, loaders.num_classes, checkpoint)
     model.image_stats = loaders.train.dataset.image_stats    # a preprocessing can have other ones than the backbone
     model.to(device)
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    tuning = [f'tuning {args.tuning}, {trained / 1e6:.2f}M trained'] if args.tuning != 'none' else []
-    logger.info(format_log_line(f'model {parameter_count(model) / 1e6:.1f}M parameters', *tuning,
-                                f'losses {args.loss_names}'))
+    logger.info(format_log_line(f'model {parameter_count(model) / 1e6:.1f}M parameters',
+                                *describe_trained_parameters(args, model), f'losses {args.loss_names}'))
 
     optimizer = build_optimizer(args, model)
     scheduler = build_lr_scheduler(args, optimizer)
     checkpointer = Checkpointer(model, optimizer, scheduler, args.output_dir, save_to_disk=comm.is_main_process())
-    evaluator = build_evaluator(loaders.evaluations)
     start_epoch = 1
     if args.resume:
         start_epoch = checkpointer.resume(args.resume_ckpt_file, checkpoint)['epoch']
     has_config = os.path.exists(os.path.join(args.output_dir, 'configs.yaml'))
     if comm.is_main_process() and (start_epoch <= args.num_epoch or not has_config):
         save_train_configs(args.output_dir, replace_options(args, **model.backbone.resolved_options))
-    do_train(start_epoch, args, model, loaders.train, evaluator, optimizer, scheduler, checkpointer)
+    return PreparedRun(model, loaders, optimizer, scheduler, checkpointer, start_epoch)
+
+
+def build_run_evaluator(args, run):
+    """Build the evaluator of a :class:`PreparedRun`, with the re-ranking of ``--val_rerank``.
+
+    Raises:
+        UserError: ``--val_rerank`` cannot work with the model or with a dataset.
+    """
+    return build_evaluator(run.loaders.evaluations, read_rerank_settings(args, '--val_rerank'), run.model)
 
 
 def build_initial_model(args, num_classes, checkpoint):
@@ -157,6 +198,15 @@ def build_initial_model(args, num_classes, checkpoint):
     if complete and not args.resume:
         init_from_checkpoint(model, source, complete['model'])
     return model
+
+
+def describe_trained_parameters(args, model):
+    """Describe how many parameters train, in a list for the log; an empty list if all train."""
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    frozen = sum(parameter.numel() for name, parameter in model.named_parameters() if name in model.frozen_names)
+    tuning = [f'tuning {args.tuning}'] if args.tuning != 'none' else []
+    freeze = [f'{frozen / 1e6:.2f}M frozen (--freeze)'] if args.freeze else []
+    return [', '.join([*tuning, f'{trained / 1e6:.2f}M trained', *freeze])] if tuning or freeze else []
 
 
 def parameter_count(model):

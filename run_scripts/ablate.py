@@ -15,7 +15,6 @@ table of the same runs, table_last.txt and so on. The exit status is 0 if every 
 signal stopped the grid.
 """
 import os
-import shlex
 import sys
 
 if __name__ == '__main__':      # if the tool runs as a file, search the repository instead of this folder
@@ -23,16 +22,16 @@ if __name__ == '__main__':      # if the tool runs as a file, search the reposit
 
 from run_scripts.ablation.grid import build_ablation_parser
 from run_scripts.ablation.training import run_grid
+from utils.commands import command_line
 from utils.errors import run_program
 from utils.parser import split_at_dashes
-from utils.paths import relative_path
 
 
 def main(argv=None):
     argv = list(sys.argv[1:] if argv is None else argv)
     grid_words, train_words = split_at_dashes(argv)
     args = build_ablation_parser(__doc__).parse(grid_words)
-    return run_grid(args, train_words, f'python {shlex.join([relative_path(__file__), *argv])}')
+    return run_grid(args, train_words, command_line(__file__, argv))
 
 
 if __name__ == '__main__':

@@ -4,10 +4,12 @@
     python -m run_scripts.compare 'logs/ablation/irra_rstpreid/sdm_seed*' \\
         'logs/ablation/irra_rstpreid/sdm+id_seed*'
 
-A RUN is a folder with the metrics.json that test.py wrote, or such a file. Several runs are the seeds of one model: a
-folder with several runs in it, a quoted pattern, or names with commas between them.
+A RUN is a folder with the metrics.json that test.py wrote, such a file, or a name such as RSTPReid/irra, the newest
+run of this name below logs. Several runs are the seeds of one model: a folder with several runs in it, a quoted
+pattern, or names with commas between them.
 
-The tool compares each model with the first, caption by caption. It prints the difference, its 95% interval and p. The
+The tool compares each model with the first, caption by caption. It prints the options that differ between them, and the
+difference of each metric with its 95% interval and p. The
 interval comes from a bootstrap over identities (with all their captions) and over seeds. With one seed per model, p
 comes from flipping the signs of the differences of identities. With several seeds, p comes from Student's t. Holm's
 correction is over the pairs of a metric. Finally the tool prints captions that only one of two models finds.
@@ -26,21 +28,30 @@ if __name__ == '__main__':      # if the tool runs as a file, search the reposit
 
 from datasets.registry import published_split_note
 from utils.csv_files import write_csv
-from utils.errors import UserError, run_program, unknown_name_error
+from utils.errors import UserError, run_program
 from utils.iotools import atomic_write, walk_folders
 from utils.option_types import non_negative_int
-from utils.options import Effect, Parser, build_parser
+from utils.options import Effect, Parser, build_parser, to_plain_value
+from utils.run_aliases import LOGS, find_run_folder, remove_time
 from utils.statistics import compare_means, holm_correction, bootstrap_interval
 from utils.tables import FORMATS, METRICS
 
 # Options that may differ between the seeds of a model, besides the options without an effect on a result.
-SEED_OPTIONS = {'seed', 'root_dir', 'checkpoint', 'i2t', 'one_by_one', 'eval_period', 'amp', 'micro_batch'}
+SEED_OPTIONS = {'seed', 'root_dir', 'checkpoint', 'split', 'distractors', 'i2t', 'one_by_one', 'eval_period', 'amp',
+                'micro_batch', 'by', 'lexicon'}
 
 
 @functools.lru_cache(maxsize=None)
 def ignored_options():
     """The names of the options that do not define a model."""
     return SEED_OPTIONS | build_parser().options_without(Effect.RESULT)
+
+
+@functools.lru_cache(maxsize=None)
+def default_options():
+    """{option: default} of the options that define a model."""
+    return {name: to_plain_value(value) for name, value in build_parser().defaults_in_code.items()
+            if name not in ignored_options()}
 
 
 @dataclass
@@ -67,9 +78,21 @@ class Run:
 
 @dataclass
 class Model:
-    """A model: its name and one :class:`Run` per seed."""
+    """A model.
+
+    Attributes:
+        word: what the command line names it.
+        name: its name in the tables.
+        runs: a :class:`Run` per seed.
+    """
+    word: str
     name: str
     runs: list
+
+    @property
+    def options(self):
+        """The options that define the model, with their defaults in runs of an older version."""
+        return {**default_options(), **self.runs[0].options}
 
     def metric_values(self, metric):
         """The metric of each seed and query, [S, Q] in percent."""
@@ -84,11 +107,11 @@ def main(argv=None):
     args = build_compare_parser().parse(sys.argv[1:] if argv is None else argv)
     if len(args.runs) < 2:
         raise UserError(f'a comparison needs two runs or more, and the command line names {len(args.runs)}')
-    models = [read_model(word, args) for word in args.runs]
+    models = [read_model(word, name, args) for word, name in zip(args.runs, short_names(args.runs))]
     queries = require_same_split([run for model in models for run in model.runs])
     pairs = (list(itertools.combinations(models, 2)) if args.all_pairs
              else [(models[0], other) for other in models[1:]])
-    texts = [*format_tables(args, models, pairs, queries.pids), *format_notes(models),
+    texts = [*format_options(args, models), *format_tables(args, models, pairs, queries.pids), *format_notes(models),
              *(format_captions(a, b, queries, args.captions) for a, b in pairs)]
     if args.out:
         write_captions(args.out, models, queries)
@@ -98,7 +121,7 @@ def main(argv=None):
 def build_compare_parser():
     parser = Parser(prog='compare.py', description=__doc__, usage='%(prog)s RUN RUN [RUN ...] [--<option> VALUE ...]')
     parser.add_argument('runs', nargs='+', metavar='RUN',
-                        help='folder or metrics.json of a run, or of the seeds of a model')
+                        help='folder, metrics.json or name of a run, or of the seeds of a model')
     parser.add_argument('--results', default='metrics.json',
                         help="name of the results file in a run's folder; metrics_<dataset>.json for another dataset")
     parser.add_argument('--how', default='as loaded',
@@ -113,12 +136,31 @@ def build_compare_parser():
     parser.add_argument('--out', metavar='FILE',
                         help='CSV file of all captions, with the percentage of seeds that find each')
     parser.add_argument('--format', nargs='+', choices=FORMATS, default=['text'], help='formats of the printed tables')
+    parser.run_options = {'runs'}
     return parser
 
 
 # -- reading ---------------------------------------------------------------------------------------------------------
 
-def read_model(word, args):
+def short_names(words):
+    """The names of models in tables: the ends of their paths, as long as they differ.
+
+    Example:
+        >>> short_names(['logs/RSTPReid/20260131_120000_irra/', 'logs/RSTPReid/20260131_130000_sen'])
+        ['irra', 'sen']
+        >>> short_names(['logs/RSTPReid/20260131_120000_irra', 'logs/RSTPReid/20260131_130000_irra'])
+        ['20260131_120000_irra', '20260131_130000_irra']
+        >>> short_names(['a/sdm_seed1,a/sdm_seed2', 'b/sdm_seed1,b/sdm_seed2'])
+        ['a/sdm_seed1,a/sdm_seed2', 'b/sdm_seed1,b/sdm_seed2']
+    """
+    paths = [[path.rstrip('/').split('/') for path in word.split(',')] for word in words]
+    longest = max(len(parts) for model in paths for parts in model)
+    candidates = [[','.join('/'.join([*parts[-length:-1], shorten(parts[-1])]) for parts in model) for model in paths]
+                  for length in range(1, longest + 1) for shorten in (remove_time, str)]
+    return next((names for names in candidates if len(set(names)) == len(names)), words)
+
+
+def read_model(word, name, args):
     """The :class:`Model` that a word of the command line names.
 
     Raises:
@@ -137,13 +179,15 @@ def read_model(word, args):
         other = by_checkpoint.setdefault(run.produced_by.get('checkpoint_sha256', run.path), run)
         if other is not run:
             raise UserError(f'{other.path} and {run.path} have the same weights; name each run once')
-    return Model(word.rstrip('/'), runs)
+    return Model(word.rstrip('/'), name, runs)
 
 
 def find_results(pattern, name):
     """The paths of the results files in or below the folders that a pattern names."""
     is_pattern = glob.has_magic(pattern) and not os.path.exists(pattern)
-    matches = sorted(glob.glob(pattern)) if is_pattern else [pattern]
+    is_path = is_pattern or os.path.exists(pattern)
+    path = pattern if is_path else find_run_folder(pattern) or pattern
+    matches = sorted(glob.glob(pattern)) if is_pattern else [path]
     paths = []
     for match in matches:
         if os.path.isfile(match):
@@ -154,7 +198,7 @@ def find_results(pattern, name):
             paths += sorted(os.path.join(folder, name) for folder, _, files in walk_folders(match) if name in files)
     if not paths:
         problem = (f'there is no {name} in or below {pattern}' if matches and os.path.exists(matches[0])
-                   else f'there is no run {pattern}')
+                   else f'there is no run {pattern}, and none of this name below {LOGS}')
         raise UserError(f'{problem}: name a folder that test.py has evaluated '
                         '(python test.py --config_file <run>/configs.yaml)')
     return paths
@@ -162,20 +206,9 @@ def find_results(pattern, name):
 
 def read_run(path, how, task):
     """The :class:`Run` of a metrics.json. Raises :class:`~utils.errors.UserError`."""
-    from processor.results import read_queries, read_results
-    from utils.weight_files import compute_sha256
-    results = read_results(path)
-    if results.attributes and not results.tables:
-        raise UserError(f'{path} has attribute metrics and no results per caption: name runs that retrieve')
-    if not {'file', 'sha256'} <= results.queries.keys() or 'split_sha256' not in results.provenance:
-        raise UserError(f'{path} has no results per caption: run test.py again, which writes them next to it')
-    queries = os.path.join(os.path.dirname(path), results.queries['file'])
-    if not os.path.isfile(queries) or compute_sha256(queries) != results.queries['sha256']:
-        raise UserError(f'{queries} is missing or belongs to another evaluation than {path}: run test.py again')
-    rankings = read_queries(queries)
-    if (how, task) not in rankings:
-        raise unknown_name_error(f'ranking in {queries}:', f'{how}, {task}', [', '.join(key) for key in rankings])
-    return Run(path, results.provenance, rankings[how, task], results.is_independent)
+    from processor.results import read_evaluated_queries
+    results, queries = read_evaluated_queries(path, how, task)
+    return Run(path, results.provenance, queries, results.is_independent)
 
 
 def require_same_split(runs):
@@ -202,11 +235,28 @@ def describe_split(run):
 
 # -- output ----------------------------------------------------------------------------------------------------------
 
+def format_options(args, models):
+    """Yield a table of the options that differ between models, in each format; nothing if none differs."""
+    options = [model.options for model in models]
+    names = sorted({name for values in options for name in values
+                    if any(other.get(name) != values[name] for other in options)})
+    rows = [[name, *(format_value(values.get(name)) for values in options)] for name in names]
+    for name in args.format if rows else ():
+        yield FORMATS[name]('options that differ', ['option', *(model.name for model in models)], rows)
+
+
+def format_value(value):
+    """An option's value as a user types it."""
+    return ' '.join(map(str, value)) if isinstance(value, list) else '' if value is None else str(value)
+
+
 def format_tables(args, models, pairs, pids):
     """Yield the tables in each format: the metrics of each model, and the differences."""
+    from processor.provenance import evaluated_split
     by = models[0].runs[0].produced_by
+    split = '' if evaluated_split(by) == 'test' else f' {evaluated_split(by)}'
     kind, identities = 'images' if args.task == 'i2t' else 'captions', len(set(pids.tolist()))
-    title = (f"{by['dataset']}: {len(pids)} {kind} of {identities} identities; "
+    title = (f"{by['dataset']}{split}: {len(pids)} {kind} of {identities} identities; "
              f'{args.how}, in percent with 95% intervals')
     metrics = [[model.name, str(len(model.runs)), *(format_metric(model, metric, pids) for metric in args.metrics)]
                for model in models]
@@ -237,12 +287,12 @@ def format_p(p):
 
 def format_notes(models):
     """Limits of the comparison as one text, in a list; an empty list if there are none."""
-    from processor.provenance import split_counts
+    from processor.provenance import evaluated_split, split_counts
     single = [model.name for model in models if len(model.runs) == 1]
     dependent = [run.path for model in models for run in model.runs if not run.independent]
     splits = {str(run.produced_by.get('chosen_by_split')) for model in models for run in model.runs}
     by = models[0].runs[0].produced_by
-    split_note = published_split_note(by.get('dataset'), split_counts(by))
+    split_note = published_split_note(by.get('dataset'), split_counts(by), evaluated_split(by))
     lines = [f'{split_note}; compare with no published figure'] * bool(split_note)
     if single:
         lines.append(f"only one seed of {', '.join(single)}: these intervals do not cover the variation between seeds")
@@ -269,7 +319,7 @@ def write_captions(path, models, queries):
     """Write every caption, and the percentage of each model's seeds that rank a match first."""
     percentages = [model.metric_values('R1').mean(axis=0).tolist() for model in models]
     with atomic_write(path) as file:
-        write_csv(file, [['pid', 'query', *(model.name for model in models)]])
+        write_csv(file, [['pid', 'query', *(model.word for model in models)]])
         write_csv(file, zip(queries.pids.tolist(), queries.names, *percentages))
 
 

@@ -4,7 +4,8 @@
 
 Without --images the page searches the test split of the run. The server listens only on this machine, unless --host
 names another address. Then it requires a token, which is a part of the address that the tool prints. The server accepts
-no uploads and sends no data to other machines. It needs Gradio: pip install gradio.
+no uploads and sends no data to other machines. With --rerank the images are ordered again. It needs Gradio: pip install
+gradio.
 """
 import argparse
 import contextlib
@@ -26,6 +27,7 @@ from utils.errors import UserError, run_program
 from utils.iotools import read_image
 from utils.option_types import positive_int, positive_int_up_to
 from utils.options import build_test_parser, parse_test_options
+from utils.rerank_options import read_rerank_settings
 from utils.request_guard import LOCAL_NAMES, RequestGuard, is_loopback, get_host_names
 
 MAX_SIDE = 640                       # largest side of a shown image in pixels; a photo may have 50 million pixels
@@ -94,10 +96,17 @@ def import_gradio(folder=None):
 
 def build_search(people, args):
     """Embed the photos or the test split, and return a function ``(description, top) -> [(path, similarity), ...]``."""
+    settings = read_rerank_settings(args)
     if args.images:
         from processor.search_results import report_skipped
         photos = people.index_images(args.images)
         report_skipped(photos)
+    else:
+        photos = people.split
+    if settings:
+        find_images = people.build_reranked_search(photos, settings)    # finds neighbors before the page opens
+        return lambda text, top: find_images([text], top)[0]
+    if args.images:
         return lambda text, top: people.search(text, photos, top)
     gallery = people.split.gallery      # embeds the images before the page opens
 

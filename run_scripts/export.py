@@ -7,7 +7,8 @@
         --out checkpoint_best.pth
 
 --to onnx writes a folder with image_encoder.onnx, text_encoder.onnx, the tokenizer's files and config.json. The
-encoders accept any batch size. Their embeddings are normalized to length 1. --to huggingface writes a CLIP that
+encoders accept any batch size. Their embeddings are normalized to length 1. example.py in the folder ranks photos for
+a description with onnxruntime alone. --to huggingface writes a CLIP that
 transformers loads, if the run is a plain CLIP. --to full writes a run's folder whose best.pth holds the whole model,
 for a run with --tuning, whose own best.pth holds only what it trained. --merge then adds LoRA to the pretrained
 weights. All three compare the exported embeddings with PyTorch's. --released_layout writes a checkpoint that the

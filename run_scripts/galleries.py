@@ -4,8 +4,9 @@
         --ids_per_gallery 100
 
 The tool splits the test identities into galleries, ranks each gallery separately, and prints the mean and the standard
-deviation of the metrics. On synthetic pedestrians it also prints two baselines without learning, which compare color
-words with the colors of the images.
+deviation of the metrics. Without these two options there are five galleries of 100 identities, or smaller and fewer
+ones if the test split has fewer identities. On synthetic pedestrians it also prints two baselines without learning,
+which compare color words with the colors of the images.
 """
 import os
 import statistics
@@ -30,30 +31,44 @@ def main(argv=None):
     from processor.runs import load_run
     run = load_run(args)
     images, captions = run.images.dataset, run.captions.dataset
-    available, needed = len(set(map(int, images.image_pids))), args.galleries * args.ids_per_gallery
-    if available < needed:
-        raise UserError(f'--galleries {args.galleries} --ids_per_gallery {args.ids_per_gallery} need {needed} '
-                        f'identities, and the test split of {args.dataset_name} has {available}; lower one of them')
+    identities = set(map(int, captions.caption_pids))
+    count, size = gallery_counts(args.galleries, args.ids_per_gallery, len(identities))
+    if len(identities) < count * size:
+        raise UserError(f'--galleries {count} --ids_per_gallery {size} need {count * size} identities, and the '
+                        f'{args.split} split of {args.dataset_name} has {len(identities)}; lower one of them')
     q_pids, g_pids = torch.as_tensor(captions.caption_pids), torch.as_tensor(images.image_pids)
     rankers = {'model': rank_by_model(run)}
     if is_synthetic(os.path.join(args.root_dir, args.dataset_name)):
         for name, similarity in baseline_similarities(captions.captions, images.img_paths).items():
             rankers[f'color words, {name}'] = rank_by_similarity(torch.as_tensor(similarity), q_pids, g_pids)
-    groups = sample_galleries(sorted(set(g_pids.tolist())), args.galleries, args.ids_per_gallery, args.gallery_seed)
-    print(f'{args.galleries} galleries of {args.ids_per_gallery} identities, mean (standard deviation); '
-          f'chance: Rank-1 {100 / args.ids_per_gallery:.1f}')
+    groups = sample_galleries(sorted(identities), count, size, args.gallery_seed)
+    print(f'{count} galleries of {size} identities, mean (standard deviation); chance: Rank-1 {100 / size:.1f}')
     print(format_table({name: rank_galleries(rank, q_pids, g_pids, groups) for name, rank in rankers.items()}))
 
 
 @retry_with_pytorch
 def read_options(argv):
     parser = build_test_parser('galleries.py', __doc__)
-    parser.add_argument('--galleries', type=positive_int, default=5, help='number of galleries')
-    parser.add_argument('--ids_per_gallery', type=positive_int, default=100,
-                        help='number of identities in each gallery')
+    parser.add_argument('--galleries', type=positive_int,
+                        help='number of galleries (default: 5, or fewer if the split has too few identities)')
+    parser.add_argument('--ids_per_gallery', type=positive_int,
+                        help='number of identities in each gallery (default: 100, or fewer for a small split)')
     parser.add_argument('--gallery_seed', type=non_negative_int, default=0,
                         help='random seed of the split into galleries')
     return parse_test_options(parser, argv)
+
+
+def gallery_counts(galleries, ids_per_gallery, available):
+    """The number of galleries and of identities in each: the given ones, or what a split has enough identities for.
+
+    Example:
+        >>> gallery_counts(None, None, 1000), gallery_counts(None, None, 200), gallery_counts(None, None, 6)
+        ((5, 100), (5, 40), (3, 2))
+        >>> gallery_counts(3, None, 12), gallery_counts(None, 100, 250), gallery_counts(9, 9, 3)
+        ((3, 4), (2, 100), (9, 9))
+    """
+    size = ids_per_gallery or min(100, max(2, available // (galleries or 5)))
+    return galleries or min(5, max(1, available // size)), size
 
 
 def rank_by_model(run):

@@ -25,7 +25,8 @@ import time
 if __name__ == '__main__':      # if the tool runs as a file, search the repository instead of this folder
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-from run_scripts import ROOT
+from run_scripts import program_words
+from utils.commands import program_name
 from utils.errors import UserError, run_program
 from utils.option_types import non_negative_int, positive_int
 from utils.options import Parser
@@ -68,7 +69,7 @@ def build_kill_parser():
 def run_check(args, train_words, folder):
     """Train both runs, print how they differ, and return the exit status."""
     data = os.path.join(folder, 'data')
-    wait_for_success(launch([sys.executable, '-m', 'datasets.synthpedes', '--out', data, '--ids', str(args.ids),
+    wait_for_success(launch([sys.executable, *program_words('synthpedes'), '--out', data, '--ids', str(args.ids),
                              '--val_ids', '0', '--test_ids', '8', '--size', '96', '48']))
     options = [*DEFAULTS, '--root_dir', data, *train_words]
 
@@ -116,11 +117,11 @@ def run_check(args, train_words, folder):
 
 def train_command(processes):
     torchrun = ['-m', 'torch.distributed.run', '--nproc_per_node', str(processes)] if processes > 1 else []
-    return [sys.executable, *torchrun, os.path.join(ROOT, 'train.py')]
+    return [sys.executable, *torchrun, *program_words('train')]
 
 
 def launch(command):
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
 def wait_for_success(process):
@@ -145,7 +146,7 @@ def kill(process, victim):
         kill_all(process)
         yield f'the other processes did not end within {EXIT_TIMEOUT} s'
         return
-    messages = errors.count('train.py: error: ')
+    messages = errors.count(f"{program_name('train.py')}: error: ")
     if messages != 1 or errors.count('Traceback') > 1:     # torchrun prints one traceback itself
         yield f'{messages} error messages instead of one: {errors[-4000:]}'
 

@@ -13,7 +13,6 @@ All options after -- go to every train.py. After an interruption, the same comma
 """
 import glob
 import os
-import shlex
 import sys
 
 import numpy as np
@@ -24,13 +23,13 @@ if __name__ == '__main__':      # if the tool runs as a file, search the reposit
 from run_scripts import ROOT
 from run_scripts.ablation.grid import build_ablation_parser, build_grid
 from run_scripts.ablation.training import run_grid
+from utils.commands import command_line
 from utils.errors import UserError, run_program
 from utils.figures import import_pyplot, save_figure
 from utils.iotools import atomic_write
 from utils.option_types import non_negative_int
 from utils.options import Parser, build_test_parser, parse_test_options
 from utils.parser import split_at_dashes
-from utils.paths import relative_path
 from utils.statistics import compare_means, bootstrap_interval
 from utils.tables import format_markdown
 
@@ -57,7 +56,7 @@ def main(argv=None):
         grid_args = build_ablation_parser().parse([
             '--config_file', RECIPE, *settings, '--seeds', *map(str, args.seeds),
             '--output_dir', os.path.join(args.out, name)])
-        status = run_grid(grid_args, common, f'python {shlex.join([relative_path(__file__), *argv])}')
+        status = run_grid(grid_args, common, command_line(__file__, argv))
         if status:
             return status
         cells[name] = build_grid(grid_args, common)[1]

@@ -77,7 +77,8 @@ def main(argv=None):
 def build_matrix_parser():
     parser = Parser(prog='matrix.py', description=__doc__,
                     usage='%(prog)s --runs FOLDER ... --datasets NAME ... [--<option> VALUE ...]')
-    parser.add_argument('--runs', nargs='+', required=True, help='folders of runs, or folders with runs at any depth')
+    parser.add_argument('--runs', nargs='+', required=True,
+                        help='folders or names of runs, or folders with runs at any depth')
     parser.add_argument('--datasets', nargs='+', required=True, help='names of the datasets to test on')
     parser.add_argument('--root_dir', help="folder with the datasets' folders (default: as in the runs' configs.yaml)")
     parser.add_argument('--device', help="auto, cpu, mps, cuda or cuda:<n> (default: as in the runs' configs.yaml)")
@@ -86,6 +87,7 @@ def build_matrix_parser():
     parser.add_argument('--format', nargs='+', choices=[*FORMATS, 'csv'], default=['text'],
                         help='formats of the printed tables')
     parser.add_argument('--out', metavar='NAME', help='name of four files: NAME.txt, NAME.md, NAME.tex and NAME.csv')
+    parser.run_options = {'runs'}
     return parser
 
 

@@ -5,8 +5,9 @@
 
 The page shows the curves of losses and Rank-1, the table of metrics with intervals, and each caption of the test split
 with the images that the model ranks first. Captions with the worst ranks come first, and a search box filters them by
-words. For two runs the page shows both rankings and can filter the captions on which they differ. It is a single file
-that opens in a browser without a server or a network.
+words. A table lists the words whose captions are missed more often, or less often, than all others. For two runs the
+page shows both rankings and can filter the captions on which they differ. With --rerank the images are ordered again,
+and the table has a row for it. The page is a single file that opens in a browser without a server or a network.
 """
 import base64
 import io
@@ -23,6 +24,7 @@ from utils.iotools import atomic_write, read_image
 from utils.measures import find_measure
 from utils.option_types import positive_int
 from utils.options import Parser
+from utils.rerank_options import add_rerank_options, read_rerank_settings
 
 TEMPLATE = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'page.html')
 THUMBNAIL_SIZE = 40, 96   # largest width and height in pixels; 20,000 thumbnails take about 20 MB
@@ -30,12 +32,13 @@ THUMBNAIL_SIZE = 40, 96   # largest width and height in pixels; 20,000 thumbnail
 
 def main(argv=None):
     args = build_page_parser().parse(sys.argv[1:] if argv is None else argv)
+    settings = read_rerank_settings(args)
     if len(args.runs) > 2:
         raise UserError(f'a page shows one run or two, not {len(args.runs)}; use run_scripts.compare for more')
     folder = os.path.dirname(args.out) or '.'
     if not os.path.isdir(folder) or os.path.isdir(args.out):
         raise UserError(f'--out {args.out}: the page cannot be written; name a file in an existing folder')
-    runs = [RunResults(run, args) for run in args.runs]
+    runs = [RunResults(run, args, settings) for run in args.runs]
     refuse_different_splits(runs)
     write_page(args.out, page_content(runs))
     print(f'wrote {args.out}: {len(runs[0].captions)} captions, {os.path.getsize(args.out) / 1e6:.1f} MB')
@@ -43,7 +46,8 @@ def main(argv=None):
 
 def build_page_parser():
     parser = Parser(prog='page.py', description=__doc__, usage='%(prog)s RUN [RUN] [--<option> VALUE ...]')
-    parser.add_argument('runs', nargs='+', metavar='RUN', help='folder of a run, or its configs.yaml; one or two')
+    parser.add_argument('runs', nargs='+', metavar='RUN',
+                        help='folder, configs.yaml or name of a run, such as CUHK-PEDES/irra; one or two')
     parser.add_argument('--out', default='page.html', help='file of the page')
     parser.add_argument('--top', type=positive_int, default=8, help='number of images per caption')
     parser.add_argument('--dataset_name', help="dataset to test on (default: the run's own)")
@@ -52,6 +56,8 @@ def build_page_parser():
                         help='file of the pretrained weights that runs with --tuning need (default: the file that each '
                              'run started from)')
     parser.add_argument('--device', help='auto, cpu, mps, cuda or cuda:<n> (default: as in configs.yaml)')
+    add_rerank_options(parser, '--rerank', "method that orders each caption's images again")
+    parser.run_options = {'runs'}
     return parser
 
 
@@ -80,42 +86,53 @@ class RunResults:
     Attributes:
         captions, paths: the captions and the image files of the test split.
         table: the table of metrics, and how the epoch was selected, as text.
-        ranks: for each caption the rank of its first right image.
+        ranks: for each caption the rank of its first right image, after re-ranking if there is one.
+        words: the :class:`~processor.breakdown.Breakdown` by the words of the captions, of the same order.
         rows: for each caption what :func:`top_images` returns.
     """
 
-    def __init__(self, run, page_args):
+    def __init__(self, run, page_args, settings=None):
         import pedestal
         import torch.nn.functional as F
-        self.name = os.path.basename(os.path.normpath(
-            run if os.path.isdir(run) else os.path.dirname(os.path.abspath(run))))
+        from processor.breakdown import break_down_by_words
         args = pedestal.load_options(run, dataset_name=page_args.dataset_name, root_dir=page_args.root_dir,
                                    device=page_args.device, base_weights=page_args.base_weights)
+        self.name = os.path.basename(os.path.dirname(os.path.abspath(args.config_file)))
         people = pedestal.People(args)
         self.captions, self.paths = list(people.split.captions), people.split.paths
         (gallery, self.g_pids), (queries, self.q_pids) = people.split.gallery, people.split.queries
-        self.table, self.ranks = self.evaluate(people, queries, gallery)
-        self.rows = top_images(F.normalize(queries, dim=1), F.normalize(gallery, dim=1), self.q_pids, self.g_pids,
-                               page_args.top)
+        embeddings = F.normalize(queries, dim=1), F.normalize(gallery, dim=1), self.q_pids, self.g_pids
+        reranked, self.rows = (None, top_images(*embeddings, page_args.top)) if settings is None else (
+            rerank_split(people, embeddings, settings, page_args.top))
+        self.table, results = self.evaluate(people, queries, gallery, settings, reranked)
+        self.ranks, self.words = results.first_rank.tolist(), break_down_by_words(results)
         self.folder = os.path.dirname(args.checkpoint)
 
-    def evaluate(self, people, queries, gallery):
-        """The table of metrics as text, and the rank of the first right image of each caption."""
+    def evaluate(self, people, queries, gallery, settings=None, reranked=None):
+        """The table of metrics as text, and the :class:`~utils.queries.QueryResults` of the captions."""
         from datasets.registry import published_split_note
         from processor.evaluation import compute_rankings
         from processor.provenance import describe_selection
         from processor.report import Report
-        from processor.results import read_reranked
+        from processor.results import RERANKED, read_reranked, reranked_row
+        from processor.search_results import describe_order
         from utils.retrieval_metrics import format_table
         report, names = Report(), (self.q_pids, self.captions)
         ranked = compute_rankings(queries, gallery, self.q_pids, self.g_pids, parts=people.model.embedding_parts)
         report.add_table(self.name, 'as loaded', ranked, (names, names))
         rows, intervals = read_reranked(people.split)
         rows, intervals = {**report.tables[self.name], **rows}, {**report.intervals[self.name], **intervals}
+        shown, notes = 'as loaded', []
+        if settings:
+            title, shown = f'{RERANKED}{settings.title}', settings.method
+            report.add_table(title, shown, {'t2i': reranked}, (names, names))
+            rows[reranked_row(title)] = report.tables[title]['t2i']
+            intervals |= {reranked_row(title): interval for interval in report.intervals[title].values()}
+            notes.append(describe_order(settings))
         counts = len(set(self.g_pids.tolist())), len(self.paths), len(self.captions)
         lines = [format_table(rows, intervals), describe_selection(people.args, people.checkpoint),
-                 published_split_note(people.args.dataset_name, counts)]
-        return '\n'.join(filter(None, lines)), report.queries['as loaded', 't2i'].first_rank.tolist()
+                 published_split_note(people.args.dataset_name, counts, people.args.split)]
+        return '\n'.join(filter(None, [*lines, *notes])), report.queries[shown, 't2i']
 
     @property
     def split(self):
@@ -145,6 +162,40 @@ def top_images(queries, gallery, q_pids, g_pids, top):
     return rows
 
 
+def rerank_split(people, embeddings, settings, top):
+    """Re-rank a run's test split.
+
+    Args:
+        people: the :class:`pedestal.People` of the run.
+        embeddings: the first four arguments of :func:`top_images`.
+        settings: the settings of re-ranking (:mod:`utils.rerank_options`).
+        top: the number of images per query.
+
+    Returns:
+        ``(Ranking, rows)``; the rows are as those of :func:`top_images`, with cosine similarities.
+    """
+    import torch
+    from processor import reranker
+    from utils.ranking import full_precision, rank_slabs, top_items
+    queries, gallery, q_pids, g_pids = embeddings
+    run, rows = people.split.run, []
+    reranker.validate_rerank(people.model, settings, len(gallery), len(queries))
+    make_slabs, _ = reranker.rerank_split(people.model, (run.images, run.captions), embeddings, settings)
+
+    def record_rows(slabs):
+        for slab in slabs:
+            start = len(rows)
+            block, pids = queries[start:start + len(slab)], q_pids[start:start + len(slab)]
+            images = torch.from_numpy(top_items(slab.numpy(), top))                             # [q, top]
+            right = slab.masked_fill(pids[:, None] != g_pids, float('-inf')).argmax(dim=1)      # [q]
+            shown = torch.cat([images, right[:, None]], dim=1)
+            scores = (block @ gallery.t()).gather(1, shown)                                     # [q, top + 1]
+            rows.extend(zip(images.tolist(), scores[:, :-1].tolist(), right.tolist(), scores[:, -1].tolist()))
+            yield slab
+    with full_precision():
+        return rank_slabs(record_rows(make_slabs()), q_pids, g_pids, 10), rows
+
+
 def page_content(runs):
     """The data that the script of the page reads."""
     first = runs[0]
@@ -156,10 +207,17 @@ def page_content(runs):
                 round(right_score, 3))
     return {
         'runs': [{'name': run.name, 'table': run.table, 'ranks': run.ranks,
-                  'rows': [renumber(*row) for row in run.rows]} for run in runs],
+                  'rows': [renumber(*row) for row in run.rows], 'words': word_table(run.words)} for run in runs],
         'curves': draw_curves(runs), 'captions': first.captions, 'pids': first.q_pids.tolist(),
         'images': [[make_thumbnail(first.paths[image]), int(first.g_pids[image]), os.path.basename(first.paths[image])]
                    for image in used]}
+
+
+def word_table(breakdown):
+    """The words whose captions are missed more or less often than all others, as the script of the page reads them."""
+    rows = [[row['word'], row['captions'], 100 - row['R1'], 100 - row['R1'] + row['R1_difference'], row['R1_p'],
+             row['R1_p_holm']] for row in breakdown.significant]
+    return {'summary': breakdown.summary, 'rows': rows}
 
 
 def draw_curves(runs):

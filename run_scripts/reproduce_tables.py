@@ -14,23 +14,20 @@ The test split selects the best epoch, as in the papers. The best of 60 noisy ev
 level, so the table also has Rank-1 of the last epoch and the mean of the last five.
 """
 import os
-import re
 import sys
 from dataclasses import dataclass, field
 
 if __name__ == '__main__':      # if the tool runs as a file, search the repository instead of this folder
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-from run_scripts import ROOT
-from model.loss_names import parse_loss_names
 from processor.run_folders import find_run_folders
-from utils.declarations import retry_with_pytorch
+from run_scripts.published_results import (
+    published_metrics, published_row, read_published_rows, read_run_options, unpublished_reason)
 from utils.errors import UserError, run_program
 from utils.measures import metric_columns
-from utils.options import Parser, build_test_parser, parse_test_options, read_yaml
+from utils.options import Parser
 from utils.tables import FORMATS, METRICS
 
-PUBLISHED = os.path.join(ROOT, 'configs', 'published')
 BATCH_DEPENDENT = 'EMBEDDINGS DEPEND ON THE BATCH'
 
 
@@ -126,8 +123,7 @@ def run_rows(folder, logs, overrides=()):
         row.dataset, row.losses = args.dataset_name, args.loss_names
         published = published_row(args)
         row.method = published.get('method', '')
-        values = zip(METRICS, published.get('values', ()))
-        row.published = {metric: value for metric, value in values if value is not None}
+        row.published = published_metrics(published)
         results = find_or_compute_results(args)
         other_rows = [other_dataset_row(row, args, other)
                       for other in find_other_results(args.checkpoint, args.config.data.trained_on)]
@@ -154,12 +150,6 @@ def other_dataset_row(row, args, results):
                measured=results.metrics, note=note if results.is_independent else f'{BATCH_DEPENDENT}; {note}')
 
 
-@retry_with_pytorch
-def read_run_options(folder, overrides):
-    words = ['--config_file', os.path.join(folder, 'configs.yaml'), *overrides]
-    return parse_test_options(build_test_parser('reproduce_tables.py', ''), words)
-
-
 def read_training_metrics(args):
     """Metrics of the best, the last and the mean of the last epochs; {} if they are of another split or dataset."""
     from processor.history import summarize_evaluations
@@ -170,67 +160,10 @@ def read_training_metrics(args):
     return summarize_evaluations(evaluations) if is_test_split else {}
 
 
-# -- published rows --------------------------------------------------------------------------------------------------
-
-def read_published_rows(dataset):
-    """The rows of configs/published/<dataset>.yaml; [] if there is no such file."""
-    path = os.path.join(PUBLISHED, f'{dataset.lower()}.yaml')
-    return read_yaml(path)['results'] if os.path.exists(path) else []
-
-
-def published_row(args):
-    """The published row with a run's dataset, initial weights, backbone, tuning, PHP parts and losses, or {}."""
-    rows = read_published_rows(args.dataset_name)
-    initial = initial_clip(args, {row['start'] for row in rows if 'start' in row})
-    losses = set(parse_loss_names(args.loss_names, args.backbone, args.tuning))
-    backbones = ['ViT-B/16'] * bool(initial) + [backbone_name(args.pretrain_choice)]
-    for row in rows:
-        loss_names = [row[key] for key in ('loss_names', 'also') if key in row]
-        tuning = row.get('tuning', 'none')
-        has_losses = any(set(parse_loss_names(names, tuning=tuning)) == losses for names in loss_names)
-        is_php_ablation = not loss_names and row['key'] == 'php'     # an ablation of PHP's parts has no losses
-        if (tuning == args.tuning and row.get('start') == initial and row.get('noisy_rate', 0) == args.noisy_rate
-                and php_parts(row) == args.php_parts and row['backbone'] in backbones
-                and (has_losses or is_php_ablation)):
-            return row
-    return {}
-
-
-def initial_clip(args, names):
-    """The pedestrian CLIP that a run started from: one of ``names`` in --init_from or --pretrain_choice; else None."""
-    words = re.split('[^a-z]+', f'{args.init_from} {args.pretrain_choice}'.lower())
-    return next((name for name in sorted(names) if name.lower() in words), None)
-
-
 def published_only_rows(dataset):
     """A row without a run for each published result on a dataset."""
-    rows = []
-    for row in read_published_rows(dataset):
-        published = {metric: value for metric, value in zip(METRICS, row['values']) if value is not None}
-        rows.append(Row('published', dataset, row['method'], row.get('loss_names', ''), published=published,
-                        note=str(row.get('year', ''))))
-    return rows
-
-
-def unpublished_reason(args):
-    """Why a run has no published row."""
-    path = os.path.join('configs', 'published', f'{args.dataset_name.lower()}.yaml')
-    if not os.path.exists(os.path.join(ROOT, path)):
-        return f'nothing is published on {args.dataset_name}'
-    parts = f' and PHP {args.php_parts}' if args.php_parts else ''
-    tuning = '' if args.tuning == 'none' else f', --tuning {args.tuning}'
-    return f'no row in {path} with these losses, {args.pretrain_choice}{tuning}{parts}'
-
-
-def php_parts(row):
-    return row.get('php_parts', 'crfm+efp' if row['key'] == 'php' else None)
-
-
-def backbone_name(pretrain_choice):
-    """OpenAI's name of a backbone, also for a file such as ``weights/ViT-B-16.pt``."""
-    if not pretrain_choice.endswith(('.pt', '.safetensors')):
-        return pretrain_choice
-    return re.sub(r'^(ViT-[BL])-(\d+)', r'\1/\2', os.path.splitext(os.path.basename(pretrain_choice))[0])
+    return [Row('published', dataset, row['method'], row.get('loss_names', ''), published=published_metrics(row),
+                note=str(row.get('year', ''))) for row in read_published_rows(dataset)]
 
 
 if __name__ == '__main__':

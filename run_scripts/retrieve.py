@@ -5,7 +5,8 @@
 
 Each row is a caption with the gallery images that the model ranks first, the best on the left. Each image has its
 cosine similarity above it. A green frame is the right person and a red frame is a wrong one. Frames are gray if the
-caption is your own. The tool also prints the files of the images with their similarities.
+caption is your own. The tool also prints the files of the images with their similarities. With --rerank the images are
+ordered again.
 """
 import os
 import sys
@@ -13,12 +14,13 @@ import sys
 if __name__ == '__main__':      # if the tool runs as a file, search the repository instead of this folder
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-from processor.search_results import draw_results, format_results, sample_queries
+from processor.search_results import describe_order, draw_results, format_results, sample_queries
 from utils.declarations import retry_with_pytorch
 from utils.errors import run_program
 from utils.figures import check_figure_path, save_figure
 from utils.option_types import positive_int
 from utils.options import build_test_parser, parse_test_options
+from utils.rerank_options import read_rerank_settings
 
 
 def main(argv=None):
@@ -30,8 +32,11 @@ def main(argv=None):
         queries = [(caption, None) for caption in args.caption]
     else:
         queries = sample_queries(people.split, args.captions)
-    rows = retrieve(people, queries, args.top)
+    settings = read_rerank_settings(args)
+    rows = retrieve(people, queries, args.top, settings)
     print(format_results(rows))
+    if settings:
+        print(describe_order(settings))
     save_figure(draw_results(rows), args.out)
     print(f'wrote {args.out}')
 
@@ -47,18 +52,25 @@ def read_options(argv):
     return parse_test_options(parser, argv)
 
 
-def retrieve(people, queries, top):
+def retrieve(people, queries, top, settings=None):
     """Search the test split.
 
     Args:
         people: the :class:`pedestal.People` of a run.
         queries: ``[(caption, pid or None), ...]``.
         top: the number of images per caption.
+        settings: the settings of re-ranking (:mod:`utils.rerank_options`); None: none.
 
     Returns:
         ``[(caption, pid or None, [(image path, pid, similarity), ...]), ...]`` with the best image first.
     """
-    results = people.split.search(people.encode_captions([caption for caption, _ in queries]), top)
+    captions, split = [caption for caption, _ in queries], people.split
+    if settings is None:
+        results = split.search(people.encode_captions(captions), top)
+    else:
+        pids = dict(zip(split.paths, split.gallery[1].tolist()))
+        results = [[(path, pids[path], score) for path, score in images]
+                   for images in people.build_reranked_search(split, settings)(captions, top)]
     return [(caption, pid, images) for (caption, pid), images in zip(queries, results)]
 
 

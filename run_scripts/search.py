@@ -5,7 +5,8 @@
 
 The first search embeds all photos and stores the embeddings in <photos>/.pedestal. Later searches embed only new
 photos. An interrupted search continues from its last stored photo. The tool names photos that cannot be read and skips
-them. The search is exact. With --faiss it is approximate, and the tool prints its recall.
+them. The search is exact. With --faiss it is approximate, and the tool prints its recall. With --rerank the photos are
+ordered again; the printed numbers remain cosine similarities.
 """
 import json
 import os
@@ -15,13 +16,14 @@ import time
 if __name__ == '__main__':      # if the tool runs as a file, search the repository instead of this folder
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-from processor.search_results import draw_results, format_results, report_skipped
+from processor.search_results import describe_order, draw_results, format_results, report_skipped
 from utils.declarations import retry_with_pytorch
-from utils.errors import run_program
+from utils.errors import UserError, run_program
 from utils.figures import check_figure_path, save_figure
 from utils.iotools import atomic_write
 from utils.option_types import positive_int
 from utils.options import build_test_parser, parse_test_options
+from utils.rerank_options import read_rerank_settings
 
 
 def main(argv=None):
@@ -32,18 +34,22 @@ def main(argv=None):
     from processor.image_index import import_faiss
     if args.faiss:
         import_faiss()   # an error here comes before hours of embedding
-    people = pedestal.People(args)
+    people, settings = pedestal.People(args), read_rerank_settings(args)
     queries = people.encode_captions(args.caption)
     photos = people.index_images(args.images, args.index)
     report_skipped(photos)
     search = photos.search_approximately if args.faiss else photos.search
+    if settings:
+        reranked_search = people.build_reranked_search(photos, settings)
     start_time = time.perf_counter()
-    results = search(queries, args.top)
+    results = reranked_search(args.caption, args.top) if settings else search(queries, args.top)
     seconds = time.perf_counter() - start_time
     rows = [(caption, None, [(path, None, score) for path, score in images])
             for caption, images in zip(args.caption, results)]
     print(format_results(rows))
     print(f'{len(photos.paths)} photos, {seconds / len(results):.3f} s per description')
+    if settings:
+        print(describe_order(settings))
     if args.faiss:
         recall = 100 * compute_recall(results, photos.search(queries, args.top))
         print(f'FAISS finds {recall:.1f}% of the {args.top} best photos')
@@ -63,7 +69,10 @@ def read_options(argv):
     parser.add_argument('--out', help='file to write: a figure (.png, .pdf) or a list (.json)')
     parser.add_argument('--faiss', action='store_true',
                         help='approximate search in a FAISS index, for millions of photos')
-    return parse_test_options(parser, argv)
+    args = parse_test_options(parser, argv)
+    if args.faiss and args.rerank:
+        raise UserError('--rerank needs an exact search, and --faiss searches approximately: leave one of them out')
+    return args
 
 
 def compute_recall(results, exact_results):

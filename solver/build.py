@@ -59,6 +59,9 @@ def build_optimizer(args, model):
     args = complete(args)
     groups = parameter_groups(args, model)
     if not groups:
+        if args.freeze:
+            raise UserError(f"no parameter trains: --freeze {' '.join(args.freeze)} freezes all of them: leave out a "
+                            'pattern')
         raise UserError(f'no parameter trains: --tuning {args.tuning} adds none with these options, and the losses '
                         f'{args.loss_names} have none: change its options (python train.py --help {args.tuning})')
     name = args.optimizer.lower()

@@ -46,15 +46,19 @@ def test_flags_are_there(name):
                 for flag in FLAG.findall(read_document(path))}
     declared |= set(FLAG.findall(' '.join(re.findall(r'```python.*?```', read_document(name), flags=re.DOTALL))))
     declared |= TORCHRUNS if 'torchrun' in read_document(name) else set()
+    declared |= DOCKERS if 'docker' in read_document(name) else set()
     declared |= {f'--{knob}' for knob in DIFFICULTY_OPTIONS} if 'datasets.synthpedes' in read_document(name) else set()
-    named = {flag.replace('--no-', '--') for flag in re.findall(r'(?<![\w-])--[a-zA-Z][\w-]*', read_document(name))}
+    written = re.findall(r'(?<![\w-])--[a-zA-Z][\w-]*', read_document(name))
+    named = {flag if flag in declared else flag.replace('--no-', '--') for flag in written}
     assert not named - declared
 
 
 TORCHRUNS = {flag for action in torchruns_parser()._actions for flag in action.option_strings}
+DOCKERS = {'--build-arg', '--gpus', '--shm-size', '--user'}
 FLAG = re.compile(r"'(--[a-zA-Z][\w-]*)'")
-# The examples of README.md and docs/adding_a_tuning.md.
-MADE_BY_READERS = {'model/heads/pull.py', 'model/tunings/ia3.py', 'model/tunings/bitfit.py'}
+# The examples of README.md, docs/adding_a_tuning.md and docs/training_tools.md.
+MADE_BY_READERS = {'model/heads/pull.py', 'model/tunings/ia3.py', 'model/tunings/bitfit.py',
+                   'processor/loggers/latest.py'}
 
 
 @pytest.mark.parametrize('name', [name for name in DOCUMENTS if name.startswith('docs')])

@@ -5,7 +5,7 @@ import os
 
 import torch
 
-from utils.errors import UserError, abbreviate
+from utils.errors import UserError, abbreviate, describe_type
 from utils.iotools import atomic_write
 from utils.training_state import COUNTERS, DUPLICATES, RULES, UNUSED, check_values, convert_optimizer_state, is_tuning
 from utils.weight_files import check_weights, dtype_name, read_torch_file
@@ -29,7 +29,7 @@ def read_checkpoint(path, with_sha256=False):
     """
     checkpoint, sha256 = read_torch_file(path, with_sha256=True) if with_sha256 else (read_torch_file(path), None)
     if not isinstance(checkpoint, dict):
-        raise UserError(f'{path} is not a checkpoint: it holds a {type(checkpoint).__name__}')
+        raise UserError(f'{path} is not a checkpoint: it holds {describe_type(checkpoint)}')
     if 'model' not in checkpoint and isinstance(checkpoint.get('state_dict'), dict):   # as open_clip names it
         checkpoint['model'] = checkpoint.pop('state_dict')
     if 'model' not in checkpoint:
@@ -155,10 +155,13 @@ def encoder_prefixes(model):
 
 
 def frozen_encoder_names(model):
-    """Return the names of the encoders' parameters that do not learn. Buffers are not among them."""
+    """Return the names of the encoders' parameters that ``--tuning`` freezes. Buffers are not among them.
+
+    Parameters that ``--freeze`` excludes are not among them either, because the tuning may have added them.
+    """
     prefixes = encoder_prefixes(model)
     return {name for name, parameter in model.named_parameters()
-            if name.startswith(prefixes) and not parameter.requires_grad}
+            if name.startswith(prefixes) and not parameter.requires_grad} - model.frozen_names
 
 
 def add_run_prefix(weights):
@@ -282,8 +285,7 @@ class Checkpointer:
         checkpoint = dict(read_checkpoint(f) if checkpoint is None else checkpoint)
         for entry in ('optimizer', 'scheduler'):
             if entry not in checkpoint:
-                raise UserError(f'{f} holds no {entry}; resume from a last.pth, or start a new run with '
-                                f'--init_from {f}')
+                raise UserError(f'{f} holds no {entry}; {describe_last_next_to(f)}start a new run with --init_from {f}')
         check_values(checkpoint, f)
         weights, state = checkpoint.pop('model'), checkpoint.pop('optimizer')
         non_finite = find_non_finite({'model': weights})
@@ -302,6 +304,14 @@ class Checkpointer:
             checkpoint['epoch'] = checkpoint.get('epoch', 0) + 1
         self.resumed = checkpoint
         return checkpoint
+
+
+def describe_last_next_to(path):
+    """Advise to resume from a last.pth instead of another checkpoint, or say that the run's folder has none."""
+    folder = os.path.dirname(os.path.abspath(path))
+    if os.path.isfile(os.path.join(folder, 'configs.yaml')) and not os.path.isfile(os.path.join(folder, 'last.pth')):
+        return 'no run can continue here, because there is no last.pth (--keep best removes it from a finished run): '
+    return 'resume from a last.pth, or '
 
 
 def write_checkpoint(content, path):

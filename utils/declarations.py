@@ -14,7 +14,7 @@ import pkgutil
 import sys
 import types
 
-from utils.plugins import LIGHT_PLUGIN_MODULES, PLUGIN_PACKAGES
+from utils.plugins import LIGHT_PLUGIN_MODULES, PLUGIN_PACKAGES, qualify
 
 # Packages and modules that take little time to import, in addition to Python's standard library.
 LIGHT_MODULES = ('utils.declarations', 'utils.errors', 'utils.option_types', 'utils.options', 'utils.recipes',
@@ -32,7 +32,12 @@ def is_pytorch_loaded():
 
 def load_plugin(name):
     """Return the module ``name``: imported if PyTorch is, else its declarations."""
-    return importlib.import_module(name) if is_pytorch_loaded() else load_declarations(name)
+    return import_plugin(name) if is_pytorch_loaded() else load_declarations(name)
+
+
+def import_plugin(name):
+    """Import a module of Pedestal by its name in the repository, such as 'model.heads.head'."""
+    return importlib.import_module(qualify(name))
 
 
 def find_named_classes(package, path, base):
@@ -83,12 +88,11 @@ class Unavailable:
     __hash__ = None
 
 
-@functools.lru_cache(maxsize=None)
 def load_declarations(name):
     """Execute the declarations of a module.
 
     Args:
-        name: the module's dotted name.
+        name: the module's dotted name, such as 'model.heads.sdm'.
 
     Returns:
         A module object that is not in ``sys.modules``.
@@ -100,6 +104,12 @@ def load_declarations(name):
         >>> load_declarations('model.heads.sdm').SDM.names
         ('sdm',)
     """
+    return execute_declarations(qualify(name))
+
+
+@functools.lru_cache(maxsize=None)
+def execute_declarations(name):
+    """Execute the declarations of a module with the full name ``name``, once."""
     path = find_source_file(name)
     with open(path, encoding='utf-8') as file:
         tree = ast.parse(file.read(), path)
@@ -157,11 +167,11 @@ def bind_imports(statement, namespace):
     for alias in statement.names:
         bound_name = alias.asname or alias.name.split('.')[0]
         if isinstance(statement, ast.Import):
-            module = importlib.import_module(alias.name) if is_light(alias.name) else Unavailable(alias.name)
+            module = import_plugin(alias.name) if is_light(alias.name) else Unavailable(alias.name)
             binds_module = alias.asname or isinstance(module, Unavailable)
-            namespace[bound_name] = module if binds_module else sys.modules[bound_name]
+            namespace[bound_name] = module if binds_module else sys.modules[qualify(bound_name)]
         elif is_light(statement.module):
-            namespace[bound_name] = getattr(importlib.import_module(statement.module), alias.name)
+            namespace[bound_name] = getattr(import_plugin(statement.module), alias.name)
         else:
             namespace[bound_name] = find_declaration(statement.module, alias.name)
 
@@ -180,7 +190,7 @@ def find_declaration(module_name, name):
     unavailable = Unavailable(f'{module_name}.{name}')
     if module_name.split('.')[0] not in PLUGIN_PACKAGES:
         return unavailable
-    package = importlib.import_module(module_name) if module_name in PLUGIN_PACKAGES else None
+    package = import_plugin(module_name) if module_name in PLUGIN_PACKAGES else None
     if name in getattr(package, '__dict__', {}):
         return vars(package)[name]
     defining_module = getattr(package, 'EXPORTED', {}).get(name, module_name)

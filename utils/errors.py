@@ -6,6 +6,7 @@ import shutil
 import signal
 import sys
 
+from utils.commands import rename_commands
 from utils.terminal import protect_streams
 
 
@@ -97,6 +98,17 @@ def abbreviate(names, limit=5):
     """
     names = list(names)
     return ', '.join(names[:limit]) + (f' and {len(names) - limit:,} more' if len(names) > limit else '')
+
+
+def describe_type(value):
+    """Describe the type of a value in an error.
+
+    Example:
+        >>> describe_type(3), describe_type([])
+        ('an int', 'a list')
+    """
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
 
 
 def is_out_of_files(error):
@@ -242,7 +254,7 @@ def get_program_name():
 
 
 def print_error(error):
-    print(f'{get_program_name()}: error: {to_printable_line(error)}', file=sys.stderr, flush=True)
+    print(f'{get_program_name()}: error: {to_printable_line(rename_commands(str(error)))}', file=sys.stderr, flush=True)
 
 
 def restart_in_utf8_mode():

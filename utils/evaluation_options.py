@@ -9,6 +9,8 @@ from utils.option_providers import option_providers
 from utils.option_types import split_dataset_path
 from utils.recipes import (drop_command_line_options, find_unknown_keys, rde_notes, read_options, reference_defaults,
                            refuse_other_interface, translate_rde_losses, unknown_key_notes)
+from utils.rerank_options import read_rerank_settings
+from utils.run_aliases import find_run_config
 from utils.run_config import Options, build_run_config, complete, with_notes
 
 
@@ -54,7 +56,9 @@ def parse_test_options(parser, argv=None):
     argv = sys.argv[1:] if argv is None else argv
     refuse_other_interface(argv, 'the command line')
     flags = parser.parse(argv)
+    read_rerank_settings(flags)     # raise for options of another method
     if flags.config_file:
+        flags.config_file = find_run_config(flags.config_file)
         return trained_run_options(flags)
     if flags.backbone and flags.checkpoint:
         return published_checkpoint_options(flags)
@@ -73,6 +77,8 @@ def trained_run_options(flags):
     name, options['root_dir'] = split_dataset_path(options['dataset_name'], options['root_dir'])
     options['dataset_name'], *further_datasets = name.split('+')
     options['image_cache'] = flags.image_cache or ''   # the run's folder may exist only on another machine
+    if flags.dataset_name and flags.columns is None and not os.path.splitext(flags.dataset_name)[1]:
+        options['columns'] = None       # those of the run are of its table
     checkpoint = flags.checkpoint or find_checkpoint(flags.config_file, options, run.dataset_name)
     notes, chosen_by = run.config.notes, FMFA_CHECKPOINTS.get(os.path.basename(checkpoint))
     if chosen_by:

@@ -1,12 +1,17 @@
-"""The pages of ``--help``: everyday options, ``--help all``, and ``--help <loss, backbone, tuning or dataset>``."""
+"""The pages of ``--help``: everyday options, ``--help all``, and ``--help <loss, backbone, dataset, recipe, ...>``."""
 import argparse
 import inspect
+import itertools
+import os
 import re
 import textwrap
 from typing import NamedTuple
 
+from utils.commands import rename_commands
 from utils.errors import unknown_name_error
 from utils.option_types import Effect
+from utils.recipes import CONFIGS, recipe_names
+from utils.safe_yaml import read_yaml
 
 WIDTH, INDENT, TEXT_COLUMN = 100, 2, 30     # characters of a line, before an option, and before its text
 
@@ -15,7 +20,7 @@ class Topic(NamedTuple):
     """A name that ``--help <name>`` explains.
 
     Attributes:
-        kind: 'loss', 'backbone', 'tuning' or 'dataset'.
+        kind: 'loss', 'backbone', 'tuning', 'dataset' or 'recipe'.
         text: the explanation: paragraphs, separated by empty lines.
         options: the names of the options that it reads.
         facts: {title: text}, printed between the explanation and the options.
@@ -30,7 +35,7 @@ class ShowHelp(argparse.Action):
     """Print a page and exit with status 0."""
 
     def __call__(self, parser, namespace, topic, option_string=None):
-        print(help_page(parser, topic))
+        print(rename_commands(help_page(parser, topic)))
         parser.exit()
 
 
@@ -44,9 +49,12 @@ def help_page(parser, topic=''):
         return short_page(parser) if parser.everyday_options else full_page(parser)
     if topic == 'all':
         return full_page(parser)
-    if topic not in parser.topics:
-        raise unknown_name_error('help topic', topic, ['all', *parser.topics])
-    return topic_page(parser, topic)
+    recipes = recipe_names() if parser.topics else []
+    if topic in parser.topics:
+        return topic_page(topic, parser.topics[topic], parser)
+    if topic in recipes:
+        return topic_page(topic, recipe_topic(topic, parser), parser)
+    raise unknown_name_error('help topic', topic, ['all', *parser.topics, *recipes])
 
 
 def short_page(parser):
@@ -64,7 +72,7 @@ def short_page(parser):
     more = {'--help all': 'all options, grouped by what reads them'}
     if parser.topics:
         example = 'sdm' if 'sdm' in parser.topics else next(iter(parser.topics))
-        more[f'--help {example}'] = 'the options of one loss, backbone, tuning or dataset'
+        more[f'--help {example}'] = 'the options of one loss, backbone, tuning, dataset or recipe'
     return '\n\n'.join([format_heading(parser), *program_sections, format_section('everyday options', everyday),
                         *group_sections, *catalogs, format_list('more', more)])
 
@@ -76,15 +84,31 @@ def full_page(parser):
     return '\n\n'.join([format_heading(parser), *sections])
 
 
-def topic_page(parser, name):
+def topic_page(name, topic, parser):
     """The page of ``--help name``: a loss, a backbone or a dataset, and the options that it reads."""
-    topic = parser.topics[name]
     actions = [action for option, action in parser.actions().items() if option in topic.options]
     sections = [f'{topic.kind} {name}', format_docstring(topic.text)]
     sections += [format_list(title, facts) for title, facts in topic.facts.items()]
-    title = f'options that {name} reads'
-    sections.append(format_section(title, actions) if actions else f'{name} reads no options of its own.')
+    if topic.kind != 'recipe':
+        title = f'options that {name} reads'
+        sections.append(format_section(title, actions) if actions else f'{name} reads no options of its own.')
     return '\n\n'.join(filter(None, sections))
+
+
+def recipe_topic(name, parser):
+    """The :class:`Topic` of a recipe: the comment at its start, its losses and its options."""
+    path = os.path.join(CONFIGS, f'{name}.yaml')
+    options = read_yaml(path)
+    with open(path, encoding='utf-8') as file:
+        comment = [line[1:].strip() for line in itertools.takewhile(lambda line: line.startswith('#'), file)]
+    known = {loss: text for losses in parser.catalogs.values() for loss, text in losses.items()}
+    losses = {loss: known.get(loss, '') for loss in str(options.get('loss_names', '')).split('+')}
+    values = {f'--{option}': ' '.join(map(str, value)) if isinstance(value, list) else str(value)
+              for option, value in options.items()}
+    return Topic('recipe', ' '.join(comment), frozenset(), {
+        'command': {f'python train.py --config_file configs/{name}.yaml': 'an option after it replaces that of the '
+                                                                          'recipe'},
+        'losses (--help <loss> explains them)': losses, 'options of the recipe': values})
 
 
 def group_actions(group):

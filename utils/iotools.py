@@ -7,14 +7,15 @@ import os
 import re
 import stat
 
-import yaml
 from PIL import UnidentifiedImageError
 
 from utils.compat import load_train_configs  # noqa: F401 (for IRRA's scripts)
-from utils.errors import UserError, is_out_of_files, write_error_reason
+from utils.errors import UserError, describe_type, is_out_of_files, write_error_reason
 from utils.file_lock import try_lock
 from utils.images import describe_unknown_format, open_image, to_rgb
-from utils.run_config import as_dict
+from utils.option_declarations import build_parser
+from utils.recipes import format_options, options_without_effect
+from utils.run_config import Options, as_dict
 from utils.temporary import temporary_sibling
 
 logger = logging.getLogger('Pedestal.files')
@@ -144,11 +145,13 @@ def iterate_items(file):
             separator = JSON_SEPARATOR.match(text, position)
             if not separator or separator[1] not in expected:
                 raise ValueError(f"there is no {' or '.join(expected)} after an item")
+            if separator[1] == '[' and text.startswith(']', separator.end()):    # the list is empty
+                separator = JSON_SEPARATOR.match(text, separator.end())
             if separator[1] == ']':
                 break
             item, end = decoder.raw_decode(text, separator.end())
             if type(item) not in CONTAINERS:
-                raise ValueError(f'it holds a {type(item).__name__}')
+                raise ValueError(f'it holds {describe_type(item)}')
         except ValueError:      # the rest of the item may be in the next block
             block = file.read(JSON_BLOCK)
             if not block or len(text) - position > MAX_ITEM_LENGTH:
@@ -305,6 +308,7 @@ def walk_folders(folder):
 
 
 def save_train_configs(path, args):
-    """Write the options as ``configs.yaml`` into the folder ``path``."""
+    """Write the options as ``configs.yaml`` into the folder ``path``: those that the run reads come first."""
+    unread = options_without_effect(args, build_parser()) if isinstance(args, Options) else set()
     with atomic_write(os.path.join(path, 'configs.yaml')) as file:
-        yaml.safe_dump(as_dict(args), file, default_flow_style=None, sort_keys=True)
+        file.write(format_options(as_dict(args), unread))

@@ -6,15 +6,16 @@ import sys
 
 from tqdm import tqdm
 
+from utils.commands import rename_commands
 from utils.errors import UserError
 from utils.terminal import escape_controls
 
 
 class Formatter(logging.Formatter):
-    """Escapes control characters, because names and captions come from files."""
+    """Escapes control characters, because names and captions come from files, and names commands as users type them."""
 
     def format(self, record):
-        return escape_controls(super().format(record))
+        return escape_controls(rename_commands(super().format(record)))
 
 
 class ConsoleHandler(logging.Handler):

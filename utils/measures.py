@@ -24,11 +24,12 @@ class Measure(NamedTuple):
 
 RANK1 = Measure('R1', 'Rank-1')
 MEAN_ACCURACY = Measure('mA', 'mA')
-MEASURES = (RANK1, MEAN_ACCURACY)
+RERANKED_RANK1 = Measure('reranked_R1', 're-ranked Rank-1')     # with --val_rerank; R1 stays that of the embeddings
+MEASURES = (RERANKED_RANK1, RANK1, MEAN_ACCURACY)
 
 
 def find_measure(metrics):
-    """Return the :class:`Measure` of metrics ``{name: number}``: Rank-1 or mA, else the first metric.
+    """Return the :class:`Measure` of metrics ``{name: number}``: re-ranked Rank-1, Rank-1 or mA, else the first metric.
 
     >>> find_measure({'mA': 80.0, 'accuracy': 70.0}), find_measure({'split': 'test', 'recall': 60.0})
     (Measure(key='mA', label='mA'), Measure(key='recall', label='recall'))

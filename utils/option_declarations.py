@@ -6,17 +6,18 @@ from utils.option_providers import option_providers
 from utils.option_types import (Effect, add_boolean_option, bounded_number, fraction, fraction_below_one,
                                 non_negative_float, non_negative_int, positive_float, positive_int, positive_int_up_to)
 from utils.parser import Parser
+from utils.rerank_options import SETTINGS, add_rerank_options
 
 # The options that --help shows; --help all shows all.
 EVERYDAY_OPTIONS = (
-    'config_file', 'print_config', 'name', 'output_dir', 'resume', 'init_from', 'seed', 'device', 'amp',
+    'config_file', 'print_config', 'dry_run', 'name', 'output_dir', 'resume', 'init_from', 'seed', 'device', 'amp',
     'dataset_name', 'root_dir', 'batch_size', 'num_workers', 'img_aug', 'val_dataset',
     'loss_names', 'MLM', 'backbone', 'pretrain_choice', 'img_size', 'text_length',
     'num_epoch', 'lr', 'optimizer', 'image_cache', 'micro_batch', 'grad_checkpoint')
 EVERYDAY_TEST_OPTIONS = (
-    'config_file', 'checkpoint', 'pretrain_choice', 'dataset_name', 'root_dir', 'i2t', 'rerank', 'test_batch_size',
-    'num_workers', 'device', 'amp', 'image_cache')
-RERANK_SCORES = ('caption', 'released', 'itm')
+    'config_file', 'checkpoint', 'pretrain_choice', 'dataset_name', 'root_dir', 'split', 'i2t', 'rerank',
+    'test_batch_size', 'num_workers', 'device', 'amp', 'image_cache')
+BREAKDOWNS = ('attributes', 'words')
 
 # Short names for the declarations below.
 NONE, RESULT, RUN, INVOCATION = Effect.NONE, Effect.RESULT, Effect.RUN, Effect.INVOCATION
@@ -38,8 +39,10 @@ def build_parser():
     for provider in option_providers():
         provider.add_options(parser)
     add_ignored_options(parser)
+    parser.run_options = {'init_from', 'resume_ckpt_file'}
     parser.everyday_options = EVERYDAY_OPTIONS
     parser.advanced_options = set(parser.actions()) - set(EVERYDAY_OPTIONS)
+    parser.unabbreviated_flags |= {'--val_rerank', *SETTINGS}   # --val is --val_dataset in published commands
     parser.defaults_in_code = {name: action.default for name, action in parser.actions().items()}
     return parser
 
@@ -55,15 +58,18 @@ def build_core_parser():
 def build_test_parser(program, description):
     """Build the parser that test.py and other tools share: a trained run, or a pretrained CLIP without a run."""
     parser = Parser(prog=program, description=description,
-                    usage='%(prog)s --config_file <run folder>/configs.yaml [--<option> VALUE ...]')
+                    usage='%(prog)s --config_file RUN [--<option> VALUE ...]')
     run = parser.add_argument_group('trained model')
-    run.add_argument('--config_file', help='configs.yaml of the run')
+    run.add_argument('--config_file', metavar='RUN',
+                     help="configs.yaml of the run, its folder, or <dataset>/<name> or <name> of a run below logs, "
+                          'which is the newest one of this name')
     run.add_argument('--checkpoint', help='checkpoint to evaluate (default: best.pth next to configs.yaml)')
     run.add_argument('--base_weights', metavar='FILE',
                      help='file of the pretrained weights that a run with --tuning needs (default: the file that the '
                           'run started from)')
     run.add_argument('--vocab_file',
-                     help="BERT's vocab.txt or its folder, for --backbone aptm and albef (default: the run's)")
+                     help="BERT's vocab.txt or its folder, for --backbone aptm and albef, or the folder of open_clip's "
+                          "tokenizer (default: the run's)")
     run.add_argument('--device', help='auto, cpu, mps, cuda or cuda:<n> (default: as in configs.yaml)')
     run.add_argument('--amp', choices=['auto', 'bf16', 'fp16', 'off'],
                      help='precision of the forward pass (default: as in configs.yaml)')
@@ -73,6 +79,10 @@ def build_test_parser(program, description):
                       help="names of a table's columns: image=... caption=... id=... split=... back_translation=... "
                            'second_caption=...')
     data.add_argument('--root_dir', help="folder of the datasets' folders (default: as in configs.yaml)")
+    data.add_argument('--split', choices=['test', 'val', 'train'], default='test',
+                      help='split to evaluate; train and val show over- and underfitting')
+    data.add_argument('--distractors', metavar='FOLDER',
+                      help='folder of images without captions that enlarge the gallery (default: none)')
     data.add_argument('--test_batch_size', type=positive_int,
                       help='number of images or captions to encode at a time (default: as in configs.yaml)')
     data.add_argument('--num_workers', type=number_of_workers,
@@ -84,13 +94,7 @@ def build_test_parser(program, description):
     evaluation.add_argument('--i2t', action='store_true', help='also evaluate image-to-text retrieval')
     evaluation.add_argument('--one_by_one', action='store_true',
                             help='also evaluate embeddings from shuffled batches and from batches of one sample')
-    evaluation.add_argument('--rerank', type=positive_int, metavar='K',
-                            help="number of each caption's best images to score again, pair by pair, with the "
-                                 'image-text matching head (loss itm)')
-    evaluation.add_argument('--rerank_score', choices=RERANK_SCORES, default='caption',
-                            help='scores that order the images of --rerank; caption: those of pairs, scaled within '
-                                 'each caption, and the cosine; released: the same, scaled over the whole test split '
-                                 '(APTM); itm: those of pairs alone (RaSa, MARS)')
+    add_rerank_options(evaluation, '--rerank', "method that orders each caption's images again, in a table of its own")
     untrained = parser.add_argument_group('instead of --config_file', 'A pretrained CLIP, evaluated without training.')
     untrained.add_argument('--backbone', help='backbone of a published checkpoint without configs.yaml, with '
                            '--checkpoint')
@@ -109,9 +113,22 @@ def build_test_parser(program, description):
                            '<output_dir>/<dataset>/zero-shot_<weights> (default: logs)')
     untrained.add_argument('--trust_archive', action='store_true', default=None,
                            help="load a TorchScript archive that is not one of OpenAI's; it can execute code")
+    parser.run_options = {'config_file'}
     parser.everyday_options = EVERYDAY_TEST_OPTIONS
     parser.advanced_options = set(parser.actions()) - set(EVERYDAY_TEST_OPTIONS)
     return parser
+
+
+def add_breakdown_options(parser):
+    """Add the options of results by attribute and by word (:mod:`processor.breakdown`) to a parser."""
+    breakdown = parser.add_argument_group('results by groups of captions')
+    breakdown.add_argument('--by', nargs='+', choices=BREAKDOWNS, default=[], effect=NONE,
+                           help='groups of captions whose results are also printed; attributes: captions with a color, '
+                                'a garment or another word of the lexicon; words: captions with a word that differ '
+                                'from all others')
+    breakdown.add_argument('--lexicon', metavar='FILE', effect=NONE,
+                           help='YAML file with the words of --by attributes and their synonyms (default: '
+                                'configs/lexicon/english.yaml)')
 
 
 # -- options of every run --------------------------------------------------------------------------------------------
@@ -119,8 +136,12 @@ def build_test_parser(program, description):
 def add_run_options(parser):
     run = parser.add_argument_group('run')
     run.add_argument('--config_file', default='', effect=INVOCATION,
-                     help='recipe: a YAML file of options by name; flags override it')
+                     help='recipe: a YAML file of options by name, or the name of a recipe of Pedestal, such as '
+                          'irra; flags override it')
     add_boolean_option(run, '--print_config', False, 'print all options as a recipe, and exit', effect=INVOCATION)
+    add_boolean_option(run, '--dry_run', False, 'trial of the run: two steps, an evaluation of a few samples, a '
+                       'checkpoint and its resumption in a temporary folder, then estimates of time and memory',
+                       effect=INVOCATION)
     run.add_argument('--name', default='baseline', effect=NONE, help="name of the run, a part of its folder's name")
     run.add_argument('--output_dir', default='logs', effect=RUN,
                      help="folder of the runs: a run's folder is <output_dir>/<dataset>/<time>_<name>")
@@ -133,12 +154,15 @@ def add_run_options(parser):
                      '--dataset_name; it chooses the best epoch (for pretraining)')
     run.add_argument('--val_dataset', default='test', choices=['test', 'val'], effect=RESULT | NOT_IN_RECIPE,
                      help='split that chooses the best epoch (IRRA: test)')
+    add_rerank_options(run, '--val_rerank', 'method that orders the images of the evaluations during training again; '
+                       'the best epoch is that with the highest re-ranked Rank-1', RESULT | NOT_IN_RECIPE)
     add_boolean_option(run, '--resume', False, "resume the run of --resume_ckpt_file in its folder; --resume <run's "
                        'folder> sets both', effect=INVOCATION)
     run.add_argument('--resume_ckpt_file', default='', effect=INVOCATION,
-                     help="last.pth of the run to resume, or the run's folder")
+                     help="last.pth of the run to resume, its folder, or its name below logs, such as CUHK-PEDES/irra")
     run.add_argument('--init_from', '--finetune', default='', effect=RESULT | RUN, metavar='FILE',
-                     help='checkpoint whose weights initialize a new run (--finetune: its name in FMFA)')
+                     help='checkpoint whose weights initialize a new run, or a run whose best one does (--finetune: '
+                          'its name in FMFA)')
     run.add_argument('--base_weights', default='', effect=INVOCATION, metavar='FILE',
                      help="file of the pretrained weights that a tuned run's checkpoint needs, if --init_from names "
                           'such a checkpoint (default: the file that the run started from)')
@@ -194,7 +218,8 @@ def add_data_options(parser):
                       help='number of captions per identity in a batch, for --sampler identity and idrannum')
     data.add_argument('--limit_train', type=positive_int_up_to(10 ** 9), default=None,
                       help='number of training captions to use, the first ones (default: all); several datasets share '
-                           'it in proportion to their sizes')
+                           'it in proportion to their sizes. The run is a real one; --dry_run tries a run and keeps '
+                           'nothing')
     add_boolean_option(data, '--skip_broken', False, 'skip training images that cannot be read; the log counts them',
                        effect=RESULT | CHANGEABLE_ON_RESUME)
 
@@ -217,6 +242,9 @@ def add_model_options(parser):
     model.add_argument('--text_length', type=caption_length, default=77,
                        help='maximum number of tokens of a caption, including start and end')
     add_boolean_option(model, '--freeze_conv1', False, 'freeze the patch convolution of the image encoder (A2TE)')
+    model.add_argument('--freeze', nargs='+', default=None, metavar='PATTERN',
+                       help="parameters that do not train: patterns of names in checkpoints, such as 'visual.*' or "
+                            "'transformer.resblocks.[0-5].*' (default: none)")
 
 
 def add_solver_options(parser):

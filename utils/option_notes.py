@@ -4,7 +4,7 @@ import os
 
 from utils import recipes
 from utils.errors import UserError
-from utils.option_providers import option_providers
+from utils.option_providers import option_providers, unread_options
 from utils.option_types import Effect
 from utils.recipes import FORKS, find_recipes, read_recipe, to_plain_value
 from utils.run_config import complete
@@ -26,8 +26,7 @@ def option_notes(args, parser, flag_names, chosen):
     notes = [line for provider in option_providers() for line in provider.log_notes(args)]
     changed = flag_names | {name for name, value in chosen.items()
                             if to_plain_value(value) != to_plain_value(defaults[name])}
-    active = {reader for provider in option_providers() for reader in provider.active_readers(args)}
-    unread = {name for name, readers in parser.readers.items() if not active & set(readers)}
+    unread = unread_options(args, parser)
     if changed & unread:
         names = ', '.join(f'--{name}' for name in sorted(changed & unread))
         notes.append(f'no active head reads {names} (--loss_names {args.loss_names}, --tuning {args.tuning})')

@@ -52,6 +52,17 @@ def register_options(name, provider):
     OPTION_PROVIDERS[name] = provider
 
 
+def unread_options(args, parser):
+    """The names of the options that nothing in a run reads: those of other heads, backbones and tunings.
+
+    Args:
+        args: the completed options.
+        parser: train.py's parser.
+    """
+    active = {reader for provider in option_providers() for reader in provider.active_readers(args)}
+    return {name for name, readers in parser.readers.items() if not active & set(readers)}
+
+
 def option_providers():
     """All providers in a fixed order: those of :data:`~utils.plugins.OPTION_MODULES` first."""
     for name in OPTION_MODULES:

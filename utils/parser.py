@@ -2,9 +2,11 @@
 import argparse
 import os
 
+from utils.commands import program_name
 from utils.errors import UserError, suggest_name
 from utils.help_pages import ShowHelp, full_page
 from utils.option_types import Effect, add_bounds, shorten, valid_text
+from utils.run_aliases import alias_names
 
 
 class EffectMixin:
@@ -32,6 +34,7 @@ FOREIGN_FLAGS = {
     '--micro_batch': ('accum_steps', 'gradient_accumulation_steps'),
     '--clip_grad_norm': ('grad_clip', 'max_grad_norm', 'clip_grad', 'gradient_clip_val'),
     '--early_stop': ('early_stopping',),
+    '--freeze': ('freeze_layers', 'frozen_layers', 'freeze_params'),
     '--grad_checkpoint': ('gradient_checkpointing', 'grad_ckpt'), '--num_workers': ('workers',),
     '--dataset_name': ('dataset',), '--root_dir': ('data_root', 'data_dir', 'data_path', 'data'),
     '--val_dataset': ('val_set', 'val_split'), '--img_size': ('image_size', 'height', 'width', 'resolution'),
@@ -63,6 +66,7 @@ class Parser(EffectMixin, argparse.ArgumentParser):
         advanced_options: names of the options that only ``--help all`` shows.
         catalogs: {title: {name: description}} of names that options accept, for ``--help``.
         completions: {option: names that it joins by +}, for shell completion.
+        run_options: names of the options that take a run or its name (:mod:`utils.run_aliases`), for the same.
         topics: {name: :class:`~utils.help_pages.Topic`} that ``--help <name>`` explains.
         unabbreviated_flags: flags that must be written in full, so that abbreviations of published commands are unique.
         readers: {option: classes that read it, such as heads}. Options that are not here are read by all.
@@ -71,9 +75,11 @@ class Parser(EffectMixin, argparse.ArgumentParser):
 
     def __init__(self, abbreviations=False, **settings):
         self.abbreviations = abbreviations
+        if settings.get('prog'):
+            settings['prog'] = program_name(settings['prog'])
         super().__init__(allow_abbrev=False, add_help=False, **settings)
         self.everyday_options, self.advanced_options = (), set()
-        self.catalogs, self.completions, self.topics = {}, {}, {}
+        self.catalogs, self.completions, self.topics, self.run_options = {}, {}, {}, set()
         self.unabbreviated_flags, self.readers, self.defaults_in_code = set(), {}, {}
         self.add_argument('-h', '--help', nargs='?', const='', default=argparse.SUPPRESS, action=ShowHelp,
                           metavar='TOPIC', help='help page')
@@ -129,6 +135,8 @@ class Parser(EffectMixin, argparse.ArgumentParser):
         import argcomplete
         for name, known in self.completions.items():
             self.actions()[name].completer = completer_of_joined_names(known)
+        for name in self.run_options & set(self.actions()):
+            self.actions()[name].completer = complete_run
         argcomplete.autocomplete(self, always_complete_options='long')
 
     def format_help(self):
@@ -245,8 +253,9 @@ def convert_as_flag(action, value):
     if action.nargs not in (None, '?'):
         values = list(value) if isinstance(value, (list, tuple)) else str(value).split()
         if isinstance(action.nargs, int) and len(values) != action.nargs or not values:
-            raise argparse.ArgumentTypeError(f"'{shorten(value)}' must be {action.nargs} numbers")
-        values = tuple(action.type(str(item)) for item in values)
+            count, kind = action.nargs if isinstance(action.nargs, int) else 'one or more', action.type and 'numbers'
+            raise argparse.ArgumentTypeError(f"'{shorten(value)}' must be {count} {kind or 'texts'}")
+        values = tuple((action.type or valid_text)(str(item)) for item in values)
         unknown = next((item for item in values if action.choices and item not in action.choices), None)
         if unknown is not None:
             raise argparse.ArgumentTypeError(invalid_choice_message(unknown, action.choices))
@@ -266,6 +275,12 @@ def completer_of_joined_names(known):
         before, plus, _ = prefix.rpartition('+')
         return [before + plus + name for name in sorted(known)]
     return complete
+
+
+def complete_run(prefix, **unused):
+    """Complete a run for argcomplete: a name of a run below logs, or a path."""
+    from argcomplete.completers import FilesCompleter
+    return [name for name in alias_names() if name.startswith(prefix)] + list(FilesCompleter()(prefix))
 
 
 def split_at_dashes(argv):

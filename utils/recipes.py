@@ -9,11 +9,14 @@ from dataclasses import dataclass, field
 
 import yaml
 
-from utils.errors import UserError
+from utils.errors import UserError, suggest_name
+from utils.option_providers import unread_options
 from utils.option_types import Effect
 from utils.safe_yaml import read_yaml
 
 CONFIGS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'configs')
+OTHER_FILES = ('zoo.yaml',)      # of configs, which are no recipes
+UNREAD_COMMENT = '# options that this run does not read: of other losses, backbones and tunings\n'
 BENCHMARKS = ('CUHK-PEDES', 'ICFG-PEDES', 'RSTPReid')     # the datasets of a recipe configs/<method>.yaml
 
 
@@ -35,6 +38,7 @@ class Fork:
     command_defaults: dict = field(default_factory=dict)
 
 
+PHP_OPTIONS = {'moe_layers', 'moe_heads', 'cnum'}     # that DM-Adapter lacks
 FORKS = (
     Fork('A2TE', {'attribute_weight', 'pool_ratio'}, 'sdm+id+amm+detail',
          config_defaults={'freeze_conv1': True, 'temperature': 0.01, 'img_aug': True, 'momentum': 0.995, 'alpha': 0.5},
@@ -69,6 +73,10 @@ class OtherInterface:
 
 
 OTHER_INTERFACES = (
+    OtherInterface('RaSa and MARS', {'--eval_mAP'}, {'bert_config', 'weights'},
+                   'python train.py --config_file configs/rasa.yaml (or configs/mars.yaml) --dataset_name <dataset> '
+                   '--pretrain_choice ALBEF.pth, or to evaluate python test.py --backbone albef --checkpoint <file> '
+                   '--dataset_name <dataset> --rerank 128 --rerank_score itm'),
     OtherInterface('APTM', {'--task', '--epo'}, {'vision_config', 'train_file'},
                    'python train.py --config_file configs/aptm.yaml --dataset_name <dataset> --pretrain_choice '
                    '<checkpoint of MALS>, or to evaluate python test.py --backbone aptm --checkpoint <file> '
@@ -169,6 +177,13 @@ def is_reference_config(content):
     return is_run_config(content) and 'caption_masking' not in content
 
 
+def recipe_names(folders=('', 'synthpedes')):
+    """The names of the recipes in folders of configs, sorted, such as 'irra' and 'synthpedes/quickstart'."""
+    return sorted(f'{folder}/{name}'.removeprefix('/').removesuffix('.yaml') for folder in folders
+                  for name in os.listdir(os.path.join(CONFIGS, folder))
+                  if name.endswith('.yaml') and name not in OTHER_FILES)
+
+
 def find_recipes(dataset_name):
     """Find the recipes of all methods for a dataset.
 
@@ -179,7 +194,7 @@ def find_recipes(dataset_name):
         >>> [os.path.basename(path) for path in find_recipes('RSTPReid')][:3]
         ['a2te-rstpreid.yaml', 'agm.yaml', 'aptm.yaml']
     """
-    stems = sorted(name.removesuffix('.yaml') for name in os.listdir(CONFIGS) if name.endswith('.yaml'))
+    stems = recipe_names([''])
     paths = []
     for method in stems:
         if any(method.startswith(f'{other}-') for other in stems):
@@ -188,6 +203,28 @@ def find_recipes(dataset_name):
         if own in stems or dataset_name in BENCHMARKS:
             paths.append(os.path.join(CONFIGS, f'{own if own in stems else method}.yaml'))
     return paths
+
+
+def find_recipe(name):
+    """Find the file of ``--config_file``: the file itself, or Pedestal's recipe of this name.
+
+    Args:
+        name: a path, or a recipe's name with or without ``configs/`` and ``.yaml``.
+
+    Returns:
+        A path; ``name`` if there is neither.
+
+    Example:
+        >>> os.path.relpath(find_recipe('irra'), CONFIGS), find_recipe('none.yaml')
+        ('irra.yaml', 'none.yaml')
+    """
+    recipe = recipe_name(name)
+    return name if os.path.isfile(name) or recipe not in recipe_names() else os.path.join(CONFIGS, f'{recipe}.yaml')
+
+
+def recipe_name(path):
+    """Remove ``configs/`` and ``.yaml`` from a path."""
+    return os.fspath(path).replace(os.sep, '/').removesuffix('.yaml').removeprefix('configs/')
 
 
 def moved_recipe(path):
@@ -211,16 +248,28 @@ def moved_recipe(path):
     return None
 
 
+def suggest_recipe(path):
+    """The end of an error for a missing config: the recipe with the closest name, if one is close."""
+    name = recipe_name(path)
+    suggestion = suggest_name(name, [recipe for recipe in recipe_names() if recipe.count('/') == name.count('/')])
+    return suggestion if suggestion.startswith('; did') else ''
+
+
 def read_options(path):
     """Read a recipe or a run's config as {key: value}.
+
+    Args:
+        path: the file, or the name of a recipe (:func:`find_recipe`).
 
     Raises:
         UserError: no YAML mapping, a file of a reference implementation with another interface, or the former path of
             a recipe.
     """
-    command = None if os.path.exists(path) else moved_recipe(path)
-    if command:
-        raise UserError(f'no config file {path}: the recipe has moved; give {command}')
+    path = find_recipe(path)
+    if not os.path.exists(path):
+        command = moved_recipe(path)
+        advice = f': the recipe has moved; give {command}' if command else suggest_recipe(path)
+        raise UserError(f'no config file {path}{advice}')
     content = read_yaml(path)
     if not is_run_config(content):
         refuse_other_interface(content, path)
@@ -285,6 +334,22 @@ def unknown_key_notes(unknown_keys, path):
     return [f"{path}: Pedestal has no option {', '.join(unknown_keys)}: skipped"] if unknown_keys else []
 
 
+def reference_tuning(content):
+    """The tuning of a reference implementation's configs.yaml; '' if it trains all parameters.
+
+    UP-Person and DM-Adapter have no option for it. DM-Adapter's options for its experts are also PHP's, which has more.
+
+    Example:
+        >>> reference_tuning({'depth_lora': 12, 'depth_prefix': 12}), reference_tuning({'num_experts': 6, 'topk': 2})
+        ('up-person', 'dm-adapter')
+        >>> reference_tuning({'num_experts': 6, 'topk': 2, 'moe_layers': 6, 'cnum': 9})
+        ''
+    """
+    if {'depth_lora', 'depth_prefix'} <= set(content):
+        return 'up-person'
+    return 'dm-adapter' if {'num_experts', 'topk'} <= set(content) and not PHP_OPTIONS & set(content) else ''
+
+
 def reference_defaults(content):
     """The missing options of a reference implementation's configs.yaml whose defaults there differ from Pedestal's.
 
@@ -296,8 +361,10 @@ def reference_defaults(content):
     """
     if 'caption_masking' in content:
         return {}
-    defaults = {}
-    for fork in FORKS:
+    tuning, defaults = reference_tuning(content), {}
+    if tuning:
+        defaults['tuning'] = tuning
+    for fork in () if tuning else FORKS:
         if fork.own_options & set(content):
             defaults.update(fork.config_defaults)
     defaults = apply_need_mae({'need_MAE': content.get('need_MAE'), **defaults})
@@ -313,4 +380,33 @@ def format_recipe(args, parser):
     """The options as the text of a recipe."""
     skipped = parser.options_with(Effect.INVOCATION | Effect.COMMAND_LINE_ONLY)
     options = {name: to_plain_value(value) for name, value in vars(args).items() if name not in skipped}
-    return yaml.safe_dump(options, default_flow_style=None, sort_keys=True)
+    return format_options(options, options_without_effect(args, parser))
+
+
+def options_without_effect(args, parser):
+    """The names of the options that a run does not read, or that nothing ever reads."""
+    return unread_options(args, parser) | parser.options_with(Effect.IGNORED)
+
+
+def format_options(options, unread):
+    """The text of a YAML file of options: those that the run reads first, and the others below a comment.
+
+    Args:
+        options: ``{option: plain value}``.
+        unread: the names of the options that the run does not read (:func:`options_without_effect`).
+
+    Example:
+        >>> print(format_options({'lr': 1e-05, 'tau': 0.015}, {'tau'}), end='')
+        lr: 1.0e-05
+        # options that this run does not read: of other losses, backbones and tunings
+        tau: 0.015
+    """
+    used, others = ({name: value for name, value in options.items() if (name in unread) == is_unread}
+                    for is_unread in (False, True))
+    return dump_lines(used) + (UNREAD_COMMENT + dump_lines(others) if others else '')
+
+
+def dump_lines(options):
+    """The text of options with one line for each, also for a list."""
+    has_lists = any(isinstance(value, (list, dict)) for value in options.values())
+    return yaml.safe_dump(options, default_flow_style=None if has_lists else False, sort_keys=True)

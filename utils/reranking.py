@@ -1,17 +1,26 @@
-"""Re-ranking: score each caption's best images again, pair by pair."""
+"""Re-ranking: score each caption's best images again, pair by pair, or compare embeddings in another way."""
 import torch
 from tqdm import tqdm
 
-from utils.errors import UserError
+from utils.k_reciprocal import k_reciprocal_slabs
+from utils.query_expansion import expand_queries
+from utils.ranking import cosine_slabs
+from utils.rerank_options import PairScores, QueryExpansion
 
 COSINE_WEIGHT = 0.002       # weight of the cosine similarity next to the pair's score (APTM)
 
 
-def check_rerank_count(count, gallery_size):
-    """Raise :class:`UserError` unless ``--rerank`` is between 1 and the size of the gallery."""
-    if not 1 <= count <= gallery_size:
-        raise UserError(f'--rerank {count}: the gallery holds {gallery_size} images; give a number from 1 to '
-                        f'{gallery_size}')
+def reranked_slabs(queries, gallery, settings):
+    """Yield re-ranked similarities [q, G] that follow from embeddings alone, some queries at a time.
+
+    Args:
+        queries: [Q, D] float32, normalized.
+        gallery: [G, D] float32, normalized.
+        settings: a :class:`~utils.rerank_options.KReciprocal` or :class:`~utils.rerank_options.QueryExpansion`.
+    """
+    if isinstance(settings, QueryExpansion):
+        return cosine_slabs(expand_queries(queries, gallery, settings), gallery)
+    return k_reciprocal_slabs(queries, gallery, settings)
 
 
 def score_candidates(slabs, count, gallery, match, total=None, progress=True):
@@ -32,7 +41,7 @@ def score_candidates(slabs, count, gallery, match, total=None, progress=True):
     Raises:
         UserError: ``count`` is not between 1 and G.
     """
-    check_rerank_count(count, gallery)
+    PairScores(count).check_sizes(gallery, total)
     candidates, scores = [], []
     with tqdm(total=total, desc='re-ranking', unit='caption', leave=False, disable=None if progress else True) as bar:
         for slab in slabs:

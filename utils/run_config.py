@@ -12,6 +12,7 @@ from utils.option_declarations import build_parser, build_test_parser
 from utils.option_providers import option_providers
 from utils.option_types import split_dataset_path
 from utils.recipes import to_plain_value
+from utils.rerank_options import read_rerank_settings
 
 
 @dataclass(frozen=True)
@@ -107,12 +108,15 @@ def complete(args):
     args = Options(**options)
     args.dataset_name, args.root_dir = split_dataset_path(args.dataset_name, args.root_dir)
     args.img_size, args.milestones = tuple(args.img_size), tuple(args.milestones)
+    args.freeze = tuple(args.freeze) if args.freeze else None
     if args.caption_masking is None:
         args.caption_masking = 'inplace' if args.MLM else 'clean'
     total = args.masked_token_rate + args.masked_token_unchanged_rate
     if total > 1:
         raise UserError('--masked_token_rate and --masked_token_unchanged_rate are fractions of the same tokens: they '
                         f'add up to {total:g}, and must not exceed 1')
+    if args.training:
+        read_rerank_settings(args, '--val_rerank')      # raise for options of another method
     for provider in option_providers():
         provider.validate_options(args)
     args.config = build_run_config(args)
@@ -149,5 +153,5 @@ def as_dict(args):
     if isinstance(args, Options):
         data = vars(args.config.data)
         values.update(data if not args.training else {'batch_fields': data['batch_fields']})
-    skipped = ('config_file', 'print_config')
+    skipped = ('config_file', 'print_config', 'dry_run')
     return {name: to_plain_value(value) for name, value in sorted(values.items()) if name not in skipped}

@@ -8,7 +8,8 @@ import ftfy
 import regex
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-VOCABULARY = os.path.join(ROOT, 'data', 'bpe_simple_vocab_16e6.txt.gz')
+MERGES_FILE = 'bpe_simple_vocab_16e6.txt.gz'
+VOCABULARY = os.path.join(ROOT, 'data', MERGES_FILE)
 MERGES = 48894   # number of the file's merges that CLIP uses
 START, MASK, END = '<|startoftext|>', '<|mask|>', '<|endoftext|>'
 

@@ -1,14 +1,71 @@
 """Tables as text, Markdown and LaTeX, each from a heading, a header and rows of texts."""
+import re
+
 from prettytable import PrettyTable
 
+MAX_WIDTH = 120     # characters of a line of a text table
+MAX_CELL = 56       # characters of a line of a cell, so that two such columns fit
 METRICS = ('R1', 'R5', 'R10', 'mAP', 'mINP')                          # of retrieval
 ATTRIBUTE_METRICS = ('mA', 'accuracy', 'precision', 'recall', 'F1')   # of attribute recognition
 
 
 def format_text(heading, header, rows):
+    """A table of at most ``MAX_WIDTH`` columns.
+
+    Long cells continue on the next line. A table that is still too wide continues below, with its first column again.
+    """
+    rows = [[wrap_cell(cell) for cell in row] for row in rows]
+    columns = list(zip(header, *rows)) if rows else [(name,) for name in header]
+    blocks = [format_block([columns[0], *block]) for block in split_columns(columns)]
+    return '\n'.join([heading, *blocks])
+
+
+def split_columns(columns):
+    """Split the columns after the first one into groups that fit next to the first one.
+
+    Example:
+        >>> split_columns([('run', 'a' * 50), ('x', 'b' * 40), ('y', 'c'), ('z', 'd' * 40)]) == [
+        ...     [('x', 'b' * 40), ('y', 'c')], [('z', 'd' * 40)]]
+        True
+    """
+    first, *others = columns
+    groups, used = [[]], 0
+    for column in others:
+        if groups[-1] and column_width(first) + used + column_width(column) + 1 > MAX_WIDTH:
+            groups.append([])
+            used = 0
+        groups[-1].append(column)
+        used += column_width(column)
+    return groups
+
+
+def column_width(column):
+    """The width of a column with the two spaces around its cells and one line."""
+    return max(len(line) for cell in column for line in cell.split('\n')) + 3
+
+
+def format_block(columns):
+    header, *rows = zip(*columns)
+    has_lines = any('\n' in cell for row in rows for cell in row)
     table = PrettyTable(header, align='l')
-    table.add_rows(rows)
-    return f'{heading}\n{table.get_string()}'
+    for row in rows:
+        table.add_row(row, divider=has_lines and row is not rows[-1])
+    return table.get_string()
+
+
+def wrap_cell(text, width=MAX_CELL):
+    """Break a long text into lines, after spaces and the characters that join names.
+
+    Example:
+        >>> wrap_cell('logs/CUHK-PEDES/irra', 10)
+        'logs/CUHK-\\nPEDES/irra'
+    """
+    lines = ['']
+    for piece in re.findall(r'[^ /_+,-]{1,%d}[ /_+,-]?|[ /_+,-]' % width, text):
+        if lines[-1] and len(lines[-1] + piece.rstrip()) > width:
+            lines.append('')
+        lines[-1] += piece
+    return '\n'.join(line.rstrip() for line in lines)
 
 
 def format_markdown(heading, header, rows):

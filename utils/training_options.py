@@ -11,6 +11,7 @@ from utils.option_providers import option_providers
 from utils.option_types import Effect
 from utils.recipes import (apply_need_mae, format_recipe, rde_notes, read_recipe, refuse_other_interface,
                            translate_rde_losses)
+from utils.run_aliases import find_run_folder
 from utils.run_config import complete, with_notes
 from utils.safe_yaml import read_yaml
 
@@ -43,8 +44,10 @@ def get_args(argv=None):
     recipe, recipe_notes = translate_losses(recipe, f'{parsed.config_file}: ')
     flags, flag_notes = translate_losses(apply_need_mae({name: getattr(parsed, name) for name in flag_names}))
     chosen = {**recipe, **flags}
-    if os.path.isdir(chosen.get('resume_ckpt_file', '')):
-        chosen['resume_ckpt_file'] = find_resume_checkpoint(chosen['resume_ckpt_file'])
+    for name, find_checkpoint in (('resume_ckpt_file', find_resume_checkpoint), ('init_from', find_initial_checkpoint)):
+        path = chosen.get(name)
+        if path and not os.path.isfile(path) and (folder := find_run_folder(path)):
+            chosen[name] = find_checkpoint(folder)
     check_run_options(argparse.Namespace(**{**parser.defaults_in_code, **chosen}))
     resumed, resume_notes = {}, []
     if chosen.get('resume'):
@@ -89,6 +92,11 @@ def find_resume_checkpoint(folder):
     last, config = (os.path.join(folder, name) for name in ('last.pth', 'configs.yaml'))
     trained_on = read_yaml(config).get('dataset_name') if os.path.exists(config) else None
     return last if os.path.exists(last) else find_best_checkpoint([folder], [trained_on]) or last
+
+
+def find_initial_checkpoint(folder):
+    """The checkpoint of a run's folder that initializes a new run: best.pth."""
+    return os.path.join(folder, 'best.pth')
 
 
 def check_run_options(args):

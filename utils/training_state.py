@@ -12,7 +12,7 @@ import random
 import numpy as np
 import torch
 
-from utils.errors import UserError, abbreviate
+from utils.errors import UserError, abbreviate, describe_type
 from utils.weight_files import describe_if_not_plain, dtype_name
 
 logger = logging.getLogger('Pedestal.checkpoint')
@@ -153,7 +153,7 @@ def check_values(checkpoint, source):
 def shorten(value):
     """Describe a value in an error, only by its type if it is large."""
     is_simple = isinstance(value, (int, float, str, bool, type(None)))
-    text = repr(value) if is_simple else f'a {type(value).__name__} of other content'
+    text = repr(value) if is_simple else f'{describe_type(value)} of other content'
     return text if len(text) <= 60 else f'{text[:60]}...'
 
 
@@ -278,7 +278,7 @@ def convert_entry(entry, parameter, optimizer_type, where):
     moments = MOMENTS.get(optimizer_type)
     expected = set(moments or ()) | ({'step'} if moments and 'exp_avg' in moments else set())
     if not isinstance(entry, dict) or (moments and set(entry) != expected):
-        content = abbreviate(map(str, entry)) if isinstance(entry, dict) else f'a {type(entry).__name__}'
+        content = abbreviate(map(str, entry)) if isinstance(entry, dict) else describe_type(entry)
         raise UserError(f"the optimizer's state of {where} holds {content} and must hold {', '.join(sorted(expected))}")
     converted = {}
     for name, value in entry.items():

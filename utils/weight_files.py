@@ -8,7 +8,7 @@ import zlib
 
 import torch
 
-from utils.errors import UserError, abbreviate
+from utils.errors import UserError, abbreviate, describe_type
 from utils.plain_data import SAFE_GLOBALS
 
 logger = logging.getLogger('Pedestal.checkpoint')
@@ -130,7 +130,7 @@ def check_weights(weights, source):
         UserError: it is anything else; the message names ``source``.
     """
     if not isinstance(weights, dict):
-        raise UserError(f'{source} holds no state dict but a {type(weights).__name__}')
+        raise UserError(f'{source} holds no state dict but {describe_type(weights)}')
     invalid_names = [repr(name) for name in weights if not isinstance(name, str)]
     if invalid_names:
         raise UserError(f'{source} holds no state dict: the names {abbreviate(invalid_names)} are no text')
@@ -143,7 +143,7 @@ def check_weights(weights, source):
 def describe_if_not_plain(value):
     """Return None for a dense tensor of real numbers that are all in memory; otherwise describe the value."""
     if not isinstance(value, torch.Tensor):
-        return f'a {type(value).__name__}'
+        return describe_type(value)
     if value.is_meta:
         return 'a tensor without values (meta)'
     if value.layout != torch.strided or value.is_nested:

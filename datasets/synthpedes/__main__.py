@@ -1,20 +1,17 @@
 """``python -m datasets.synthpedes``: make a dataset of procedural pedestrians, or look at one."""
-import argparse
 import signal
+import sys
 
 from datasets.synthpedes.baselines import baseline_scores
 from datasets.synthpedes.contact_sheet import save_contact_sheet
 from datasets.synthpedes.writing import DIFFICULTY_OPTIONS, formats, generate, validate_settings
 from utils.errors import UserError, run_program
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise UserError(message)
+from utils.parser import Parser
 
 
 def _parser():
-    parser = _Parser(prog='synthpedes', description='Write a dataset of procedural pedestrians, or inspect one.')
+    parser = Parser(prog='synthpedes', description='Write a dataset of procedural pedestrians, or inspect one.',
+                    usage='%(prog)s --out FOLDER --ids N [--<option> VALUE ...]')
     parser.add_argument('--out', help='root folder of datasets; the dataset goes to <out>/<format>')
     parser.add_argument('--ids', type=int, help='number of identities in all splits together')
     parser.add_argument('--images_per_id', type=int, default=4, help='number of images per identity (default: 4)')
@@ -63,7 +60,7 @@ def _terminate(signum, frame):
 
 
 def main(argv=None):
-    args = _parser().parse_args(argv)
+    args = _parser().parse(sys.argv[1:] if argv is None else argv)
     signal.signal(signal.SIGTERM, _terminate)  # cleans up as Ctrl-C does
     if args.baselines:
         _print_baselines(args)

@@ -11,6 +11,7 @@ from utils import options
 from utils.declarations import find_named_classes, is_pytorch_loaded, load_plugin
 from utils.errors import UserError, unknown_name_error
 from utils.help_pages import Topic, first_sentence, own_docstring
+from utils.plugins import qualify
 
 EXPORTED = {'Backbone': 'model.backbones.backbone'}
 
@@ -18,7 +19,7 @@ EXPORTED = {'Backbone': 'model.backbones.backbone'}
 def __getattr__(name):
     """Import :class:`Backbone`, which needs PyTorch, when it is asked for."""
     if name in EXPORTED:
-        return getattr(importlib.import_module(EXPORTED[name]), name)
+        return getattr(importlib.import_module(qualify(EXPORTED[name])), name)
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
 

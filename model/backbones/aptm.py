@@ -113,9 +113,10 @@ class Aptm(BertFusionBackbone):
     @staticmethod
     def add_options(parser):
         parser.add_argument('--vocab_file', default='',
-                            help="BERT's vocab.txt or its folder, for the backbones aptm and albef (default: the one "
-                                 'next to the weights; for scratch:<shape>, made from the training captions; else '
-                                 "bert-base-uncased in Hugging Face's cache)")
+                            help="BERT's vocab.txt or its folder, for the backbones aptm and albef, or the folder of "
+                                 "open_clip's tokenizer if it is not CLIP's (default: the one next to the weights; for "
+                                 'scratch:<shape>, made from the training captions; else bert-base-uncased or '
+                                 "open_clip's in Hugging Face's cache)")
         add_boolean_option(parser, '--rand_aug', False,
                            "APTM's augmentation of training images: random flips, RandAugment and random erasing")
         parser.add_argument('--lr_mult', type=non_negative_float, default=2.0,

@@ -40,9 +40,11 @@ class Clip(Backbone):
     def add_options(parser):
         parser.add_argument('--text_dropout', type=dropout_rate, default=0.0,
                             help="dropout rate of the text encoder's attention in training (TBPS-CLIP: 0.05)")
-        parser.add_argument('--text_positions', choices=['first', 'interpolated'], default='first',
+        parser.add_argument('--text_positions', choices=['first', 'interpolated', 'stretched'],
+                            default='first',
                             help="position embeddings of captions if --text_length differs from the pretrained CLIP's; "
-                                 'first: its first ones; interpolated: all, interpolated linearly (TBPS-CLIP)')
+                                 'first: its first ones; interpolated: all, interpolated linearly (TBPS-CLIP); '
+                                 'stretched: its first 20 and four for each other one (Long-CLIP: --text_length 248)')
         parser.add_argument('--activation', choices=['auto', *ACTIVATIONS], default='auto',
                             effect=Effect.RESULT | Effect.RUN,
                             help="activation function of CLIP's encoders; auto: as in the configs.yaml, "

@@ -175,8 +175,8 @@ class HuggingFace:
             raise UserError(f'the tokenizer {name} needs the transformers library: pip install transformers') from None
         except Exception as error:     # network code raises nearly anything
             raise UserError(f"the tokenizer {name} is not in Hugging Face's cache and cannot be downloaded "
-                            f"({brief(error)}): download it on a machine with a network, or choose a model with CLIP's "
-                            'tokenizer') from None
+                            f"({brief(error)}): give the folder of its files with --vocab_file, download it on a "
+                            "machine with a network, or choose a model with CLIP's tokenizer") from None
         inner = self.library.tokenizer
         self.pad_id, self.end_id = inner.pad_token_id or 0, inner.eos_token_id
         self.start_id = inner.bos_token_id if inner.cls_token_id is None else inner.cls_token_id
@@ -237,6 +237,7 @@ class OpenClip(Backbone):
 
     name = 'open_clip'
     provides, joint_tokens, run_files = TOKENS, True, (DESCRIPTION,)
+    shared_options = ('vocab_file',)
     missing_reasons = {'image_attention': "open_clip's encoders give no attention maps",
                        'text_attention': "open_clip's encoders give no attention maps",
                        "CLIP's image encoder": "open_clip's encoders are not ours"}
@@ -360,7 +361,7 @@ class OpenClip(Backbone):
             raise UserError(f"{parse(args.pretrain_choice)[0]} has the tokenizer mode {text['tokenizer_mode']}, which "
                             'is not supported here: choose another model')
         else:
-            tokenizer = HuggingFace(text['hf_tokenizer_name'], **settings)
+            tokenizer = HuggingFace(args.vocab_file or text['hf_tokenizer_name'], **settings)
             for name, default in (('caption_masking', 'clean'), ('mlm_masking', 'random'), ('caption_filter', 0.0)):
                 if getattr(args, name) != default:
                     raise UserError(f"--{name} {getattr(args, name)} is for captions in CLIP's ids, and those of "

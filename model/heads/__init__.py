@@ -13,6 +13,7 @@ from model.heads.mixins import (  # noqa: F401
     HasReport, HasSchedule, HasTrainingOnlyParts, HeadReport, ImageTable, PairState, PredictsAttributes, PreparesOnHost,
     RefinesEmbedding, ScoresPairs, SelectsCleanPairs, TrainsInMicroBatches, TransformsBatch, UsesAllGather,
 )
+from utils.plugins import qualify
 
 EXPORTED = dict.fromkeys(('Head', 'head_error_context', 'describe_head'), 'model.heads.head')
 
@@ -20,5 +21,5 @@ EXPORTED = dict.fromkeys(('Head', 'head_error_context', 'describe_head'), 'model
 def __getattr__(name):
     """Import what needs PyTorch on first use: ``from model.heads import Head``."""
     if name in EXPORTED:
-        return getattr(importlib.import_module(EXPORTED[name]), name)
+        return getattr(importlib.import_module(qualify(EXPORTED[name])), name)
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

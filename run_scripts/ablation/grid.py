@@ -13,6 +13,7 @@ from utils.iotools import read_json
 from utils.measures import has_all_metrics
 from utils.option_types import non_negative_int
 from utils.options import Effect, Parser, as_dict, build_parser, get_args, to_plain_value
+from utils.recipes import find_recipe
 
 EPOCHS = ('best', 'last', 'mean')
 # Options of train.py that ablate.py sets, and the options of ablate.py that control them.
@@ -148,7 +149,7 @@ def grid_name(config_file, dataset_name):
     """The name of a grid's folder: irra_rstpreid for configs/irra.yaml on RSTPReid, mine_quick for mine/quick.yaml."""
     if not config_file:
         return 'defaults'
-    folder, name = os.path.split(os.path.splitext(os.path.abspath(config_file))[0])
+    folder, name = os.path.split(os.path.splitext(os.path.abspath(find_recipe(config_file)))[0])
     if os.path.basename(folder) != 'configs':
         return f'{os.path.basename(folder)}_{name}'
     dataset = dataset_name.lower()

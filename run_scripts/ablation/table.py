@@ -9,7 +9,7 @@ from run_scripts.ablation.grid import args_of_each_dataset
 from utils.csv_files import write_csv
 from utils.errors import UserError
 from utils.iotools import atomic_write
-from utils.measures import MEASURES, metric_columns
+from utils.measures import MEASURES, RANK1, find_measure, metric_columns
 from utils.tables import format_latex, format_markdown, format_text
 
 # The heading of a table for each --epoch, with places for the names of the measure and the split.
@@ -45,7 +45,8 @@ class Table:
         all_args = args_of_each_dataset(self.cells)
         datasets, splits = (' and '.join(sorted({getattr(args, name) for args in all_args}))
                             for name in ('dataset_name', 'val_dataset'))
-        measures = ' or '.join(measure.label for measure in MEASURES if measure.key in self.columns)
+        found = [find_measure(metrics) for setting in self.settings for metrics in self.metrics(setting)] or [RANK1]
+        measures = ' or '.join(measure.label for measure in MEASURES if measure in found)
         heading = (f'{datasets}: mean ± standard deviation over n seeds, in percent; '
                    f'{EPOCH_HEADINGS[self.epoch].format(measure=measures, split=splits)}')
         return '; '.join([heading, *self.split_notes])

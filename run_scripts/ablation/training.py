@@ -9,9 +9,10 @@ import sys
 import time
 from datetime import timedelta
 
-from run_scripts import ROOT
+from run_scripts import ROOT, program_words
 from run_scripts.ablation.grid import args_of_each_dataset, build_grid
 from run_scripts.ablation.table import Table
+from utils.commands import program_name
 from utils.errors import UserError
 from utils.file_lock import try_lock
 from utils.iotools import atomic_write
@@ -163,7 +164,7 @@ def train_cell(cell, lock_file, stop, keep):
         os.remove(cell.path('result.json'))  # the error of an earlier attempt
     resume = ['--resume', '--resume_ckpt_file', cell.last_checkpoint] if cell.last_checkpoint else []
     # The grid removes checkpoints itself, after it has read the evaluations.
-    command = [sys.executable, os.path.join(ROOT, 'train.py'), *cell.argv, '--output_dir', cell.folder, '--keep', 'all',
+    command = [sys.executable, *program_words('train', ROOT), *cell.argv, '--output_dir', cell.folder, '--keep', 'all',
                *resume]
     with open(cell.path('output.txt'), 'wb') as output:
         # train.py has its own session, so that Ctrl-C reaches it only once: through StopSignals.
@@ -208,7 +209,7 @@ def failure_reason(status, output):
         return 'another program stopped train.py; start the grid again to continue the run'
     with open(output, encoding='utf-8', errors='replace') as file:
         lines = [line.strip() for line in file if line.strip()]
-    marker = 'train.py: error: '
+    marker = f"{program_name('train.py')}: error: "
     messages = [line.removeprefix(marker) for line in lines if line.startswith(marker)]
     return (messages or lines or [f'train.py exited with status {status}'])[-1]
 

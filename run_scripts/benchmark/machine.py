@@ -2,7 +2,6 @@
 import contextlib
 import os
 import platform
-import sys
 import time
 
 import numpy as np
@@ -12,6 +11,8 @@ import torchvision
 
 from utils import precision
 from utils.comm import pick_device
+from utils.machine import (  # noqa: F401 (the modules of the benchmark and its tests import them from here)
+    available_memory, core_count, peak_bytes, physical_memory, synchronize)
 
 
 def measure_time(function, device, repeats, patience, warm_up=1):
@@ -48,20 +49,6 @@ def other_cpu_seconds():
             user, nice, kernel, _, _, *interrupts = map(int, file.readline().split()[1:9])
             return (user + nice + kernel + sum(interrupts)) / os.sysconf('SC_CLK_TCK') - time.process_time()
     return 0.0
-
-
-def synchronize(device):
-    """Wait until a GPU has finished its work."""
-    if torch.device(device).type == 'cuda':
-        torch.cuda.synchronize(device)
-
-
-def peak_bytes(device='cpu'):
-    """The largest memory of this process so far, or of its tensors on a GPU."""
-    if torch.device(device).type == 'cuda':
-        return torch.cuda.max_memory_allocated(device)
-    import resource     # Windows does not have it
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
 
 
 def cpu_has_bf16():
@@ -104,24 +91,6 @@ def cpu_name():
             if line.startswith('model name'):
                 return line.split(':', 1)[1].strip()
     return platform.processor() or platform.machine()
-
-
-def core_count():
-    """The number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-
-
-def physical_memory():
-    return os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
-
-
-def available_memory():
-    """Bytes that a new process can use."""
-    with contextlib.suppress(OSError), open('/proc/meminfo', encoding='utf-8') as file:
-        for line in file:
-            if line.startswith('MemAvailable:'):
-                return int(line.split()[1]) * 1024
-    return physical_memory()
 
 
 def matrix_rate(device):

@@ -1,4 +1,5 @@
 """Measure one recipe for run_scripts/cost.py: parameters, FLOPs, time and memory."""
+import contextlib
 import os
 import statistics
 import tempfile
@@ -8,8 +9,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from datasets import build_dataloader
-from datasets.build import dataset_class
-from datasets.synthpedes import generate
+from datasets.annotation_checks import count_entries
+from datasets.registry import dataset_class
+from datasets.synthpedes.writing import formats, generate
 from model import build_model
 from model.backbones import backbone_class
 from model.build import total_loss
@@ -17,7 +19,7 @@ from processor.build import build_step
 from run_scripts.benchmark.machine import measure_time, peak_bytes
 from solver import build_optimizer
 from utils.errors import UserError
-from utils.options import get_args
+from utils.options import get_args, replace_options
 from utils.seeding import seed_all
 
 END_TOKEN = 49407      # CLIP takes the embedding of a caption from this token
@@ -36,27 +38,53 @@ def measure_recipe(path, recipe_words, args, device):
         ``{name: number}`` with the keys of ``COLUMNS`` in run_scripts/cost.py, 'batch', and 'others', the load of other
         programs.
     """
-    recipe = get_args(['--config_file', path, *recipe_words])
-    identities, gallery_size = published_sizes(recipe.dataset_name)
-    with tempfile.TemporaryDirectory() as folder:
-        size = args.batch_size or recipe.batch_size
-        generate(folder, size + 2, images_per_id=2, size=recipe.img_size, format=recipe.dataset_name, val_ids=0,
-                 test_ids=1, second_captions=True, workers=0, progress=False)
-        options = get_args(['--config_file', path, *recipe_words, '--root_dir', folder, '--batch_size', str(size),
-                            '--device', device, '--amp', args.amp, '--num_workers', '0',
-                            '--pretrain_choice', random_weights_choice(recipe.pretrain_choice)])
-        batch = next(iter(build_dataloader(options, backbone_class(options))[0]))
+    words = ['--config_file', path, *recipe_words, '--device', device, '--amp', args.amp]
+    recipe = get_args(words)
+    identities, gallery_size = dataset_sizes(recipe)
+    options, batch = synthetic_batch(words, args.batch_size or recipe.batch_size)
     seed_all(options.seed)
     initial_bytes = 0 if device.startswith('cuda') else peak_bytes()
     model = build_model(options, identities).to(device)
-    sizes = {'batch': len(batch['pids']), 'parameters': sum(parameter.numel() for parameter in model.parameters()),
-             'trained': sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
-             **count_flops(model, options)}
+    sizes = {'batch': len(batch['pids']), **count_parameters(model), **count_flops(model, options)}
     query = measure_query(model, options, gallery_size, args.repeats)
     query['query_bytes'] = read_and_reset_peak(device) - initial_bytes
     step = measure_step(model, options, batch, args.repeats)
     step['step_bytes'] = read_and_reset_peak(device) - initial_bytes
     return {**sizes, **query, **step}
+
+
+@contextlib.contextmanager
+def synthetic_loader(words, size):
+    """Make a training loader of synthetic pedestrians in the format of the recipe's dataset.
+
+    Args:
+        words: the options of train.py.
+        size: captions in a batch.
+
+    Yields:
+        ``(options, loader)``. The options have random weights if the words name published ones.
+    """
+    recipe = get_args(words)
+    name = recipe.dataset_name if recipe.dataset_name in formats() else 'CUHK-PEDES'
+    with tempfile.TemporaryDirectory() as folder:
+        generate(folder, size + 2, images_per_id=2, size=recipe.img_size, format=name, val_ids=0, test_ids=1,
+                 second_captions=True, workers=0, progress=False)
+        options = replace_options(get_args([
+            *words, '--dataset_name', name, '--root_dir', folder, '--output_dir', folder, '--batch_size', str(size),
+            '--num_workers', '0', '--pretrain_choice', random_weights_choice(recipe.pretrain_choice)]), image_cache='')
+        yield options, build_dataloader(options, backbone_class(options))[0]
+
+
+def synthetic_batch(words, size):
+    """``(options, batch)`` of :func:`synthetic_loader`."""
+    with synthetic_loader(words, size) as (options, loader):
+        return options, next(iter(loader))
+
+
+def count_parameters(model):
+    """``{'parameters', 'trained'}``: the numbers of all parameters and of those that are trained."""
+    return {'parameters': sum(parameter.numel() for parameter in model.parameters()),
+            'trained': sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)}
 
 
 def read_and_reset_peak(device):
@@ -67,13 +95,22 @@ def read_and_reset_peak(device):
     return peak
 
 
-def published_sizes(dataset):
-    """``(training identities, images in the test gallery)`` of a published dataset."""
-    published = dataset_class(dataset).published
-    if not published:
-        raise UserError(f'--dataset_name {dataset}: the dataset has no published sizes; '
-                        'use a recipe of CUHK-PEDES, ICFG-PEDES or RSTPReid')
-    return published['train'][0], published['test'][1]
+def dataset_sizes(args):
+    """``(training identities, images in the test gallery)``: the published numbers, or those of the dataset's files.
+
+    Raises:
+        UserError: nothing is published, and the dataset cannot be read.
+    """
+    dataset = dataset_class(args.dataset_name, args.columns, args.split_seed)
+    if dataset.published:
+        return dataset.published['train'][0], dataset.published['test'][1]
+    try:
+        entries = dataset.load_entries(dataset.locate(args.root_dir)[1])
+    except UserError as error:
+        raise UserError(f'--dataset_name {args.dataset_name}: the dataset has no published sizes, and its files cannot '
+                        f'be read ({error})') from None
+    train, test = ([entry for entry in entries if entry['split'] == split] for split in ('train', 'test'))
+    return count_entries(train)[0], count_entries(test)[1]
 
 
 def random_weights_choice(pretrain_choice):

@@ -1,14 +1,21 @@
 """Export a run's encoders as ONNX, for run_scripts/export.py."""
 import json
 import os
+import shutil
 
 import torch
 import torch.nn.functional as F
 
 from run_scripts.exports import MAX_DISTANCE, TEST_SENTENCES
 from run_scripts.exports.tokenizer import write_tokenizer
+from utils import simple_tokenizer
 from utils.errors import UserError, write_error_reason
 from utils.iotools import atomic_write
+from utils.simple_tokenizer import CleaningTokenizer, SimpleTokenizer
+
+EXAMPLE = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'onnx_example.py')
+EXAMPLE_USAGE = 'python example.py "a woman in a red coat" *.jpg, in that folder, ranks photos without PyTorch'
+NO_EXAMPLE = 'no example.py is written, because the captions of this backbone need another tokenizer (config.json)'
 
 
 class NormalizedEncoder(torch.nn.Module):
@@ -80,8 +87,23 @@ def export_encoders(people, folder):
                         f'{MAX_DISTANCE:g}; nothing is written')
     with atomic_write(os.path.join(folder, 'config.json')) as file:
         json.dump(describe_inputs(people, write_tokenizer(people.tokenizer, folder)), file, indent=1)
+    has_example = write_example(people.tokenizer, folder)
     return (f"onnxruntime's embeddings equal the model's: largest cosine distance {image_distance:.1e} of images, "
-            f'{text_distance:.1e} of captions')
+            f'{text_distance:.1e} of captions\n' + (EXAMPLE_USAGE if has_example else NO_EXAMPLE))
+
+
+def write_example(tokenizer, folder):
+    """Write example.py, and the tokenizer that it imports, into a folder.
+
+    Returns:
+        Whether it is written. The tokenizers of BERT and of libraries have no copy that runs by itself.
+    """
+    if type(tokenizer) not in (SimpleTokenizer, CleaningTokenizer):
+        return False
+    shutil.copyfile(EXAMPLE, os.path.join(folder, 'example.py'))
+    shutil.copyfile(simple_tokenizer.__file__, os.path.join(folder, 'simple_tokenizer.py'))
+    shutil.copyfile(simple_tokenizer.VOCABULARY, os.path.join(folder, simple_tokenizer.MERGES_FILE))
+    return True
 
 
 @torch.no_grad()
@@ -105,6 +127,7 @@ def describe_inputs(people, tokenizer_files):
                   'scale': '1/255', 'mean': list(stats.mean), 'std': list(stats.std),
                   'input': 'images float32 [batch, 3, height, width], RGB'},
         'text': {'length': args.text_length, **tokens, 'input': 'ids int64 [batch, length]',
+                 'class': type(tokenizer).__name__,
                  'tokenizer': tokenizer_files or f'that of open_clip for {args.pretrain_choice}'},
         'embedding': {'width': people.embedding_dim,
                       'normalised': 'once, at the end of both graphs: inner products are cosine similarities'},

@@ -3,6 +3,7 @@ import collections
 import json
 import os
 import random
+import re
 
 import pytest
 import torch
@@ -194,6 +195,10 @@ def test_a_column_by_its_name(tmp_path):
     assert list(dataset.side_texts('diversity_captions')) == ['uno', '']
     with pytest.raises(UserError, match="has no column 'machines', which --columns gives as its back_translation"):
         build_dataset('people.csv', str(tmp_path), columns=['back_translation=machines'])
+    for dataset in ('CUHK-PEDES', 'CUHK-PEDES+RSTPReid'):
+        sentence = f'--columns second_caption=x: it names the columns of a table, and {re.escape(dataset)} has'
+        with pytest.raises(UserError, match=sentence):
+            build_dataset(dataset, str(tmp_path), columns=['second_caption=x'])
 
 
 @pytest.mark.parametrize('row, message', [

@@ -52,7 +52,7 @@ def test_all_files_of_the_folder_are_read(tmp_path):
 @pytest.mark.parametrize('content, message', [
     ([{'1.jpg': {'caption1': 'a man'}}], r'100w.json: entry 0 \(counted from 0\) is not {"<image>": {"caption1"'),
     ([{'1.jpg': {'caption1': 'a', 'caption2': 'b'}}, ['1.jpg']], 'entry 1 .* is not'),
-    ({'1.jpg': {'caption1': 'a', 'caption2': 'b'}}, 'is not a JSON list of mappings'), ([], 'Expecting value'),
+    ({'1.jpg': {'caption1': 'a', 'caption2': 'b'}}, 'is not a JSON list of mappings'), ([], 'holds no entries'),
     ([{'1.jpg': {'caption1': 'a', 'caption2': ' '}}], r"100w.json: the image '1.jpg' has an empty caption"),
     ([{'../1.jpg': {'caption1': 'a', 'caption2': 'b'}}], r"the image '../1.jpg' has a 'path' outside of images/")])
 def test_invalid_entries(tmp_path, content, message):

@@ -382,6 +382,34 @@ def test_text_positions_interpolated(weights, saved, length):
     )
 
 
+def test_long_clips_two_tables_of_text_positions(weights, saved):
+    """The first 20 places of one table, and the others of the other, also if captions are shorter."""
+    first, others = torch.randn(2, 248, weights['positional_embedding'].shape[1])
+    path = saved({**weights, 'positional_embedding': first, 'positional_embedding_res': others})
+    expected = torch.cat([first[:20], others[20:]])
+    for length in (248, 77, 12):
+        clip = build_clip(path, BIG, 16, length)
+        assert torch.equal(clip.positional_embedding, expected[:length]) and clip.text_length == length
+    with pytest.raises(UserError, match='--text_length 249 is more than the 248 positions'):
+        build_clip(path, BIG, 16, 249)
+
+
+def test_text_positions_stretched_as_in_long_clip(weights, saved):
+    """77 places become 248: the first 20 stay, four for each other one; the last ones continue the last step."""
+    table = torch.randn(77, weights['positional_embedding'].shape[1])
+    path = saved({**weights, 'positional_embedding': table})
+    long = build_clip(path, BIG, 16, 248, text_positions='stretched').positional_embedding
+    assert torch.equal(long[:20], table[:20]) and torch.equal(long[20::4], table[20:])
+    between = [(4 - part) / 4 * table[20:-1] + part / 4 * table[21:] for part in (1, 2, 3)]
+    for part, expected in enumerate(between, 1):
+        assert torch.allclose(long[20 + part:-4:4], expected, atol=1e-6)
+        assert torch.allclose(long[-4 + part], table[-1] + part / 4 * (table[-1] - table[-2]), atol=1e-6)
+    assert torch.equal(build_clip(path, BIG, 16, 77, text_positions='stretched').positional_embedding, table)
+    assert torch.equal(build_clip(path, BIG, 16, 100, text_positions='stretched').positional_embedding, long[:100])
+    with pytest.raises(UserError, match='77 positions become 248, and --text_length is 249'):
+        build_clip(path, BIG, 16, 249, text_positions='stretched')
+
+
 def test_tbps_clips_checkpoint_is_a_start(weights, saved):
     """Its text encoder has the prefix ``encode_text.``, and its temperature is next to both encoders."""
     released = {name if name.startswith('visual.') else f'encode_text.{name}': value for name, value in weights.items()}

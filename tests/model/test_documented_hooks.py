@@ -7,6 +7,7 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.data import DataLoader
 
 from model import heads as heads_package
 from model import objectives
@@ -14,10 +15,13 @@ from model.build import total_loss
 from model.head_registry import aliases, registry
 from processor.clean_pairs import CleanPairs
 from processor.build import build_step
+from processor.evaluation import Evaluator, embed_split
 from processor.pair_states import PairStates
-from tests.support import golden_archive, golden_json, small_batch, small_model
+from processor.reranker import rerank_split
+from tests.support import assert_falls, golden_archive, golden_json, small_batch, small_model
 from utils.batch_shard import WHOLE_BATCH
 from utils.errors import UserError
+from utils.rerank_options import PairScores
 
 DOCS = os.path.join(os.path.dirname(__file__), '..', '..', 'docs')
 PAGES = sorted(glob.glob(os.path.join(DOCS, 'adding_a_*.md')))
@@ -72,8 +76,7 @@ def test_an_example_overfits_a_batch_alone_and_with_other_losses(archive, name):
     for loss_names in (name, f'sdm+id+{name}'):
         model = small_model(archive, loss_names, temperature=0.1).train()
         step, batch = make_step(model), small_batch()
-        history = [float(total_loss(step(batch))) for _ in range(60)]
-        assert history[-1] < 0.1 * history[0] + 0.02, history[::10]
+        assert_falls((total_loss(step(batch)) for _ in range(60)), 0.1, floor=0.02)
 
 
 def test_an_added_embedding_is_part_of_the_score_and_does_not_change_the_others(archive):
@@ -182,6 +185,24 @@ def test_filip_compares_words_and_patches_one_by_one(archive):
     target = torch.arange(6)
     expected = (F.cross_entropy(2 * text_to_image, target) + F.cross_entropy(2 * image_to_text, target)) / 2
     torch.testing.assert_close(loss, expected)
+
+
+def test_filip_orders_each_captions_best_images(archive):
+    model, batch = small_model(archive, 'filip').eval(), small_batch()
+    loaders = [DataLoader(list(zip(range(6), batch[side])), 4) for side in ('images', 'caption_ids')]
+    with torch.no_grad():
+        patches = F.normalize(model.base_model.encode_image(batch['images'])[0][:, 1:], dim=2)
+        words = F.normalize(model.base_model.encode_text(batch['caption_ids'])[0], dim=2)
+    expected = torch.stack([(patches @ words[t, 1:int(ids.argmax())].t()).amax(dim=1).mean(dim=1)
+                            for t, ids in enumerate(batch['caption_ids'])])                     # [6 captions, 6 images]
+    embeddings = embed_split(model, *loaders)
+    make_slabs, dependence = rerank_split(model, loaders, embeddings, PairScores(6, 'itm'), progress=False)
+    slab, = make_slabs()
+    assert torch.equal(slab.argsort(dim=1), expected.argsort(dim=1)) and dependence.is_independent
+    evaluator = Evaluator(*loaders, PairScores(6, 'itm'))
+    rank1 = 100 * (expected.argmax(dim=1) == torch.arange(6)).float().mean().item()
+    assert evaluator.eval(model) == evaluator.metrics['reranked_R1'] == pytest.approx(rank1)
+    assert evaluator.metrics['R1'] == Evaluator(*loaders).eval(model)
 
 
 # -- Heads with mistakes

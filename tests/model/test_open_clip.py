@@ -207,6 +207,11 @@ def test_a_tokenizer_that_is_not_there(monkeypatch, tmp_path):
     with pytest.raises(UserError, match="the tokenizer .*missing is not in Hugging Face's cache and cannot be "
                                         "downloaded"):
         OpenClip.tokenizer(with_tokenizer(monkeypatch, str(tmp_path / 'missing')))
+    with pytest.raises(UserError, match='give the folder of its files with --vocab_file'):
+        OpenClip.tokenizer(with_tokenizer(monkeypatch, str(tmp_path / 'missing')))
+    args = with_tokenizer(monkeypatch, str(tmp_path / 'missing'))       # random weights and a local tokenizer, offline
+    local = options(**{**vars(args), 'vocab_file': sentencepieces(tmp_path / 'local')})
+    assert tokenize('a man in a red coat', OpenClip.tokenizer(local), 8).tolist() == [2, 3, 4, 2, 5, 6, 1, 1]
 
 
 def batch(length, size=4):

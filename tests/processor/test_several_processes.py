@@ -19,7 +19,6 @@ from tests.model.test_documented_hooks import registered_examples
 from tests.model.test_rasa import MARS
 from tests.model.test_rasa import batch as albef_batch
 from tests.model.test_rasa import tiny as albef_model
-from tests.several import Processes
 from tests.support import golden_archive, golden_json, small_batch, small_model
 from utils import comm
 from utils.errors import UserError
@@ -32,13 +31,6 @@ RATE = 1e-3
 @pytest.fixture(scope='module')
 def archive(tmp_path_factory):
     return golden_archive(golden_json('irra_tiny'), tmp_path_factory.mktemp('archive') / 'clip.pt')
-
-
-@pytest.fixture(scope='module', params=[2])
-def processes(request):
-    started = Processes(request.param)
-    yield started
-    started.close()
 
 
 def samples(backbone, size, seed):
@@ -170,6 +162,7 @@ RECIPES = {
     'up-person': {'loss_names': 'sdm+id', 'tuning': 'up-person', 'prefix_length': 2, 'rank': 3},
     'dm-adapter': {'loss_names': 'sdm+aux', 'tuning': 'dm-adapter', 'num_experts': 3},
     'lora': {'loss_names': 'sdm', 'tuning': 'lora', 'lora_targets': ('q', 'out', 'mlp')},
+    'frozen parts': {'loss_names': 'sdm+mlm+id', 'freeze': ('visual.*', 'mlm_head.*')},
     'every comparison': {'loss_names': 'itc+cmpm+cmt+tri+sdm+id'}}
 
 
@@ -315,7 +308,7 @@ def train_documented(archive, folder, name):
         return train(archive, {'loss_names': f'sdm+{name}', 'temperature': 0.1}, (6, 5))
 
 
-@pytest.mark.parametrize('recipe', ['irra', 'dm-adapter'])
+@pytest.mark.parametrize('recipe', ['irra', 'dm-adapter', 'frozen parts'])
 def test_micro_batches_on_each_process(processes, archive, recipe):
     one = train(archive, RECIPES[recipe], (6, 5))
     assert_same(processes.run(train, archive, RECIPES[recipe], (6, 5), 2), one)

@@ -9,7 +9,6 @@ from model.heads.sdm import SDM
 from processor.sharding import supports_cpu_sharding
 from processor.build import build_step
 from solver import build_lr_scheduler, build_optimizer
-from tests.several import Processes
 from tests.support import golden_archive, golden_json, options, small_batch, small_model
 from utils import comm, precision
 from utils.checkpoint import Checkpointer
@@ -25,13 +24,6 @@ IRRA = {'loss_names': 'sdm+mlm+id'}
 @pytest.fixture(scope='module')
 def archive(tmp_path_factory):
     return golden_archive(golden_json('irra_tiny'), tmp_path_factory.mktemp('archive') / 'clip.pt')
-
-
-@pytest.fixture(scope='module')
-def processes():
-    started = Processes(2)
-    yield started
-    started.close()
 
 
 class Run:
@@ -99,6 +91,7 @@ RECIPES = {'irra': IRRA,
            'up-person': {'loss_names': 'sdm', 'tuning': 'up-person', 'prefix_length': 2, 'rank': 3},
            'dm-adapter': {'loss_names': 'sdm+aux', 'tuning': 'dm-adapter', 'grad_checkpoint': True},
            'lora': {'loss_names': 'sdm', 'tuning': 'lora', 'lora_targets': ('q', 'out', 'mlp')},
+           'frozen parts': {'loss_names': 'sdm+mlm+id', 'freeze': ('visual.*', 'mlm_head.*')},
            'prefix': {'loss_names': 'sdm', 'tuning': 'prefix', 'prefix_length': 4}}
 
 

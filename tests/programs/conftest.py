@@ -6,8 +6,26 @@ import pytest
 import train as train_program
 from datasets.synthpedes import generate
 from processor.runs import load_run
-from tests.support import small_archive
+from tests.support import (ROOT, SMALL_VOCABULARY, TOKENS_BESIDE_MERGES, small_archive, small_vocabulary,
+                           vocabulary_size)
 from utils.options import build_test_parser, parse_test_options
+
+
+@pytest.fixture(scope='module', autouse=True)
+def programs_with_small_vocabulary():
+    """All runs here have a small vocabulary: also those of the fixtures below, which several modules share."""
+    with small_vocabulary():
+        yield
+
+
+@pytest.fixture(scope='session')
+def small_train_py(tmp_path_factory):
+    """The path of a train.py with a small vocabulary, which starts as a program of its own."""
+    path = tmp_path_factory.mktemp('program') / 'train.py'
+    path.write_text(f'import runpy, sys\nsys.path.insert(0, {ROOT!r})\nfrom utils import simple_tokenizer\n'
+                    f'simple_tokenizer.MERGES = {SMALL_VOCABULARY - TOKENS_BESIDE_MERGES}\n'
+                    f'runpy.run_path({os.path.join(ROOT, "train.py")!r}, run_name="__main__")\n')
+    return str(path)
 
 
 @pytest.fixture(scope='session')
@@ -23,16 +41,20 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def clip(tmp_path_factory):
-    return small_archive(tmp_path_factory.mktemp('clip') / 'clip.pt')
+    """A small CLIP with a small vocabulary."""
+    with small_vocabulary():
+        return small_archive(tmp_path_factory.mktemp('clip') / 'clip.pt')
 
 
 @pytest.fixture(scope='session')
 def trained(data, clip, tmp_path_factory):
     """The configs.yaml of a run on CUHK-PEDES, which tests read and do not change."""
     logs = tmp_path_factory.mktemp('trained')
-    train_program.main(['--name', 'small', '--loss_names', 'sdm', '--dataset_name', 'CUHK-PEDES', '--root_dir', data,
-                        '--num_epoch', '1', '--pretrain_choice', clip, '--img_size', '64', '32', '--batch_size', '8',
-                        '--num_workers', '0', '--device', 'cpu', '--output_dir', str(logs)])
+    command = ['--name', 'small', '--loss_names', 'sdm', '--dataset_name', 'CUHK-PEDES', '--root_dir', data,
+               '--num_epoch', '1', '--pretrain_choice', clip, '--img_size', '64', '32', '--batch_size', '8',
+               '--num_workers', '0', '--device', 'cpu', '--output_dir', str(logs)]
+    with small_vocabulary():
+        train_program.main(command)
     folder, = os.listdir(logs / 'CUHK-PEDES')
     return str(logs / 'CUHK-PEDES' / folder / 'configs.yaml')
 
@@ -40,7 +62,8 @@ def trained(data, clip, tmp_path_factory):
 @pytest.fixture(scope='session')
 def opened(trained):
     """The run of ``trained``, opened."""
-    return load_run(parse_test_options(build_test_parser('', ''), ['--config_file', trained]))
+    with small_vocabulary():
+        return load_run(parse_test_options(build_test_parser('', ''), ['--config_file', trained]))
 
 
 @pytest.fixture
@@ -49,7 +72,7 @@ def command(data, clip, tmp_path):
     return ['--name', 'irra', '--img_aug', '--batch_size', '8', '--MLM', '--loss_names', 'sdm+mlm+id',
             '--dataset_name', 'CUHK-PEDES', '--root_dir', data, '--num_epoch', '2', '--pretrain_choice', clip,
             '--img_size', '64', '32', '--cmt_depth', '1', '--num_workers', '0', '--device', 'cpu', '--lr', '1e-3',
-            '--output_dir', str(tmp_path / 'logs')]
+            '--vocab_size', str(vocabulary_size()), '--output_dir', str(tmp_path / 'logs')]
 
 
 @pytest.fixture

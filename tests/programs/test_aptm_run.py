@@ -12,9 +12,11 @@ import train as train_program
 from datasets.synthpedes import generate
 from model.backbones.aptm import STATISTICS
 from model.heads.aptm import ITM
+from processor.reranker import Reranker
 from run_scripts import page
 from tests.programs.run_folders import assert_equal_weights, only, read_weights, train_until_interrupted
 from utils.errors import UserError
+from utils.rerank_options import PairScores
 
 
 @pytest.fixture(scope='module')
@@ -71,6 +73,24 @@ def test_a_second_row_re_ranked(run, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(ITM, 'score_pairs', lambda *pairs: -score_pairs(*pairs))
     backwards = evaluated(run, '--rerank', '5')[1]['results'][second]['t2i']
     assert backwards != again and backwards['R5'] == again['R5']
+
+
+def test_a_search_is_ordered_by_the_scores_of_pairs(run):
+    """The five best by cosine similarity, as test.py --rerank 5 orders them; then the others."""
+    people = pedestal.load(run, device='cpu')
+    split, caption = people.split, people.split.captions[1]
+    reranker = Reranker(people.model, split.run.images, split.run.captions)
+    by_cosine = people.search(caption, split.paths, top=12)
+    images = torch.tensor([split.paths.index(path) for path, _ in by_cosine])
+    order = reranker.score_pairs(1, images[:5]).argsort(descending=True)
+    expected = [*(by_cosine[i] for i in order.tolist()), *by_cosine[5:]]
+    results = people.search(caption, split.paths, top=12, rerank=5)
+    assert [path for path, _ in results] == [path for path, _ in expected] != [path for path, _ in by_cosine]
+    assert [score for _, score in results] == pytest.approx([score for _, score in expected], abs=1e-5)
+    again, = people.build_reranked_search(split, PairScores(5, 'itm'))([caption], 12)
+    assert [path for path, _ in again] == [path for path, _ in expected]
+    with pytest.raises(UserError, match='re-ranks each caption alone; .* another --rerank_score than released'):
+        people.search(caption, split.paths, rerank=PairScores(5, 'released'))
 
 
 def test_a_released_checkpoint_without_a_config(run, data, tmp_path, monkeypatch, capsys):

@@ -60,16 +60,18 @@ def test_two_runs(runs, capsys):
     printed = capsys.readouterr().out
     results = [100.0 * (ranks(*which) == 1) for which in ((1,), (11, 0.5))]
     one = compare_means(results[1], results[0], PIDS)
-    assert line_of(printed, f'{b} - {a}', 'R1')[2:4] == [f'{one.value:+.2f}', f'[{one.low:+.2f}, {one.high:+.2f}]']
-    assert float(line_of(printed, f'{b} - {a}', 'R1')[4]) == pytest.approx(one.p, abs=1e-3) and one.p < 0.05
-    assert line_of(printed, a,
+    rank1 = line_of(printed, 'b_seed1 - a_seed1', 'R1')
+    assert rank1[2:4] == [f'{one.value:+.2f}', f'[{one.low:+.2f}, {one.high:+.2f}]']
+    assert float(rank1[4]) == pytest.approx(one.p, abs=1e-3) and one.p < 0.05
+    assert line_of(printed, 'a_seed1',
                    '1')[2] == '{:.2f} [{:.2f}, {:.2f}]'.format(results[0].mean(), *bootstrap_interval(results[0], PIDS))
     aps = [100.0 / ranks(*which) for which in ((1,), (11, 0.5))]
-    assert line_of(printed, f'{b} - {a}', 'mAP')[2] == f'{(aps[1] - aps[0]).mean():+.2f}'
+    assert line_of(printed, 'b_seed1 - a_seed1', 'mAP')[2] == f'{(aps[1] - aps[0]).mean():+.2f}'
     assert 'toy: 240 captions of 40 identities' in printed and 'only one seed of' in printed
+    assert line_of(printed, 'lr') == ['lr', '1e-05', '2e-05'] and '| seed ' not in printed     # options that differ
     only_a = np.flatnonzero((results[0] > 0) & (results[1] == 0))
-    assert f'only {a} {len(only_a)}, only {b} ' in printed
-    assert f'only {a}: pid {PIDS[only_a[1]]}, caption {only_a[1]}, of' in printed
+    assert f'only a_seed1 {len(only_a)}, only b_seed1 ' in printed
+    assert f'only a_seed1: pid {PIDS[only_a[1]]}, caption {only_a[1]}, of' in printed
     assert f'caption {only_a[2]}, of' not in printed
 
 
@@ -81,7 +83,7 @@ def test_several_seeds_are_one_model(runs, capsys):
             for base, better in ((0, 0), (10, 0.5)))
     one = compare_means(b, a, PIDS)
     assert line_of(printed, 'R1', f'{one.value:+.2f}')[3] == f'[{one.low:+.2f}, {one.high:+.2f}]'
-    assert line_of(printed, str(runs / 'a_seed*'))[1] == '3' and 'only one seed' not in printed
+    assert line_of(printed, 'a_seed*', '3')[1] == '3' and 'only one seed' not in printed
     os.makedirs(runs / 'all')
     for seed in (1, 2, 3):
         os.rename(runs / f'a_seed{seed}', runs / 'all' / f'a_seed{seed}')
@@ -92,11 +94,10 @@ def test_several_seeds_are_one_model(runs, capsys):
 def test_holms_correction_is_over_the_pairs(runs, capsys):
     names = [str(runs / name) for name in ('a_seed1', 'b_seed1', 'b_seed2')]
     main([*names, '--metrics', 'R1'])
-    rows = [line_of(capsys.readouterr().out, f'{other} - {names[0]}', 'R1') for other in names[1:2]]
+    rows = [line_of(capsys.readouterr().out, 'b_seed1 - a_seed1', 'R1')]
     main([*names, '--metrics', 'R1', '--all_pairs'])
     printed = capsys.readouterr().out
-    rows = [line_of(printed, pair, 'R1') for pair in (f'{names[1]} - {names[0]}', f'{names[2]} - {names[0]}',
-                                                      f'{names[2]} - {names[1]}')]
+    rows = [line_of(printed, pair, 'R1') for pair in ('b_seed1 - a_seed1', 'b_seed2 - a_seed1', 'b_seed2 - b_seed1')]
     smallest = min(rows, key=lambda row: float(row[4]))
     assert float(smallest[5]) == pytest.approx(3 * float(smallest[4]), abs=2e-3)
     assert all(float(row[5]) >= float(row[4]) for row in rows)

@@ -1,6 +1,8 @@
 """run_scripts/export.py: what is written, that its embeddings are the model's, and what is refused."""
 import json
 import os
+import re
+import runpy
 import signal
 from types import SimpleNamespace
 
@@ -39,8 +41,9 @@ def test_onnx_gives_the_models_embeddings_for_any_batch(trained, data, tmp_path,
     out = str(tmp_path / 'new' / 'model')
     export.main(['--config_file', trained, '--out', out])
     assert "onnxruntime's embeddings equal the model's: largest cosine distance" in capsys.readouterr().out
-    assert sorted(os.listdir(out)) == ['config.json', 'image_encoder.onnx', 'merges.txt', 'text_encoder.onnx',
-                                       'vocab.json']
+    assert sorted(os.listdir(out)) == [
+        'bpe_simple_vocab_16e6.txt.gz', 'config.json', 'example.py', 'image_encoder.onnx', 'merges.txt',
+        'simple_tokenizer.py', 'text_encoder.onnx', 'vocab.json']
     assert os.listdir(tmp_path / 'new') == ['model']
     people = pedestal.load(os.path.dirname(trained), device='cpu', amp='off')
     with open(os.path.join(out, 'config.json')) as file:
@@ -66,6 +69,22 @@ def test_onnx_gives_the_models_embeddings_for_any_batch(trained, data, tmp_path,
     words = [config['text']['start'], *(vocabulary[f'{word}</w>'] for word in SENTENCE.split()), config['text']['end']]
     ids[0, :len(words)] = words
     assert torch.allclose(torch.from_numpy(run('text', ids)), people.encode_captions([SENTENCE]), atol=1e-5)
+    check_example(out, people, os.path.join(data, 'CUHK-PEDES', 'imgs'), capsys)
+
+
+def check_example(out, people, photos, capsys):
+    """Check that example.py ranks photos as the library does, with none of Pedestal's modules."""
+    names = sorted(os.path.join(folder, name) for folder, _, names in os.walk(photos) for name in names)[:6]
+    words = f'{SENTENCE}, with (2) bags & a hat!'
+    example = runpy.run_path(os.path.join(out, 'example.py'))
+    capsys.readouterr()
+    example['main'](words, *names)
+    printed = [line.split(' ', 1) for line in capsys.readouterr().out.splitlines()]
+    expected = (people.encode_images(names) @ people.encode_captions([words]).T)[:, 0].tolist()
+    assert [path for _, path in printed] == [names[i] for i in np.argsort(np.negative(expected), kind='stable')]
+    assert [float(value) for value, _ in printed] == pytest.approx(sorted(expected, reverse=True), abs=1e-3)
+    with open(os.path.join(out, 'example.py')) as file:
+        assert not re.search(r'^\s*(import|from) (torch|utils|model|pedestal)', file.read(), flags=re.MULTILINE)
 
 
 @needs_exporter

@@ -37,6 +37,13 @@ def test_galleries_of_a_run(trained, capsys):
     assert capsys.readouterr().out.endswith(printed[-400:])                    # the same identities come together
 
 
+def test_a_small_split_has_smaller_galleries(trained, capsys):
+    galleries.main(['--config_file', trained])
+    assert '4 galleries of 2 identities' in capsys.readouterr().out
+    galleries.main(['--config_file', trained, '--galleries', '1'])
+    assert '1 galleries of 8 identities' in capsys.readouterr().out
+
+
 def test_each_gallery_is_ranked_on_its_own():
     generator = torch.Generator().manual_seed(0)
     q_pids, g_pids = torch.tensor([1, 1, 2, 3, 4]), torch.tensor([1, 2, 2, 3, 4, 4])

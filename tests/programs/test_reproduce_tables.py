@@ -15,10 +15,11 @@ from processor.results import Record, Results, append_record, save_results
 from processor.test_run import EXIT_DEPENDENT
 from processor.run_folders import find_run_folders
 from run_scripts import reproduce_tables
-from run_scripts.reproduce_tables import METRICS, Row, backbone_name, main, published_row, run_rows
+from run_scripts.published_results import PUBLISHED, backbone_name, published_row
+from run_scripts.reproduce_tables import METRICS, Row, main, run_rows
 from utils.errors import UserError
 from utils.options import read_yaml
-from utils.tables import ATTRIBUTE_METRICS
+from utils.tables import ATTRIBUTE_METRICS, MAX_WIDTH
 from utils.weight_files import compute_sha256
 
 PHP = ['--loss_names', 'sdm+itc+aux', '--num_experts', '3', '--topk', '2', '--moe_layers', '1', '--moe_heads', '2',
@@ -88,7 +89,7 @@ def test_every_run_found_has_its_row(runs, data, capsys):
     broken = runs / 'CUHK-PEDES' / 'a_broken'
     broken.mkdir()
     (broken / 'configs.yaml').write_text('batch_size: 8\n')
-    main(['--logs', str(runs), '--root_dir', data])
+    main(['--logs', str(runs), '--root_dir', data, '--format', 'markdown'])     # a line for each row
     printed = capsys.readouterr().out
     assert 'CUHK-PEDES: measured / published' in printed and 'RSTPReid: measured / published' in printed
     line, = (line for line in printed.splitlines() if 'a_broken' in line)
@@ -100,7 +101,7 @@ def test_every_run_found_has_its_row(runs, data, capsys):
 
 
 def test_a_row_says_its_losses_and_why_no_method_is_beside_it(runs, data, capsys):
-    main(['--logs', str(runs), '--root_dir', data])
+    main(['--logs', str(runs), '--root_dir', data, '--format', 'markdown'])     # a line for each row
     line, = (line for line in capsys.readouterr().out.splitlines() if '_irra' in line)
     cells = [cell.strip() for cell in line.split('|')[1:-1]]
     assert cells[1:3] == ['-', 'sdm+id']
@@ -196,7 +197,8 @@ def test_formats():
     assert row().cell('mINP') == '25.00'
     text, markdown, latex = (write('RSTPReid', reproduce_tables.table_header(), [row().cells()])
                              for write in reproduce_tables.FORMATS.values())
-    assert '60.65 / 60.20 (+0.45)' in text
+    assert '60.65 / 60.20 (+0.45)' in text and max(map(len, text.splitlines())) <= MAX_WIDTH
+    assert text.count('a_run|1') == 2       # the first column again, next to the columns that do not fit
     header, rule, line = markdown.splitlines()[2:]
     assert header.count('|') == rule.count('|') == line.replace(r'\|', '').count('|') == 12 and r'a_run\|1' in line
     assert r'a\_run|1 & IRRA & sdm+mlm+id & 60.65 / 60.20 (+0.45) &' in latex
@@ -237,7 +239,7 @@ def run_of(loss_names, dataset='CUHK-PEDES', pretrain_choice='ViT-B/16', php_par
            tuning='none'):
     return argparse.Namespace(loss_names=loss_names, dataset_name=dataset, pretrain_choice=pretrain_choice,
                               php_parts=php_parts, init_from=init_from, backbone=backbone, noisy_rate=0.0,
-                              tuning=tuning)
+                              tuning=tuning, split='test', distractors=None)
 
 
 @pytest.mark.parametrize('run, method', [(run_of('id+sdm+mlm'), 'IRRA'), (run_of('itc'), 'CLIP (itc)'),
@@ -274,7 +276,7 @@ def test_backbone_name():
 
 @pytest.mark.parametrize('dataset', ['CUHK-PEDES', 'ICFG-PEDES', 'RSTPReid'])
 def test_published_tables_are_whole(dataset):
-    content = read_yaml(os.path.join(reproduce_tables.PUBLISHED, f'{dataset.lower()}.yaml'))
+    content = read_yaml(os.path.join(PUBLISHED, f'{dataset.lower()}.yaml'))
     assert content['dataset'] == dataset
     for entry in content['results']:
         assert entry['key'] in content['sources'] and entry['method'] and entry['backbone']
@@ -286,7 +288,7 @@ def test_published_tables_are_whole(dataset):
 
 
 def test_all_that_is_published_is_listed_on_request(runs, data, capsys):
-    main(['--logs', os.path.join(runs, 'RSTPReid'), '--root_dir', data, '--published'])
+    main(['--logs', os.path.join(runs, 'RSTPReid'), '--root_dir', data, '--published', '--format', 'markdown'])
     printed = capsys.readouterr().out
     line, = (line for line in printed.splitlines() if '| HAM + IRRA ' in line)
     assert '| / 71.35 ' in line and '| published ' in line and '| 2025 ' in line

@@ -9,7 +9,7 @@ from run_scripts import ROOT
 from tests.support import HANG_TIMEOUT
 
 TOOLS = sorted(name.removesuffix('.py') for name in os.listdir(os.path.join(ROOT, 'run_scripts'))
-               if name.endswith('.py') and name != '__init__.py')
+               if name.endswith('.py') and not name.startswith('__'))
 
 
 def program(*words, cwd=ROOT):

@@ -17,8 +17,9 @@ import train as train_program
 from datasets.pairs import PairDataset
 from processor.test_run import evaluate_dataset
 from processor.training_run import run_training
+from run_scripts import kill_and_resume
 from tests.several import start_program
-from tests.support import HANG_TIMEOUT
+from tests.support import HANG_TIMEOUT, vocabulary_size
 from utils.checkpoint import read_checkpoint
 from utils.errors import UserError
 
@@ -133,6 +134,7 @@ def test_a_published_runs_folder(command, run_folder, tmp_path, data, capsys):
     (folder / 'configs.yaml').write_text('\n'.join(['MLM: true', 'img_size: !!python/tuple', '- 64', '- 32',
                                                     'loss_names: sdm+mlm+id', 'cmt_depth: 1',
                                                     'pretrain_choice: ViT-B/16', 'dataset_name: CUHK-PEDES',
+                                                    f'vocab_size: {vocabulary_size()}',
                                                     'root_dir: /somebody/elses/folder',
                                                     'output_dir: logs/CUHK-PEDES/some_run', 'training: true',
                                                     'num_workers: 0', 'test_batch_size: 512']))
@@ -207,12 +209,12 @@ def test_a_signal_saves_and_leaves_and_the_run_resumes_to_the_same_weights(comma
         assert journal(folder, kind) == journal(run_folder(root=expected), kind)
 
 
-def test_two_kills(tmp_path):
-    tool = subprocess.run([sys.executable, os.path.join(ROOT, 'run_scripts', 'kill_and_resume.py'), '--kills', '2',
-                           '--ids', '12', '--folder', str(tmp_path)], capture_output=True, text=True,
-                          timeout=HANG_TIMEOUT)
-    assert tool.returncode == 0, tool.stdout + tool.stderr
-    assert 'the same weights, best checkpoint and metrics after 2 kills' in tool.stdout
+def test_two_kills(clip, small_train_py, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(kill_and_resume, 'train_command', lambda processes: [sys.executable, small_train_py])
+    status = kill_and_resume.main(['--kills', '2', '--ids', '12', '--folder', str(tmp_path), '--', '--pretrain_choice',
+                                   clip, '--vocab_size', str(vocabulary_size())])
+    output = capsys.readouterr().out
+    assert status == 0 and 'the same weights, best checkpoint and metrics after 2 kills' in output, output
 
 
 def test_sigterm_to_the_group_with_workers_saves(start, tmp_path):
@@ -383,12 +385,12 @@ def test_a_broken_image_is_named(command, data, tmp_path, workers):
 
 def test_programs_leave_after_a_broken_image_read_by_a_worker(command, data, tmp_path, run_folder):
     """Python waits for the workers when a program ends."""
-    def ended(program, *arguments):
-        return subprocess.run([sys.executable, os.path.join(ROOT, program), *arguments], capture_output=True, text=True,
-                              timeout=HANG_TIMEOUT)
     root, path = broken_copy(data, tmp_path)
-    done = ended('train.py', *command, '--root_dir', root, '--num_workers', '8',
-                 '--output_dir', str(tmp_path / 'other'))
+    # A program of its own has all tokens of CLIP, and scratch:tiny also has.
+    done = subprocess.run([sys.executable, os.path.join(ROOT, 'train.py'), *command, '--root_dir', root,
+                           '--num_workers', '8', '--pretrain_choice', 'scratch:tiny', '--loss_names', 'sdm',
+                           '--output_dir', str(tmp_path / 'other')], capture_output=True, text=True,
+                          timeout=HANG_TIMEOUT)
     assert done.returncode == 2 and f'train.py: error: image {path} cannot be read' in done.stderr, done.stderr
     assert '--skip_broken leaves them out' in done.stderr
 
@@ -396,9 +398,10 @@ def test_programs_leave_after_a_broken_image_read_by_a_worker(command, data, tmp
     images = os.path.join(root, 'CUHK-PEDES', 'imgs', 'test')
     path = os.path.join(images, sorted(os.listdir(images))[0])
     open(path, 'w').close()
-    done = ended('test.py', '--config_file', os.path.join(run_folder(), 'configs.yaml'), '--root_dir', root,
-                 '--num_workers', '1')
-    assert done.returncode == 2 and f'test.py: error: {path} is not an image' in done.stderr, done.stderr
+    arguments = ['--config_file', os.path.join(run_folder(), 'configs.yaml'), '--root_dir', root, '--num_workers', '1']
+    process = start_program(test_program.main, arguments, tmp_path / 'output.txt', name='test.py')
+    status, output = wait_for_end(process, tmp_path)
+    assert status == 2 and f'test.py: error: {path} is not an image' in output, output
 
 
 def test_a_broken_image_is_left_out_on_request(command, data, tmp_path, run_folder):

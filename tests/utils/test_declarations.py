@@ -115,13 +115,18 @@ def test_every_loss_has_a_line_of_help():
 
 @pytest.mark.skipif(importlib.util.find_spec('argcomplete') is None, reason='argcomplete is not installed')
 @pytest.mark.parametrize('words, completions', [
-    ('--loss_n', {'--loss_names'}), ('--loss_names sdm+ml', {'sdm+mlm'}), ('--dataset_name RS', {'RSTPReid'}),
-    ('--optim', {'--optimizer'})])
+    ('train.py --loss_n', {'--loss_names'}), ('train.py --loss_names sdm+ml', {'sdm+mlm'}),
+    ('train.py --dataset_name RS', {'RSTPReid'}), ('train.py --optim', {'--optimizer'}),
+    ('train.py --config_file ./configs/irra.', {'./configs/irra.yaml'}),
+    ('test.py --config_file RSTPReid/s', {'RSTPReid/sen'}), ('train.py --init_from RSTPReid/', {'RSTPReid/sen'})])
 def test_the_shell_completes_options(words, completions, tmp_path):
-    line, output = f'train.py {words}', tmp_path / 'output'
+    line, output = words, tmp_path / 'output'
+    (tmp_path / 'logs' / 'RSTPReid' / '20260101_000000_sen').mkdir(parents=True)
+    (tmp_path / 'logs' / 'RSTPReid' / '20260101_000000_sen' / 'configs.yaml').write_text('')
+    (tmp_path / 'configs').symlink_to(os.path.join(ROOT, 'configs'))
     shell = {'_ARGCOMPLETE': '1', '_ARGCOMPLETE_IFS': '|', '_ARGCOMPLETE_STDOUT_FILENAME': str(output),
              'COMP_LINE': line, 'COMP_POINT': str(len(line))}
-    completed = subprocess.run([sys.executable, os.path.join(ROOT, 'train.py')], capture_output=True, text=True,
-                               timeout=600, cwd=ROOT, env={**os.environ, **shell})
+    completed = subprocess.run([sys.executable, os.path.join(ROOT, words.split()[0])], capture_output=True, text=True,
+                               timeout=600, cwd=tmp_path, env={**os.environ, **shell})
     assert completed.returncode == 0, completed.stderr
     assert {word.strip() for word in output.read_text().split('|')} == completions

@@ -8,6 +8,7 @@ from utils import iotools, option_declarations, options
 from utils.errors import UserError
 from utils.help_pages import help_page
 from utils.options import build_parser, build_test_parser, get_args, run_options
+from utils.recipes import UNREAD_COMMENT
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 IRRA_COMMAND = ['--name', 'irra', '--img_aug', '--batch_size', '64', '--MLM', '--loss_names', 'sdm+mlm+id',
@@ -222,6 +223,10 @@ def test_saved_options_are_plain_yaml(tmp_path):
     loaded = load_train_configs(str(tmp_path / 'configs.yaml'))
     assert {name: value for name, value in vars(loaded).items() if name != 'config_file'} == \
         {name: value for name, value in vars(args).items() if name != 'config_file'}
+    parts = (tmp_path / 'configs.yaml').read_text().split(UNREAD_COMMENT)
+    read, unread = map(yaml.safe_load, parts)
+    assert {'mlm_loss_weight', 'cmt_depth', 'temperature', 'lr'} <= set(read)      # the losses' own come first
+    assert {'tau', 'num_experts', 'lora_rank', 'full_ca', 'queue_size'} <= set(unread) and not set(read) & set(unread)
 
 
 # -- flags and recipes pass the same checks ----------------------------------------------------------------------------
@@ -426,6 +431,15 @@ def test_help_of_test_shows_everyday_options():
     options_shown = [line.split()[0] for line in short.splitlines() if line.startswith('  --')]
     assert options_shown[0] == '--caption' and '--config_file' in options_shown and len(options_shown) <= 15
     assert '--stride_size' in full and '--stride_size' not in short and '--help all' in short
+
+
+@pytest.mark.parametrize('recipe, shown', [
+    ('icl', ('tal', 'tse', 'aug', '--ccd', 'Qin et al., CVPR 2025')), ('mars', ('mae', 'attribute', '--backbone')),
+    ('gadms', ('sdm', 'mlm', 'configs/gadms-webperson.yaml'))])
+def test_help_of_a_recipe(recipe, shown):
+    text = help_page(build_parser(), recipe)
+    assert text.startswith(f'recipe {recipe}\n') and f'python train.py --config_file configs/{recipe}.yaml' in text
+    assert all(word in text for word in shown) and max(map(len, text.splitlines())) <= 100
 
 
 def test_help_of_an_unknown_topic():

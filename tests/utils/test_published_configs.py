@@ -35,7 +35,10 @@ FORKS = {
             'moe_layers': '4',
             'moe_heads': '8',
             'moe_lr_factor': '2.0', 'transformer_lr_factor': '1.0', 'aux_factor': '0.5', 'cnum': '9',
-            'test_batch_size': '64'}}
+            'test_batch_size': '64'},
+    'up-person': {'loss_names': 'sdm', 'prefix_length': '10', 'rank': '32', 'depth_lora': '12', 'depth_prefix': '12',
+                  'depth_adapter': '0', 'n_ctx': '4', 'depth': '9'},
+    'dm-adapter': {'loss_names': 'sdm+aux', 'num_experts': '6', 'topk': '2', 'reduction': '8'}}
 
 
 def write(tmp_path, fork, without=(), file='configs.yaml', **changes):
@@ -54,7 +57,10 @@ def write(tmp_path, fork, without=(), file='configs.yaml', **changes):
                  freeze_conv1=False)),
     ('php', dict(caption_masking='clean', php_attention='batch', php_parts='crfm+efp', itc_loss_weight=5.0,
                  test_batch_size=64,
-                 num_experts=4, moe_lr_factor=2.0))])
+                 num_experts=4, moe_lr_factor=2.0)),
+    ('up-person', dict(tuning='up-person', loss_names='sdm', prefix_length=10, rank=32, caption_masking='inplace')),
+    ('dm-adapter', dict(tuning='dm-adapter', loss_names='sdm+aux', num_experts=6, php_attention=None, php_parts=None,
+                        itc_loss_weight=1.0, caption_masking='inplace'))])
 def test_each_fork(tmp_path, fork, meant):
     path = write(tmp_path, fork)
     for args in (run_options(path), load_train_configs(path)):

@@ -375,7 +375,8 @@ def test_the_items_of_a_json_list_whatever_the_size_of_a_block(tmp_path, monkeyp
 
 @pytest.mark.parametrize('content, message', [
     ('{"a": 1}', r'there is no \['), ('[{"a": 1}', 'there is no , or ]'), ('[{"a": 1} {"b": 2}]', 'there is no , or ]'),
-    ('[{"a": 1}, 3]', 'it holds a int'), ('[{"a": 1}] 4', 'the list is not all that it holds'), ('', r'there is no \['),
+    ('[{"a": 1}, 3]', 'it holds an int'), ('[{"a": 1}] 4', 'the list is not all that it holds'),
+    ('', r'there is no \['),
     ('[{"a": 1, "a": 2}]', "the key 'a' more than once"), ('[{"a": 1},]', 'Expecting value'),
     ('[{"a": "' + 100 * 'x', 'Unterminated string')])
 def test_a_file_that_is_no_json_list(tmp_path, monkeypatch, content, message):

@@ -5,7 +5,7 @@ import pytest
 
 from utils.errors import UserError
 from utils.options import build_test_parser, get_args, parse_test_options, run_options
-from utils.recipes import BENCHMARKS, CONFIGS, find_recipes
+from utils.recipes import BENCHMARKS, CONFIGS, find_recipes, recipe_names
 
 METHODS = ('a2te', 'agm', 'aptm', 'conquer', 'dm-adapter', 'fmfa', 'gadms', 'icl', 'irra', 'mars', 'php', 'rasa', 'rde',
            'sen', 'tbps-clip', 'up-person')
@@ -37,7 +37,9 @@ NEVER_MOVED = {'configs/gadms-webperson.yaml', 'configs/rasa-synthpedes-encoders
 
 
 def test_every_recipe_had_a_former_path_or_never_moved():
-    recipes = {f'configs/{name}' for name in os.listdir(CONFIGS) if name.endswith('.yaml')}
+    recipes = {f'configs/{name}.yaml' for name in recipe_names([''])}
+    files = {f'configs/{name}' for name in os.listdir(CONFIGS) if name.endswith('.yaml')}
+    assert files - recipes == {'configs/zoo.yaml'}
     former = {command.split()[1] for command in FORMER_PATHS.values()}
     assert recipes == former | NEVER_MOVED and not former & NEVER_MOVED
 

@@ -151,6 +151,7 @@ def test_the_best_checkpoint_of_an_fmfa_run(tmp_path, dataset, test_dataset, num
 
 OTHERS = [('APTM', ['--task', 'itr_cuhk', '--dist', 'f4', '--checkpoint', 'x.pth'], 'train_file: [a.json]\n', 'aptm'),
           ('APTM', ['--task=itr_pa100k', '--evaluate'], 'vision_config: configs/config_swinB_384.json\n', 'aptm'),
+          ('RaSa and MARS', ['--eval_mAP', '--output_dir', 'out'], 'bert_config: a.json\ntrain_file: [a]\n', 'rasa'),
           ('TBPS-CLIP', ['--simplified'], 'experiment: {mvs_image: true}\nschedule: {lr: 0.0001}\n', 'tbps-clip')]
 
 

@@ -1,0 +1,67 @@
+"""Loggers: where a run writes its metrics besides ``metrics.jsonl``, one file each, found by name (``--logger``).
+
+``docs/training_tools.md`` explains how to add one. Importing this package does not import PyTorch
+(:mod:`utils.declarations`).
+"""
+import functools
+import importlib
+import importlib.util
+
+from utils import options
+from utils.declarations import find_named_classes, is_pytorch_loaded, load_plugin
+from utils.errors import UserError
+from utils.help_pages import first_sentence
+from utils.option_types import Effect
+from utils.plugins import qualify
+
+EXPORTED = {'MetricsLogger': 'processor.loggers.logger'}
+
+
+def __getattr__(name):
+    """Import the base class on first use: ``from processor.loggers import MetricsLogger``."""
+    if name in EXPORTED:
+        return getattr(importlib.import_module(qualify(EXPORTED[name])), name)
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
+
+def registry():
+    """Return {name: MetricsLogger class} of every file in this folder; declarations before PyTorch is imported."""
+    return collect_loggers(is_pytorch_loaded())
+
+
+@functools.lru_cache(maxsize=1)
+def collect_loggers(imported):
+    """Collect the classes for :func:`registry`: declarations at first, and once more after PyTorch is imported."""
+    return find_named_classes(__name__, __path__, load_plugin('processor.loggers.logger').MetricsLogger)
+
+
+registry.cache_clear = collect_loggers.cache_clear
+
+
+def require_packages(names):
+    """Raise :class:`~utils.errors.UserError` if a package that a logger needs is not installed."""
+    for name in names:
+        package = registry()[name].package
+        if package and importlib.util.find_spec(package) is None:
+            raise UserError(f'--logger {name} needs the package {package}, which is not installed: pip install '
+                            f'{package}, or leave {name} out')
+
+
+class LoggerOptions(options.OptionProvider):
+    """The option that names the loggers."""
+
+    def add_options(self, parser):
+        group = parser.add_argument_group('loggers')
+        group.add_argument('--logger', type=str, nargs='+', default=('tensorboard',), choices=sorted(registry()),
+                           effect=Effect.NONE,
+                           help='destinations of the metrics besides metrics.jsonl; several are allowed')
+        parser.unabbreviated_flags |= {'--logger'}      # --log is --log_period
+        parser.catalogs['loggers for --logger'] = {name: first_sentence(cls) for name, cls in registry().items()}
+
+    def validate_options(self, args):
+        args.logger = tuple(dict.fromkeys(args.logger))
+        if 'none' in args.logger and len(args.logger) > 1:
+            raise UserError(f"--logger {' '.join(args.logger)}: none excludes all others; leave it out")
+
+
+options.register_options(__name__, LoggerOptions())

@@ -1,0 +1,32 @@
+"""Tables as text: at most 120 columns."""
+from utils.tables import MAX_WIDTH, format_text
+
+
+def lines_of(text):
+    return [[cell.strip() for cell in line.split('|')[1:-1]] for line in text.splitlines() if line.startswith('|')]
+
+
+def test_a_narrow_table_has_one_line_per_row():
+    text = format_text('title', ['run', 'R1'], [['a', '60.00'], ['b', '61.00']])
+    assert lines_of(text) == [['run', 'R1'], ['a', '60.00'], ['b', '61.00']] and text.startswith('title\n+--')
+    assert format_text('title', ['run', 'R1'], []).count('\n') == 4
+
+
+def test_a_wide_table_continues_below_with_its_first_column():
+    header = ['run', *(f'column {number}' for number in range(6))]
+    rows = [[f'run {row}', *(f'value {row} of {number}' + 10 * '.' for number in range(6))] for row in range(2)]
+    text = format_text('title', header, rows)
+    assert max(map(len, text.splitlines())) <= MAX_WIDTH
+    blocks = [lines_of(text)[start:start + 3] for start in (0, 3)]
+    assert [block[0][0] for block in blocks] == ['run', 'run'] and len(lines_of(text)) == 6
+    assert [first[1:] + second[1:] for first, second in zip(*blocks)] == [line[1:] for line in [header, *rows]]
+
+
+def test_a_long_cell_continues_on_the_next_line():
+    path = 'logs/CUHK-PEDES/' + '_'.join(f'part{number}' for number in range(30))
+    text = format_text('title', ['run', 'note'], [[path, 'word ' * 40], ['b', 'short']])
+    assert max(map(len, text.splitlines())) <= MAX_WIDTH
+    lines = lines_of(text)
+    assert ''.join(line[0] for line in lines[1:-1]) == path
+    assert ' '.join(line[1] for line in lines[1:-1]).split() == 40 * ['word'] and lines[-1] == ['b', 'short']
+    assert text.count('\n+--') == 4                       # a rule below each row
