@@ -142,7 +142,7 @@ def golden_batch(vectors):
 
 
 TOKENS_BESIDE_MERGES = 514  # the bytes, the bytes that end a word, mask, start and end, without the last merge
-SMALL_VOCABULARY = 7514     # tokens: enough for the words of colors and garments
+SMALL_VOCABULARY = 7514     # enough for captions of synthpedes to fit into 77 tokens
 
 
 @contextlib.contextmanager

@@ -82,6 +82,11 @@ def test_what_the_tool_refuses(run, flags, sentence):
         tool.main([run[0], *flags])
 
 
+def test_a_run_that_is_not_there():
+    with pytest.raises(UserError, match='no run of this name below logs.*: name a folder that test.py has evaluated'):
+        tool.main(['nowhere/none'])
+
+
 def test_test_py_refuses_a_lexicon_before_it_loads_the_run(trained, monkeypatch):
     monkeypatch.setattr('processor.test_run.load_run', lambda args: pytest.fail('the run is loaded'))
     with pytest.raises(UserError, match='none.yaml'):
