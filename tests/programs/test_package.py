@@ -23,8 +23,6 @@ from utils.recipes import CONFIGS, read_options
 from utils.safe_yaml import read_yaml
 from utils.version import __version__
 
-# Processes of xdist build the wheel once each: one process runs these tests if it distributes groups.
-pytestmark = pytest.mark.xdist_group('package')
 FOLDERS = 'package', 'datasets', 'model', 'processor', 'run_scripts', 'solver', 'utils', 'configs'
 FILES = ('setup.py', 'pyproject.toml', 'train.py', 'test.py', 'pedestal.py', 'README.md', 'LICENSE', 'requirements.txt',
          'requirements-docs.txt', 'requirements-test.txt', 'data/bpe_simple_vocab_16e6.txt.gz')
