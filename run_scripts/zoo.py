@@ -24,7 +24,8 @@ from run_scripts.published_results import published_metrics, published_row, read
 from utils.declarations import retry_with_pytorch
 from utils.errors import UserError, run_program, unknown_name_error
 from utils.options import Parser, build_test_parser, parse_test_options, read_yaml, replace_options
-from utils.recipes import is_reference_config
+from utils.recipes import is_reference_config, read_options
+from utils.rerank_options import read_rerank_settings
 from utils.tables import FORMATS
 
 ZOO = os.path.join(ROOT, 'configs', 'zoo.yaml')
@@ -140,7 +141,7 @@ def is_of_recipe(args, recipe):
 def describe_file(args, row, entry):
     """Lines on a run's options and its checkpoint."""
     from utils.weight_files import compute_sha256
-    is_reference = args.config_file and is_reference_config(read_yaml(args.config_file))
+    is_reference = args.config_file and is_reference_config(read_options(args.config_file))
     source = 'a reference implementation' if is_reference else 'Pedestal, or a recipe'
     method = row.get('method') or entry.get('method') or f'unknown ({unpublished_reason(args)})'
     yield f'options: {args.config_file or "of the checkpoint"}, written by {source}; --loss_names {args.loss_names}'
@@ -193,12 +194,13 @@ def compute_results(args):
     """
     from processor.report import evaluate_and_save, find_or_compute_results
     from processor.results import RERANKED
+    settings = read_rerank_settings(args)
 
     def find_title(results):
-        start = f'{RERANKED}{args.rerank} best' if args.rerank else ''
-        return next((title for title in results.tables if title.startswith(start)), None)
+        titles = [f'{RERANKED}{settings.title}'] if settings else results.tables
+        return next((title for title in results.tables if title in titles), None)
     results = find_or_compute_results(args, with_intervals=True)
-    if args.rerank and not find_title(results):
+    if settings and not find_title(results):
         results = evaluate_and_save(args).results
     return results, find_title(results)
 

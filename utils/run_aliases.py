@@ -3,6 +3,7 @@ import os
 import re
 
 from utils.errors import UserError, abbreviate, suggest_name
+from utils.recipes import find_recipe
 
 LOGS = 'logs'                                # the folder that aliases are below, the default of --output_dir
 TIME = re.compile(r'^\d{8}_\d{6}_(?=.)')     # the start of a folder's name that train.py gives
@@ -69,7 +70,8 @@ def find_run_config(word, option='--config_file', logs=LOGS):
     """Find the configs.yaml of a run by its path, its folder or its alias (:func:`find_run_folder`).
 
     Args:
-        word: what the user wrote. A path that ends in .yaml or .yml is returned as it is.
+        word: what the user wrote. A path that ends in .yaml or .yml, and the name of a recipe that no run has, are
+            returned as they are.
         option: the option, for the error.
         logs: the folder with the runs.
 
@@ -79,6 +81,8 @@ def find_run_config(word, option='--config_file', logs=LOGS):
     if os.path.isfile(word) or word.endswith(('.yaml', '.yml')):
         return word
     folder = find_run_folder(word, logs)
+    if folder is None and find_recipe(word) != word:
+        return word
     if folder is None:
         raise UserError(f'{option}: {missing_run(word, logs)}')
     return os.path.join(folder, 'configs.yaml')

@@ -59,10 +59,11 @@ def test_an_evaluation_without_numbers_does_not_count(tmp_path):
 
 # -- metrics.json ------------------------------------------------------------------------------------------------------
 
-def options(folder, checkpoint='best.pth', dataset='RSTPReid'):
+def options(folder, checkpoint='best.pth', dataset='RSTPReid', split='test', distractors=None):
     (folder / checkpoint).write_bytes(checkpoint.encode())
     config = argparse.Namespace(data=argparse.Namespace(trained_on='RSTPReid'))
-    return argparse.Namespace(checkpoint=str(folder / checkpoint), dataset_name=dataset, config=config)
+    return argparse.Namespace(checkpoint=str(folder / checkpoint), dataset_name=dataset, split=split,
+                              distractors=distractors, config=config)
 
 
 def provenance(args):
@@ -74,6 +75,23 @@ def provenance(args):
     ('best.pth', 'CUHK-PEDES', 'metrics_CUHK-PEDES.json'), ('last.pth', 'ICFG-PEDES', 'metrics_last_ICFG-PEDES.json')])
 def test_the_names_of_files(tmp_path, checkpoint, dataset, name):
     assert result_path(options(tmp_path, checkpoint, dataset), 'metrics.json') == str(tmp_path / name)
+
+
+def test_other_splits_and_galleries_have_names_of_their_own(tmp_path):
+    names = {'metrics_val.json': {'split': 'val'}, 'metrics_distractors.json': {'distractors': 'photos'},
+             'metrics_train_distractors_last_CUHK-PEDES.json': {
+                 'split': 'train', 'distractors': 'photos', 'checkpoint': 'last.pth', 'dataset': 'CUHK-PEDES'}}
+    for name, changes in names.items():
+        assert result_path(options(tmp_path, **changes), 'metrics.json') == str(tmp_path / name)
+
+
+def test_results_of_another_split_or_gallery_are_no_results_on_another_dataset(tmp_path):
+    for changes in ({'split': 'val'}, {'distractors': 'photos'}, {}):
+        args = options(tmp_path, dataset='CUHK-PEDES', **changes)
+        by = {**provenance(args), 'split': args.split, 'distractors': bool(args.distractors)}
+        save_results(args, Results({'a': {'t2i': RETRIEVAL}}, independence={'holds': True}, provenance=by), {})
+    other, = find_other_results(args.checkpoint, 'RSTPReid')
+    assert (other.provenance['split'], other.provenance['distractors']) == ('test', False)
 
 
 def test_results_are_read_as_they_were_saved(tmp_path):

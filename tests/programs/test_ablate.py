@@ -33,7 +33,15 @@ def common(data, clip):
 
 
 @pytest.fixture(scope='module')
-def grid(common, tmp_path_factory):
+def small_programs(small_train_py):
+    """The grid starts train.py with a small vocabulary."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, 'ROOT', os.path.dirname(small_train_py))
+        yield
+
+
+@pytest.fixture(scope='module')
+def grid(common, small_programs, tmp_path_factory):
     """A grid of two losses and two seeds: after a Ctrl-C in its second run (`stopped`), and after the same command."""
     folder = tmp_path_factory.mktemp('grid')
     command = ['--loss_names', 'sdm', 'sdm+id', '--seeds', '1', '2', '--output_dir', str(folder), *common]

@@ -1,6 +1,7 @@
 """The installed package: its wheel, the command ``pedestal``, and its names next to those of other packages."""
 import email
 import os
+import pathlib
 import re
 import shutil
 import signal
@@ -34,7 +35,8 @@ OTHERS = "NAME = 'of another package'\n"
 @pytest.fixture(scope='module')
 def wheel(tmp_path_factory):
     """The wheel, built of a copy of the repository, because setuptools writes into the folder."""
-    pytest.importorskip('setuptools', reason='setuptools is not installed')
+    for package in ('pip', 'setuptools'):
+        pytest.importorskip(package, reason=f'{package} is not installed')
     copy = tmp_path_factory.mktemp('repository')
     for folder in FOLDERS:
         shutil.copytree(os.path.join(ROOT, folder), copy / folder, ignore=shutil.ignore_patterns('__pycache__'))
@@ -193,7 +195,7 @@ def test_the_installed_command_names_itself_and_imports_no_pytorch(installed, tm
 
 @pytest.mark.parametrize('line, completions', [
     ('pedestal tr', {'train'}), ('pedestal train --loss_names sdm+ml', {'sdm+mlm'}),
-    ('pedestal check --data', {'--dataset_name'})])
+    ('pedestal kill_and_resume --ki', {'--kills'})])
 def test_the_shell_completes_programs_and_options(line, completions, tmp_path):
     pytest.importorskip('argcomplete', reason='argcomplete is not installed')
     output = tmp_path / 'output'
@@ -201,6 +203,19 @@ def test_the_shell_completes_programs_and_options(line, completions, tmp_path):
              'COMP_LINE': line, 'COMP_POINT': str(len(line))}
     run(sys.executable, os.path.join(ROOT, 'package', 'pedestal', '__main__.py'), env={**os.environ, **shell})
     assert {word.strip() for word in output.read_text().split('|')} == completions
+
+
+def test_modules_imported_by_a_string_are_qualified():
+    """Names for importlib are not translated: qualify() completes those of Pedestal's modules."""
+    places = []
+    for path in (path for folder in FOLDERS for path in pathlib.Path(ROOT, folder).rglob('*.py')):
+        calls = re.findall(r'import_module\((?!qualify\()(.*)\)', path.read_text(encoding='utf-8'))
+        places += [f'{path}: {call}' for call in calls if not re.match(IMPORTED_AS_IT_IS, call)]
+    assert not places
+
+
+# Names that are complete: of other packages, derived from __name__, and those of OPTION_MODULES.
+IMPORTED_AS_IT_IS = r"'torch'|'pedestal\.pedestal'|f'\{__name__\}|name\)?$"
 
 
 # -- recipes ---------------------------------------------------------------------------------------------------------
