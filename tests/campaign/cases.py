@@ -39,7 +39,7 @@ IMAGES = 'data/CUHK-PEDES/imgs'
 LOSSES = ['sdm+id', 'sdm+id+mlm', 'sdm+itc+aux --moe_layers 1 --num_experts 2', 'sdm+mae+tri', 'sdm+amm+detail',
           'sdm+cmt+cmpm']
 # More epochs and compilation take long. The other options describe the files of the base folder.
-FIXED_OPTIONS = {'num_epoch', 'compile', 'training', 'config_file', 'resume', 'print_config',
+FIXED_OPTIONS = {'num_epoch', 'compile', 'training', 'config_file', 'resume', 'print_config', 'dry_run',
                  'loss_names'}
 BOMB = 'a: &a [x,x,x,x,x,x,x,x,x]\n' + ''.join(
     f'{chr(b)}: &{chr(b)} [{",".join(["*" + chr(b - 1)] * 9)}]\n' for b in range(98, 108))
