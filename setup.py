@@ -44,6 +44,7 @@ setup(
         'demo': ['gradio'],
         'export': ['onnx', 'onnxruntime', 'onnxscript', 'tokenizers', 'transformers'],
         'search': ['faiss-cpu'],
+        'loggers': ['mlflow', 'wandb'],
         'complete': ['argcomplete'],
         **{name: [line for line in read_requirements(f'requirements-{name}.txt') if line not in base]
            for name in ('docs', 'test')}},

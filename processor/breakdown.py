@@ -121,9 +121,12 @@ class AttributeBreakdown(Breakdown):
 
     @property
     def text(self):
-        counts = ', '.join(f"{row['category']} {row['word']} {row['captions']}" for row in self.untested)
-        untested = textwrap.fill(f'captions of the others, which are not tested: {counts}', WIDTH)
-        return '\n'.join([super().text, *[untested] * bool(counts and self.rows)])
+        counts = {}      # {category: texts}
+        for row in self.untested:
+            counts.setdefault(row['category'], []).append(f"{row['word']} {row['captions']}")
+        untested = '; '.join(f"{category}: {', '.join(texts)}" for category, texts in counts.items())
+        line = textwrap.fill(f'not tested, with their captions: {untested}', WIDTH)
+        return '\n'.join([super().text, *[line] * bool(counts and self.rows)])
 
     @property
     def header(self):
@@ -270,7 +273,7 @@ def write_breakdowns(args, queries, lexicon, how, path):
     for kind in dict.fromkeys(args.by):
         breakdown = (break_down_by_attributes(queries, lexicon) if kind == 'attributes'
                      else break_down_by_words(queries))
-        texts.append(f'\n{how}, {breakdown.text}')
+        texts.append(f'\n{how}\n{breakdown.text}')
         try:
             breakdown.write_csv(path(f'by_{kind}.csv'))
             names = [path(f'by_{kind}.csv')]

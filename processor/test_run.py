@@ -37,5 +37,5 @@ def print_breakdowns(report, args, lexicon):
     """Print and write the results of ``--by``, of the last ranking: the re-ranked one if there is one."""
     if args.by:
         how, task = [key for key in report.queries if key[1] == 't2i'][-1]
-        print(write_breakdowns(args, report.queries[how, task], lexicon, f'{args.dataset_name} test, {how}',
+        print(write_breakdowns(args, report.queries[how, task], lexicon, f'{args.dataset_name} {args.split}, {how}',
                                lambda name: result_path(args, name)))

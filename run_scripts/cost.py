@@ -19,9 +19,8 @@ CPU without the memory that the process held before it made the model. All optio
 
 --count and --memory compute nothing: the model and the step run on tensors that have shapes and no values. --memory
 counts all tensors that exist at the same time in a step: weights, gradients, optimizer, and what the forward pass
-saves, in the precision of --amp (bf16), without and with --grad_checkpoint. It counts the smallest and the largest
-batch and interpolates the others, because memory grows linearly. Gaps between tensors and the CUDA context (about
-0.5 GiB) come on top.
+saves, in the precision of --amp (bf16), without and with --grad_checkpoint. It runs the smallest and the largest batch;
+in between, each tensor grows linearly. Gaps between tensors and the CUDA context (about 0.5 GiB) come on top.
 """
 import concurrent.futures
 import itertools
@@ -89,7 +88,7 @@ def count_without_computing(args, recipe_words):
     from run_scripts.benchmark.simulated_step import count_recipe, count_step_memory
     preload('run_scripts.benchmark.simulated_step')
     amp = 'bf16' if args.amp == 'auto' else args.amp
-    sizes = sorted({min(args.batch_sizes), max(args.batch_sizes)})
+    sizes = sorted(set(args.batch_sizes))
     tasks = {}
     for path, tuning_words in itertools.product(args.recipes, list_tunings(args.tunings)):
         words = ['--config_file', path, *recipe_words, *tuning_words, '--amp', amp]
@@ -108,8 +107,7 @@ def count_without_computing(args, recipe_words):
         lines, heading = [format_counts(row) for row in rows], 'a multiplication and an addition are two FLOPs'
         write_table(args.csv, rows, ['recipe', *COUNTED, 'error'])
     else:
-        batch_sizes = sorted(set(args.batch_sizes))
-        rows = [interpolate_memory(row, batch_sizes) for row in rows]
+        rows = [arrange_memory(row, sizes) for row in rows]
         names = [name for name in rows[0] if name not in ('recipe', 'error')]
         header, lines = ['recipe', *names], [format_memory(row, names) for row in rows]
         heading = f'GiB of a training step, counted, {amp if amp != "off" else "float32"}; c: with --grad_checkpoint'
@@ -140,25 +138,13 @@ def count_in_parallel(tasks):
     return results
 
 
-def interpolate_memory(row, batch_sizes):
+def arrange_memory(row, batch_sizes):
     """A row of --memory: bytes between two steps, and bytes of a step at each batch size without and with 'c'."""
     errors = [row[name]['error'] for name in ('plain', 'checkpointed') if 'error' in row[name]]
     result = {'recipe': row['recipe'], 'weights and optimizer': row['plain'].get('state_bytes')}
     for name, prefix in (('plain', ''), ('checkpointed', 'c ')):
-        counted = sorted(row[name].get('peak_bytes', {}).items())
-        for size in batch_sizes:
-            result[f'{prefix}{size}'] = interpolate(counted, size) if counted else None
+        result.update({f'{prefix}{size}': row[name].get('peak_bytes', {}).get(size) for size in batch_sizes})
     return {**result, 'error': errors[0]} if errors else result
-
-
-def interpolate(counted, size):
-    """The value at a size, on the line through the first and the last of ``counted``, ``[(size, value)]``.
-
-    >>> interpolate([(16, 4.0), (128, 12.0)], 72)
-    8.0
-    """
-    (first, low), (last, high) = counted[0], counted[-1]
-    return low if first == last else low + (high - low) * (size - first) / (last - first)
 
 
 def build_cost_parser():

@@ -11,16 +11,20 @@ import traceback
 import torch
 import torch.distributed as dist
 
-from tests.support import HANG_TIMEOUT, small_vocabulary
-from utils import simple_tokenizer
+from tests.support import HANG_TIMEOUT, small_vocabulary, vocabulary_size
 from utils.errors import run_program
 
 
 class Processes:
-    """``count`` processes of one gloo group, each with one thread. They run until :meth:`close`."""
+    """``count`` processes of one gloo group, each with one thread. They run until :meth:`close`.
+
+    Attributes:
+        is_closed: whether they have ended. If a function fails on one process, all of them end.
+    """
+    is_closed = False
 
     def __init__(self, count):
-        context = multiprocessing.get_context('spawn')
+        context = fork_server()
         with socket.socket() as free_socket:
             free_socket.bind(('127.0.0.1', 0))
             port = free_socket.getsockname()[1]
@@ -33,7 +37,7 @@ class Processes:
     def run(self, function, *inputs):
         """Call ``function(*inputs)``, of a test module, on each process, and return the results by rank."""
         for tasks in self.tasks:
-            tasks.put((function, inputs))
+            tasks.put((function, inputs, vocabulary_size()))
         results = {}
         while len(results) < len(self.processes):
             try:
@@ -48,6 +52,7 @@ class Processes:
         return [results[rank] for rank in range(len(results))]
 
     def close(self, kill=False):
+        self.is_closed = True
         for tasks in self.tasks:
             tasks.put(None)
         for process in self.processes:
@@ -64,9 +69,10 @@ def run_tasks(rank, count, port, tasks, answers):
     torch.set_num_threads(1)
     with comm.process_group():
         while (task := tasks.get()) is not None:
-            function, inputs = task
+            function, inputs, vocabulary = task
             try:
-                answers.put((rank, pickle.dumps(function(*inputs)), None))
+                with small_vocabulary(vocabulary):
+                    answers.put((rank, pickle.dumps(function(*inputs)), None))
             except Exception:   # the test raises it
                 answers.put((rank, None, traceback.format_exc()))
 
@@ -111,6 +117,13 @@ class Launched:
         return ''.join(open(path, errors='replace').read() for path in self.paths if os.path.exists(path))
 
 
+def fork_server():
+    """Return the context of processes that are forked from one that has imported PyTorch and Pedestal."""
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(['torch', 'torch.utils.tensorboard', 'processor.training_run', 'train'])
+    return context
+
+
 def start_program(main, argv, path, environment=None, name='train.py'):
     """Start a program, forked from a process that has loaded PyTorch, and return its process.
 
@@ -121,15 +134,13 @@ def start_program(main, argv, path, environment=None, name='train.py'):
         environment: ``{name: value}`` of variables to set.
         name: the program's name, for its messages.
     """
-    context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['torch', 'torch.utils.tensorboard', 'processor.training_run', 'train'])
-    process = context.Process(target=run_as_program, args=(main, [name, *argv], environment or {}, path,
-                                                           simple_tokenizer.MERGES))
+    process = fork_server().Process(target=run_as_program, args=(main, [name, *argv], environment or {}, path,
+                                                                 vocabulary_size()))
     process.start()
     return process
 
 
-def run_as_program(main, argv, environment, path, merges):
+def run_as_program(main, argv, environment, path, vocabulary):
     os.environ.update({name: str(value) for name, value in environment.items()})
     file = os.open(path, os.O_WRONLY | os.O_CREAT)
     os.dup2(file, 1)
@@ -137,5 +148,5 @@ def run_as_program(main, argv, environment, path, merges):
     multiprocessing.set_start_method('fork', force=True)    # for data loader workers, as in a program of its own
     sys.argv = argv
     torch.set_num_threads(1)
-    with small_vocabulary(merges):
+    with small_vocabulary(vocabulary):
         run_program(main)

@@ -1,13 +1,15 @@
-"""The reference vectors: each kind is there, and another folder's take their place."""
+"""The helpers of tests: reference vectors of each kind or of another folder, falling losses, the small vocabulary."""
 import os
 import shutil
 import subprocess
 import sys
 
 import pytest
+import torch
 
-from tests.support import OWN, golden_names, options
+from tests.support import OWN, assert_falls, golden_names, options, small_vocabulary, vocabulary_size
 from utils.options import get_args
+from utils.simple_tokenizer import default_tokenizer
 
 PATTERNS = (
     'irra_*',
@@ -58,3 +60,21 @@ def test_the_tests_options_are_the_command_lines(changes):
     ]
     ours, parsed = vars(options(**changes)), vars(get_args(flags))
     assert ours == parsed
+
+
+def test_a_loss_must_fall_below_its_bound():
+    assert_falls(torch.tensor([4.0, 5.0, 1.9]), 0.5)
+    assert_falls(torch.tensor([4.0, 2.1]), 0.5, floor=0.2)
+    for losses in ([4.0, 2.1], [4.0, float('nan')]):
+        with pytest.raises(AssertionError, match='every tenth loss'):
+            assert_falls(torch.tensor(losses), 0.5)
+
+
+def test_the_small_vocabulary_is_that_of_the_block_alone():
+    words = 'a woman in a red coat and a blue shirt'
+    expected = default_tokenizer().encode(words)
+    with small_vocabulary():
+        tokenizer = default_tokenizer()
+        assert tokenizer.encode(words) == expected and max(tokenizer.decoder) + 1 == vocabulary_size() == 7514
+        assert [tokenizer.mask_id, tokenizer.start_id, tokenizer.end_id] == [7511, 7512, 7513]
+    assert max(default_tokenizer().decoder) + 1 == vocabulary_size() == 49408

@@ -6,7 +6,7 @@ from torch.utils.checkpoint import checkpoint
 
 from model import objectives
 from model.heads.a2te import group_means
-from model.heads.rasa import AlbefHead, NegativesHead, count_over_ranks, read_matches
+from model.heads.rasa import AlbefHead, NegativesHead, count_over_ranks, read_pairs_and_negatives
 from model.heads.sen import patchify
 from utils.errors import UserError
 
@@ -155,7 +155,7 @@ class AttributeMatching(NegativesHead):
 
     def forward(self, encoded, batch):
         shard, groups = encoded.shard, batch['attributes_mask']                                       # [b, L]
-        tokens, matches, negatives = read_matches(self, encoded, batch)
+        tokens, matches, negatives = read_pairs_and_negatives(self, encoded, batch)
         if negatives is not None:
             groups = torch.cat([groups, groups, shard.all_gather(groups)[negatives.texts]])           # [3b, L]
         attributes, is_attribute = group_means(tokens.float(), groups)                                # [3b, K, D]

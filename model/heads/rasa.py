@@ -263,7 +263,7 @@ class Matching(ScoresPairs, NegativesHead):
         self.weight = args.pitm_loss_weight
 
     def forward(self, encoded, batch):
-        tokens, matches, _ = read_matches(self, encoded, batch)
+        tokens, matches, _ = read_pairs_and_negatives(self, encoded, batch)
         logits = self.matching(tokens[:, 0])                                                          # [3b, 2]
         return {'pitm_loss': self.weight * objectives.image_text_matching(logits, matches),
                 'itm_acc': objectives.accuracy(logits, matches)}
@@ -273,7 +273,7 @@ class Matching(ScoresPairs, NegativesHead):
         return self.matching(tokens[:, 0])[:, 1].float()
 
 
-def read_matches(head, encoded, batch):
+def read_pairs_and_negatives(head, encoded, batch):
     """Read b pairs, and 2b negatives if the global batch has several identities.
 
     Args:

@@ -24,8 +24,11 @@ class MlflowLogger(MetricsLogger):
         from mlflow.entities import Metric, Param
         from mlflow.tracking import MlflowClient
         self.metric_class = Metric
-        local_store = pathlib.Path(os.path.abspath(folder), 'mlruns').as_uri()
-        self.client = MlflowClient(tracking_uri=os.environ.get('MLFLOW_TRACKING_URI') or local_store)
+        server = os.environ.get('MLFLOW_TRACKING_URI')
+        if not server:
+            os.environ.setdefault('MLFLOW_ALLOW_FILE_STORE', 'true')    # else MLflow 3 refuses folders
+            server = pathlib.Path(os.path.abspath(folder), 'mlruns').as_uri()
+        self.client = MlflowClient(tracking_uri=server)
         self.run_id = self.read_run_id()
         if self.run_id:
             self.client.update_run(self.run_id, status='RUNNING')
@@ -46,9 +49,9 @@ class MlflowLogger(MetricsLogger):
 
     def log(self, metrics, step, epoch):
         milliseconds = int(1000 * time.time())
-        values = {'epoch': epoch, **metrics}
+        # Without 'epoch': in a folder, it would be a file with the name of the folder of 'epoch/loss'.
         self.client.log_batch(self.run_id, metrics=[self.metric_class(name, float(value), milliseconds, step)
-                                                    for name, value in values.items()])
+                                                    for name, value in metrics.items()])
 
     def close(self):
         self.client.set_terminated(self.run_id)

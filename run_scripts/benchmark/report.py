@@ -36,7 +36,7 @@ class Report:
             row['median'] = statistics.median(row['seconds'])
         if 'samples' in row:
             row['per_second'] = row['samples'] / row['median']
-        if 'steps' in row:
+        if 'model_flops' in row:
             row['mfu'] = row['model_flops'] * row['steps'] / row['median'] / self.machine['matrix_rate']
         self.rows.append(row)
         self.compare([other for other in self.rows
@@ -92,6 +92,8 @@ class Report:
                           ) if table == 'operators' else ''
         threads = 'a GPU' if setting.on_gpu else 'one thread'
         heading = {'step': f'training step: {model}, {batch}, 77 tokens',
+                   'peers': f'training step next to other libraries, in turns: CLIP, {setting.shape}, 384x128, '
+                            f'{batch}, 77 tokens, contrastive loss, Adam',
                    'memory': f'memory counted in half precision: IRRA, {setting.shape}, 384x128, '
                              f'batch {MEMORY_BATCH_SIZE}',
                    'parts': f'time of our training step by part: {model}, {batch}',
@@ -118,6 +120,8 @@ def format_progress(row):
 
 
 def format_note(row):
+    if 'not_installed' in row:
+        return f"not installed: pip install {row['not_installed']}"
     if 'does_not_fit' in row:
         return f"does not fit (needs {format_bytes(row['does_not_fit'])})"
     if is_disturbed(row):
@@ -175,6 +179,8 @@ TIME = [('ms', milliseconds), ('share', percent('share'))]
 COLUMNS = {
     'step': [VARIANT, ('samples/s', number('per_second')), ('ms', milliseconds), SPEED, *MEMORY,
              ('MFU', percent('mfu')), NOTE],
+    'peers': [('precision', GROUP), VARIANT, ('samples/s', number('per_second')), ('ms', milliseconds),
+              ('time by ours', ratio('ratio')), ('peak memory', size('peak_bytes')), NOTE],
     'memory': [VARIANT, ('weights, gradients, Adam', size('state_bytes')), ('saved per batch', size('once_bytes')),
                ('saved per sample', size('sample_bytes')), ('samples at a time', number('held')),
                ('total', size('total_bytes')), ('memory ratio', ratio('memory')), NOTE],

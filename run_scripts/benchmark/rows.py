@@ -6,6 +6,7 @@ from run_scripts.benchmark import machine, switches
 from run_scripts.benchmark.child import measure_in_child
 from run_scripts.benchmark.encoding import measure_encoding
 from run_scripts.benchmark.memory import count_memory
+from run_scripts.benchmark.peers import measure_peers
 from run_scripts.benchmark.processes import measure_processes, process_counts
 from run_scripts.benchmark.profiling import measure_profile
 from run_scripts.benchmark.ranking import DIMENSIONS, measure_ranking
@@ -50,6 +51,23 @@ def step_rows(setting):
     for variant in training_variants(setting):
         print_progress(f'step: {variant.name}')
         yield {'way': variant.name, **measure_in_child(measure_step, variant, setting)}
+
+
+def peer_groups(setting):
+    """The precisions in which ours and other libraries are compared: {name: options of train.py}."""
+    groups = {'float32': ('--amp', 'off')}
+    if setting.on_gpu or machine.cpu_has_bf16():
+        groups['bf16'] = '--amp', 'bf16'
+    if not setting.quick:
+        *_, (name, flags) = groups.items()      # the fastest precision
+        groups[f'{name}, --compile'] = *flags, '--compile'
+    return groups
+
+
+def peer_rows(setting):
+    for name, flags in peer_groups(setting).items():
+        print_progress(f'peers: {name}')
+        yield from ({'group': name, **row} for row in measure_peers(flags, setting))
 
 
 def memory_rows(setting):
@@ -137,5 +155,5 @@ def find_disagreement(ours, other, queries):
     return {'error': f"the metrics must be equal, and this variant gives {other['metrics']}, ours {ours['metrics']}"}
 
 
-PARTS = {'step': step_rows, 'memory': memory_rows, 'profile': profile_rows, 'processes': process_rows,
-         'data': data_rows, 'encode': encode_rows, 'rank': rank_rows}
+PARTS = {'step': step_rows, 'peers': peer_rows, 'memory': memory_rows, 'profile': profile_rows,
+         'processes': process_rows, 'data': data_rows, 'encode': encode_rows, 'rank': rank_rows}

@@ -1,7 +1,7 @@
 """The parts of the benchmark, its sizes, and the variants of training. This module does not import PyTorch."""
 from dataclasses import dataclass
 
-PART_NAMES = ['step', 'memory', 'profile', 'processes', 'data', 'encode', 'rank']
+PART_NAMES = ['step', 'peers', 'memory', 'profile', 'processes', 'data', 'encode', 'rank']
 
 
 @dataclass(frozen=True)

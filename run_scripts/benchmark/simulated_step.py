@@ -31,12 +31,12 @@ class MemoryCounter(TorchDispatchMode):
 
     Attributes:
         current: the bytes of the tensors that exist now.
-        peak: the largest value of ``current``.
+        changes: the bytes of each tensor that was made, and minus those of each one that was freed, in order.
     """
 
     def __init__(self):
         super().__init__()
-        self.current = self.peak = 0
+        self.current, self.changes = 0, []
         self.counted = set()    # of storages
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -53,12 +53,15 @@ class MemoryCounter(TorchDispatchMode):
         if key not in self.counted:
             self.counted.add(key)
             weakref.finalize(storage, self.free, key, size)
-            self.current += size
-            self.peak = max(self.peak, self.current)
+            self.change(size)
 
     def free(self, key, size):
         self.counted.discard(key)
-        self.current -= size
+        self.change(-size)
+
+    def change(self, size):
+        self.current += size
+        self.changes.append(size)
 
 
 class WithoutInitialization(TorchFunctionMode):
@@ -91,21 +94,43 @@ def count_step_memory(words, batch_sizes):
     model.trim_padding = lambda caption_ids: caption_ids
     prepare_on_host, model.prepare_on_host = model.prepare_on_host, lambda batch: {}    # fake tensors have no values
     batches = {}
-    for size in batch_sizes:
+    for size in {min(batch_sizes), max(batch_sizes)}:
         rows = repeat_rows(batch, size)
         batches[size] = {name: mode.from_tensor(value) for name, value in {**rows, **prepare_on_host(rows)}.items()}
-    counter, peaks = MemoryCounter(), {}
+    counter, changes = MemoryCounter(), {}
     for tensor in [*model.parameters(), *model.buffers()]:
         counter.count(tensor)
     with mode, counter:
         step = build_step(model.train(), build_optimizer(options, model))
         make_optimizer_state(step.optimizer)
         state_bytes = counter.current
-        for size in batch_sizes:
-            counter.peak = counter.current
-            step(batches[size])
-            peaks[size] = counter.peak
+        for size, batch in batches.items():
+            step.optimizer.zero_grad(set_to_none=True)
+            counter.changes = []
+            step(batch)
+            changes[size] = counter.changes
+    peaks = {size: state_bytes + find_peak(changes, size) for size in batch_sizes}
     return {**count_parameters(model), 'state_bytes': state_bytes, 'peak_bytes': peaks}
+
+
+def find_peak(changes, size):
+    """The largest memory of a step at a batch size, above the memory before it.
+
+    The same tensors are made and freed at each batch size, and each grows linearly.
+
+    Args:
+        changes: ``{batch size: MemoryCounter.changes}`` of the smallest and the largest batch.
+        size: the batch size.
+
+    Example:
+        >>> find_peak({10: [30, -10, 10, -30], 30: [90, -30, 10, -70]}, 20)
+        60.0
+    """
+    (first, low), (last, high) = min(changes.items()), max(changes.items())
+    weight = 0.0 if first == last else (size - first) / (last - first)
+    if len(low) != len(high):       # the values decide which operations run
+        return (1 - weight) * max(itertools.accumulate(low)) + weight * max(itertools.accumulate(high))
+    return max(itertools.accumulate((1 - weight) * a + weight * b for a, b in zip(low, high)))
 
 
 def count_recipe(words):
@@ -163,6 +188,7 @@ def repeat_rows(batch, size):
         if is_shared_field(name):
             repeated[name] = value
             continue
-        values = [value + copy * rows if name in ('pids', 'image_ids', 'index') else value for copy in range(copies)]
+        step = int(value.max()) + 1 if name in ('pids', 'image_ids', 'index') else 0
+        values = [value + copy * step for copy in range(copies)]
         repeated[name] = torch.cat(values)[:size]
     return repeated

@@ -15,6 +15,7 @@ import time
 os.environ['OMP_NUM_THREADS'] = '1'    # before PyTorch is imported: processes are forked from this one
 
 from tests.campaign import cases, judge
+from tests.support import small_vocabulary
 
 
 def main():
@@ -29,6 +30,12 @@ def main():
     parser.add_argument('--show', action='store_true', help='also print the output of cases that passed')
     parser.add_argument('--seconds', type=float, default=60, help='seconds that a program may take')
     args = parser.parse_args()
+    with small_vocabulary():
+        return run(args)
+
+
+def run(args):
+    """Run one case or all, and return the exit status."""
     judge.preload_programs()
     folder = os.path.abspath(args.folder) if args.folder else tempfile.mkdtemp(prefix='campaign')
     os.environ['HOME'] = folder    # hides the pretrained CLIP of this machine

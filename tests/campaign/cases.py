@@ -12,13 +12,14 @@ import yaml
 from datasets.synthpedes import generate
 from tests.campaign import mutate
 from tests.campaign.judge import launch
-from tests.support import options, small_archive
+from tests.support import SMALL_VOCABULARY, options, small_archive
 from utils.iotools import read_json
 
 # A copy of the base folder holds data/, clip.pt and run/; it is the working folder of programs.
 TRAIN = ['train.py', '--loss_names', 'sdm+id', '--dataset_name', 'CUHK-PEDES', '--root_dir', 'data', '--num_epoch', '1',
          '--batch_size', '8', '--pretrain_choice', 'clip.pt', '--img_size', '64', '32', '--num_workers', '0',
-         '--device', 'cpu', '--output_dir', 'logs', '--limit_train', '16', '--warmup_epochs', '0', '--cmt_depth', '1']
+         '--device', 'cpu', '--output_dir', 'logs', '--limit_train', '16', '--warmup_epochs', '0', '--cmt_depth', '1',
+         '--vocab_size', str(SMALL_VOCABULARY)]
 TEST = ['test.py', '--config_file', 'run/configs.yaml', '--root_dir', 'data', '--num_workers', '0']
 RESUME = ['train.py', '--resume', '--resume_ckpt_file', 'run/last.pth', '--num_epoch', '2']
 CHECK = ['-m', 'datasets.check', '--root_dir', 'data', '--workers', '1']

@@ -11,7 +11,7 @@ from model import build_model
 from model.backbones.aptm import Aptm, read_shape, shape_of
 from model.build import RetrievalModel, total_loss
 from solver.build import parameter_settings
-from tests.support import compute_gradients, options, small_archive
+from tests.support import assert_falls, compute_gradients, options, small_archive
 from utils.checkpoint import load_weights, init_from_checkpoint
 from utils.errors import UserError
 from utils.wordpiece import SPECIAL, WordPiece
@@ -56,16 +56,15 @@ def test_head_overfits_a_fixed_batch(loss_names, monkeypatch):
             part.p = 0.0
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     model.eval()
-    history = []
-    for _ in range(160):
-        loss = total_loss(model(samples))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        history.append(loss.item())
-        if history[-1] < 0.1 * history[0] + 0.02:
-            return
-    raise AssertionError(history[::20])
+
+    def losses():
+        for _ in range(160):
+            loss = total_loss(model(samples))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            yield loss
+    assert_falls(losses(), 0.1, floor=0.02)
 
 
 def test_matching_learns_a_fixed_batch_with_random_negatives():

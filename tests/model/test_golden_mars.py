@@ -130,7 +130,7 @@ def test_embeddings_and_logits(trained, batch, reference, monkeypatch):
     with torch.no_grad():
         encoded = trained.encode(batch)
         momentum = heads['pitm'].momentum.backbone
-        tokens, matches, _ = rasa.read_matches(heads['pitm'], encoded, batch)
+        tokens, matches, _ = rasa.read_pairs_and_negatives(heads['pitm'], encoded, batch)
         close(encoded.image, vectors['out/image_feat'])
         close(encoded.text, vectors['out/text_feat'])
         close(momentum.image_embedding(momentum.encode_image(batch['second_images'])[0]), vectors['out/image_feat_m'])

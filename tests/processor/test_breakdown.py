@@ -62,7 +62,7 @@ def test_rare_words_are_not_tested_and_the_table_says_so(tmp_path):
     queries.names[:9] = ['a pink coat'] * 9      # of 3 people
     result = break_down_by_attributes(queries, LEXICON)
     assert ('color', 'pink') not in [(row['category'], row['word']) for row in result.rows]
-    assert 'which are not tested: color pink 9, garment color pink 9' in result.text
+    assert 'not tested, with their captions: color: pink 9; garment color: pink 9' in result.text
     assert '6 attributes are tested, each with captions of 20 people that mention it' in result.text
     result.write_csv(tmp_path / 'by.csv')
     with open(tmp_path / 'by.csv', newline='') as file:
@@ -120,7 +120,7 @@ def test_files_are_written_next_to_each_other(tmp_path):
     args = parser.parse(['--by', 'attributes', 'words'])
     text = write_breakdowns(args, draw_queries(6), LEXICON, 'toy test', lambda name: str(tmp_path / name))
     assert {path.name for path in tmp_path.iterdir()} == {'by_attributes.csv', 'by_attributes.png', 'by_words.csv'}
-    assert all(str(path) in text for path in tmp_path.iterdir()) and 'toy test, by attributes' in text
+    assert all(str(path) in text for path in tmp_path.iterdir()) and 'toy test\nby attributes' in text
     with Image.open(tmp_path / 'by_attributes.png') as image:
         assert min(image.size) > 100
 

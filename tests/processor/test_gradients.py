@@ -7,7 +7,6 @@ from processor.build import build_step
 from processor.sharding import supports_cpu_sharding
 from processor.weight_average import WeightAverage
 from tests.processor.test_several_processes import double_precision, model_of, samples
-from tests.several import Processes
 from tests.support import compute_gradients, golden_archive, golden_json, small_batch, small_model
 from utils import comm
 from utils.batch_shard import sync_batch_shards
@@ -108,13 +107,6 @@ def train(archive, micro_batch=None, shard=False):
         step.update()
         with step.unsharded():
             return {name: value.detach().clone() for name, value in model.named_parameters()}
-
-
-@pytest.fixture(scope='module')
-def processes():
-    started = Processes(2)
-    yield started
-    started.close()
 
 
 needs_sharding = pytest.mark.skipif(not supports_cpu_sharding(), reason="this PyTorch's FSDP2 needs GPUs")

@@ -164,7 +164,14 @@ def run_twice(folder, name):
         metrics_log = MetricsLog(str(folder), step, loggers=(name,), options={'lr': 0.1})
         assert len(metrics_log.loggers) == 1
         write_steps(metrics_log, steps)
+        metrics_log.write('epoch', 1, steps[-1], {'loss': 7.0})
+        assert len(metrics_log.loggers) == 1
         metrics_log.close()
+
+
+# The calls that both services get: (metrics, step).
+EXPECTED = [({'train/loss': 10.0}, 1), ({'train/loss': 5.0}, 2), ({'epoch/loss': 7.0}, 2),
+            ({'train/loss': 10.0 / 3}, 3), ({'epoch/loss': 7.0}, 3)]
 
 
 def test_wandb_resumes_its_run(tmp_path, monkeypatch):
@@ -176,7 +183,7 @@ def test_wandb_resumes_its_run(tmp_path, monkeypatch):
     assert first == second and first['resume'] == 'allow' and first['dir'] == str(tmp_path)
     assert first['id'] == (tmp_path / 'wandb_run_id.txt').read_text().strip()
     assert [arguments[0] for arguments, _ in wandb.arguments_of('log')] == [
-        {'step': step, 'epoch': 1, 'train/loss': 10.0 / step} for step in (1, 2, 3)]
+        {'step': step, 'epoch': 1, **metrics} for metrics, step in EXPECTED]
     assert len(wandb.arguments_of('finish')) == 2
     assert wandb.config.arguments_of('update')[0][0] == ({'lr': 0.1},)
 
@@ -205,8 +212,7 @@ def test_mlflow_resumes_its_run(tmp_path, monkeypatch):
     assert client.arguments_of('update_run') == [(('abc123',), {'status': 'RUNNING'})]
     batches = [settings for _, settings in client.arguments_of('log_batch')]
     assert batches[0] == {'params': [('lr', '0.1')]}
-    assert [[(name, value, step) for name, value, _, step in batch['metrics']] for batch in batches[1:]] == [
-        [('epoch', 1.0, step), ('train/loss', 10.0 / step, step)] for step in (1, 2, 3)]
+    assert [({name: value}, step) for batch in batches[1:] for name, value, _, step in batch['metrics']] == EXPECTED
     assert client.arguments_of('set_terminated') == [(('abc123',), {})] * 2
 
 
@@ -217,6 +223,7 @@ def test_real_mlflow_has_each_step_once(tmp_path, monkeypatch):
     client = tracking.MlflowClient((tmp_path / 'mlruns').as_uri())
     run_id = (tmp_path / 'mlflow_run_id.txt').read_text().strip()
     assert [metric.step for metric in client.get_metric_history(run_id, 'train/loss')] == [1, 2, 3]
+    assert [metric.step for metric in client.get_metric_history(run_id, 'epoch/loss')] == [2, 3]
     assert client.get_run(run_id).data.params['lr'] == '0.1'
 
 

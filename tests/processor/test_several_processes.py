@@ -19,7 +19,6 @@ from tests.model.test_documented_hooks import registered_examples
 from tests.model.test_rasa import MARS
 from tests.model.test_rasa import batch as albef_batch
 from tests.model.test_rasa import tiny as albef_model
-from tests.several import Processes
 from tests.support import golden_archive, golden_json, small_batch, small_model
 from utils import comm
 from utils.errors import UserError
@@ -32,13 +31,6 @@ RATE = 1e-3
 @pytest.fixture(scope='module')
 def archive(tmp_path_factory):
     return golden_archive(golden_json('irra_tiny'), tmp_path_factory.mktemp('archive') / 'clip.pt')
-
-
-@pytest.fixture(scope='module', params=[2])
-def processes(request):
-    started = Processes(request.param)
-    yield started
-    started.close()
 
 
 def samples(backbone, size, seed):

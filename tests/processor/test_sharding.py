@@ -9,7 +9,6 @@ from model.heads.sdm import SDM
 from processor.sharding import supports_cpu_sharding
 from processor.build import build_step
 from solver import build_lr_scheduler, build_optimizer
-from tests.several import Processes
 from tests.support import golden_archive, golden_json, options, small_batch, small_model
 from utils import comm, precision
 from utils.checkpoint import Checkpointer
@@ -25,13 +24,6 @@ IRRA = {'loss_names': 'sdm+mlm+id'}
 @pytest.fixture(scope='module')
 def archive(tmp_path_factory):
     return golden_archive(golden_json('irra_tiny'), tmp_path_factory.mktemp('archive') / 'clip.pt')
-
-
-@pytest.fixture(scope='module')
-def processes():
-    started = Processes(2)
-    yield started
-    started.close()
 
 
 class Run:

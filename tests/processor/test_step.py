@@ -237,10 +237,16 @@ def test_fused_groups_step_as_one_group_a_parameter(archive, optimizer):
 
 
 @pytest.mark.skipif(shutil.which('g++') is None, reason='needs a C++ compiler')
-@pytest.mark.parametrize('grad_checkpoint, tuning', [(False, 'none'), (True, 'none'), (False, 'up-person'),
-                                                     (True, 'dm-adapter')])
-def test_compiled_blocks_compute_the_same_and_once_for_all_lengths(archive, grad_checkpoint, tuning):
+@pytest.mark.parametrize('grad_checkpoint, tuning, backend', [
+    (False, 'none', 'inductor'), (True, 'none', 'inductor'),
+    # PyTorch traces forward and backward alike, but generates no machine code, which would take a minute.
+    (False, 'up-person', 'aot_eager'), (True, 'dm-adapter', 'aot_eager')])
+def test_compiled_blocks_compute_the_same_and_once_for_all_lengths(archive, grad_checkpoint, tuning, backend,
+                                                                   monkeypatch):
     from torch._dynamo.utils import counters
+    compile_module = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, 'compile',
+                        lambda block, **settings: compile_module(block, backend=backend, **settings))
     torch._dynamo.reset()
     reference = small_model(archive, 'sdm+id', tuning=tuning).train()
     compiled = small_model(archive, 'sdm+id', tuning=tuning, compile=True, grad_checkpoint=grad_checkpoint).train()

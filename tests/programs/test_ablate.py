@@ -33,7 +33,15 @@ def common(data, clip):
 
 
 @pytest.fixture(scope='module')
-def grid(common, tmp_path_factory):
+def small_programs(small_train_py):
+    """The grid starts train.py with a small vocabulary."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, 'ROOT', os.path.dirname(small_train_py))
+        yield
+
+
+@pytest.fixture(scope='module')
+def grid(common, small_programs, tmp_path_factory):
     """A grid of two losses and two seeds: after a Ctrl-C in its second run (`stopped`), and after the same command."""
     folder = tmp_path_factory.mktemp('grid')
     command = ['--loss_names', 'sdm', 'sdm+id', '--seeds', '1', '2', '--output_dir', str(folder), *common]
@@ -66,8 +74,16 @@ def cells_of(command):
 
 
 def line_of(text, start):
-    line, = (line for line in text.splitlines() if line.startswith(f'| {start} '))
-    return [cell.strip() for cell in line.strip('|').split('|')]
+    """The cells of a row. They may have several lines, and a wide table continues below with its first column again."""
+    parts, is_row = [], False
+    for line in text.splitlines():
+        first, *others = (cell.strip() for cell in line.strip('|').split('|'))
+        if not line.startswith('|') or first:
+            is_row = line.startswith(f'| {start} ')
+            parts += [others] if is_row else []
+        elif is_row:
+            parts[-1] = [' '.join(filter(None, lines)) for lines in zip(parts[-1], others)]
+    return [start, *(cell for cells in parts for cell in cells)]
 
 
 def without_training(monkeypatch):

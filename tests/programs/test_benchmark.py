@@ -16,13 +16,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from datasets import build_dataloader
 from datasets.device_augmentation import augment_on_device
+from model import build_model
 from model.build import RetrievalModel, total_loss
 from model.clip_model import SiLULinear
 from model.clip_weights import shape_named
 from processor.evaluation import embed
 from run_scripts.benchmark import __main__ as program
 from run_scripts.benchmark import (
-    encoding, machine, memory, processes, profiling, ranking, reference, report, rows, step, switches)
+    encoding, machine, memory, peers, processes, profiling, ranking, reference, report, rows, step, switches)
 from run_scripts.benchmark.child import measure_in_child
 from run_scripts.benchmark.ranking import synthetic_embeddings
 from run_scripts.benchmark.rows import REFERENCE, find_disagreement, training_variants
@@ -34,6 +35,14 @@ from utils.errors import UserError
 
 SMALL = replace(QUICK, batch_size=3, batches=1, repeats=2, images=3, captions=5, ids=3,
                 rankings=(('small', 20, 30, 5),))
+
+
+def measure_here(measure, *arguments):
+    """Measure in this process, if the process is not what is tested: each further one takes a second to start."""
+    try:
+        return measure(*arguments)
+    except UserError as error:
+        return {'error': str(error)}
 
 
 @pytest.fixture(scope='module')
@@ -257,6 +266,42 @@ def test_all_ways_train_on_the_same_samples():
     assert lengths.min() >= 22 and lengths.max() <= 42
 
 
+# -- other libraries -------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('peer', peers.PEERS, ids=lambda peer: peer.name)
+def test_a_peer_trains_our_loss(peer, batch, tmp_path):
+    pytest.importorskip(peer.package)
+    flags = ['--loss_names', 'itc', '--img_size', '224', '224']     # of the table of positions, which is not resized
+    batch = {**without_mlm_ids(batch), 'images': torch.randn(3, 3, 224, 224)}
+    steps = peers.PeerSteps(peer, recipe_options(SMALL, *flags))
+    weights = {name: value.clone() for name, value in steps.loss.model.state_dict().items()}
+    torch.save(weights, tmp_path / 'clip.pt')
+    first, later = steps(batch).item(), [steps(batch).item() for _ in range(3)]
+    assert later[-1] < first
+
+    temperature = 1 / weights['logit_scale'].exp().item()
+    args = recipe_options(SMALL, *flags, '--pretrain_choice', str(tmp_path / 'clip.pt'), '--temperature',
+                          str(temperature))
+    assert compute_gradients(build_model(args, 3), batch)['itc_loss'].item() == pytest.approx(first, rel=1e-4)
+
+
+def fake_turn(seconds, setting):
+    if seconds < 0:
+        raise UserError('too large')
+    return lambda: {'seconds': [seconds], 'others': 0.0, 'peak_bytes': 7, 'cpu_seconds': seconds}
+
+
+def test_peers_take_turns_and_a_missing_package_is_a_row(monkeypatch):
+    monkeypatch.setattr(peers, 'PEERS', (peers.Peer('slow', 'json', 'json', None), peers.Peer('bad', 'json', '', None),
+                                         peers.Peer('other', 'no_such_package', 'pip-name', None)))
+    monkeypatch.setattr(peers, 'list_turns', lambda variants, flags, setting: {
+        name: (fake_turn, seconds, setting) for name, seconds in zip(variants, (2.0, 3.0, -1.0))})
+    ours, slow, bad, other = peers.measure_peers((), SMALL)
+    assert ours['ratio'] == 1 and slow['ratio'] == 1.5 and slow['seconds'] == [3.0, 3.0]
+    assert bad == {'way': 'bad', 'error': 'too large'} and report.format_note(other) == (
+        'not installed: pip install pip-name')
+
+
 # -- what is counted -------------------------------------------------------------------------------------------------
 
 def test_flops_are_those_of_a_step(batch):
@@ -390,6 +435,7 @@ def test_wrong_flags(argv, message, monkeypatch):
     for name in rows.PARTS:
         monkeypatch.setitem(rows.PARTS, name, lambda setting: pytest.fail('something was measured'))
     monkeypatch.setattr(machine, 'matrix_rate', lambda device: {})
+    monkeypatch.setattr(program, 'measure_in_child', measure_here)
     with pytest.raises(UserError, match=message):
         program.main(argv)
 
@@ -406,7 +452,10 @@ def test_quick_run(monkeypatch, tmp_path, capsys):
     variants = [Variant('ours'), Variant('ours, twice', switch=switches.encode_text_twice),
             Variant('broken', ('--img_size', '1', '1')), Variant(REFERENCE, is_reference=True)]
     monkeypatch.setattr(rows, 'training_variants', lambda setting: variants)
+    monkeypatch.setattr(peers, 'PEERS', ())
     monkeypatch.setattr(rows, 'process_counts', lambda setting: [1])     # each further process takes seconds to start
+    monkeypatch.setattr(rows, 'measure_in_child', lambda measure, *arguments: (
+        measure_in_child if measure is step.measure_step else measure_here)(measure, *arguments))
     path, markdown = tmp_path / 'found.json', tmp_path / 'found.md'
     # broken
     assert program.main(['--quick', '--device', 'cpu', '--json', str(path), '--markdown', str(markdown),
@@ -454,9 +503,13 @@ def test_what_is_disturbed_is_not_compared():
     assert not any('speed' in variant for variant in variants)
 
 
-def test_what_does_not_fit_is_not_tried(monkeypatch, capsys):
+def test_what_does_not_fit_is_not_tried(monkeypatch, tmp_path):
     monkeypatch.setattr(program, 'QUICK', replace(SMALL, rankings=(('huge', 10, 10_000, 100),)))
     monkeypatch.setattr(machine, 'available_memory', lambda: 22_000_000)    # the embeddings take 20.5
-    assert program.main(['--quick', '--parts', 'rank', '--device', 'cpu']) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if '| huge ' in line]
+    monkeypatch.setattr(machine, 'matrix_rate', lambda device: {'matrix_rate': 1e9, 'matrix_precision': 'float32'})
+    for module in (program, rows):
+        monkeypatch.setattr(module, 'measure_in_child', measure_here)
+    markdown = tmp_path / 'rank.md'
+    assert program.main(['--quick', '--parts', 'rank', '--device', 'cpu', '--markdown', str(markdown)]) == 0
+    lines = [line for line in markdown.read_text().splitlines() if '| huge ' in line]
     assert ['does not fit (needs 24.2 MB)' in line and '| -' in line for line in lines] == [False, False, True]

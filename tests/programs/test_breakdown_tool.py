@@ -46,7 +46,7 @@ def test_test_py_prints_and_writes_both_tables(run):
     man, = (row for row in rows if row['word'] == 'woman')
     assert int(man['captions']) == sum(any(word in caption.lower() for word in ('woman', 'female', 'lady', 'girl'))
                                        for caption in queries)
-    assert 'CUHK-PEDES test, as loaded, by attributes of the caption' in printed[-1] and 'by_words.csv' in printed[-1]
+    assert 'CUHK-PEDES test, as loaded\nby attributes of the caption' in printed[-1] and 'by_words.csv' in printed[-1]
 
 
 def test_the_tool_writes_the_same_without_the_model(run, tmp_path, capsys, monkeypatch):
@@ -80,6 +80,11 @@ def test_an_own_lexicon(run, tmp_path, capsys, monkeypatch):
 def test_what_the_tool_refuses(run, flags, sentence):
     with pytest.raises(UserError, match=sentence):
         tool.main([run[0], *flags])
+
+
+def test_a_run_that_is_not_there():
+    with pytest.raises(UserError, match='no run of this name below logs.*: name a folder that test.py has evaluated'):
+        tool.main(['nowhere/none'])
 
 
 def test_test_py_refuses_a_lexicon_before_it_loads_the_run(trained, monkeypatch):

@@ -2,10 +2,15 @@
 import csv
 
 import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from datasets.synthpedes import generate
 from model import build_model
 from model.clip_weights import shape_named
-from run_scripts.benchmark.recipe_cost import measure_recipe
+from run_scripts import ROOT
+from run_scripts.benchmark.recipe_cost import dataset_sizes, measure_recipe
+from run_scripts.benchmark.simulated_step import MemoryCounter, count_recipe, count_step_memory, repeat_rows
 from run_scripts.cost import build_cost_parser, format_row, main
 from utils.errors import UserError
 from utils.options import get_args
@@ -56,9 +61,10 @@ def test_each_recipe_is_a_row_and_a_broken_one_says_why(tmp_path, capsys):
     assert int(first['trained']) < int(first['parameters']) and second['error']      # A2TE keeps the patch convolution
 
 
-def test_a_recipe_of_own_data_has_no_sizes():
+def test_a_recipe_of_own_data_has_no_sizes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match='--dataset_name synthpedes: the dataset has no published sizes'):
-        measure_recipe('configs/synthpedes/quickstart.yaml', [], build_cost_parser().parse([]), 'cpu')
+        measure_recipe(f'{ROOT}/configs/synthpedes/quickstart.yaml', [], build_cost_parser().parse([]), 'cpu')
 
 
 def test_a_row_in_units(row):
@@ -89,3 +95,65 @@ def test_each_tuning_of_a_recipe_is_a_row(monkeypatch, capsys):
     assert main(['--recipes', IRRA, A2TE, '--tunings', 'none', 'lora', '--', *TINY]) == 1
     assert calls == [(path, [*TINY, '--tuning', name]) for path in (IRRA, A2TE) for name in ('none', 'lora')]
     assert f'{A2TE} --tuning lora' in capsys.readouterr().out
+
+
+# -- counting without computing --------------------------------------------------------------------------------------
+
+def test_counts_without_values_are_those_of_the_model(row):
+    assert count_recipe(['--config_file', IRRA, *TINY]) == {
+        name: row[name] for name in ('parameters', 'trained', 'image_flops', 'caption_flops')}
+
+
+def test_the_counter_adds_up_what_exists_at_the_same_time():
+    counter = MemoryCounter()
+    with FakeTensorMode(), counter:
+        first = torch.empty(100)                # 400 bytes
+        view = first[:50]                       # the same memory
+        second = first + 1
+        assert counter.current == 800
+        del first, second
+        assert counter.current == 400           # the view keeps it
+        del view
+    assert counter.current == 0 and counter.changes == [400, 400, -400, -400]
+
+
+def test_memory_of_a_step_grows_with_the_batch_and_shrinks_with_grad_checkpoint():
+    words = ['--config_file', IRRA, *TINY, '--loss_names', 'sdm']
+    counted = count_step_memory(words, [32, 64, 96])
+    small, middle, large = counted['peak_bytes'].values()
+    assert counted['state_bytes'] == pytest.approx(3 * 4 * counted['trained'], rel=0.02)     # and Adam's two moments
+    assert 4 / 3 * counted['state_bytes'] < small and large - middle == pytest.approx(middle - small, rel=0.05)
+    assert count_step_memory(words, [64])['peak_bytes'][64] == pytest.approx(middle, rel=0.001)
+    assert count_step_memory([*words, '--grad_checkpoint'], [96])['peak_bytes'][96] < middle
+
+
+def test_repeated_rows_are_other_pairs():
+    batch = repeat_rows({'pids': torch.tensor([3, 1]), 'index': torch.tensor([0, 1]), 'prompt_ids': torch.ones(5),
+                         'images': torch.zeros(2, 3)}, 5)
+    assert batch['index'].tolist() == [0, 1, 2, 3, 4] and len(batch['pids'].unique()) == 5
+    assert batch['prompt_ids'].shape == (5,) and batch['images'].shape == (5, 3)
+
+
+def test_the_memory_table_has_a_column_for_each_batch(monkeypatch, capsys, tmp_path):
+    counted = {False: {16: 2 ** 31, 64: 2 ** 33}, True: {16: 2 ** 30, 64: 2 ** 31}}
+
+    def measure(function, words, sizes):
+        assert sizes == [16, 64] and words[-1 - ('--grad_checkpoint' in words)] == 'bf16'
+        if A2TE in words:
+            return {'error': 'not counted'}
+        return {'state_bytes': 2 ** 30, 'peak_bytes': counted['--grad_checkpoint' in words]}
+    monkeypatch.setattr('run_scripts.cost.measure_in_child', measure)
+    monkeypatch.setattr('run_scripts.cost.preload', lambda name: None)
+    path = tmp_path / 'memory.csv'
+    assert main(['--memory', '--recipes', IRRA, A2TE, '--batch_sizes', '64', '16', '--csv', str(path),
+                 '--format', 'markdown']) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert '| irra | 1.0 | 2.0 | 8.0 | 1.0 | 2.0 |' in lines and '| a2te-icfg-pedes | - | - | - | - | - |' in lines
+    with open(path, newline='') as file:
+        first, second = csv.DictReader(file)
+    assert float(first['64']) == 2 ** 33 and second['error'] == 'not counted'
+
+
+def test_a_dataset_without_published_sizes_is_counted(tmp_path):
+    generate(str(tmp_path), 7, images_per_id=2, size=(64, 32), val_ids=0, test_ids=3, workers=0, progress=False)
+    assert dataset_sizes(get_args(['--dataset_name', 'synthpedes', '--root_dir', str(tmp_path)])) == (4, 6)

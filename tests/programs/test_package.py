@@ -1,6 +1,8 @@
 """The installed package: its wheel, the command ``pedestal``, and its names next to those of other packages."""
 import email
+import importlib.util
 import os
+import pathlib
 import re
 import shutil
 import signal
@@ -21,8 +23,6 @@ from utils.recipes import CONFIGS, read_options
 from utils.safe_yaml import read_yaml
 from utils.version import __version__
 
-# Processes of xdist build the wheel once each: one process runs these tests if it distributes groups.
-pytestmark = pytest.mark.xdist_group('package')
 FOLDERS = 'package', 'datasets', 'model', 'processor', 'run_scripts', 'solver', 'utils', 'configs'
 FILES = ('setup.py', 'pyproject.toml', 'train.py', 'test.py', 'pedestal.py', 'README.md', 'LICENSE', 'requirements.txt',
          'requirements-docs.txt', 'requirements-test.txt', 'data/bpe_simple_vocab_16e6.txt.gz')
@@ -34,7 +34,8 @@ OTHERS = "NAME = 'of another package'\n"
 @pytest.fixture(scope='module')
 def wheel(tmp_path_factory):
     """The wheel, built of a copy of the repository, because setuptools writes into the folder."""
-    pytest.importorskip('setuptools', reason='setuptools is not installed')
+    if not all(map(importlib.util.find_spec, ('pip', 'setuptools'))):
+        pytest.skip('pip or setuptools is not installed')
     copy = tmp_path_factory.mktemp('repository')
     for folder in FOLDERS:
         shutil.copytree(os.path.join(ROOT, folder), copy / folder, ignore=shutil.ignore_patterns('__pycache__'))
@@ -193,7 +194,7 @@ def test_the_installed_command_names_itself_and_imports_no_pytorch(installed, tm
 
 @pytest.mark.parametrize('line, completions', [
     ('pedestal tr', {'train'}), ('pedestal train --loss_names sdm+ml', {'sdm+mlm'}),
-    ('pedestal check --data', {'--dataset_name'})])
+    ('pedestal kill_and_resume --ki', {'--kills'})])
 def test_the_shell_completes_programs_and_options(line, completions, tmp_path):
     pytest.importorskip('argcomplete', reason='argcomplete is not installed')
     output = tmp_path / 'output'
@@ -201,6 +202,19 @@ def test_the_shell_completes_programs_and_options(line, completions, tmp_path):
              'COMP_LINE': line, 'COMP_POINT': str(len(line))}
     run(sys.executable, os.path.join(ROOT, 'package', 'pedestal', '__main__.py'), env={**os.environ, **shell})
     assert {word.strip() for word in output.read_text().split('|')} == completions
+
+
+def test_modules_imported_by_a_string_are_qualified():
+    """Names for importlib are not translated: qualify() completes those of Pedestal's modules."""
+    places = []
+    for path in (path for folder in FOLDERS for path in pathlib.Path(ROOT, folder).rglob('*.py')):
+        calls = re.findall(r'import_module\((?!qualify\()(.*)\)', path.read_text(encoding='utf-8'))
+        places += [f'{path}: {call}' for call in calls if not re.match(IMPORTED_AS_IT_IS, call)]
+    assert not places
+
+
+# Names that are complete: of other packages, derived from __name__, and those of OPTION_MODULES.
+IMPORTED_AS_IT_IS = r"'torch'|'pedestal\.pedestal'|f'\{__name__\}|name\)?$"
 
 
 # -- recipes ---------------------------------------------------------------------------------------------------------

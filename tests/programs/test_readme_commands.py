@@ -7,6 +7,7 @@ import pytest
 
 import train as train_program
 from run_scripts import ROOT
+from tests.support import vocabulary_size
 from utils.options import get_args
 from utils.recipes import BENCHMARKS, CONFIGS, find_recipes
 
@@ -78,7 +79,7 @@ def test_a_methods_command_trains(command, data, clip, tmp_path, run_folder, mon
     weights, *size = OTHER_WEIGHTS.get(recipe_of(command).removesuffix('.yaml'), (clip, '64', '32'))
     small = ['--root_dir', data, '--pretrain_choice', weights, '--img_size', *size, '--batch_size', '8',
              '--test_batch_size', '8', '--limit_train', '16', '--num_epoch', '1', '--cmt_depth', '1', '--num_workers',
-             '0', '--device', 'cpu', '--output_dir', str(tmp_path / 'logs')]
+             '0', '--device', 'cpu', '--vocab_size', str(vocabulary_size()), '--output_dir', str(tmp_path / 'logs')]
     words = words_of(command)
     train_program.main([*words, *small])
     assert {'best.pth', 'last.pth', 'configs.yaml'} <= set(os.listdir(run_folder(get_args(words).dataset_name)))

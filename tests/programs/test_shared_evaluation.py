@@ -19,7 +19,6 @@ from datasets.synthpedes import generate
 from model.heads import Head, PredictsAttributes
 from processor.evaluation import Evaluator, embed
 from processor.recognition import recognize_attributes
-from tests.several import Processes
 from tests.support import HANG_TIMEOUT, small_archive
 from utils.errors import UserError
 
@@ -27,13 +26,6 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 CAPTIONS = [' '.join('a man in a long dark red coat with blue jeans and a bag'.split()[:length])
             for length in (3, 12, 6, 9, 4, 13, 5)]
 PIDS = [0, 0, 1, 1, 2, 2, 2]
-
-
-@pytest.fixture(scope='module')
-def processes():
-    started = Processes(2)
-    yield started
-    started.close()
 
 
 # -- embedding and ranking -------------------------------------------------------------------------------------------

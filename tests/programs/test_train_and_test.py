@@ -17,6 +17,7 @@ import train as train_program
 from datasets.pairs import PairDataset
 from processor.test_run import evaluate_dataset
 from processor.training_run import run_training
+from run_scripts import kill_and_resume
 from tests.several import start_program
 from tests.support import HANG_TIMEOUT, vocabulary_size
 from utils.checkpoint import read_checkpoint
@@ -208,12 +209,12 @@ def test_a_signal_saves_and_leaves_and_the_run_resumes_to_the_same_weights(comma
         assert journal(folder, kind) == journal(run_folder(root=expected), kind)
 
 
-def test_two_kills(tmp_path):
-    tool = subprocess.run([sys.executable, os.path.join(ROOT, 'run_scripts', 'kill_and_resume.py'), '--kills', '2',
-                           '--ids', '12', '--folder', str(tmp_path)], capture_output=True, text=True,
-                          timeout=HANG_TIMEOUT)
-    assert tool.returncode == 0, tool.stdout + tool.stderr
-    assert 'the same weights, best checkpoint and metrics after 2 kills' in tool.stdout
+def test_two_kills(clip, small_train_py, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(kill_and_resume, 'train_command', lambda processes: [sys.executable, small_train_py])
+    status = kill_and_resume.main(['--kills', '2', '--ids', '12', '--folder', str(tmp_path), '--', '--pretrain_choice',
+                                   clip, '--vocab_size', str(vocabulary_size())])
+    output = capsys.readouterr().out
+    assert status == 0 and 'the same weights, best checkpoint and metrics after 2 kills' in output, output
 
 
 def test_sigterm_to_the_group_with_workers_saves(start, tmp_path):
