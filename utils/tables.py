@@ -78,11 +78,11 @@ def wrap_cell(text, width):
     """Break a long text into lines, after spaces and the characters that join names.
 
     Example:
-        >>> wrap_cell('logs/CUHK-PEDES/irra', 10)
-        'logs/CUHK-\\nPEDES/irra'
+        >>> wrap_cell('logs/CUHK-PEDES/irra', 15)
+        'logs/\\nCUHK-PEDES/irra'
     """
     lines = ['']
-    for piece in re.findall(r'[^ /_+,-]{1,%d}[ /_+,-]?|[ /_+,-]' % width, text):
+    for piece in re.findall(r'[^ /_+,]{1,%d}[ /_+,]?|[ /_+,]' % width, text):
         if lines[-1] and len(lines[-1] + piece.rstrip()) > width:
             lines.append('')
         lines[-1] += piece
