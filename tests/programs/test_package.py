@@ -34,9 +34,8 @@ OTHERS = "NAME = 'of another package'\n"
 @pytest.fixture(scope='module')
 def wheel(tmp_path_factory):
     """The wheel, built of a copy of the repository, because setuptools writes into the folder."""
-    for package in ('pip', 'setuptools'):   # setuptools cannot be imported after Python's distutils
-        if importlib.util.find_spec(package) is None:
-            pytest.skip(f'{package} is not installed')
+    if not all(map(importlib.util.find_spec, ('pip', 'setuptools'))):
+        pytest.skip('pip or setuptools is not installed')
     copy = tmp_path_factory.mktemp('repository')
     for folder in FOLDERS:
         shutil.copytree(os.path.join(ROOT, folder), copy / folder, ignore=shutil.ignore_patterns('__pycache__'))
