@@ -26,6 +26,7 @@ from utils.errors import UserError
 from utils.logger import setup_logger
 from utils.machine import peak_bytes, synchronize
 from utils.options import replace_options
+from utils.rerank_options import PairScores, read_rerank_settings
 from utils.temporary import temporary_sibling
 
 logger = logging.getLogger('Pedestal.dry_run')
@@ -49,7 +50,8 @@ def run_dry(args):
     device = pick_device(args.device)
     require_packages(args.logger)
     with temporary_output(args.output_dir) as folder:
-        args = replace_options(args, output_dir=folder, keep='all', logger=('none',))      # no run at a service
+        # A logger may send metrics to a server, which would keep them.
+        args = replace_options(args, output_dir=folder, keep='all', logger=('none',))
         result = try_run(args, device)
         lines = format_result(result, args, shutil.disk_usage(folder).free, device)
     if comm.is_main_process():
@@ -107,7 +109,7 @@ class DryRunResult:
 def try_run(args, device):
     """Train two steps, evaluate, save, resume, and train one more step: a :class:`DryRunResult`."""
     run = prepare_training(args, device)
-    full_loader, fractions = run.loaders.train, [limit_evaluation(*pair) for pair in run.loaders.evaluations.values()]
+    full_loader, fraction = run.loaders.train, limit_evaluations(args, run.loaders)
     trainer = train_shortly(args, run, epochs=1, steps=STEPS)
     logger.info('%d steps and an evaluation of %s work', len(trainer.seconds), describe_evaluated(run.loaders))
     peak = comm.all_reduce_max(peak_bytes(device))
@@ -117,7 +119,7 @@ def try_run(args, device):
         step_seconds=trainer.seconds[-1], sample_seconds=measure_sample_seconds(full_loader),
         batch_size=-(-args.batch_size // comm.get_world_size()), workers=full_loader.num_workers,
         steps=len(full_loader), epochs=args.num_epoch, eval_period=args.eval_period,
-        evaluation_seconds=trainer.log.seconds_per_evaluation / min(fractions),
+        evaluation_seconds=trainer.log.seconds_per_evaluation / fraction,
         selection_seconds=trainer.measure_selection_seconds() * len(full_loader))
     first_seconds, pair_count = trainer.seconds, len(full_loader.dataset)
     del run, trainer, full_loader
@@ -128,8 +130,7 @@ def try_run(args, device):
     args = replace_options(args, resume=True, resume_ckpt_file=paths['last.pth'])
     with quiet_logs():      # the first part has logged the same
         run = prepare_training(args, device, read_checkpoint(paths['last.pth']))
-    for pair in run.loaders.evaluations.values():
-        limit_evaluation(*pair)
+    limit_evaluations(args, run.loaders)
     trainer = train_shortly(args, run, epochs=2, steps=1)
     logger.info('last.pth is resumed, and 1 more step works')
     return DryRunResult(estimate, first_seconds, trainer.seconds[-1], peak, sizes, pair_count)
@@ -203,10 +204,17 @@ def quiet_logs():
         logging.disable(before)
 
 
-def limit_evaluation(images, captions):
-    """Limit the loaders of a split to a few images and the same fraction of the captions, and return the fraction."""
+def limit_evaluations(args, loaders):
+    """Limit the evaluation to a few images of each dataset, and return the smallest fraction that is left."""
+    settings = read_rerank_settings(args, '--val_rerank')
+    count = max(EVALUATED_IMAGES, settings.count if isinstance(settings, PairScores) else 0)
+    return min(limit_evaluation(images, captions, count) for images, captions in loaders.evaluations.values())
+
+
+def limit_evaluation(images, captions, count):
+    """Limit the loaders of a split to the first images and the same fraction of the captions; return the fraction."""
     image_count, caption_count = len(images.sampler), len(captions.sampler)
-    kept = min(EVALUATED_IMAGES, image_count)
+    kept = min(count, image_count)
     images.sampler.limit(kept)
     captions.sampler.limit(-(-caption_count * kept // image_count))
     if getattr(images.dataset, 'attributes', None):

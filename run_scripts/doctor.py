@@ -27,13 +27,11 @@ import sys
 if __name__ == '__main__':      # if the tool runs as a file, search the repository instead of this folder
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
+from run_scripts import ROOT
 from run_scripts.benchmark.child import preload
 from utils.errors import UserError, run_program
 from utils.iotools import atomic_write, read_json
 from utils.options import Parser, get_args
-
-DEFAULT_RECIPE = os.path.join('configs', 'irra.yaml')
-
 
 def main(argv=None):
     own, words = build_doctor_parser().parse_known_args(list(sys.argv[1:] if argv is None else argv))
@@ -42,8 +40,7 @@ def main(argv=None):
         print(format_table([read_report(path) for path in own.rows]))
         return 0
     if not any(word.split('=')[0] == '--config_file' for word in words):
-        words = ['--config_file', os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
-                                               DEFAULT_RECIPE), *words]
+        words = ['--config_file', os.path.join(ROOT, 'configs', 'irra.yaml'), *words]
     args = get_args(words)      # wrong options are reported before anything is measured
     if own.out:
         check_writable(own.out)

@@ -225,9 +225,14 @@ def check_cores(facts, workers):
     return Check('cores', OK, finding)
 
 
+def is_disturbed(facts):
+    """Whether other programs used the cores before the measurement."""
+    return facts['load'] is not None and facts['load'] > MAX_LOAD * facts['cores']
+
+
 def check_load(facts):
     load = facts['load']
-    if load is not None and load > MAX_LOAD * facts['cores']:
+    if is_disturbed(facts):
         finding = f"{load:.1f} programs computed in the last minute, on {facts['cores']} cores"
         return Check('load', WARNING, finding,
                      'the measured times are too long: measure again on an idle machine')
@@ -271,6 +276,8 @@ def check_disk(free_bytes, checkpoint_bytes, output_dir):
         output_dir: the folder of the runs.
     """
     best, last = checkpoint_bytes
+    if free_bytes is None:
+        return Check('disk', WARNING, f'the free bytes of {output_dir} are unknown')
     needed = best + 2 * last        # an old last.pth stays until the new one is complete
     finding = (f'{format_bytes(free_bytes)} are free in {output_dir}; a run needs {format_bytes(needed)} '
                f'(best.pth {format_bytes(best)}, last.pth {format_bytes(last)} twice while it is written)')

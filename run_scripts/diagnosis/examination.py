@@ -4,6 +4,7 @@ import sys
 import torch
 
 from datasets.image_cache import format_bytes
+from model.clip_weights import OPENAI_SHA256
 from processor.estimates import RunEstimate
 from processor.progress import format_duration
 from run_scripts.benchmark.child import measure_in_child
@@ -14,7 +15,7 @@ from run_scripts.diagnosis.advice import (advise_on_memory, advise_on_precision,
                                           largest_batch)
 from run_scripts.diagnosis.check import FAILED, OK, WARNING, Check, run_check
 from run_scripts.diagnosis.environment import check_disk, check_environment, existing_parent, read_environment
-from run_scripts.diagnosis.inputs import check_data, check_weights
+from run_scripts.diagnosis.inputs import check_data, check_weights, openai_path
 from run_scripts.diagnosis.report import format_check
 from run_scripts.diagnosis.step import compare_precisions, measure_growth, measure_reading
 from utils.comm import pick_device
@@ -61,7 +62,9 @@ class Examination:
         self.check('step memory', self.measure_memory)
         self.check('reading', self.measure_reading)
         self.check('time', self.estimate_run)
-        self.advise()
+        self.check('advice', self.advise)
+        counts = {status: sum(check.status == status for check in self.checks) for status in (OK, WARNING, FAILED)}
+        print(f'{counts[OK]} checks are ok, {counts[WARNING]} are warnings, {counts[FAILED]} failed')
 
     def check(self, name, function, *arguments):
         """Add the checks that a function returns, and print them."""
@@ -151,11 +154,12 @@ class Examination:
     # -- what the checks share ---------------------------------------------------------------------------------------
 
     def step_words(self):
-        """The options of a step: with random weights if the published ones are missing, which are not downloaded."""
-        weights = next((check for check in self.checks if check.name == 'weights'), None)
-        if weights is None or weights.status != OK:
-            return [*self.words, '--pretrain_choice', random_weights_choice(self.args.pretrain_choice)]
-        return self.words
+        """The options of a step. Its weights are random if the published ones are missing: nothing is downloaded."""
+        choice, weights = self.args.pretrain_choice, [check for check in self.checks if check.name == 'weights']
+        if not weights or weights[0].status != OK:
+            return [*self.words, '--pretrain_choice', random_weights_choice(choice)]
+        is_openai = self.args.backbone == 'clip' and choice in OPENAI_SHA256
+        return [*self.words, '--pretrain_choice', openai_path(choice)] if is_openai else self.words
 
     @property
     def identities(self):
@@ -168,15 +172,17 @@ class Examination:
         if not rows:
             return None, 'no step was measured'
         last, counts = rows[-1], self.counts.get(args.val_dataset, (0, 0, 0))
-        pairs = (reading or {}).get('pairs') or min(self.counts.get('train', (0, 0, 0))[2], args.limit_train or 1e12)
+        reading = reading or {'sample_seconds': 0.0, 'workers': 0}
+        pairs = reading.get('pairs') or self.counts.get('train', (0, 0, 0))[2]
         if not pairs:
             return None, 'the number of training pairs is unknown'
+        pairs = min(pairs, args.limit_train or pairs)
         scale = args.batch_size / last['batch']
         note = '' if scale == 1 else f" (scaled from batch {last['batch']})"
         return RunEstimate(
-            step_seconds=last['seconds'] * scale, sample_seconds=(reading or {}).get('sample_seconds', 0.0),
-            batch_size=args.batch_size, workers=(reading or {}).get('workers', 0),
-            steps=(reading or {}).get('steps') or -(-int(pairs) // args.batch_size),
+            step_seconds=last['seconds'] * scale, sample_seconds=reading['sample_seconds'],
+            batch_size=args.batch_size, workers=reading['workers'],
+            steps=reading.get('steps') or -(-pairs // args.batch_size),
             evaluation_seconds=counts[1] * growth['image_seconds'] + counts[2] * growth['caption_seconds'],
             epochs=args.num_epoch, eval_period=args.eval_period,
             selection_seconds=growth['selection_seconds'] * pairs), note
@@ -191,9 +197,9 @@ class Examination:
         return measure_in_child(count_step_memory, words, [size]).get('peak_bytes', {}).get(size)
 
     def advise(self):
-        """Collect the advice and print it."""
+        """Collect the advice and print it. Returns no checks."""
         growth, args = self.measurements.get('growth'), self.args
-        if growth:
+        if growth and 'sample_bytes' in growth:
             fit = growth['sample_bytes'] and (growth['fixed_bytes'], growth['sample_bytes'])
             self.advice += advise_on_memory(fit, growth['usable_memory'], args.batch_size, self.count_checkpointed(),
                                             growth['micro_batch_unsupported'])
@@ -203,11 +209,11 @@ class Examination:
             self.advice += advise_on_precision(self.measurements['precisions']['rows'])
         for sentence in self.advice:
             print(format_check(Check('advice', '', sentence)))
-        counts = {status: sum(check.status == status for check in self.checks) for status in (OK, WARNING, FAILED)}
-        print(f"{counts[OK]} checks are ok, {counts[WARNING]} are warnings, {counts[FAILED]} failed")
+        return []
 
 
-# {precision: largest relative difference of an embedding}, about 30 times the rounding of a number
+# {precision: largest median of the embeddings' relative differences}, about 30 times the rounding of a number. A single
+# embedding can differ more: heads such as tse select tokens, and rounding changes which.
 TOLERANCES = {'float32': 1e-4, 'tf32': 2e-2, 'fp16': 2e-2, 'bf16': 1e-1}
 
 
@@ -216,7 +222,7 @@ def judge_precision(row, device, random_names):
     name = f"{device.type} {row['precision']}"
     if 'error' in row:
         return Check(name, WARNING, row['error'])
-    parts = [f"embedding {row['embedding']:.1e}"]
+    parts = [f"embedding {row['embedding']:.1e} (at most {row['largest_embedding']:.1e})"]
     if 'loss' in row:
         parts.append(f"{row['loss_name']} {row['loss']:.1e}")
     if 'gradient' in row:

@@ -96,7 +96,7 @@ def check_weights(args):
         return [Check('weights', OK, f'{choice}: random weights')]
     path = os.path.expanduser(choice)
     if args.backbone == 'clip' and choice in OPENAI_SHA256:
-        return [check_openai_file(choice, os.path.expanduser(f'~/.cache/clip/{file_stem(choice)}.pt'))]
+        return [check_openai_file(choice, openai_path(choice))]
     if os.path.isfile(path):
         return [Check('weights', OK, f'{path}, sha256 {compute_sha256(path)}')]
     if args.backbone == 'open_clip':
@@ -107,6 +107,11 @@ def check_weights(args):
     except UserError as error:
         return [Check('weights', WARNING, f'{choice}: {error}', 'the step uses random weights of the same shape')]
     return [Check('weights', OK, f'{choice}: complete')]
+
+
+def openai_path(choice):
+    """The path of the file of one of OpenAI's models, which may be missing."""
+    return os.path.expanduser(f'~/.cache/clip/{file_stem(choice)}.pt')
 
 
 def check_openai_file(choice, path):

@@ -3,6 +3,8 @@ import os
 import textwrap
 
 from datasets.image_cache import format_bytes
+from run_scripts import ROOT
+from run_scripts.diagnosis.environment import is_disturbed
 from utils.tables import format_markdown
 
 WIDTH, STATUS_WIDTH, NAME_WIDTH = 120, 9, 14
@@ -31,7 +33,7 @@ def format_check(check):
 def describe_paths(args):
     """``{path: name}`` of the folders that the JSON file does not hold: those of options, the home and Pedestal's."""
     paths = {'<output_dir>': args.output_dir, '<root_dir>': args.root_dir, '<home>': '~',
-             '<pedestal>': os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))}
+             '<pedestal>': ROOT}
     hidden = {}
     for name, path in paths.items():
         for form in (path, os.path.abspath(os.path.expanduser(path)), os.path.realpath(os.path.expanduser(path))):
@@ -44,7 +46,10 @@ def describe_paths(args):
 
 
 def format_row(report):
-    """The row of docs/performance.md of one JSON file, the largest measured batch: a list of texts."""
+    """The row of docs/performance.md of one JSON file, the largest measured batch: a list of texts.
+
+    If other programs used the cores, the times are missing.
+    """
     machine, options, measured = report['machine'], report['options'], report['measurements']
     kind, _, index = machine['device'].partition(':')
     processor = machine['gpus'][int(index or 0)]['name'] if kind == 'cuda' else machine['cpu']
@@ -55,8 +60,9 @@ def format_row(report):
     cells = [f"{processor}, PyTorch {machine['torch']}", options['loss_names'], report['precision']]
     if rows:
         last, growth = rows[-1], measured['growth']
-        cells += [f"{last['batch']}", f"{1000 * last['seconds']:.4g}", f"{last['batch'] / last['seconds']:.4g}",
-                  format_bytes(last['peak_bytes']),
+        times = [f"{1000 * last['seconds']:.4g}", f"{last['batch'] / last['seconds']:.4g}"]
+        times = ['-', '-'] if is_disturbed(machine) else times
+        cells += [f"{last['batch']}", *times, format_bytes(last['peak_bytes']),
                   format_bytes(growth['sample_bytes']) if growth['sample_bytes'] else '-']
     else:
         cells += ['-'] * 5

@@ -124,7 +124,7 @@ def test_memory_of_a_step_grows_with_the_batch_and_shrinks_with_grad_checkpoint(
     assert counted['state_bytes'] == pytest.approx(3 * 4 * counted['trained'], rel=0.02)     # and Adam's two moments
     assert 4 / 3 * counted['state_bytes'] < small and large - middle == pytest.approx(middle - small, rel=0.05)
     assert count_step_memory(words, [64])['peak_bytes'][64] == pytest.approx(middle, rel=0.001)
-    assert count_step_memory([*words, '--grad_checkpoint', '--amp', 'bf16'], [96])['peak_bytes'][96] < small
+    assert count_step_memory([*words, '--grad_checkpoint'], [96])['peak_bytes'][96] < middle
 
 
 def test_repeated_rows_are_other_pairs():

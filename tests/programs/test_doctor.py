@@ -64,6 +64,9 @@ def test_a_machine_without_data_is_measured_and_the_file_names_no_folder(tmp_pat
     assert main(['--rows', str(file)]) == 0
     row = capsys.readouterr().out.splitlines()[-1]
     assert '| sdm+mlm+id | float32 | 4 |' in row and row.count('|') == len(report.HEADER) + 1
+    for load in (0.0, 99.0):        # if other programs compute, there are no times
+        content['machine']['load'] = load
+        assert (report.format_row(content)[4:6] == ['-', '-']) == (load > 1)
 
 
 def test_a_broken_check_hides_no_other(tmp_path, capsys, monkeypatch, in_this_process):
@@ -168,7 +171,7 @@ def test_precisions_of_a_gpu():
 
 @pytest.mark.parametrize('embedding, status', [(0.01, 'ok'), (0.5, 'failed'), (float('nan'), 'failed')])
 def test_a_precision_that_differs_too_much_fails(embedding, status):
-    row = {'precision': 'bf16', 'embedding': embedding, 'loss': 0.1, 'loss_name': 'sdm_loss'}
+    row = {'precision': 'bf16', 'embedding': embedding, 'largest_embedding': 0.6, 'loss': 0.1, 'loss_name': 'sdm_loss'}
     assert examination.judge_precision(row, torch.device('cuda'), ['mae_loss']).status == status
 
 
