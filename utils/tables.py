@@ -4,7 +4,7 @@ import re
 from prettytable import PrettyTable
 
 MAX_WIDTH = 120     # characters of a line of a text table
-MAX_CELL = 56       # characters of a line of a cell, so that two such columns fit
+MIN_CELL, MAX_CELL = 12, 56     # characters of a line of a long cell, in a table that fits and in one that does not
 METRICS = ('R1', 'R5', 'R10', 'mAP', 'mINP')                          # of retrieval
 ATTRIBUTE_METRICS = ('mA', 'accuracy', 'precision', 'recall', 'F1')   # of attribute recognition
 
@@ -12,10 +12,10 @@ ATTRIBUTE_METRICS = ('mA', 'accuracy', 'precision', 'recall', 'F1')   # of attri
 def format_text(heading, header, rows):
     """A table of at most ``MAX_WIDTH`` columns.
 
-    Long cells continue on the next line. A table that is still too wide continues below, with its first column again.
+    Cells of words continue on the next line. A table that is still too wide continues below, with its first column
+    again. Numbers stay on one line.
     """
-    rows = [[wrap_cell(cell) for cell in row] for row in rows]
-    columns = list(zip(header, *rows)) if rows else [(name,) for name in header]
+    columns = fit_columns(list(zip(header, *rows)) if rows else [(name,) for name in header])
     blocks = [format_block([columns[0], *block]) for block in split_columns(columns)]
     return '\n'.join([heading, *blocks])
 
@@ -53,7 +53,28 @@ def format_block(columns):
     return table.get_string()
 
 
-def wrap_cell(text, width=MAX_CELL):
+def fit_columns(columns):
+    """Wrap the cells of words, as few as possible, so that the columns fit next to each other.
+
+    If they cannot fit, cells have at most ``MAX_CELL`` characters in a line.
+    """
+    has_words = [any(re.search('[A-Za-z]{2}', cell) for cell in column[1:]) for column in columns]
+    limits, wrapped = [MAX_WIDTH] * len(columns), columns
+    while sum(map(column_width, wrapped)) + 1 > MAX_WIDTH:
+        widths = [column_width(column) - 3 if words else 0 for column, words in zip(wrapped, has_words)]
+        widest = widths.index(max(widths))
+        if widths[widest] <= MIN_CELL:
+            return [wrap_column(column, MAX_CELL) for column in columns]
+        limits[widest] = widths[widest] - 1
+        wrapped = [wrap_column(column, limit) for column, limit in zip(columns, limits)]
+    return wrapped
+
+
+def wrap_column(column, width):
+    return [wrap_cell(cell, width) for cell in column]
+
+
+def wrap_cell(text, width):
     """Break a long text into lines, after spaces and the characters that join names.
 
     Example:

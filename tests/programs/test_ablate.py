@@ -74,8 +74,16 @@ def cells_of(command):
 
 
 def line_of(text, start):
-    line, = (line for line in text.splitlines() if line.startswith(f'| {start} '))
-    return [cell.strip() for cell in line.strip('|').split('|')]
+    """The cells of a row. They may have several lines, and a wide table continues below with its first column again."""
+    parts, is_row = [], False
+    for line in text.splitlines():
+        first, *others = (cell.strip() for cell in line.strip('|').split('|'))
+        if not line.startswith('|') or first:
+            is_row = line.startswith(f'| {start} ')
+            parts += [others] if is_row else []
+        elif is_row:
+            parts[-1] = [' '.join(filter(None, lines)) for lines in zip(parts[-1], others)]
+    return [start, *(cell for cells in parts for cell in cells)]
 
 
 def without_training(monkeypatch):
@@ -128,7 +136,7 @@ def test_the_table_holds_mean_and_sample_deviation(grid, capsys, monkeypatch):
         assert line_of(markdown, losses)[2:-1] == expected
         latex_row = ' & '.join([losses, '2', *expected]).replace('±', r'$\pm$')
         assert latex_row in (grid['folder'] / 'table.tex').read_text()
-    assert 'color words, garment bands' in before and 'on the test split' in before
+    assert 'color words, garment bands' in markdown and 'on the test split' in before
     assert not list(grid['folder'].glob('*.tmp'))
 
 
@@ -182,7 +190,8 @@ def test_a_broken_run_is_a_row_and_others_go_on(grid, clip, capsys):
     # another grid has trained it with the same settings
     assert '1 of 2 runs are finished already' in output.err
     assert all(path.joinpath('output.txt').stat().st_mtime_ns == moment for path, moment in began.items())
-    broken, expected = (next(line for line in output.out.splitlines() if name in line) for name in ('nowhere.pt', clip))
+    lines = (grid['folder'] / 'table.md').read_text().splitlines()      # in one line for each row
+    broken, expected = (next(line for line in lines if name in line) for name in ('nowhere.pt', clip))
     assert '| seed 1: ' in broken and 'nowhere.pt' in broken.split('seed 1: ')[1] and 'Traceback' not in output.out
     assert 'failed: ' in output.err and ' ± - ' in expected
 
@@ -235,7 +244,8 @@ def test_a_single_seed_and_results_on_other_datasets_are_told(common, tmp_path, 
     stub(monkeypatch, tmp_path, FINISHED)
     command = ['--loss_names', 'sdm', '--output_dir', str(tmp_path / 'out'), *common]
     assert ablate.main(command) == 0
-    assert line_of(capsys.readouterr().out, 'sdm')[-1] == 'one seed has no deviation'
+    markdown = (tmp_path / 'out' / 'table.md').read_text()     # in one line for each row
+    assert line_of(markdown, 'sdm')[-1] == 'one seed has no deviation'
     best, = (tmp_path / 'out').glob('*/CUHK-PEDES/run/best.pth')
     elsewhere = dict.fromkeys(METRICS, 12.5)
     for dataset, checksum in (('RSTPReid', compute_sha256(best)), ('ICFG-PEDES', 'of other weights'),
@@ -244,7 +254,8 @@ def test_a_single_seed_and_results_on_other_datasets_are_told(common, tmp_path, 
                    'produced_by': {'dataset': dataset, 'checkpoint_sha256': checksum}}
         best.with_name(f'metrics_{dataset}.json').write_text(json.dumps(content))
     assert ablate.main(['--table_only', *command]) == 0
-    original, other = (line for line in capsys.readouterr().out.splitlines() if line.startswith('| sdm '))
+    lines = (tmp_path / 'out' / 'table.md').read_text().splitlines()
+    original, other = (line for line in lines if line.startswith('| sdm '))
     assert '30.00 ± -' in original and '12.50 ± -' in other and 'tested on RSTPReid, test split' in other
 
 

@@ -503,12 +503,13 @@ def test_what_is_disturbed_is_not_compared():
     assert not any('speed' in variant for variant in variants)
 
 
-def test_what_does_not_fit_is_not_tried(monkeypatch, capsys):
+def test_what_does_not_fit_is_not_tried(monkeypatch, tmp_path):
     monkeypatch.setattr(program, 'QUICK', replace(SMALL, rankings=(('huge', 10, 10_000, 100),)))
     monkeypatch.setattr(machine, 'available_memory', lambda: 22_000_000)    # the embeddings take 20.5
     monkeypatch.setattr(machine, 'matrix_rate', lambda device: {'matrix_rate': 1e9, 'matrix_precision': 'float32'})
     for module in (program, rows):
         monkeypatch.setattr(module, 'measure_in_child', measure_here)
-    assert program.main(['--quick', '--parts', 'rank', '--device', 'cpu']) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if '| huge ' in line]
+    markdown = tmp_path / 'rank.md'
+    assert program.main(['--quick', '--parts', 'rank', '--device', 'cpu', '--markdown', str(markdown)]) == 0
+    lines = [line for line in markdown.read_text().splitlines() if '| huge ' in line]
     assert ['does not fit (needs 24.2 MB)' in line and '| -' in line for line in lines] == [False, False, True]

@@ -1,5 +1,6 @@
 """The installed package: its wheel, the command ``pedestal``, and its names next to those of other packages."""
 import email
+import importlib.util
 import os
 import pathlib
 import re
@@ -22,8 +23,6 @@ from utils.recipes import CONFIGS, read_options
 from utils.safe_yaml import read_yaml
 from utils.version import __version__
 
-# Processes of xdist build the wheel once each: one process runs these tests if it distributes groups.
-pytestmark = pytest.mark.xdist_group('package')
 FOLDERS = 'package', 'datasets', 'model', 'processor', 'run_scripts', 'solver', 'utils', 'configs'
 FILES = ('setup.py', 'pyproject.toml', 'train.py', 'test.py', 'pedestal.py', 'README.md', 'LICENSE', 'requirements.txt',
          'requirements-docs.txt', 'requirements-test.txt', 'data/bpe_simple_vocab_16e6.txt.gz')
@@ -35,8 +34,8 @@ OTHERS = "NAME = 'of another package'\n"
 @pytest.fixture(scope='module')
 def wheel(tmp_path_factory):
     """The wheel, built of a copy of the repository, because setuptools writes into the folder."""
-    for package in ('pip', 'setuptools'):
-        pytest.importorskip(package, reason=f'{package} is not installed')
+    if not all(map(importlib.util.find_spec, ('pip', 'setuptools'))):
+        pytest.skip('pip or setuptools is not installed')
     copy = tmp_path_factory.mktemp('repository')
     for folder in FOLDERS:
         shutil.copytree(os.path.join(ROOT, folder), copy / folder, ignore=shutil.ignore_patterns('__pycache__'))

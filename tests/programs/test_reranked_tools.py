@@ -89,6 +89,18 @@ def test_photos_are_found_in_the_new_order(trained, people, photos, capsys, tmp_
     assert list(index.reranked_searches) == [SETTINGS]
 
 
+def test_photos_that_are_gone_are_no_neighbors(people, photos, tmp_path):
+    folder = shutil.copytree(photos, tmp_path / 'fewer')
+    people.index_images(folder)
+    os.remove(folder / '03.jpg')
+    index = people.index_images(folder)
+    paths = [str(folder / name) for name in index.paths]
+    assert index.embedding_count == len(paths) + 1 == 12
+    torch.testing.assert_close(index.read_embeddings(), people.encode_images(paths))
+    assert dict(people.search(TEXT, index, rerank=SETTINGS)) == pytest.approx(
+        dict(people.search(TEXT, paths, rerank=SETTINGS)))
+
+
 def test_the_test_split_is_found_in_the_new_order(trained, people, capsys, tmp_path):
     args = demo.build_demo_parser().parse(['--config_file', trained, *WORDS])
     caption = people.split.captions[0]

@@ -10,12 +10,12 @@ import yaml
 import train as train_program
 from model import build_model, clip_weights
 from model.aptm_weights import swin_file
-from tests.support import options, small_archive, small_model
+from tests.support import SMALL_VOCABULARY, options, small_archive, small_model
 from tests.model.test_aptm import tiny
 from utils.checkpoint import read_checkpoint, init_from_checkpoint
 from utils.errors import UserError
 
-SIZES = dict(img_size=(64, 32), text_length=77, vocab_size=49408, cmt_depth=1)
+SIZES = dict(img_size=(64, 32), text_length=77, vocab_size=SMALL_VOCABULARY, cmt_depth=1)
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def offline(monkeypatch, tmp_path):
     (shapes / 'ViT-B-16.yaml').write_text(
         'embed_dim: 64\nimage_resolution: 64\nvision_layers: 1\nvision_width: 64\nvision_patch_size: 16\n'
         'text_length: 77\n'
-        'vocab_size: 49408\ntext_width: 64\ntext_layers: 1\n')
+        f'vocab_size: {SMALL_VOCABULARY}\ntext_width: 64\ntext_layers: 1\n')
     monkeypatch.setattr(clip_weights, 'SHAPES_FOLDER', str(shapes))
     monkeypatch.setattr(clip_weights, 'openai_file', refuse)
 

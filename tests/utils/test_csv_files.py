@@ -65,7 +65,7 @@ def test_captions_of_queries_csv_are_neutral_and_read_again(tmp_path):
 
 def test_captions_of_compare_and_runs_of_matrix_are_neutral(tmp_path):
     """Other CSV files: a caption and a run's folder that begin like a formula."""
-    model = compare.Model('=a', [compare.Run('a', {}, queries(['=cmd()', 'a man']), True)])
+    model = compare.Model('=a', 'a', [compare.Run('a', {}, queries(['=cmd()', 'a man']), True)])
     compare.write_captions(str(tmp_path / 'out.csv'), [model], model.runs[0].queries)
     assert (tmp_path / 'out.csv').read_text() == "pid,query,'=a\n0,'=cmd(),100.0\n1,a man,100.0\n"
     assert raw(matrix.format_csv([matrix.Cell('@run', 'A', 'B', {'R1': -1.5})]))[1][:4] == ["'@run", 'A', 'B', '-1.5']

@@ -14,12 +14,19 @@ def test_a_narrow_table_has_one_line_per_row():
 
 def test_a_wide_table_continues_below_with_its_first_column():
     header = ['run', *(f'column {number}' for number in range(6))]
-    rows = [[f'run {row}', *(f'value {row} of {number}' + 10 * '.' for number in range(6))] for row in range(2)]
+    rows = [[f'run {row}', *(f'6{row}.0{number} / 61.00 (-1.00)' for number in range(6))] for row in range(2)]
     text = format_text('title', header, rows)
     assert max(map(len, text.splitlines())) <= MAX_WIDTH
     blocks = [lines_of(text)[start:start + 3] for start in (0, 3)]
     assert [block[0][0] for block in blocks] == ['run', 'run'] and len(lines_of(text)) == 6
     assert [first[1:] + second[1:] for first, second in zip(*blocks)] == [line[1:] for line in [header, *rows]]
+
+
+def test_words_continue_on_the_next_line_and_numbers_do_not():
+    note = 'word ' * 30
+    text = format_text('title', ['run', *'abcd', 'note'], [['one', *['60.00 (0.50)'] * 4, note.strip()]])
+    assert max(map(len, text.splitlines())) <= MAX_WIDTH and text.count('run') == 1
+    assert ' '.join(line[-1] for line in lines_of(text)[1:]).split() == note.split()
 
 
 def test_a_long_cell_continues_on_the_next_line():
