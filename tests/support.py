@@ -193,18 +193,18 @@ def compute_gradients(model, batch, micro_batch=None):
     return build_step(model, torch.optim.SGD(model.parameters(), lr=0.0), micro_batch)(batch)
 
 
-def assert_falls(losses, factor, floor=0.0):
+def assert_falls(losses, factor, offset=0.0):
     """Assert that a loss falls below ``factor`` of its first value, plus ``floor``.
 
     Args:
         losses: the losses of as many steps as the loss may take. If they are a generator, the steps after the one
             that reaches the bound are not trained.
-        factor, floor: the bound is ``factor * first loss + floor``.
+        factor, offset: the bound is ``factor * first loss + offset``.
     """
     history = []
     for loss in losses:
         history.append(loss.detach().item())
-        if history[-1] < factor * history[0] + floor:
+        if history[-1] < factor * history[0] + offset:
             return
     raise AssertionError(f'every tenth loss: {history[::10]}')
 

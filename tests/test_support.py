@@ -64,7 +64,7 @@ def test_the_tests_options_are_the_command_lines(changes):
 
 def test_a_loss_must_fall_below_its_bound():
     assert_falls(torch.tensor([4.0, 5.0, 1.9]), 0.5)
-    assert_falls(torch.tensor([4.0, 2.1]), 0.5, floor=0.2)
+    assert_falls(torch.tensor([4.0, 2.1]), 0.5, offset=0.2)
     for losses in ([4.0, 2.1], [4.0, float('nan')]):
         with pytest.raises(AssertionError, match='every tenth loss'):
             assert_falls(torch.tensor(losses), 0.5)

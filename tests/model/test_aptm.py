@@ -64,7 +64,7 @@ def test_head_overfits_a_fixed_batch(loss_names, monkeypatch):
             loss.backward()
             optimizer.step()
             yield loss
-    assert_falls(losses(), 0.1, floor=0.02)
+    assert_falls(losses(), 0.1, offset=0.02)
 
 
 def test_matching_learns_a_fixed_batch_with_random_negatives():

@@ -76,7 +76,7 @@ def test_an_example_overfits_a_batch_alone_and_with_other_losses(archive, name):
     for loss_names in (name, f'sdm+id+{name}'):
         model = small_model(archive, loss_names, temperature=0.1).train()
         step, batch = make_step(model), small_batch()
-        assert_falls((total_loss(step(batch)) for _ in range(60)), 0.1, floor=0.02)
+        assert_falls((total_loss(step(batch)) for _ in range(60)), 0.1, offset=0.02)
 
 
 def test_an_added_embedding_is_part_of_the_score_and_does_not_change_the_others(archive):

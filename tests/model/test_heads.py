@@ -49,7 +49,7 @@ def test_head_overfits_a_fixed_batch(archive, loss_names, monkeypatch):
             loss.backward()
             optimizer.step()
             yield loss - sum(results[f'{name}_loss'] for name in POSITIVE_MINIMUM if f'{name}_loss' in results)
-    assert_falls(losses(), 0.05, floor=0.02)
+    assert_falls(losses(), 0.05, offset=0.02)
 
 
 def test_every_head_reports_a_loss_and_plain_scalars(archive):
