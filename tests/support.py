@@ -194,7 +194,7 @@ def compute_gradients(model, batch, micro_batch=None):
 
 
 def assert_falls(losses, factor, offset=0.0):
-    """Assert that a loss falls below ``factor`` of its first value, plus ``floor``.
+    """Assert that a loss falls below ``factor`` of its first value, plus ``offset``.
 
     Args:
         losses: the losses of as many steps as the loss may take. If they are a generator, the steps after the one
