@@ -1,10 +1,4 @@
 """Datasets. ``from datasets import build_dataloader`` works as in IRRA; the package itself does not import PyTorch."""
-import importlib
+from utils.declarations import lazy_attributes
 
-from utils.plugins import qualify
-
-
-def __getattr__(name):
-    if name == 'build_dataloader':
-        return importlib.import_module(qualify('datasets.build')).build_dataloader
-    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+__getattr__ = lazy_attributes(__name__, {'build_dataloader': 'datasets.build'})

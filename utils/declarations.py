@@ -40,6 +40,54 @@ def import_plugin(name):
     return importlib.import_module(qualify(name))
 
 
+def lazy_attributes(module, exported):
+    """Return the ``__getattr__`` of a package that imports on first use what needs PyTorch.
+
+    Args:
+        module: the package's ``__name__``.
+        exported: ``{name: module that defines it}``.
+
+    Example:
+        >>> __getattr__ = lazy_attributes('model.heads', {'Head': 'model.heads.head'})
+        >>> __getattr__('Head').__name__
+        'Head'
+    """
+    def import_attribute(name):
+        if name in exported:
+            return getattr(import_plugin(exported[name]), name)
+        raise AttributeError(f'module {module!r} has no attribute {name!r}')
+    return import_attribute
+
+
+class PluginRegistry:
+    """The classes of a package whose files are plug-ins. Calling it returns ``{name: class}``.
+
+    Before PyTorch is imported, the classes are declarations (:func:`load_declarations`). They are collected once, and
+    once more after PyTorch is imported.
+
+    Args:
+        package: the name of the package, such as 'model.tunings'.
+        base: the full name of the base class, such as 'model.tunings.tuning.Tuning'.
+    """
+
+    def __init__(self, package, base):
+        self.package = package
+        self.base_module, _, self.base_name = base.rpartition('.')
+        self.classes = {}       # {whether PyTorch was imported: {name: class}}
+
+    def __call__(self):
+        is_imported = is_pytorch_loaded()
+        if is_imported not in self.classes:
+            base = getattr(load_plugin(self.base_module), self.base_name)
+            path = import_plugin(self.package).__path__
+            self.classes = {is_imported: find_named_classes(self.package, path, base)}
+        return self.classes[is_imported]
+
+    def cache_clear(self):
+        """Forget the classes, so that the next call finds new files."""
+        self.classes = {}
+
+
 def find_named_classes(package, path, base):
     """Return ``{name: class}`` of the subclasses of ``base`` that have a ``name``, in all files of a package.
 

@@ -4,40 +4,14 @@ A backbone owns what its family takes for granted: widths of tokens and embeddin
 statistics, the source of its weights, parameter names in checkpoints, and learning rates. ``docs/backbones.md``
 explains how to add one. Importing this package does not import PyTorch (:mod:`utils.declarations`).
 """
-import functools
-import importlib
-
 from utils import options
-from utils.declarations import find_named_classes, is_pytorch_loaded, load_plugin
+from utils.declarations import PluginRegistry, lazy_attributes
 from utils.errors import UserError, unknown_name_error
 from utils.help_pages import Topic, first_sentence, own_docstring
-from utils.plugins import qualify
 
 EXPORTED = {'Backbone': 'model.backbones.backbone'}
-
-
-def __getattr__(name):
-    """Import :class:`Backbone`, which needs PyTorch, when it is asked for."""
-    if name in EXPORTED:
-        return getattr(importlib.import_module(qualify(EXPORTED[name])), name)
-    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-
-
-def registry():
-    """Return {name: Backbone class} of every file in this folder.
-
-    Before PyTorch is imported, the classes are declarations (:func:`~utils.declarations.load_declarations`).
-    """
-    return collect_backbones(is_pytorch_loaded())
-
-
-@functools.lru_cache(maxsize=1)
-def collect_backbones(imported):
-    """Collect the classes for :func:`registry`: declarations at first, and once more after PyTorch is imported."""
-    return find_named_classes(__name__, __path__, load_plugin('model.backbones.backbone').Backbone)
-
-
-registry.cache_clear = collect_backbones.cache_clear
+__getattr__ = lazy_attributes(__name__, EXPORTED)     # such as Backbone, which needs PyTorch
+registry = PluginRegistry(__name__, 'model.backbones.backbone.Backbone')
 
 
 def backbone_class(args):

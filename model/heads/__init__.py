@@ -6,20 +6,12 @@ explains a complete example. Importing this package does not import PyTorch (:mo
 :mod:`model.head_registry` finds the files, :mod:`model.loss_names` parses ``--loss_names``, and
 :mod:`model.head_options` adds the heads' options to the parser.
 """
-import importlib
-
 from model.heads.mixins import (  # noqa: F401
     AddsEmbedding, BarPanels, DrawsAttentionMaps, EnabledByOptions, HasPairLosses, HasPairState, HasReferenceNames,
     HasReport, HasSchedule, HasTrainingOnlyParts, HeadReport, ImageTable, PairState, PredictsAttributes, PreparesOnHost,
     RefinesEmbedding, ScoresPairs, SelectsCleanPairs, TrainsInMicroBatches, TransformsBatch, UsesAllGather,
 )
-from utils.plugins import qualify
+from utils.declarations import lazy_attributes
 
 EXPORTED = dict.fromkeys(('Head', 'head_error_context', 'describe_head'), 'model.heads.head')
-
-
-def __getattr__(name):
-    """Import what needs PyTorch on first use: ``from model.heads import Head``."""
-    if name in EXPORTED:
-        return getattr(importlib.import_module(qualify(EXPORTED[name])), name)
-    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+__getattr__ = lazy_attributes(__name__, EXPORTED)

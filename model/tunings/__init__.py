@@ -4,40 +4,14 @@ A tuning owns its parameters with their initial values, options and learning rat
 its losses, and the backbones that it fits. ``docs/adding_a_tuning.md`` explains how to add one. Importing this package
 does not import PyTorch (:mod:`utils.declarations`).
 """
-import functools
-import importlib
-
 from utils import options
-from utils.declarations import find_named_classes, is_pytorch_loaded, load_plugin
+from utils.declarations import PluginRegistry, lazy_attributes
 from utils.errors import UserError, unknown_name_error
 from utils.help_pages import Topic, first_sentence, own_docstring
-from utils.plugins import qualify
 
 EXPORTED = dict.fromkeys(('Tuning', 'apply_tuning'), 'model.tunings.tuning')
-
-
-def __getattr__(name):
-    """Import what needs PyTorch on first use: ``from model.tunings import Tuning``."""
-    if name in EXPORTED:
-        return getattr(importlib.import_module(qualify(EXPORTED[name])), name)
-    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-
-
-def registry():
-    """Return {name: Tuning class} of every file in this folder.
-
-    Before PyTorch is imported, the classes are declarations (:func:`~utils.declarations.load_declarations`).
-    """
-    return collect_tunings(is_pytorch_loaded())
-
-
-@functools.lru_cache(maxsize=1)
-def collect_tunings(imported):
-    """Collect the classes for :func:`registry`: declarations at first, and once more after PyTorch is imported."""
-    return find_named_classes(__name__, __path__, load_plugin('model.tunings.tuning').Tuning)
-
-
-registry.cache_clear = collect_tunings.cache_clear
+__getattr__ = lazy_attributes(__name__, EXPORTED)     # such as Tuning, which needs PyTorch
+registry = PluginRegistry(__name__, 'model.tunings.tuning.Tuning')
 
 
 def tuning_class(args):

@@ -3,39 +3,17 @@
 ``docs/training_tools.md`` explains how to add one. Importing this package does not import PyTorch
 (:mod:`utils.declarations`).
 """
-import functools
-import importlib
 import importlib.util
 
 from utils import options
-from utils.declarations import find_named_classes, is_pytorch_loaded, load_plugin
+from utils.declarations import PluginRegistry, lazy_attributes
 from utils.errors import UserError
 from utils.help_pages import first_sentence
 from utils.option_types import Effect
-from utils.plugins import qualify
 
 EXPORTED = {'MetricsLogger': 'processor.loggers.logger'}
-
-
-def __getattr__(name):
-    """Import the base class on first use: ``from processor.loggers import MetricsLogger``."""
-    if name in EXPORTED:
-        return getattr(importlib.import_module(qualify(EXPORTED[name])), name)
-    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-
-
-def registry():
-    """Return {name: MetricsLogger class} of every file in this folder; declarations before PyTorch is imported."""
-    return collect_loggers(is_pytorch_loaded())
-
-
-@functools.lru_cache(maxsize=1)
-def collect_loggers(imported):
-    """Collect the classes for :func:`registry`: declarations at first, and once more after PyTorch is imported."""
-    return find_named_classes(__name__, __path__, load_plugin('processor.loggers.logger').MetricsLogger)
-
-
-registry.cache_clear = collect_loggers.cache_clear
+__getattr__ = lazy_attributes(__name__, EXPORTED)     # such as MetricsLogger, which needs PyTorch
+registry = PluginRegistry(__name__, 'processor.loggers.logger.MetricsLogger')
 
 
 def require_packages(names):
