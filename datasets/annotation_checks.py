@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 
 from datasets.captions import caption_problem, is_encodable, looks_like_list
 from datasets.side_texts import side_text_problem
-from utils.errors import UserError, describe_type, unknown_name_error
+from utils.errors import UserError, add_article, describe_type, unknown_name_error
 from utils.simple_tokenizer import END, MASK, START, clean_text
 
 SPLITS = ('train', 'val', 'test')
@@ -36,7 +36,7 @@ def entry_problem(entry, image_key, has_captions=True):
         if field not in entry:
             return f"has no field '{field}'"
         if not isinstance(entry[field], kind) or isinstance(entry[field], bool):
-            return f"has a '{field}' that is {describe_type(entry[field])} instead of a {kind.__name__}"
+            return f"has a '{field}' that is {describe_type(entry[field])} instead of {add_article(kind.__name__)}"
     if not 0 <= entry['id'] < 2 ** 31:
         return f"has the impossible id {entry['id']}"
     if entry['split'] not in SPLITS:

@@ -34,7 +34,9 @@ sys.path.insert(0, {root!r})
 def main():
     for path in sorted(glob.glob('**/*.py', root_dir={root!r}, recursive=True)):
         name = path.removesuffix('.py').removesuffix(os.sep + '__init__').replace(os.sep, '.')
-        if not name.startswith(('tests', 'docs', 'conftest', '.')) and not name.endswith('__main__'):
+        # Those of the installed package, and the example of an export, are not imported from the repository.
+        others = ('tests', 'docs', 'conftest', 'package', 'setup', 'run_scripts.exports.onnx_example', '.')
+        if not name.startswith(others) and not name.endswith('__main__'):
             importlib.import_module(name)
     import test
     import train

@@ -107,8 +107,17 @@ def describe_type(value):
         >>> describe_type(3), describe_type([])
         ('an int', 'a list')
     """
-    name = type(value).__name__
-    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
+    return add_article(type(value).__name__)
+
+
+def add_article(noun):
+    """Put 'a' or 'an' before a noun.
+
+    Example:
+        >>> add_article('int'), add_article('list')
+        ('an int', 'a list')
+    """
+    return f"{'an' if noun[0] in 'aeiouAEIOU' else 'a'} {noun}"
 
 
 def is_out_of_files(error):

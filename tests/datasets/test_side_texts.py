@@ -100,7 +100,7 @@ def test_captions_without_second_captions_are_an_error(training, make_dataset, t
 @pytest.mark.parametrize('value, problem', [
     (['x'], "has 'diversity_captions' that are no list of 2 second captions, one for each caption"),
     ('text', "has 'diversity_captions' that are no list of 2"), (['a', []], 'element 2 is an empty list'),
-    ([['a', []], 'b'], 'element 1 has a sub-sentence without rewritings'), (['a', 3], 'element 2 holds a int instead'),
+    ([['a', []], 'b'], 'element 1 has a sub-sentence without rewritings'), (['a', 3], 'element 2 holds an int instead'),
     ([[['a', None]], 'b'], 'element 1 holds a NoneType instead of a text'), ([[' '], 'b'], 'holds an empty caption'),
     (['a', '["b", "c"]'], 'element 2 holds a list that is written as text'),
     (['a', "[['b']]"], 'element 2 holds a list that is written as text')])
@@ -203,7 +203,7 @@ def test_a_column_by_its_name(tmp_path):
 
 @pytest.mark.parametrize('row, message', [
     ({'captions_bt': ['eins']}, "row 0 .* has 'captions_bt' that are no list of 1 texts"),
-    ({'second_caption': [['uno', 2]]}, "has 'diversity_captions' whose element 1 holds a int instead of a text"),
+    ({'second_caption': [['uno', 2]]}, "has 'diversity_captions' whose element 1 holds an int instead of a text"),
     ({'caption': ['one', 'two']}, "has 'captions_bt' that are no list of 2 texts")])
 def test_wrong_cells_are_named(tmp_path, row, message):
     write_table(tmp_path, 'people.jsonl', [{**ROWS[0], **row}])
