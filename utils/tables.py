@@ -59,14 +59,13 @@ def fit_columns(columns):
     If they cannot fit, cells have at most ``MAX_CELL`` characters in a line.
     """
     has_words = [any(re.search('[A-Za-z]{2}', cell) for cell in column[1:]) for column in columns]
-    limits, wrapped = [MAX_WIDTH] * len(columns), columns
+    wrapped = list(columns)
     while sum(map(column_width, wrapped)) + 1 > MAX_WIDTH:
         widths = [column_width(column) - 3 if words else 0 for column, words in zip(wrapped, has_words)]
         widest = widths.index(max(widths))
         if widths[widest] <= MIN_CELL:
             return [wrap_column(column, MAX_CELL) for column in columns]
-        limits[widest] = widths[widest] - 1
-        wrapped = [wrap_column(column, limit) for column, limit in zip(columns, limits)]
+        wrapped[widest] = wrap_column(columns[widest], min(widths[widest], MAX_WIDTH) - 1)
     return wrapped
 
 
@@ -75,14 +74,14 @@ def wrap_column(column, width):
 
 
 def wrap_cell(text, width):
-    """Break a long text into lines, after spaces and the characters that join names.
+    """Break a long text into lines of at most ``width`` characters, after spaces and the characters that join names.
 
     Example:
         >>> wrap_cell('logs/CUHK-PEDES/irra', 15)
         'logs/\\nCUHK-PEDES/irra'
     """
     lines = ['']
-    for piece in re.findall(r'[^ /_+,]{1,%d}[ /_+,]?|[ /_+,]' % width, text):
+    for piece in re.findall(r'[^ /_+,]{0,%d}[/_+,]|[^ /_+,]{1,%d} ?| ' % (width - 1, width), text):
         if lines[-1] and len(lines[-1] + piece.rstrip()) > width:
             lines.append('')
         lines[-1] += piece

@@ -487,7 +487,8 @@ def test_quick_run(monkeypatch, tmp_path, capsys):
     printed = capsys.readouterr()
     tables = {row.get('table', row['part']) for row in output}
     assert printed.out.count('QUICK, not a realistic run') == len(tables) > len(rows.PARTS)
-    assert '--img_size 1 1 is too small' in printed.out
+    # The cell continues on further lines.
+    assert '--img_size' in printed.out and '--img_size 1 1 is too small' in markdown.read_text()
     assert 'step: ours, twice' in printed.err and 'Traceback' not in printed.err
     assert '| ours, twice |' in markdown.read_text() and not list(tmp_path.glob('*.tmp'))
 

@@ -1,5 +1,7 @@
 """Tables as text: at most 120 columns."""
-from utils.tables import MAX_WIDTH, format_text
+import random
+
+from utils.tables import MAX_WIDTH, format_text, wrap_cell
 
 
 def lines_of(text):
@@ -37,3 +39,22 @@ def test_a_long_cell_continues_on_the_next_line():
     assert ''.join(line[0] for line in lines[1:-1]) == path
     assert ' '.join(line[1] for line in lines[1:-1]).split() == 40 * ['word'] and lines[-1] == ['b', 'short']
     assert text.count('\n+--') == 4                       # a rule below each row
+
+
+def test_lines_of_a_cell_are_never_longer_than_the_width():
+    rng = random.Random(0)
+    for _ in range(2000):
+        text = ''.join(rng.choices('ab/_+, -', k=rng.randrange(1, 80)))
+        width = rng.randrange(2, 30)
+        lines = wrap_cell(text, width).split('\n')
+        assert max(map(len, lines)) <= width
+        assert ''.join(lines).replace(' ', '') == text.replace(' ', '')
+
+
+def test_any_table_ends():
+    """Names that end in a separator, and an error of thousands of characters."""
+    rng = random.Random(0)
+    for _ in range(50):
+        rows = [[''.join(rng.choices('abcd/_ ', k=rng.choice((3, 40, 90)))) for _ in range(8)] for _ in range(3)]
+        assert max(map(len, format_text('title', list('abcdefgh'), rows).splitlines()))
+    assert max(map(len, format_text('t', ['run', 'note'], [['a/' * 40, 'error ' * 2000]]).splitlines())) <= MAX_WIDTH
