@@ -190,7 +190,7 @@ def test_each_program_says_that_the_split_is_not_the_published_one(run, data, tm
     with open(tmp_path / 'm.csv', newline='') as file:
         assert next(csv.DictReader(file))['note'] == note
     results = compare.read_run(str(run / 'metrics.json'), 'as loaded', 't2i')
-    assert f'{note}; compare with no published figure' in compare.format_notes([compare.Model('a', [results])])[0]
+    assert f'{note}; compare with no published figure' in compare.format_notes([compare.Model('a', 'a', [results])])[0]
     assert note in page.RunResults(str(run), page.build_page_parser().parse([str(run)])).table
     grid = ['--seeds', '1', '--output_dir', str(tmp_path / 'grid'), '--', '--dataset_name', 'RSTPReid',
             '--root_dir', data]
