@@ -88,7 +88,7 @@ def temporary_output(output_dir):
 
 @dataclass
 class DryRunResult:
-    """What a dry run measured.
+    """The measurements of a dry run.
 
     Attributes:
         estimate: the :class:`~processor.estimates.RunEstimate`.

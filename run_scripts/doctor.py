@@ -33,6 +33,7 @@ from utils.errors import UserError, run_program
 from utils.iotools import atomic_write, read_json
 from utils.options import Parser, get_args
 
+
 def main(argv=None):
     own, words = build_doctor_parser().parse_known_args(list(sys.argv[1:] if argv is None else argv))
     if own.rows:

@@ -1,4 +1,4 @@
-"""What the machine has and what this process uses: cores and memory."""
+"""Cores and memory of the machine, and the memory of this process."""
 import contextlib
 import os
 import sys

@@ -11,8 +11,7 @@ import torchvision
 
 from utils import precision
 from utils.comm import pick_device
-from utils.machine import (  # noqa: F401 (the modules of the benchmark and its tests import them from here)
-    available_memory, core_count, peak_bytes, physical_memory, synchronize)
+from utils.machine import core_count, physical_memory, synchronize
 
 
 def measure_time(function, device, repeats, patience, warm_up=1):

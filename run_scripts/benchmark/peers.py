@@ -14,9 +14,10 @@ from torch import nn
 
 from model.clip_weights import shape_named
 from run_scripts.benchmark.child import measure_in_turns
-from run_scripts.benchmark.machine import measure_time, peak_bytes
+from run_scripts.benchmark.machine import measure_time
 from run_scripts.benchmark.workload import TrainingSteps, recipe_options, synthetic_batches
 from utils import precision
+from utils.machine import peak_bytes
 
 WARM_UP = 2     # steps; the peak of memory is constant from the second on
 TRAINED_RESOLUTION = 224    # of position tables that Hugging Face's CLIP interpolates to the images

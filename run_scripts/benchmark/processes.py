@@ -8,10 +8,10 @@ import torch
 import torch.multiprocessing
 
 from datasets.sampler import shard_slice
-from run_scripts.benchmark.machine import core_count, synchronize
 from run_scripts.benchmark.workload import TrainingSteps, recipe_options, synthetic_batches
 from utils import comm
 from utils.batch_shard import WHOLE_BATCH, sync_batch_shards
+from utils.machine import core_count, synchronize
 
 WARM_UP = 2     # steps
 

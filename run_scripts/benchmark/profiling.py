@@ -6,8 +6,8 @@ import time
 import torch
 
 from processor import step as training_step
-from run_scripts.benchmark.machine import synchronize
 from run_scripts.benchmark.workload import TrainingSteps, recipe_options, synthetic_batches
+from utils.machine import synchronize
 
 
 def measure_profile(setting):

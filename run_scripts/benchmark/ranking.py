@@ -4,7 +4,8 @@ import torch.nn.functional as F
 
 from processor.evaluation import evaluate_embeddings
 from run_scripts.benchmark import reference
-from run_scripts.benchmark.machine import measure_time, peak_bytes
+from run_scripts.benchmark.machine import measure_time
+from utils.machine import peak_bytes
 from utils.retrieval_metrics import compute_metrics
 
 DIMENSIONS = 512        # of the embeddings

@@ -16,9 +16,10 @@ from model import build_model
 from model.backbones import backbone_class
 from model.build import total_loss
 from processor.build import build_step
-from run_scripts.benchmark.machine import measure_time, peak_bytes
+from run_scripts.benchmark.machine import measure_time
 from solver import build_optimizer
 from utils.errors import UserError
+from utils.machine import peak_bytes
 from utils.options import get_args, replace_options
 from utils.seeding import seed_all
 

@@ -14,6 +14,7 @@ from run_scripts.benchmark.reading import generate_dataset, measure_reading
 from run_scripts.benchmark.reference import RANKING_BYTES_PER_PAIR
 from run_scripts.benchmark.settings import Variant
 from run_scripts.benchmark.step import measure_step
+from utils.machine import available_memory
 
 REFERENCE = 'reference implementation'
 
@@ -140,7 +141,7 @@ def measure_ranking_if_it_fits(kind, bytes_per_pair, sizes, setting):
     """:func:`measure_ranking`, or ``{'does_not_fit': bytes}`` if the memory is too small."""
     queries, gallery, _ = sizes
     needed = bytes_per_pair * queries * gallery + 4 * DIMENSIONS * (queries + gallery)   # matrices and embeddings
-    if needed > machine.available_memory():
+    if needed > available_memory():
         return {'does_not_fit': needed}
     return measure_in_child(measure_ranking, kind, sizes, setting)
 

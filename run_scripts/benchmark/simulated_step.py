@@ -2,8 +2,8 @@
 
 A step of the recipe runs on PyTorch's fake tensors, which have shapes and no values: forward, backward and optimizer.
 Every tensor that exists at the same time is counted. The kernels are those of a CPU, whose fused attention saves the
-same tensors as a GPU's. What an allocator loses between tensors, workspaces of libraries and the CUDA context (about
-half a gigabyte) are not counted.
+same tensors as a GPU's. The gaps of the allocator, the workspaces of libraries and the CUDA context (about half a
+gigabyte) are not counted.
 """
 import itertools
 import weakref

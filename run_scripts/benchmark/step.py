@@ -3,10 +3,11 @@ import itertools
 import statistics
 
 from model.clip_weights import shape_named
-from run_scripts.benchmark.machine import measure_time, peak_bytes
+from run_scripts.benchmark.machine import measure_time
 from run_scripts.benchmark.reference import ReferenceTrainer
 from run_scripts.benchmark.workload import (
     IDENTITIES, TrainingSteps, build_reference_model, recipe_options, synthetic_batches)
+from utils.machine import peak_bytes
 
 
 def measure_step(variant, setting):

@@ -94,7 +94,7 @@ def read_cudnn_version():
 
 
 def read_nccl_version():
-    """Such as '2.26.2'; None if PyTorch has no NCCL or sees no GPU."""
+    """The version of NCCL, such as '2.26.2'; None if PyTorch has no NCCL or sees no GPU."""
     if not (torch.cuda.is_available() and torch.distributed.is_available() and torch.distributed.is_nccl_available()):
         return None
     return '.'.join(map(str, torch.cuda.nccl.version()))

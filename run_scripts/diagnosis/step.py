@@ -16,11 +16,11 @@ from processor.build import build_step
 from processor.clean_pairs import compute_pair_losses
 from processor.estimates import measure_sample_seconds
 from processor.step import get_image_stats, prepare_batch
-from run_scripts.benchmark.machine import synchronize
 from run_scripts.benchmark.recipe_cost import read_and_reset_peak, synthetic_batch, synthetic_loader
 from solver import build_optimizer
 from utils.batch_shard import is_shared_field
 from utils.errors import UserError, is_out_of_memory
+from utils.machine import synchronize
 from utils.options import get_args, replace_options
 from utils.precision import amp_dtype
 from utils.seeding import seed_all

@@ -32,6 +32,7 @@ from run_scripts.benchmark.workload import (
     TrainingSteps, build_reference_model, build_training_model, recipe_options, synthetic_batches)
 from tests.support import compute_gradients
 from utils.errors import UserError
+from utils.machine import core_count, peak_bytes
 
 SMALL = replace(QUICK, batch_size=3, batches=1, repeats=2, images=3, captions=5, ids=3,
                 rankings=(('small', 20, 30, 5),))
@@ -342,7 +343,7 @@ def test_repeats_and_the_end_of_patience():
     assert len(timing['seconds']) == 1 and timing['seconds'][0] >= 0.02
 
 
-@pytest.mark.skipif(not os.path.exists('/proc/stat') or machine.core_count() != os.cpu_count(),
+@pytest.mark.skipif(not os.path.exists('/proc/stat') or core_count() != os.cpu_count(),
                     reason='the system does not say')
 def test_who_is_disturbed_is_told():
     with subprocess.Popen([sys.executable, '-c', 'print(1, flush=True)\nwhile True: pass'],
@@ -350,7 +351,7 @@ def test_who_is_disturbed_is_told():
         other.stdout.readline()
         timing, _ = machine.measure_time(lambda: time.sleep(0.5), 'cpu', 1, 60)
         other.kill()
-    assert timing['others'] * machine.core_count() > 0.4
+    assert timing['others'] * core_count() > 0.4
     assert report.format_note({'others': 0.35}) == 'disturbed: other programs used 35% of the cores'
     assert report.format_note({'others': 0.05}) == ''
     assert report.format_note({'others': 0.35, 'error': 'why'}).endswith('cores; why')
@@ -358,9 +359,9 @@ def test_who_is_disturbed_is_told():
 
 def allocate(size):
     torch.ones(2 ** 20).sum()       # loads what PyTorch loads at its first operation, 19 MB on some processors
-    before = machine.peak_bytes()
+    before = peak_bytes()
     torch.ones(size // 4)
-    return {'grown': machine.peak_bytes() - before}
+    return {'grown': peak_bytes() - before}
 
 
 def test_memory_is_that_of_the_row_alone():
@@ -511,7 +512,7 @@ def test_what_is_disturbed_is_not_compared():
 
 def test_what_does_not_fit_is_not_tried(monkeypatch, tmp_path):
     monkeypatch.setattr(program, 'QUICK', replace(SMALL, rankings=(('huge', 10, 10_000, 100),)))
-    monkeypatch.setattr(machine, 'available_memory', lambda: 22_000_000)    # the embeddings take 20.5
+    monkeypatch.setattr(rows, 'available_memory', lambda: 22_000_000)    # the embeddings take 20.5
     monkeypatch.setattr(machine, 'matrix_rate', lambda device: {'matrix_rate': 1e9, 'matrix_precision': 'float32'})
     for module in (program, rows):
         monkeypatch.setattr(module, 'measure_in_child', measure_here)
