@@ -193,6 +193,6 @@ class CleaningTokenizer(SimpleTokenizer):
 
 
 @functools.lru_cache(maxsize=None)
-def default_tokenizer():
-    """CLIP's tokenizer, loaded once."""
-    return SimpleTokenizer()
+def default_tokenizer(kind=SimpleTokenizer):
+    """CLIP's tokenizer of the class ``kind``, loaded once."""
+    return kind()

@@ -1,5 +1,4 @@
 """The preprocessing of TBPS-CLIP (Cao et al., AAAI 2024)."""
-import functools
 import logging
 
 import torch
@@ -10,18 +9,13 @@ from datasets.preprocessing.base import Preprocessing
 from datasets.side_texts import BACK_TRANSLATIONS
 from utils.errors import UserError
 from utils.image_stats import ImageStats
-from utils.simple_tokenizer import CleaningTokenizer, SimpleTokenizer, remove_punctuation
+from utils.simple_tokenizer import CleaningTokenizer, SimpleTokenizer, default_tokenizer, remove_punctuation
 
 logger = logging.getLogger('Pedestal.dataset')
 
 # Training images are resized bilinearly, and erased with black before they are normalized.
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 TBPS_STATS = ImageStats(*IMAGENET, fill=IMAGENET[0], interpolation='bicubic')
-
-
-@functools.lru_cache(maxsize=None)
-def cleaning_tokenizer():
-    return CleaningTokenizer()
 
 
 class Tbps(Preprocessing):
@@ -43,7 +37,7 @@ class Tbps(Preprocessing):
 
     def tokenizer(self, captions=None):
         tokenizer = super().tokenizer(captions)
-        return cleaning_tokenizer() if isinstance(tokenizer, SimpleTokenizer) else tokenizer
+        return default_tokenizer(CleaningTokenizer) if isinstance(tokenizer, SimpleTokenizer) else tokenizer
 
     def caption_augmentation(self, side_texts):
         if not self.args.txt_aug:

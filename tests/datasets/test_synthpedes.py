@@ -534,7 +534,7 @@ def test_galleries_are_disjoint_and_repeat():
     ('--ids 10', '--out and --ids'),
     ('--out X', '--out and --ids'),
     ('--out X --ids 2', 'ids must be'),
-    ('--out X --ids ten', 'invalid int'),
+    ('--out X --ids ten', 'must be an integer'),
     ('--out X --ids 10 --format CUHK', 'did you mean CUHK-PEDES'),
     ('--out X --ids 10 --format MALS', 'unknown format'),
     ('--out X --ids 10 --format PA-100K', 'unknown format'),

@@ -9,6 +9,7 @@ from datasets.lexicon import Lexicon
 from processor import breakdown
 from processor.breakdown import break_down_by_attributes, break_down_by_words, list_terms, write_breakdowns
 from utils import group_statistics
+from utils.figures import import_pyplot
 from utils.options import Parser, add_breakdown_options
 from utils.queries import QueryResults
 from utils.statistics import bootstrap_interval
@@ -138,4 +139,5 @@ def test_the_red_diamond_is_at_words_that_differ():
     labels = [label.get_text() for label in drawn.axes[0].get_yticklabels()]
     markers = {line.get_ydata()[0]: line.get_marker() for line in drawn.axes[0].lines if line.get_marker() != 'None'}
     position, = (index for index, label in enumerate(labels) if label.startswith('coat ('))
+    import_pyplot().close(drawn)
     assert labels[0] == 'color' and labels[1].startswith('gray (') and markers[1] == 'D' and markers[position] == 'o'

@@ -104,9 +104,9 @@ def test_rdes_tokens_are_shown_beside_its_words(data, clip, tmp_path, photo):
 
 
 def test_the_picture(trained, photo, tmp_path):
-    out = str(tmp_path / 'x.png')
+    out, open_before = str(tmp_path / 'x.png'), import_pyplot().get_fignums()
     program.main(['--config_file', trained, '--caption', TEXT, '--image', photo, '--out', out])
-    assert open(out, 'rb').read(8) == b'\x89PNG\r\n\x1a\n' and not import_pyplot().get_fignums()
+    assert open(out, 'rb').read(8) == b'\x89PNG\r\n\x1a\n' and import_pyplot().get_fignums() == open_before
     program.main(['--config_file', trained, '--caption', 'coat', '--image', photo, '--out', out])        # of one word
 
 

@@ -113,4 +113,5 @@ def test_a_picture_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     monkeypatch.setattr(type(figure), 'savefig', fill_the_disk)
     with pytest.raises(UserError, match='No space'):
         save_figure(figure, path)
-    assert open(path, 'rb').read() == before and os.listdir(tmp_path) == ['x.png'] and not plt.get_fignums()
+    assert open(path, 'rb').read() == before and os.listdir(tmp_path) == ['x.png']
+    assert not plt.fignum_exists(figure.number)
