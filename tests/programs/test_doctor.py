@@ -43,7 +43,9 @@ def findings(changes, workers=8, batch_bytes=GB // 100):
 
 # -- the whole program -----------------------------------------------------------------------------------------------
 
-def test_a_machine_without_data_is_measured_and_the_file_names_no_folder(tmp_path, capsys, in_this_process):
+def test_a_machine_without_data_is_measured_and_the_file_names_no_folder(tmp_path, capsys, in_this_process,
+                                                                        monkeypatch):
+    monkeypatch.setattr(step, 'cpu_has_bf16', lambda: True)
     file = tmp_path / 'doctor.json'
     words = [*TINY, '--root_dir', str(tmp_path / 'secret' / 'data'), '--out', str(file)]
     assert main(words) == 0
@@ -165,6 +167,12 @@ def test_a_checksum_of_openais_weights(tmp_path, monkeypatch):
 
 
 # -- judgment and advice ---------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('multiplies_in_bf16, expected', [(False, ['float32']), (True, ['float32', 'bf16'])])
+def test_precisions_of_a_cpu(monkeypatch, multiplies_in_bf16, expected):
+    monkeypatch.setattr(step, 'cpu_has_bf16', lambda: multiplies_in_bf16)
+    assert [name for name, *_ in step.list_precisions(torch.device('cpu'))] == expected
+
 
 def test_precisions_of_a_gpu():
     names = [name for name, *_ in step.list_precisions(torch.device('cuda'))]
