@@ -62,13 +62,24 @@ def heads_for_backbone(backbone):
 
 def head_classes():
     """All Head classes in a fixed order: those with loss names, then those that only options enable."""
-    named = list(dict.fromkeys(head for heads in heads_by_backbone().values() for head in heads.values()))
-    modules = dict.fromkeys([*(load_plugin(head.__module__) for head in named), *head_modules()])
-    base = head_base()
+    named = dict.fromkeys(head for heads in heads_by_backbone().values() for head in heads.values())
+    return list(add_heads_without_names(tuple(named), tuple(head_modules())))
+
+
+@functools.lru_cache(maxsize=4)     # reading a run's options asks for the heads a hundred times
+def add_heads_without_names(named, modules):
+    """Add to the heads with loss names those that only options enable, from the files of all."""
+    modules, base = dict.fromkeys([*modules_of(named), *modules]), head_base()
     classes = [(module, value) for module in modules for value in vars(module).values()
                if isinstance(value, type) and issubclass(value, base)]
-    return named + [head for module, head in classes if head.__module__ == module.__name__
-                    and not head.names and issubclass(head, EnabledByOptions)]
+    return (*named, *(head for module, head in classes if head.__module__ == module.__name__
+                      and not head.names and issubclass(head, EnabledByOptions)))
+
+
+@functools.lru_cache(maxsize=4)
+def modules_of(heads):
+    """The modules that define a tuple of heads, each once."""
+    return list(dict.fromkeys(load_plugin(head.__module__) for head in heads))
 
 
 @functools.lru_cache(maxsize=None)
@@ -88,8 +99,7 @@ def reference_loss_names():
 
 def merge_tables(constant):
     """Merge the dicts of this name in all files of heads."""
-    modules = dict.fromkeys(load_plugin(head.__module__) for head in head_classes())
-    return {key: value for module in modules for key, value in getattr(module, constant, {}).items()}
+    return {key: value for module in modules_of(tuple(head_classes())) for key, value in getattr(module, constant, {}).items()}
 
 
 def load_head_modules():

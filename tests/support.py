@@ -24,8 +24,7 @@ GOLDEN = os.environ.get('PEDESTAL_GOLDEN') or OWN
 
 def options(**changes):
     """Return the default options with some changed, as get_args returns them."""
-    settings = {**build_parser().defaults_in_code, **changes}
-    return complete(argparse.Namespace(**settings))
+    return complete(argparse.Namespace(**changes))
 
 
 def evaluation_options(trained_on, **changes):

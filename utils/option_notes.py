@@ -93,7 +93,8 @@ def recipe_differences(args, parser):
         if method_keys(recipe) != method_keys(args):
             continue
         differences = {name: f'{name} {new} (recipe {old})'
-                       for name, old, new in changed_values(complete(recipe), args, compared)}
+                       for name, old, new in changed_values(complete(recipe, parser.defaults_in_code), args,
+                                                            compared)}
         candidates.append((f'configs/{os.path.basename(path)}', differences))
     return min(candidates, key=lambda candidate: len(candidate[1]), default=(None, {}))
 

@@ -85,13 +85,14 @@ def weights_source(args):
     return args.resume_ckpt_file if args.resume else args.init_from or args.pretrain_choice
 
 
-def complete(args):
+def complete(args, defaults=None):
     """Complete the options of a script: the entry points call this.
 
     Missing options get their defaults, and those that depend on others follow from them.
 
     Args:
         args: an object with options as attributes. It is not changed.
+        defaults: ``defaults_in_code`` of train.py's parser, if the caller has one; else a parser is built for them.
 
     Returns:
         :class:`Options`. If ``args`` are already complete, only their ``config`` is derived again.
@@ -101,7 +102,7 @@ def complete(args):
     """
     if isinstance(args, Options):
         return replace_options(args)
-    options = {**build_parser().defaults_in_code, **vars(args)}
+    options = {**(defaults or build_parser().defaults_in_code), **vars(args)}
     if not options['training']:
         options = {**evaluation_defaults(), **options}
     options.pop('batch_fields', None)      # a configs.yaml records them

@@ -55,11 +55,11 @@ def get_args(argv=None):
     settings = {**parser.defaults_in_code, **resumed, **chosen}
     if 'MLM' in flag_names and 'caption_masking' not in flags:
         settings['caption_masking'] = None  # --MLM decides it, also if the recipe holds all options
-    args = complete(argparse.Namespace(**settings))
+    args = complete(argparse.Namespace(**settings), parser.defaults_in_code)
     notes = [*notes, *recipe_notes, *flag_notes, *resume_notes,
              *option_notes(args, parser, flag_names, {**resumed, **chosen})]
     if resumed:
-        resumed_args = complete(argparse.Namespace(**{**parser.defaults_in_code, **resumed}))
+        resumed_args = complete(argparse.Namespace(**resumed), parser.defaults_in_code)
         refuse_changes(args, resumed_args, parser)
         notes += [f'resumed with another {name}: {before} -> {after}' for name, before, after
                   in changed_values(resumed_args, args, parser.options_with(Effect.CHANGEABLE_ON_RESUME))]
