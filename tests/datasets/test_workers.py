@@ -1,7 +1,9 @@
 """Workers of the loaders, as real processes: they end with their parent, however it ends, and not before."""
 import contextlib
 import errno
+import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -13,13 +15,32 @@ from tests.support import HANG_TIMEOUT
 from utils.errors import explain_worker_error
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+WARM = '''
+import gc, json, os, sys
+sys.path.insert(0, {root!r})
+import numpy, torch
+from datasets import build_dataloader, workers
+from tests.support import options
+from utils.errors import run_program
+
+gc.freeze()     # else each end of a script looks at all objects of PyTorch
+for line in sys.stdin:
+    code, output, errors = json.loads(line)
+    pid = os.fork()
+    if not pid:
+        break
+    print(pid, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+else:
+    sys.exit()
+os.setsid()
+for descriptor, path in enumerate((os.devnull, output, errors)):
+    os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), descriptor)
+exec(code)
+'''
 SCRIPT = '''
 import os, signal, sys, time
 os.sched_getaffinity = lambda process: range(8)
-sys.path.insert(0, {root!r})
-from datasets import build_dataloader
-from tests.support import options
-from utils.errors import run_program
 
 def main():
     loader, images, _, _ = build_dataloader(options(root_dir={data!r}, img_size=(24, 8), batch_size=6, loss_names='sdm',
@@ -43,26 +64,88 @@ needs_proc = pytest.mark.skipif(not os.path.exists(f'/proc/self/task/{os.getpid(
                                 reason='finds children in /proc')
 
 
+class WarmPython:
+    """A Python that has imported PyTorch and forks scripts. They end as those of a new Python do: it is their main.
+
+    Args:
+        prefix: a command that starts another one.
+    """
+
+    def __init__(self, *prefix):
+        self.process = subprocess.Popen([*prefix, sys.executable, '-c', WARM.format(root=ROOT)], stdin=subprocess.PIPE,
+                                        stdout=subprocess.PIPE, text=True)
+
+    def start(self, code, folder):
+        """Start a script, whose output is below ``folder``."""
+        return Script(self.process, code, folder)
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait(HANG_TIMEOUT)
+
+
+class Script:
+    """A script of a :class:`WarmPython` in its own group of processes."""
+
+    def __init__(self, python, code, folder):
+        self.python, self.paths = python, [folder / 'output.txt', folder / 'errors.txt']
+        for path in self.paths:
+            path.write_text('')
+        self.is_running = True
+        python.stdin.write(json.dumps([code, *map(str, self.paths)]) + '\n')
+        python.stdin.flush()
+        self.pid, self.output = int(python.stdout.readline()), self.paths[0].open()
+
+    def readline(self):
+        """The next line of the output; what there is of it if the script has ended."""
+        line = ''
+        while not line.endswith('\n'):
+            has_ended = not runs(self.pid)
+            part = self.output.readline()
+            line += part
+            if has_ended and not part:
+                break
+            time.sleep(0.01)
+        return line
+
+    def wait(self):
+        """Wait for the end: (status, the rest of the output, errors)."""
+        if not select.select([self.python.stdout], [], [], HANG_TIMEOUT)[0]:
+            os.killpg(self.pid, signal.SIGKILL)
+        status, self.is_running = int(self.python.stdout.readline()), False
+        return status, self.output.read(), self.paths[1].read_text()
+
+    def end(self):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        if self.is_running:
+            self.wait()
+        self.output.close()
+
+
+@pytest.fixture(scope='module')
+def python():
+    warm = WarmPython()
+    yield warm
+    warm.close()
+
+
 @pytest.fixture
-def start(make_dataset, tmp_path):
+def start(make_dataset, python, tmp_path):
     """A function that starts a script with a loader. The script runs ``end`` after its ``workers`` have started.
 
-    It yields (process, pids of the workers). With ``program`` the script ends as the programs do.
+    It yields (script, pids of the workers). With ``program`` the script ends as the programs do.
     """
     make_dataset()
 
     @contextlib.contextmanager
     def started(workers, end, program=False):
-        code = SCRIPT.format(root=ROOT, data=str(tmp_path), workers=workers, end=end,
-                             call='run_program(main)' if program else 'main()')
-        process = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                   text=True, start_new_session=True)
+        script = python.start(SCRIPT.format(data=str(tmp_path), workers=workers, end=end,
+                                            call='run_program(main)' if program else 'main()'), tmp_path)
         try:
-            yield process, [int(pid) for pid in process.stdout.readline().split()]
+            yield script, [int(pid) for pid in script.readline().split()]
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
+            script.end()
     return started
 
 
@@ -87,11 +170,11 @@ def all_end(pids):
     ('kill -9', 8)])
 def test_workers_end_with_their_parent(start, way, workers):
     end, status = ENDS[way]
-    with start(workers, end) as (process, children):
+    with start(workers, end) as (script, children):
         assert len(children) == workers
         # Must return: Python waits without a limit for workers that ignore SIGTERM.
-        _, errors = process.communicate(timeout=HANG_TIMEOUT)
-        assert process.returncode == status, errors
+        exit_status, _, errors = script.wait()
+        assert exit_status == status, errors
         assert all_end(children)
 
 
@@ -100,13 +183,13 @@ def test_workers_end_with_their_parent(start, way, workers):
 def test_workers_survive_a_signal_to_the_group(start, number):
     end = (f'signal.signal({int(number)}, lambda *_: None); print("ready", flush=True); time.sleep(3); '
            'print(len(list(batches)), flush=True)')
-    with start(2, end) as (process, children):
-        assert process.stdout.readline() == 'ready\n'
-        os.killpg(process.pid, number)
+    with start(2, end) as (script, children):
+        assert script.readline() == 'ready\n'
+        os.killpg(script.pid, number)
         time.sleep(0.3)
         assert all(map(runs, children))
-        rest, errors = process.communicate(timeout=HANG_TIMEOUT)
-        assert process.returncode == 0 and rest.strip() == '2', errors   # three batches in all, one of them read before
+        status, rest, errors = script.wait()
+        assert status == 0 and rest.strip() == '2', errors   # three batches in all, one of them read before
         assert all_end(children)
 
 
@@ -116,31 +199,27 @@ def test_workers_survive_a_signal_to_the_group_while_they_start(start):
     end = ('signal.signal(signal.SIGTERM, lambda *_: None); plain = images.worker_init_fn;'
            'images.__dict__["worker_init_fn"] = lambda worker: (time.sleep(2), plain(worker));'
            'others = iter(images); print("ready", flush=True); time.sleep(1); print(len(list(others)), flush=True)')
-    with start(2, end) as (process, _):
-        assert process.stdout.readline() == 'ready\n'
-        os.killpg(process.pid, signal.SIGTERM)
-        rest, errors = process.communicate(timeout=HANG_TIMEOUT)
-        assert process.returncode == 0 and rest.strip() == '1', errors
+    with start(2, end) as (script, _):
+        assert script.readline() == 'ready\n'
+        os.killpg(script.pid, signal.SIGTERM)
+        status, rest, errors = script.wait()
+        assert status == 0 and rest.strip() == '1', errors
 
 
 @needs_proc
 def test_a_worker_that_the_system_kills_is_a_sentence(start):
     killing = 'time.sleep(1); os.kill(int(children[0]), signal.SIGKILL); time.sleep(5); list(batches)'
-    with start(2, killing, program=True) as (process, children):
-        _, errors = process.communicate(timeout=HANG_TIMEOUT)
+    with start(2, killing, program=True) as (script, children):
+        status, _, errors = script.wait()
         assert errors == (f'-c: error: a process that reads images (pid {children[0]}) was killed, most likely by the '
                           'system because memory ran out: lower --num_workers or --batch_size\n')
-        assert process.returncode == 2 and all_end(children)
+        assert status == 2 and all_end(children)
 
 
 # -- batches that never come -------------------------------------------------------------------------------------------
 
 LOADER = '''
-import sys
-sys.path.insert(0, {root!r})
-import numpy as np, os, signal, time, torch
-from datasets import workers
-from utils.errors import run_program
+import os, resource, signal, time
 
 class Samples:
     def __len__(self):
@@ -166,12 +245,17 @@ HANGING = 'collate(samples): time.sleep(1000)'
 KILLED = 'collate(samples): os.kill(os.getpid(), signal.{name})'
 
 
-def printed_by_loader(collate, before='pass', shell='exec "$@"'):
-    """(status, output) of a program whose loader has two workers, run by a shell after a command."""
-    code = LOADER.format(root=ROOT, collate=collate, before=before)
-    done = subprocess.run(['bash', '-c', shell, 'bash', sys.executable, '-c', code], capture_output=True, text=True,
-                          timeout=240)
-    return done.returncode, done.stdout + done.stderr
+@pytest.fixture
+def printed_by_loader(python, tmp_path):
+    """A function that returns (status, output) of a program whose loader has two workers."""
+    def run(collate, before='pass', warm=python):
+        script = warm.start(LOADER.format(collate=collate, before=before), tmp_path)
+        try:
+            status, output, errors = script.wait()
+        finally:
+            script.end()
+        return status, output + errors
+    return run
 
 
 def can_mount():
@@ -179,11 +263,20 @@ def can_mount():
                           capture_output=True).returncode == 0
 
 
+@pytest.fixture(scope='module')
+def cramped_python():
+    """A Python that has a small /dev/shm."""
+    if not os.path.isdir('/dev/shm') or not can_mount():
+        pytest.skip('mounts a small /dev/shm')
+    mount = 'mount -t tmpfs -o size=8m tmpfs /dev/shm; exec "$@"'
+    warm = WarmPython('unshare', '-m', 'bash', '-c', mount, 'bash')
+    yield warm
+    warm.close()
+
+
 @pytest.mark.parametrize('collate', [IN_THE_BATCH, ON_SENDING])
-@pytest.mark.skipif(not os.path.isdir('/dev/shm') or not can_mount(), reason='mounts a small /dev/shm')
-def test_too_little_shared_memory_is_a_sentence(collate):
-    small = 'exec unshare -m bash -c \'mount -t tmpfs -o size=8m tmpfs /dev/shm; exec "$@"\' bash "$@"'
-    status, printed = printed_by_loader(collate, shell=small)
+def test_too_little_shared_memory_is_a_sentence(collate, printed_by_loader, cramped_python):
+    status, printed = printed_by_loader(collate, warm=cramped_python)
     assert status == 2 and 'Traceback' not in printed, printed
     assert 'no shared memory left (/dev/shm has 8 MB)' in printed and '--shm-size' in printed
     assert 'lower --num_workers' in printed
@@ -191,22 +284,22 @@ def test_too_little_shared_memory_is_a_sentence(collate):
 
 @pytest.mark.parametrize('name, sentence', [('SIGKILL', 'was killed, most likely by the system because memory ran out'),
                                             ('SIGBUS', 'had no shared memory left')])
-def test_workers_that_die_while_the_loader_waits_are_a_sentence(name, sentence):
+def test_workers_that_die_while_the_loader_waits_are_a_sentence(name, sentence, printed_by_loader):
     status, printed = printed_by_loader(KILLED.format(name=name))
     assert status == 2 and 'Traceback' not in printed, printed
     assert printed.count(': error: ') == 1 and sentence in printed, printed
 
 
 @needs_proc
-def test_too_few_open_files_are_a_sentence():
+def test_too_few_open_files_are_a_sentence(printed_by_loader):
     """With this limit a worker starts, but cannot send a batch of many tensors."""
-    status, printed = printed_by_loader(MANY_TENSORS, shell='ulimit -n 24; exec "$@"')
+    status, printed = printed_by_loader(MANY_TENSORS, 'resource.setrlimit(resource.RLIMIT_NOFILE, (24, 24))')
     assert status == 2, printed
     sentence, = [line for line in printed.splitlines() if ': error: ' in line]
     assert 'too many open files' in sentence and 'ulimit -n' in sentence and 'lower --num_workers' in sentence
 
 
-def test_a_loader_does_not_wait_forever():
+def test_a_loader_does_not_wait_forever(printed_by_loader):
     status, printed = printed_by_loader(HANGING, before='workers.MAX_WAIT_SECONDS = 3')
     assert status == 2 and 'Traceback' not in printed, printed
     assert 'the 2 data loader workers sent no batch for 3 s' in printed and '--num_workers 0' in printed
