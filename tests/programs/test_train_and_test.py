@@ -1,4 +1,5 @@
 """train.py and test.py as their users run them, on small data."""
+import itertools
 import json
 import os
 import re
@@ -209,8 +210,28 @@ def test_a_signal_saves_and_leaves_and_the_run_resumes_to_the_same_weights(comma
         assert journal(folder, kind) == journal(run_folder(root=expected), kind)
 
 
-def test_two_kills(clip, small_train_py, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(kill_and_resume, 'train_command', lambda processes: [sys.executable, small_train_py])
+class ForkedTraining:
+    """A training of :func:`start_program`, with what kill_and_resume reads of a ``Popen``."""
+
+    def __init__(self, argv, path):
+        self.process, self.path = start_program(train_program.main, argv, path), path
+        self.pid = self.process.pid
+
+    def poll(self):
+        return self.process.exitcode
+
+    returncode = property(poll)
+
+    def communicate(self):
+        self.process.join(HANG_TIMEOUT)
+        return None, self.path.read_text()
+
+
+def test_two_kills(clip, tmp_path, monkeypatch, capsys):
+    launch, outputs = kill_and_resume.launch, itertools.count()
+    monkeypatch.setattr(kill_and_resume, 'train_command', lambda processes: ['train.py'])
+    monkeypatch.setattr(kill_and_resume, 'launch', lambda command: launch(command) if command[0] != 'train.py' else
+                        ForkedTraining(command[1:], tmp_path / f'{next(outputs)}.txt'))
     status = kill_and_resume.main(['--kills', '2', '--ids', '12', '--folder', str(tmp_path), '--', '--pretrain_choice',
                                    clip, '--vocab_size', str(vocabulary_size())])
     output = capsys.readouterr().out
