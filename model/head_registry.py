@@ -99,7 +99,8 @@ def reference_loss_names():
 
 def merge_tables(constant):
     """Merge the dicts of this name in all files of heads."""
-    return {key: value for module in modules_of(tuple(head_classes())) for key, value in getattr(module, constant, {}).items()}
+    return {key: value for module in modules_of(tuple(head_classes()))
+            for key, value in getattr(module, constant, {}).items()}
 
 
 def load_head_modules():
