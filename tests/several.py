@@ -117,6 +117,38 @@ class Launched:
         return ''.join(open(path, errors='replace').read() for path in self.paths if os.path.exists(path))
 
 
+class ForkedProgram:
+    """A program of :func:`start_program`, with what the tools that start train.py read of a ``Popen``.
+
+    Args:
+        main, argv, path, name: see :func:`start_program`.
+    """
+
+    def __init__(self, main, argv, path, name='train.py'):
+        self.process, self.path = start_program(main, argv, path, name=name), path
+        self.pid = self.process.pid
+
+    def poll(self):
+        return self.process.exitcode
+
+    returncode = property(poll)
+
+    def wait(self):
+        self.process.join(HANG_TIMEOUT)
+        return self.poll()
+
+    def communicate(self):
+        self.wait()
+        return None, self.read_output()
+
+    def read_output(self):
+        with open(self.path) as file:
+            return file.read()
+
+    def send_signal(self, number):
+        os.kill(self.pid, number)
+
+
 def fork_server():
     """Return the context of processes that are forked from one that has imported PyTorch and Pedestal."""
     context = multiprocessing.get_context('forkserver')
@@ -124,7 +156,7 @@ def fork_server():
     return context
 
 
-def start_program(main, argv, path, environment=None, name='train.py'):
+def start_program(main, argv, path, environment=None, name='train.py', errors_path=None):
     """Start a program, forked from a process that has loaded PyTorch, and return its process.
 
     Args:
@@ -133,18 +165,26 @@ def start_program(main, argv, path, environment=None, name='train.py'):
         path: the file for its output and its errors.
         environment: ``{name: value}`` of variables to set.
         name: the program's name, for its messages.
+        errors_path: the file for its errors, if they have their own.
     """
-    process = fork_server().Process(target=run_as_program, args=(main, [name, *argv], environment or {}, path,
-                                                                 vocabulary_size()))
+    process = fork_server().Process(target=run_as_program, args=(main, [name, *argv], environment or {},
+                                                                 [path, errors_path or path], vocabulary_size()))
     process.start()
     return process
 
 
-def run_as_program(main, argv, environment, path, vocabulary):
+def run_forked(main, argv, folder, name):
+    """Run a program with :func:`start_program`, with its output below ``folder``: (status, output, errors)."""
+    paths = [folder / f'{name}.{kind}.txt' for kind in ('output', 'errors')]
+    process = start_program(main, argv, paths[0], name=name, errors_path=paths[1])
+    process.join(HANG_TIMEOUT)
+    return process.exitcode, *(path.read_text() for path in paths)
+
+
+def run_as_program(main, argv, environment, paths, vocabulary):
     os.environ.update({name: str(value) for name, value in environment.items()})
-    file = os.open(path, os.O_WRONLY | os.O_CREAT)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
+    for descriptor, path in enumerate(paths, start=1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
     multiprocessing.set_start_method('fork', force=True)    # for data loader workers, as in a program of its own
     sys.argv = argv
     torch.set_num_threads(1)

@@ -11,6 +11,7 @@ from PIL import Image
 from datasets.build import build_dataset
 from datasets.check import check, compare_counts, main
 from datasets.registry import datasets
+from tests.several import run_forked
 from utils.errors import UserError
 from utils.images import find_images
 
@@ -96,13 +97,12 @@ def test_a_pipe_in_the_place_of_an_image(folder):
         'broken images': [f'{path} is not a regular file (but a pipe, a socket or a device)']}
 
 
-def test_names_that_are_no_text_are_printed(folder):
+def test_names_that_are_no_text_are_printed(folder, tmp_path):
     name = os.fsencode(folder[0]) + b'/imgs/a\xff.jpg'
     open(name, 'w').close()
-    done = subprocess.run([sys.executable, '-m', 'datasets.check', '--dataset_name', 'synthpedes', '--root_dir',
-                           str(folder[0].parent)],
-                          capture_output=True, text=True, env={**os.environ, 'PYTHONIOENCODING': 'utf-8:strict'})
-    assert done.returncode == 1 and 'a\\udcff.jpg' in done.stdout and not done.stderr.count('Traceback')
+    status, output, errors = run_forked(main, ['--dataset_name', 'synthpedes', '--root_dir', str(folder[0].parent)],
+                                        tmp_path, 'check.py')
+    assert status == 1 and 'a\\udcff.jpg' in output and not errors.count('Traceback')
 
 
 @pytest.mark.parametrize('content', ['{}', '[]', '3', '{"counts": []}', '{"counts": {"train": 3, "val": 3, "test": 3}}',
@@ -258,12 +258,13 @@ def test_annotation_that_cannot_be_read(folder):
         problems(folder[0])
 
 
-def test_as_a_program(folder):
-    command = [sys.executable, '-m', 'datasets.check', '--root_dir', str(folder[0].parent), '--dataset_name']
-    done = subprocess.run([*command, 'synthpedes'], capture_output=True, text=True)
+def test_as_a_program(folder, tmp_path):
+    words = ['--root_dir', str(folder[0].parent), '--dataset_name']
+    done = subprocess.run([sys.executable, '-m', 'datasets.check', *words, 'synthpedes'], capture_output=True,
+                          text=True)
     assert done.returncode == 0 and done.stdout.endswith(': complete\n') and not done.stderr
-    done = subprocess.run([*command, 'RSTPReid'], capture_output=True, text=True)
-    assert done.returncode == 2 and 'error: no dataset folder' in done.stderr and 'Traceback' not in done.stderr
+    status, _, errors = run_forked(main, [*words, 'RSTPReid'], tmp_path, 'check.py')
+    assert status == 2 and 'error: no dataset folder' in errors and 'Traceback' not in errors
 
 
 # -- APTM's lists ------------------------------------------------------------------------------------------------------

@@ -6,8 +6,7 @@ import pytest
 import train as train_program
 from datasets.synthpedes import generate
 from processor.runs import load_run
-from tests.support import (ROOT, SMALL_VOCABULARY, TOKENS_BESIDE_MERGES, small_archive, small_vocabulary,
-                           vocabulary_size)
+from tests.support import small_archive, small_vocabulary, vocabulary_size
 from utils.options import build_test_parser, parse_test_options
 
 
@@ -16,16 +15,6 @@ def programs_with_small_vocabulary():
     """All runs here have a small vocabulary: also those of the fixtures below, which several modules share."""
     with small_vocabulary():
         yield
-
-
-@pytest.fixture(scope='session')
-def small_train_py(tmp_path_factory):
-    """The path of a train.py with a small vocabulary, which starts as a program of its own."""
-    path = tmp_path_factory.mktemp('program') / 'train.py'
-    path.write_text(f'import runpy, sys\nsys.path.insert(0, {ROOT!r})\nfrom utils import simple_tokenizer\n'
-                    f'simple_tokenizer.MERGES = {SMALL_VOCABULARY - TOKENS_BESIDE_MERGES}\n'
-                    f'runpy.run_path({os.path.join(ROOT, "train.py")!r}, run_name="__main__")\n')
-    return str(path)
 
 
 @pytest.fixture(scope='session')

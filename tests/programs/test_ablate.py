@@ -1,4 +1,5 @@
 """Grids of runs: trained, stopped, gone on with, and their table."""
+import contextlib
 import csv
 import json
 import os
@@ -7,15 +8,18 @@ import statistics
 import subprocess
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
+import train as train_program
 from processor.results import Record, append_record
 from run_scripts import ROOT, ablate
 from run_scripts.ablation import training
 from run_scripts.ablation.grid import EPOCHS, build_ablation_parser, build_grid
 from run_scripts.ablation.table import EPOCH_HEADINGS, Table, format_mean
 from run_scripts.ablation.training import failure_reason, format_result, lock_cell
+from tests.several import ForkedProgram
 from tests.support import HANG_TIMEOUT
 from utils.checkpoint import read_checkpoint
 from utils.errors import UserError
@@ -32,16 +36,19 @@ def common(data, clip):
             '--cmt_depth', '1']
 
 
-@pytest.fixture(scope='module')
-def small_programs(small_train_py):
-    """The grid starts train.py with a small vocabulary."""
+@contextlib.contextmanager
+def forked_trainings():
+    """The grid forks train.py, with a small vocabulary, instead of starting it."""
+    def fork(command, stdout, **_):
+        return ForkedProgram(train_program.main, command[2:], stdout.name)
+    forking = SimpleNamespace(Popen=fork, DEVNULL=subprocess.DEVNULL, STDOUT=subprocess.STDOUT)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, 'ROOT', os.path.dirname(small_train_py))
+        patch.setattr(training, 'subprocess', forking)
         yield
 
 
 @pytest.fixture(scope='module')
-def grid(common, small_programs, tmp_path_factory):
+def grid(common, tmp_path_factory):
     """A grid of two losses and two seeds: after a Ctrl-C in its second run (`stopped`), and after the same command."""
     folder = tmp_path_factory.mktemp('grid')
     command = ['--loss_names', 'sdm', 'sdm+id', '--seeds', '1', '2', '--output_dir', str(folder), *common]
@@ -53,14 +60,16 @@ def grid(common, small_programs, tmp_path_factory):
 
     stopping = threading.Thread(target=stop_the_second_run, daemon=True)
     stopping.start()
-    stopped = ablate.main(command), (folder / 'table.txt').read_text(
-                                                                     ), {path.parent.name for path
-                                                                         in folder.glob('*/result.json')}
+    with forked_trainings():
+        status = ablate.main(command)
+    table, finished = (folder / 'table.txt').read_text(), {path.parent.name for path in folder.glob('*/result.json')}
     stopping.join(HANG_TIMEOUT)
     assert not stopping.is_alive(), 'the second run ended before it could be stopped'
     runs = {str(path) for path in folder.glob('*/CUHK-PEDES/*')}
     times = {path: path.stat().st_mtime_ns for path in folder.glob('*/result.json')}
-    status = ablate.main(command)
+    stopped = status, table, finished
+    with forked_trainings():
+        status = ablate.main(command)
     return dict(folder=folder, command=command, stopped=stopped, runs=runs, times=times, status=status)
 
 
@@ -185,7 +194,8 @@ def test_a_broken_run_is_a_row_and_others_go_on(grid, clip, capsys):
     command = ['--loss_names', 'sdm', '--seeds', '1', '--vary', 'pretrain_choice', 'nowhere.pt', clip,
                '--output_dir', str(grid['folder'])]
     began = {path.parent: path.stat().st_mtime_ns for path in grid['folder'].glob('*/output.txt')}
-    assert ablate.main([*command, *common]) == 1
+    with forked_trainings():
+        assert ablate.main([*command, *common]) == 1
     output = capsys.readouterr()
     # another grid has trained it with the same settings
     assert '1 of 2 runs are finished already' in output.err

@@ -19,7 +19,7 @@ from datasets.pairs import PairDataset
 from processor.test_run import evaluate_dataset
 from processor.training_run import run_training
 from run_scripts import kill_and_resume
-from tests.several import start_program
+from tests.several import ForkedProgram, start_program
 from tests.support import HANG_TIMEOUT, vocabulary_size
 from utils.checkpoint import read_checkpoint
 from utils.errors import UserError
@@ -210,28 +210,11 @@ def test_a_signal_saves_and_leaves_and_the_run_resumes_to_the_same_weights(comma
         assert journal(folder, kind) == journal(run_folder(root=expected), kind)
 
 
-class ForkedTraining:
-    """A training of :func:`start_program`, with what kill_and_resume reads of a ``Popen``."""
-
-    def __init__(self, argv, path):
-        self.process, self.path = start_program(train_program.main, argv, path), path
-        self.pid = self.process.pid
-
-    def poll(self):
-        return self.process.exitcode
-
-    returncode = property(poll)
-
-    def communicate(self):
-        self.process.join(HANG_TIMEOUT)
-        return None, self.path.read_text()
-
-
 def test_two_kills(clip, tmp_path, monkeypatch, capsys):
     launch, outputs = kill_and_resume.launch, itertools.count()
     monkeypatch.setattr(kill_and_resume, 'train_command', lambda processes: ['train.py'])
     monkeypatch.setattr(kill_and_resume, 'launch', lambda command: launch(command) if command[0] != 'train.py' else
-                        ForkedTraining(command[1:], tmp_path / f'{next(outputs)}.txt'))
+                        ForkedProgram(train_program.main, command[1:], tmp_path / f'{next(outputs)}.txt'))
     status = kill_and_resume.main(['--kills', '2', '--ids', '12', '--folder', str(tmp_path), '--', '--pretrain_choice',
                                    clip, '--vocab_size', str(vocabulary_size())])
     output = capsys.readouterr().out

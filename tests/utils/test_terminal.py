@@ -1,21 +1,20 @@
 """Names and captions from files do not control the terminal, in output and logs."""
 import io
 import logging
-import os
-import subprocess
 import sys
 
 import pytest
 from PIL import Image
 from tqdm import tqdm
 
+from datasets import check
 from datasets.synthpedes import generate
 from processor.search_results import format_results
+from tests.several import run_forked
 from utils.errors import run_program
 from utils.logger import setup_logger
 from utils.terminal import ProtectedStream, escape_controls, escape_line
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 HOSTILE = ['\x1b[2J', '\x1b]0;title\x07', '\x9b31m', 'a\rb', '\x08\x08', '\x00', '\x7f', '\u202e', '\u2066', '\u2028',
            '\x0b']
 HARMLESS = ['a red coat', 'déjà vu', '红衣\u3000女人', 'two\nlines', 'tab\there', '\U0001f469\u200d\U0001f9bd']
@@ -74,7 +73,7 @@ def test_check_names_a_file_with_an_escape_sequence_harmlessly(tmp_path):
     """Run the complete program with a hostile name: an extra image next to the annotated ones."""
     generate(str(tmp_path), 4, images_per_id=1, size=(32, 16), format='CUHK-PEDES', test_ids=1, val_ids=1, workers=1)
     Image.new('RGB', (4, 4)).save(tmp_path / 'CUHK-PEDES' / 'imgs' / 'stray\x1b[2J.png')
-    result = subprocess.run([sys.executable, '-m', 'datasets.check', '--root_dir', str(tmp_path), '--workers', '1'],
-                            cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 1 and 'stray\\x1b[2J.png' in result.stdout
-    assert '\x1b' not in result.stdout + result.stderr
+    status, output, errors = run_forked(check.main, ['--root_dir', str(tmp_path), '--workers', '1'], tmp_path,
+                                        'check.py')
+    assert status == 1 and 'stray\\x1b[2J.png' in output
+    assert '\x1b' not in output + errors
