@@ -1,12 +1,25 @@
 """The structure of the code, and the program that checks it."""
 import pytest
 
+from tests import architecture
 from tests.architecture import ROOT, Code, find_violations, main
 
 
 @pytest.fixture(scope='module')
-def violations():
-    return set(find_violations(Code(ROOT)))
+def code():
+    """The repository's code, which takes seconds to parse."""
+    return Code(ROOT)
+
+
+@pytest.fixture
+def parsed_once(code, monkeypatch):
+    """The program reads ``code``."""
+    monkeypatch.setattr(architecture, 'Code', lambda root: code if root == ROOT else Code(root))
+
+
+@pytest.fixture(scope='module')
+def violations(code):
+    return set(find_violations(code))
 
 
 def test_the_code_breaks_no_rule(violations):
@@ -80,12 +93,12 @@ def test_a_defect_is_reported(write_code, files, expected):
     assert find_violations(write_code(files)) == expected
 
 
-def test_the_program_prints_what_its_function_returns(violations, capsys):
+def test_the_program_prints_what_its_function_returns(violations, parsed_once, capsys):
     status, output = main([]), capsys.readouterr().out.splitlines()
     assert status == bool(violations) and violations <= set(output)
 
 
-def test_the_graph_has_imports_of_each_kind(capsys):
+def test_the_graph_has_imports_of_each_kind(parsed_once, capsys):
     assert main(['--graph']) == 0
     lines = capsys.readouterr().out.splitlines()
     assert 'train imports utils.launcher at the top' in lines
