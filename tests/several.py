@@ -1,6 +1,7 @@
 """Several processes on this machine that train together, for tests: ``processes.run(function, *inputs)``."""
 import contextlib
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import pickle
 import queue
@@ -150,9 +151,14 @@ class ForkedProgram:
 
 
 def fork_server():
-    """Return the context of processes that are forked from one that has imported PyTorch and Pedestal."""
+    """Return the context of processes that are forked from one that has imported PyTorch and Pedestal.
+
+    That process starts now, so that the first caller decides what it has imported: it is the only one of its parent.
+    """
     context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['torch', 'torch.utils.tensorboard', 'processor.training_run', 'train'])
+    context.set_forkserver_preload(['torch', 'torch.utils.tensorboard', 'processor.training_run', 'train',
+                                    'run_scripts.benchmark.rows'])
+    multiprocessing.forkserver.ensure_running()
     return context
 
 

@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -21,6 +20,7 @@ from datasets.build import build_dataset
 from datasets.synthpedes import baselines, people, writing
 from datasets.synthpedes.__main__ import main
 from datasets.synthpedes.drawing import Palette, sample_scene, render_image
+from tests.several import ForkedProgram
 from tests.support import HANG_TIMEOUT
 from utils.errors import UserError
 
@@ -40,19 +40,11 @@ def read(folder, name):
     return json.loads((Path(folder) / name).read_text())
 
 
-def program(*arguments, **environment):
-    """Start the program. Its ``stderr`` is a file, because a progress bar that nobody reads would fill a pipe."""
-    output = tempfile.TemporaryFile('w+')
-    running = subprocess.Popen([sys.executable, '-m', 'datasets.synthpedes', *map(str, arguments)], cwd=ROOT, text=True,
-                               stdout=output, stderr=output, env={**os.environ, **environment})
-    running.stderr = output
-    return running
-
-
-def read_output(running):
-    """Everything that a program has printed."""
-    running.stderr.seek(0)
-    return running.stderr.read()
+@pytest.fixture
+def start(tmp_path_factory):
+    """A function that starts the program, in a process that has imported PyTorch already."""
+    path = tmp_path_factory.mktemp('output') / 'output.txt'
+    return lambda *arguments: ForkedProgram(main, list(map(str, arguments)), path, name='synthpedes')
 
 
 def samples(count, **difficulty):
@@ -68,9 +60,10 @@ def samples(count, **difficulty):
 
 def test_same_files_whatever_the_workers_and_the_process(tmp_path):
     single = contents(make(tmp_path / 'a'))
-    other = program('--out', tmp_path / 'b', '--ids', 8, '--images_per_id', 2, '--size', 48, 24, '--workers', 2,
-                    PYTHONHASHSEED='123')
-    assert other.wait() == 0, read_output(other)
+    words = ['--out', str(tmp_path / 'b'), '--ids', '8', '--images_per_id', '2', '--size', '48', '24', '--workers', '2']
+    other = subprocess.run([sys.executable, '-m', 'datasets.synthpedes', *words], cwd=ROOT, text=True,
+                           capture_output=True, env={**os.environ, 'PYTHONHASHSEED': '123'})
+    assert other.returncode == 0, other.stderr
     assert contents(tmp_path / 'b' / 'synthpedes') == single
     assert contents(make(tmp_path / 'c', seed=1))['reid_raw.json'] != single['reid_raw.json']
 
@@ -368,24 +361,24 @@ def test_interruption_leaves_nothing(tmp_path, monkeypatch, error, seen):
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
-def test_signal_stops_workers_and_leaves_nothing(tmp_path, number):
-    running = first_image_of(tmp_path / 'data')
+def test_signal_stops_workers_and_leaves_nothing(start, tmp_path, number):
+    running = first_image_of(start, tmp_path / 'data')
     running.send_signal(number)
-    assert running.wait(HANG_TIMEOUT) == 130
-    assert 'interrupted' in read_output(running) and os.listdir(tmp_path) == []
+    assert running.wait() == 130
+    assert 'interrupted' in running.read_output() and os.listdir(tmp_path) == []
 
 
-def first_image_of(tmp_path, *arguments):
+def first_image_of(start, tmp_path):
     """A generation into ``tmp_path`` that has just started to write."""
-    running = program('--out', tmp_path, '--ids', 20000, '--size', 64, 32, '--workers', 2, *arguments)
+    running = start('--out', tmp_path, '--ids', 20000, '--size', 64, 32, '--workers', 2)
     deadline = time.time() + HANG_TIMEOUT
     while not list(tmp_path.rglob('*.jpg')) and time.time() < deadline:
         time.sleep(0.05)
     return running
 
 
-def test_two_generations_at_once_do_not_replace_each_other(tmp_path):
-    running = first_image_of(tmp_path)
+def test_two_generations_at_once_do_not_replace_each_other(start, tmp_path):
+    running = first_image_of(start, tmp_path)
     try:
         for overwrite in (False, True):
             message = f'^another run is writing {tmp_path}/synthpedes: wait until it is done'
@@ -395,7 +388,7 @@ def test_two_generations_at_once_do_not_replace_each_other(tmp_path):
         assert running.poll() is None and sorted(os.listdir(tmp_path)) == ['.synthpedes.new', other.name]
     finally:
         running.send_signal(signal.SIGTERM)
-        assert running.wait(HANG_TIMEOUT) == 130
+        assert running.wait() == 130
     assert os.listdir(tmp_path) == ['RSTPReid']
     make(tmp_path)
 
@@ -415,9 +408,9 @@ def test_the_slower_of_two_generations_replaces_nothing(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ['synthpedes']
 
 
-def test_what_a_killed_generation_left_goes_with_the_next(tmp_path):
-    running = first_image_of(tmp_path)
-    running.kill()
+def test_what_a_killed_generation_left_goes_with_the_next(start, tmp_path):
+    running = first_image_of(start, tmp_path)
+    running.send_signal(signal.SIGKILL)
     running.wait()
     assert os.listdir(tmp_path) == ['.synthpedes.new']
     deadline = time.time() + HANG_TIMEOUT
@@ -556,10 +549,10 @@ def test_bad_arguments_are_one_sentence(tmp_path, arguments, message):
     assert os.listdir(tmp_path) == []
 
 
-def test_program_says_it_in_one_line(tmp_path):
-    running = program('--out', tmp_path, '--ids', 10, '--size', 4, 4)
+def test_program_says_it_in_one_line(start, tmp_path):
+    running = start('--out', tmp_path, '--ids', 10, '--size', 4, 4)
     assert running.wait() == 2
-    output = read_output(running).strip()
+    output = running.read_output().strip()
     assert output == 'synthpedes: error: size (height) must be a whole number from 32 to 2048, not 4'
 
 
