@@ -13,6 +13,8 @@ from utils import precision
 from utils.comm import pick_device
 from utils.machine import core_count, physical_memory, synchronize
 
+GPU_SIZE, CPU_SIZE = 8192, 2048     # rows and columns of the matrices of :func:`matrix_rate`
+
 
 def measure_time(function, device, repeats, patience, warm_up=1):
     """Measure the time of a function.
@@ -94,7 +96,7 @@ def cpu_name():
 
 def matrix_rate(device):
     """The largest FLOP/s of a product of large matrices: in bf16 on a GPU, in float32 on a CPU."""
-    size, dtype, count = (8192, torch.bfloat16, 20) if device.type == 'cuda' else (2048, torch.float32, 1)
+    size, dtype, count = (GPU_SIZE, torch.bfloat16, 20) if device.type == 'cuda' else (CPU_SIZE, torch.float32, 1)
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
 
     def multiply():

@@ -6,6 +6,7 @@ import pytest
 import train as train_program
 from datasets.synthpedes import generate
 from processor.runs import load_run
+from tests.several import fork_server
 from tests.support import small_archive, small_vocabulary, vocabulary_size
 from utils.options import build_test_parser, parse_test_options
 
@@ -15,6 +16,12 @@ def programs_with_small_vocabulary():
     """All runs here have a small vocabulary: also those of the fixtures below, which several modules share."""
     with small_vocabulary():
         yield
+
+
+@pytest.fixture(scope='session', autouse=True)
+def programs_with_imported_modules():
+    """The processes of programs and of measurements are forks of one that has imported Pedestal."""
+    fork_server()
 
 
 @pytest.fixture(scope='session')

@@ -1,4 +1,5 @@
 """The benchmark: the reference gives equal results, and a switch takes out one optimization and changes no result."""
+import functools
 import inspect
 import json
 import os
@@ -329,7 +330,10 @@ def test_parts_add_up_to_the_step():
     assert {'linear layers, forward', 'linear layers, backward'} <= {row['what'] for row in results['operators']}
 
 
-def test_a_batch_on_two_processes():
+def test_a_batch_on_two_processes(monkeypatch):
+    # Spawned processes, as those of a user, would import PyTorch again.
+    monkeypatch.setattr(torch.multiprocessing, 'spawn', functools.partial(torch.multiprocessing.start_processes,
+                                                                          start_method='forkserver'))
     results = processes.measure_processes(2, True, SMALL)
     assert results['processes'] == 2 and results['samples'] == SMALL.batch_size * SMALL.steps
     assert len(results['seconds']) == SMALL.repeats and min(results['seconds']) > 0
@@ -454,6 +458,8 @@ def test_every_part_can_be_named():
 
 def test_quick_run(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(program, 'QUICK', SMALL)
+    monkeypatch.setattr(program, 'measure_in_child', measure_here)
+    monkeypatch.setattr(machine, 'CPU_SIZE', 256)       # products of the large matrices take 10 s of a core
     monkeypatch.setattr(report, 'MAX_OTHER_LOAD', 10)   # other tests may run beside this one
     variants = [Variant('ours'), Variant('ours, twice', switch=switches.encode_text_twice),
             Variant('broken', ('--img_size', '1', '1')), Variant(REFERENCE, is_reference=True)]
