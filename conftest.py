@@ -2,12 +2,14 @@
 
 The tensors are small. Several processes with several threads each would be a hundred times slower.
 """
+import gc
 import os
 import signal
 
 import pytest
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')
+gc.disable()        # until the tests are collected: the garbage collector looks again and again at what imports create
 # A shell starts background processes with an ignored SIGINT, which the programs under test would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -18,6 +20,12 @@ LONGEST_FILES = ('test_campaign.py', 'test_windows.py')
 def pytest_collection_modifyitems(items):
     """Start the longest tests first. At the end, one process would run them while the other has nothing to do."""
     items.sort(key=lambda item: item.path.name not in LONGEST_FILES)
+
+
+def pytest_collection_finish():
+    """Let the garbage collector look at the objects of tests, but not at those of modules."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture
