@@ -530,7 +530,8 @@ class CLIP(nn.Module):
         self.ln_final = LayerNorm(shape.text_width)
         visual = self.visual
         self.grid, self.patch_size, self.stride_size = visual.grid, visual.patch_size, visual.stride_size
-        self.reset_parameters()
+        if not self.text_projection.is_meta:    # PyTorch takes long to draw no numbers
+            self.reset_parameters()
 
     def reset_parameters(self):
         """Initialize by CLIP's rules, also the image transformer, which OpenAI's code leaves to PyTorch."""

@@ -315,8 +315,9 @@ def drop_command_line_options(content, parser, path):
     Raises:
         UserError: a recipe turns one of them on.
     """
-    names = parser.options_with(Effect.COMMAND_LINE_ONLY)
-    turned_on = sorted(name for name in names & set(content) if content[name] is not False)
+    actions = parser.actions()
+    names = {name for name in content if name in actions and actions[name].effect & Effect.COMMAND_LINE_ONLY}
+    turned_on = sorted(name for name in names if content[name] is not False)
     if turned_on and not is_run_config(content):
         raise UserError(f'{path}, {turned_on[0]}: only the command line can turn this on; remove the line, and give '
                         f'--{turned_on[0]} if you trust the source of the weights')
