@@ -141,7 +141,7 @@ def test_weights_that_are_not_initialized_need_no_draws(monkeypatch):
     ('aptm', ['--pretrain_choice', 'scratch:aptm-tiny', '--img_size', '96', '32']),
     ('rasa', ['--pretrain_choice', 'scratch:albef-tiny', '--img_size', '64', '32', '--moco_queue', '64']),
     ('mars', ['--pretrain_choice', 'scratch:albef-tiny', '--img_size', '64', '32', '--moco_queue', '64']),
-    ('agm', TINY), ('conquer', TINY)])
+    ('conquer', TINY)])
 def test_memory_of_recipes_with_other_encoders_and_losses(recipe, words):
     counted = count_step_memory(['--config_file', f'configs/{recipe}.yaml', *words, '--amp', 'bf16'], [8, 16])
     assert 4 * counted['trained'] < counted['state_bytes'] < counted['peak_bytes'][8] < counted['peak_bytes'][16]
