@@ -157,7 +157,7 @@ def fork_server():
     """
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload(['torch', 'torch.utils.tensorboard', 'processor.training_run', 'train',
-                                    'run_scripts.benchmark.rows'])
+                                    'run_scripts.benchmark.rows', 'tests.preloaded'])
     multiprocessing.forkserver.ensure_running()
     return context
 
