@@ -149,6 +149,7 @@ def test_the_memory_table_has_a_column_for_each_batch(monkeypatch, capsys, tmp_p
                  '--format', 'markdown']) == 1
     lines = capsys.readouterr().out.splitlines()
     assert '| irra | 1.0 | 2.0 | 8.0 | 1.0 | 2.0 |' in lines and '| a2te-icfg-pedes | - | - | - | - | - |' in lines
+    assert lines[-1] == 'a2te-icfg-pedes: not counted'
     with open(path, newline='') as file:
         first, second = csv.DictReader(file)
     assert float(first['64']) == 2 ** 33 and second['error'] == 'not counted'
