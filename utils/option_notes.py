@@ -92,7 +92,7 @@ def recipe_differences(args, parser):
             continue
         if method_keys(recipe) != method_keys(args):
             continue
-        differences = {name: f'{name} {new} (recipe {old})'
+        differences = {name: f"{name} {new} (recipe {'without it' if old is None else old})"
                        for name, old, new in changed_values(complete(recipe), args, compared)}
         candidates.append((f'configs/{os.path.basename(path)}', differences))
     return min(candidates, key=lambda candidate: len(candidate[1]), default=(None, {}))
