@@ -56,7 +56,8 @@ def parse_test_options(parser, argv=None):
     argv = sys.argv[1:] if argv is None else argv
     refuse_other_interface(argv, 'the command line')
     flags = parser.parse(argv)
-    read_rerank_settings(flags)     # raise for options of another method
+    if 'rerank' in parser.actions():
+        read_rerank_settings(flags)     # raise for options of another method
     if flags.config_file:
         flags.config_file = find_run_config(flags.config_file)
         return trained_run_options(flags)
