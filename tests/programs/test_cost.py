@@ -9,7 +9,7 @@ from datasets.synthpedes import generate
 from model import build_model
 from model.clip_weights import shape_named
 from run_scripts import ROOT
-from run_scripts.benchmark.recipe_cost import dataset_sizes, measure_recipe
+from run_scripts.benchmark.recipe_cost import dataset_sizes, measure_recipe, synthetic_batch
 from run_scripts.benchmark.simulated_step import MemoryCounter, count_recipe, count_step_memory, repeat_rows
 from run_scripts.cost import build_cost_parser, format_row, main
 from utils.errors import UserError
@@ -65,6 +65,14 @@ def test_a_recipe_of_own_data_has_no_sizes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match='--dataset_name synthpedes: the dataset has no published sizes'):
         measure_recipe(f'{ROOT}/configs/synthpedes/quickstart.yaml', [], build_cost_parser().parse([]), 'cpu')
+
+
+def test_a_step_of_a_table_with_named_columns():
+    """The doctor and cost measure a step on generated images, which have no such columns."""
+    words = ['--dataset_name', 'people.csv', '--columns', 'image=picture', 'caption=says', '--pretrain_choice',
+             'scratch:tiny', '--img_size', '32', '16', '--device', 'cpu', '--loss_names', 'itc']
+    options, batch = synthetic_batch(words, 3)
+    assert options.columns is None and batch['images'].shape == (3, 3, 32, 16)
 
 
 def test_a_row_in_units(row):
