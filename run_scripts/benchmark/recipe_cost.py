@@ -73,7 +73,8 @@ def synthetic_loader(words, size):
         # not by words, because no word takes back --columns or --dataset_shares
         options = replace_options(
             recipe, dataset_name=name, columns=None, dataset_shares=None, root_dir=folder, output_dir=folder,
-            batch_size=size, num_workers=0, pretrain_choice=random_weights_choice(recipe.pretrain_choice), image_cache='')
+            batch_size=size, num_workers=0, image_cache='',
+            pretrain_choice=random_weights_choice(recipe.pretrain_choice))
         yield options, build_dataloader(options, backbone_class(options))[0]
 
 
