@@ -7,8 +7,9 @@ import numpy as np
 from prettytable import PrettyTable
 
 from datasets import array_cache
-from datasets.annotation_checks import (SPLITS, missing_files, repeated_images, shared_identities, special_captions,
-                                        validate_entries)
+from datasets.annotation_checks import (SPLITS, gallery_notes, missing_files, repeated_images, shared_identities,
+                                        special_captions, validate_entries)
+from datasets.distractors import DISTRACTOR_PID
 from datasets.entries import open_entries
 from datasets.published_splits import split_note
 from datasets.released_lists import aptm_list_files, read_aptm_list, read_tbps_list, tbps_list_files
@@ -38,7 +39,7 @@ class BaseDataset:
         train_annos, val_annos, test_annos: the entries of the splits, a list or sequence of dicts.
         split_entries: ``{split: the entries' fields as arrays}``, :class:`datasets.entries.Entries`.
         val, test: ``{'image_pids', 'img_paths', 'caption_pids', 'captions'}``, lists in the annotation's order, with
-            the annotation's pids.
+            the annotation's pids, and :data:`~datasets.distractors.DISTRACTOR_PID` for images that no caption matches.
         train_id_container, val_id_container, test_id_container: sets of the pids.
         is_memory_mapped: whether the entries are read from memory-mapped arrays.
 
@@ -55,6 +56,7 @@ class BaseDataset:
     has_val = True               # whether such synthetic data has a val split
     evaluates_attributes = False   # whether evaluation measures attributes instead of retrieval
     has_captions = True          # whether its images have captions
+    uncaptioned_splits = ()      # whose images can lack captions; they are in the gallery only
     released_stem = ''           # of APTM's lists <root>/finetune/<stem>_<split>.json, read without an annotation
 
     def __init__(self, root='', verbose=True, splits=SPLITS, skip_broken=False):
@@ -159,7 +161,7 @@ class BaseDataset:
         """
         entries = cls.read(path)
         path = path if len(cls.files(path)) == 1 else os.path.dirname(path)
-        validate_entries(entries, path, cls.image_key, cls.has_captions)
+        validate_entries(entries, path, cls.image_key, cls.has_captions, cls.uncaptioned_splits)
         shared = shared_identities(entries)
         if shared:
             pid, splits = next(iter(shared.items()))
@@ -222,10 +224,11 @@ class BaseDataset:
                                      for text in entry.get(key) or [''] * len(entry['captions']))
 
     def _build_evaluation_samples(self, entries):
-        pids = entries.ids.tolist()
-        return {'image_pids': pids, 'img_paths': list(entries.paths(self.img_dir)),
+        pids = np.unique(entries.ids[entries.counts > 0])
+        image_pids = np.where(np.isin(entries.ids, pids), entries.ids, DISTRACTOR_PID).tolist()
+        return {'image_pids': image_pids, 'img_paths': list(entries.paths(self.img_dir)),
                 'caption_pids': np.repeat(entries.ids, entries.counts).tolist(), 'captions': list(entries.captions())
-                }, set(pids)
+                }, set(pids.tolist())
 
     def evaluation_samples(self, split):
         """The images and captions of a split to rank, with the annotation's pids.
@@ -241,16 +244,17 @@ class BaseDataset:
         return getattr(self, split)
 
     def format_counts(self):
-        """Format a table of identities, images and captions in each split."""
+        """Format a table of identities, images and captions in each split, and count images without captions."""
         table = PrettyTable(['split', 'identities', 'images', 'captions'])
         for split in SPLITS:
             table.add_row([split, *self.counts(split)])
-        return table.get_string()
+        uncaptioned = {split: int((self.split_entries[split].counts == 0).sum()) for split in SPLITS}
+        return '\n'.join([table.get_string(), *gallery_notes(uncaptioned)])
 
     def counts(self, split):
-        """``(identities, images, captions)`` of a split."""
+        """``(identities, images, captions)`` of a split. Identities are those of images with captions."""
         entries = self.split_entries[split]
-        return len(np.unique(entries.ids)), len(entries), int(entries.counts.sum())
+        return len(np.unique(entries.ids[entries.counts > 0])), len(entries), int(entries.counts.sum())
 
 
 def read_entries(path):

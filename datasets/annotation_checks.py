@@ -4,6 +4,7 @@ import os
 from collections import Counter, defaultdict
 
 from datasets.captions import caption_problem, is_encodable, looks_like_list
+from datasets.distractors import DISTRACTOR_PID
 from datasets.side_texts import side_text_problem
 from utils.errors import UserError, add_article, describe_type, unknown_name_error
 from utils.simple_tokenizer import END, MASK, START, clean_text
@@ -11,10 +12,10 @@ from utils.simple_tokenizer import END, MASK, START, clean_text
 SPLITS = ('train', 'val', 'test')
 
 
-def validate_entries(entries, path, image_key, has_captions=True):
+def validate_entries(entries, path, image_key, has_captions=True, uncaptioned_splits=()):
     """Return the entries, or raise :class:`UserError` that describes the first invalid entry."""
     problems = [(number, problem) for number, entry in enumerate(entries)
-                if (problem := entry_problem(entry, image_key, has_captions))]
+                if (problem := entry_problem(entry, image_key, has_captions, uncaptioned_splits))]
     if problems:
         number, problem = problems[0]
         more = f' (and {len(problems) - 1} other entries are invalid)' if problems[1:] else ''
@@ -22,13 +23,15 @@ def validate_entries(entries, path, image_key, has_captions=True):
     return entries
 
 
-def entry_problem(entry, image_key, has_captions=True):
+def entry_problem(entry, image_key, has_captions=True, uncaptioned_splits=()):
     """Describe the problem of an annotation's entry; None if there is none.
 
     Args:
         entry: the entry.
         image_key: the field of the image's path.
         has_captions: whether captions must not be empty.
+        uncaptioned_splits: the splits whose entries can have an empty list of captions, and then also the identity
+            :data:`~datasets.distractors.DISTRACTOR_PID`.
     """
     if not isinstance(entry, dict):
         return f'is {describe_type(entry)} instead of a mapping'
@@ -37,11 +40,12 @@ def entry_problem(entry, image_key, has_captions=True):
             return f"has no field '{field}'"
         if not isinstance(entry[field], kind) or isinstance(entry[field], bool):
             return f"has a '{field}' that is {describe_type(entry[field])} instead of {add_article(kind.__name__)}"
-    if not 0 <= entry['id'] < 2 ** 31:
+    can_lack_captions = not entry['captions'] and entry['split'] in uncaptioned_splits
+    if not 0 <= entry['id'] < 2 ** 31 and not (can_lack_captions and entry['id'] == DISTRACTOR_PID):
         return f"has the impossible id {entry['id']}"
     if entry['split'] not in SPLITS:
         return f"has the {unknown_name_error('split', entry['split'], SPLITS)}"
-    if not entry['captions']:
+    if not entry['captions'] and not can_lack_captions:
         return 'has no captions'
     for number, caption in enumerate(entry['captions'], start=1):
         if not isinstance(caption, str):
@@ -89,6 +93,7 @@ def shared_identities(entries):
     splits_of = defaultdict(set)
     for entry in entries:
         splits_of[entry['id']].add(entry['split'])
+    splits_of.pop(DISTRACTOR_PID, None)
     return {pid: [split for split in SPLITS if split in splits] for pid, splits in splits_of.items() if len(splits) > 1}
 
 
@@ -111,5 +116,22 @@ def missing_files(paths):
 
 
 def count_entries(entries):
-    """Count ``(identities, images, captions)`` of entries. An image counts once for each entry."""
-    return len({entry['id'] for entry in entries}), len(entries), sum(len(entry['captions']) for entry in entries)
+    """Count ``(identities, images, captions)`` of entries. An image counts once for each entry.
+
+    Identities are those of entries with captions.
+    """
+    identities = {entry['id'] for entry in entries if entry['captions']}
+    return len(identities), len(entries), sum(len(entry['captions']) for entry in entries)
+
+
+def gallery_notes(counts):
+    """Describe the images without captions of each split: a list of lines.
+
+    Args:
+        counts: ``{split: number of images without captions}``.
+
+    Example:
+        >>> gallery_notes({'val': 0, 'test': 5})
+        ['test: 5 images without captions in the gallery']
+    """
+    return [f'{split}: {count} images without captions in the gallery' for split, count in counts.items() if count]

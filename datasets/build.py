@@ -276,11 +276,12 @@ def get_side_texts(dataset, text_fields, optional_keys, caption_rows):
 
 
 def empty_split_error(dataset, split):
-    """The error for a split without entries, with a hint if there is one."""
+    """The error for a split without entries or captions, with a hint if there is one."""
     hint = '; choose the best epoch by the test split: --val_dataset test' if split == 'val' else ''
     if split == 'test' and dataset.published.get(split, (1,))[0] == 0:
         hint = '; name a dataset that has a test split with --eval_dataset'
-    return UserError(f"{dataset.anno_path} has no entries in the split '{split}'{hint}")
+    kind = 'captions' if len(dataset.split_entries[split]) else 'entries'
+    return UserError(f"{dataset.anno_path} has no {kind} in the split '{split}'{hint}")
 
 
 def worker_count(args):

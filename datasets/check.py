@@ -10,15 +10,15 @@ import inspect
 import operator
 import os
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 
 import torch   # noqa: F401  (datasets.registry then imports the datasets, instead of reading their declarations)
 from prettytable import PrettyTable
 from tqdm import tqdm
 
-from datasets.annotation_checks import (SPLITS, count_entries, entry_problem, missing_files, repeated_images,
-                                        shared_identities, special_captions)
+from datasets.annotation_checks import (SPLITS, count_entries, entry_problem, gallery_notes, missing_files,
+                                        repeated_images, shared_identities, special_captions)
 from datasets.published_splits import KINDS, differing_counts
 from datasets.registry import add_table_options, dataset_class, describe_names
 from datasets.table import is_table
@@ -110,7 +110,8 @@ def check(name, root, workers, columns=None, split_seed=1):
     row_problems = []
     collects_problems = 'problems' in inspect.signature(dataset.read).parameters
     entries = dataset.read(annotation, row_problems) if collects_problems else dataset.read(annotation)
-    entry_problems = [entry_problem(entry, dataset.image_key, dataset.has_captions) for entry in entries]
+    entry_problems = [entry_problem(entry, dataset.image_key, dataset.has_captions, dataset.uncaptioned_splits)
+                      for entry in entries]
     has_several_files = len(dataset.files(annotation)) > 1       # then the number alone does not identify an entry
     problems = {'annotation': row_problems + [
         f'entry {number} (counted from 0){f", {entry[dataset.image_key]}," if has_several_files else ""} {problem}'
@@ -123,6 +124,8 @@ def check(name, root, workers, columns=None, split_seed=1):
     expected, source = expected_counts(name, folder)
     counts = {split: count_entries([entry for entry in entries if entry['split'] == split]) for split in SPLITS}
     table, problems['counts that differ'] = compare_counts(counts, expected, source)
+    uncaptioned = Counter(entry['split'] for entry in entries if not entry['captions'])
+    table = '\n'.join([table, *gallery_notes({split: uncaptioned[split] for split in SPLITS})])
     problems['identities in several splits'] = [
         f'{pid}: {", ".join(splits)}' for pid, splits in shared_identities(entries).items()]
 

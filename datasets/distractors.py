@@ -1,4 +1,7 @@
-"""Images without captions that enlarge the gallery of an evaluation: ``test.py --distractors <folder>``."""
+"""Images without captions that enlarge the gallery of an evaluation: ``test.py --distractors <folder>``.
+
+Rows of a table can also be images without captions (:mod:`datasets.table`).
+"""
 from utils.errors import UserError
 from utils.images import find_images
 

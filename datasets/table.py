@@ -1,7 +1,8 @@
 """Read a user's dataset from a table (.json, .jsonl, .csv, .tsv): ``--dataset_name people.csv --root_dir <folder>``.
 
 A row has the path of an image, a caption or a list of captions, an identity, and optionally a split and side texts of
-the captions. Rows of the same image become one entry with several captions. See docs/own_data.md.
+the captions. Rows of the same image become one entry with several captions. An image of val or test can lack captions,
+and then also an identity: it is in the gallery only. See docs/own_data.md.
 """
 import logging
 import math
@@ -12,6 +13,7 @@ import re
 from datasets.annotation import BaseDataset
 from datasets.annotation_checks import SPLITS, path_problem
 from datasets.captions import caption_problem, looks_like_list, parse_caption_list
+from datasets.distractors import DISTRACTOR_PID
 from datasets.identities import JUNK, canonical_identity, number_identities, spelling_variants
 from datasets.released_lists import report_oddities
 from datasets.side_texts import BACK_TRANSLATIONS, SECOND_CAPTIONS, append_captions, list_problem, read_side_texts
@@ -32,6 +34,7 @@ COLUMNS = {
 }
 SIDE_TEXT_ROLES = {'back_translation': BACK_TRANSLATIONS, 'second_caption': SECOND_CAPTIONS}
 OPTIONAL_ROLES = 'split', *SIDE_TEXT_ROLES
+UNCAPTIONED_SPLITS = 'val', 'test'
 SPLIT_NAMES = {'training': 'train', 'valid': 'val', 'validation': 'val', 'dev': 'val', 'testing': 'test',
                **{name: name for name in SPLITS}}
 SPLIT_FRACTIONS = {'val': 0.1, 'test': 0.2}      # of the identities of a table without splits; the rest is for training
@@ -80,6 +83,7 @@ class Table(BaseDataset):
     Images are in ``imgs/`` next to the table, or in ``--root_dir`` itself.
     """
     columns, split_seed = {}, 1
+    uncaptioned_splits = UNCAPTIONED_SPLITS
 
     @classmethod
     def locate(cls, root):
@@ -104,16 +108,17 @@ class Table(BaseDataset):
         for number, row in enumerate(rows):
             if problem := row_problem(row, names, images):
                 raise UserError(f'{path}: row {number} (counted from 0) {problem}')
-        people = {number: row for number, row in enumerate(rows) if canonical_identity(row[names['id']]) != JUNK}
+        people = {number: row for number, row in enumerate(rows) if canonical_identity(row.get(names['id'])) != JUNK}
         meaning = f"in the column '{names['id']}', which means that an image shows nobody"
         if not people:
             raise UserError(f'{path}: every row has {JUNK} {meaning}')
         junk = [f'{len(rows) - len(people)} rows have {JUNK} {meaning}: they are skipped'] * (len(people) < len(rows))
-        lists = sum(looks_like_list(row[names['caption']]) for row in people.values()
-                    if isinstance(row[names['caption']], str))
+        lists = sum(looks_like_list(caption) for row in people.values()
+                    if isinstance(caption := row.get(names['caption']), str))
         if lists:
             logger.info('%s: the captions of %d rows are lists written as text, and are read as lists', path, lists)
-        report_oddities(junk + spelling_variants(row[names['id']] for row in people.values()), path, problems)
+        identities = (row[names['id']] for row in people.values() if not is_missing(row.get(names['id'])))
+        report_oddities(junk + spelling_variants(identities), path, problems)
         entries = merge_rows(people, names, path, images)
         if 'split' not in names:
             assign_splits(entries, cls.split_seed, path)
@@ -146,11 +151,12 @@ def find_columns(rows, given_columns, path):
 
 def row_problem(row, names, images):
     """Describe the problem of a row, with the names of the table's columns; None if there is none."""
+    lacks_caption = is_missing(row.get(names['caption']))
+    can_lack_caption = 'split' in names and SPLIT_NAMES.get(split_name(row, names)) in UNCAPTIONED_SPLITS
+    optional = {*SIDE_TEXT_ROLES, *(['caption', 'id'] if lacks_caption and can_lack_caption else [])}
     for role, column in names.items():
-        if role in SIDE_TEXT_ROLES:
-            continue
-        if row.get(column) in (None, '', []) or isinstance(row[column], float) and math.isnan(row[column]):
-            return f"has no '{column}', its {role}"
+        if role not in optional and is_missing(row.get(column)):
+            return f"has no '{column}', its {role}{uncaptioned_hint(names) if role == 'caption' else ''}"
     for caption in row_captions(row, names):
         if not isinstance(caption, str):
             return f"has a '{names['caption']}' that is {describe_type(caption)} instead of text"
@@ -167,13 +173,29 @@ def row_problem(row, names, images):
     return path_problem(path, names['image'], images)
 
 
+def is_missing(value):
+    """Whether a cell is empty. pandas writes an empty list as ``[]`` into a CSV file."""
+    if isinstance(value, str):
+        return value.strip() in ('', '[]')
+    return value in (None, []) or isinstance(value, float) and math.isnan(value)
+
+
+def uncaptioned_hint(names):
+    if 'split' in names:
+        return f": only photos of the splits {' and '.join(UNCAPTIONED_SPLITS)} can lack one"
+    return (f": photos without captions need a column of splits that gives them {' or '.join(UNCAPTIONED_SPLITS)}; or "
+            'leave them out, and give their folder to test.py --distractors')
+
+
 def split_name(row, names):
-    return str(row[names['split']]).strip().lower()
+    return str(row.get(names['split'])).strip().lower()
 
 
 def row_captions(row, names):
-    """A row's captions, a list. The column holds a JSON list, a list written as text, or one caption."""
-    caption = row[names['caption']]
+    """A row's captions, a list. The column holds a JSON list, a list written as text, one caption, or nothing."""
+    caption = row.get(names['caption'])
+    if is_missing(caption):
+        return []
     if isinstance(caption, str) and looks_like_list(caption):
         caption = parse_caption_list(caption) or caption
     return caption if isinstance(caption, list) else [caption]
@@ -182,8 +204,9 @@ def row_captions(row, names):
 def row_side_texts(row, names):
     """The side texts of a row's captions: ``{key: list}`` (:mod:`datasets.side_texts`)."""
     columns = {key: names[role] for role, key in SIDE_TEXT_ROLES.items() if role in names}
-    caption = row[names['caption']]
-    return read_side_texts(row, columns, isinstance(caption, list) or looks_like_list(caption))
+    caption = row.get(names['caption'])
+    has_list = not is_missing(caption) and (isinstance(caption, list) or looks_like_list(caption))
+    return read_side_texts(row, columns, has_list)
 
 
 def relative_image_path(path, images):
@@ -202,10 +225,12 @@ def relative_image_path(path, images):
 
 def merge_rows(rows, names, path, images):
     """Merge ``{number: row}`` into entries ``{id, split, captions, file_path}``, one for each image."""
-    entries, numbers = {}, number_identities([row[names['id']] for row in rows.values()])
+    identities = {number: str(row[names['id']]) for number, row in rows.items() if not is_missing(row.get(names['id']))}
+    entries, numbers = {}, number_identities(identities.values())
     for number, row in rows.items():
         image = relative_image_path(str(row[names['image']]), images)
-        entry = {'id': numbers[str(row[names['id']])], 'captions': [], 'file_path': image}
+        pid = numbers[identities[number]] if number in identities else DISTRACTOR_PID
+        entry = {'id': pid, 'captions': [], 'file_path': image}
         if 'split' in names:
             entry['split'] = SPLIT_NAMES[split_name(row, names)]
         merged = entries.setdefault(os.path.normpath(image), entry)

@@ -48,7 +48,7 @@ def collect_provenance(args, run):
 # -- the evaluated split -----------------------------------------------------------------------------------------------
 
 def count_distractors(images):
-    """Count the images without captions in the dataset of a gallery."""
+    """Count the images that no caption matches in the dataset of a gallery."""
     return sum(int(pid) == DISTRACTOR_PID for pid in images.image_pids)
 
 

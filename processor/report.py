@@ -180,16 +180,16 @@ def evaluate(args, run):
     args = replace_options(args, **run.model.backbone.resolved_options)
     if getattr(run.images.dataset, 'evaluates_attributes', False):
         return evaluate_attributes(args, run)
-    if args.i2t and args.distractors:
-        raise UserError('--i2t ranks captions for each image, and a distractor has none: leave out --i2t or '
-                        '--distractors')
+    distractors = count_distractors(run.images.dataset)
+    if args.i2t and distractors:
+        remedy = 'leave out --i2t' + ' or --distractors' * bool(args.distractors)
+        raise UserError(f'--i2t ranks captions for each image, and a distractor has none: {remedy}')
     report, settings = Report(), read_rerank_settings(args)
     if settings:
         validate_rerank(run.model, settings, len(run.images.dataset), len(run.captions.dataset))
     names = sample_names(args, run.images.dataset, run.captions.dataset)
 
     embeddings = qfeats, gfeats, qids, gids = embed_split(run.model, run.images, run.captions)
-    distractors = count_distractors(run.images.dataset)
     title = (f'{args.dataset_name} {args.split}: {len(qids)} captions, {len(gids)} images'
              + f', {distractors} of them distractors' * bool(distractors))
     report.add_table(title, 'as loaded', rank_on_main_process(args, run.model, embeddings), zip((qids, gids), names))

@@ -129,7 +129,7 @@ class RunResults:
             rows[reranked_row(title)] = report.tables[title]['t2i']
             intervals |= {reranked_row(title): interval for interval in report.intervals[title].values()}
             notes.append(describe_order(settings))
-        counts = len(set(self.g_pids.tolist())), len(self.paths), len(self.captions)
+        counts = len(set(self.q_pids.tolist())), len(self.paths), len(self.captions)
         lines = [format_table(rows, intervals), describe_selection(people.args, people.checkpoint),
                  published_split_note(people.args.dataset_name, counts, people.args.split)]
         return '\n'.join(filter(None, [*lines, *notes])), report.queries[shown, 't2i']

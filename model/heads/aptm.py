@@ -3,7 +3,8 @@ import torch
 from torch import nn
 
 from model import objectives
-from model.heads import HasSchedule, Head, PredictsAttributes, ScoresPairs, TrainsInMicroBatches, UsesAllGather
+from model.heads import (HasSchedule, Head, PredictsAttributes, PreparesOnHost, ScoresPairs, TrainsInMicroBatches,
+                         UsesAllGather)
 from utils.errors import UserError
 from utils.option_types import fraction, non_negative_float, non_negative_int, positive_float, positive_int
 
@@ -153,7 +154,7 @@ def matching_loss(matching, encoded, text, text_tokens, mask, pids, temperature)
     return objectives.image_text_matching(logits, matches), objectives.accuracy(logits, matches)
 
 
-class BertMLM(TrainsInMicroBatches, AptmHead):
+class BertMLM(PreparesOnHost, TrainsInMicroBatches, AptmHead):
     """On the backbone aptm: masked language modeling with the image (APTM).
 
     All layers of BERT read the masked caption, and its fusion layers read the image also.
@@ -172,15 +173,19 @@ class BertMLM(TrainsInMicroBatches, AptmHead):
         mask = encoded.encoder.text_mask(batch['caption_ids'])
         with encoded.shard.per_rank_rng():
             loss, accuracy = masked_word_loss(encoded.encoder, batch['bert_mlm_ids'], mask, batch['bert_mlm_positions'],
-                                              batch['bert_mlm_labels'], encoded.image_tokens)
+                                              batch['bert_mlm_labels'], encoded.image_tokens,
+                                              batch.get('host_bert_mlm_used'))
         return {'mlm_loss': self.weight * loss, 'mlm_acc': accuracy}
+
+    def prepare_on_host(self, batch):
+        return {'host_bert_mlm_used': used_entries(batch['bert_mlm_labels'])} if 'bert_mlm_labels' in batch else {}
 
     def micro_batch_weight(self, micro_batch, batch):
         masked, total = ((samples['bert_mlm_labels'] != IGNORE_INDEX).sum() for samples in (micro_batch, batch))
         return masked / total.clamp(min=1)
 
 
-def masked_word_loss(encoder, ids, mask, positions, labels, image_tokens):
+def masked_word_loss(encoder, ids, mask, positions, labels, image_tokens, used=None):
     """Loss and accuracy of masked words.
 
     Args:
@@ -190,17 +195,22 @@ def masked_word_loss(encoder, ids, mask, positions, labels, image_tokens):
         positions: [b, M] of masked words.
         labels: [b, M], their ids, or -100 for unused entries.
         image_tokens: [b, N, K].
+        used: :func:`used_entries` of the labels, if they are known.
 
     Returns:
         ``(loss, accuracy)``, two scalars.
     """
     tokens = encoder.read(ids, mask, image_tokens)                                                       # [b, L, D]
     tokens = tokens.gather(1, positions[..., None].expand(-1, -1, tokens.shape[-1])).flatten(0, 1)      # [b M, D]
-    labels = labels.flatten()
-    masked = (labels != IGNORE_INDEX).nonzero().squeeze(1)
-    logits = encoder.predict(tokens.index_select(0, masked))
-    labels = labels.index_select(0, masked)
+    used = used_entries(labels) if used is None else used                                                # [W]
+    logits = encoder.predict(tokens.index_select(0, used))                                               # [W, V]
+    labels = labels.flatten().index_select(0, used)
     return objectives.masked_language_modeling(logits, labels), objectives.accuracy(logits, labels)
+
+
+def used_entries(labels):
+    """The entries of the labels of masked words that are used: [b, M] -> int64 [W], indices into all b*M."""
+    return (labels.flatten() != IGNORE_INDEX).nonzero().squeeze(1)
 
 
 class EDA(DrawsNegatives, UsesAllGather, AptmHead):

@@ -126,9 +126,10 @@ class MAE(TrainsInMicroBatches, HasReport, Head):
 
     def report(self, split):
         """Restore images of the split, each with its own caption and with one of another identity."""
-        entries = pick_evenly(split.entries, split.args.images)
+        captioned = [entry for entry in split.entries if entry['captions']]
+        entries = pick_evenly(captioned, split.args.images)
         captions = [entry['captions'][0] for entry in entries]
-        wrong_captions = [caption_of_another_identity(entry, split.entries) for entry in entries]
+        wrong_captions = [caption_of_another_identity(entry, captioned) for entry in entries]
         token_ids = [split.tokenize(captions), split.tokenize(wrong_captions)]
         images = split.load_images(entries)
         panels, errors = restore_with_captions(self, split.run.model, images, token_ids, split.seed)

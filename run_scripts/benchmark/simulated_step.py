@@ -9,6 +9,7 @@ import itertools
 import weakref
 
 import torch
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -67,7 +68,17 @@ class MemoryCounter(TorchDispatchMode):
 class WithoutInitialization(TorchFunctionMode):
     """Skips the random initialization of weights, inside the ``with`` block. Memory is reserved but not touched."""
 
+    # PyTorch draws values of trunc_normal_ until all are within its bounds, which untouched memory may never be.
+    trunc_normal_ = staticmethod(nn.init.trunc_normal_)
     SKIPPED = ('normal_', 'uniform_', 'trunc_normal_', 'kaiming_uniform_', 'xavier_uniform_', 'xavier_normal_')
+
+    def __enter__(self):
+        nn.init.trunc_normal_ = lambda tensor, *args, **kwargs: tensor
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        nn.init.trunc_normal_ = self.trunc_normal_
+        return super().__exit__(*error)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if getattr(func, '__name__', '') in self.SKIPPED:

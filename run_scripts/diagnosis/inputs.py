@@ -48,7 +48,8 @@ def check_dataset(args, name):
     dataset = dataset_class(name, args.columns, args.split_seed)
     folder, annotation = dataset.locate(args.root_dir)
     entries = dataset.read(annotation)
-    problems = (entry_problem(entry, dataset.image_key, dataset.has_captions) for entry in entries)
+    problems = (entry_problem(entry, dataset.image_key, dataset.has_captions, dataset.uncaptioned_splits)
+                for entry in entries)
     invalid = list(filter(None, problems))
     if invalid:
         return [Check('dataset', FAILED, f'{annotation}: {len(invalid)} entries are invalid; the first {invalid[0]}',

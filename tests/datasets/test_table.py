@@ -8,7 +8,7 @@ import os
 import pytest
 from PIL import Image
 
-from datasets.build import build_dataset
+from datasets.build import build_dataset, build_evaluation_loaders
 from datasets.check import main as check_main
 from datasets.registry import dataset_class
 from utils.errors import UserError
@@ -143,6 +143,11 @@ def without(column):
     (ROWS, ['caption=txt'],
      "no column 'txt', which --columns gives as its caption.* its columns are image, caption, id, split"),
     (changed(caption=''), None, "row 1 .* has no 'caption'"),
+    (changed(caption='[]', id=''), None, 'row 1 .* its caption: only photos of the splits val and test can lack one'),
+    ([{**row, 'caption': ' '} for row in without('split')], None,
+     'row 0 .* its caption: photos without captions need a column of splits that gives them val or test; or .*'
+     '--distractors'),
+    ([*ROWS[:-1], {**ROWS[-1], 'id': ''}], None, "row 7 .* has no 'id', its id"),
     (changed(split='trian'), None, "row 1 .* unknown split 'trian'.*train"),
     (changed(image='1_0.png', id=7), None, 'row 1 .* gives 1_0.png another id than a row before it'),
     (changed(image='1_0.png', split='val'), None, 'row 1 .* gives 1_0.png another split than a row before it'),
@@ -166,6 +171,53 @@ def test_a_table_that_is_none(tmp_path, name, text, sentence):
     (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(UserError, match=sentence):
         build_dataset(name, str(tmp_path))
+
+
+STREET = [{'image': f'street_{shot}.png', 'caption': '', 'id': '', 'split': 'test'} for shot in range(3)]
+
+
+@pytest.mark.parametrize('name, changes', [
+    ('p.csv', {'caption': '', 'id': ''}), ('p.csv', {'caption': '[]', 'id': ' '}),
+    ('p.csv', {'caption': ' ', 'id': '900'}), ('p.json', {'caption': None, 'id': None}),
+    ('p.jsonl', {'caption': float('nan'), 'id': float('nan')}), ('p.jsonl', {'caption': [], 'id': 900})])
+def test_photos_without_captions_are_in_the_gallery_only(tmp_path, caplog, capsys, name, changes):
+    rows = [*ROWS[:6], *({**row, **changes} for row in STREET), *ROWS[6:], {**STREET[0], **changes, 'split': 'val',
+                                                                           'image': 'val.png'}]
+    root = write(tmp_path, name, rows)
+    plain = build_dataset('plain.json', write(tmp_path, 'plain.json', ROWS))
+    dataset, log = load_with_log(caplog, name, root)
+    assert 'test: 3 images without captions in the gallery' in log
+    assert dataset.train == plain.train and dataset.test_id_container == plain.test_id_container
+    assert dataset.test['image_pids'] == [-1, -1, -1, 4, 4] and dataset.val['image_pids'] == [3, 3, -1]
+    assert [os.path.basename(path) for path in dataset.test['img_paths'][:3]] == [row['image'] for row in STREET]
+    for key in ('captions', 'caption_pids'):
+        assert (dataset.test[key], dataset.val[key]) == (plain.test[key], plain.val[key])
+    assert dataset.counts('test') == (1, 5, 2) and dataset.counts('train') == plain.counts('train')
+
+
+def test_a_photo_without_a_caption_matches_captions_of_its_identity(tmp_path):
+    rows = [*ROWS[:6], {**ROWS[6], 'caption': ''}, ROWS[7]]
+    dataset = build_dataset('p.csv', write(tmp_path, 'p.csv', rows))
+    assert (dataset.test['image_pids'], dataset.test['caption_pids']) == ([4, 4], [4])
+
+
+def test_a_split_of_photos_without_captions_has_nothing_to_rank(tmp_path):
+    dataset = build_dataset('p.csv', write(tmp_path, 'p.csv', [*ROWS[:6], *STREET]))
+    with pytest.raises(UserError, match="p.csv has no captions in the split 'test'"):
+        build_evaluation_loaders(None, None, dataset, 'test', 2, None)
+
+
+def test_the_check_counts_photos_without_captions(tmp_path, capsys):
+    rows = [*ROWS, *STREET, {**STREET[0], 'image': 'val.png', 'split': 'val'}]
+    root = write(tmp_path, 'people.csv', rows)
+    for number, row in enumerate(rows):
+        Image.new('RGB', (8, 16), (number, 0, 0)).save(tmp_path / 'imgs' / row['image'])
+    assert check_main(['--dataset_name', 'people.csv', '--root_dir', root, '--workers', '1']) == 0
+    output = capsys.readouterr().out
+    assert 'val: 1 images without captions in the gallery\ntest: 3 images without captions in the gallery' in output
+    os.remove(tmp_path / 'imgs' / 'street_1.png')
+    assert check_main(['--dataset_name', 'people.csv', '--root_dir', root, '--workers', '1']) == 1
+    assert 'incomplete: 1 missing images' in capsys.readouterr().out
 
 
 def test_a_table_that_is_not_there(tmp_path):

@@ -136,6 +136,15 @@ def test_attribute_classification_of_images():
         tiny('img_cls')(samples)
 
 
+def test_masked_words_that_are_found_on_the_host_have_the_same_loss():
+    model, samples = tiny('mlm').eval(), batch()
+    inputs, labels = model.prepare_on_host(samples), samples['bert_mlm_labels'].flatten().tolist()
+    assert inputs['host_bert_mlm_used'].tolist() == [entry for entry, label in enumerate(labels) if label != -100]
+    assert model({**samples, **inputs}) == model(samples)
+    none = dict.fromkeys(inputs, torch.zeros(1, dtype=torch.long))
+    assert model({**samples, **none})['mlm_loss'] != model(samples)['mlm_loss']     # forward reads them
+
+
 def test_grad_checkpoint_changes_nothing():
     results = []
     for switch in (False, True):

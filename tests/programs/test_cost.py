@@ -10,7 +10,8 @@ from model import build_model
 from model.clip_weights import shape_named
 from run_scripts import ROOT
 from run_scripts.benchmark.recipe_cost import dataset_sizes, measure_recipe, synthetic_batch
-from run_scripts.benchmark.simulated_step import MemoryCounter, count_recipe, count_step_memory, repeat_rows
+from run_scripts.benchmark.simulated_step import (MemoryCounter, WithoutInitialization, count_recipe,
+                                                  count_step_memory, repeat_rows)
 from run_scripts.cost import build_cost_parser, format_row, main
 from utils.errors import UserError
 from utils.options import get_args
@@ -133,6 +134,25 @@ def test_memory_of_a_step_grows_with_the_batch_and_shrinks_with_grad_checkpoint(
     assert 4 / 3 * counted['state_bytes'] < small and large - middle == pytest.approx(middle - small, rel=0.05)
     assert count_step_memory(words, [64])['peak_bytes'][64] == pytest.approx(middle, rel=0.001)
     assert count_step_memory([*words, '--grad_checkpoint'], [96])['peak_bytes'][96] < middle
+
+
+def test_weights_that_are_not_initialized_need_no_draws(monkeypatch):
+    """PyTorch 2.14 draws from a truncated normal distribution until all values are within its bounds."""
+    monkeypatch.setattr(torch, 'where', lambda *_: pytest.fail('draws again'))
+    weights, initialize = torch.full((4,), 9.0), torch.nn.init.trunc_normal_
+    with WithoutInitialization():
+        assert torch.nn.init.trunc_normal_(weights, std=0.02) is weights
+    assert weights.tolist() == [9.0] * 4 and torch.nn.init.trunc_normal_ is initialize
+
+
+@pytest.mark.parametrize('recipe, words', [
+    ('aptm', ['--pretrain_choice', 'scratch:aptm-tiny', '--img_size', '96', '32']),
+    ('rasa', ['--pretrain_choice', 'scratch:albef-tiny', '--img_size', '64', '32', '--moco_queue', '64']),
+    ('mars', ['--pretrain_choice', 'scratch:albef-tiny', '--img_size', '64', '32', '--moco_queue', '64']),
+    ('conquer', TINY)])
+def test_memory_of_recipes_with_other_encoders_and_losses(recipe, words):
+    counted = count_step_memory(['--config_file', f'configs/{recipe}.yaml', *words, '--amp', 'bf16'], [8, 16])
+    assert 4 * counted['trained'] < counted['state_bytes'] < counted['peak_bytes'][8] < counted['peak_bytes'][16]
 
 
 def test_repeated_rows_are_other_pairs():

@@ -9,6 +9,7 @@ import test as test_program
 from processor.results import find_other_results
 from run_scripts import compare
 from utils.errors import UserError
+from utils.images import find_images
 
 
 @pytest.fixture
@@ -56,6 +57,30 @@ def test_distractors_enlarge_the_gallery(run, data, tmp_path, capsys):
         assert tasks['t2i'][name] <= plain['t2i'][name]
     assert tasks['t2i']['mINP'] < plain['t2i']['mINP']
     assert read(run, 'metrics.json')['produced_by']['distractors'] == 0
+
+
+def test_photos_without_captions_of_a_table_are_distractors(run, data, tmp_path):
+    """The metrics are those of the same photos with --distractors."""
+    folder, photos = tmp_path / 'own', tmp_path / 'own' / 'imgs'
+    for name in ('CUHK-PEDES', 'RSTPReid'):
+        shutil.copytree(os.path.join(data, name, 'imgs'), photos / name)
+    with open(os.path.join(data, 'CUHK-PEDES', 'reid_raw.json')) as file:
+        rows = [{'image': f'CUHK-PEDES/{entry["file_path"]}', 'caption': entry['captions'], 'id': entry['id'],
+                 'split': entry['split']} for entry in json.load(file)]
+    street = sorted(os.path.relpath(path, photos) for path in find_images(str(photos / 'RSTPReid'))[0])
+    (folder / 'plain.json').write_text(json.dumps(rows))
+    (folder / 'street.json').write_text(json.dumps([*rows, *({'image': path, 'split': 'test'} for path in street)]))
+    words = ['--config_file', run, '--root_dir', str(folder)]
+    test_program.main([*words, '--dataset_name', 'plain.json', '--distractors', str(photos / 'RSTPReid')])
+    test_program.main([*words, '--dataset_name', 'street.json'])
+    given, own = read(run, 'metrics_distractors_plain.json.json'), read(run, 'metrics_street.json.json')
+    (title, metrics), (_, expected) = (next(iter(by['results'].items())) for by in (own, given))
+    assert title == f'street.json test: 24 captions, {12 + len(street)} images, {len(street)} of them distractors'
+    assert metrics == expected
+    for kind in ('images', 'identities', 'distractors', 'captions'):
+        assert own['produced_by'][kind] == given['produced_by'][kind]
+    with pytest.raises(UserError, match='a distractor has none: leave out --i2t$'):
+        test_program.main([*words, '--dataset_name', 'street.json', '--i2t'])
 
 
 @pytest.mark.parametrize('words, sentence', [
