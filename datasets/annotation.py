@@ -201,6 +201,8 @@ class BaseDataset:
             problem += f'; they exist with / instead of \\: write the paths in {self.anno_path} with /'
         if split != 'train' or not skip_broken:
             hint = '; --skip_broken leaves them out' if split == 'train' else ''
+            if len(missing) == len(entries):
+                hint = f'; put the images below {self.img_dir}, or correct the paths in {self.anno_path}'
             raise UserError(f'{problem} (python -m datasets.check --dataset_name {self.name} lists all){hint}')
         logger.warning('%s; they are left out', problem)
         return missing

@@ -142,7 +142,9 @@ def check(name, root, workers, columns=None, split_seed=1):
     problems['images that the annotation does not list'] = [path for path in files if path not in paths]
     problems['folders that cannot be listed'] = skipped.folders
     problems[NOTES[0]] = [f'{path}: {", ".join(notes)}' for path, (_, _, notes) in zip(existing, results) if notes]
-    problems[NOTES[1]] = SkippedFiles(hidden=skipped.hidden, others=skipped.others).summary()
+    annotation_files = {os.path.normpath(path) for path in dataset.files(annotation)}     # next to a table's images
+    others = [path for path in skipped.others if os.path.normpath(path) not in annotation_files]
+    problems[NOTES[1]] = SkippedFiles(hidden=skipped.hidden, others=others).summary()
     return table, {kind: lines for kind, lines in problems.items() if lines}
 
 

@@ -9,7 +9,7 @@ from datasets.preprocessing import preprocessing_names
 from datasets.published_splits import split_note
 from utils import options
 from utils.declarations import is_pytorch_loaded, load_plugin
-from utils.errors import UserError, unknown_name_error
+from utils.errors import UserError, suggest_name
 from utils.help_pages import Topic, first_sentence, own_docstring
 from utils.option_types import positive_float, positive_int_up_to
 
@@ -71,7 +71,10 @@ def dataset_class(name, columns=None, split_seed=1):
     if name not in datasets() and tables.is_ufine(name):
         raise tables.table_usage_error(tables.UFINE)
     if name not in datasets():
-        raise unknown_name_error('dataset', name, datasets())
+        suggestion = suggest_name(name, datasets())
+        own_data = ('' if suggestion.startswith('; did you mean') else
+                    '; own photos need a table (image, caption, id), such as --dataset_name people.csv')
+        raise UserError(f'unknown dataset {name!r}{suggestion}{own_data}')
     return datasets()[name]
 
 

@@ -31,7 +31,8 @@ class BatchSampler:
 
     def __init__(self, pids, batch_size, seed=1):
         if batch_size > len(pids):
-            raise UserError(f'--batch_size {batch_size} is larger than the training set of {len(pids)} captions')
+            raise UserError(f'--batch_size {batch_size} is larger than the training set of {len(pids)} captions: '
+                            'lower it')
         self.size, self.batch_size, self.seed = len(pids), batch_size, seed
         self.set_epoch(1)
 

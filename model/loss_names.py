@@ -1,4 +1,6 @@
 """``--loss_names``: which heads a run has."""
+import re
+
 from model.head_registry import (
     NAME_CONFLICTS, aliases, head_classes, heads_by_backbone, heads_for_backbone, reference_loss_names,
 )
@@ -57,7 +59,11 @@ def parse_loss_names(loss_names, backbone='clip', tuning='none'):
             raise UserError(f"unknown loss '{name}' for --backbone {backbone}: it needs --backbone "
                             f"{' or '.join(other_backbones)}; remove it from --loss_names, or change --backbone")
         if name not in known:
-            raise UserError(f"unknown loss '{name}' in --loss_names '{loss_names}'{suggest_name(name, known)}")
+            words = re.split(r'[+,;&\s]+', loss_names)
+            has_other_separators = len(words) > len(names)
+            raise UserError(f"unknown loss '{name}' in --loss_names '{loss_names}'" + (
+                f"; losses are joined by +: --loss_names {'+'.join(words)}" if has_other_separators else
+                suggest_name(name, known)))
         if name in seen:
             raise UserError(f"the loss '{name}' is named twice in --loss_names '{loss_names}'; remove one")
         seen.add(name)

@@ -11,6 +11,8 @@ from utils import comm
 
 logger = logging.getLogger('Pedestal.train')
 
+STDERR = 2
+STOP_NOTICE = b'\nstopping after this step; Ctrl-C again stops at once and does not save this step\n'
 MAX_BATCH_WAIT = 20  # seconds from a signal until a rank that waits for a batch exits; torchrun kills after 30
 
 
@@ -29,7 +31,8 @@ class Interrupted(Exception):
 class InterruptHandler:
     """Context manager that handles SIGINT and SIGTERM during training.
 
-    The first signal only sets ``signal_number``; the training loop reads it between two steps. Inside
+    The first signal only sets ``signal_number``; the training loop reads it between two steps. After Ctrl-C a line in
+    the terminal says so, because a step and the end of many workers can take seconds. Inside
     :meth:`raising_immediately`, the handler raises :class:`Interrupted` instead. A second signal to a single process
     always raises. With several processes it does not: torchrun may forward the first signal again.
 
@@ -65,6 +68,8 @@ class InterruptHandler:
         self.signal_time = self.signal_time or time.monotonic()
         if is_repeated or self._raises_immediately:
             raise Interrupted(number)
+        if number == signal.SIGINT and comm.get_world_size() == 1 and os.isatty(STDERR):
+            os.write(STDERR, STOP_NOTICE)   # print() is not safe in a signal handler
 
     @contextlib.contextmanager
     def raising_immediately(self):

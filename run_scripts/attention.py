@@ -47,7 +47,7 @@ def main(argv=None):
 
 @retry_with_pytorch
 def read_options(argv):
-    parser = build_test_parser('attention.py', __doc__)
+    parser = build_test_parser('attention.py', __doc__, can_rerank=False)
     parser.add_argument('--caption', help='description of a person')
     parser.add_argument('--image', help='file of a photo')
     parser.add_argument('--noise', type=fraction, nargs='+', metavar='STD',

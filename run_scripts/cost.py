@@ -113,7 +113,10 @@ def count_without_computing(args, recipe_words):
         heading = f'GiB of a training step, counted, {amp if amp != "off" else "float32"}; c: with --grad_checkpoint'
         write_table(args.csv, rows, ['recipe', *names, 'error'])
     print('\n\n'.join(FORMATS[name](heading, header, lines) for name in args.format))
-    return 0 if all('error' not in row for row in rows) else 1
+    failures = [f"{row['recipe']}: {row['error']}" for row in rows if 'error' in row]
+    if args.memory and failures:     # the table of --count has a column for them
+        print('\n'.join(failures))
+    return 1 if failures else 0
 
 
 def count_in_parallel(tasks):
@@ -201,7 +204,7 @@ def format_counts(row):
 
 
 def format_memory(row, names):
-    """A line of --memory in GiB. The reason of a missing value is in the progress lines and in the CSV file."""
+    """A line of --memory in GiB. The reason of a missing value follows below the table, and is in the CSV file."""
     return [row['recipe'], *('-' if row[name] is None else f'{row[name] / 2 ** 30:.1f}' for name in names)]
 
 

@@ -48,7 +48,7 @@ def main(argv=None):
 
 @retry_with_pytorch
 def read_options(argv):
-    parser = build_test_parser('dialogue.py', __doc__)
+    parser = build_test_parser('dialogue.py', __doc__, can_rerank=False)
     parser.add_argument('--answers', required=True, metavar='FILE',
                         help="file of the model's answers, one JSON mapping per line (docs/icl.md)")
     parser.add_argument('--model', default='',

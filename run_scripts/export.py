@@ -54,7 +54,7 @@ def main(argv=None):
 
 @retry_with_pytorch
 def read_options(argv):
-    parser = build_test_parser('export.py', __doc__)
+    parser = build_test_parser('export.py', __doc__, can_rerank=False)
     parser.add_argument('--out', required=True,
                         help='folder to write, or file with --released_layout; it must not exist yet')
     parser.add_argument('--to', choices=['onnx', 'huggingface', 'full'], default='onnx',

@@ -48,7 +48,7 @@ def main(argv=None):
 
 @retry_with_pytorch
 def read_options(argv):
-    parser = build_test_parser('galleries.py', __doc__)
+    parser = build_test_parser('galleries.py', __doc__, can_rerank=False)
     parser.add_argument('--galleries', type=positive_int,
                         help='number of galleries (default: 5, or fewer if the split has too few identities)')
     parser.add_argument('--ids_per_gallery', type=positive_int,

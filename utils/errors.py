@@ -163,6 +163,19 @@ def explain_missing_operator(error):
                       'it on the CPU, or use --device cpu')
 
 
+def explain_torchvision_mismatch(error):
+    """Explain an error of a torchvision that was built for another PyTorch; None for any other error.
+
+    Example:
+        >>> explain_torchvision_mismatch(RuntimeError('operator torchvision::nms does not exist')).split(':')[0]
+        'torchvision was built for another PyTorch than the installed one'
+    """
+    if not re.search('operator torchvision::[a-z_]+ does not exist', str(error)):
+        return None
+    return ('torchvision was built for another PyTorch than the installed one: install both from one source: '
+            'pip install --force-reinstall torch torchvision, with one --index-url for both')
+
+
 OUT_OF_FILES = ('the processes that read images have too many open files: raise the limit (ulimit -n 4096), or lower '
                 '--num_workers (0 needs none)')
 # Workers send batches through shared memory, by file descriptors. PyTorch's messages changed between 2.6 and 2.14.
@@ -294,7 +307,8 @@ def run_program(main):
         print(f'{get_program_name()}: interrupted', file=sys.stderr)
         status = 130
     except (MemoryError, RuntimeError) as error:
-        problem = explain_worker_error(error) or explain_missing_operator(error)
+        problem = (explain_worker_error(error) or explain_missing_operator(error)
+                   or explain_torchvision_mismatch(error))
         if not problem and not is_out_of_memory(error):
             raise
         reason = f'{error}'.strip().split('\n')[0] or 'the system has no more'

@@ -7,8 +7,8 @@ from utils.errors import UserError
 from utils.option_declarations import build_parser
 from utils.option_providers import option_providers
 from utils.option_types import split_dataset_path
-from utils.recipes import (drop_command_line_options, find_unknown_keys, rde_notes, read_options, reference_defaults,
-                           refuse_other_interface, translate_rde_losses, unknown_key_notes)
+from utils.recipes import (drop_command_line_options, find_unknown_keys, is_run_config, rde_notes, read_options,
+                           reference_defaults, refuse_other_interface, translate_rde_losses, unknown_key_notes)
 from utils.rerank_options import read_rerank_settings
 from utils.run_aliases import find_run_config
 from utils.run_config import Options, build_run_config, complete, with_notes
@@ -56,7 +56,8 @@ def parse_test_options(parser, argv=None):
     argv = sys.argv[1:] if argv is None else argv
     refuse_other_interface(argv, 'the command line')
     flags = parser.parse(argv)
-    read_rerank_settings(flags)     # raise for options of another method
+    if 'rerank' in parser.actions():
+        read_rerank_settings(flags)     # raise for options of another method
     if flags.config_file:
         flags.config_file = find_run_config(flags.config_file)
         return trained_run_options(flags)
@@ -172,6 +173,8 @@ def find_checkpoint(config_file, options, trained_on):
         paths = dict.fromkeys(os.path.abspath(os.path.join(folder, 'best.pth')) for folder in folders)
         last = os.path.join(folders[0], 'last.pth')
         other = f' (the run has only {last})' if os.path.isfile(last) else ''
+        if not is_run_config(read_options(config_file)):
+            other += f' ({config_file} is a recipe and not the configs.yaml of a run)'
         raise UserError(f"no best.pth: there is no {' and no '.join(paths)}{other}; give a checkpoint with "
                         '--checkpoint')
     return checkpoint

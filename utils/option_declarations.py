@@ -55,8 +55,14 @@ def build_core_parser():
     return parser
 
 
-def build_test_parser(program, description):
-    """Build the parser that test.py and other tools share: a trained run, or a pretrained CLIP without a run."""
+def build_test_parser(program, description, can_rerank=True):
+    """Build the parser that test.py and other tools share: a trained run, or a pretrained CLIP without a run.
+
+    Args:
+        program: the program's file, such as 'test.py'.
+        description: the text above the options on the help page.
+        can_rerank: whether the program re-ranks, so that it has ``--rerank`` and the options of its methods.
+    """
     parser = Parser(prog=program, description=description,
                     usage='%(prog)s --config_file RUN [--<option> VALUE ...]')
     run = parser.add_argument_group('trained model')
@@ -94,7 +100,9 @@ def build_test_parser(program, description):
     evaluation.add_argument('--i2t', action='store_true', help='also evaluate image-to-text retrieval')
     evaluation.add_argument('--one_by_one', action='store_true',
                             help='also evaluate embeddings from shuffled batches and from batches of one sample')
-    add_rerank_options(evaluation, '--rerank', "method that orders each caption's images again, in a table of its own")
+    if can_rerank:
+        add_rerank_options(evaluation, '--rerank',
+                           "method that orders each caption's images again, in a table of its own")
     untrained = parser.add_argument_group('instead of --config_file', 'A pretrained CLIP, evaluated without training.')
     untrained.add_argument('--backbone', help='backbone of a published checkpoint without configs.yaml, with '
                            '--checkpoint')

@@ -92,9 +92,9 @@ def recipe_differences(args, parser):
             continue
         if method_keys(recipe) != method_keys(args):
             continue
-        differences = {name: f'{name} {new} (recipe {old})'
-                       for name, old, new in changed_values(complete(recipe, parser.defaults_in_code), args,
-                                                            compared)}
+        complete_recipe = complete(recipe, parser.defaults_in_code)
+        differences = {name: f"{name} {new} (recipe {'without it' if old is None else old})"
+                       for name, old, new in changed_values(complete_recipe, args, compared)}
         candidates.append((f'configs/{os.path.basename(path)}', differences))
     return min(candidates, key=lambda candidate: len(candidate[1]), default=(None, {}))
 

@@ -249,10 +249,19 @@ def moved_recipe(path):
 
 
 def suggest_recipe(path):
-    """The end of an error for a missing config: the recipe with the closest name, if one is close."""
-    name = recipe_name(path)
-    suggestion = suggest_name(name, [recipe for recipe in recipe_names() if recipe.count('/') == name.count('/')])
-    return suggestion if suggestion.startswith('; did') else ''
+    """The end of an error for a missing config: the recipe with the closest name, if one is close.
+
+    Example:
+        >>> suggest_recipe('irra.yml'), suggest_recipe('quickstart')
+        ('; did you mean irra?', '; did you mean synthpedes/quickstart?')
+    """
+    name = recipe_name(path).removesuffix('.yml')
+    recipes = recipe_names()
+    suggestion = suggest_name(name, [recipe for recipe in recipes if recipe.count('/') == name.count('/')])
+    if name in recipes or not suggestion.startswith('; did'):
+        closest = next((recipe for recipe in recipes if recipe.rpartition('/')[2] == name), None)
+        return f'; did you mean {closest}?' if closest else ''
+    return suggestion
 
 
 def read_options(path):

@@ -85,7 +85,23 @@ def find_run_config(word, option='--config_file', logs=LOGS):
         return word
     if folder is None:
         raise UserError(f'{option}: {missing_run(word, logs)}')
-    return os.path.join(folder, 'configs.yaml')
+    config = os.path.join(folder, 'configs.yaml')
+    if not os.path.isfile(config):
+        raise UserError(f'{option}: {folder} is a folder without a configs.yaml{suggest_run(folder, logs)}')
+    return config
+
+
+def suggest_run(folder, logs=LOGS):
+    """The end of an error for a folder that is not a run's: the runs in it, and those that have its name.
+
+    A folder comes before a run of its name (:func:`find_run_folder`), so a folder of photos can hide a run.
+    """
+    folder = os.path.normpath(folder)
+    runs = [alias for alias in alias_names(logs)
+            if folder in (os.path.basename(alias), os.path.join(logs, os.path.dirname(alias)))]
+    if not runs:
+        return '; give the folder of a run'
+    return f'; give {runs[0]}' if len(runs) == 1 else f'; give one of {abbreviate(runs)}'
 
 
 def missing_run(word, logs=LOGS):

@@ -105,12 +105,14 @@ def read_text(path):
     try:
         status = os.stat(path)
         if stat.S_ISDIR(status.st_mode):
-            raise UserError(f"{path} is a folder; name a file in it, such as a run's "
-                            f"{os.path.join(path, 'configs.yaml')}")
+            config = os.path.join(path, 'configs.yaml')
+            example = f"a run's {config}" if os.path.exists(config) else 'a recipe, or the configs.yaml of a run'
+            raise UserError(f'{path} is a folder; name a file in it, such as {example}')
         if not stat.S_ISREG(status.st_mode):
             raise UserError(f'{path} is not a regular file')
         if status.st_size > MAX_BYTES:
-            raise UserError(f'{path} has {status.st_size} bytes, and a config at most {MAX_BYTES}')
+            raise UserError(f'{path} has {status.st_size} bytes, and a config at most {MAX_BYTES}: name a YAML file, '
+                            'such as the configs.yaml of a run')
         with open(path, encoding='utf-8') as file:
             return file.read()
     except FileNotFoundError:

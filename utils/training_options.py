@@ -11,7 +11,7 @@ from utils.option_providers import option_providers
 from utils.option_types import Effect
 from utils.recipes import (apply_need_mae, format_recipe, rde_notes, read_recipe, refuse_other_interface,
                            translate_rde_losses)
-from utils.run_aliases import find_run_folder
+from utils.run_aliases import find_run_folder, suggest_run
 from utils.run_config import complete, with_notes
 from utils.safe_yaml import read_yaml
 
@@ -114,7 +114,9 @@ def check_run_options(args):
     for name in ('resume_ckpt_file', 'init_from'):
         path = getattr(args, name)
         if path and not os.path.isfile(path):
-            raise UserError(f'--{name}: there is no file {path}')
+            folder = os.path.dirname(path)
+            is_run = not os.path.isdir(folder) or os.path.isfile(os.path.join(folder, 'configs.yaml'))
+            raise UserError(f"--{name}: there is no file {path}{'' if is_run else suggest_run(folder)}")
     if os.path.basename(args.name) != args.name or not args.name:
         raise UserError(f"--name '{args.name}' becomes a part of a folder's name: it cannot be empty or hold a /")
 

@@ -53,6 +53,9 @@ def read_torch_file(path, with_sha256=False):
             name = f' ({match[1]})' if match else ''
             raise UserError(f'{path} holds pickled objects other than tensors and plain data{name}, which can carry '
                             'code, and is not loaded: save its state dict alone') from None
+        if path.endswith(('.yaml', '.yml')):
+            raise UserError(f'{path} is a config and no file of weights: give a checkpoint, such as the best.pth of a '
+                            'run') from None
         raise UserError(f'{path} is truncated or no file of weights') from None
     if not is_unchanged:  # a run replaced it meanwhile
         return read_torch_file(path, with_sha256)

@@ -70,9 +70,11 @@ def synthetic_loader(words, size):
     with tempfile.TemporaryDirectory() as folder:
         generate(folder, size + 2, images_per_id=2, size=recipe.img_size, format=name, val_ids=0, test_ids=1,
                  second_captions=True, workers=0, progress=False)
-        options = replace_options(get_args([
-            *words, '--dataset_name', name, '--root_dir', folder, '--output_dir', folder, '--batch_size', str(size),
-            '--num_workers', '0', '--pretrain_choice', random_weights_choice(recipe.pretrain_choice)]), image_cache='')
+        # not by words, because no word takes back --columns or --dataset_shares
+        options = replace_options(
+            recipe, dataset_name=name, columns=None, dataset_shares=None, root_dir=folder, output_dir=folder,
+            batch_size=size, num_workers=0, image_cache='',
+            pretrain_choice=random_weights_choice(recipe.pretrain_choice))
         yield options, build_dataloader(options, backbone_class(options))[0]
 
 

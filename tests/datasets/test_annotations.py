@@ -154,6 +154,12 @@ def test_missing_images_are_counted_and_the_first_named(make_dataset, tmp_path):
     assert str(caught.value) == (
         f"5 of 8 train images are missing, the first of them: {', '.join(paths[1:4])} "
         '(python -m datasets.check --dataset_name CUHK-PEDES lists all); --skip_broken leaves them out')
+    for path in paths:
+        if os.path.exists(path):
+            os.remove(path)
+    folder = f'{tmp_path}/CUHK-PEDES'
+    with pytest.raises(UserError, match=f'put the images below {folder}/imgs, or correct the paths in {folder}/reid_r'):
+        CUHKPEDES(str(tmp_path))
 
 
 def test_missing_training_images_may_be_left_out(make_dataset, tmp_path, caplog):
@@ -297,3 +303,5 @@ def test_names_with_two_dots_are_no_way_out(make_dataset, tmp_path):
 def test_unknown_dataset():
     with pytest.raises(UserError, match='^unknown dataset .CUHKPEDES.; did you mean CUHK-PEDES.$'):
         build_dataset('CUHKPEDES', 'data')
+    with pytest.raises(UserError, match='; own photos need a table .image, caption, id., such as --dataset_name'):
+        build_dataset('photos', 'data')

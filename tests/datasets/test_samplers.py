@@ -109,7 +109,7 @@ def test_sample_seeds(pids, name):
 
 @EVERY
 def test_batch_larger_than_the_dataset(name):
-    with pytest.raises(UserError, match='^--batch_size 12 is larger than the training set of 11 captions'):
+    with pytest.raises(UserError, match='^--batch_size 12 is larger than the training set of 11 captions: lower it$'):
         make(name, list(range(11)))
 
 

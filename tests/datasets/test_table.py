@@ -121,6 +121,14 @@ def test_the_check_counts_a_table(tmp_path, capsys):
     assert check_main(['--dataset_name', 'people.csv', '--root_dir', root, '--workers', '1']) == 0
 
 
+def test_the_check_does_not_list_the_table_among_skipped_files(tmp_path, capsys):
+    root = write(tmp_path, 'people.csv', ROWS, photos='')
+    (tmp_path / 'notes.txt').write_text('no image')
+    check_main(['--dataset_name', 'people.csv', '--root_dir', root, '--workers', '1'])
+    output = capsys.readouterr().out
+    assert '1 file that Pillow does not read' in output and 'notes.txt' in output and f'{root}/people.csv' not in output
+
+
 def changed(**changes):
     return [{**row, **changes} if number == 1 else row for number, row in enumerate(ROWS)]
 

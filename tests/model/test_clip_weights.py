@@ -158,6 +158,8 @@ def test_safetensors(weights, tmp_path, dialect):
     content = (tmp_path / 'clip.safetensors').read_bytes()
     (tmp_path / 'clip.safetensors').write_bytes(content[:len(content) // 2])
     assert refused(path) == f'{path} is truncated or no file of weights'
+    (tmp_path / 'configs.yaml').write_text('training: true')
+    assert 'is a config and no file of weights: give a checkpoint' in refused(str(tmp_path / 'configs.yaml'))
 
 
 def test_safetensors_library_missing(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from model.clip_weights import shape_named
 from run_scripts import ROOT
 from run_scripts.benchmark import machine
 from run_scripts.benchmark.child import measure_in_child
-from run_scripts.benchmark.recipe_cost import dataset_sizes, measure_recipe
+from run_scripts.benchmark.recipe_cost import dataset_sizes, measure_recipe, synthetic_batch
 from run_scripts.benchmark.simulated_step import (MemoryCounter, WithoutInitialization, count_recipe,
                                                   count_step_memory, repeat_rows)
 from run_scripts.cost import build_cost_parser, format_row, main
@@ -72,6 +72,14 @@ def test_a_recipe_of_own_data_has_no_sizes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match='--dataset_name synthpedes: the dataset has no published sizes'):
         measure_recipe(f'{ROOT}/configs/synthpedes/quickstart.yaml', [], build_cost_parser().parse([]), 'cpu')
+
+
+def test_a_step_of_a_table_with_named_columns():
+    """The doctor and cost measure a step on generated images, which have no such columns."""
+    words = ['--dataset_name', 'people.csv', '--columns', 'image=picture', 'caption=says', '--pretrain_choice',
+             'scratch:tiny', '--img_size', '32', '16', '--device', 'cpu', '--loss_names', 'itc']
+    options, batch = synthetic_batch(words, 3)
+    assert options.columns is None and batch['images'].shape == (3, 3, 32, 16)
 
 
 def test_a_row_in_units(row):
@@ -175,6 +183,7 @@ def test_the_memory_table_has_a_column_for_each_batch(monkeypatch, capsys, tmp_p
                  '--format', 'markdown']) == 1
     lines = capsys.readouterr().out.splitlines()
     assert '| irra | 1.0 | 2.0 | 8.0 | 1.0 | 2.0 |' in lines and '| a2te-icfg-pedes | - | - | - | - | - |' in lines
+    assert lines[-1] == 'a2te-icfg-pedes: not counted'
     with open(path, newline='') as file:
         first, second = csv.DictReader(file)
     assert float(first['64']) == 2 ** 33 and second['error'] == 'not counted'

@@ -85,6 +85,19 @@ def test_a_signal_while_the_processes_ask_each_other_is_heeded_the_next_time(mon
         assert interrupt.is_requested() == signal.SIGTERM
 
 
+def test_a_terminal_says_at_once_that_ctrl_c_stops_the_run(monkeypatch):
+    reader, terminal = os.openpty()
+    monkeypatch.setattr(processor.interrupt, 'STDERR', terminal)
+    with InterruptHandler(save=lambda: None) as interrupt:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interrupt.is_requested() == signal.SIGINT
+        assert b'stopping after this step; Ctrl-C again stops at once' in os.read(reader, 1000)
+        with pytest.raises(processor.interrupt.Interrupted):
+            os.kill(os.getpid(), signal.SIGINT)
+    os.close(terminal)
+    os.close(reader)
+
+
 def signalled_in_its_evaluation():
     evaluate = processor.processor.Trainer.evaluate
 

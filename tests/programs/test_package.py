@@ -236,7 +236,8 @@ def test_a_file_wins_over_a_recipe_of_its_name(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('name, error', [
-    ('ira', 'no config file ira; did you mean irra?'),
+    ('ira', 'no config file ira; did you mean irra?'), ('irra.yml', 'no config file irra.yml; did you mean irra?'),
+    ('quickstart', 'no config file quickstart; did you mean synthpedes/quickstart?'),
     ('synthpedes/quikstart', 'no config file synthpedes/quikstart; did you mean synthpedes/quickstart?'),
     ('logs/irra/configs.yaml', 'no config file logs/irra/configs.yaml'), ('clip/tiny', 'no config file clip/tiny')])
 def test_an_unknown_recipe_is_one_sentence(name, error, tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ import train as train_program
 from processor import evaluation
 from processor.report import evaluate
 from processor.reranker import rerank
-from run_scripts import demo, page, retrieve, search
+from run_scripts import attention, demo, dialogue, export, galleries, page, retrieve, search
 from utils.checkpoint import read_checkpoint
 from utils.errors import UserError
 from utils.options import build_test_parser, parse_test_options
@@ -140,6 +140,13 @@ def test_the_page_shows_the_new_order(trained, people, tmp_path):
 def test_what_a_search_refuses(trained, photos, words, sentence):
     with pytest.raises(UserError, match=sentence):
         search.main(['--config_file', trained, '--images', photos, '--caption', TEXT, *words])
+
+
+@pytest.mark.parametrize('tool', [attention, dialogue, export, galleries])
+def test_a_tool_that_does_not_re_rank_has_no_option_for_it(tool, trained):
+    for words in (['--rerank', 'k-reciprocal'], ['--rerank_k1', '4'], ['--expansion_images', '3']):
+        with pytest.raises(UserError, match=f'^unknown flag {words[0]}; '):
+            tool.main(['--config_file', trained, *words])
 
 
 def test_re_ranked_rank_1_selects_the_best_epoch(command, run_folder, monkeypatch, capsys):

@@ -453,6 +453,11 @@ def test_kept_checkpoints_and_those_that_no_split_chose(command, run_folder, cap
     assert {'metrics.json', 'metrics_last.json', 'metrics_epoch_1.json'} <= set(os.listdir(folder))
 
 
+def test_a_recipe_in_the_place_of_a_run():
+    with pytest.raises(UserError, match='.irra is a recipe and not the configs.yaml of a run.; give a checkpoint'):
+        test_program.main(['--config_file', 'irra'])
+
+
 def test_missing_checkpoint(command, run_folder, tmp_path):
     train_program.main(command + ['--num_epoch', '1'])
     folder = run_folder()

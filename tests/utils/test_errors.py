@@ -90,6 +90,15 @@ def test_a_full_disk_that_nobody_expected_is_one_sentence(error, sentence, capsy
     assert left.value.code == 2 and capsys.readouterr().err.strip().endswith(f'error: {sentence}')
 
 
+def test_a_torchvision_of_another_pytorch_is_one_sentence(capsys):
+    def main():
+        raise RuntimeError('operator torchvision::nms does not exist')
+    with pytest.raises(SystemExit) as left:
+        run_program(main)
+    assert left.value.code == 2
+    assert 'error: torchvision was built for another PyTorch than the installed one: install' in capsys.readouterr().err
+
+
 def test_other_errors_of_the_system_stay_tracebacks():
     def main():
         raise ConnectionRefusedError(111, 'Connection refused')

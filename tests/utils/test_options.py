@@ -67,12 +67,15 @@ def test_types():
     (['--img_size', '384'], 'expected 2 arguments'),
     (['--lrscheduler', 'cosin'], "--lrscheduler: invalid choice: 'cosin'; did you mean cosine.*; known: step, exp"),
     (['--loss_names', 'sdm+idd'], "unknown loss 'idd'.*did you mean id"),
+    (['--loss_names', 'sdm,id'], r"unknown loss 'sdm,id' .*; losses are joined by \+: --loss_names sdm\+id$"),
+    (['--loss_names', 'sdm id'], r'; losses are joined by \+: --loss_names sdm\+id$'),
     (['--root_dir=--'], '--root_dir needs a value'),
     (['stray'], "'stray' follows no flag"),
     (['--masked_token_rate', '0.8', '--masked_token_unchanged_rate', '0.3'], 'add up to 1.1'),
     (['--resume'], 'needs --resume_ckpt_file'),
     (['--init_from', 'no.pth'], '--init_from: there is no file no.pth'),
     (['--config_file', 'no/such.yaml'], 'no config file no/such.yaml'),
+    (['--config_file', 'configs'], 'configs is a folder; name a file in it, such as a recipe, or the configs.yaml of'),
 ])
 def test_wrong_flags(argv, message):
     with pytest.raises(UserError, match=message):

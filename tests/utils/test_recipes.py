@@ -91,6 +91,7 @@ def test_a_recipe_differs_from_no_recipe(method, dataset):
 
 @pytest.mark.parametrize('flags, note', [
     ('--lr 2e-5', 'configs/irra.yaml: lr 2e-05 (recipe 1e-05)'),
+    ('--freeze image', "configs/irra.yaml: freeze ['image'] (recipe without it)"),
     ('--batch_size 128 --lr_rules flat --lr 2e-5', 'configs/gadms.yaml: lr 2e-05 (recipe 1e-05)')])
 def test_a_run_is_compared_with_the_nearest_of_several_recipes_with_its_losses(flags, note):
     args = get_args(['--config_file', 'configs/irra.yaml', *flags.split()])

@@ -42,6 +42,19 @@ def test_a_path_comes_before_a_name(logs):
     assert find_run_folder('sen') == 'sen' and find_run_config('x/configs.yaml') == 'x/configs.yaml'
 
 
+def test_a_folder_that_hides_a_run_of_its_name(logs):
+    os.makedirs('sen')
+    with pytest.raises(UserError, match='^--config_file: sen is a folder without a configs.yaml; give CUHK-PEDES/sen$'):
+        find_run_config('sen')
+    with pytest.raises(UserError, match='^--resume_ckpt_file: there is no file sen/last.pth; give CUHK-PEDES/sen$'):
+        get_args(['--resume', 'sen'])
+    with pytest.raises(UserError, match='without a configs.yaml; give one of RSTPReid/irra, RSTPReid/published$'):
+        find_run_config('logs/RSTPReid')
+    with pytest.raises(UserError, match='--init_from: there is no file photos/best.pth; give the folder of a run$'):
+        os.makedirs('photos')
+        get_args(['--init_from', 'photos'])
+
+
 def test_names_that_mean_no_run_or_several(logs):
     with pytest.raises(UserError, match="2 runs below logs are named 'irra': give one of CUHK-PEDES/irra, RSTPR"):
         find_run_folder('irra')
