@@ -5,6 +5,7 @@ Every tensor that exists at the same time is counted. The kernels are those of a
 same tensors as a GPU's. The gaps of the allocator, the workspaces of libraries and the CUDA context (about half a
 gigabyte) are not counted.
 """
+import contextlib
 import itertools
 import weakref
 
@@ -15,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
+from datasets.device_augmentation import device_constants
 from model import build_model
 from processor.build import build_step
 from run_scripts.benchmark.recipe_cost import (count_flops, count_parameters, dataset_sizes, random_weights_choice,
@@ -111,7 +113,7 @@ def count_step_memory(words, batch_sizes):
     counter, changes = MemoryCounter(), {}
     for tensor in [*model.parameters(), *model.buffers()]:
         counter.count(tensor)
-    with mode, counter:
+    with separate_constants(), mode, counter:
         step = build_step(model.train(), build_optimizer(options, model))
         make_optimizer_state(step.optimizer)
         state_bytes = counter.current
@@ -122,6 +124,19 @@ def count_step_memory(words, batch_sizes):
             changes[size] = counter.changes
     peaks = {size: state_bytes + find_peak(changes, size) for size in batch_sizes}
     return {**count_parameters(model), 'state_bytes': state_bytes, 'peak_bytes': peaks}
+
+
+@contextlib.contextmanager
+def separate_constants():
+    """Let a step compute its cached constants anew, inside the ``with`` block and after it.
+
+    Fake tensors cannot be combined with others, in the steps of the block or in later steps of this process.
+    """
+    device_constants.cache_clear()
+    try:
+        yield
+    finally:
+        device_constants.cache_clear()
 
 
 def find_peak(changes, size):
@@ -154,7 +169,7 @@ def count_recipe(words):
     options = get_args([*words, '--device', 'cpu', '--pretrain_choice',
                         random_weights_choice(recipe.pretrain_choice)])
     model, mode = build_fake_model(options, dataset_sizes(recipe)[0])
-    with mode:
+    with separate_constants(), mode:
         return {**count_parameters(model), **count_flops(model, options)}
 
 

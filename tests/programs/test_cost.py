@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from datasets.device_augmentation import augment_on_device
 from datasets.synthpedes import generate
 from model import build_model
 from model.clip_weights import shape_named
@@ -13,9 +14,10 @@ from run_scripts.benchmark import machine
 from run_scripts.benchmark.child import measure_in_child
 from run_scripts.benchmark.recipe_cost import dataset_sizes, measure_recipe, synthetic_batch
 from run_scripts.benchmark.simulated_step import (MemoryCounter, WithoutInitialization, count_recipe,
-                                                  count_step_memory, repeat_rows)
+                                                  count_step_memory, repeat_rows, separate_constants)
 from run_scripts.cost import build_cost_parser, format_row, main
 from utils.errors import UserError
+from utils.image_stats import ImageStats
 from utils.options import get_args
 
 IRRA, A2TE = 'configs/irra.yaml', 'configs/a2te-icfg-pedes.yaml'
@@ -140,6 +142,14 @@ def test_memory_of_a_step_grows_with_the_batch_and_shrinks_with_grad_checkpoint(
     assert 4 / 3 * counted['state_bytes'] < small and large - middle == pytest.approx(middle - small, rel=0.05)
     assert count_step_memory(words, [64])['peak_bytes'][64] == pytest.approx(middle, rel=0.001)
     assert count_step_memory([*words, '--grad_checkpoint'], [96])['peak_bytes'][96] < middle
+
+
+def test_a_counted_step_leaves_no_fake_tensors_to_later_steps():
+    stats, images = ImageStats((0.25,) * 3, (0.5,) * 3, (0.0,) * 3), torch.ones(1, 3, 4, 2, dtype=torch.uint8)
+    expected = augment_on_device(images, image_stats=stats)
+    with separate_constants(), FakeTensorMode() as mode:
+        assert augment_on_device(mode.from_tensor(images), image_stats=stats).shape == images.shape
+    assert torch.equal(augment_on_device(images, image_stats=stats), expected)
 
 
 def test_weights_that_are_not_initialized_need_no_draws(monkeypatch):
