@@ -11,7 +11,7 @@ from model.backbones.albef import Albef, read_shape, shape_of
 from model.build import RetrievalModel, total_loss
 from model.heads.rasa import draw_tokens, replace_tokens
 from model.vit import resize_pos_embed
-from processor.sharding import validate_sharding
+from processor.sharding import supports_cpu_sharding, validate_sharding
 from processor.step import Step
 from solver.build import parameter_groups
 from tests.support import assert_falls, golden_files, golden_json, options
@@ -357,6 +357,7 @@ def test_a_resumed_run_continues_to_the_last_bit(tmp_path):
     load_weights(tiny(), best)
 
 
+@pytest.mark.skipif(not supports_cpu_sharding(), reason="this PyTorch's FSDP2 needs GPUs")
 def test_several_processes_cannot_shard_its_parameters():
     with pytest.raises(UserError, match="--shard does not support the loss 'cl', which changes parameters"):
         validate_sharding(tiny())
