@@ -1,7 +1,9 @@
 """Data loader workers that ignore signals to their process group and always exit with their parent process."""
 import contextlib
+import functools
 import multiprocessing.connection
 import multiprocessing.queues
+import multiprocessing.util
 import os
 import signal
 import threading
@@ -14,6 +16,7 @@ from utils.errors import UserError, explain_worker_error
 
 SIGNALS = {signal.SIGINT, signal.SIGTERM}
 PARENT_POLL_SECONDS = 1.0   # between a worker's checks that its parent is alive
+TERMINATE_SECONDS = 0.2     # between signals to workers that have not ended
 EXIT_SECONDS = 5            # until a worker that has disconnected has exited
 POLL_SECONDS = 1            # between calls of on_wait while the loader waits for a batch
 # Until a batch counts as lost. Known causes are reported at once, so this limit is for a worker that hangs. A network
@@ -38,6 +41,8 @@ class Loader(DataLoader):
         super().__init__(dataset, *args, num_workers=num_workers, **settings)
 
     def __iter__(self):
+        if self.num_workers:
+            terminate_at_exit(os.getpid())
         with explain_loader_errors(), block_signals() if self._iterator is None else contextlib.nullcontext():
             return BatchIterator(super().__iter__(), self)
 
@@ -157,6 +162,26 @@ def block_signals():
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, previous_mask)
+
+
+@functools.lru_cache(maxsize=1)
+def terminate_at_exit(process_id):
+    """Let this process terminate its workers when it exits, before Python does. ``process_id`` is its own.
+
+    Python sends one SIGTERM, and waits without a limit. If a scheduler's SIGTERM is still pending, the worker gets both
+    as one, from the scheduler, and ignores it (:func:`exit_with_parent`).
+    """
+    multiprocessing.util.Finalize(None, terminate_until_ended, exitpriority=0)
+
+
+def terminate_until_ended():
+    """Send SIGTERM to the daemon processes of this one until each has ended."""
+    workers = [child for child in multiprocessing.active_children() if child.daemon]
+    while workers:
+        for worker in workers:
+            worker.terminate()
+        multiprocessing.connection.wait([worker.sentinel for worker in workers], TERMINATE_SECONDS)
+        workers = [worker for worker in workers if worker.is_alive()]
 
 
 def start_worker(worker):

@@ -207,6 +207,18 @@ def test_workers_survive_a_signal_to_the_group_while_they_start(start):
 
 
 @needs_proc
+def test_workers_end_although_two_signals_arrive_as_one(start):
+    """A scheduler's SIGTERM is pending, so that the parent's adds nothing to it: the worker sees the scheduler's."""
+    end = ('import subprocess; sys.used_until_the_end = batches;'
+           '[os.kill(int(child), signal.SIGSTOP) for child in children]; subprocess.run(["kill", *children]);'
+           'subprocess.Popen(["sh", "-c", "sleep 1; kill -CONT " + " ".join(children)])')
+    with start(2, end) as (script, children):
+        status, _, errors = script.wait()
+        assert status == 0, errors
+        assert all_end(children)
+
+
+@needs_proc
 def test_a_worker_that_the_system_kills_is_a_sentence(start):
     killing = 'time.sleep(1); os.kill(int(children[0]), signal.SIGKILL); time.sleep(5); list(batches)'
     with start(2, killing, program=True) as (script, children):
