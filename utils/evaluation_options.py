@@ -11,7 +11,7 @@ from utils.recipes import (drop_command_line_options, find_unknown_keys, is_run_
                            reference_defaults, refuse_other_interface, translate_rde_losses, unknown_key_notes)
 from utils.rerank_options import read_rerank_settings
 from utils.run_aliases import find_run_config
-from utils.run_config import Options, build_run_config, complete, with_notes
+from utils.run_config import Options, build_run_config, complete, evaluation_defaults, with_notes
 
 
 def run_options(path):
@@ -55,9 +55,8 @@ def parse_test_options(parser, argv=None):
     """
     argv = sys.argv[1:] if argv is None else argv
     refuse_other_interface(argv, 'the command line')
-    flags = parser.parse(argv)
-    if 'rerank' in parser.actions():
-        read_rerank_settings(flags)     # raise for options of another method
+    flags = argparse.Namespace(**{**evaluation_defaults(), **vars(parser.parse(argv))})
+    read_rerank_settings(flags)     # raise for options of another method
     if flags.config_file:
         flags.config_file = find_run_config(flags.config_file)
         return trained_run_options(flags)
