@@ -7,6 +7,7 @@ from utils.errors import UserError
 from utils.option_declarations import build_parser
 from utils.option_providers import option_providers
 from utils.option_types import split_dataset_path
+from utils.paths import VOCABULARY_COPIES
 from utils.recipes import (drop_command_line_options, find_unknown_keys, is_run_config, rde_notes, read_options,
                            reference_defaults, refuse_other_interface, translate_rde_losses, unknown_key_notes)
 from utils.rerank_options import read_rerank_settings
@@ -80,6 +81,10 @@ def trained_run_options(flags):
     if flags.dataset_name and flags.columns is None and not os.path.splitext(flags.dataset_name)[1]:
         options['columns'] = None       # those of the run are of its table
     checkpoint = flags.checkpoint or find_checkpoint(flags.config_file, options, run.dataset_name)
+    copies = [os.path.join(folder, name) for folder in (options['output_dir'], os.path.dirname(checkpoint))
+              for name in VOCABULARY_COPIES]
+    if flags.vocab_file is None and any(map(os.path.exists, copies)):
+        options['vocab_file'] = ''      # the backbone finds the run's copy; the file may have moved or changed
     notes, chosen_by = run.config.notes, FMFA_CHECKPOINTS.get(os.path.basename(checkpoint))
     if chosen_by:
         options['eval_dataset'], notes = chosen_by, [*notes, checkpoint_note(checkpoint, chosen_by)]

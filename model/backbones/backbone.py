@@ -22,7 +22,7 @@ class Backbone(nn.Module):
         trims_to_longest: whether a batch's captions always end with the longest one, because losses read padding. Else
             they have all their padding if a loss reads tokens of padding.
         head_weights: parameters of heads in the checkpoint of a whole model that training starts from.
-        run_files: names of files next to a run's configs.yaml that the backbone reads.
+        run_files: names of files and folders next to a run's configs.yaml that the backbone reads.
         resolved_options: {option: value} of options that the weights decide. A run records these values.
         shared_options: options that the family reads and another one adds.
     """
