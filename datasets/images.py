@@ -46,7 +46,7 @@ class ImageDataset(Dataset):
 
 
 class ImageComponent(NamedTuple):
-    """How the images of one of the joined datasets become views; of the only dataset, if there is one.
+    """How the images of one dataset become views. If several datasets are joined, each has its own settings.
 
     Attributes:
         first_image_id: the smallest image id of the dataset.
@@ -62,11 +62,11 @@ class ImageComponent(NamedTuple):
 class ImageTransform:
     """Reads a training pair's image and computes its image fields: ``transform(path, image_id, seed)`` is a dict.
 
-    The dict has ``images`` [3, H, W] and the requested fields. If the image's components have different statistics,
-    images for :func:`datasets.device_augmentation.augment_on_device` come with ``image_stats``, float32 [2, 3].
+    The dict has ``images`` [3, H, W] and the requested fields. If joined datasets have different statistics, images
+    for :func:`datasets.device_augmentation.augment_on_device` come with ``image_stats``, float32 [2, 3].
 
     Args:
-        components: a list of :class:`ImageComponent`, by increasing image ids.
+        components: a list of :class:`ImageComponent`, one for each joined dataset, by increasing image ids.
         fields: names of the image fields that heads request, from :data:`IMAGE_FIELDS`.
         store: the :class:`datasets.image_cache.ImageStore` that provides the images, instead of their files.
         img_size: (H, W) of ``simclr_images``.

@@ -226,8 +226,8 @@ class RetrievalModel(ModelWithHeads):
         tokens, attention = encode(inputs, need_map, routing)
         return tokens, attention, torch.stack(routing, dim=1)
 
-    def embed(self, batch):
-        """Compute what heads without tokens read of a batch: an :class:`EncodedBatch` without tokens."""
+    def encode_without_tokens(self, batch):
+        """Run each encoder once and return an :class:`EncodedBatch` for the heads that read embeddings only."""
         image_tokens, _, image_routing = self.encode_tokens('image', batch['images'])
         image = self.image_embedding(image_tokens)
         text_tokens, _, text_routing = self.encode_tokens('text', batch['caption_ids'])
@@ -268,12 +268,12 @@ class RetrievalModel(ModelWithHeads):
         """Return the embeddings of the global batch, given those of this rank. Tokens are not gathered."""
         if encoded.shard is WHOLE_BATCH:
             return encoded
-        rows = {name: encoded.shard.all_gather(value) for name, value in encoded.rows().items()}
-        return self.build_embedding_batch(rows, encoded.shard)
+        fields = {name: encoded.shard.all_gather(value) for name, value in encoded.embedding_fields().items()}
+        return self.build_embedding_batch(fields, encoded.shard)
 
-    def build_embedding_batch(self, rows, shard):
-        """Return an :class:`EncodedBatch` without tokens, given its :meth:`~EncodedBatch.rows`."""
-        return EncodedBatch(**rows, encoder=self.backbone.encoder, embed_image=self.embed_image,
+    def build_embedding_batch(self, fields, shard):
+        """Return an :class:`EncodedBatch` without tokens, given its :meth:`~EncodedBatch.embedding_fields`."""
+        return EncodedBatch(**fields, encoder=self.backbone.encoder, embed_image=self.embed_image,
                             embed_text=self.embed_text, embed_text_all=self.embed_text_all, shard=shard)
 
     def compute_embedding_losses(self, encoded, batch):
@@ -314,7 +314,11 @@ class RetrievalModel(ModelWithHeads):
         return results
 
     def collect_results(self, results_by_head, shard=WHOLE_BATCH):
-        """Collect the results of all heads in the order of ``--loss_names``, summed over ranks where they are parts."""
+        """Collect the results of all heads in the order of ``--loss_names``.
+
+        With several processes, heads that read tokens return a part of the global batch's results. The parts are summed
+        over ranks.
+        """
         heads = [head for head in self.heads if head.uses_tokens and results_by_head[head]]
         if shard is not WHOLE_BATCH and heads:
             parts = [value.float() for head in heads for value in results_by_head[head].values()]
@@ -396,7 +400,7 @@ def build_without_pretrained(args, num_classes, backbone, weights):
     return None
 
 
-def build_model(args, num_classes, state_dict=None, replaced_by=None):
+def build_model(args, num_classes, state_dict=None, weights_to_load=None):
     """Build the model that the options describe, on the CPU.
 
     Args:
@@ -404,16 +408,16 @@ def build_model(args, num_classes, state_dict=None, replaced_by=None):
             (``args.training`` false) a checkpoint replaces them, so only their shape is looked up.
         num_classes: number of training identities.
         state_dict: the state dict of a trained model. It determines the shape, and its weights are loaded strictly.
-        replaced_by: the weights of ``--init_from`` or ``--resume``, which the caller loads next. The files of
+        weights_to_load: the weights of ``--init_from`` or ``--resume``, which the caller loads next. The files of
             ``--pretrain_choice`` are read only if the model needs something that these weights lack.
     """
     backbone, model = backbone_class(args), None
     if state_dict is not None:
         refuse_other_family(backbone, state_dict, args.config.model.weights)
-    elif replaced_by is not None:
-        replaced_by = add_run_prefix(replaced_by)
-        refuse_other_family(backbone, replaced_by, args.resume_ckpt_file if args.resume else args.init_from)
-        model = build_without_pretrained(args, num_classes, backbone, replaced_by)
+    elif weights_to_load is not None:
+        weights_to_load = add_run_prefix(weights_to_load)
+        refuse_other_family(backbone, weights_to_load, args.resume_ckpt_file if args.resume else args.init_from)
+        model = build_without_pretrained(args, num_classes, backbone, weights_to_load)
     is_pretrained = model is None and state_dict is None
     model = model or RetrievalModel(args, num_classes, backbone.build(args, state_dict))
     load_matching_head_weights(model, args.pretrain_choice)

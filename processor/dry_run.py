@@ -35,7 +35,7 @@ STEPS = 2                   # before the checkpoint; one more step follows after
 EVALUATED_IMAGES = 64       # at most; the captions are the same fraction of the split
 
 
-def run_dry(args):
+def do_dry_run(args):
     """Try the run that the options describe, and print what it takes.
 
     The run uses its dataset, weights and options. It makes two steps, an evaluation of a few samples and a checkpoint,
