@@ -89,12 +89,12 @@ class RetrievalModel(ModelWithHeads):
         for head in self.heads_with(HasReferenceNames):
             self.reference_copies.update(head.reference_copies)
             self.reference_names.update(head.reference_names)
-        self.heads_with_embedding = self.heads_with(AddsEmbedding)
-        self.embedding_parts = list_embedding_parts(self.heads_with_embedding, self.embed_dim)
+        self.heads_adding_embeddings = self.heads_with(AddsEmbedding)
+        self.embedding_parts = list_embedding_parts(self.heads_adding_embeddings, self.embed_dim)
         self.refines_embeddings = bool(self.heads_with(RefinesEmbedding))
         self.embeddings_read_padding = self.refines_embeddings or any(
-            head.embedding_reads_padding for head in self.heads_with_embedding)
-        self.embeddings_need_attention = any(head.embedding_needs_attention for head in self.heads_with_embedding)
+            head.embedding_reads_padding for head in self.heads_adding_embeddings)
+        self.embeddings_need_attention = any(head.embedding_needs_attention for head in self.heads_adding_embeddings)
         self.reads_padding = self.embeddings_read_padding or any(head.reads_padding for head in self.heads) or bool(
             self.needs & {'text_tokens', 'masked_text_tokens', 'text_attention'})
 
@@ -199,9 +199,8 @@ class RetrievalModel(ModelWithHeads):
             if 'mlm_ids' in batch:      # else the captions themselves are masked (--caption_masking inplace)
                 masked_text_tokens, _ = self.backbone.encode_text(batch['mlm_ids'])
         image_extras, text_extras = {}, {}
-        added_images = compute_extra_embeddings(self.heads_with_embedding, 'image', image_tokens, None, image_attention)
-        added_texts = compute_extra_embeddings(self.heads_with_embedding, 'text', text_tokens, caption_ids,
-                                               text_attention)
+        added_images = self.compute_extra_embeddings('image', image_tokens, None, image_attention)
+        added_texts = self.compute_extra_embeddings('text', text_tokens, caption_ids, text_attention)
         return EncodedBatch(
             image=self.image_embedding(image_tokens, image_extras), image_extras=image_extras,
             text=self.text_embedding(text_tokens, caption_ids, text_extras), text_extras=text_extras,
@@ -244,6 +243,10 @@ class RetrievalModel(ModelWithHeads):
         embedding = self.backbone.text_embedding(tokens, caption_ids)
         return refine_embedding(self.heads_with(RefinesEmbedding), embedding, tokens, extras)
 
+    def compute_extra_embeddings(self, side, tokens, caption_ids, attention):
+        """Compute the embeddings that heads add to the shared one: {name: [B, E] float32}."""
+        return compute_extra_embeddings(self.heads_adding_embeddings, side, tokens, caption_ids, attention)
+
     def embed_image(self, images):
         """Compute the embedding that all heads share: normalized images [B, 3, H, W] -> [B, D] float32."""
         return self.image_embedding(self.backbone.encode_image(images)[0])
@@ -255,13 +258,13 @@ class RetrievalModel(ModelWithHeads):
     def embed_image_all(self, images):
         """Compute all embeddings of normalized images [B, 3, H, W]: {name: [B, E] float32}, the shared one first."""
         tokens, attention = self.backbone.encode_image(images, self.embeddings_need_attention)
-        extra = compute_extra_embeddings(self.heads_with_embedding, 'image', tokens, None, attention)
+        extra = self.compute_extra_embeddings('image', tokens, None, attention)
         return {SHARED_EMBEDDING: self.image_embedding(tokens), **extra}
 
     def embed_text_all(self, caption_ids):
         """Compute all embeddings of token ids [B, L]: {name: [B, E] float32}, the shared one first."""
         tokens, attention = self.backbone.encode_text(caption_ids, self.embeddings_need_attention)
-        extra = compute_extra_embeddings(self.heads_with_embedding, 'text', tokens, caption_ids, attention)
+        extra = self.compute_extra_embeddings('text', tokens, caption_ids, attention)
         return {SHARED_EMBEDDING: self.text_embedding(tokens, caption_ids), **extra}
 
     def gather_embeddings(self, encoded):

@@ -113,7 +113,7 @@ def published_checkpoint_options(flags):
     if not os.path.isfile(flags.checkpoint):
         raise UserError(f'--checkpoint: there is no file {flags.checkpoint}')
     given = {name: value for name, value in vars(flags).items() if value is not None}
-    options = (provider.released_options(flags.backbone, flags.checkpoint) for provider in option_providers())
+    options = (provider.published_options(flags.backbone, flags.checkpoint) for provider in option_providers())
     published = next(filter(None, options))
     defaults = build_parser().defaults_in_code
     args = complete(argparse.Namespace(**{**defaults, **published, 'training': False, **given}))

@@ -120,8 +120,8 @@ class Backbone(nn.Module):
         return False
 
     @staticmethod
-    def released_options(state_dict):
-        """Return {option: value} of a released checkpoint; None if the family's releases contain a configs.yaml."""
+    def published_options(state_dict):
+        """Return {option: value} of a published checkpoint; None if the family publishes a configs.yaml with it."""
 
     def learning_rate(self, name, args):
         """Return (learning rate, weight decay) of the parameter ``name``, before its head changes them."""

@@ -453,7 +453,7 @@ def save_best(model, folder):
 def test_a_released_checkpoint_gives_its_options(tmp_path):
     for loss_names, full_ca in ((RASA, False), (MARS, True)):
         state = tiny(loss_names).state_dict()
-        released = Albef.released_options(state)
+        released = Albef.published_options(state)
         assert released == {'loss_names': loss_names, 'full_ca': full_ca, 'moco_queue': 7, 'amp': 'off',
                             'pretrain_choice': 'albef-base', 'preparation': 'albef', 'img_size': (384, 384),
                             'text_length': 75}
