@@ -127,7 +127,7 @@ class Parser(EffectMixin, argparse.ArgumentParser):
     def suggest_flag(self, flag):
         """The end of an error for an unknown flag."""
         if flag.removeprefix('--') in self.excluded_options:
-            return f'; test.py has it, but {self.prog} does not read it: remove {flag}'
+            return f"; {program_name('test.py')} has it, but {self.prog} does not read it: remove {flag}"
         return (suggest_name(flag, self._option_string_actions, self.foreign_flags())
                 or '; --help all lists all flags')
 
