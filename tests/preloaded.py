@@ -4,15 +4,16 @@ The garbage collector of a forked process looks at its own objects only (tests/s
 """
 import gc
 
-import numpy.ma         # PyTorch's data loader imports it late
+import importlib
+
 import PIL.Image
 
-import datasets.preprocessing.irra  # noqa: F401
-import processor.dry_run
-import processor.test_run
-import tests.several    # noqa: F401
 from utils.options import get_args
 
+LATE_MODULES = ('numpy.ma', 'datasets.preprocessing.irra', 'processor.dry_run', 'processor.test_run', 'tests.several')
+
+for name in LATE_MODULES:
+    importlib.import_module(name)
 PIL.Image.init()
 get_args([])
 gc.collect()
