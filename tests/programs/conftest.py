@@ -1,5 +1,7 @@
 """Small synthetic datasets and a small CLIP that the programs' tests share."""
 import os
+import pathlib
+import shutil
 
 import pytest
 
@@ -88,6 +90,17 @@ def train_shared_run(data, clip, tmp_path_factory):
         train_program.main([*build_command(data, clip, logs), *options])
         return only(only(logs))
     return train_once
+
+
+@pytest.fixture
+def copy_run(tmp_path):
+    """Return a function that copies a run's folder, whose options then name the copy, and returns the copy's folder."""
+    def copy(folder):
+        copied = shutil.copytree(folder, str(tmp_path / 'copied' / os.path.basename(folder)))
+        config = pathlib.Path(copied, 'configs.yaml')
+        config.write_text(config.read_text().replace(folder, copied))
+        return copied
+    return copy
 
 
 @pytest.fixture

@@ -54,12 +54,9 @@ def short_run(train_shared_run):
 
 
 @pytest.fixture
-def copied_run(short_run, tmp_path):
-    """A copy of ``short_run`` that a test may change, with its own output folder in its options."""
-    folder = shutil.copytree(short_run, str(tmp_path / 'copied'))
-    config = pathlib.Path(folder, 'configs.yaml')
-    config.write_text(config.read_text().replace(short_run, folder))
-    return folder
+def copied_run(short_run, copy_run):
+    """A copy of ``short_run`` that a test may change."""
+    return copy_run(short_run)
 
 
 # -- a run -----------------------------------------------------------------------------------------------------------
