@@ -14,7 +14,7 @@ gc.disable()        # until the tests are collected: the garbage collector looks
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-LONGEST_FILES = ('test_campaign.py', 'test_windows.py')
+LONGEST_FILES = ('test_campaign.py', 'test_windows.py', 'test_train_and_test.py')
 
 
 def pytest_collection_modifyitems(items):

@@ -4,7 +4,7 @@ import signal
 
 from utils.launcher import is_launched_by_torchrun, watch_launcher
 
-if __name__ == '__main__':  # Ctrl-C while PyTorch loads ends the program without a traceback; run() handles it later
+if __name__ == '__main__':  # until run_program: Ctrl-C while PyTorch loads ends the program without a traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     watch_launcher()        # exit also if torchrun is killed while PyTorch loads
 

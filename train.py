@@ -4,7 +4,7 @@ import signal
 
 from utils.launcher import is_launched_by_torchrun, watch_launcher
 
-if __name__ == '__main__':  # Ctrl-C while PyTorch loads ends the program without a traceback; run() handles it later
+if __name__ == '__main__':  # until run_program: Ctrl-C while PyTorch loads ends the program without a traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     watch_launcher()        # exit also if torchrun is killed while PyTorch loads
 
@@ -17,12 +17,12 @@ from utils.options import get_args
 def main(argv=None):
     # A wrong flag is reported before PyTorch is imported. Several processes connect first, so that only one reports it.
     args = None if is_launched_by_torchrun() else read_options(argv)
-    from processor.dry_run import run_dry
+    from processor.dry_run import do_dry_run
     from processor.training_run import run_training
     from utils import comm
     with comm.process_group():
         args = args or read_options(argv)
-        run_dry(args) if args.dry_run else run_training(args)
+        do_dry_run(args) if args.dry_run else run_training(args)
 
 
 @retry_with_pytorch

@@ -2,6 +2,7 @@
 import itertools
 import logging
 import os
+import shlex
 
 import numpy as np
 from prettytable import PrettyTable
@@ -60,6 +61,7 @@ class BaseDataset:
     released_stem = ''           # of APTM's lists <root>/finetune/<stem>_<split>.json, read without an annotation
 
     def __init__(self, root='', verbose=True, splits=SPLITS, skip_broken=False):
+        self.root = root
         self.dataset_dir, self.anno_path = self.locate(root)
         self.img_dir = self.image_folder(self.dataset_dir)
         self.split_entries, annos = open_entries(type(self), self.anno_path, SPLITS,
@@ -105,6 +107,23 @@ class BaseDataset:
             if os.path.exists(os.path.join(folder, name)):
                 raise UserError(f'{os.path.join(folder, name)} {remedy}')
         raise UserError(f"no annotation {' or '.join(paths)}: put it next to imgs/, {hint}")
+
+    @classmethod
+    def check_command(cls, root):
+        """The command that lists all problems of the dataset, for messages.
+
+        Example:
+            >>> from datasets.cuhkpedes import CUHKPEDES
+            >>> CUHKPEDES.check_command('my data')
+            "python -m datasets.check --dataset_name CUHK-PEDES --root_dir 'my data'"
+        """
+        words = ['--dataset_name', cls.name, '--root_dir', root or '.', *cls.reading_options()]
+        return f'python -m datasets.check {shlex.join(words)}'
+
+    @classmethod
+    def reading_options(cls):
+        """The words of a command that say how the annotation is read."""
+        return []
 
     @classmethod
     def image_folder(cls, folder):
@@ -203,7 +222,7 @@ class BaseDataset:
             hint = '; --skip_broken leaves them out' if split == 'train' else ''
             if len(missing) == len(entries):
                 hint = f'; put the images below {self.img_dir}, or correct the paths in {self.anno_path}'
-            raise UserError(f'{problem} (python -m datasets.check --dataset_name {self.name} lists all){hint}')
+            raise UserError(f'{problem} ({self.check_command(self.root)} lists all){hint}')
         logger.warning('%s; they are left out', problem)
         return missing
 

@@ -11,7 +11,7 @@ from datasets.annotation_checks import SPLITS
 from datasets.array_cache import get_captions, get_image_ids, get_pids
 from datasets.distractors import add_distractors
 from datasets.fields import FIELDS
-from datasets.image_cache import open_store
+from datasets.image_cache import open_image_cache
 from datasets.images import ImageComponent, ImageDataset, ImageTransform
 from datasets.noise import add_caption_noise
 from datasets.pairs import PairDataset, collate, split_fields
@@ -169,15 +169,15 @@ def build_training_loader(args, preprocessing, dataset, samples, tokenizer, capt
         caption_rows: int64 [S], the index in ``dataset.train`` of the caption of each sample.
     """
     # All training images are cached, even if --limit_train selects only some.
-    store = open_image_store(args, preprocessing, dataset, 'train', (sample[2] for sample in dataset.train),
+    cache = open_split_cache(args, preprocessing, dataset, 'train', (sample[2] for sample in dataset.train),
                              args.skip_broken, is_train=True)
     labels = prompts = None
     if needs_attributes(args):
         labels, prompts = get_attributes(args, dataset, 'train', samples)
     image_fields, text_fields = split_fields(args.config.data.batch_fields)
-    components = [ImageComponent(first_id, preprocessing.build_view(image_stats, store is not None), image_stats)
+    components = [ImageComponent(first_id, preprocessing.build_view(image_stats, cache is not None), image_stats)
                   for first_id, image_stats in component_image_stats(preprocessing, dataset)]
-    images = ImageTransform(components, image_fields, store, args.img_size)
+    images = ImageTransform(components, image_fields, cache, args.img_size)
     masking = CaptionMasking.from_options(args)
     side_texts = get_side_texts(dataset, text_fields, preprocessing.side_text_keys, caption_rows)
     augment = preprocessing.caption_augmentation(side_texts)
@@ -213,9 +213,9 @@ def build_evaluation_loaders(args, preprocessing, dataset, split, batch_size, to
         raise UserError(f'--distractors enlarges a gallery, and {dataset.name} has none: leave --distractors out')
     content = add_distractors(content, distractors) if distractors else content
     image_stats = preprocessing.image_stats(dataset.name)
-    store_name = f'{split}_with_distractors' if distractors else split
-    store = open_image_store(args, preprocessing, dataset, store_name, content['img_paths'])
-    images = ImageDataset(content['image_pids'], content['img_paths'], preprocessing.test_transform(image_stats), store,
+    cache_name = f'{split}_with_distractors' if distractors else split
+    cache = open_split_cache(args, preprocessing, dataset, cache_name, content['img_paths'])
+    images = ImageDataset(content['image_pids'], content['img_paths'], preprocessing.test_transform(image_stats), cache,
                           image_stats)
     texts = [preprocessing.test_caption(dataset.name, caption) for caption in content['captions']]
     captions = TextDataset(content['caption_pids'], texts, args.text_length, tokenizer=tokenizer,
@@ -230,7 +230,7 @@ def build_evaluation_loaders(args, preprocessing, dataset, split, batch_size, to
             DataLoader(captions, batch_size, sampler=CaptionSampler(captions.lengths), generator=torch.Generator()))
 
 
-def open_image_store(args, preprocessing, dataset, name, paths, skip_broken=False, is_train=False):
+def open_split_cache(args, preprocessing, dataset, name, paths, skip_broken=False, is_train=False):
     """Open the image cache of a split in the folder of ``--image_cache``; None without this option.
 
     ``name`` is the split, with a remark if there are other images. ``is_train`` is whether its images are augmented.
@@ -240,7 +240,7 @@ def open_image_store(args, preprocessing, dataset, name, paths, skip_broken=Fals
         return None
     folder = os.path.join(dataset.dataset_dir, 'image_cache') if folder == 'auto' else folder
     interpolation = preprocessing.cache_interpolation(is_train)
-    return open_store(folder, f'{dataset.name}_{name}', paths, dataset.img_dir, args.img_size, worker_count(args),
+    return open_image_cache(folder, f'{dataset.name}_{name}', paths, dataset.img_dir, args.img_size, worker_count(args),
                       skip_broken, interpolation)
 
 

@@ -71,7 +71,7 @@ class CaptionSample:
         return self.transform.samples[self.caption_index][3]
 
     @property
-    def first_ids(self):
+    def own_ids(self):
         """int64 [L], the token ids of the pair's own caption."""
         return self.transform.tokens[self.index].long()
 
@@ -81,7 +81,7 @@ class CaptionSample:
         return '' if side_texts is None else side_texts[self.caption_index]
 
     def augment_further(self, caption):
-        """Augment a further caption of the pair as the first one, with other random numbers: token ids, int64 [L]."""
+        """Augment a further caption of the pair in the same way, with other random numbers: token ids, int64 [L]."""
         further = FurtherCaption(self, caption)
         return further.ids if self.transform.augment is None else self.transform.augment(further)[0]
 
@@ -113,14 +113,14 @@ class CaptionSample:
         return tuple(map(torch.tensor, masked))
 
     @functools.cached_property
-    def masked_first_caption(self):
+    def masked_own_caption(self):
         """``(masked ids [L], labels [L])`` of the pair's own caption (:func:`datasets.masking.mask_bert_tokens`)."""
-        masked = mask_bert_tokens(self.first_ids.tolist(), self.rng, self.transform.tokenizer, MASK_PROBABILITY)
+        masked = mask_bert_tokens(self.own_ids.tolist(), self.rng, self.transform.tokenizer, MASK_PROBABILITY)
         return tuple(map(torch.tensor, masked))
 
 
 class FurtherCaption(CaptionSample):
-    """A further caption of a pair, which ``transform.augment`` augments as the first one. It has no side texts."""
+    """A further caption of a pair, which ``transform.augment`` augments also. It has no side texts."""
     caption = ''
 
     def __init__(self, sample, caption):
@@ -197,31 +197,31 @@ def second_caption_ids(sample):
 
 
 @field
-def first_caption_ids(sample):
+def own_caption_ids(sample):
     """Token ids of the pair's own caption, int64 [L]. ``caption_ids`` can be another one of the same person."""
-    return sample.first_ids
+    return sample.own_ids
 
 
 @field
 def replaced(sample):
     """Whether ``caption_ids`` differ from the pair's own caption: 1 or 0, int64 (RaSa)."""
-    return (sample.ids != sample.first_ids).any().long()
+    return (sample.ids != sample.own_ids).any().long()
 
 
 @field
-def first_mlm_ids(sample):
+def own_mlm_ids(sample):
     """The pair's own caption with masked word pieces, int64 [L] (ALBEF)."""
-    return sample.masked_first_caption[0]
+    return sample.masked_own_caption[0]
 
 
 @field
-def first_mlm_labels(sample):
+def own_mlm_labels(sample):
     """The original ids of the masked word pieces, int64 [L]; -100: not masked."""
-    return sample.masked_first_caption[1]
+    return sample.masked_own_caption[1]
 
 
 @field
-def first_mrtd_ids(sample):
+def own_mrtd_ids(sample):
     """The pair's own caption, masked for the momentum model that replaces pieces, int64 [L] (RaSa)."""
-    return torch.tensor(mask_bert_tokens(sample.first_ids.tolist(), sample.rng, sample.transform.tokenizer,
+    return torch.tensor(mask_bert_tokens(sample.own_ids.tolist(), sample.rng, sample.transform.tokenizer,
                                          REPLACED_TOKEN_PROBABILITY)[0])

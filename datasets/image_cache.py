@@ -27,15 +27,15 @@ VERSION = 1              # of the file format; files of other versions are not r
 RESERVED_BYTES = 250e6   # that a cache leaves free on its disk
 
 
-class ImageStore:
-    """The images of a cache file: ``store[path]`` is a new uint8 tensor [3, H, W].
+class ImageCache:
+    """The images of a cache file: ``cache[path]`` is a new uint8 tensor [3, H, W].
 
     Images are resized as :func:`datasets.transforms.build_transforms` does it. Each read compares the image with its
-    checksum. A damaged image is decoded from its image file again, and the cache is repaired. A store is pickled as the
+    checksum. A damaged image is decoded from its image file again, and the cache is repaired. A cache is pickled as the
     file's name.
 
     Args:
-        file: the file that :func:`open_store` wrote.
+        file: the file that :func:`open_image_cache` wrote.
         paths: the paths of the images in it, in order.
         img_size: (H, W) in pixels.
         interpolation: the interpolation with which the images were resized.
@@ -152,8 +152,8 @@ def read_broken_rows(file, count):
     return rows
 
 
-def open_store(folder, name, paths, root, img_size, workers=1, skip_broken=False, interpolation='bilinear'):
-    """Open the :class:`ImageStore` ``<folder>/<name>_<H>x<W>_<key>.npy``. If it is missing or damaged, write it first.
+def open_image_cache(folder, name, paths, root, img_size, workers=1, skip_broken=False, interpolation='bilinear'):
+    """Open the :class:`ImageCache` ``<folder>/<name>_<H>x<W>_<key>.npy``. If it is missing or damaged, write it first.
 
     The key depends on the images' names, sizes and times, so changed images get a new file.
 
@@ -181,11 +181,11 @@ def open_store(folder, name, paths, root, img_size, workers=1, skip_broken=False
         logger.warning('the images have changed since %s was made (%s), or an older version made it; unless another '
                        'copy of the dataset uses it, it can be deleted', ', '.join(outdated),
                        format_bytes(sum(map(os.path.getsize, outdated))))
-    store = open_existing_store(file, paths, img_size, skip_broken, interpolation)
-    if store is None:
-        write_store(file, paths, img_size, workers, skip_broken, interpolation)
-        store = ImageStore(file, paths, img_size, interpolation)
-    return store
+    cache = open_existing_cache(file, paths, img_size, skip_broken, interpolation)
+    if cache is None:
+        write_cache(file, paths, img_size, workers, skip_broken, interpolation)
+        cache = ImageCache(file, paths, img_size, interpolation)
+    return cache
 
 
 def cache_key(paths, root, img_size, interpolation='bilinear'):
@@ -204,27 +204,27 @@ def size_and_time(path):
     return status.st_size, status.st_mtime_ns
 
 
-def open_existing_store(file, paths, img_size, skip_broken, interpolation='bilinear'):
-    """Open the store of an existing file; None if the file must be written."""
+def open_existing_cache(file, paths, img_size, skip_broken, interpolation='bilinear'):
+    """Open the cache of an existing file; None if the file must be written."""
     if not os.path.exists(file):
         return None
     try:
-        store = ImageStore(file, paths, img_size, interpolation)
+        cache = ImageCache(file, paths, img_size, interpolation)
     except UserError as error:
         logger.warning('%s; it is written again', error)
         return None
-    if store.broken and not skip_broken:
-        for path in sorted(store.broken):
+    if cache.broken and not skip_broken:
+        for path in sorted(cache.broken):
             read_image(path)   # raises the error that a run without a cache raises
         logger.warning('image cache %s lacks images that can be read now; it is written again', file)
         return None
     logger.info('image cache %s is used: %s', file, describe_contents(paths, img_size))
-    if store.broken:
-        logger.warning('%d images could not be read when it was made; they are left out', len(store.broken))
-    return store
+    if cache.broken:
+        logger.warning('%d images could not be read when it was made; they are left out', len(cache.broken))
+    return cache
 
 
-def write_store(file, paths, img_size, workers, skip_broken, interpolation='bilinear'):
+def write_cache(file, paths, img_size, workers, skip_broken, interpolation='bilinear'):
     """Write a cache file atomically."""
     logger.info('image cache %s: %s', file, describe_contents(paths, img_size))
     folder, start = os.path.dirname(file), time.perf_counter()

@@ -20,7 +20,7 @@ SECOND_VIEW_KEY, SIMCLR_VIEW_KEYS = 1, (2, 3)     # the views' seeds derive from
 class ImageDataset(Dataset):
     """The images of an evaluation split: ``dataset[i]`` is ``(pid, image)``.
 
-    With a ``store`` (:class:`datasets.image_cache.ImageStore`) images are uint8 [3, H, W] as they are stored.
+    With an ``image_cache`` (:class:`datasets.image_cache.ImageCache`), its images are returned: uint8 [3, H, W].
 
     Attributes:
         attributes: ``(labels int8 [N, A], token ids of the prompts [2A, L])`` if attributes are evaluated, else None.
@@ -31,22 +31,22 @@ class ImageDataset(Dataset):
     attributes = None
     evaluates_attributes = False
 
-    def __init__(self, image_pids, img_paths, transform=None, store=None, image_stats=None):
-        self.image_pids, self.img_paths, self.transform, self.store = image_pids, img_paths, transform, store
-        self.image_stats = image_stats
+    def __init__(self, image_pids, img_paths, transform=None, image_cache=None, image_stats=None):
+        self.image_pids, self.img_paths, self.transform = image_pids, img_paths, transform
+        self.image_cache, self.image_stats = image_cache, image_stats
 
     def __len__(self):
         return len(self.image_pids)
 
     def __getitem__(self, index):
-        if self.store is not None:
-            return self.image_pids[index], self.store[self.img_paths[index]]
+        if self.image_cache is not None:
+            return self.image_pids[index], self.image_cache[self.img_paths[index]]
         image = read_image(self.img_paths[index])
         return self.image_pids[index], self.transform(image) if self.transform else image
 
 
 class ImageComponent(NamedTuple):
-    """How the images of one of the joined datasets become views; of the only dataset, if there is one.
+    """How the images of one dataset become views. If several datasets are joined, each has its own settings.
 
     Attributes:
         first_image_id: the smallest image id of the dataset.
@@ -62,18 +62,18 @@ class ImageComponent(NamedTuple):
 class ImageTransform:
     """Reads a training pair's image and computes its image fields: ``transform(path, image_id, seed)`` is a dict.
 
-    The dict has ``images`` [3, H, W] and the requested fields. If the image's components have different statistics,
-    images for :func:`datasets.device_augmentation.augment_on_device` come with ``image_stats``, float32 [2, 3].
+    The dict has ``images`` [3, H, W] and the requested fields. If joined datasets have different statistics, images
+    for :func:`datasets.device_augmentation.augment_on_device` come with ``image_stats``, float32 [2, 3].
 
     Args:
-        components: a list of :class:`ImageComponent`, by increasing image ids.
+        components: a list of :class:`ImageComponent`, one for each joined dataset, by increasing image ids.
         fields: names of the image fields that heads request, from :data:`IMAGE_FIELDS`.
-        store: the :class:`datasets.image_cache.ImageStore` that provides the images, instead of their files.
+        image_cache: the :class:`datasets.image_cache.ImageCache` that provides the images, instead of their files.
         img_size: (H, W) of ``simclr_images``.
     """
 
-    def __init__(self, components, fields=(), store=None, img_size=None):
-        self.components, self.fields, self.store = components, fields, store
+    def __init__(self, components, fields=(), image_cache=None, img_size=None):
+        self.components, self.fields, self.image_cache = components, fields, image_cache
         self.first_image_ids = [component.first_image_id for component in components]
         stats = [component.image_stats for component in components]
         self.image_stats = stats[0]
@@ -82,7 +82,7 @@ class ImageTransform:
             self.simclr_transforms = [simclr_transforms(img_size, (one.mean, one.std)) for one in stats]
 
     def __call__(self, path, image_id, seed):
-        image = read_image(path) if self.store is None else self.store[path]
+        image = read_image(path) if self.image_cache is None else self.image_cache[path]
         number = bisect_right(self.first_image_ids, image_id) - 1
         make_view = self.components[number].make_view
         sample = make_view(image, seed)
@@ -92,7 +92,7 @@ class ImageTransform:
             second = make_view(image, derive_seed(seed, SECOND_VIEW_KEY))
             sample.update({f'second_{name}': value for name, value in second.items()})
         if 'simclr_images' in self.fields:
-            pil_image = image if self.store is None else to_pil_image(image)
+            pil_image = image if self.image_cache is None else to_pil_image(image)
             views = [apply_seeded(self.simclr_transforms[number], pil_image, seed, key) for key in SIMCLR_VIEW_KEYS]
             sample['simclr_images'] = torch.stack(views)   # [2, 3, H, W]
         return sample

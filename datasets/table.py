@@ -93,6 +93,12 @@ class Table(BaseDataset):
         return root, path
 
     @classmethod
+    def reading_options(cls):
+        columns = [f'{role}={column}' for role, column in cls.columns.items()]
+        seed = ['--split_seed', str(cls.split_seed)] if cls.split_seed != Table.split_seed else []
+        return [*(['--columns', *columns] if columns else []), *seed]
+
+    @classmethod
     def image_folder(cls, folder):
         images = os.path.join(folder, 'imgs')
         return images if os.path.isdir(images) else folder

@@ -95,12 +95,12 @@ class TextDataset(Dataset):
 
 CAPTION_MASKINGS = 'inplace', 'clean'
 MLM_MASKINGS = 'random', 'attention', 'noun', 'saliency'
-MODEL_MASKINGS = 'attention', 'saliency'      # of these MLM_MASKINGS, the model masks captions, and samples do not
+MODEL_MASKINGS = 'attention', 'saliency'      # with these, the model masks captions, and data loader workers do not
 
 
 @dataclass(frozen=True)
 class CaptionMasking:
-    """Which tokens of a training caption are masked or filtered, for whom, and which captions are exchanged.
+    """The settings that select, filter and mask the captions of training pairs.
 
     Attributes:
         caption_masking: 'inplace': ``caption_ids`` are masked, as in IRRA's training, and ``mlm_ids`` equals them.

@@ -3,9 +3,8 @@ import os
 
 from model.aptm_weights import bert_folder
 from utils.errors import UserError
+from utils.paths import VOCABULARY
 from utils.wordpiece import make_vocabulary, read_vocabulary
-
-VOCABULARY = 'vocab.txt'     # next to a run's configs.yaml, if it was built from the captions
 
 
 def find_tokenizer(args, captions, read_shape):
@@ -13,7 +12,8 @@ def find_tokenizer(args, captions, read_shape):
 
     Its vocabulary is, in this order: ``--vocab_file``, the one in the run's folder, the one next to the weights, one
     built from the training captions for a ``scratch:`` shape, or that of bert-base-uncased. A new run keeps a copy,
-    except of the last one.
+    except of the last one. A resumed run reads its copy instead of ``--vocab_file``, which may have moved or changed;
+    :func:`utils.options.parse_test_options` does so for an evaluation.
 
     Args:
         args: the options.
@@ -23,20 +23,22 @@ def find_tokenizer(args, captions, read_shape):
     Raises:
         UserError: there is no vocabulary.
     """
-    if args.vocab_file:
-        return read_vocabulary(os.path.expanduser(args.vocab_file))
     sources = '' if args.training else args.checkpoint, args.init_from, args.pretrain_choice
     files = [file for file in sources if file and os.path.isfile(os.path.expanduser(file))]
     folders = [args.output_dir, *(os.path.dirname(os.path.expanduser(file)) for file in files)]
-    for path in (os.path.join(folder, VOCABULARY) for folder in folders):
-        if os.path.isfile(path):
-            vocabulary = read_vocabulary(path)
-            if captions is not None and path != os.path.join(args.output_dir, VOCABULARY):
-                vocabulary.save(os.path.join(args.output_dir, VOCABULARY))
-            return vocabulary
+    stored = [path for path in (os.path.join(folder, VOCABULARY) for folder in folders) if os.path.isfile(path)]
+    copy = os.path.join(args.output_dir, VOCABULARY)
+    uses_copy = args.training and args.resume and copy in stored
+    given = os.path.expanduser(args.vocab_file) if args.vocab_file and not uses_copy else None
+    if given or stored:
+        path = given or stored[0]
+        vocabulary = read_vocabulary(path)
+        if captions is not None and path != copy:
+            vocabulary.save(copy)
+        return vocabulary
     if args.pretrain_choice.startswith('scratch:') and captions is not None:
         made = make_vocabulary(captions(), read_shape(args.pretrain_choice[len('scratch:'):]).vocab_size)
-        made.save(os.path.join(args.output_dir, VOCABULARY))
+        made.save(copy)
         return made
     if args.pretrain_choice.startswith('scratch:'):
         candidates = ' nor '.join(os.path.join(folder, VOCABULARY) for folder in folders)

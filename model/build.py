@@ -89,12 +89,12 @@ class RetrievalModel(ModelWithHeads):
         for head in self.heads_with(HasReferenceNames):
             self.reference_copies.update(head.reference_copies)
             self.reference_names.update(head.reference_names)
-        self.heads_with_embedding = self.heads_with(AddsEmbedding)
-        self.embedding_parts = list_embedding_parts(self.heads_with_embedding, self.embed_dim)
+        self.heads_adding_embeddings = self.heads_with(AddsEmbedding)
+        self.embedding_parts = list_embedding_parts(self.heads_adding_embeddings, self.embed_dim)
         self.refines_embeddings = bool(self.heads_with(RefinesEmbedding))
         self.embeddings_read_padding = self.refines_embeddings or any(
-            head.embedding_reads_padding for head in self.heads_with_embedding)
-        self.embeddings_need_attention = any(head.embedding_needs_attention for head in self.heads_with_embedding)
+            head.embedding_reads_padding for head in self.heads_adding_embeddings)
+        self.embeddings_need_attention = any(head.embedding_needs_attention for head in self.heads_adding_embeddings)
         self.reads_padding = self.embeddings_read_padding or any(head.reads_padding for head in self.heads) or bool(
             self.needs & {'text_tokens', 'masked_text_tokens', 'text_attention'})
 
@@ -199,9 +199,8 @@ class RetrievalModel(ModelWithHeads):
             if 'mlm_ids' in batch:      # else the captions themselves are masked (--caption_masking inplace)
                 masked_text_tokens, _ = self.backbone.encode_text(batch['mlm_ids'])
         image_extras, text_extras = {}, {}
-        added_images = compute_extra_embeddings(self.heads_with_embedding, 'image', image_tokens, None, image_attention)
-        added_texts = compute_extra_embeddings(self.heads_with_embedding, 'text', text_tokens, caption_ids,
-                                               text_attention)
+        added_images = self.compute_extra_embeddings('image', image_tokens, None, image_attention)
+        added_texts = self.compute_extra_embeddings('text', text_tokens, caption_ids, text_attention)
         return EncodedBatch(
             image=self.image_embedding(image_tokens, image_extras), image_extras=image_extras,
             text=self.text_embedding(text_tokens, caption_ids, text_extras), text_extras=text_extras,
@@ -226,8 +225,8 @@ class RetrievalModel(ModelWithHeads):
         tokens, attention = encode(inputs, need_map, routing)
         return tokens, attention, torch.stack(routing, dim=1)
 
-    def embed(self, batch):
-        """Compute what heads without tokens read of a batch: an :class:`EncodedBatch` without tokens."""
+    def encode_without_tokens(self, batch):
+        """Run each encoder once and return an :class:`EncodedBatch` for the heads that read embeddings only."""
         image_tokens, _, image_routing = self.encode_tokens('image', batch['images'])
         image = self.image_embedding(image_tokens)
         text_tokens, _, text_routing = self.encode_tokens('text', batch['caption_ids'])
@@ -244,6 +243,10 @@ class RetrievalModel(ModelWithHeads):
         embedding = self.backbone.text_embedding(tokens, caption_ids)
         return refine_embedding(self.heads_with(RefinesEmbedding), embedding, tokens, extras)
 
+    def compute_extra_embeddings(self, side, tokens, caption_ids, attention):
+        """Compute the embeddings that heads add to the shared one: {name: [B, E] float32}."""
+        return compute_extra_embeddings(self.heads_adding_embeddings, side, tokens, caption_ids, attention)
+
     def embed_image(self, images):
         """Compute the embedding that all heads share: normalized images [B, 3, H, W] -> [B, D] float32."""
         return self.image_embedding(self.backbone.encode_image(images)[0])
@@ -255,25 +258,25 @@ class RetrievalModel(ModelWithHeads):
     def embed_image_all(self, images):
         """Compute all embeddings of normalized images [B, 3, H, W]: {name: [B, E] float32}, the shared one first."""
         tokens, attention = self.backbone.encode_image(images, self.embeddings_need_attention)
-        extra = compute_extra_embeddings(self.heads_with_embedding, 'image', tokens, None, attention)
+        extra = self.compute_extra_embeddings('image', tokens, None, attention)
         return {SHARED_EMBEDDING: self.image_embedding(tokens), **extra}
 
     def embed_text_all(self, caption_ids):
         """Compute all embeddings of token ids [B, L]: {name: [B, E] float32}, the shared one first."""
         tokens, attention = self.backbone.encode_text(caption_ids, self.embeddings_need_attention)
-        extra = compute_extra_embeddings(self.heads_with_embedding, 'text', tokens, caption_ids, attention)
+        extra = self.compute_extra_embeddings('text', tokens, caption_ids, attention)
         return {SHARED_EMBEDDING: self.text_embedding(tokens, caption_ids), **extra}
 
     def gather_embeddings(self, encoded):
         """Return the embeddings of the global batch, given those of this rank. Tokens are not gathered."""
         if encoded.shard is WHOLE_BATCH:
             return encoded
-        rows = {name: encoded.shard.all_gather(value) for name, value in encoded.rows().items()}
-        return self.build_embedding_batch(rows, encoded.shard)
+        fields = {name: encoded.shard.all_gather(value) for name, value in encoded.embedding_fields().items()}
+        return self.build_embedding_batch(fields, encoded.shard)
 
-    def build_embedding_batch(self, rows, shard):
-        """Return an :class:`EncodedBatch` without tokens, given its :meth:`~EncodedBatch.rows`."""
-        return EncodedBatch(**rows, encoder=self.backbone.encoder, embed_image=self.embed_image,
+    def build_embedding_batch(self, fields, shard):
+        """Return an :class:`EncodedBatch` without tokens, given its :meth:`~EncodedBatch.embedding_fields`."""
+        return EncodedBatch(**fields, encoder=self.backbone.encoder, embed_image=self.embed_image,
                             embed_text=self.embed_text, embed_text_all=self.embed_text_all, shard=shard)
 
     def compute_embedding_losses(self, encoded, batch):
@@ -314,7 +317,11 @@ class RetrievalModel(ModelWithHeads):
         return results
 
     def collect_results(self, results_by_head, shard=WHOLE_BATCH):
-        """Collect the results of all heads in the order of ``--loss_names``, summed over ranks where they are parts."""
+        """Collect the results of all heads in the order of ``--loss_names``.
+
+        With several processes, heads that read tokens return a part of the global batch's results. The parts are summed
+        over ranks.
+        """
         heads = [head for head in self.heads if head.uses_tokens and results_by_head[head]]
         if shard is not WHOLE_BATCH and heads:
             parts = [value.float() for head in heads for value in results_by_head[head].values()]
@@ -396,7 +403,7 @@ def build_without_pretrained(args, num_classes, backbone, weights):
     return None
 
 
-def build_model(args, num_classes, state_dict=None, replaced_by=None):
+def build_model(args, num_classes, state_dict=None, weights_to_load=None):
     """Build the model that the options describe, on the CPU.
 
     Args:
@@ -404,16 +411,16 @@ def build_model(args, num_classes, state_dict=None, replaced_by=None):
             (``args.training`` false) a checkpoint replaces them, so only their shape is looked up.
         num_classes: number of training identities.
         state_dict: the state dict of a trained model. It determines the shape, and its weights are loaded strictly.
-        replaced_by: the weights of ``--init_from`` or ``--resume``, which the caller loads next. The files of
+        weights_to_load: the weights of ``--init_from`` or ``--resume``, which the caller loads next. The files of
             ``--pretrain_choice`` are read only if the model needs something that these weights lack.
     """
     backbone, model = backbone_class(args), None
     if state_dict is not None:
         refuse_other_family(backbone, state_dict, args.config.model.weights)
-    elif replaced_by is not None:
-        replaced_by = add_run_prefix(replaced_by)
-        refuse_other_family(backbone, replaced_by, args.resume_ckpt_file if args.resume else args.init_from)
-        model = build_without_pretrained(args, num_classes, backbone, replaced_by)
+    elif weights_to_load is not None:
+        weights_to_load = add_run_prefix(weights_to_load)
+        refuse_other_family(backbone, weights_to_load, args.resume_ckpt_file if args.resume else args.init_from)
+        model = build_without_pretrained(args, num_classes, backbone, weights_to_load)
     is_pretrained = model is None and state_dict is None
     model = model or RetrievalModel(args, num_classes, backbone.build(args, state_dict))
     load_matching_head_weights(model, args.pretrain_choice)

@@ -58,10 +58,10 @@ class EncodedBatch:
     shard: WholeBatch = WHOLE_BATCH
     shared_results: dict = field(default_factory=dict)
 
-    def rows(self):
-        """Return what heads without tokens read, with one row per sample: {attribute: [B, ...]}."""
-        rows = {name: getattr(self, name) for name in ('image', 'text', 'image_routing', 'text_routing')}
-        return {name: value for name, value in rows.items() if value is not None}
+    def embedding_fields(self):
+        """Return the fields of heads that read embeddings only, with one row per sample: {attribute: [B, ...]}."""
+        fields = {name: getattr(self, name) for name in ('image', 'text', 'image_routing', 'text_routing')}
+        return {name: value for name, value in fields.items() if value is not None}
 
     @property
     def image_embeddings(self):

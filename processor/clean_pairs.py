@@ -52,9 +52,9 @@ class CleanPairs:
             return
         losses = self.compute_losses(epoch, epochs, check_interrupt)
         generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch, SEED_KEY))
-        coin_flips = torch.randint(2, (len(self.loader.dataset),), generator=generator)
+        tie_breakers = torch.randint(2, (len(self.loader.dataset),), generator=generator)
         # Broadcast, because ranks on different machines may round differently.
-        self.weights = comm.broadcast_object(self.head.select_clean_pairs(losses, coin_flips))
+        self.weights = comm.broadcast_object(self.head.select_clean_pairs(losses, tie_breakers))
         clean = f'{int(self.weights.sum())} of {len(self.weights)} training pairs are clean'
         logger.info(format_log_line(f'epoch {epoch}', clean))
 

@@ -35,7 +35,7 @@ STEPS = 2                   # before the checkpoint; one more step follows after
 EVALUATED_IMAGES = 64       # at most; the captions are the same fraction of the split
 
 
-def run_dry(args):
+def do_dry_run(args):
     """Try the run that the options describe, and print what it takes.
 
     The run uses its dataset, weights and options. It makes two steps, an evaluation of a few samples and a checkpoint,
@@ -248,8 +248,8 @@ def format_result(result, args, free_bytes, device):
                    'a step waits for them: raise --num_workers, or add --image_cache')
         lines['images'] = f'about {speed:.3g} images/s with {workers} workers; {verdict}'
     evaluation = format_duration(estimate.evaluation_seconds)
-    lines['epoch'] = (f'about {format_duration(estimate.epoch_seconds)}: {estimate.steps:,} steps of '
-                      f'{result.pair_count:,} pairs; an evaluation about {evaluation}')
+    lines['epoch'] = (f'about {format_duration(estimate.epoch_seconds)}: {result.pair_count:,} training pairs in '
+                      f'{estimate.steps:,} steps; an evaluation about {evaluation}')
     lines['run'] = f'about {format_duration(estimate.run_seconds)}: {args.num_epoch} epochs'
     lines['memory'] = f'{format_bytes(result.peak_bytes)}, the peak of the process'
     if device.type == 'cuda':

@@ -25,8 +25,8 @@ class Evaluator:
     Args:
         img_loader: a loader of ``(pids, images)``.
         txt_loader: a loader of ``(pids, caption_ids)``.
-        settings: the settings of re-ranking (:mod:`utils.rerank_options`), which adds the metrics ``reranked_R1`` and
-            ``reranked_mAP``; None: none.
+        rerank_settings: the settings of re-ranking (:mod:`utils.rerank_options`), which adds the metrics
+            ``reranked_R1`` and ``reranked_mAP``; None: none.
 
     Attributes:
         measure: the metric that :meth:`eval` returns and that selects the best epoch, a
@@ -38,16 +38,17 @@ class Evaluator:
 
     measure, selected_by = RANK1, None
 
-    def __init__(self, img_loader, txt_loader, settings=None):
-        self.img_loader, self.txt_loader, self.settings = img_loader, txt_loader, settings
-        if settings:
-            self.measure, self.selected_by = RERANKED_RANK1, f'Rank-1, {settings.title}'
+    def __init__(self, img_loader, txt_loader, rerank_settings=None):
+        self.img_loader, self.txt_loader, self.rerank_settings = img_loader, txt_loader, rerank_settings
+        if rerank_settings:
+            self.measure, self.selected_by = RERANKED_RANK1, f'Rank-1, {rerank_settings.title}'
         self.results, self.metrics = {}, {}
 
     def validate(self, model, flag):
         """Raise UserError if re-ranking cannot work with a model; ``flag`` is the option, for the error."""
-        if self.settings:
-            validate_rerank(model, self.settings, len(self.img_loader.dataset), len(self.txt_loader.dataset), flag)
+        if self.rerank_settings:
+            validate_rerank(model, self.rerank_settings, len(self.img_loader.dataset), len(self.txt_loader.dataset),
+                            flag)
 
     def _compute_embedding(self, model):
         """IRRA's name of :func:`embed_split`."""
@@ -63,9 +64,9 @@ class Evaluator:
         embeddings, parts = self._compute_embedding(model), getattr(model, 'embedding_parts', ())
         self.results = comm.run_on_main_process(lambda: evaluate_embeddings(*embeddings, i2t_metric, parts))
         self.metrics = self.results['t2i']
-        if self.settings:
-            ranking, _ = rerank(model, (self.img_loader, self.txt_loader), embeddings, self.settings)
-            reranked = self.results[f't2i, {self.settings.title}'] = retrieval_metrics(ranking)
+        if self.rerank_settings:
+            ranking, _ = rerank(model, (self.img_loader, self.txt_loader), embeddings, self.rerank_settings)
+            reranked = self.results[f't2i, {self.rerank_settings.title}'] = retrieval_metrics(ranking)
             self.metrics = {**self.metrics, 'reranked_R1': reranked['R1'], 'reranked_mAP': reranked['mAP']}
         logger.info('\n%s', format_table(self.results))
         if self.metrics['ties']:

@@ -8,22 +8,23 @@ from utils.errors import UserError
 logger = logging.getLogger('Pedestal.eval')
 
 
-def build_evaluator(evaluations, settings=None, model=None):
+def build_evaluator(evaluations, rerank_settings=None, model=None):
     """Build the evaluator of one or several datasets.
 
     Args:
         evaluations: ``{dataset: (image loader, caption loader)}`` of a split.
-        settings: the settings of ``--val_rerank`` (:mod:`utils.rerank_options`); None: no re-ranking.
+        rerank_settings: the settings of ``--val_rerank`` (:mod:`utils.rerank_options`); None: no re-ranking.
         model: the model that is evaluated, to check that it can be re-ranked.
 
     Raises:
         UserError: ``--val_rerank`` cannot work with the model or with a dataset.
     """
     name, (images, _) = next(iter(evaluations.items()))
-    if settings and images.dataset.evaluates_attributes:
+    if rerank_settings and images.dataset.evaluates_attributes:
         raise UserError(f'--val_rerank orders images for captions, and {name} has none: leave --val_rerank out')
     evaluators = {name: AttributeEvaluator(images) if images.dataset.evaluates_attributes
-                  else Evaluator(images, captions, settings) for name, (images, captions) in evaluations.items()}
+                  else Evaluator(images, captions, rerank_settings)
+                  for name, (images, captions) in evaluations.items()}
     for evaluator in evaluators.values():
         if isinstance(evaluator, Evaluator):
             evaluator.validate(model, '--val_rerank')

@@ -74,9 +74,9 @@ class GradCacheStep(Step):
         losses and gradients are multiplied by the number of ranks.
         """
         model, seed = self.model, torch.initial_seed()      # the trainer seeds PyTorch before each step
-        rows = self.embed(micro_batches, seed, shard)
+        fields = self.embed_micro_batches(micro_batches, seed, shard)
         with model.autocast():
-            results = model.compute_embedding_losses(model.build_embedding_batch(rows, shard), global_batch)
+            results = model.compute_embedding_losses(model.build_embedding_batch(fields, shard), global_batch)
         loss = sum(map(total_loss, results.values()))
         if isinstance(loss, torch.Tensor):      # some head reads only embeddings
             self.scaler.scale(loss).backward()
@@ -92,10 +92,10 @@ class GradCacheStep(Step):
             loss = sum(map(total_loss, token_results.values()))
             loss = self.scaler.scale(loss) if isinstance(loss, torch.Tensor) else 0
             size = shard.local_size(micro_batch)
-            for name, local in encoded.rows().items():
-                if rows[name].grad is not None:
+            for name, local in encoded.embedding_fields().items():
+                if fields[name].grad is not None:
                     # The gradient of the inner product with a constant is that constant.
-                    loss = loss + (local[:size] * rows[name].grad[start:start + size]).sum()
+                    loss = loss + (local[:size] * fields[name].grad[start:start + size]).sum()
             if isinstance(loss, torch.Tensor) and loss.requires_grad:   # else nothing in the encoders trains
                 (shard.world_size * loss).backward()
             for head, values in token_results.items():
@@ -105,18 +105,19 @@ class GradCacheStep(Step):
         return model.collect_results(results, shard)
 
     @torch.no_grad()
-    def embed(self, micro_batches, seed, shard):
+    def embed_micro_batches(self, micro_batches, seed, shard):
         """Embed all micro batches of all ranks.
 
         Returns:
-            :meth:`EncodedBatch.rows <model.encoded_batch.EncodedBatch.rows>` of the global batch, leaves of the graph.
+            ``{name: [B, ...]}``, :meth:`~model.encoded_batch.EncodedBatch.embedding_fields` of the global batch. They
+            are leaves of the graph.
         """
         parts = []
         gpus = [torch.cuda.current_device()] if torch.cuda.is_available() else []
         with torch.random.fork_rng(gpus, enabled=shard.world_size > 1), self.model.autocast():
             for number, micro_batch in enumerate(micro_batches):
                 seed_micro_batch(seed, number, shard)
-                parts.append(self.model.embed(micro_batch).rows())
+                parts.append(self.model.encode_without_tokens(micro_batch).embedding_fields())
         return {name: shard.all_gather(torch.cat([part[name] for part in parts])).requires_grad_()
                 for name in parts[0]}
 

@@ -45,7 +45,7 @@ def do_train(start_epoch, args, model, train_loader, evaluator, optimizer, sched
 
 
 class Trainer:
-    """One call of :func:`do_train`. All ranks call the same methods at the same time; the main process writes files.
+    """The training loop. All ranks call the same methods at the same time; the main process writes files.
 
     Attributes:
         state: the :class:`~processor.run_state.RunState`: epoch, step, means of the metrics, best evaluation.
@@ -158,19 +158,19 @@ class Trainer:
         with self.interrupt.raising_immediately():
             start = time.perf_counter()
             with self.training_step.unsharded(), self.average.applied():
-                figure = self.evaluator.eval(self.model)
+                value = self.evaluator.eval(self.model)
             self.log.seconds_per_evaluation = time.perf_counter() - start
         # An evaluator of a user's own script may lack these attributes.
-        metrics = dict(getattr(self.evaluator, 'metrics', None) or {self.measure.key: float(figure)})
+        metrics = dict(getattr(self.evaluator, 'metrics', None) or {self.measure.key: float(value)})
         self.log.write_evaluation(metrics, getattr(self.evaluator, 'other_metrics', {}))
-        if figure > state.best_value:
-            state.best = {self.measure.key: float(figure), 'epoch': epoch}
+        if value > state.best_value:
+            state.best = {self.measure.key: float(value), 'epoch': epoch}
             selected_by = getattr(self.evaluator, 'selected_by', None)
             with self.average.applied():
                 self.checkpointer.save('best', epoch=epoch, metrics=metrics, val_dataset=self.args.val_dataset,
                                        noise=getattr(self.loader.dataset, 'noise', None),
                                        **({'selected_by': selected_by} if selected_by else {}))
-        self.log.log_evaluation(figure)
+        self.log.log_evaluation(value)
         state.pending_evaluation = None
         self.save_last()
 

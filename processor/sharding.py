@@ -78,7 +78,7 @@ class ShardedStep(Step):
     @contextlib.contextmanager
     def unsharded(self):
         """Gather all parameters on every rank inside the ``with`` block."""
-        modules = (self.module, *self.blocks)
+        modules = (self.wrapped_model, *self.blocks)
         for module in modules:
             module.set_reshard_after_forward(False, recurse=False)
             module.unshard()
@@ -86,7 +86,7 @@ class ShardedStep(Step):
             yield
         finally:
             for module in modules:
-                module.set_reshard_after_forward(module is not self.module, recurse=False)
+                module.set_reshard_after_forward(module is not self.wrapped_model, recurse=False)
                 module.reshard()
 
 

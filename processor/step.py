@@ -35,7 +35,7 @@ class Step:
 
     Attributes:
         accumulated_batches: the number of batches since the last update.
-        module: the model; with several processes, the model in DistributedDataParallel.
+        wrapped_model: the model; with several processes, the model in DistributedDataParallel.
         scaler: with fp16, scales the loss and skips a step whose gradient overflows (``torch.amp.GradScaler``).
     """
 
@@ -43,7 +43,7 @@ class Step:
         self.model, self.optimizer = model, optimizer
         self.clip_grad_norm, self.accumulate, self.accumulated_batches = clip_grad_norm, accumulate, 0
         self.device = next(model.parameters()).device
-        self.module = self.wrap_model()
+        self.wrapped_model = self.wrap_model()
         uses_fp16 = precision.amp_dtype(model.amp, self.device) is torch.float16
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=uses_fp16)
 
@@ -100,7 +100,7 @@ class Step:
         batch = trim_and_broadcast(batch, self.model)
         batch = {**batch, **self.model.prepare_on_host(batch)}
         batch = augment(to_device(batch, self.device), self.model.image_stats)
-        results = self.module(batch, shard)
+        results = self.wrapped_model(batch, shard)
         loss = self.scaler.scale(total_loss(results))
         if loss.requires_grad:      # else prepare_gradients reports that no loss depends on a trained parameter
             loss.backward()
@@ -147,17 +147,17 @@ def trimmed_lengths(batch, model):
     """Compute the lengths of trimmed fields: ``{name: number of tokens}``, the same on all ranks.
 
     If the backbone ``trims_to_longest``, all fields of a caption are trimmed: ``attributes_mask`` as ``caption_ids``,
-    and the fields of the pair's own caption as ``first_caption_ids``.
+    and the fields of the pair's own caption as ``own_caption_ids``.
     """
     lengths = {'caption_ids': comm.all_reduce_max(model.trim_padding(batch['caption_ids']).shape[1])}
     if not model.backbone.trims_to_longest:
         return lengths
     if 'attributes_mask' in batch:
         lengths['attributes_mask'] = lengths['caption_ids']
-    first_fields = [name for name in batch if name.startswith('first_')]
-    if first_fields:
-        length = comm.all_reduce_max(model.trim_padding(batch['first_caption_ids']).shape[1])
-        lengths.update(dict.fromkeys(first_fields, length))
+    own_fields = [name for name in batch if name.startswith('own_')]
+    if own_fields:
+        length = comm.all_reduce_max(model.trim_padding(batch['own_caption_ids']).shape[1])
+        lengths.update(dict.fromkeys(own_fields, length))
     return lengths
 
 

@@ -56,10 +56,10 @@ class TrainingLog:
         for name, values in other_metrics.items():
             self.metrics_log.write(f'evaluation/{name}', epoch, step, {**values, **split})
 
-    def log_evaluation(self, figure):
+    def log_evaluation(self, value):
         """Log the metric that selects the best epoch, and the best so far."""
         state = self.state
-        logger.info(format_log_line(f'epoch {state.pending_evaluation}', f'{state.measure.label} {figure:.3f}',
+        logger.info(format_log_line(f'epoch {state.pending_evaluation}', f'{state.measure.label} {value:.3f}',
                                     f'best {state.best_value:.3f} at epoch {state.best["epoch"]}'))
 
     def log_early_stop(self):

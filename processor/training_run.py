@@ -193,7 +193,7 @@ def build_initial_model(args, num_classes, checkpoint):
     source = args.resume_ckpt_file if args.resume else args.init_from
     stored = checkpoint if args.resume else read_checkpoint(source) if source else None
     complete = add_base_weights(stored, args, source) if stored else None
-    model = build_model(args, num_classes, replaced_by=complete['model'] if complete else None)
+    model = build_model(args, num_classes, weights_to_load=complete['model'] if complete else None)
     model.tuned_from = describe_tuned_from(args, model, stored)
     if complete and not args.resume:
         init_from_checkpoint(model, source, complete['model'])

@@ -29,7 +29,7 @@ from utils.errors import UserError, run_program
 from utils.figures import check_figure_path, import_pyplot, save_figure, wrap_text
 from utils.iotools import read_image
 from utils.option_types import fraction
-from utils.options import build_test_parser, parse_test_options
+from utils.options import REPORT_OPTIONS, RERANK_OPTIONS, build_test_parser, parse_test_options
 
 COLUMNS = 8   # panels in a row of the figure
 
@@ -37,6 +37,8 @@ COLUMNS = 8   # panels in a row of the figure
 def main(argv=None):
     args = read_options(argv)
     check_figure_path(args.out)
+    if args.noise is not None and args.image:
+        raise UserError('--noise draws retrieval on the test split and does not read --image: remove one of them')
     if args.noise is None and not (args.caption and args.image):
         raise UserError('--caption and --image are both required to draw attention; '
                         '--noise 0 0.1 0.2 draws retrieval with noise instead')
@@ -47,7 +49,7 @@ def main(argv=None):
 
 @retry_with_pytorch
 def read_options(argv):
-    parser = build_test_parser('attention.py', __doc__, can_rerank=False)
+    parser = build_test_parser('attention.py', __doc__, (*RERANK_OPTIONS, *REPORT_OPTIONS, 'output_dir'))
     parser.add_argument('--caption', help='description of a person')
     parser.add_argument('--image', help='file of a photo')
     parser.add_argument('--noise', type=fraction, nargs='+', metavar='STD',

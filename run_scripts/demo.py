@@ -26,7 +26,7 @@ from utils.declarations import retry_with_pytorch
 from utils.errors import UserError, run_program
 from utils.iotools import read_image
 from utils.option_types import positive_int, positive_int_up_to
-from utils.options import build_test_parser, parse_test_options
+from utils.options import REPORT_OPTIONS, build_test_parser, parse_test_options
 from utils.rerank_options import read_rerank_settings
 from utils.request_guard import LOCAL_NAMES, RequestGuard, is_loopback, get_host_names
 
@@ -58,7 +58,7 @@ def read_options(argv):
 
 
 def build_demo_parser():
-    parser = build_test_parser('demo.py', __doc__)
+    parser = build_test_parser('demo.py', __doc__, (*REPORT_OPTIONS, 'output_dir'))
     parser.add_argument('--images', help="folder with the photos to search (default: the run's test split)")
     parser.add_argument('--top', type=positive_int, default=10, help='number of images per description')
     parser.add_argument('--port', type=positive_int_up_to(65535), default=7860, help='port of this machine')

@@ -21,7 +21,7 @@ from utils.declarations import retry_with_pytorch
 from utils.errors import run_program
 from utils.iotools import atomic_write
 from utils.option_types import fraction, positive_int
-from utils.options import build_test_parser, parse_test_options
+from utils.options import REPORT_OPTIONS, RERANK_OPTIONS, build_test_parser, parse_test_options
 from utils.tables import METRICS
 
 THRESHOLDS = {'ICFG-PEDES': 0.55}     # ICL's thresholds; 0.5 on other datasets
@@ -48,7 +48,7 @@ def main(argv=None):
 
 @retry_with_pytorch
 def read_options(argv):
-    parser = build_test_parser('dialogue.py', __doc__, can_rerank=False)
+    parser = build_test_parser('dialogue.py', __doc__, (*RERANK_OPTIONS, *REPORT_OPTIONS))
     parser.add_argument('--answers', required=True, metavar='FILE',
                         help="file of the model's answers, one JSON mapping per line (docs/icl.md)")
     parser.add_argument('--model', default='',

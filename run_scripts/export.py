@@ -26,7 +26,8 @@ if __name__ == '__main__':      # if the tool runs as a file, search the reposit
 from utils.declarations import retry_with_pytorch
 from utils.errors import UserError, run_program
 from utils.iotools import report_write_errors
-from utils.options import build_test_parser, parse_test_options, replace_options
+from utils.options import (REPORT_OPTIONS, RERANK_OPTIONS, SPLIT_OPTIONS, build_test_parser, parse_test_options,
+                           replace_options)
 from utils.temporary import temporary_sibling
 
 
@@ -34,6 +35,8 @@ def main(argv=None):
     args = replace_options(read_options(argv), device='cpu', amp='off')
     if os.path.exists(args.out):
         raise UserError(f'--out {args.out} already exists: choose another name, or remove it')
+    if args.released_layout and (args.merge or args.to != 'onnx'):
+        raise UserError('--released_layout writes a checkpoint and reads neither --to nor --merge: remove them')
     if args.merge and args.to != 'full':
         raise UserError('--merge is for --to full: give both, and export the merged run after that')
     import pedestal
@@ -54,7 +57,8 @@ def main(argv=None):
 
 @retry_with_pytorch
 def read_options(argv):
-    parser = build_test_parser('export.py', __doc__, can_rerank=False)
+    parser = build_test_parser('export.py', __doc__, (*RERANK_OPTIONS, *REPORT_OPTIONS, *SPLIT_OPTIONS, 'device', 'amp',
+                                                      'test_batch_size', 'output_dir'))
     parser.add_argument('--out', required=True,
                         help='folder to write, or file with --released_layout; it must not exist yet')
     parser.add_argument('--to', choices=['onnx', 'huggingface', 'full'], default='onnx',

@@ -20,7 +20,7 @@ if __name__ == '__main__':      # if the tool runs as a file, search the reposit
 from utils.declarations import retry_with_pytorch
 from utils.errors import UserError, run_program
 from utils.option_types import non_negative_int, positive_int
-from utils.options import build_test_parser, parse_test_options
+from utils.options import REPORT_OPTIONS, RERANK_OPTIONS, build_test_parser, parse_test_options
 from utils.tables import METRICS
 
 
@@ -48,7 +48,7 @@ def main(argv=None):
 
 @retry_with_pytorch
 def read_options(argv):
-    parser = build_test_parser('galleries.py', __doc__, can_rerank=False)
+    parser = build_test_parser('galleries.py', __doc__, (*RERANK_OPTIONS, *REPORT_OPTIONS, 'distractors', 'output_dir'))
     parser.add_argument('--galleries', type=positive_int,
                         help='number of galleries (default: 5, or fewer if the split has too few identities)')
     parser.add_argument('--ids_per_gallery', type=positive_int,

@@ -19,7 +19,7 @@ from utils.declarations import retry_with_pytorch
 from utils.errors import run_program
 from utils.figures import check_figure_path, save_figure
 from utils.option_types import positive_int
-from utils.options import build_test_parser, parse_test_options
+from utils.options import REPORT_OPTIONS, build_test_parser, parse_test_options
 from utils.rerank_options import read_rerank_settings
 
 
@@ -43,7 +43,7 @@ def main(argv=None):
 
 @retry_with_pytorch
 def read_options(argv):
-    parser = build_test_parser('retrieve.py', __doc__)
+    parser = build_test_parser('retrieve.py', __doc__, (*REPORT_OPTIONS, 'output_dir'))
     parser.add_argument('--out', default='retrieval.png', help='file of the figure (.png, .pdf or .svg)')
     parser.add_argument('--captions', type=positive_int, default=6,
                         help='number of captions from the test split, at even distances')

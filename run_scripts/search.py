@@ -22,7 +22,7 @@ from utils.errors import UserError, run_program
 from utils.figures import check_figure_path, save_figure
 from utils.iotools import atomic_write
 from utils.option_types import positive_int
-from utils.options import build_test_parser, parse_test_options
+from utils.options import REPORT_OPTIONS, SPLIT_OPTIONS, build_test_parser, parse_test_options
 from utils.rerank_options import read_rerank_settings
 
 
@@ -60,7 +60,7 @@ def main(argv=None):
 
 @retry_with_pytorch
 def read_options(argv):
-    parser = build_test_parser('search.py', __doc__)
+    parser = build_test_parser('search.py', __doc__, (*REPORT_OPTIONS, *SPLIT_OPTIONS, 'output_dir'))
     parser.add_argument('--images', required=True, help='folder with the photos')
     parser.add_argument('--caption', action='append', required=True,
                         help='description of a person; repeat the option for several')

@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 from datasets.synthpedes import generate
-from tests.support import small_archive
+from tests.support import SMALL_VOCABULARY, TOKENS_BESIDE_MERGES, small_archive, small_vocabulary
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 WITHOUT = '''
@@ -14,7 +14,9 @@ for name in ('SIGHUP', 'SIGKILL', 'SIGALRM', 'SIGUSR1', 'SIGUSR2', 'sigtimedwait
              'setitimer', 'alarm'):
     if hasattr(signal, name):
         delattr(signal, name)
-import torch, torchvision, torch.utils.tensorboard, yaml, PIL.Image     # these know Windows by themselves
+import torch, torchvision, yaml, PIL.Image     # these know Windows by themselves
+if __name__ == '__main__':
+    import torch.utils.tensorboard      # workers do not need it
 
 for name in ('fcntl', 'resource', 'termios', 'pwd', 'grp'):
     sys.modules[name] = None
@@ -32,6 +34,8 @@ sys.path.insert(0, {root!r})
 
 
 def main():
+    from utils import simple_tokenizer
+    simple_tokenizer.MERGES = {merges}
     for path in sorted(glob.glob('**/*.py', root_dir={root!r}, recursive=True)):
         name = path.removesuffix('.py').removesuffix(os.sep + '__init__').replace(os.sep, '.')
         # Those of the installed package, and the example of an export, are not imported from the repository.
@@ -74,6 +78,8 @@ def test_programs_without_what_windows_lacks(tmp_path):
     generate(
         str(tmp_path / 'data'), 12, images_per_id=2, size=(64, 32), test_ids=4, val_ids=0, workers=1, progress=False
     )
+    with small_vocabulary():
+        archive = small_archive(tmp_path / 'clip.pt')
     train = [
         '--loss_names',
         'sdm+id',
@@ -84,7 +90,7 @@ def test_programs_without_what_windows_lacks(tmp_path):
         '--num_epoch',
         '1',
         '--pretrain_choice',
-        small_archive(tmp_path / 'clip.pt'),
+        archive,
         '--img_size',
         '64',
         '32',
@@ -100,7 +106,8 @@ def test_programs_without_what_windows_lacks(tmp_path):
         str(tmp_path / 'logs'),
     ]
     script = tmp_path / 'without.py'
-    script.write_text(WITHOUT.format(root=ROOT, train=train, logs=str(tmp_path / 'logs'),
+    script.write_text(WITHOUT.format(root=ROOT, train=train, merges=SMALL_VOCABULARY - TOKENS_BESIDE_MERGES,
+                                     logs=str(tmp_path / 'logs'),
                                      photos=str(tmp_path / 'data' / 'synthpedes' / 'imgs' / 'test')))
     done = subprocess.run(
         [sys.executable, '-X', 'warn_default_encoding', str(script)],

@@ -7,11 +7,12 @@ from utils.errors import UserError
 from utils.option_declarations import build_parser
 from utils.option_providers import option_providers
 from utils.option_types import split_dataset_path
+from utils.paths import VOCABULARY_COPIES
 from utils.recipes import (drop_command_line_options, find_unknown_keys, is_run_config, rde_notes, read_options,
                            reference_defaults, refuse_other_interface, translate_rde_losses, unknown_key_notes)
 from utils.rerank_options import read_rerank_settings
 from utils.run_aliases import find_run_config
-from utils.run_config import Options, build_run_config, complete, with_notes
+from utils.run_config import Options, build_run_config, complete, evaluation_defaults, with_notes
 
 
 def run_options(path):
@@ -55,9 +56,8 @@ def parse_test_options(parser, argv=None):
     """
     argv = sys.argv[1:] if argv is None else argv
     refuse_other_interface(argv, 'the command line')
-    flags = parser.parse(argv)
-    if 'rerank' in parser.actions():
-        read_rerank_settings(flags)     # raise for options of another method
+    flags = argparse.Namespace(**{**evaluation_defaults(), **vars(parser.parse(argv))})
+    read_rerank_settings(flags)     # raise for options of another method
     if flags.config_file:
         flags.config_file = find_run_config(flags.config_file)
         return trained_run_options(flags)
@@ -81,6 +81,10 @@ def trained_run_options(flags):
     if flags.dataset_name and flags.columns is None and not os.path.splitext(flags.dataset_name)[1]:
         options['columns'] = None       # those of the run are of its table
     checkpoint = flags.checkpoint or find_checkpoint(flags.config_file, options, run.dataset_name)
+    copies = [os.path.join(folder, name) for folder in (options['output_dir'], os.path.dirname(checkpoint))
+              for name in VOCABULARY_COPIES]
+    if flags.vocab_file is None and any(map(os.path.exists, copies)):
+        options['vocab_file'] = ''      # the backbone finds the run's copy; the file may have moved or changed
     notes, chosen_by = run.config.notes, FMFA_CHECKPOINTS.get(os.path.basename(checkpoint))
     if chosen_by:
         options['eval_dataset'], notes = chosen_by, [*notes, checkpoint_note(checkpoint, chosen_by)]
@@ -109,7 +113,7 @@ def published_checkpoint_options(flags):
     if not os.path.isfile(flags.checkpoint):
         raise UserError(f'--checkpoint: there is no file {flags.checkpoint}')
     given = {name: value for name, value in vars(flags).items() if value is not None}
-    options = (provider.released_options(flags.backbone, flags.checkpoint) for provider in option_providers())
+    options = (provider.published_options(flags.backbone, flags.checkpoint) for provider in option_providers())
     published = next(filter(None, options))
     defaults = build_parser().defaults_in_code
     args = complete(argparse.Namespace(**{**defaults, **published, 'training': False, **given}))

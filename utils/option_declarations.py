@@ -19,6 +19,11 @@ EVERYDAY_TEST_OPTIONS = (
     'test_batch_size', 'num_workers', 'device', 'amp', 'image_cache')
 BREAKDOWNS = ('attributes', 'words')
 
+# Options of test.py that a tool may not read: those of re-ranking, of the report, and of the evaluated split.
+RERANK_OPTIONS = ('rerank', *(flag[2:] for flag in SETTINGS))
+REPORT_OPTIONS = ('i2t', 'one_by_one')
+SPLIT_OPTIONS = ('columns', 'root_dir', 'split', 'distractors', 'num_workers', 'image_cache')
+
 # Short names for the declarations below.
 NONE, RESULT, RUN, INVOCATION = Effect.NONE, Effect.RESULT, Effect.RUN, Effect.INVOCATION
 CHANGEABLE_ON_RESUME, NOT_IN_RECIPE = Effect.CHANGEABLE_ON_RESUME, Effect.NOT_IN_RECIPE
@@ -55,15 +60,15 @@ def build_core_parser():
     return parser
 
 
-def build_test_parser(program, description, can_rerank=True):
+def build_test_parser(program, description, excluded_options=()):
     """Build the parser that test.py and other tools share: a trained run, or a pretrained CLIP without a run.
 
     Args:
         program: the program's file, such as 'test.py'.
         description: the text above the options on the help page.
-        can_rerank: whether the program re-ranks, so that it has ``--rerank`` and the options of its methods.
+        excluded_options: names of the options that the program does not read, such as :data:`REPORT_OPTIONS`.
     """
-    parser = Parser(prog=program, description=description,
+    parser = Parser(prog=program, description=description, excluded_options=excluded_options,
                     usage='%(prog)s --config_file RUN [--<option> VALUE ...]')
     run = parser.add_argument_group('trained model')
     run.add_argument('--config_file', metavar='RUN',
@@ -100,9 +105,7 @@ def build_test_parser(program, description, can_rerank=True):
     evaluation.add_argument('--i2t', action='store_true', help='also evaluate image-to-text retrieval')
     evaluation.add_argument('--one_by_one', action='store_true',
                             help='also evaluate embeddings from shuffled batches and from batches of one sample')
-    if can_rerank:
-        add_rerank_options(evaluation, '--rerank',
-                           "method that orders each caption's images again, in a table of its own")
+    add_rerank_options(evaluation, '--rerank', "method that orders each caption's images again, in a table of its own")
     untrained = parser.add_argument_group('instead of --config_file', 'A pretrained CLIP, evaluated without training.')
     untrained.add_argument('--backbone', help='backbone of a published checkpoint without configs.yaml, with '
                            '--checkpoint')

@@ -32,11 +32,11 @@ class OptionProvider:
         """The names that ``--loss_names`` accepts, for any backbone."""
         return set()
 
-    def released_options(self, backbone, checkpoint):
-        """Return {option: value} of a released checkpoint of a backbone; None if the backbone is not the provider's.
+    def published_options(self, backbone, checkpoint):
+        """Return {option: value} of a published checkpoint of a backbone; None if the backbone is not the provider's.
 
         Raises:
-            UserError: the backbone is unknown, or the checkpoint is not one of its released ones.
+            UserError: the backbone is unknown, or the checkpoint is not one of its published ones.
         """
 
     def log_notes(self, args):

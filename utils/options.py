@@ -11,7 +11,8 @@ an error everywhere, because a typo would train another model.
 - :mod:`utils.option_types`, :mod:`utils.parser`, :mod:`utils.recipes`: types, the parser, YAML files
 """
 from utils.evaluation_options import parse_test_options, run_options
-from utils.option_declarations import add_breakdown_options, build_core_parser, build_parser, build_test_parser
+from utils.option_declarations import (REPORT_OPTIONS, RERANK_OPTIONS, SPLIT_OPTIONS, add_breakdown_options,
+                                       build_core_parser, build_parser, build_test_parser)
 from utils.option_providers import OptionProvider, register_options
 from utils.option_types import Effect, split_dataset_path
 from utils.parser import Parser
@@ -20,7 +21,7 @@ from utils.run_config import Options, RunConfig, as_dict, complete, replace_opti
 from utils.safe_yaml import read_yaml
 from utils.training_options import get_args
 
-__all__ = ['Effect', 'OptionProvider', 'Options', 'Parser', 'RunConfig', 'add_breakdown_options', 'as_dict',
-           'build_core_parser', 'build_parser', 'build_test_parser', 'complete', 'get_args', 'parse_test_options',
-           'read_yaml', 'register_options', 'replace_options', 'run_options', 'split_dataset_path', 'to_plain_value',
-           'with_notes']
+__all__ = ['REPORT_OPTIONS', 'RERANK_OPTIONS', 'SPLIT_OPTIONS', 'Effect', 'OptionProvider', 'Options', 'Parser',
+           'RunConfig', 'add_breakdown_options', 'as_dict', 'build_core_parser', 'build_parser', 'build_test_parser',
+           'complete', 'get_args', 'parse_test_options', 'read_yaml', 'register_options', 'replace_options',
+           'run_options', 'split_dataset_path', 'to_plain_value', 'with_notes']

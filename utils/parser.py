@@ -10,9 +10,15 @@ from utils.run_aliases import alias_names
 
 
 class EffectMixin:
-    """Adds the setting ``effect`` (:class:`~utils.option_types.Effect`) to argparse's ``add_argument``."""
+    """Adds the setting ``effect`` (:class:`~utils.option_types.Effect`) to argparse's ``add_argument``.
+
+    An option in ``excluded_options`` is not added.
+    """
+    excluded_options = ()
 
     def add_argument(self, *flags, effect=Effect.RESULT, **settings):
+        if flags[0].removeprefix('--') in self.excluded_options:
+            return None
         if 'type' in settings:
             settings['type'] = add_bounds(settings['type'], flags[0])
         action = super().add_argument(*flags, **settings)
@@ -59,6 +65,7 @@ class Parser(EffectMixin, argparse.ArgumentParser):
 
     Args:
         abbreviations: whether flags may be abbreviated.
+        excluded_options: names of options of a shared declaration that the program does not read, and so does not have.
         settings: settings of ``argparse.ArgumentParser``.
 
     Attributes:
@@ -73,8 +80,8 @@ class Parser(EffectMixin, argparse.ArgumentParser):
         defaults_in_code: {option: default before a recipe changes it}.
     """
 
-    def __init__(self, abbreviations=False, **settings):
-        self.abbreviations = abbreviations
+    def __init__(self, abbreviations=False, excluded_options=(), **settings):
+        self.abbreviations, self.excluded_options = abbreviations, frozenset(excluded_options)
         if settings.get('prog'):
             settings['prog'] = program_name(settings['prog'])
         super().__init__(allow_abbrev=False, add_help=False, **settings)
@@ -86,6 +93,7 @@ class Parser(EffectMixin, argparse.ArgumentParser):
 
     def add_argument_group(self, *args, **settings):
         group = OptionGroup(self, *args, **settings)
+        group.excluded_options = self.excluded_options
         self._action_groups.append(group)
         return group
 
@@ -107,8 +115,7 @@ class Parser(EffectMixin, argparse.ArgumentParser):
         for word in words:  # before argparse, which reports missing options first
             flag, _, value = word.partition('=')
             if word.startswith('--') and flag not in self._option_string_actions:
-                suggestion = suggest_name(flag, self._option_string_actions, self.foreign_flags())
-                raise UserError(f"unknown flag {flag}{suggestion or '; --help all lists all flags'}")
+                raise UserError(f'unknown flag {flag}{self.suggest_flag(flag)}')
             if value == '--':  # argparse would read an empty list
                 raise UserError(f"{flag} needs a value, not '--'")
         args, extra = self.parse_known_args(words)
@@ -116,6 +123,13 @@ class Parser(EffectMixin, argparse.ArgumentParser):
             raise UserError(f"'{extra[0]}' follows no flag: give each value after its --flag, "
                             'and quote a value that holds spaces')
         return args
+
+    def suggest_flag(self, flag):
+        """The end of an error for an unknown flag."""
+        if flag.removeprefix('--') in self.excluded_options:
+            return f"; {program_name('test.py')} has it, but {self.prog} does not read it: remove {flag}"
+        return (suggest_name(flag, self._option_string_actions, self.foreign_flags())
+                or '; --help all lists all flags')
 
     def foreign_flags(self):
         """{flag of other programs: flag of this parser with the same meaning}."""

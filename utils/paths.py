@@ -1,6 +1,9 @@
 """Paths in messages and files."""
 import os
 
+# Copies of --vocab_file in a run's folder: BERT's vocabulary, and the folder of open_clip's tokenizer.
+VOCABULARY, TOKENIZER = VOCABULARY_COPIES = 'vocab.txt', 'tokenizer'
+
 
 def relative_path(path, start=os.curdir):
     """Return a path relative to ``start``, or the absolute path if both are on different drives of Windows.

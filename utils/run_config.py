@@ -1,7 +1,7 @@
 """Complete options, and the values that follow from them.
 
 ``vars(args)`` of complete options (:class:`Options`) has every option and nothing else. ``args.config`` has what
-follows from them (:class:`RunConfig`). Code behind an entry point reads both as attributes, without defaults.
+follows from them (:class:`RunConfig`). After an entry point, all code reads both as attributes, without defaults.
 """
 import argparse
 import functools

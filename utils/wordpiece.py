@@ -4,6 +4,7 @@ import os
 from functools import cached_property
 
 from utils.errors import UserError
+from utils.paths import VOCABULARY
 
 SPECIAL = PAD, UNKNOWN, START, END, MASK = '[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]'
 
@@ -103,7 +104,7 @@ def read_vocabulary(path):
     Raises:
         UserError: there is no such file, or it is no vocabulary.
     """
-    path = os.path.join(path, 'vocab.txt') if os.path.isdir(path) else path
+    path = os.path.join(path, VOCABULARY) if os.path.isdir(path) else path
     try:
         with open(path, encoding='utf-8') as file:
             pieces = file.read().split('\n')

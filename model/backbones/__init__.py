@@ -61,16 +61,16 @@ class BackboneOptions(options.OptionProvider):
     def method_key(self, args):
         return args.backbone
 
-    def released_options(self, name, checkpoint):
-        """Return {option: value} of a released checkpoint of the backbone ``name``."""
+    def published_options(self, name, checkpoint):
+        """Return {option: value} of a published checkpoint of the backbone ``name``."""
         if name not in registry():
             raise unknown_name_error('--backbone', name, registry())
         from utils.checkpoint import read_checkpoint    # imports PyTorch
-        released = registry()[name].released_options(read_checkpoint(checkpoint)['model'])
-        if released is None:
+        published = registry()[name].published_options(read_checkpoint(checkpoint)['model'])
+        if published is None:
             raise UserError(f'--backbone {name}: test its checkpoints with --config_file, the configs.yaml of their '
                             'run')
-        return {'backbone': name, **released}
+        return {'backbone': name, **published}
 
 
 options.register_options(__name__, BackboneOptions())

@@ -173,7 +173,7 @@ class Albef(BertFusionBackbone):
         return 'visual_encoder.patch_embed.proj.weight' in state_dict
 
     @staticmethod
-    def released_options(state_dict):
+    def published_options(state_dict):
         is_mars = 'mask_token' in state_dict
         queue = {'moco_queue': state_dict['image_queue'].shape[1]} if 'image_queue' in state_dict else {}
         return {'loss_names': RASA_LOSSES + MARS_LOSSES * is_mars, 'full_ca': not count_text_only_layers(state_dict),

@@ -184,7 +184,7 @@ class Aptm(BertFusionBackbone):
         return 'vision_encoder.patch_embed.proj.weight' in state_dict
 
     @staticmethod
-    def released_options(state_dict):
+    def published_options(state_dict):
         losses = ['itc'] * ('temp' in state_dict) + ['itm'] * ('itm_head.0.weight' in state_dict)
         return {'loss_names': '+'.join(losses) or 'sdm', 'pretrain_choice': PUBLISHED, 'img_size': (384, 128),
                 'text_length': 56, 'amp': 'off'}

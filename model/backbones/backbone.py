@@ -22,7 +22,7 @@ class Backbone(nn.Module):
         trims_to_longest: whether a batch's captions always end with the longest one, because losses read padding. Else
             they have all their padding if a loss reads tokens of padding.
         head_weights: parameters of heads in the checkpoint of a whole model that training starts from.
-        run_files: names of files next to a run's configs.yaml that the backbone reads.
+        run_files: names of files and folders next to a run's configs.yaml that the backbone reads.
         resolved_options: {option: value} of options that the weights decide. A run records these values.
         shared_options: options that the family reads and another one adds.
     """
@@ -120,8 +120,8 @@ class Backbone(nn.Module):
         return False
 
     @staticmethod
-    def released_options(state_dict):
-        """Return {option: value} of a released checkpoint; None if the family's releases contain a configs.yaml."""
+    def published_options(state_dict):
+        """Return {option: value} of a published checkpoint; None if the family publishes a configs.yaml with it."""
 
     def learning_rate(self, name, args):
         """Return (learning rate, weight decay) of the parameter ``name``, before its head changes them."""

@@ -6,8 +6,9 @@ from torch import nn
 
 from model.backbones import Backbone
 from model.bert import TextEncoder
-from model.bert_vocabulary import VOCABULARY, refuse_larger_vocabulary
+from model.bert_vocabulary import refuse_larger_vocabulary
 from utils.errors import UserError
+from utils.paths import VOCABULARY
 
 logger = logging.getLogger('Pedestal.model')
 

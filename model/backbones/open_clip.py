@@ -16,6 +16,7 @@ from utils.checkpoint import load_weights
 from utils.errors import UserError, unknown_name_error
 from utils.iotools import atomic_write, parse_json
 from utils.image_stats import ImageStats
+from utils.paths import TOKENIZER
 from utils.weight_names import to_own_names
 
 logger = logging.getLogger('Pedestal.model')
@@ -50,11 +51,8 @@ def describe(args):
     Raises:
         UserError: the library does not know the model.
     """
-    is_trained = not args.training and args.checkpoint
-    for folder in [*([os.path.dirname(args.checkpoint)] if is_trained else []), args.output_dir]:
-        path = os.path.join(folder, DESCRIPTION)
-        if os.path.isfile(path):
-            return read_description(path)
+    if path := find_run_file(args, DESCRIPTION):
+        return read_description(path)
     (model, weights), known = parse(args.pretrain_choice), library()
     config = known.get_model_config(model)
     if config is None:
@@ -66,6 +64,13 @@ def describe(args):
     if find_activation(args, config, tag)[0] == 'quick_gelu':
         config['quick_gelu'] = True
     return {'model_cfg': config, 'preprocess_cfg': preprocessing_of(known, model, tag)}
+
+
+def find_run_file(args, name):
+    """Return the path of a file or folder that a run has recorded, or None."""
+    is_trained = not args.training and args.checkpoint
+    folders = [*([os.path.dirname(args.checkpoint)] if is_trained else []), args.output_dir]
+    return next(filter(os.path.exists, (os.path.join(folder, name) for folder in folders)), None)
 
 
 def find_activation(args, config, tag):
@@ -236,7 +241,7 @@ class OpenClip(Backbone):
     """
 
     name = 'open_clip'
-    provides, joint_tokens, run_files = TOKENS, True, (DESCRIPTION,)
+    provides, joint_tokens, run_files = TOKENS, True, (DESCRIPTION, TOKENIZER)
     shared_options = ('vocab_file',)
     missing_reasons = {'image_attention': "open_clip's encoders give no attention maps",
                        'text_attention': "open_clip's encoders give no attention maps",
@@ -349,7 +354,7 @@ class OpenClip(Backbone):
 
     @staticmethod
     def tokenizer(args, captions=None):
-        """Return the library's tokenizer. A new run records its model in its folder here."""
+        """Return the library's tokenizer. A new run records its model and the tokenizer of --vocab_file here."""
         description = describe(args)
         text = description['model_cfg']['text_cfg']
         refuse_length(args, text)
@@ -361,7 +366,12 @@ class OpenClip(Backbone):
             raise UserError(f"{parse(args.pretrain_choice)[0]} has the tokenizer mode {text['tokenizer_mode']}, which "
                             'is not supported here: choose another model')
         else:
-            tokenizer = HuggingFace(args.vocab_file or text['hf_tokenizer_name'], **settings)
+            stored = find_run_file(args, TOKENIZER)
+            uses_stored = stored and args.training and args.resume      # --vocab_file may have moved or changed
+            given = '' if uses_stored else args.vocab_file
+            tokenizer = HuggingFace(given or stored or text['hf_tokenizer_name'], **settings)
+            if given and captions is not None:
+                tokenizer.library.tokenizer.save_pretrained(os.path.join(args.output_dir, TOKENIZER))
             for name, default in (('caption_masking', 'clean'), ('mlm_masking', 'random'), ('caption_filter', 0.0)):
                 if getattr(args, name) != default:
                     raise UserError(f"--{name} {getattr(args, name)} is for captions in CLIP's ids, and those of "

@@ -140,6 +140,7 @@ class Detail(UsesAllGather, DrawsAttentionMaps, HasReferenceNames, Head):
 
     def __init__(self, args, model):
         super().__init__()
+        # The reference implementation divides by this number, although it is the inverse of the temperature.
         self.weight, self.tau = args.detail_loss_weight, 1 / args.temperature
         grid = model.base_model.grid
         self.patches, self.words = count_pooled_tokens('pool_ratio', args.pool_ratio, grid, args.text_length)

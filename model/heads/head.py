@@ -1,4 +1,4 @@
-"""The base class of all heads. :mod:`model.heads.mixins` has classes for all that a head can do besides a loss."""
+"""The base class of all heads. :mod:`model.heads.mixins` has a class for each further ability of a head."""
 import contextlib
 import re
 
@@ -79,7 +79,10 @@ class Head(nn.Module):
 
     @property
     def uses_tokens(self):
-        """Whether the head reads more than shared embeddings, or changes them. Others get those of the global batch."""
+        """Whether the head reads tokens or added embeddings, or changes embeddings. It then gets local rows only.
+
+        The other heads read the shared embeddings only, and get those of the global batch.
+        """
         return (bool(self.needs) or self.reads_extra_embeddings
                 or isinstance(self, (AddsEmbedding, RefinesEmbedding)))
 

@@ -299,7 +299,7 @@ class MaskedLanguageModeling(SoftTargetHead):
     All layers of BERT read the masked caption with the image. The loss is objectives.distilled_mlm.
     """
     names = ('mlm',)
-    fields = ('second_images', 'first_caption_ids', 'first_mlm_ids', 'first_mlm_labels')
+    fields = ('second_images', 'own_caption_ids', 'own_mlm_ids', 'own_mlm_labels')
     shared_options = (*SoftTargetHead.shared_options, 'mlm_loss_weight')
     reads_padding = True
 
@@ -308,8 +308,8 @@ class MaskedLanguageModeling(SoftTargetHead):
         self.weight = args.mlm_loss_weight
 
     def forward(self, encoded, batch):
-        ids, labels = batch['first_mlm_ids'], batch['first_mlm_labels']
-        mask, momentum = encoded.encoder.text_mask(batch['first_caption_ids']), self.momentum_embeddings(encoded, batch)
+        ids, labels = batch['own_mlm_ids'], batch['own_mlm_labels']
+        mask, momentum = encoded.encoder.text_mask(batch['own_caption_ids']), self.momentum_embeddings(encoded, batch)
         with encoded.shard.per_rank_rng():
             logits = encoded.encoder.predict(encoded.encoder.read(ids, mask, encoded.image_tokens))     # [b, L, V]
             soft = predict_by_momentum(self.momentum.backbone, ids, mask, momentum.image_tokens)
@@ -357,7 +357,7 @@ class ReplacedTokenDetection(MomentumHead):
     token predicts whether the word differs from the caption's.
     """
     names = ('mrtd',)
-    fields = ('second_images', 'first_caption_ids', 'first_mrtd_ids')
+    fields = ('second_images', 'own_caption_ids', 'own_mrtd_ids')
     new_layer = 'mrtd_head'
 
     @staticmethod
@@ -371,12 +371,12 @@ class ReplacedTokenDetection(MomentumHead):
         self.mrtd_head = nn.Linear(model.text_width, 2)
 
     def forward(self, encoded, batch):
-        shard, encoder, ids = encoded.shard, encoded.encoder, batch['first_caption_ids']
+        shard, encoder, ids = encoded.shard, encoded.encoder, batch['own_caption_ids']
         mask, momentum = encoder.text_mask(ids), self.momentum_embeddings(encoded, batch)
         # All ranks draw for the global batch, so that the draws do not depend on their number.
         uniform = shard.local_rows(torch.rand((shard.global_size(ids), ids.shape[1]), device=ids.device))
         with shard.per_rank_rng():
-            logits = predict_by_momentum(self.momentum.backbone, batch['first_mrtd_ids'], mask, momentum.image_tokens)
+            logits = predict_by_momentum(self.momentum.backbone, batch['own_mrtd_ids'], mask, momentum.image_tokens)
             drawn, labels = replace_tokens(ids, mask, draw_tokens(logits, uniform))
             logits = self.mrtd_head(encoder.read(drawn, mask, encoded.image_tokens))                  # [b, L, 2]
         count = count_over_ranks(labels != -100, batch, shard)

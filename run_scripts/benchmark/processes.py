@@ -52,7 +52,7 @@ def run_process(rank, count, port, is_distributed, setting, results):
         device = comm.pick_device('cuda' if setting.on_gpu else 'cpu')
         training = TrainingSteps(recipe_options(setting, '--device', str(device)))
         if not is_distributed:
-            training.step.module = training.model
+            training.step.wrapped_model = training.model
         batches = itertools.cycle([local_rows(batch, setting.batch_size) for batch in synthetic_batches(setting)])
         seconds = []
         for _ in range(WARM_UP + setting.repeats):

@@ -53,9 +53,10 @@ def check_dataset(args, name):
     invalid = list(filter(None, problems))
     if invalid:
         return [Check('dataset', FAILED, f'{annotation}: {len(invalid)} entries are invalid; the first {invalid[0]}',
-                      f'python -m datasets.check --dataset_name {name} lists them')], {}
+                      f'{dataset.check_command(args.root_dir)} lists them')], {}
     counts = {split: count_entries([entry for entry in entries if entry['split'] == split]) for split in SPLITS}
-    return [compare_with_published(name, folder, counts), check_images(name, dataset, folder, entries)], counts
+    return [compare_with_published(name, folder, counts),
+            check_images(dataset, folder, entries, dataset.check_command(args.root_dir))], counts
 
 
 def compare_with_published(name, folder, counts):
@@ -74,11 +75,11 @@ def format_counts(counts):
     return f'{identities:,} identities with {images:,} images and {captions:,} captions'
 
 
-def check_images(name, dataset, folder, entries):
-    """Check that all images exist, and read a random sample of them."""
+def check_images(dataset, folder, entries, command):
+    """Check that all images exist, and read a random sample of them. ``command`` lists all problems."""
     paths = list(dict.fromkeys(os.path.join(dataset.image_folder(folder), os.path.normpath(entry[dataset.image_key]))
                                for entry in entries))
-    list_all = f'python -m datasets.check --dataset_name {name} lists all'
+    list_all = f'{command} lists all'
     missing = missing_files(paths)
     if missing:
         return Check('images', FAILED, f'{len(missing):,} of {len(paths):,} images are missing: '

@@ -2,6 +2,7 @@
 import contextlib
 import copy
 import functools
+import tempfile
 import time
 
 import torch
@@ -262,6 +263,7 @@ def measure_reading(words, is_real):
     if not is_real:
         with synthetic_loader(words, SYNTHETIC_SIZE) as (_, loader):
             return {'sample_seconds': measure_sample_seconds(loader), 'workers': worker_count(options)}
-    loader = build_training_loaders(options, backbone_class(options)).train
+    with tempfile.TemporaryDirectory() as folder:       # for files of a run, such as a vocabulary
+        loader = build_training_loaders(replace_options(options, output_dir=folder), backbone_class(options)).train
     return {'sample_seconds': measure_sample_seconds(loader), 'workers': loader.num_workers, 'steps': len(loader),
             'pairs': len(loader.dataset)}

@@ -39,8 +39,9 @@ def export_run(people, folder, merge=False):
     save_train_configs(folder, run)
     for name in model.backbone.run_files:
         path = os.path.join(os.path.dirname(people.args.checkpoint), name)
-        if os.path.isfile(path):
-            shutil.copyfile(path, os.path.join(folder, name))
+        if os.path.exists(path):
+            copy = shutil.copytree if os.path.isdir(path) else shutil.copyfile
+            copy(path, os.path.join(folder, name))
     distance = compare_embeddings(people, pedestal.load(folder, device='cpu', amp='off'))
     if distance > (MAX_MERGED_DISTANCE if merge else 0):
         raise UserError(f'the written run computes other embeddings (largest cosine distance {distance:.1e}), and '

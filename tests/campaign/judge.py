@@ -1,4 +1,5 @@
 """Start a program in a new process, and judge how it exits and what files it leaves."""
+import gc
 import importlib
 import json
 import multiprocessing
@@ -29,6 +30,7 @@ def preload_programs():
     for name in SLOW_MODULES:
         importlib.import_module(name)
     default_tokenizer()
+    gc.freeze()     # the garbage collector of a forked program would copy the memory of all that has been imported
 
 
 def launch(words, folder, seconds):

@@ -19,7 +19,7 @@ from utils.option_types import split_dataset_path
 from utils.wordpiece import SPECIAL, WordPiece
 
 WORDS = 'a the man woman wears red blue black coat shoes back ##pack and with'.split()
-FIRST_FIELDS = 'first_caption_ids', 'first_mlm_ids', 'first_mlm_labels', 'first_mrtd_ids'
+OWN_FIELDS = 'own_caption_ids', 'own_mlm_ids', 'own_mlm_labels', 'own_mrtd_ids'
 NOT_CLEANED = 'The MAN, with (a) "red/blue" coat: <person>'
 
 
@@ -121,18 +121,18 @@ def test_pairs_get_captions_of_the_same_person_with_the_given_probability():
 
 
 def test_fields_of_a_pair_with_another_caption(pieces):
-    fields = 'replaced', 'attributes_mask', *FIRST_FIELDS
+    fields = 'replaced', 'attributes_mask', *OWN_FIELDS
     captions, plain = (transform(pieces, fields, weak_positive_rate=rate) for rate in (1.0, 0.0))
     seen = set()
     for seed in range(20):
         sample, own = captions(1, seed), plain(1, seed)
-        assert sample['first_caption_ids'].equal(own['caption_ids']) and own['replaced'] == 0
+        assert sample['own_caption_ids'].equal(own['caption_ids']) and own['replaced'] == 0
         assert sample['replaced'] == (not sample['caption_ids'].equal(own['caption_ids']))
         same_person = next(index for index in range(3) if plain(index, 0)['caption_ids'].equal(sample['caption_ids']))
         assert sample['attributes_mask'].equal(plain(same_person, 0)['attributes_mask'])
-        changed = sample['first_mlm_labels'] != IGNORE_INDEX
-        assert sample['first_mlm_labels'][changed].equal(sample['first_caption_ids'][changed])
-        assert sample['first_mlm_ids'][~changed].equal(sample['first_caption_ids'][~changed])
+        changed = sample['own_mlm_labels'] != IGNORE_INDEX
+        assert sample['own_mlm_labels'][changed].equal(sample['own_caption_ids'][changed])
+        assert sample['own_mlm_ids'][~changed].equal(sample['own_caption_ids'][~changed])
         seen.add(int(sample['replaced']))
         assert all(value.equal(captions(1, seed)[name]) for name, value in sample.items())
     assert seen == {0, 1}
@@ -202,9 +202,9 @@ def test_rates_of_masked_word_pieces(pieces):
 def test_fields_that_existed_before_keep_their_random_numbers(pieces):
     fields = ('mlm_labels', 'bert_mlm_ids', 'eda_ids', 'attributes_mask')
     for masking in ({}, {'caption_masking': 'inplace'}):
-        before, after = (transform(pieces, (*fields, *more), **masking)(0, 3) for more in ((), FIRST_FIELDS))
+        before, after = (transform(pieces, (*fields, *more), **masking)(0, 3) for more in ((), OWN_FIELDS))
         assert all(before[name].equal(after[name]) for name in before)
-    assert list(FIELDS)[-len(FIRST_FIELDS) - 1:] == ['first_caption_ids', 'replaced', *FIRST_FIELDS[1:]]
+    assert list(FIELDS)[-len(OWN_FIELDS) - 1:] == ['own_caption_ids', 'replaced', *OWN_FIELDS[1:]]
 
 
 def test_attributes_of_word_pieces_are_those_of_words(pieces):
@@ -221,12 +221,12 @@ def test_attributes_of_word_pieces_are_those_of_words(pieces):
 def test_captions_end_with_the_longest_one(pieces, is_training):
     """Losses read the padding up to there: that of both captions of a pair, each with its own length."""
     samples = [(0, 0, 'x.jpg', 'a man wears red shoes'), (0, 1, 'x.jpg', 'a man'), (1, 2, 'x.jpg', 'the red coat')]
-    captions = transform(pieces, ('replaced', 'attributes_mask', *FIRST_FIELDS), samples, weak_positive_rate=1.0)
+    captions = transform(pieces, ('replaced', 'attributes_mask', *OWN_FIELDS), samples, weak_positive_rate=1.0)
     seed = next(seed for seed in range(99) if captions(0, seed)['replaced'])
     first, second = captions(0, seed), captions(2, seed)
     batch = {name: torch.stack([first[name], second[name]]) for name in first}
     model = build_model(albef_options('.'), 2).train(is_training)
     trimmed = trim_and_broadcast(batch, model)
     assert {name: value.shape[1] for name, value in trimmed.items() if value.dim() > 1} == {
-        'caption_ids': 4, 'attributes_mask': 4, **dict.fromkeys(FIRST_FIELDS, 6)}
+        'caption_ids': 4, 'attributes_mask': 4, **dict.fromkeys(OWN_FIELDS, 6)}
     assert all(value.equal(batch[name][:, :value.shape[1]]) for name, value in trimmed.items() if value.dim() > 1)

@@ -153,7 +153,8 @@ def test_missing_images_are_counted_and_the_first_named(make_dataset, tmp_path):
         CUHKPEDES(str(tmp_path))
     assert str(caught.value) == (
         f"5 of 8 train images are missing, the first of them: {', '.join(paths[1:4])} "
-        '(python -m datasets.check --dataset_name CUHK-PEDES lists all); --skip_broken leaves them out')
+        f'(python -m datasets.check --dataset_name CUHK-PEDES --root_dir {tmp_path} lists all); --skip_broken leaves '
+        'them out')
     for path in paths:
         if os.path.exists(path):
             os.remove(path)

@@ -389,7 +389,7 @@ def test_signal_stops_workers_and_leaves_nothing(start, tmp_path, number):
 
 def first_image_of(start, tmp_path):
     """A generation into ``tmp_path`` that has just started to write."""
-    running = start('--out', tmp_path, '--ids', 20000, '--size', 64, 32, '--workers', 2)
+    running = start('--out', tmp_path, '--ids', 2000, '--size', 64, 32, '--workers', 2)
     deadline = time.time() + HANG_TIMEOUT
     while not list(tmp_path.rglob('*.jpg')) and time.time() < deadline:
         time.sleep(0.05)

@@ -4,6 +4,8 @@ import io
 import json
 import logging
 import os
+import re
+import shlex
 
 import pytest
 from PIL import Image
@@ -337,6 +339,21 @@ def test_absolute_paths_elsewhere_name_the_column_and_the_folder(tmp_path, path)
     sentence = f"row 0 .*has an absolute path in its column 'pic': .*1.png; images are below {root}/imgs"
     with pytest.raises(UserError, match=sentence):
         build_dataset('p.csv', root, columns=['image=pic'])
+
+
+def test_the_command_in_a_message_lists_all(tmp_path, capsys):
+    """It has the folder, the columns and the seed that the user gave."""
+    rows = [{'pic': row['image'], 'text': row['caption'], 'who': row['id']} for row in ROWS]
+    root = write(tmp_path / 'my data', 'p.csv', rows, photos='')
+    for row in rows:
+        os.remove(os.path.join(root, row['pic']))
+    with pytest.raises(UserError) as error:
+        build_dataset('p.csv', root, columns=['image=pic', 'id=who'], split_seed=3)
+    command, = re.findall(r'\(python -m datasets\.check (.*) lists all\)', str(error.value))
+    words = shlex.split(command)
+    assert words == ['--dataset_name', 'p.csv', '--root_dir', root, '--columns', 'image=pic', 'id=who',
+                     '--split_seed', '3']
+    assert check_main(words) == 1 and f'missing images ({len(rows)})' in capsys.readouterr().out
 
 
 def test_a_file_with_a_backslash_in_its_name_is_found(tmp_path):

@@ -15,9 +15,9 @@ from utils.reranking import score_candidates
 RELATIVE = 1e-5
 KEY_BIAS = 1e-7     # gradients of the biases of keys are 0 but for rounding
 BUFFERS = 'image_queue', 'text_queue', 'idx_queue', 'queue_ptr'
-FIELDS = {'second_images': 'images2', 'caption_ids': 'ids2', 'first_caption_ids': 'ids1', 'replaced': 'replace',
-          'attributes_mask': 'attribute_masks', 'first_mlm_ids': 'mlm_ids', 'first_mlm_labels': 'mlm_labels',
-          'first_mrtd_ids': 'mrtd_masked_ids', 'images': 'images', 'pids': 'pids'}
+FIELDS = {'second_images': 'images2', 'caption_ids': 'ids2', 'own_caption_ids': 'ids1', 'replaced': 'replace',
+          'attributes_mask': 'attribute_masks', 'own_mlm_ids': 'mlm_ids', 'own_mlm_labels': 'mlm_labels',
+          'own_mrtd_ids': 'mrtd_masked_ids', 'images': 'images', 'pids': 'pids'}
 
 
 def reference_model(description):

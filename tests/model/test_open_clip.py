@@ -1,6 +1,8 @@
 """The open_clip backbone, on random weights of small architectures, against the library's own embeddings."""
 import json
 import logging
+import os
+import shutil
 
 import pytest
 import torch
@@ -212,6 +214,19 @@ def test_a_tokenizer_that_is_not_there(monkeypatch, tmp_path):
     args = with_tokenizer(monkeypatch, str(tmp_path / 'missing'))       # random weights and a local tokenizer, offline
     local = options(**{**vars(args), 'vocab_file': sentencepieces(tmp_path / 'local')})
     assert tokenize('a man in a red coat', OpenClip.tokenizer(local), 8).tolist() == [2, 3, 4, 2, 5, 6, 1, 1]
+
+
+def test_a_run_keeps_a_copy_of_its_tokenizer(monkeypatch, tmp_path):
+    args = {**vars(with_tokenizer(monkeypatch, str(tmp_path / 'missing'))), 'output_dir': str(tmp_path / 'run')}
+    os.makedirs(tmp_path / 'run')
+    given = sentencepieces(tmp_path / 'given')
+    OpenClip.tokenizer(options(**{**args, 'vocab_file': given}), list)
+    shutil.rmtree(given)
+    for changes in ({'vocab_file': given, 'resume': True}, {'training': False, 'checkpoint': str(tmp_path / 'run/b')}):
+        tokenizer = OpenClip.tokenizer(options(**{**args, **changes}))
+        assert tokenize('a man in a red coat', tokenizer, 8).tolist() == [2, 3, 4, 2, 5, 6, 1, 1]
+    with pytest.raises(UserError, match='--vocab_file'):
+        OpenClip.tokenizer(options(**{**args, 'vocab_file': given}))
 
 
 def batch(length, size=4):

@@ -50,10 +50,10 @@ def batch(size=6, seed=0, length=14):
     images = torch.randn(size, 3, 1, 1, generator=generator) + 0.1 * torch.randn(size, 3, 48, 32, generator=generator)
     return {'pids': pids, 'image_ids': torch.arange(size), 'images': images,
             'second_images': images + 0.1 * torch.randn(images.shape, generator=generator),
-            'caption_ids': torch.where(replaced[:, None] == 1, second, first), 'first_caption_ids': first,
-            'replaced': replaced, 'attributes_mask': groups, 'first_mlm_ids': first.masked_fill(is_masked, MASK),
-            'first_mlm_labels': first.masked_fill(~is_masked, -100),
-            'first_mrtd_ids': first.masked_fill(is_masked.flip(0) & (first > START), MASK)}
+            'caption_ids': torch.where(replaced[:, None] == 1, second, first), 'own_caption_ids': first,
+            'replaced': replaced, 'attributes_mask': groups, 'own_mlm_ids': first.masked_fill(is_masked, MASK),
+            'own_mlm_labels': first.masked_fill(~is_masked, -100),
+            'own_mrtd_ids': first.masked_fill(is_masked.flip(0) & (first > START), MASK)}
 
 
 def make_step(model, lr=1e-3):
@@ -96,7 +96,7 @@ def embeddings(model, images, ids, end=''):
 @torch.no_grad()
 def plain_losses(model, samples):
     """Compute all losses in plain loops, without weights."""
-    ids, first, pids = samples['caption_ids'], samples['first_caption_ids'], samples['pids'].tolist()
+    ids, first, pids = samples['caption_ids'], samples['own_caption_ids'], samples['pids'].tolist()
     mask, first_mask, size, images = ids != 0, first != 0, len(ids), samples['images']
     tau, alpha = model.temp, 0.4
     online, momentum = embeddings(model, images, ids), embeddings(model, samples['second_images'], ids, '_m')
@@ -138,17 +138,17 @@ def plain_losses(model, samples):
     losses['attribute'] = sum(by_caption) / len(by_caption)
 
     predict, predict_m = (model.text_encoder.predict, model.text_encoder_m.predict)
-    scores = predict(joint(model, samples['first_mlm_ids'], first_mask, images))
-    soft = predict_m(joint(model, samples['first_mlm_ids'], first_mask, samples['second_images'], True))
+    scores = predict(joint(model, samples['own_mlm_ids'], first_mask, images))
+    soft = predict_m(joint(model, samples['own_mlm_ids'], first_mask, samples['second_images'], True))
     over_sequence, terms = torch.log_softmax(scores, dim=1), []
-    for row, position in (samples['first_mlm_labels'] != -100).nonzero().tolist():
+    for row, position in (samples['own_mlm_labels'] != -100).nonzero().tolist():
         word = first[row, position]
         hard = -torch.log_softmax(scores[row, position], dim=0)[word]
         distilled = -(torch.softmax(soft[row, position], dim=0) * over_sequence[row, position]).sum()
         terms.append((1 - alpha) * hard + alpha * distilled)
     losses['mlm'] = sum(terms) / len(terms)
 
-    scores = predict_m(joint(model, samples['first_mrtd_ids'], first_mask, samples['second_images'], True))
+    scores = predict_m(joint(model, samples['own_mrtd_ids'], first_mask, samples['second_images'], True))
     uniform = torch.linspace(0.95, 0.02, first.numel()).view(first.shape)
     drawn, labels = first.clone(), {}
     for row, position in first_mask.nonzero().tolist():
@@ -453,7 +453,7 @@ def save_best(model, folder):
 def test_a_released_checkpoint_gives_its_options(tmp_path):
     for loss_names, full_ca in ((RASA, False), (MARS, True)):
         state = tiny(loss_names).state_dict()
-        released = Albef.released_options(state)
+        released = Albef.published_options(state)
         assert released == {'loss_names': loss_names, 'full_ca': full_ca, 'moco_queue': 7, 'amp': 'off',
                             'pretrain_choice': 'albef-base', 'preparation': 'albef', 'img_size': (384, 384),
                             'text_length': 75}

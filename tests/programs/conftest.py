@@ -1,11 +1,14 @@
 """Small synthetic datasets and a small CLIP that the programs' tests share."""
 import os
+import pathlib
+import shutil
 
 import pytest
 
 import train as train_program
 from datasets.synthpedes import generate
 from processor.runs import load_run
+from tests.programs.run_folders import only
 from tests.several import fork_server
 from tests.support import small_archive, small_vocabulary, vocabulary_size
 from utils.options import build_test_parser, parse_test_options
@@ -62,13 +65,42 @@ def opened(trained):
         return load_run(parse_test_options(build_test_parser('', ''), ['--config_file', trained]))
 
 
-@pytest.fixture
-def command(data, clip, tmp_path):
-    """Options of IRRA's command at a size for tests."""
+def build_command(data, clip, output_dir):
+    """Return options of IRRA's command at a size for tests."""
     return ['--name', 'irra', '--img_aug', '--batch_size', '8', '--MLM', '--loss_names', 'sdm+mlm+id',
             '--dataset_name', 'CUHK-PEDES', '--root_dir', data, '--num_epoch', '2', '--pretrain_choice', clip,
             '--img_size', '64', '32', '--cmt_depth', '1', '--num_workers', '0', '--device', 'cpu', '--lr', '1e-3',
-            '--vocab_size', str(vocabulary_size()), '--output_dir', str(tmp_path / 'logs')]
+            '--vocab_size', str(vocabulary_size()), '--output_dir', str(output_dir)]
+
+
+@pytest.fixture
+def command(data, clip, tmp_path):
+    """The options of :func:`build_command` for a run below the test's folder."""
+    return build_command(data, clip, tmp_path / 'logs')
+
+
+@pytest.fixture(scope='module')
+def train_shared_run(data, clip, tmp_path_factory):
+    """Return a function that trains ``command`` with further options, and returns the run's folder.
+
+    Tests of the module share these runs: they may evaluate one in its folder, and copy one to change it.
+    """
+    def train_once(*options):
+        logs = tmp_path_factory.mktemp('shared')
+        train_program.main([*build_command(data, clip, logs), *options])
+        return only(only(logs))
+    return train_once
+
+
+@pytest.fixture
+def copy_run(tmp_path):
+    """Return a function that copies a run's folder, whose options then name the copy, and returns the copy's folder."""
+    def copy(folder):
+        copied = shutil.copytree(folder, str(tmp_path / 'copied' / os.path.basename(folder)))
+        config = pathlib.Path(copied, 'configs.yaml')
+        config.write_text(config.read_text().replace(folder, copied))
+        return copied
+    return copy
 
 
 @pytest.fixture

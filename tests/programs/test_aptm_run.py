@@ -1,6 +1,7 @@
 """APTM trained, resumed, tested and re-ranked by the programs."""
 import json
 import os
+import shutil
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from datasets.synthpedes import generate
 from model.backbones.aptm import STATISTICS
 from model.heads.aptm import ITM
 from processor.reranker import Reranker
-from run_scripts import page
+from run_scripts import export, page
 from tests.programs.run_folders import assert_equal_weights, only, read_weights, train_until_interrupted
 from utils.errors import UserError
 from utils.rerank_options import PairScores
@@ -139,6 +140,30 @@ def test_no_vocabulary(run, tmp_path):
                                   '--vocab_file', str(tmp_path / 'vocab.txt')]) == 0
     finally:
         os.rename(tmp_path / 'vocab.txt', os.path.join(run, 'vocab.txt'))
+
+
+def test_a_run_keeps_a_copy_of_its_vocabulary(run, data, tmp_path):
+    """So that the run is resumed, tested and exported after the file has moved; a file that is named is read."""
+    given, other = tmp_path / 'given.txt', tmp_path / 'other.txt'
+    shutil.copyfile(os.path.join(run, 'vocab.txt'), given)
+    options = command(data, tmp_path / 'logs', '--vocab_file', str(given), '--loss_names', 'itc', '--num_epoch', '1',
+                      '--warmup_steps', '0')
+    folder = train_until_interrupted(options, tmp_path / 'logs' / 'synthpedes', steps=1)
+    with open(given) as file, open(os.path.join(folder, 'vocab.txt')) as copy:
+        assert copy.read() == file.read()
+    os.rename(given, other)
+    given.write_text('another vocabulary\n')                # the copy counts, and not the file of the same name
+    train_program.main([*options, '--resume', folder])
+    config = os.path.join(folder, 'configs.yaml')
+    sentence = ['a man in a red coat']
+    embedding = pedestal.load(config, device='cpu').encode_captions(sentence)
+    export.main(['--config_file', config, '--to', 'full', '--out', str(tmp_path / 'full')])
+    given.unlink()
+    for path in (folder, tmp_path / 'full'):
+        assert torch.equal(pedestal.load(path, device='cpu').encode_captions(sentence), embedding)
+    assert test_program.main(['--config_file', config, '--num_workers', '0', '--vocab_file', str(other)]) == 0
+    with pytest.raises(UserError, match="cannot read BERT's vocabulary .*given.txt"):
+        test_program.main(['--config_file', config, '--num_workers', '0', '--vocab_file', str(given)])
 
 
 def test_attributes_are_learned_and_recognised(data, tmp_path, capsys):

@@ -131,6 +131,7 @@ def test_noise_lowers_retrieval_and_none_changes_nothing(trained, opened, tmp_pa
                                              (['--caption', ' ', '--image', '{photo}'], 'a caption is empty'),
                                              (['--caption', 'x', '--image', 'none.jpg'], 'no image none.jpg'),
                                              (['--noise', '2'], '--noise.*at most 1'),
+                                             (['--noise', '0', '--image', '{photo}'], 'does not read --image'),
                                              (['--noise', '0', '--out', 'x.doc'], "'doc' is none")])
 def test_what_is_refused(trained, photo, words, sentence):
     with pytest.raises(UserError, match=sentence):

@@ -37,7 +37,7 @@ def test_a_dry_run_trains_evaluates_resumes_and_keeps_nothing(command, tmp_path,
     assert steps == [(1, 1, 8), (1, 2, 8), (2, 1, 8)] and read == [2, 1]
     assert 'an evaluation of 12 images and 24 captions work' in printed and 'last.pth is resumed' in printed
     assert re.search(r'^all of it works, and nothing is kept; an epoch takes about ', printed, re.MULTILINE)
-    assert '6 steps of 48 pairs' in printed and '2 epochs' in printed and '0 workers' in printed
+    assert '48 training pairs in 6 steps' in printed and '2 epochs' in printed and '0 workers' in printed
     assert os.listdir(tmp_path) == []
     assert all(len(line) <= 120 for line in printed.splitlines()[-7:])
 

@@ -199,6 +199,13 @@ def test_a_folder_that_is_there_is_left_alone(trained, tmp_path):
         export.main(['--config_file', trained, '--out', str(tmp_path)])
 
 
+@pytest.mark.parametrize('words', [['--to', 'full'], ['--to', 'full', '--merge'], ['--merge']])
+def test_the_released_layout_reads_no_other_format(trained, tmp_path, words):
+    with pytest.raises(UserError, match='--released_layout .* reads neither --to nor --merge: remove them'):
+        export.main(['--config_file', trained, '--out', str(tmp_path / 'x.pth'), '--released_layout', *words])
+    assert os.listdir(tmp_path) == []
+
+
 def test_transformers_gets_the_activation(trained, tmp_path):
     pytest.importorskip('transformers')
     recipe = tmp_path / 'configs.yaml'

@@ -35,21 +35,28 @@ def last(folder):
     return read_checkpoint(os.path.join(folder, 'last.pth'))
 
 
+# aug also draws second captions, which move with the noisy captions.
+WITH_STATES = ['--loss_names', 'tal+tse+moco+aug+ccl+rematch', '--ccd', '--noisy_rate', '0.5', '--txt_aug',
+               '--tse_mode', 'train', '--moco_queue', '8', '--limit_train', '24', '--save_steps', '2',
+               '--rematch_cost', 'learned']
+
+
+@pytest.fixture(scope='module')
+def undisturbed_run(train_shared_run):
+    """The folder of a run with :data:`WITH_STATES`."""
+    return train_shared_run(*WITH_STATES)
+
+
 @pytest.mark.parametrize('step', [2, 4, 5])    # of three an epoch: within, and after one that is not saved
-def test_killed_and_resumed_with_a_division_a_queue_and_a_momentum_encoder(command, run_folder, tmp_path, monkeypatch,
-                                                                           step):
-    # aug also draws second captions, which move with the noisy captions.
-    options = command + ['--loss_names', 'tal+tse+moco+aug+ccl+rematch', '--ccd', '--noisy_rate', '0.5',
-                         '--txt_aug', '--tse_mode', 'train', '--moco_queue', '8', '--limit_train', '24',
-                         '--save_steps', '2', '--rematch_cost', 'learned']
-    train_program.main([*options, '--output_dir', str(tmp_path / 'whole')])
+def test_killed_and_resumed_with_a_division_a_queue_and_a_momentum_encoder(command, undisturbed_run, run_folder,
+                                                                           monkeypatch, step):
     with monkeypatch.context() as patch:
         killed_at(patch, step)
         with pytest.raises(Killed):
-            train_program.main(options)
+            train_program.main(command + WITH_STATES)
     folder = run_folder()
     train_program.main(['--resume', '--resume_ckpt_file', os.path.join(folder, 'last.pth')])
-    expected, resumed = last(run_folder(root=tmp_path / 'whole')), last(folder)
+    expected, resumed = last(undisturbed_run), last(folder)
     assert {'queue.images', 'momentum.base_model.ln_final.weight',
             'visul_emb_layer.mlp.bns.0.running_mean', 'rematch_cost.values'} <= set(expected['model'])
     assert all(torch.equal(value, resumed['model'][name]) for name, value in expected['model'].items())

@@ -26,15 +26,21 @@ def log_of(folder):
         return file.read()
 
 
-@pytest.fixture
-def trained(command, run_folder):
+@pytest.fixture(scope='module')
+def short_run(train_shared_run):
     """The folder of a run of one epoch."""
-    train_program.main(command + SMALL + ['--num_epoch', '1'])
-    return run_folder()
+    return train_shared_run(*SMALL, '--num_epoch', '1')
 
 
-def test_a_folder_resumes_and_the_log_says_what_is_other_what_is_left_and_where_the_best_is(trained):
-    assert ' | eta ' in log_of(trained) and f"| test split | {os.path.join(trained, 'best.pth')}" in log_of(trained)
+@pytest.fixture
+def trained(short_run, copy_run):
+    """A copy of ``short_run`` that a test may change."""
+    return copy_run(short_run)
+
+
+def test_a_folder_resumes_and_the_log_says_what_is_other_what_is_left_and_where_the_best_is(short_run, trained):
+    log = log_of(short_run)
+    assert ' | eta ' in log and f"| test split | {os.path.join(short_run, 'best.pth')}" in log
     train_program.main(['--resume', trained, '--num_epoch', '2'])
     assert 'resumed with another num_epoch: 1 -> 2' in log_of(trained)
     assert read_checkpoint(os.path.join(trained, 'last.pth'))['epoch'] == 3

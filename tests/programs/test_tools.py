@@ -1,4 +1,5 @@
 """Every tool runs as a file and as a module, from any folder."""
+import importlib
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import pytest
 
 from run_scripts import ROOT
 from tests.support import HANG_TIMEOUT
+from utils.errors import UserError
 
 TOOLS = sorted(name.removesuffix('.py') for name in os.listdir(os.path.join(ROOT, 'run_scripts'))
                if name.endswith('.py') and not name.startswith('__'))
@@ -25,6 +27,22 @@ def test_every_tool_that_is_told_of_is_there():
 def test_a_tool_runs_as_a_file_from_another_folder(tool, tmp_path):
     process = program(os.path.join(ROOT, 'run_scripts', f'{tool}.py'), '--help', cwd=tmp_path)
     assert process.returncode == 0 and f'usage: {tool}.py' in process.stdout, process.stderr
+
+
+@pytest.mark.parametrize('tool, names', [
+    ('attention', 'i2t one_by_one rerank output_dir'), ('demo', 'i2t one_by_one output_dir'),
+    ('dialogue', 'i2t one_by_one rerank'), ('galleries', 'i2t one_by_one distractors rerank output_dir'),
+    ('retrieve', 'i2t one_by_one output_dir'),
+    ('search', 'i2t one_by_one split distractors root_dir columns num_workers image_cache output_dir'),
+    ('export', 'i2t one_by_one split distractors root_dir columns num_workers image_cache rerank device amp '
+               'test_batch_size output_dir')])
+def test_a_tool_has_no_option_that_it_does_not_read(tool, names):
+    module = importlib.import_module(f'run_scripts.{tool}')
+    for name in names.split():
+        with pytest.raises(UserError) as error:
+            module.main(['--config_file', 'run', f'--{name}', 'x'])
+        assert str(error.value) == (f'unknown flag --{name}; test.py has it, but {tool}.py does not read it: '
+                                    f'remove --{name}')
 
 
 @pytest.mark.parametrize('tool', ['retrieve', 'benchmark'])

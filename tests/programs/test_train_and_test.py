@@ -2,7 +2,9 @@
 import itertools
 import json
 import os
+import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -39,11 +41,28 @@ def same_weights(one, other):
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.fixture(scope='module')
+def whole_run(train_shared_run):
+    """The folder of a run of ``command``."""
+    return train_shared_run()
+
+
+@pytest.fixture(scope='module')
+def short_run(train_shared_run):
+    """The folder of a run of ``command`` with one epoch."""
+    return train_shared_run('--num_epoch', '1')
+
+
+@pytest.fixture
+def copied_run(short_run, copy_run):
+    """A copy of ``short_run`` that a test may change."""
+    return copy_run(short_run)
+
+
 # -- a run -----------------------------------------------------------------------------------------------------------
 
-def test_irras_command_then_its_test(command, run_folder, capsys):
-    train_program.main(command)
-    folder = run_folder()
+def test_irras_command_then_its_test(whole_run, capsys):
+    folder = whole_run
     assert re.fullmatch(r'\d{8}_\d{6}_irra', os.path.basename(folder))
     assert {'configs.yaml', 'best.pth', 'last.pth', 'train_log.txt', 'metrics.jsonl'} <= set(os.listdir(folder))
     assert any(name.startswith('events.out.tfevents') for name in os.listdir(folder))
@@ -77,26 +96,22 @@ def test_losses_fall(command, run_folder):
 
 @pytest.mark.parametrize('switches', [['--image_cache', 'CACHE'], ['--grad_checkpoint'], ['--micro_batch', '3'],
                                       ['--image_cache', 'CACHE', '--grad_checkpoint', '--micro_batch', '5']])
-def test_switches_for_speed_and_memory_change_no_result(command, run_folder, tmp_path, switches):
+def test_switches_for_speed_and_memory_change_no_result(command, whole_run, run_folder, tmp_path, switches):
     switches = [switch.replace('CACHE', str(tmp_path / 'cache')) for switch in switches]
-    train_program.main(command)
-    train_program.main(command + ['--output_dir', str(tmp_path / 'switched')] + switches)
-    plain, switched = run_folder(), run_folder(root=tmp_path / 'switched')
+    train_program.main(command + switches)
     for kind in ('epoch', 'evaluation'):
-        for line, expected in zip(journal(switched, kind), journal(plain, kind), strict=True):
+        for line, expected in zip(journal(run_folder(), kind), journal(whole_run, kind), strict=True):
             assert line.keys() == expected.keys()
             for name, value in expected.items():
                 assert line[name] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-4)), name
     assert ('--image_cache' in switches) == os.path.exists(tmp_path / 'cache')
 
 
-def test_a_run_goes_on_with_other_switches(command, run_folder, tmp_path):
-    train_program.main(command)
-    train_program.main(command + ['--output_dir', str(tmp_path / 'resumed'), '--num_epoch', '1'])
-    folder = run_folder(root=tmp_path / 'resumed')
+def test_a_run_goes_on_with_other_switches(whole_run, copied_run, tmp_path):
+    folder = copied_run
     train_program.main(['--resume', '--resume_ckpt_file', os.path.join(folder, 'last.pth'), '--num_epoch', '2',
                         '--grad_checkpoint', '--micro_batch', '4', '--image_cache', str(tmp_path / 'cache')])
-    for line, expected in zip(journal(folder, 'epoch'), journal(run_folder(), 'epoch'), strict=True):
+    for line, expected in zip(journal(folder, 'epoch'), journal(whole_run, 'epoch'), strict=True):
         assert line['loss'] == pytest.approx(expected['loss'], rel=1e-4)    # warming up, whatever the number of epochs
 
 
@@ -107,18 +122,17 @@ def test_other_datasets_and_samplers(command, run_folder, sampler):
     assert read_checkpoint(os.path.join(run_folder('ICFG-PEDES'), 'last.pth'))['epoch'] == 2
 
 
-def test_on_another_dataset_than_trained_on(command, run_folder, capsys):
-    train_program.main(command + ['--num_epoch', '1'])
-    folder = run_folder()
+def test_on_another_dataset_than_trained_on(short_run, capsys):
+    folder = short_run
+    capsys.readouterr()
     test_program.main(['--config_file', os.path.join(folder, 'configs.yaml'), '--dataset_name', 'RSTPReid'])
     results = json.load(open(os.path.join(folder, 'metrics_RSTPReid.json')))
     assert results['produced_by']['trained_on'] == 'CUHK-PEDES' and results['produced_by']['dataset'] == 'RSTPReid'
     assert 'the split it is tested on' not in capsys.readouterr().out
 
 
-def test_init_from_another_dataset(command, run_folder, tmp_path):
-    train_program.main(command + ['--num_epoch', '1'])
-    best = os.path.join(run_folder(), 'best.pth')
+def test_init_from_another_dataset(command, short_run, run_folder):
+    best = os.path.join(short_run, 'best.pth')
     other = command + ['--dataset_name', 'RSTPReid', '--limit_train', '20', '--num_epoch', '1', '--init_from', best]
     train_program.main(other)
     log = open(os.path.join(run_folder('RSTPReid'), 'train_log.txt')).read()
@@ -126,10 +140,9 @@ def test_init_from_another_dataset(command, run_folder, tmp_path):
     assert len(read_checkpoint(os.path.join(run_folder('RSTPReid'), 'last.pth'))['model']['classifier.weight']) < 12
 
 
-def test_a_published_runs_folder(command, run_folder, tmp_path, data, capsys):
+def test_a_published_runs_folder(short_run, tmp_path, data, capsys):
     """A published run: configs.yaml with python/tuple and its paths, best.pth with its contents in half precision."""
-    train_program.main(command + ['--num_epoch', '1'])
-    trained = read_checkpoint(os.path.join(run_folder(), 'best.pth'))
+    trained = read_checkpoint(os.path.join(short_run, 'best.pth'))
     folder = tmp_path / 'published'
     folder.mkdir()
     (folder / 'configs.yaml').write_text('\n'.join(['MLM: true', 'img_size: !!python/tuple', '- 64', '- 32',
@@ -148,12 +161,10 @@ def test_a_published_runs_folder(command, run_folder, tmp_path, data, capsys):
     assert figures['t2i']['mAP'] == pytest.approx(trained['metrics']['mAP'], abs=1.0)
 
 
-def test_repeats_bit_for_bit_with_any_number_of_workers(command, run_folder, tmp_path):
-    for workers in ('0', '2'):
-        train_program.main(command + ['--num_workers', workers, '--output_dir', str(tmp_path / workers)])
-    one, other = (run_folder(root=tmp_path / workers) for workers in ('0', '2'))
-    assert same_weights(one, other)
-    assert journal(one, 'epoch') == journal(other, 'epoch')
+def test_repeats_bit_for_bit_with_any_number_of_workers(command, whole_run, run_folder):
+    train_program.main(command + ['--num_workers', '2'])      # whole_run reads its images itself
+    assert same_weights(whole_run, run_folder())
+    assert journal(whole_run, 'epoch') == journal(run_folder(), 'epoch')
 
 
 # -- interrupted -----------------------------------------------------------------------------------------------------
@@ -188,11 +199,19 @@ def wait_for_step(output, step, process):
     raise AssertionError(f'the run made no step in {HANG_TIMEOUT} s')
 
 
+LOG_EACH_STEP = '--log_period', '1', '--save_steps', '0'
+
+
+@pytest.fixture(scope='module')
+def undisturbed_run(train_shared_run):
+    """The folder of the run that ``start(*LOG_EACH_STEP)`` makes if no signal arrives."""
+    return train_shared_run('--num_epoch', '4', *LOG_EACH_STEP)
+
+
 @pytest.mark.parametrize('number, status', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_and_leaves_and_the_run_resumes_to_the_same_weights(command, start, run_folder, tmp_path,
+def test_a_signal_saves_and_leaves_and_the_run_resumes_to_the_same_weights(start, undisturbed_run, run_folder, tmp_path,
                                                                            number, status):
-    options = ['--log_period', '1', '--save_steps', '0']
-    process = start(*options)
+    process = start(*LOG_EACH_STEP)
     folder = wait_for_step(tmp_path / 'logs', 8, process)
     os.kill(process.pid, number)
     exit_status, output = wait_for_end(process, tmp_path)
@@ -203,11 +222,9 @@ def test_a_signal_saves_and_leaves_and_the_run_resumes_to_the_same_weights(comma
 
     # options: those of the run
     train_program.main(['--resume', '--resume_ckpt_file', os.path.join(folder, 'last.pth')])
-    expected = tmp_path / 'whole'
-    train_program.main([*command, '--num_epoch', '4', *options, '--output_dir', str(expected)])
-    assert run_folder() == folder and same_weights(folder, run_folder(root=expected))
+    assert run_folder() == folder and same_weights(folder, undisturbed_run)
     for kind in ('train', 'epoch', 'evaluation'):
-        assert journal(folder, kind) == journal(run_folder(root=expected), kind)
+        assert journal(folder, kind) == journal(undisturbed_run, kind)
 
 
 def test_two_kills(clip, tmp_path, monkeypatch, capsys):
@@ -245,7 +262,7 @@ def test_sigterm_while_workers_start(start, tmp_path):
     assert saved(tmp_path)
 
 
-def test_the_first_signal_saves_and_leaves_while_workers_hang(command, run_folder, monkeypatch, tmp_path):
+def test_the_first_signal_saves_and_leaves_while_workers_hang(command, whole_run, run_folder, monkeypatch, tmp_path):
     """The second worker reads the second batch, which never comes."""
     command = command + ['--num_workers', '2', '--log_period', '1']
     read = PairDataset.__getitem__
@@ -268,8 +285,7 @@ def test_the_first_signal_saves_and_leaves_while_workers_hang(command, run_folde
     assert left.value.code == 143
     assert read_checkpoint(os.path.join(run_folder(), 'last.pth'))['total_steps'] == 1
     train_program.main(['--resume', run_folder()])
-    train_program.main(command + ['--output_dir', str(tmp_path / 'whole')])
-    assert same_weights(run_folder(), run_folder(root=tmp_path / 'whole'))
+    assert same_weights(run_folder(), whole_run)
 
 
 def saved(folder):
@@ -279,21 +295,27 @@ def saved(folder):
 
 @pytest.mark.parametrize('change', [['--optimizer', 'SGD'], ['--lr', '1'], ['--dataset_name', 'RSTPReid'],
                                     ['--loss_names', 'sdm']])
-def test_a_resumed_run_stays_what_it_was(command, run_folder, change):
-    train_program.main(command + ['--num_epoch', '1'])
-    folder = run_folder()
-    before = open(os.path.join(folder, 'configs.yaml')).read()
-    resume = ['--resume', '--resume_ckpt_file', os.path.join(folder, 'last.pth')]
+def test_a_resumed_run_stays_what_it_was(copied_run, change):
+    before = folder_contents(copied_run)
     with pytest.raises(UserError, match=f"these options differ: .*{change[0][2:]} .*--init_from"):
-        train_program.main(resume + change)
-    assert open(os.path.join(folder, 'configs.yaml')).read() == before
-    train_program.main(resume + ['--num_epoch', '2', '--eval_period', '2'])     # longer is not different
-    assert read_checkpoint(os.path.join(folder, 'last.pth'))['epoch'] == 3
+        train_program.main(['--resume', copied_run, *change])
+    assert folder_contents(copied_run) == before
 
 
-def test_a_finished_run_resumes_to_nothing(command, run_folder):
-    train_program.main(command)
-    folder = run_folder()
+def folder_contents(folder):
+    return {path.name: path.read_bytes() for path in pathlib.Path(folder).iterdir()}
+
+
+def test_a_resumed_run_may_be_longer_also_after_a_refusal(copied_run):
+    resume = ['--resume', '--resume_ckpt_file', os.path.join(copied_run, 'last.pth')]
+    with pytest.raises(UserError, match='these options differ'):
+        train_program.main([*resume, '--lr', '1'])
+    train_program.main([*resume, '--num_epoch', '2', '--eval_period', '2'])
+    assert read_checkpoint(os.path.join(copied_run, 'last.pth'))['epoch'] == 3
+
+
+def test_a_finished_run_resumes_to_nothing(copied_run):
+    folder = copied_run
     before = read_checkpoint(os.path.join(folder, 'last.pth'))['model']
     train_program.main(['--resume', '--resume_ckpt_file', os.path.join(folder, 'last.pth')])
     after = read_checkpoint(os.path.join(folder, 'last.pth'))['model']
@@ -370,7 +392,6 @@ def test_the_program_prints_one_line_and_leaves_with_status_2():
 
 def broken_copy(data, tmp_path):
     """CUHK-PEDES with one training image cut short; returns (root, path)."""
-    import shutil
     root = tmp_path / 'broken'
     shutil.copytree(os.path.join(data, 'CUHK-PEDES'), root / 'CUHK-PEDES')
     entries = json.load(open(root / 'CUHK-PEDES' / 'reid_raw.json'))
@@ -387,7 +408,7 @@ def test_a_broken_image_is_named(command, data, tmp_path, workers):
     assert path in str(raised.value) and '\n' not in str(raised.value)
 
 
-def test_programs_leave_after_a_broken_image_read_by_a_worker(command, data, tmp_path, run_folder):
+def test_programs_leave_after_a_broken_image_read_by_a_worker(command, data, tmp_path, short_run):
     """Python waits for the workers when a program ends."""
     root, path = broken_copy(data, tmp_path)
     # A program of its own has all tokens of CLIP, and scratch:tiny also has.
@@ -398,11 +419,10 @@ def test_programs_leave_after_a_broken_image_read_by_a_worker(command, data, tmp
     assert done.returncode == 2 and f'train.py: error: image {path} cannot be read' in done.stderr, done.stderr
     assert '--skip_broken leaves them out' in done.stderr
 
-    train_program.main(command + ['--num_epoch', '1'])
     images = os.path.join(root, 'CUHK-PEDES', 'imgs', 'test')
     path = os.path.join(images, sorted(os.listdir(images))[0])
     open(path, 'w').close()
-    arguments = ['--config_file', os.path.join(run_folder(), 'configs.yaml'), '--root_dir', root, '--num_workers', '1']
+    arguments = ['--config_file', os.path.join(short_run, 'configs.yaml'), '--root_dir', root, '--num_workers', '1']
     process = start_program(test_program.main, arguments, tmp_path / 'output.txt', name='test.py')
     status, output = wait_for_end(process, tmp_path)
     assert status == 2 and f'test.py: error: {path} is not an image' in output, output
@@ -416,7 +436,6 @@ def test_a_broken_image_is_left_out_on_request(command, data, tmp_path, run_fold
 
 
 def test_every_image_broken_is_an_error_even_when_skipping(command, data, tmp_path):
-    import shutil
     root = tmp_path / 'broken'
     shutil.copytree(os.path.join(data, 'CUHK-PEDES'), root / 'CUHK-PEDES')
     for entry in json.load(open(root / 'CUHK-PEDES' / 'reid_raw.json')):
@@ -458,9 +477,8 @@ def test_a_recipe_in_the_place_of_a_run():
         test_program.main(['--config_file', 'irra'])
 
 
-def test_missing_checkpoint(command, run_folder, tmp_path):
-    train_program.main(command + ['--num_epoch', '1'])
-    folder = run_folder()
+def test_missing_checkpoint(copied_run):
+    folder = copied_run
     os.remove(os.path.join(folder, 'best.pth'))
     with pytest.raises(UserError, match='no best.pth: there is no [^ ]*best.pth .the run has only [^ ]*last.pth.; give '
                                         'a checkpoint with --checkpoint'):

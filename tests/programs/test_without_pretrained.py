@@ -42,7 +42,7 @@ def replaced(choice, path, loss_names='sdm+id', **changes):
     """A model of seed 3 that starts from the checkpoint ``path``."""
     torch.manual_seed(3)
     settings = dict(loss_names=loss_names, pretrain_choice=choice, init_from=path, **SIZES)
-    model = build_model(options(**{**settings, **changes}), 9, replaced_by=read_checkpoint(path)['model'])
+    model = build_model(options(**{**settings, **changes}), 9, weights_to_load=read_checkpoint(path)['model'])
     init_from_checkpoint(model, path)
     return model
 
@@ -65,7 +65,7 @@ def test_init_from_gives_the_same_model_without_the_weights(archive, offline, tm
     assert {block.attn.dropout for block in model.base_model.transformer.resblocks} == {0.05}
     torch.manual_seed(3)
     build_model(options(loss_names='sdm+id+mlm', pretrain_choice=choice, init_from=path, **SIZES), 9,
-                replaced_by=read_checkpoint(path)['model'])
+                weights_to_load=read_checkpoint(path)['model'])
     assert torch.equal(torch.rand(1), drawn)
 
 
@@ -120,7 +120,7 @@ def test_aptms_weights_are_not_asked_for_either(tmp_path, monkeypatch):
     path = saved(source, tmp_path / 'checkpoint_best.pth')
     args = options(backbone='aptm', loss_names='itc+itm', pretrain_choice='aptm-base', init_from=path,
                    img_size=(96, 32), text_length=20)
-    model = build_model(args, 1, replaced_by=read_checkpoint(path)['model'])
+    model = build_model(args, 1, weights_to_load=read_checkpoint(path)['model'])
     init_from_checkpoint(model, path)
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in source.state_dict().items())
 

@@ -4,8 +4,8 @@
 class UsesAllGather:
     """A head that gathers the rows that it needs from other ranks with ``encoded.shard``.
 
-    It trains on several processes. Its results are those of the global batch, equal on all ranks. If they are a part
-    of those of the global batch, the head overrides :meth:`micro_batch_weight`.
+    It trains on several processes. Its results are those of the global batch, equal on all ranks. A head that returns
+    only the part of its own rows overrides :meth:`micro_batch_weight`.
 
     All ranks draw the same random numbers, except in ``with encoded.shard.per_rank_rng():``.
     """
