@@ -2,7 +2,7 @@
 import torch
 
 from processor.recognition import encode_image_tokens
-from processor.reranker import get_itm_head, score_tokens, validate_rerank
+from processor.reranker import get_temperature, score_tokens, validate_rerank
 from utils.errors import UserError
 from utils.k_reciprocal import NeighborGraph
 from utils.ranking import cosine_slabs, full_precision, top_items
@@ -57,13 +57,13 @@ class RerankedSearch:
         """Yield re-ranked similarities [q, N], some captions at a time."""
         if not isinstance(self.settings, PairScores):
             return reranked_slabs(queries, self.graph, self.settings)
-        head = get_itm_head(self.model)
 
         def match(caption, rows):
-            return score_tokens(self.model, head, ids[caption], self.encode_tokens(rows))
+            return score_tokens(self.model, self.settings.score, ids[caption], self.encode_tokens(rows))
         candidates, scores = score_candidates(cosine_slabs(queries, self.gallery), self.settings.count,
                                               len(self.gallery), match, len(queries))
-        return combine_scores(cosine_slabs(queries, self.gallery), candidates, scores, self.settings.score)
+        return combine_scores(cosine_slabs(queries, self.gallery), candidates, scores, self.settings.score,
+                              temperature=get_temperature(self.model, self.settings.score))
 
     @torch.no_grad()
     def encode_tokens(self, rows):

@@ -2,7 +2,7 @@
 import torch
 import torch.nn.functional as F
 
-from model.heads import ScoresPairs
+from model.heads import ClassifiesPairs, ScoresPairs
 from processor.independence import BatchDependence
 from processor.step import get_image_stats, prepare_batch
 from utils import comm
@@ -42,17 +42,25 @@ def validate_rerank(model, settings, images, captions, flag='--rerank'):
         flag: the option, for the error.
     """
     if isinstance(settings, PairScores):
-        get_itm_head(model, flag)
+        head = get_itm_head(model, flag)
+        if settings.score == 'sum' and not isinstance(head, ClassifiesPairs):
+            raise UserError("--rerank_score sum needs the log-odds of a loss such as 'itm' (backbone aptm) or 'pitm' "
+                            f"(albef), and the scores of '{head.names[0]}' are not log-odds: give --rerank_score itm")
     settings.check_sizes(images, captions, flag)
 
 
+def get_temperature(model, score):
+    """Return the learned temperature that ``--rerank_score sum`` divides by; None for other scores."""
+    return get_itm_head(model).temperature.temp.item() if score == 'sum' else None
+
+
 @torch.no_grad()
-def score_tokens(model, head, ids, image_tokens):
-    """Score a caption with images.
+def score_tokens(model, score, ids, image_tokens):
+    """Score a caption with images by the image-text matching head.
 
     Args:
         model: a :class:`~model.build.RetrievalModel` in evaluation mode.
-        head: its image-text matching head.
+        score: the way of :func:`~utils.reranking.combine_scores`. The scores for 'sum' are log-odds.
         ids: [L] the caption's token ids.
         image_tokens: [K, N, D] on the model's device.
 
@@ -61,10 +69,12 @@ def score_tokens(model, head, ids, image_tokens):
     """
     ids = ids[None].to(image_tokens.device)
     ids = ids[:, :int(model.backbone.lengths(ids).max())]
+    head = get_itm_head(model)
+    score_pairs = head.log_odds if score == 'sum' else head.score_pairs
     with model.autocast():
         text_tokens, count = model.backbone.encode_text(ids)[0], len(image_tokens)
-        return head.score_pairs(model.backbone.encoder, ids.expand(count, -1), text_tokens.expand(count, -1, -1),
-                                image_tokens)
+        return score_pairs(model.backbone.encoder, ids.expand(count, -1), text_tokens.expand(count, -1, -1),
+                           image_tokens)
 
 
 class Reranker:
@@ -77,10 +87,11 @@ class Reranker:
         model: a :class:`~model.build.RetrievalModel` with an image-text matching head.
         img_loader: a loader of the split's images.
         txt_loader: a loader of the split's captions.
+        score: see :func:`score_tokens`.
     """
 
-    def __init__(self, model, img_loader, txt_loader):
-        self.model, self.head, self.captions = model, get_itm_head(model), txt_loader.dataset
+    def __init__(self, model, img_loader, txt_loader, score='itm'):
+        self.model, self.captions, self.score = model, txt_loader.dataset, score
         self.device = next(model.parameters()).device
         self.image_tokens = self.encode_images(img_loader)
 
@@ -114,7 +125,7 @@ class Reranker:
             float32 [K].
         """
         image_tokens = self.image_tokens[images.to(self.image_tokens.device)].to(self.device)
-        return score_tokens(self.model, self.head, self.captions[caption][1], image_tokens)
+        return score_tokens(self.model, self.score, self.captions[caption][1], image_tokens)
 
     def measure_batch_dependence(self, candidates):
         """Measure how far the scores of pairs depend on the other pairs of their batch.
@@ -169,24 +180,25 @@ def rerank_split(model, loaders, embeddings, settings, progress=True):
     queries, gallery = (F.normalize(features.float(), dim=1) for features in embeddings[:2])
     if not isinstance(settings, PairScores):
         return lambda: reranked_slabs(queries, gallery, settings), None
-    candidates, scores, dependence = score_split(model, loaders, (queries, gallery), settings.count, progress)
+    candidates, scores, dependence = score_split(model, loaders, (queries, gallery), settings, progress)
 
     def make_slabs():
         bounds = global_bounds(cosine_slabs(queries, gallery)) if settings.score == 'released' else None
-        return combine_scores(cosine_slabs(queries, gallery), candidates, scores, settings.score, bounds)
+        return combine_scores(cosine_slabs(queries, gallery), candidates, scores, settings.score, bounds,
+                              get_temperature(model, settings.score))
     return make_slabs, dependence
 
 
-def score_split(model, loaders, embeddings, count, progress=True):
-    """Score each caption's ``count`` best images, pair by pair. All ranks share the captions.
+def score_split(model, loaders, embeddings, settings, progress=True):
+    """Score each caption's best images, pair by pair. All ranks share the captions.
 
     Returns:
         ``(images [Q, count], scores [Q, count], BatchDependence)``.
     """
-    was_training = model.training
+    was_training, count = model.training, settings.count
     model.eval()
     try:
-        reranker = Reranker(model, *loaders)
+        reranker = Reranker(model, *loaders, settings.score)
         rank, world_size = comm.get_rank(), comm.get_world_size()
 
         def score_pairs(caption, images):

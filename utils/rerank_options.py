@@ -7,7 +7,7 @@ from utils.errors import UserError
 from utils.option_types import Effect, fraction, non_negative_float, positive_int, shorten
 
 K_RECIPROCAL, QUERY_EXPANSION = 'k-reciprocal', 'query-expansion'
-RERANK_SCORES = ('caption', 'released', 'itm')
+RERANK_SCORES = ('caption', 'released', 'itm', 'sum')
 NEIGHBORS = ('gallery', 'split')
 
 
@@ -24,7 +24,8 @@ class PairScores:
 
     @property
     def title(self):
-        suffix = {'caption': '', 'released': ' as released, scaled over the whole split', 'itm': ' by itm alone'}
+        suffix = {'caption': '', 'released': ' as released, scaled over the whole split', 'itm': ' by itm alone',
+                  'sum': ' by the sum of itm and cosine similarity'}
         return f"each caption's {self.count} best re-ranked{suffix[self.score]}"
 
     @property
@@ -136,7 +137,8 @@ SETTINGS = {
     '--rerank_score': (
         PairScores, 'score', RERANK_SCORES,
         'scores that order the images of {flag} K; caption: those of pairs, scaled within each caption, and the '
-        'cosine; released: the same, scaled over the whole test split (APTM); itm: those of pairs alone (RaSa, MARS)'),
+        'cosine; released: the same, scaled over the whole test split (APTM); itm: those of pairs alone (RaSa, MARS); '
+        'sum: log-odds of itm or pitm + cosine / learned temperature'),
     '--rerank_k1': (KReciprocal, 'k1', positive_int,
                     'number of nearest neighbors, for {flag} k-reciprocal (Zhong et al.: 20)'),
     '--rerank_k2': (KReciprocal, 'k2', positive_int,

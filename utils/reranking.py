@@ -53,7 +53,7 @@ def score_candidates(slabs, count, gallery, match, total=None, progress=True):
     return torch.cat(candidates), torch.stack(scores)
 
 
-def combine_scores(slabs, candidates, scores, score='caption', bounds=None):
+def combine_scores(slabs, candidates, scores, score='caption', bounds=None, temperature=None):
     """Yield the similarities [q, G] after re-ranking, slab by slab.
 
     Images without a pair's score rank after the others, by cosine similarity. With 'caption' and 'released' they get
@@ -65,15 +65,18 @@ def combine_scores(slabs, candidates, scores, score='caption', bounds=None):
         scores: [Q, count] their scores.
         score: 'released' is APTM's: minmax(scores) + 0.002 minmax(cosine), each over all pairs, so that a
             caption's ranking depends on the other captions. 'caption' does the same within each row. 'itm' ranks the
-            scored images by their scores alone (RaSa, MARS).
+            scored images by their scores alone (RaSa, MARS). 'sum' ranks them by score + cosine / temperature.
         bounds: smallest and largest cosine similarity of all slabs, for 'released'.
+        temperature: softmax temperature of the cosine similarities, for 'sum'.
     """
     start = 0
     for cosine in slabs:
         rows = slice(start, start + len(cosine))
         start += len(cosine)
         row_scores = scores[rows].to(cosine.device)
-        if score == 'itm':
+        if score == 'sum':
+            row_scores = row_scores + cosine.gather(1, candidates[rows].to(cosine.device)) / temperature
+        if score in ('itm', 'sum'):
             yield rank_candidates_first(cosine, candidates[rows].to(cosine.device), row_scores)
             continue
         smallest = row_scores.min(dim=1, keepdim=True).values

@@ -527,7 +527,7 @@ def _write_sentences(person, scene, mentioned, rng, omission, shades):
     return f'{first} {second}'.strip()
 
 
-def write_caption(person, scene, rng, omission=0.2, shades=0.3):
+def write_caption(person, scene, rng, omission=0.2, shades=0.3, variety=1.0):
     """Write a caption of one or two sentences (20 to 40 words) for a person in a scene.
 
     Args:
@@ -537,10 +537,14 @@ def write_caption(person, scene, rng, omission=0.2, shades=0.3):
         omission: the probability that an attribute or a detail of a garment is omitted. A caption that would be too
             short mentions more, and one that would be too long mentions less.
         shades: how often names of colors omit the shade.
+        variety: the probability that the wording is free. Otherwise see :func:`_write_plain_caption`.
     """
     seen = _visible_slots(person, scene)
     garments = seen & {'upper', 'lower'}
+    is_plain = variety < 1 and rng.random() >= variety
     mentioned = {s for s in OPTIONAL if s in seen and rng.random() >= omission}
+    if is_plain:
+        return _write_plain_caption(person, garments | mentioned)
     mentioned |= {s for s in sorted(garments) if rng.random() >= 0.15 * omission} or garments
     mentioned |= {s for s, probability in (('place', 0.45), ('view', 0.15), ('pose', 0.05))
                   if rng.random() < probability}
@@ -560,6 +564,32 @@ def write_caption(person, scene, rng, omission=0.2, shades=0.3):
             candidates = candidates or [s for s in sorted(seen) if s not in mentioned]
             mentioned |= {rng.choice(candidates)} if candidates else set()
             detail = max(0.0, detail - 0.1)
+
+
+def _write_plain_caption(person, mentioned):
+    """Write one sentence of a fixed pattern, with one name for each color and thing.
+
+    It says nothing of patterns, of sleeves, of lengths, or of a garment under a jacket: 'A woman with long grey hair
+    wears a blue hoodie, dark blue leggings, red boots and carries a black backpack.'
+    """
+    hair = person['hair']
+    subject = _add_article(person['gender']).capitalize()
+    if 'hair' in mentioned:
+        bald = hair['length'] == 'bald'
+        subject += ' with a bald head' if bald else f' with {hair["length"]} {hair["colour"]} hair'
+    worn = [_plain_phrase(person, slot) for slot in ('upper', 'lower', 'shoes', 'hat', 'scarf') if slot in mentioned]
+    worn += [person['glasses']] if 'glasses' in mentioned else []
+    verbs = [f'wears {", ".join(worn)}']
+    verbs += [f'carries {_plain_phrase(person, "bag")}'] if 'bag' in mentioned else []
+    verbs += [f'holds {_add_article(NOUNS[person["held"]][0])}'] if 'held' in mentioned else []
+    return f'{subject} {" and ".join(verbs)}.'
+
+
+def _plain_phrase(person, slot):
+    thing = person['jacket'] if slot == 'upper' and person['jacket'] else person[slot]
+    noun = NOUNS[thing['kind']][0] if 'kind' in thing else slot
+    phrase = f'{thing["colour"]} {noun}'
+    return phrase if noun.endswith('s') and noun != 'dress' else _add_article(phrase)
 
 
 def write_second_caption(person, scene, rng, shades=0.3, rewritings=3):

@@ -30,6 +30,7 @@ DIFFICULTY_OPTIONS = {  # {name: (default, minimum, maximum, help)}
     'occlusion': (0.15, 0, 1, 'probability that an object covers part of the person'),
     'colours': (12, 4, 12, 'number of base colors of clothes and bags'),
     'twins': (0.1, 0, 1, 'fraction of pairs of identities that differ in only one attribute'),
+    'variety': (1.0, 0, 1, 'fraction of captions in free wording; the others have one pattern and fixed words'),
 }
 MARKER = 'synthpedes.json'
 
@@ -77,7 +78,8 @@ def draw_identity(settings, index, first, count):
                           settings['occlusion'])
         image = render_image(person, scene, palette, settings['size'], settings['clutter'])
         seeds = [derive_seed(settings['seed'], 7, index, number, c) for c in range(settings['captions_per_image'])]
-        captions = [people.write_caption(person, scene, random.Random(seed), settings['omission'], settings['shades'])
+        captions = [people.write_caption(person, scene, random.Random(seed), settings['omission'], settings['shades'],
+                                         settings.get('variety', 1.0))
                     for seed in seeds]
         second_captions = [people.write_second_caption(person, scene, random.Random(derive_seed(seed, 8)),
                                                        settings['shades'])
@@ -136,7 +138,7 @@ def validate_settings(ids, images_per_id=4, captions_per_image=None, size=(384, 
         val_ids: the number of identities of the val split, by default a tenth (none for ICFG-PEDES).
         test_ids: the number of identities of the test split, by default a fifth.
         others: ``second_captions``, whether each caption has a second one (ICL), and values of DIFFICULTY_OPTIONS:
-            omission, shades, tint, clutter, occlusion, colours, twins.
+            omission, shades, tint, clutter, occlusion, colours, twins, variety.
 
     Raises:
         UserError: a setting is invalid.
@@ -175,7 +177,9 @@ def validate_settings(ids, images_per_id=4, captions_per_image=None, size=(384, 
         if not isinstance(value, (int, float)) or not low <= value <= high:
             raise UserError(f'{name} must be a number from {low} to {high}, not {value!r}')
         settings[name] = int(value) if name == 'colours' else float(value)
-    # Without second captions, the settings equal those of older versions.
+    # With the defaults of the newer options, the settings equal those of older versions.
+    if settings['variety'] == DIFFICULTY_OPTIONS['variety'][0]:
+        del settings['variety']
     return {**settings, 'second_captions': True} if others.get('second_captions') else settings
 
 

@@ -7,9 +7,10 @@ explains a complete example. Importing this package does not import PyTorch (:mo
 :mod:`model.head_options` adds the heads' options to the parser.
 """
 from model.heads.mixins import (  # noqa: F401
-    AddsEmbedding, BarPanels, DrawsAttentionMaps, EnabledByOptions, HasPairLosses, HasPairState, HasReferenceNames,
-    HasReport, HasSchedule, HasTrainingOnlyParts, HeadReport, ImageTable, PairState, PredictsAttributes, PreparesOnHost,
-    RefinesEmbedding, ScoresPairs, SelectsCleanPairs, TrainsInMicroBatches, TransformsBatch, UsesAllGather,
+    AddsEmbedding, BarPanels, ClassifiesPairs, DrawsAttentionMaps, EnabledByOptions, HasPairLosses, HasPairState,
+    HasReferenceNames, HasReport, HasSchedule, HasTrainingOnlyParts, HeadReport, ImageTable, PairState,
+    PredictsAttributes, PreparesOnHost, RefinesEmbedding, ScoresPairs, SelectsCleanPairs, TrainsInMicroBatches,
+    TransformsBatch, UsesAllGather,
 )
 from utils.declarations import lazy_attributes
 

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from model import objectives
-from model.heads import (HasSchedule, Head, PredictsAttributes, PreparesOnHost, ScoresPairs, TrainsInMicroBatches,
+from model.heads import (ClassifiesPairs, HasSchedule, Head, PredictsAttributes, PreparesOnHost, TrainsInMicroBatches,
                          UsesAllGather)
 from utils.errors import UserError
 from utils.option_types import fraction, non_negative_float, non_negative_int, positive_float, positive_int
@@ -84,7 +84,7 @@ class SoftITC(AptmHead):
         return {'itc_loss': self.weight * loss, 'temp': temperature.detach().clone()}
 
 
-class ITM(DrawsNegatives, UsesAllGather, ScoresPairs, AptmHead):
+class ITM(DrawsNegatives, UsesAllGather, ClassifiesPairs, AptmHead):
     """Image-text matching with hard negatives (APTM, after ALBEF).
 
     Each of the B pairs is compared with a similar caption and a similar image of other identities, or with random ones
@@ -117,8 +117,8 @@ class ITM(DrawsNegatives, UsesAllGather, ScoresPairs, AptmHead):
     def micro_batch_unsupported(self):
         return 'it draws negatives from the whole batch and reads their tokens'
 
-    def score_pairs(self, encoder, caption_ids, text_tokens, image_tokens):
-        return self.matching(encoder, text_tokens, encoder.text_mask(caption_ids), image_tokens)[:, 1].float()
+    def pair_logits(self, encoder, caption_ids, text_tokens, image_tokens):
+        return self.matching(encoder, text_tokens, encoder.text_mask(caption_ids), image_tokens)
 
 
 def matching_loss(matching, encoded, text, text_tokens, mask, pids, temperature):

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from model import objectives
-from model.heads import HasSchedule, Head, ScoresPairs, UsesAllGather
+from model.heads import ClassifiesPairs, HasSchedule, Head, UsesAllGather
 from model.heads.aptm import DrawsNegatives, Temperature
 from model.momentum import MomentumEncoder
 from model.queue import IdentityQueue
@@ -245,7 +245,7 @@ class NegativesHead(DrawsNegatives, MomentumHead):
         self.matching = model.shared(MatchingHead, model.text_width)
 
 
-class Matching(ScoresPairs, NegativesHead):
+class Matching(ClassifiesPairs, NegativesHead):
     """Image-text matching with hard negatives by the momentum encoder (RaSa, after ALBEF).
 
     Each caption is compared with its own image and a similar one of another identity, and each image with a similar
@@ -268,9 +268,9 @@ class Matching(ScoresPairs, NegativesHead):
         return {'pitm_loss': self.weight * objectives.image_text_matching(logits, matches),
                 'itm_acc': objectives.accuracy(logits, matches)}
 
-    def score_pairs(self, encoder, caption_ids, text_tokens, image_tokens):
+    def pair_logits(self, encoder, caption_ids, text_tokens, image_tokens):
         tokens = encoder.read(caption_ids, encoder.text_mask(caption_ids), image_tokens, first_only=True)
-        return self.matching(tokens[:, 0])[:, 1].float()
+        return self.matching(tokens[:, 0])
 
 
 def read_pairs_and_negatives(head, encoded, batch):

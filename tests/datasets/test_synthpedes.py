@@ -247,6 +247,25 @@ def test_captions_are_diverse():
     assert len({w for c in captions for w in c.lower().split()}) > 230
 
 
+def test_without_variety_captions_have_one_pattern_and_are_true():
+    plain = list(samples(300, variety=0.0, shades=0.0))
+    for person, scene, caption in plain:
+        assert re.fullmatch(r'A (wo)?man( with .* (hair|head))? wears .*\.', caption), caption
+        assert not falsehoods(caption, person, scene.view), (caption, falsehoods(caption, person, scene.view))
+        outer = person['jacket'] or person['upper']
+        assert f'{outer["colour"]} {people.NOUNS[outer["kind"]][0]}' in caption
+        assert person['lower'] is None or person['lower']['colour'] in caption
+    words = {w for *_, caption in plain for w in caption.lower().split()}
+    assert not words & {'navy', 'maroon', 'gray', 'jumper', 'striped', 'street'}
+    half = [caption for *_, caption in samples(300, variety=0.5, shades=0.0)]
+    assert 0.4 < np.mean([a == b for a, (*_, b) in zip(half, plain)]) < 0.6
+
+
+def test_settings_without_variety_are_those_of_older_versions(tmp_path):
+    assert 'variety' not in read(make(tmp_path), 'synthpedes.json')['settings']
+    assert read(make(tmp_path / 'plain', variety=0.0), 'synthpedes.json')['settings']['variety'] == 0
+
+
 def test_omission_leaves_attributes_out():
     def mentions_per_caption(omission):
         captions = [caption for *_, caption in samples(200, omission=omission)]
@@ -533,6 +552,7 @@ def test_galleries_are_disjoint_and_repeat():
     ('--out X --ids 10 --format PA-100K', 'unknown format'),
     ('--out X --ids 10 --omission 1.5', 'omission must be'),
     ('--out X --ids 10 --colours 1', 'colours must be'),
+    ('--out X --ids 10 --variety 2', 'variety must be'),
     ('--out X --ids 10 --test_ids 8 --val_ids 2', 'leave none'),
     ('--out X --ids 10 --format ICFG-PEDES --val_ids 2', 'no val split'),
     ('--out X --ids 10 --format ICFG-PEDES --captions_per_image 2', 'one caption'),

@@ -199,6 +199,8 @@ def test_filip_orders_each_captions_best_images(archive):
     make_slabs, dependence = rerank_split(model, loaders, embeddings, PairScores(6, 'itm'), progress=False)
     slab, = make_slabs()
     assert torch.equal(slab.argsort(dim=1), expected.argsort(dim=1)) and dependence.is_independent
+    with pytest.raises(UserError, match="sum needs the log-odds.*'filip' are not log-odds: give --rerank_score itm"):
+        Evaluator(*loaders, PairScores(6, 'sum')).validate(model, '--val_rerank')
     evaluator = Evaluator(*loaders, PairScores(6, 'itm'))
     rank1 = 100 * (expected.argmax(dim=1) == torch.arange(6)).float().mean().item()
     assert evaluator.eval(model) == evaluator.metrics['reranked_R1'] == pytest.approx(rank1)

@@ -60,6 +60,9 @@ def test_captions_are_re_ranked_by_pairs_alone(run, capsys, monkeypatch):
     (_, cosine), (title, pairs) = evaluate('--rerank_score', 'itm')[:2]
     assert '5 best re-ranked by itm alone' in title and title in capsys.readouterr().out
     assert cosine['t2i']['R5'] == pairs['t2i']['R5']        # the five best stay the five best
+    title, sums = evaluate('--rerank_score', 'sum')[1]
+    assert '5 best re-ranked by the sum of itm and cosine similarity' in title and title in capsys.readouterr().out
+    assert sums['t2i']['R5'] == pairs['t2i']['R5'] and sums['t2i'] not in (pairs['t2i'], cosine['t2i'])
     score_pairs = Matching.score_pairs
     monkeypatch.setattr(Matching, 'score_pairs', lambda *pairs: -score_pairs(*pairs))
     assert evaluate('--rerank_score', 'itm')[1][1]['t2i'] != pairs['t2i']

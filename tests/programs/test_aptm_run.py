@@ -90,6 +90,12 @@ def test_a_search_is_ordered_by_the_scores_of_pairs(run):
     assert [score for _, score in results] == pytest.approx([score for _, score in expected], abs=1e-5)
     again, = people.build_reranked_search(split, PairScores(5, 'itm'))([caption], 12)
     assert [path for path, _ in again] == [path for path, _ in expected]
+    log_odds = Reranker(people.model, split.run.images, split.run.captions, 'sum').score_pairs(1, images[:5])
+    similarities = torch.tensor([similarity for _, similarity in by_cosine[:5]])
+    head, = (head for head in people.model.heads if isinstance(head, ITM))
+    order = (log_odds + similarities / head.temperature.temp).argsort(descending=True)
+    summed, = people.build_reranked_search(split, PairScores(5, 'sum'))([caption], 12)
+    assert [path for path, _ in summed] == [by_cosine[i][0] for i in (*order.tolist(), *range(5, 12))]
     with pytest.raises(UserError, match='re-ranks each caption alone; .* another --rerank_score than released'):
         people.search(caption, split.paths, rerank=PairScores(5, 'released'))
 

@@ -14,7 +14,7 @@ def rerank(similarity, match, score='caption', rows=1):
     """Compute re-ranked scores [Q, G] for the two best images, in slabs of ``rows`` captions."""
     best, scores = score_candidates(similarity.split(rows), 2, similarity.shape[1], match, progress=False)
     return torch.cat(list(combine_scores(similarity.split(rows), best, scores, score,
-                                         global_bounds(similarity.split(rows)))))
+                                         global_bounds(similarity.split(rows)), temperature=0.1)))
 
 
 def test_only_the_best_are_scored_and_lead():
@@ -29,7 +29,7 @@ def test_only_the_best_are_scored_and_lead():
     assert scores[1].argsort(descending=True).tolist() == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize('score', ['caption', 'released', 'itm'])
+@pytest.mark.parametrize('score', ['caption', 'released', 'itm', 'sum'])
 def test_slabs_change_nothing(score):
     match = {0: torch.tensor([1.0, 2.0]), 1: torch.tensor([-50.0, 60.0])}
     assert torch.equal(*(rerank(first_stage(), lambda caption, images: match[caption], score, rows) for rows in (1, 2)))
@@ -48,6 +48,13 @@ def test_released_score_by_hand():
     first, second = torch.tensor([[0.5, 0.0], [1.0, 0.25]]), torch.tensor([[1.0, 3.0], [0.0, 4.0]])
     found = rerank(first, lambda caption, images: second[caption, images], 'released')
     torch.testing.assert_close(found, second / 4 + 0.002 * first)
+
+
+def test_sum_of_log_odds_and_cosine_over_the_temperature_by_hand():
+    def ranking(log_odds):
+        return rerank(first_stage()[:1], lambda caption, images: log_odds, 'sum')[0].argsort(descending=True).tolist()
+    assert ranking(torch.tensor([0.0, 0.9])) == [0, 2, 3, 1]        # 9.0 and 8.9
+    assert ranking(torch.tensor([0.0, 1.1])) == [2, 0, 3, 1]        # 9.0 and 9.1
 
 
 def test_scores_of_pairs_alone_order_the_best_images():

@@ -16,12 +16,12 @@ from model.heads.mixins.has_training_only_parts import HasTrainingOnlyParts
 from model.heads.mixins.predicts_attributes import PredictsAttributes
 from model.heads.mixins.prepares_on_host import PreparesOnHost
 from model.heads.mixins.refines_embedding import RefinesEmbedding
-from model.heads.mixins.scores_pairs import ScoresPairs
+from model.heads.mixins.scores_pairs import ClassifiesPairs, ScoresPairs
 from model.heads.mixins.selects_clean_pairs import SelectsCleanPairs
 from model.heads.mixins.trains_in_micro_batches import TrainsInMicroBatches
 from model.heads.mixins.transforms_batch import TransformsBatch
 from model.heads.mixins.uses_all_gather import UsesAllGather
 
-MIXINS = (AddsEmbedding, DrawsAttentionMaps, EnabledByOptions, HasPairLosses, HasPairState, HasReferenceNames,
-          HasReport, HasSchedule, HasTrainingOnlyParts, PredictsAttributes, PreparesOnHost, RefinesEmbedding,
-          ScoresPairs, SelectsCleanPairs, TrainsInMicroBatches, TransformsBatch, UsesAllGather)
+MIXINS = (AddsEmbedding, ClassifiesPairs, DrawsAttentionMaps, EnabledByOptions, HasPairLosses, HasPairState,
+          HasReferenceNames, HasReport, HasSchedule, HasTrainingOnlyParts, PredictsAttributes, PreparesOnHost,
+          RefinesEmbedding, ScoresPairs, SelectsCleanPairs, TrainsInMicroBatches, TransformsBatch, UsesAllGather)

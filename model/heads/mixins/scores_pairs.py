@@ -20,3 +20,32 @@ class ScoresPairs:
             float32 [P].
         """
         raise NotImplementedError
+
+
+class ClassifiesPairs(ScoresPairs):
+    """A head that tells pairs from negatives, which its loss draws by their cosine similarity / a learned temperature.
+
+    ``--rerank_score sum`` adds the cosine similarity / temperature to its log-odds.
+
+    Attributes:
+        temperature: a module; its parameter ``temp`` is the softmax temperature.
+    """
+
+    def pair_logits(self, encoder, caption_ids, text_tokens, image_tokens):
+        """Compute two logits of each pair: it is a negative, it belongs together.
+
+        Args:
+            encoder, caption_ids, text_tokens, image_tokens: see :meth:`score_pairs`.
+
+        Returns:
+            [P, 2].
+        """
+        raise NotImplementedError
+
+    def score_pairs(self, encoder, caption_ids, text_tokens, image_tokens):
+        return self.pair_logits(encoder, caption_ids, text_tokens, image_tokens)[:, 1].float()
+
+    def log_odds(self, encoder, caption_ids, text_tokens, image_tokens):
+        """Compute log(p / (1 - p)) of the probability p that a pair belongs together: float32 [P]."""
+        logits = self.pair_logits(encoder, caption_ids, text_tokens, image_tokens).float()
+        return logits[:, 1] - logits[:, 0]
