@@ -54,7 +54,7 @@ def test_flags_are_there(name):
 
 
 TORCHRUNS = {flag for action in torchruns_parser()._actions for flag in action.option_strings}
-DOCKERS = {'--build-arg', '--gpus', '--shm-size', '--user'}
+DOCKERS = {'--build-arg', '--gpus', '--include', '--isolation', '--shm-size', '--user', '--variant'}    # and buildah's
 FLAG = re.compile(r"'(--[a-zA-Z][\w-]*)'")
 # The examples of README.md, docs/adding_a_tuning.md and docs/training_tools.md.
 MADE_BY_READERS = {'model/heads/pull.py', 'model/tunings/ia3.py', 'model/tunings/bitfit.py',

@@ -114,7 +114,8 @@ class Aptm(BertFusionBackbone):
     def add_options(parser):
         parser.add_argument('--vocab_file', default='',
                             help="BERT's vocab.txt or its folder, for the backbones aptm and albef, or the folder of "
-                                 "open_clip's tokenizer if it is not CLIP's (default: the one next to the weights; for "
+                                 "open_clip's tokenizer if it is not CLIP's, or clip for CLIP's tokenizer in an "
+                                 "open_clip model with random weights (default: the one next to the weights; for "
                                  'scratch:<shape>, made from the training captions; else bert-base-uncased or '
                                  "open_clip's in Hugging Face's cache)")
         add_boolean_option(parser, '--rand_aug', False,

@@ -23,6 +23,7 @@ logger = logging.getLogger('Pedestal.model')
 
 DESCRIPTION = 'open_clip_config.json'   # next to a run's configs.yaml: model and preprocessing in the library's format
 PREPROCESSING = ('mean', 'std', 'interpolation')
+CLIP_VOCABULARY = 'clip'        # --vocab_file for CLIP's byte pairs, which come with the library
 TOKENS = frozenset({'image_tokens', 'text_tokens', 'masked_text_tokens'})
 CLIP_ONLY = "is for the CLIP of --backbone clip, and --backbone is open_clip: leave it out"
 
@@ -63,6 +64,11 @@ def describe(args):
                         'trains: choose another model')
     if find_activation(args, config, tag)[0] == 'quick_gelu':
         config['quick_gelu'] = True
+    if args.vocab_file == CLIP_VOCABULARY:
+        if tag:
+            raise UserError(f'--vocab_file {CLIP_VOCABULARY} is for random weights, and {model}:{weights} was trained '
+                            'with its own tokenizer: leave it out')
+        config['text_cfg'] = with_byte_pairs(model, config['text_cfg'])
     return {'model_cfg': config, 'preprocess_cfg': preprocessing_of(known, model, tag)}
 
 
@@ -71,6 +77,19 @@ def find_run_file(args, name):
     is_trained = not args.training and args.checkpoint
     folders = [*([os.path.dirname(args.checkpoint)] if is_trained else []), args.output_dir]
     return next(filter(os.path.exists, (os.path.join(folder, name) for folder in folders)), None)
+
+
+def with_byte_pairs(model, text_cfg):
+    """Return the text settings with CLIP's vocabulary instead of another one. They are the same if it is CLIP's."""
+    if has_byte_pairs(text_cfg):
+        return text_cfg
+    if 'hf_model_name' in text_cfg:
+        raise UserError(f"--vocab_file {CLIP_VOCABULARY}: the text encoder of {model} is {text_cfg['hf_model_name']}, "
+                        'which has its own vocabulary: choose another model')
+    pairs = BytePairs()
+    ends = {'eos_id': pairs.end_id} if 'eos_id' in text_cfg else {}
+    return {**{key: value for key, value in text_cfg.items() if key != 'hf_tokenizer_name'},
+            'vocab_size': pairs.vocab_size, **ends}
 
 
 def find_activation(args, config, tag):
@@ -181,7 +200,8 @@ class HuggingFace:
         except Exception as error:     # network code raises nearly anything
             raise UserError(f"the tokenizer {name} is not in Hugging Face's cache and cannot be downloaded "
                             f"({brief(error)}): give the folder of its files with --vocab_file, download it on a "
-                            "machine with a network, or choose a model with CLIP's tokenizer") from None
+                            f"machine with a network, or, for random weights, give --vocab_file {CLIP_VOCABULARY}, "
+                            "CLIP's tokenizer") from None
         inner = self.library.tokenizer
         self.pad_id, self.end_id = inner.pad_token_id or 0, inner.eos_token_id
         self.start_id = inner.bos_token_id if inner.cls_token_id is None else inner.cls_token_id
@@ -365,6 +385,9 @@ class OpenClip(Backbone):
         elif text.get('tokenizer_mode'):
             raise UserError(f"{parse(args.pretrain_choice)[0]} has the tokenizer mode {text['tokenizer_mode']}, which "
                             'is not supported here: choose another model')
+        elif args.vocab_file == CLIP_VOCABULARY:
+            raise UserError(f"--vocab_file {CLIP_VOCABULARY}: the run was trained with the tokenizer "
+                            f"{text['hf_tokenizer_name']}: leave it out, or give the folder of its files")
         else:
             stored = find_run_file(args, TOKENIZER)
             uses_stored = stored and args.training and args.resume      # --vocab_file may have moved or changed

@@ -119,7 +119,7 @@ def openai_path(choice):
 def check_openai_file(choice, path):
     if not os.path.isfile(path):
         return Check('weights', WARNING, f'{choice} is not in {os.path.dirname(path)}: the step uses random weights',
-                     'train.py downloads it at the start, or copy the file there')
+                     'training downloads it at the start, or copy the file there')
     if compute_sha256(path) != OPENAI_SHA256[choice]:
-        return Check('weights', FAILED, f'{path} has a wrong checksum', 'remove it: train.py downloads it again')
+        return Check('weights', FAILED, f'{path} has a wrong checksum', 'remove it: training downloads it again')
     return Check('weights', OK, f'{choice}: the checksum is right (sha256 {OPENAI_SHA256[choice]})')

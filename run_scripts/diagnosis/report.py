@@ -5,6 +5,7 @@ import textwrap
 from datasets.image_cache import format_bytes
 from run_scripts import ROOT
 from run_scripts.diagnosis.environment import is_disturbed
+from utils.commands import rename_commands
 from utils.tables import format_markdown
 
 WIDTH, STATUS_WIDTH, NAME_WIDTH = 120, 9, 14
@@ -23,9 +24,9 @@ def format_check(check):
     """
     indent = ' ' * (STATUS_WIDTH + NAME_WIDTH)
     first = f'{check.status:<{STATUS_WIDTH}}{check.name:<{NAME_WIDTH - 1}} '
-    lines = textwrap.wrap(check.finding, WIDTH - len(indent), break_on_hyphens=False) or ['']
+    lines = textwrap.wrap(rename_commands(check.finding), WIDTH - len(indent), break_on_hyphens=False) or ['']
     if check.advice:
-        lines += textwrap.wrap(f'-> {check.advice}', WIDTH - len(indent), subsequent_indent='   ',
+        lines += textwrap.wrap(f'-> {rename_commands(check.advice)}', WIDTH - len(indent), subsequent_indent='   ',
                                break_on_hyphens=False)
     return '\n'.join([first + lines[0], *(indent + line for line in lines[1:])])
 

@@ -209,7 +209,8 @@ def test_a_tokenizer_that_is_not_there(monkeypatch, tmp_path):
     with pytest.raises(UserError, match="the tokenizer .*missing is not in Hugging Face's cache and cannot be "
                                         "downloaded"):
         OpenClip.tokenizer(with_tokenizer(monkeypatch, str(tmp_path / 'missing')))
-    with pytest.raises(UserError, match='give the folder of its files with --vocab_file'):
+    with pytest.raises(UserError, match='give the folder of its files with --vocab_file, .* for random weights, give '
+                                        '--vocab_file clip'):
         OpenClip.tokenizer(with_tokenizer(monkeypatch, str(tmp_path / 'missing')))
     args = with_tokenizer(monkeypatch, str(tmp_path / 'missing'))       # random weights and a local tokenizer, offline
     local = options(**{**vars(args), 'vocab_file': sentencepieces(tmp_path / 'local')})
@@ -227,6 +228,50 @@ def test_a_run_keeps_a_copy_of_its_tokenizer(monkeypatch, tmp_path):
         assert tokenize('a man in a red coat', tokenizer, 8).tolist() == [2, 3, 4, 2, 5, 6, 1, 1]
     with pytest.raises(UserError, match='--vocab_file'):
         OpenClip.tokenizer(options(**{**args, 'vocab_file': given}))
+
+
+def with_word_shape(monkeypatch, **changes):
+    """SigLIP's shape with words of another tokenizer, which no file here has, and random weights."""
+    args = with_tokenizer(monkeypatch, 'missing/tokenizer')
+    text = open_clip.factory._MODEL_CONFIGS['tiny-pieces']['text_cfg']
+    text.update(changes)
+    return options(**{**vars(args), 'vocab_file': 'clip', 'training': True, 'img_size': (96, 32)})
+
+
+def test_random_weights_read_clip_s_words_without_another_file(monkeypatch, tmp_path):
+    args = with_word_shape(monkeypatch)
+    args.output_dir = str(tmp_path)
+    tokenizer, model = OpenClip.tokenizer(args, TEXTS), build_model(args, 4).eval()
+    ids = torch.stack([tokenize(text, tokenizer, 8) for text in TEXTS])
+    assert torch.equal(ids, open_clip.tokenizer.SimpleTokenizer(context_length=8, clean='canonicalize')(TEXTS))
+    assert ids.max() == tokenizer.end_id and model.backbone.vocab_size == tokenizer.vocab_size == 49408
+    assert torch.isfinite(model.encode_text(ids)).all() and 'masked_text_tokens' in model.backbone.provides
+    recorded = json.loads((tmp_path / 'open_clip_config.json').read_text())['model_cfg']['text_cfg']
+    assert recorded['vocab_size'] == 49408 and 'hf_tokenizer_name' not in recorded
+    # The run's folder says it from then on.
+    again = options(**{**vars(args), 'training': False, 'vocab_file': ''})
+    assert torch.equal(tokenize(TEXTS[0], OpenClip.tokenizer(again), 8), ids[0])
+
+
+def test_the_end_of_clip_s_words_is_where_a_model_pools(monkeypatch):
+    args = with_word_shape(monkeypatch, pool_type='eos', eos_id=2, no_causal_mask=False)
+    tokenizer, model = OpenClip.tokenizer(args), build_model(args, 4)
+    ids = tokenize('a man', tokenizer, 8)[None]
+    assert model.backbone.end_positions(ids).tolist() == [3]
+
+
+def test_clip_s_words_where_they_do_not_fit(monkeypatch, tmp_path):
+    named = options(backbone='open_clip', pretrain_choice='ViT-B-16-SigLIP:webli', loss_names='itc', text_length=64,
+                    vocab_file='clip')
+    with pytest.raises(UserError, match='ViT-B-16-SigLIP:webli was trained with its own tokenizer: leave it out'):
+        OpenClip.tokenizer(named)
+    with pytest.raises(UserError, match='is roberta-base, which has its own vocabulary: choose another model'):
+        OpenClip.tokenizer(options(**{**vars(named), 'pretrain_choice': 'roberta-ViT-B-32'}))
+    args = with_tokenizer(monkeypatch, sentencepieces(tmp_path))
+    args.output_dir = str(tmp_path)
+    OpenClip.tokenizer(args, TEXTS)
+    with pytest.raises(UserError, match='the run was trained with the tokenizer .*: leave it out'):
+        OpenClip.tokenizer(options(**{**vars(args), 'vocab_file': 'clip'}))
 
 
 def batch(length, size=4):

@@ -192,6 +192,13 @@ def test_the_installed_command_names_itself_and_imports_no_pytorch(installed, tm
     assert usage.startswith('usage: pedestal search ') and '\n    pedestal search --config_file' in usage
 
 
+def test_the_installed_doctor_advises_the_installed_command(installed, tmp_path):
+    code = ('from pedestal.run_scripts.diagnosis.report import format_check\n'
+            'from pedestal.run_scripts.diagnosis.check import Check\n'
+            'print(format_check(Check("dataset", "warning", "none", "make one: python -m datasets.synthpedes")))')
+    assert 'make one: pedestal synthpedes' in run_installed(installed, tmp_path, '-c', code)
+
+
 @pytest.mark.parametrize('line, completions', [
     ('pedestal tr', {'train'}), ('pedestal train --loss_names sdm+ml', {'sdm+mlm'}),
     ('pedestal kill_and_resume --ki', {'--kills'})])
