@@ -61,21 +61,28 @@ def _terminate(signum, frame):
 
 def main(argv=None):
     args = _parser().parse(sys.argv[1:] if argv is None else argv)
-    signal.signal(signal.SIGTERM, _terminate)  # cleans up as Ctrl-C does
+    previous = signal.signal(signal.SIGTERM, _terminate)  # cleans up as Ctrl-C does
+    try:
+        _run(args)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    return 0
+
+
+def _run(args):
     if args.baselines:
         _print_baselines(args)
-        return 0
+        return
     names = 'images_per_id', 'captions_per_image', 'size', 'seed', 'format', 'second_captions', *DIFFICULTY_OPTIONS
     settings = {name: getattr(args, name) for name in names}
     if args.contact_sheet:
         save_contact_sheet(args.contact_sheet, validate_settings(60 if args.ids is None else args.ids, **settings))
-        return 0
+        return
     if args.out is None or args.ids is None:
         raise UserError('--out and --ids are needed (or --baselines, or --contact_sheet)')
     folder = generate(args.out, args.ids, workers=args.workers, overwrite=args.overwrite, val_ids=args.val_ids,
                       test_ids=args.test_ids, **settings)
     print(f'synthpedes: {folder}')
-    return 0
 
 
 if __name__ == '__main__':

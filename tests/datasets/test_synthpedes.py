@@ -569,6 +569,13 @@ def test_bad_arguments_are_one_sentence(tmp_path, arguments, message):
     assert os.listdir(tmp_path) == []
 
 
+def test_the_handler_of_signals_is_restored(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(UserError, match='--out and --ids are needed'):
+        main(['--out', str(tmp_path)])
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
 def test_program_says_it_in_one_line(start, tmp_path):
     running = start('--out', tmp_path, '--ids', 10, '--size', 4, 4)
     assert running.wait() == 2
