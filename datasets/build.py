@@ -241,7 +241,7 @@ def open_split_cache(args, preprocessing, dataset, name, paths, skip_broken=Fals
     folder = os.path.join(dataset.dataset_dir, 'image_cache') if folder == 'auto' else folder
     interpolation = preprocessing.cache_interpolation(is_train)
     return open_image_cache(folder, f'{dataset.name}_{name}', paths, dataset.img_dir, args.img_size, worker_count(args),
-                      skip_broken, interpolation)
+                            skip_broken, interpolation)
 
 
 def get_attributes(args, dataset, split, samples=None):

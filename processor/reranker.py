@@ -60,7 +60,7 @@ def score_tokens(model, score, ids, image_tokens):
 
     Args:
         model: a :class:`~model.build.RetrievalModel` in evaluation mode.
-        score: the way of :func:`~utils.reranking.combine_scores`. The scores for 'sum' are log-odds.
+        score: a score of :func:`~utils.reranking.combine_scores`. For 'sum' the results are log-odds.
         ids: [L] the caption's token ids.
         image_tokens: [K, N, D] on the model's device.
 

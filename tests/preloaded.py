@@ -3,7 +3,6 @@
 The garbage collector of a forked process looks at its own objects only (tests/several.py).
 """
 import gc
-
 import importlib
 
 import PIL.Image
